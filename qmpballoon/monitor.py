@@ -1,0 +1,52 @@
+"""The seam between what decides and what does I/O.
+
+Everything in :mod:`qmpballoon.balloon` is written against :class:`Monitor` and
+awaits nothing else. So the same source runs on trio, on asyncio over a
+connection that somebody else owns, in blocking code, and on a virtual clock in
+tests. To drive a balloon over a transport of your own, write these three
+methods.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Monitor"]
+
+
+@runtime_checkable
+class Monitor(Protocol):
+    """The three things that all balloon code may await or ask for."""
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        """Run one QMP command and return what QEMU returns for it.
+
+        Args:
+            command: The command's name, as in the QMP reference.
+            arguments: Its arguments, JSON types only.
+
+        Returns:
+            The decoded value of ``return``.
+
+        Raises:
+            CommandError: QEMU refused the command.
+            MonitorError: No answer can be had. The errors that leave the
+                outcome open name the command in ``unknown_outcome``.
+
+        Cancellation: if a call is cancelled, the command may or may not have
+        been carried out. The monitor stays usable.
+        """
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds; zero or less only gives way to others."""
+        ...
+
+    def now(self) -> float:
+        """Return seconds on a clock that never goes back; its zero means nothing."""
+        ...
