@@ -1,0 +1,103 @@
+"""Sizes as people write them, and as they like to read them.
+
+Everything inside the library counts in bytes. This module is the one place where
+text becomes bytes and bytes become text, so that ``2G`` means the same wherever
+it is written. As with QEMU's own options, ``K``, ``M``, ``G``, ``T`` and ``P`` are
+powers of 1024; only the spelled-out ``kB``, ``MB``, ``GB`` are powers of 1000.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Final
+
+__all__ = ["GiB", "KiB", "MiB", "PiB", "TiB", "format_size", "parse_size"]
+
+# The field's own spelling: a "GIB" would be read as something else.
+KiB: Final = 1 << 10
+MiB: Final = 1 << 20
+GiB: Final = 1 << 30
+TiB: Final = 1 << 40
+PiB: Final = 1 << 50
+
+_SYMBOLS: Final = "KMGTP"
+_FACTORS: Final = {
+    "B": 1,
+    **{symbol: 1 << 10 * n for n, symbol in enumerate(_SYMBOLS, 1)},
+    **{f"{symbol}IB": 1 << 10 * n for n, symbol in enumerate(_SYMBOLS, 1)},
+    **{f"{symbol}B": 1000**n for n, symbol in enumerate(_SYMBOLS, 1)},
+}
+
+# QEMU's integers are signed: it takes no size from here on.
+_LIMIT: Final = 1 << 63
+_LONGEST: Final = 64
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(%|[A-Za-z]*)")
+
+
+def parse_size(text: str, *, whole: int | None = None) -> int:
+    """Read a size.
+
+    Args:
+        text: ``"4096"`` (bytes), ``"512MiB"``, ``"1.5G"``, ``"200 MB"``, or a
+            share of ``whole`` such as ``"50%"``. Upper and lower case are the
+            same; a fraction of a byte is dropped.
+        whole: What 100 % is, in bytes. Without it percentages are refused.
+
+    Returns:
+        Bytes, from 0 to 2^63 - 1.
+
+    Raises:
+        ValueError: ``text`` is no size; the message is one line and shows how
+            to write one.
+    """
+    shown = repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
+    match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    if match is None:
+        msg = f"{shown} is not a size: write bytes, or like 512MiB, 1.5G or 50%"
+        raise ValueError(msg)
+    number, unit = Fraction(match[1]), match[2].upper()
+    if unit == "%":
+        return _share(number, shown, whole)
+    if unit not in _FACTORS and unit:
+        msg = f"{shown} has an unknown unit: use K, M, G or T, as in 512M"
+        raise ValueError(msg)
+    if not unit and number.denominator != 1:
+        msg = f"{shown} is a fraction of a byte: add a unit, as in {match[1]}G"
+        raise ValueError(msg)
+    size = int(number * _FACTORS.get(unit, 1))
+    if size >= _LIMIT:
+        msg = f"{shown} is more than QEMU can count: give less than 8192P"
+        raise ValueError(msg)
+    return size
+
+
+def _share(percent: Fraction, shown: str, whole: int | None) -> int:
+    if whole is None:
+        msg = f"{shown} is a share, and there is nothing to take it of: give a size"
+        raise ValueError(msg)
+    if percent > 100:  # noqa: PLR2004 - a percentage has no better name for it
+        msg = f"{shown} is more than the whole: give at most 100%"
+        raise ValueError(msg)
+    return int(whole * percent / 100)
+
+
+def format_size(size: int) -> str:
+    """Write a size for people: ``"1.5 GiB"``, ``"512 MiB"``, ``"0 B"``.
+
+    Args:
+        size: Bytes; a difference may be negative.
+
+    Returns:
+        The size in the largest binary unit it fills, to one decimal.
+    """
+    sign, size = ("-" if size < 0 else ""), abs(size)
+    if size < KiB:
+        return f"{sign}{size} B"
+    for n, symbol in enumerate(_SYMBOLS, 1):
+        tenths = round(size * 10 / (1 << 10 * n))
+        # Compared after rounding, or 1 GiB less a byte would read "1024 MiB".
+        if tenths < 10 * KiB or symbol == _SYMBOLS[-1]:
+            break
+    decimal = f".{tenths % 10}" if tenths % 10 else ""
+    return f"{sign}{tenths // 10}{decimal} {symbol}iB"
