@@ -38,7 +38,7 @@ PYTHON = VENV / "bin" / "python"
 # What pip is asked to install for each command.
 COMMANDS = {
     "qmpballoon": ["--editable", f"{CHECKOUT}[cli,charts]"],
-    "tox": ["tox>=4.21"],
+    "tox": ["tox>=4.22"],
 }
 
 NO_PIP = (

@@ -1,0 +1,27 @@
+"""Hypothesis' profiles, for every test.
+
+The environment variable ``HYPOTHESIS_PROFILE`` chooses one: ``ci`` draws the same
+examples on every run, so that what fails there fails here; ``nightly`` looks for
+what nobody thought of. Without it, ``ci`` is used where ``CI`` is set.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more of the machine than of the code: no deadline.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile(
+    "nightly",
+    deadline=None,
+    max_examples=5000,
+    print_blob=True,
+    # With so many examples, some take long to draw.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
+)
