@@ -1,0 +1,33 @@
+"""Sphinx's configuration. Built by ``tox -e docs``, where a warning is an error."""
+
+from __future__ import annotations
+
+import qmpballoon
+
+project = "qmpballoon"
+author = "The qmpballoon developers"
+version = release = qmpballoon.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "qmpballoon"
+
+# In the order of the source, which tells a story; types from the annotations.
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+# As fields of the class: some attributes are properties, documented there, too.
+napoleon_use_ivar = True
+
+# Every name of ours that is referred to must be there. Those of others are not
+# looked up: a build needs no network.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!qmpballoon\b).*")]
