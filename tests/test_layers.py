@@ -21,7 +21,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # What each part may import of the other parts, for type checking too. A part is a
 # module or a folder right below the package; "" is the package's own front page.
 VALUES = {"errors", "monitor", "sizes"}
-BELOW_CLIENTS = VALUES | {"address", "balloon", "events", "host", "qmp"}
+BELOW_CLIENTS = VALUES | {
+    *("address", "balloon", "events", "host", "qmp", "replies"),
+}
 CLIENTS = {"aio", "blocking", "client", "libvirt"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -30,9 +32,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "address": {"errors"},
     "qmp": {"errors"},
     "events": {"errors", "qmp"},
+    "replies": {"errors", "qmp"},
     "host": {"errors"},
     "balloon": VALUES,
-    **dict.fromkeys(CLIENTS, BELOW_CLIENTS),
+    "wire": {"address", "errors"},
+    "client": BELOW_CLIENTS | {"wire"},
+    **dict.fromkeys(CLIENTS - {"client"}, BELOW_CLIENTS),
     "": BELOW_CLIENTS | CLIENTS,
     "fleet": BELOW_CLIENTS | {"client"},
     "export": BELOW_CLIENTS | {"fleet"},

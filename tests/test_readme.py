@@ -1,0 +1,75 @@
+"""What the README shows is there: its names, its commands, its files."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+TEXT = README.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's code blocks in a language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    assert found, f"no {language} in the README"
+    return found
+
+
+def command_lines() -> list[str]:
+    """Return every line of the README's shell blocks, without comments."""
+    lines = "".join(blocks("sh")).splitlines()
+    return [line.partition("#")[0].strip() for line in lines]
+
+
+@pytest.mark.parametrize("source", blocks("python"))
+def test_python_imports_what_exists(source: str) -> None:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name)
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_shell_commands_exist(line: str) -> None:
+    program, *arguments = shlex.split(line)
+    if arguments[0].endswith(".py"):
+        script = (README.parent / arguments[0]).read_text(encoding="utf-8")
+        assert f'"{arguments[1]}":' in script, "the script does not know the command"
+    scripts = sysconfig.get_path("scripts")
+    assert shutil.which(program) or shutil.which(program, path=scripts)
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in command_lines() if "qmpballoon " in line]
+)
+def test_subcommands_exist(line: str) -> None:
+    subcommand = line.partition("qmpballoon ")[2].split()[0]
+    program = "import qmpballoon.cli as cli; cli.main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, subcommand, "--help"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"{subcommand} " in result.stdout
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^):]+)\)", TEXT))
+def test_linked_files_exist(target: str) -> None:
+    assert (README.parent / target).exists()
