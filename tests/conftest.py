@@ -1,4 +1,4 @@
-"""Hypothesis' profiles, for every test.
+"""What holds for every test: options, and hypothesis' profiles.
 
 The environment variable ``HYPOTHESIS_PROFILE`` chooses one: ``ci`` draws the same
 examples on every run, so that what fails there fails here; ``nightly`` looks for
@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import os
 
+from typing import TYPE_CHECKING
+
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    import pytest
 
 # How long an example takes says more of the machine than of the code: no deadline.
 settings.register_profile("default", deadline=None)
@@ -25,3 +30,13 @@ settings.register_profile(
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that tests/qemu acts on; pytest looks for them only here."""
+    parser.addoption(
+        "--require-qemu",
+        action="store_true",
+        default=bool(os.environ.get("CI")),
+        help="fail, not skip, where no QEMU can be had (default where CI is set)",
+    )

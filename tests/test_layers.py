@@ -20,23 +20,21 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of the other parts, for type checking too. A part is a
 # module or a folder right below the package; "" is the package's own front page.
-VALUES = {"errors", "monitor", "sizes"}
-BELOW_CLIENTS = VALUES | {
-    *("address", "balloon", "events", "host", "qmp", "replies"),
-}
+VALUES = {"checks", "errors", "monitor", "sizes"}
+BELOW_CLIENTS = VALUES | {"address", "balloon", "events", "host", "qmp"}
 CLIENTS = {"aio", "blocking", "client", "libvirt"}
 MAY_IMPORT: dict[str, set[str]] = {
+    "checks": set(),
     "errors": set(),
     "monitor": {"errors"},
     "sizes": set(),
     "address": {"errors"},
     "qmp": {"errors"},
     "events": {"errors", "qmp"},
-    "replies": {"errors", "qmp"},
     "host": {"errors"},
     "balloon": VALUES,
-    "wire": {"address", "errors"},
-    "client": BELOW_CLIENTS | {"wire"},
+    "transport": {"address", "errors", "host"},
+    "client": BELOW_CLIENTS | {"transport"},
     **dict.fromkeys(CLIENTS - {"client"}, BELOW_CLIENTS),
     "": BELOW_CLIENTS | CLIENTS,
     "fleet": BELOW_CLIENTS | {"client"},

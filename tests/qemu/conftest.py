@@ -1,6 +1,23 @@
-"""What the tests on a real QEMU share.
+"""What the tests on a real QEMU have in common.
 
 They need a QEMU and a Linux kernel to boot in it. Where neither is installed nor
 can be fetched, they are skipped, with the reason; with ``--require-qemu``, or where
 the environment variable ``CI`` is set, that is a failure.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests in this folder, so that none is run where it should not be."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.qemu)
+            # Guests boot in software here, several times in some tests.
+            item.add_marker(pytest.mark.timeout(600))
