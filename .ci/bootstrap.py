@@ -43,7 +43,7 @@ COMMANDS = {
 
 NO_PIP = (
     "this Python has neither ensurepip nor an apt-get to fetch pip with: "
-    "install your distribution's python3-venv or python3-pip package, then try again"
+    "install the package of your distribution that has ensurepip (python3-venv, say)"
 )
 
 

@@ -8,7 +8,6 @@ what nobody thought of. Without it, ``ci`` is used where ``CI`` is set.
 from __future__ import annotations
 
 import os
-
 from typing import TYPE_CHECKING
 
 from hypothesis import HealthCheck, settings
