@@ -49,6 +49,7 @@ __all__ = [
     "QmpBalloonError",
     "StatsUnavailable",
     "UnsafeTarget",
+    "command_error",
 ]
 
 
@@ -57,7 +58,16 @@ class QmpBalloonError(Exception):
 
 
 class MonitorError(QmpBalloonError):
-    """The way to QEMU failed: nothing is known of the VM's state from now on."""
+    """The way to QEMU failed: nothing is known of the VM's state from now on.
+
+    Attributes:
+        unknown_outcome: The commands that were sent and not answered. Each may
+            or may not have been, or may yet be, carried out.
+    """
+
+    def __init__(self, message: str, unknown_outcome: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.unknown_outcome = unknown_outcome
 
 
 class MonitorUnreachable(MonitorError):
@@ -73,29 +83,11 @@ class MonitorBusy(MonitorError):
 
 
 class MonitorClosed(MonitorError):
-    """The connection ended, from the other side or from ours.
-
-    Attributes:
-        unknown_outcome: The commands that were sent and never answered. Each
-            may or may not have been carried out.
-    """
-
-    def __init__(self, message: str, unknown_outcome: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.unknown_outcome = unknown_outcome
+    """The connection ended, from the other side or from ours."""
 
 
 class MonitorTimeout(MonitorError):
-    """QEMU did not answer in time: it is stopped, swapped out or overloaded.
-
-    Attributes:
-        unknown_outcome: The commands that were sent and not answered in time.
-            Each may or may not have been, or may yet be, carried out.
-    """
-
-    def __init__(self, message: str, unknown_outcome: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.unknown_outcome = unknown_outcome
+    """QEMU did not answer in time: it is stopped, swapped out or overloaded."""
 
 
 class ProtocolError(MonitorError):
@@ -125,6 +117,14 @@ class CommandNotFound(CommandError):
 
 class DeviceNotFound(CommandError):
     """No object of this QEMU has that path or id."""
+
+
+_BY_CLASS = {"CommandNotFound": CommandNotFound, "DeviceNotFound": DeviceNotFound}
+
+
+def command_error(command: str, error_class: str, desc: str) -> CommandError:
+    """Make the exception for a QMP error class, the general one where none fits."""
+    return _BY_CLASS.get(error_class, CommandError)(command, error_class, desc)
 
 
 class BalloonError(QmpBalloonError):

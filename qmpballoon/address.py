@@ -1,0 +1,104 @@
+"""Where a monitor is, as users write it.
+
+Shared by every front end and by the command, so that ``tcp:[::1]:4444`` means
+the same everywhere. Pure: nothing is looked up and nothing is opened.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeAlias
+
+from attrs import frozen
+
+__all__ = ["Address", "TcpAddress", "UnixAddress", "parse_address"]
+
+_HOW = "write unix:PATH, tcp:HOST:PORT, or the path of a socket"
+_PORT_MAX = 65535
+_SUN_PATH_MAX = 107  # bytes; see unix(7)
+
+
+@frozen
+class UnixAddress:
+    """A unix domain socket.
+
+    Attributes:
+        path: Its path in the file system.
+    """
+
+    path: str
+
+    def __str__(self) -> str:
+        """Return the path, which is how users know the VM."""
+        return self.path
+
+
+@frozen
+class TcpAddress:
+    """A TCP port.
+
+    Attributes:
+        host: A name or an address, without brackets.
+        port: 1 to 65535.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return it as :func:`parse_address` reads it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+
+Address: TypeAlias = UnixAddress | TcpAddress
+
+
+def parse_address(
+    address: str | os.PathLike[str] | tuple[str, int] | Address,
+) -> Address:
+    """Read an address in any of the forms in which it may be given.
+
+    Args:
+        address: ``"unix:PATH"``, ``"tcp:HOST:PORT"`` (an IPv6 host in brackets),
+            a bare path, or ``(host, port)``.
+
+    Raises:
+        TypeError: It is of no such type.
+        ValueError: It is of such a type and cannot be an address.
+    """
+    match address:
+        case UnixAddress() | TcpAddress():
+            return address
+        case (str(host), int(port)):
+            return _tcp(host, port)
+        case str() | os.PathLike():
+            return _parse_text(os.fspath(address))
+        case _:
+            raise TypeError(f"{address!r} is no monitor's address: {_HOW}")
+
+
+def _parse_text(text: str) -> Address:
+    if text.startswith("tcp:"):
+        host, colon, port = text.removeprefix("tcp:").rpartition(":")
+        # int() would take "+1", "1_0" and digits of other scripts too.
+        if not colon or not (port.isascii() and port.isdigit()):
+            raise ValueError(f"{text!r} has no port: write tcp:HOST:PORT")
+        return _tcp(host.removeprefix("[").removesuffix("]"), int(port))
+    path = text.removeprefix("unix:")
+    if not path or "\0" in path:
+        raise ValueError(f"{text!r} is no monitor's address: {_HOW}")
+    if len(os.fsencode(path)) > _SUN_PATH_MAX:
+        raise ValueError(
+            f"the path {path!r} is too long for a socket ({_SUN_PATH_MAX} bytes at"
+            " most): use a relative path or a symbolic link"
+        )
+    return UnixAddress(path)
+
+
+def _tcp(host: str, port: int) -> TcpAddress:
+    if not host:
+        raise ValueError("an address needs a host: write tcp:HOST:PORT")
+    if not 1 <= port <= _PORT_MAX:
+        raise ValueError(f"there is no TCP port {port}: it is 1 to 65535")
+    return TcpAddress(host, port)

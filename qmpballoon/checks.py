@@ -1,0 +1,40 @@
+"""Refusing bad arguments, in one line, before anything is sent."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["require_seconds", "require_size"]
+
+_MAX_SIZE = 2**63 - 1  # QMP's integers; QEMU refuses larger sizes
+
+
+def require_size(value: object, name: str, *, minimum: int = 0) -> int:
+    """Return ``value`` if it is a number of bytes, at least ``minimum``.
+
+    Raises:
+        TypeError: It is no integer. Floats are refused even if whole: QEMU
+            refuses them too.
+        ValueError: It is out of range.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: it must be a whole number of bytes")
+    if not minimum <= value <= _MAX_SIZE:
+        raise ValueError(f"{name} is {value}: it must be at least {minimum} bytes")
+    return value
+
+
+def require_seconds(value: object, name: str, *, minimum: float = 0.0) -> float:
+    """Return ``value`` if it is a number of seconds, at least ``minimum``.
+
+    ``math.inf`` is one: it means without end.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of range, or NaN.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: it must be a number of seconds")
+    if math.isnan(value) or value < minimum:
+        raise ValueError(f"{name} is {value}: it must be at least {minimum} seconds")
+    return float(value)

@@ -1,0 +1,81 @@
+"""What the host says: which process QEMU is, and how much memory it holds.
+
+A guest's word that it has handed memory over is a hint; the host's figures are
+the proof. Everything here returns ``None`` where a thing cannot be known, such
+as over TCP, from inside another pid namespace, or without permission.
+
+Sources: unix(7) for ``SO_PEERCRED``, proc(5) for the rest.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from pathlib import Path
+
+__all__ = ["qemu_pid", "resident"]
+
+_PROC = Path("/proc")
+_NAMES = frozenset({"kvm", "qemu-kvm"})  # what distributions also call it
+_UCRED = struct.Struct("iII")  # pid, uid, gid
+
+
+def qemu_pid(sock: socket.socket) -> int | None:
+    """Return the process id of the QEMU at the other end of a connected socket.
+
+    The kernel tells who began to listen there. That may be somebody else, who
+    handed the socket to QEMU: libvirt does, and socket activation. So a process
+    that does not look like QEMU is not taken for it.
+
+    Args:
+        sock: A connected socket.
+    """
+    if sock.family != socket.AF_UNIX:
+        return None
+    try:
+        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    except OSError:
+        return None
+    pid: int = _UCRED.unpack(peer)[0]
+    # 0: the process is in a pid namespace that cannot be seen from ours.
+    return pid if pid > 0 and _looks_like_qemu(_PROC / str(pid)) else None
+
+
+def resident(pid: int) -> int | None:
+    """Return the resident memory of a process, in bytes.
+
+    This is ``VmRSS``: anonymous, file-backed and shared memory alike, so guests
+    on a memfd count too. Guest memory on hugetlbfs does not show in it.
+
+    Args:
+        pid: The process id.
+    """
+    try:
+        status = (_PROC / str(pid) / "status").read_text()
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return None  # a zombie has no memory map
+
+
+def _looks_like_qemu(process: Path) -> bool:
+    """Tell by the program's file, its name and its arguments.
+
+    One is enough. Hosts rename the process (``-name process=``), call the binary
+    ``kvm``, or start it through its own dynamic linker.
+    """
+    return any("qemu-system-" in name or name in _NAMES for name in _names(process))
+
+
+def _names(process: Path) -> list[str]:
+    names: list[str] = []
+    try:
+        names.append((process / "comm").read_text().strip())
+        arguments = (process / "cmdline").read_bytes().split(b"\0")[:8]
+        names += [Path(arg.decode(errors="replace")).name for arg in arguments]
+        names.append((process / "exe").readlink().name)
+    except OSError:  # gone, or exe without permission: what was read will do
+        pass
+    return names
