@@ -1,0 +1,465 @@
+"""The trio front end: monitors and balloons, straight from an address.
+
+::
+
+    async with open_balloon("/run/vm1.qmp") as balloon:
+        print(await balloon.query())
+
+One background task a monitor reads all that QEMU sends, so that replies, events
+and the end of the connection are noticed at once, whatever the caller does. It
+lives no longer than the ``async with`` block, and it never raises: what goes
+wrong is told to those who wait, and to those who ask later. So exceptions leave
+the block as they are, in no exception group.
+
+A command is registered and handed to the kernel in one go, with no ``await`` in
+between. What the kernel does not take at once is written by a second task that
+no caller's cancellation reaches. Hence a cancelled command can leave neither half
+a message on the wire nor a reply that nobody knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, cast
+
+import trio
+from attrs import define
+
+from qmpballoon.checks import require_seconds
+from qmpballoon.errors import (
+    MonitorBusy,
+    MonitorClosed,
+    MonitorError,
+    MonitorTimeout,
+    ProtocolError,
+    command_error,
+)
+from qmpballoon.events import EventBuffer
+from qmpballoon.qmp import Connection, Event, Failure, Greeting, Return, Role, State
+from qmpballoon.transport import Target, Transport, connect
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from qmpballoon.qmp import Id
+
+__all__ = ["EventSubscription", "TrioMonitor", "open_monitor"]
+
+_log = logging.getLogger(__name__)
+
+OPEN_TIMEOUT: Final = 5.0
+"""Seconds for connecting, greeting and negotiating, all together."""
+COMMAND_TIMEOUT: Final = 10.0
+"""Seconds for one command, waiting for its turn included."""
+
+
+@asynccontextmanager
+async def open_monitor(
+    target: Target,
+    *,
+    timeout: float = OPEN_TIMEOUT,
+    command_timeout: float = COMMAND_TIMEOUT,
+    oob: bool = False,
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[TrioMonitor]:
+    """Connect to a QMP monitor and negotiate; an asynchronous context manager.
+
+    Args:
+        target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
+            ``"tcp:HOST:PORT"``, ``(host, port)``; or a connected socket, its
+            descriptor or a :class:`trio.abc.Stream`, which are taken over.
+        timeout: Seconds for connecting, greeting and negotiating together.
+        command_timeout: Seconds for each command that gives none of its own.
+        oob: Ask for out-of-band execution, if QEMU offers it.
+        tls: Wrap the connection in TLS by this context.
+
+    Yields:
+        The monitor. Its connection is closed at the end of the block.
+
+    Raises:
+        MonitorUnreachable: Nobody could be connected to.
+        MonitorBusy: Connected and not greeted: another client is served.
+        MonitorTimeout: Greeted, and then left without an answer.
+        MonitorClosed: The peer closed the connection.
+        ProtocolError: The peer does not speak QMP.
+
+    Cancellation: at any moment; the connection is closed.
+    """
+    require_seconds(timeout, "timeout")
+    require_seconds(command_timeout, "command_timeout")
+    deadline = trio.current_time() + timeout
+    transport = await connect(target, deadline=deadline, tls=tls)
+    name = f"the monitor on {target}"
+    monitor = TrioMonitor(transport, name=name, command_timeout=command_timeout)
+    try:
+        async with _Background() as nursery:
+            await monitor._start(nursery, deadline, oob=oob)  # noqa: SLF001
+            yield monitor
+    finally:
+        monitor._shut(MonitorClosed(f"{name} was closed by us"))  # noqa: SLF001
+        await transport.aclose()
+
+
+class TrioMonitor:
+    """A negotiated QMP monitor, made by :func:`open_monitor`.
+
+    It is a :class:`~qmpballoon.monitor.Monitor`, safe to use from many tasks at
+    once. At most eight commands are with QEMU at a time; further ones wait.
+
+    Attributes:
+        name: What messages call it.
+        pid: The process id of QEMU, ``None`` where it cannot be known.
+    """
+
+    def __init__(
+        self, transport: Transport, *, name: str, command_timeout: float
+    ) -> None:
+        self.name = name
+        self.pid = transport.pid
+        self._transport = transport
+        self._command_timeout = command_timeout
+        self._connection = Connection(Role.CLIENT)
+        self._nursery: trio.Nursery | None = None
+        self._waiting: dict[Id, _Waiter] = {}
+        self._turns = trio.lowlevel.ParkingLot()
+        self._progress = trio.Event()  # set whenever the state moves on
+        self._subscriptions: set[EventSubscription] = set()
+        self._failure: MonitorError | None = None
+        self._watchdog = trio.CancelScope()
+
+    @property
+    def greeting(self) -> Greeting | None:
+        """What QEMU said first: its version, and its capabilities."""
+        return self._connection.greeting
+
+    @property
+    def oob(self) -> bool:
+        """Whether out-of-band execution was negotiated."""
+        return self._connection.oob
+
+    def now(self) -> float:
+        """Return trio's time in seconds."""
+        return trio.current_time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds.
+
+        Cancellation: at once, with no effect.
+        """
+        await trio.sleep(max(seconds, 0.0))
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+        oob: bool = False,
+    ) -> object:
+        """Run one QMP command and return what QEMU returns for it.
+
+        Args:
+            command: The command's name, as in the QMP reference.
+            arguments: Its arguments, JSON types only.
+            timeout: Seconds for the answer, waiting for a turn included;
+                ``math.inf`` for ever. By default the monitor's own.
+            oob: Run it out of band, past those that wait.
+
+        Raises:
+            CommandError: QEMU refused the command.
+            MonitorTimeout: No answer in time. The monitor stays usable.
+            MonitorClosed: The connection is gone.
+            ProtocolError: The peer sent nonsense; the connection is closed.
+            TypeError: The arguments are nothing that JSON knows.
+            ValueError: Likewise, by their values.
+
+        Cancellation: if a call is cancelled, the command may or may not have
+        been carried out; its answer is swallowed. The monitor stays usable.
+        """
+        if timeout is None:
+            timeout = self._command_timeout
+        else:
+            require_seconds(timeout, "timeout")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        waiter = _Waiter(command, trio.current_time() + timeout)
+        if oob or await self._take_turn(waiter):
+            await self._exchange(waiter, arguments, oob=oob)
+        return self._result(waiter, timeout)
+
+    def subscribe(self, *names: str, capacity: int = 64) -> EventSubscription:
+        """Return a subscription to QEMU's events; it begins with its ``with`` block.
+
+        Args:
+            names: Which events, such as ``"BALLOON_CHANGE"``; none means all.
+            capacity: How many to hold while nobody reads.
+        """
+        return EventSubscription(self, EventBuffer(names, capacity))
+
+    async def _take_turn(self, waiter: _Waiter) -> bool:
+        """Wait until the command may be sent; tell whether that came in time."""
+        if self._connection.can_send and not self._turns:
+            return True
+        with trio.move_on_at(waiter.deadline):
+            self._raise_if_failed()
+            await self._turns.park()
+            while self._failure is None and not self._connection.can_send:
+                await self._turns.park()
+            return True
+        return False
+
+    async def _exchange(
+        self, waiter: _Waiter, arguments: Mapping[str, object] | None, *, oob: bool
+    ) -> None:
+        """Send the command and wait until the reply, or the end, is known."""
+        self._raise_if_failed()
+        ident, data = self._connection.send_command(waiter.command, arguments, oob=oob)
+        _log.debug("%s: %s, id %s", self.name, waiter.command, ident)
+        self._waiting[ident] = waiter
+        waiter.sent = True
+        self._write(data)
+        if waiter.deadline < self._watchdog.deadline:  # noqa: PLR1730 - setting it is slow
+            self._watchdog.deadline = waiter.deadline
+        waiter.task = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._forget(ident)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _forget(self, ident: Id) -> _Waiter:
+        self._connection.abandon(ident)
+        return self._waiting.pop(ident)
+
+    def _result(self, waiter: _Waiter, timeout: float) -> object:
+        match waiter.reply:
+            case Return(value):
+                return value
+            case Failure(error_class, desc):
+                raise command_error(waiter.command, error_class, desc)
+            case MonitorError() as failure:
+                raise _copy(failure, waiter.unknown)
+            case _:
+                timed_out = MonitorTimeout(
+                    f"{self.name} did not answer {waiter.command!r} within {timeout:g}"
+                    " s: QEMU is stopped or overloaded"
+                )
+                raise _copy(timed_out, waiter.unknown)
+
+    def _write(self, data: bytes) -> None:
+        if self._transport.write(data) and self._nursery is not None:
+            self._nursery.start_soon(self._transport.flush)
+
+    # The way from connecting to ready.
+
+    async def _start(
+        self, nursery: trio.Nursery, deadline: float, *, oob: bool
+    ) -> None:
+        self._nursery = nursery
+        nursery.start_soon(self._read)
+        nursery.start_soon(self._watch_deadlines)
+        with trio.move_on_at(deadline):
+            await self._until(State.NEGOTIATING)
+            self._write(self._connection.send_negotiation(oob=oob))
+            await self._until(State.READY)
+            return
+        if self._connection.state is State.GREETING:
+            raise MonitorBusy(
+                f"{self.name} did not greet in time: another client holds it, QEMU is"
+                " stopped, or it is no QMP monitor; close that client, or give the VM"
+                " a second -qmp monitor"
+            )
+        raise MonitorTimeout(f"{self.name} greeted, and did not answer in time")
+
+    async def _until(self, state: State) -> None:
+        while self._connection.state is not state:
+            self._raise_if_failed()
+            await self._progress.wait()
+
+    # What the background tasks do.
+
+    async def _watch_deadlines(self) -> None:
+        """Wake each command whose answer does not come in time.
+
+        One timer for all of them: setting one up for each command would take as
+        long as the rest of it.
+        """
+        while True:
+            with self._watchdog:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            for ident, waiter in list(self._waiting.items()):
+                if waiter.deadline <= now:
+                    self._forget(ident).finish(None)
+            left = [waiter.deadline for waiter in self._waiting.values()]
+            self._watchdog = trio.CancelScope(deadline=min(left, default=math.inf))
+
+    async def _read(self) -> None:
+        """Read and deal with all that comes, until the connection ends."""
+        connection = self._connection
+        try:
+            while data := await self._transport.read():
+                connection.receive_data(data)
+                state = connection.state
+                while (message := connection.next_message()) is not None:
+                    self._dispatch(message)
+                if connection.state is not state:
+                    self._move_on()
+            failure: MonitorError = MonitorClosed(f"{self.name} was closed by QEMU")
+        except ProtocolError as error:
+            failure = ProtocolError(f"{self.name}: {error}")
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            failure = MonitorClosed(f"{self.name} broke: {error}")
+        self._shut(failure)
+
+    def _dispatch(self, message: object) -> None:
+        if isinstance(message, Event):
+            for subscription in self._subscriptions:
+                subscription._put(message)  # noqa: SLF001
+        elif isinstance(message, Return | Failure):
+            self._waiting.pop(cast("Id", message.id)).finish(message)
+            if self._turns:
+                self._turns.unpark()
+
+    def _move_on(self) -> None:
+        self._progress.set()
+        self._progress = trio.Event()
+
+    def _shut(self, failure: MonitorError) -> None:
+        """Note why there will be no more; tell all who wait."""
+        if self._failure is not None:
+            return
+        self._failure = failure
+        self._connection.close()
+        for waiter in self._waiting.values():
+            waiter.finish(failure)
+        self._waiting.clear()
+        self._turns.unpark_all()
+        self._move_on()
+        for subscription in self._subscriptions:
+            subscription._wake()  # noqa: SLF001
+
+    def _raise_if_failed(self) -> None:
+        if self._failure is not None:
+            raise _copy(self._failure)
+
+
+class EventSubscription:
+    """QEMU's events for one reader: a context manager, and an iterator inside it.
+
+    ::
+
+        with monitor.subscribe("BALLOON_CHANGE") as events:
+            async for event in events:
+                print(event.data)
+
+    A reader that does not keep up loses the oldest events, of the same name where
+    there are some; :attr:`lost` tells. It never holds up anybody else.
+    """
+
+    def __init__(self, monitor: TrioMonitor, buffer: EventBuffer) -> None:
+        self._monitor = monitor
+        self._buffer = buffer
+        self._arrived = trio.Event()
+
+    def __enter__(self) -> Self:
+        """Begin to take events in."""
+        self._monitor._subscriptions.add(self)  # noqa: SLF001
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take no more in; what was is still there to be read."""
+        self._monitor._subscriptions.discard(self)  # noqa: SLF001
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """How many events of each name were dropped unread."""
+        return self._buffer.lost
+
+    async def receive(self) -> Event:
+        """Return the next event.
+
+        Raises:
+            MonitorError: The connection ended; no more will come.
+
+        Cancellation: at once, and no event is lost.
+        """
+        await trio.lowlevel.checkpoint()
+        while (event := self._buffer.get()) is None:
+            self._monitor._raise_if_failed()  # noqa: SLF001
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        return event
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Event:
+        """Return the next event, as :meth:`receive` does."""
+        return await self.receive()
+
+    def _put(self, event: Event) -> None:
+        if self._buffer.put(event):
+            self._arrived.set()
+
+    def _wake(self) -> None:
+        self._arrived.set()
+
+
+@define(eq=False)
+class _Waiter:
+    """One command of one caller."""
+
+    command: str
+    deadline: float
+    task: trio.lowlevel.Task | None = None
+    sent: bool = False
+    reply: Return | Failure | MonitorError | None = None
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return (self.command,) if self.sent else ()
+
+    def finish(self, reply: Return | Failure | MonitorError | None) -> None:
+        self.reply = reply
+        if self.task is not None:
+            trio.lowlevel.reschedule(self.task)
+
+
+class _Background:
+    """A nursery whose tasks end with its block, and which wraps no exception."""
+
+    async def __aenter__(self) -> trio.Nursery:
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        return self._nursery
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # The block's exception is not shown to the nursery, which would put it
+        # into a group; and with a shield no other can take its place while the
+        # tasks, cancelled, come to their end.
+        self._nursery.cancel_scope.shield = True
+        self._nursery.cancel_scope.cancel()
+        await self._manager.__aexit__(None, None, None)
+
+
+def _copy(failure: MonitorError, unknown: tuple[str, ...] = ()) -> MonitorError:
+    """Make an exception of its own for each who is told of a failure."""
+    suffix = f"; it is not known what became of {', '.join(unknown)}" if unknown else ""
+    return type(failure)(f"{failure}{suffix}", unknown)
