@@ -54,31 +54,31 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
     shown = repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
     match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None:
-        msg = f"{shown} is not a size: write bytes, or like 512MiB, 1.5G or 50%"
-        raise ValueError(msg)
+        raise ValueError(
+            f"{shown} is not a size: write bytes, or like 512MiB, 1.5G or 50%"
+        )
     number, unit = Fraction(match[1]), match[2].upper()
     if unit == "%":
         return _share(number, shown, whole)
     if unit not in _FACTORS and unit:
-        msg = f"{shown} has an unknown unit: use K, M, G or T, as in 512M"
-        raise ValueError(msg)
+        raise ValueError(f"{shown} has an unknown unit: use K, M, G or T, as in 512M")
     if not unit and number.denominator != 1:
-        msg = f"{shown} is a fraction of a byte: add a unit, as in {match[1]}G"
-        raise ValueError(msg)
+        raise ValueError(
+            f"{shown} is a fraction of a byte: add a unit, as in {match[1]}G"
+        )
     size = int(number * _FACTORS.get(unit, 1))
     if size >= _LIMIT:
-        msg = f"{shown} is more than QEMU can count: give less than 8192P"
-        raise ValueError(msg)
+        raise ValueError(f"{shown} is more than QEMU can count: give less than 8192P")
     return size
 
 
 def _share(percent: Fraction, shown: str, whole: int | None) -> int:
     if whole is None:
-        msg = f"{shown} is a share, and there is nothing to take it of: give a size"
-        raise ValueError(msg)
+        raise ValueError(
+            f"{shown} is a share, and there is nothing to take it of: give a size"
+        )
     if percent > 100:  # noqa: PLR2004 - a percentage has no better name for it
-        msg = f"{shown} is more than the whole: give at most 100%"
-        raise ValueError(msg)
+        raise ValueError(f"{shown} is more than the whole: give at most 100%")
     return int(whole * percent / 100)
 
 
