@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from qmpballoon.testing.lab import LabError, ProgressBar, parts
+
 HERE = Path(__file__).parent
 
 
@@ -21,3 +23,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.qemu)
             # Guests boot in software here, several times in some tests.
             item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _qemu_can_be_had(request: pytest.FixtureRequest) -> None:
+    """Look for all that a guest is made of, and fetch what is missing."""
+    bar = ProgressBar()
+    try:
+        parts.find_qemu(None, bar)
+        parts.find_kernel(None, bar)
+        parts.find_busybox(bar)
+    except LabError as error:
+        reason = f"no QEMU to test on: {error}"
+    else:
+        return
+    if request.config.getoption("require_qemu"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
