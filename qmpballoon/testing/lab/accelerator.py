@@ -39,7 +39,7 @@ async def choose(
     """
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return "tcg"
-    case = "\n".join((_BOOT_ID.read_text(), qemu, kernel))
+    case = f"{_BOOT_ID.read_text()}{qemu}\n{kernel}"
     name = hashlib.sha256(case.encode()).hexdigest()[:16]
     verdict = cache_folder() / "accelerators" / name
     if not verdict.exists():

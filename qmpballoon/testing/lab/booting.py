@@ -153,7 +153,7 @@ async def gather(
 async def _machine(wishes: Wishes, gathered: Parts, accel: str) -> AsyncIterator[Guest]:
     """Start QEMU; the guest has not booted yet when the block starts."""
     with _folder() as folder:
-        files = Files(folder=folder, kernel=gathered.kernel.image)
+        files = Files.within(folder, gathered.kernel.image)
         files.initramfs.write_bytes(
             initramfs.build(
                 gathered.busybox, gathered.kernel.modules, driver=wishes.driver
@@ -209,8 +209,12 @@ async def _connected(
             nursery.start_soon(watch)
     if connected:
         return connected[0]
-    said = errors.read_text(errors="replace").strip() or "it said nothing"
+    said = _read(errors).strip() or "it said nothing"
     raise LabError(f"QEMU did not start: {said}")
+
+
+def _read(path: Path) -> str:
+    return path.read_text(errors="replace")
 
 
 async def _boots_with_kvm(gathered: Parts) -> bool:

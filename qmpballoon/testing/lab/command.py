@@ -51,34 +51,38 @@ class Wishes:
 
 @frozen(kw_only=True)
 class Files:
-    """The guest's files, all in its own folder but for the kernel."""
+    """The guest's files.
 
-    folder: Path
+    Attributes:
+        kernel: Its kernel.
+        initramfs: Its root file system.
+        console: What its kernel prints.
+        errors: What QEMU prints.
+        channel: The socket that its command channel comes in by.
+        qmp: The socket of the first QMP monitor.
+        second_qmp: That of the second.
+    """
+
     kernel: Path
+    initramfs: Path
+    console: Path
+    errors: Path
+    channel: Path
+    qmp: Path
+    second_qmp: Path
 
-    @property
-    def initramfs(self) -> Path:
-        return self.folder / "initramfs"
-
-    @property
-    def console(self) -> Path:
-        return self.folder / "console"
-
-    @property
-    def errors(self) -> Path:
-        return self.folder / "errors"
-
-    @property
-    def channel(self) -> Path:
-        return self.folder / "channel"
-
-    @property
-    def qmp(self) -> Path:
-        return self.folder / "qmp"
-
-    @property
-    def second_qmp(self) -> Path:
-        return self.folder / "qmp2"
+    @classmethod
+    def within(cls, folder: Path, kernel: Path) -> Files:
+        """Name them all in the guest's own folder, but for the kernel."""
+        return cls(
+            kernel=kernel,
+            initramfs=folder / "initramfs",
+            console=folder / "console",
+            errors=folder / "errors",
+            channel=folder / "channel",
+            qmp=folder / "qmp",
+            second_qmp=folder / "qmp2",
+        )
 
 
 def arguments(wishes: Wishes, files: Files, accel: str) -> list[str]:

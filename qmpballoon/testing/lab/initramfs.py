@@ -171,7 +171,7 @@ def _uncompressed(path: Path) -> bytes:
     return subprocess.run([tool, "-dc", path], check=True, capture_output=True).stdout
 
 
-def _module_tree(loaded: Mapping[str, bytes], release: str) -> dict[str, bytes]:
+def _module_tree(loaded: dict[str, bytes], release: str) -> dict[str, bytes]:
     folder = f"lib/modules/{release}"
     lines = (
         f"{name}.ko: {' '.join(f'{other}.ko' for other in _closure(loaded, name))}"
@@ -183,7 +183,7 @@ def _module_tree(loaded: Mapping[str, bytes], release: str) -> dict[str, bytes]:
     }
 
 
-def _closure(loaded: Mapping[str, bytes], name: str) -> list[str]:
+def _closure(loaded: dict[str, bytes], name: str) -> list[str]:
     """Name all that a module needs; like depmod, what to load first comes last."""
     needed: set[str] = set()
     queue = [name]

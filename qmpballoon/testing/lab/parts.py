@@ -7,7 +7,6 @@ missing, comes out of the cache folder, where :mod:`.packages` puts it.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from qmpballoon.testing.lab import packages
+from qmpballoon.testing.lab import bundle, packages
 from qmpballoon.testing.lab.errors import LabError
+from qmpballoon.testing.lab.versions import matches, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,12 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Kernel", "Qemu", "find_busybox", "find_kernel", "find_qemu"]
 
-# A fetched QEMU is started through the loader that came with it.
-_LOADER: Final = "qemu-loader"
-_BINARY: Final = "qemu-system-x86_64"
-_INSTALLED: Final = (_BINARY, "/usr/libexec/qemu-kvm", "qemu-kvm")
+_INSTALLED: Final = ("qemu-system-x86_64", "/usr/libexec/qemu-kvm", "qemu-kvm")
 _VERSION: Final = re.compile(r"version (\d+(?:\.\d+)+)")
-_MODULES: Final = (Path("/lib/modules"), Path("/usr/lib/modules"))
 
 
 @frozen
@@ -54,7 +50,6 @@ class Kernel:
     Attributes:
         image: The bzImage.
         modules: Its module folder.
-        release: As in ``uname -r``.
     """
 
     image: Path
@@ -62,6 +57,7 @@ class Kernel:
 
     @property
     def release(self) -> str:
+        """As in ``uname -r``."""
         return self.modules.name
 
 
@@ -76,15 +72,14 @@ def find_qemu(wanted: str | os.PathLike[str] | None, report: Report) -> Qemu:
     Raises:
         LabError: There is none, and it cannot be fetched; says what to install.
     """
-    if _is_path(wanted):
-        return _qemu(str(wanted))
-    version = str(wanted) if wanted else None
+    version = os.fspath(wanted) if wanted is not None else None
+    if version and os.sep in version:
+        return _qemu(version)
     for name in _INSTALLED:
         path = shutil.which(name)
         if path and matches((qemu := _qemu(path)).version, version):
             return qemu
-    tree = packages.fetch("qemu", version, report)
-    return _fetched_qemu(tree)
+    return _qemu(*bundle.command(packages.fetch(packages.qemu, version, report)))
 
 
 def _qemu(*command: str) -> Qemu:
@@ -105,34 +100,6 @@ def _qemu(*command: str) -> Qemu:
     return Qemu(command, match[1])
 
 
-def _fetched_qemu(tree: Path) -> Qemu:
-    programs = tree / "usr/bin"
-    folders = [tree / f"{usr}lib/x86_64-linux-gnu" for usr in ("", "usr/")]
-    return _qemu(
-        str(programs / _LOADER),
-        "--library-path",
-        ":".join(str(folder) for folder in folders),
-        str(programs / _BINARY),
-    )
-
-
-def prepare_qemu(tree: Path) -> None:
-    """Make a QEMU run from the folder its packages were unpacked to.
-
-    It is started through its own dynamic loader, with its own libraries, so that
-    nothing of the machine's is needed or gets in its way. QEMU looks for its
-    firmware and modules in ``qemu-bundle``, in the folder of the running program,
-    before anywhere else; the running program being the loader, both go there.
-    Without that it would load the modules of an *installed* QEMU, and abort.
-    """
-    loader = next(
-        path for path in tree.rglob("ld-linux-x86-64.so.2") if not path.is_symlink()
-    )
-    programs = tree / "usr/bin"
-    shutil.copy2(loader, programs / _LOADER)
-    (programs / "qemu-bundle").symlink_to("../..")
-
-
 def find_kernel(wanted: str | os.PathLike[str] | None, report: Report) -> Kernel:
     """Find a Linux kernel with its modules, or fetch it.
 
@@ -145,14 +112,16 @@ def find_kernel(wanted: str | os.PathLike[str] | None, report: Report) -> Kernel
     Raises:
         LabError: There is none, and it cannot be fetched; says what to install.
     """
-    if _is_path(wanted):
-        return _kernel_at(Path(wanted))
-    version = str(wanted) if wanted else None
-    for kernel in sorted(_kernels(Path("/")), key=_newest, reverse=True):
+    version = os.fspath(wanted) if wanted is not None else None
+    if version and os.sep in version:
+        return _kernel_at(Path(version))
+    for kernel in sorted(
+        _kernels(Path("/")), key=lambda found: numbers(found.release), reverse=True
+    ):
         # Some distributions let nobody but root read the kernel.
         if matches(kernel.release, version) and os.access(kernel.image, os.R_OK):
             return kernel
-    tree = packages.fetch("kernel", version, report)
+    tree = packages.fetch(packages.kernel, version, report)
     return next(_kernels(tree))
 
 
@@ -187,7 +156,7 @@ def find_busybox(report: Report) -> Path:
         path = shutil.which(name)
         if path and _is_static(Path(path)):
             return Path(path)
-    tree = packages.fetch("busybox", None, report)
+    tree = packages.fetch(packages.busybox, None, report)
     return next(path for path in tree.rglob("busybox") if path.is_file())
 
 
@@ -195,23 +164,3 @@ def _is_static(program: Path) -> bool:
     # A dynamically linked program names its loader right behind its headers.
     with program.open("rb") as file:
         return b"/ld-" not in file.read(4096)
-
-
-def _is_path(wanted: str | os.PathLike[str] | None) -> bool:
-    return wanted is not None and os.sep in os.fspath(wanted)
-
-
-def matches(version: str, wanted: str | None) -> bool:
-    """Tell whether ``"7.2.22"`` is a ``"7.2"``; anything is a ``None``."""
-    if wanted is None:
-        return True
-    parts, prefix = _numbers(version), _numbers(wanted)
-    return parts[: len(prefix)] == prefix
-
-
-def _newest(kernel: Kernel) -> tuple[int, ...]:
-    return _numbers(kernel.release)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version))
