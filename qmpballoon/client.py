@@ -21,12 +21,15 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 import trio
 from attrs import define
 
+from qmpballoon import host
+from qmpballoon.balloon.find import find_balloon
 from qmpballoon.checks import require_seconds
 from qmpballoon.errors import (
     MonitorBusy,
@@ -42,13 +45,14 @@ from qmpballoon.transport import Target, Transport, connect
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from types import TracebackType
     from typing import Self
 
+    from qmpballoon.balloon.device import Balloon
     from qmpballoon.qmp import Id
 
-__all__ = ["EventSubscription", "TrioMonitor", "open_monitor"]
+__all__ = ["EventSubscription", "TrioMonitor", "open_balloon", "open_monitor"]
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +109,41 @@ async def open_monitor(
         await transport.aclose()
 
 
+@asynccontextmanager
+async def open_balloon(
+    target: Target,
+    *,
+    timeout: float = OPEN_TIMEOUT,
+    command_timeout: float = COMMAND_TIMEOUT,
+    tls: ssl.SSLContext | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Balloon]:
+    """Connect to a VM's monitor and find its balloon; a context manager.
+
+    Args:
+        target: As for :func:`open_monitor`.
+        timeout: As for :func:`open_monitor`.
+        command_timeout: As for :func:`open_monitor`.
+        tls: As for :func:`open_monitor`.
+        wall_clock: Tells seconds since the epoch, for the age of statistics.
+
+    Yields:
+        The balloon. Its connection is closed at the end of the block.
+
+    Raises:
+        NoBalloonDevice: The VM has none.
+        MonitorError: As :func:`open_monitor`.
+
+    Cancellation: at any moment; the connection is closed.
+    """
+    async with open_monitor(
+        target, timeout=timeout, command_timeout=command_timeout, tls=tls
+    ) as monitor:
+        yield await find_balloon(
+            monitor, resident=monitor.resident, wall_clock=wall_clock
+        )
+
+
 class TrioMonitor:
     """A negotiated QMP monitor, made by :func:`open_monitor`.
 
@@ -142,6 +181,10 @@ class TrioMonitor:
         """Whether out-of-band execution was negotiated."""
         return self._connection.oob
 
+    def resident(self) -> int | None:
+        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
+        return None if self.pid is None else host.resident(self.pid)
+
     def now(self) -> float:
         """Return trio's time in seconds."""
         return trio.current_time()
@@ -152,6 +195,10 @@ class TrioMonitor:
         Cancellation: at once, with no effect.
         """
         await trio.sleep(max(seconds, 0.0))
+
+    def shield(self, seconds: float) -> trio.CancelScope:
+        """Let what is awaited inside go on, cancelled or not, for so long at most."""
+        return trio.move_on_after(seconds, shield=True)
 
     async def execute(
         self,

@@ -30,7 +30,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.resize import Diagnosis, ResizeResult
+    from qmpballoon.balloon.diagnosis import Diagnosis
+    from qmpballoon.balloon.resize import ResizeResult
 
 __all__ = [
     "BalloonError",

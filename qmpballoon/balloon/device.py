@@ -1,0 +1,470 @@
+"""One VM's balloon: asking it, setting it.
+
+QMP names the balloon in two ways. ``balloon`` and ``query-balloon`` mean the one
+device a VM can have, without naming it. Statistics are properties of the device
+object, which :mod:`~qmpballoon.balloon.find` looks for in QEMU's object tree.
+
+Sources: QAPI reference, ``balloon``, ``query-balloon``, ``qom-get``, ``qom-set``,
+``query-memory-size-summary``, ``query-memory-devices``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, cast
+
+from attrs import field, frozen
+
+from qmpballoon.balloon import reclaim as _reclaim
+from qmpballoon.balloon import resize as _resize
+from qmpballoon.balloon.guard import Guard
+from qmpballoon.balloon.sampler import Sampler
+from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.checks import require_seconds, require_size
+from qmpballoon.errors import (
+    BalloonUnavailable,
+    CommandError,
+    CommandNotFound,
+    DeviceNotFound,
+    MonitorError,
+    NoBalloonDevice,
+    ProtocolError,
+    StatsUnavailable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from qmpballoon.balloon.guard import Plan
+    from qmpballoon.balloon.reclaim import ReclaimReport
+    from qmpballoon.balloon.resize import OnStall, Progress, ResizeResult
+    from qmpballoon.balloon.timeline import Sample
+    from qmpballoon.balloon.tracker import StallLimits
+    from qmpballoon.monitor import Monitor
+
+__all__ = ["CLEANUP", "NO_DEVICE", "PAGE", "Balloon", "BalloonInfo"]
+
+PAGE: Final = 4096
+"""Bytes in a page of the balloon, whatever the guest's own page size."""
+
+_FEATURES: Final = (
+    "deflate-on-oom",
+    "free-page-reporting",
+    "free-page-hint",
+    "page-poison",
+)
+_ANSWER_POLL: Final = 0.01  # seconds between two looks for the guest's answer
+# A guest answers within milliseconds. After so many seconds without a change, a
+# sample of the very second of asking is the new one: it just says the same.
+_GRACE: Final = 0.1
+_INTERVAL_MAX: Final = 2**32 - 1
+CLEANUP: Final = 5.0
+"""Seconds for putting things back on the way out."""
+NO_DEVICE: Final = (
+    "this VM has no balloon: start it with -device virtio-balloon-pci,id=balloon0"
+)
+
+
+@frozen
+class BalloonInfo:
+    """How large a guest is.
+
+    Attributes:
+        actual: Bytes the guest has: all its RAM less what is in the balloon.
+        total: Bytes of RAM the VM was given, plugged DIMMs included; ``None``
+            where QEMU is too old to tell.
+        target: Bytes the guest was last asked to come to *by this object*;
+            ``None`` if it never was. QEMU does not tell the target.
+        extra: What else QEMU says; Proxmox VE's adds some members.
+    """
+
+    actual: int
+    total: int | None = None
+    target: int | None = None
+    extra: Mapping[str, object] = field(factory=dict[str, object])
+
+    @property
+    def ballooned(self) -> int | None:
+        """Bytes in the balloon, where that is known."""
+        return None if self.total is None else self.total - self.actual
+
+
+class Balloon:
+    """A VM's virtio-balloon.
+
+    Get one from ``open_balloon`` or ``find_balloon`` of a front end. Tasks may
+    share it for asking; only one at a time should resize.
+
+    Args:
+        monitor: The way to QEMU.
+        path: The device's path in QOM.
+        device_type: Its QOM type.
+        resident: Tells QEMU's resident memory in bytes, where the host can.
+        wall_clock: Tells seconds since the epoch, for the age of statistics.
+
+    Attributes:
+        monitor: The way to QEMU.
+        path: The device's path in QOM.
+        device_type: Its QOM type, such as ``"virtio-balloon-pci"``.
+    """
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        path: str,
+        device_type: str,
+        *,
+        resident: Callable[[], int | None] = lambda: None,
+        wall_clock: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.monitor = monitor
+        self.path = path
+        self.device_type = device_type
+        self._resident = resident
+        self._wall_clock = wall_clock
+        self._target: int | None = None
+
+    @property
+    def target(self) -> int | None:
+        """The last target set by this object, in bytes; ``None`` if none was."""
+        return self._target
+
+    def resident(self) -> int | None:
+        """Return QEMU's resident memory on this host in bytes, if it can be known."""
+        return self._resident()
+
+    async def query(self) -> BalloonInfo:
+        """Ask how large the guest is now.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon (any more).
+            BalloonUnavailable: The host's KVM cannot drive it.
+
+        Cancellation: at once, with no effect.
+        """
+        actual, extra = await self._query_balloon()
+        return BalloonInfo(actual, await self._total(), self._target, extra)
+
+    async def actual(self) -> int:
+        """Ask only for the bytes the guest has now; one command.
+
+        Raises and cancellation: as :meth:`query`.
+        """
+        return (await self._query_balloon())[0]
+
+    async def set_target(self, target: int) -> None:
+        """Ask the guest to come to a size, and do not wait for it.
+
+        QEMU rounds up to 4 KiB, and takes more than the RAM as all of it. It
+        answers at once, whatever becomes of it; :meth:`resize` waits, watches and
+        tells. Nothing here keeps a guest from being squeezed to death.
+
+        Args:
+            target: Bytes, 1 or more.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon.
+            BalloonUnavailable: The host's KVM cannot drive it.
+
+        Cancellation: the target may or may not have been set.
+        """
+        require_size(target, "target", minimum=1)
+        self._target = None  # until QEMU has taken the new one, nobody knows
+        await self._execute("balloon", {"value": target})
+        self._target = -(-target // PAGE) * PAGE
+
+    async def stats(self) -> GuestStats:
+        """Read the guest's last answer; it may be old, see ``age``.
+
+        Cancellation: at once, with no effect.
+        """
+        value = await self._get("guest-stats")
+        return GuestStats.from_wire(value, self._wall_clock())
+
+    async def refresh_stats(self, *, timeout: float = 3.0) -> GuestStats:
+        """Have the guest answer now, and return what it says.
+
+        The polling interval is stopped and set again, which makes QEMU ask at
+        once. It is afterwards what it was before.
+
+        Args:
+            timeout: Seconds to wait for the guest.
+
+        Raises:
+            StatsUnavailable: The guest does not answer; with the likely reason.
+
+        Cancellation: the interval is put back.
+        """
+        require_seconds(timeout, "timeout")
+        before = await self.stats()
+        asked_at = self._wall_clock()
+        deadline = self.monitor.now() + timeout
+        async with self._interval_kept() as interval:
+            await self.request_stats(interval)
+            grace = self.monitor.now() + _GRACE
+            while self.monitor.now() < deadline:
+                await self.monitor.sleep(_ANSWER_POLL)
+                stats = await self.stats()
+                if stats.last_update is None:
+                    continue
+                if not stats.same_sample(before):
+                    return stats
+                if self.monitor.now() >= grace and _is_of(stats, asked_at):
+                    return stats
+        raise StatsUnavailable(await self._why_no_stats(timeout))
+
+    async def request_stats(self, interval: int) -> None:
+        """Make QEMU ask the guest for statistics at once, and every interval on.
+
+        Args:
+            interval: Seconds, of which 0 counts as 1.
+        """
+        await self.set_stats_interval(0)
+        await self.set_stats_interval(max(interval, 1))
+
+    async def get_stats_interval(self) -> int:
+        """Return how often QEMU asks the guest, in seconds; 0 is never."""
+        value = await self._get("guest-stats-polling-interval")
+        if not isinstance(value, int):
+            raise ProtocolError(f"the statistics interval of {self.path} is {value!r}")
+        return value
+
+    async def set_stats_interval(self, seconds: int) -> None:
+        """Set how often QEMU asks the guest for statistics.
+
+        Args:
+            seconds: 0 to 4294967295, whole; 0 stops it.
+
+        Cancellation: the interval may or may not have been set.
+        """
+        if not isinstance(seconds, int) or isinstance(seconds, bool):
+            raise TypeError(f"seconds is {seconds!r}: it must be a whole number")
+        if not 0 <= seconds <= _INTERVAL_MAX:
+            raise ValueError(f"seconds is {seconds}: it must be 0 to {_INTERVAL_MAX}")
+        await self._set("guest-stats-polling-interval", seconds)
+
+    @asynccontextmanager
+    async def stats_interval(self, seconds: int) -> AsyncIterator[None]:
+        """Have the guest asked every so many seconds within an ``async with`` block.
+
+        The interval is afterwards what it was before, also after an exception or
+        a cancellation.
+        """
+        async with self._interval_kept():
+            await self.set_stats_interval(seconds)
+            yield
+
+    async def features(self) -> dict[str, bool]:
+        """Return which of the device's optional features are on.
+
+        A feature that this QEMU does not know is left out.
+        """
+        features: dict[str, bool] = {}
+        for name in _FEATURES:
+            try:
+                features[name] = bool(await self._get(name))
+            except CommandError:
+                continue
+        return features
+
+    async def resize(
+        self,
+        target: int,
+        *,
+        timeout: float = float("inf"),
+        on_stall: OnStall = "raise",
+        floor: int = _resize.FLOOR,
+        on_progress: Callable[[Progress], None] | None = None,
+        limits: StallLimits | None = None,
+    ) -> ResizeResult:
+        """Bring the guest to a size, and watch until it is there.
+
+        A balloon that no longer moves is never left pulling: the target is set to
+        the size that was reached, or back to the size before.
+
+        Args:
+            target: Bytes; more than the VM's RAM means all of it.
+            timeout: Seconds for all of it.
+            on_stall: What to do when it does not get there: ``"raise"`` settles at
+                the size reached and raises, ``"settle"`` settles and returns,
+                ``"rollback"`` goes back to the size before and returns.
+            floor: Bytes below which no target is taken.
+            on_progress: Called some times a second with how far it is.
+            limits: What counts as a stall.
+
+        Returns:
+            What was reached; its ``outcome`` tells how it ended.
+
+        Raises:
+            UnsafeTarget: The target is below the floor; nothing was sent.
+            BalloonStalled: It did not get there, with a diagnosis.
+            NoBalloonDevice: The VM has no balloon.
+            BalloonUnavailable: The host's KVM cannot drive it.
+            MonitorError: QEMU can no longer be asked; the target stands.
+
+        Cancellation: a guest that was shrinking stays at the size it has come to;
+        one that was growing goes on growing.
+        """
+        return await _resize.resize(
+            self,
+            target,
+            timeout=timeout,
+            on_stall=on_stall,
+            floor=floor,
+            on_progress=on_progress,
+            limits=limits,
+        )
+
+    async def plan_reclaim(
+        self, amount: int | None = None, *, guard: Guard | None = None
+    ) -> Plan:
+        """Tell what :meth:`reclaim` would take, and take nothing.
+
+        Args and raises: as :meth:`reclaim`.
+
+        Cancellation: at once; the statistics interval is put back.
+        """
+        return await _reclaim.plan(self, amount, guard or Guard())
+
+    async def reclaim(
+        self,
+        amount: int | None = None,
+        *,
+        guard: Guard | None = None,
+        hold: bool = False,
+        on_progress: Callable[[Sample], None] | None = None,
+    ) -> ReclaimReport:
+        """Take from the guest what it can spare, page cache included.
+
+        The guest is watched several times a second. If it comes to need memory, it
+        is given back at once, and the report says so.
+
+        Args:
+            amount: Bytes to take at most; by default all that can be spared.
+            guard: What the guest must keep, and what counts as trouble.
+            hold: Keep the memory. By default the guest gets it back in the end,
+                nearly all of it free, and the host keeps what the guest does not
+                touch again.
+            on_progress: Called with each sample.
+
+        Returns:
+            Guest and host before and after, with the timeline.
+
+        Raises:
+            StatsUnavailable: The guest reports nothing to go by; nothing was taken.
+            NoBalloonDevice: The VM has no balloon.
+            BalloonUnavailable: The host's KVM cannot drive it.
+            MonitorError: QEMU can no longer be asked.
+
+        Cancellation: the guest gets its memory back, or keeps what it has come to
+        if even that cannot be done in a few seconds.
+        """
+        return await _reclaim.reclaim(
+            self, amount, guard or Guard(), hold=hold, on_progress=on_progress
+        )
+
+    @asynccontextmanager
+    async def sampler(self) -> AsyncIterator[Sampler]:
+        """Yield a sampler, which reads guest, balloon and host time and again.
+
+        The statistics interval is afterwards what it was before, also after an
+        exception or a cancellation.
+        """
+        async with self._interval_kept() as interval:
+            sampler = Sampler(self, interval)
+            await sampler.begin()
+            yield sampler
+
+    @asynccontextmanager
+    async def _interval_kept(self) -> AsyncIterator[int]:
+        """Put the statistics interval back at the end, however that comes."""
+        interval = await self.get_stats_interval()
+        try:
+            yield interval
+        finally:
+            # A monitor that is gone is known to whoever used it inside.
+            with self.monitor.shield(CLEANUP), suppress(MonitorError):
+                await self.set_stats_interval(interval)
+
+    async def _query_balloon(self) -> tuple[int, dict[str, object]]:
+        answer = await self._execute("query-balloon")
+        match answer:
+            case {"actual": int(actual), **extra}:
+                return actual, cast("dict[str, object]", extra)
+            case _:
+                raise ProtocolError(f"query-balloon returned {answer!r:.80}")
+
+    async def _total(self) -> int | None:
+        """Sum up the RAM that a balloon can be about: the base and the DIMMs."""
+        try:
+            summary = await self._execute("query-memory-size-summary")
+            match summary:
+                case {"base-memory": int(base), "plugged-memory": 0}:
+                    return base
+                case {"base-memory": int(base)}:
+                    # Virtio-mem and NVDIMMs count as plugged, but cannot be
+                    # ballooned: look which devices there are.
+                    return base + _dimms(await self._execute("query-memory-devices"))
+                case _:
+                    return None
+        except CommandNotFound:
+            return None
+
+    async def _why_no_stats(self, timeout: float) -> str:
+        """Say why a guest did not answer, as far as that can be told."""
+        status = await self._execute("query-status")
+        if isinstance(status, Mapping) and not status.get("running", True):
+            why = "the VM is paused: resume it (cont)"
+        elif (await self.stats()).last_update is None:
+            why = (
+                "it never did: load virtio_balloon in the guest (on Windows install"
+                " the Balloon Service too)"
+            )
+        else:
+            why = "it did before: the guest hangs, or its balloon driver was unloaded"
+        return f"the guest did not report its memory within {timeout:g} s; {why}"
+
+    async def _get(self, name: str) -> object:
+        return await self._execute("qom-get", {"path": self.path, "property": name})
+
+    async def _set(self, name: str, value: object) -> None:
+        arguments = {"path": self.path, "property": name, "value": value}
+        await self._execute("qom-set", arguments)
+
+    async def _execute(
+        self, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        """Run a command; say what its failures mean for a balloon."""
+        try:
+            return await self.monitor.execute(command, arguments)
+        except DeviceNotFound as error:
+            raise NoBalloonDevice(f"the balloon {self.path} is gone") from error
+        except CommandError as error:
+            match error.error_class:
+                case "DeviceNotActive":
+                    raise NoBalloonDevice(NO_DEVICE) from error
+                case "KVMMissingCap":
+                    raise BalloonUnavailable(
+                        f"this host cannot drive a balloon: {error.desc}"
+                    ) from error
+                case _:
+                    raise
+
+
+def _dimms(devices: object) -> int:
+    total = 0
+    for device in cast("list[object]", devices) if isinstance(devices, list) else []:
+        match device:
+            case {"type": "dimm", "data": {"size": int(size)}}:
+                total += size
+            case _:
+                pass
+    return total
+
+
+def _is_of(stats: GuestStats, asked_at: float | None) -> bool:
+    """Tell whether a sample can be of the second it was asked for, or later."""
+    if asked_at is None or stats.last_update is None:
+        return False
+    return stats.last_update.timestamp() >= int(asked_at)

@@ -1,0 +1,219 @@
+"""Why a balloon does not move.
+
+QEMU answers every ``balloon`` with success, whatever becomes of it. The reason
+for a stall is somewhere between QEMU, the driver in the guest and the guest's
+memory; :func:`gather` collects what can be seen from outside, and :func:`explain`
+(pure) makes a :class:`Diagnosis` of it, the surest sign first.
+
+Sources: QAPI reference, ``query-status``, ``x-query-virtio-status``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from attrs import asdict, frozen
+
+from qmpballoon.errors import CommandError, StatsUnavailable
+from qmpballoon.sizes import format_size
+
+if TYPE_CHECKING:
+    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.stats import GuestStats
+    from qmpballoon.balloon.tracker import Tracker
+
+__all__ = ["Diagnosis", "Evidence", "StallKind", "explain", "gather"]
+
+StallKind = Literal[
+    "no-driver", "paused", "guest-at-floor", "slow", "reset", "hot-plug", "inhibited"
+]
+"""What can keep a balloon from its target."""
+
+_MIB: Final = 1024 * 1024
+_LITTLE: Final = 32 * _MIB  # bytes available, below which a guest has no more to give
+_ANSWER_TIMEOUT: Final = 1.0  # seconds; a squeezed guest is slow, a hung one silent
+
+
+@frozen
+class Diagnosis:
+    """Why a balloon stalled.
+
+    Attributes:
+        kind: The reason, for programs.
+        detail: The reason and what to do about it, for people.
+    """
+
+    kind: StallKind
+    detail: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it."""
+        return asdict(self)
+
+
+@frozen
+class Evidence:
+    """What could be seen from outside the guest.
+
+    Attributes:
+        total: Bytes of the VM's RAM, ``None`` if unknown.
+        resident: Bytes of host memory QEMU holds, ``None`` if unknown.
+        stats: What the guest last said of its memory.
+        running: Whether the VM runs.
+        driver: Whether a driver in the guest has taken the device; ``None`` where
+            QEMU does not tell.
+        answers: Whether the guest answered when it was asked for statistics.
+    """
+
+    total: int | None
+    resident: int | None
+    stats: GuestStats
+    running: bool = True
+    driver: bool | None = None
+    answers: bool = True
+
+
+async def gather(balloon: Balloon, *, ask: bool) -> Evidence:
+    """Look at everything that may tell why a balloon does not move.
+
+    Args:
+        balloon: Whose.
+        ask: Have the guest answer anew; it takes up to a second.
+    """
+    running, stats, answers = await _is_running(balloon), await balloon.stats(), True
+    if ask and running:
+        try:
+            stats = await balloon.refresh_stats(timeout=_ANSWER_TIMEOUT)
+        except StatsUnavailable:
+            answers = False
+    return Evidence(
+        total=(await balloon.query()).total,
+        resident=balloon.resident(),
+        stats=stats,
+        running=running,
+        driver=await _has_driver(balloon),
+        answers=answers,
+    )
+
+
+def explain(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis:
+    """Tell why the balloon stalled.
+
+    Args:
+        tracker: How it moved.
+        before: What could be seen before the target was set.
+        after: What could be seen when it had stalled.
+    """
+    for suspect in (_paused, _no_driver, _reset, _hot_plug, _inhibited, _at_floor):
+        diagnosis = suspect(tracker, before, after)
+        if diagnosis is not None:
+            return diagnosis
+    return Diagnosis(
+        "slow",
+        f"the balloon moves at {format_size(round(tracker.rate))}/s: the guest swaps,"
+        " or the host is overloaded; give it more time, or settle for less",
+    )
+
+
+def _paused(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
+    if after.running:
+        return None
+    return Diagnosis("paused", "the VM is paused: resume it (cont), and try again")
+
+
+def _no_driver(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:
+    if tracker.actual != tracker.before or tracker.jumps:
+        return None
+    silent = not after.answers and after.stats.last_update is None
+    if after.driver or (after.driver is None and not silent):
+        return None
+    return Diagnosis(
+        "no-driver",
+        "no balloon driver runs in the guest: load virtio_balloon, or on Windows"
+        " install the balloon driver from the virtio-win package",
+    )
+
+
+def _reset(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+    # Counters start anew with a kernel, and only with it.
+    older, newer = before.stats.minor_faults, after.stats.minor_faults
+    restarted = None not in (older, newer) and cast("int", newer) < cast("int", older)
+    if not restarted and (after.driver is not False or not tracker.jumps):
+        return None
+    return Diagnosis(
+        "reset",
+        "the guest was restarted meanwhile: wait until it is up, and try again",
+    )
+
+
+def _hot_plug(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+    if before.total == after.total or None in (before.total, after.total):
+        return None
+    return Diagnosis(
+        "hot-plug",
+        f"memory was plugged meanwhile: the VM had {format_size(before.total or 0)}"
+        f" and has {format_size(after.total or 0)}; choose the target anew",
+    )
+
+
+def _inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+    """Suspect what makes QEMU keep the pages that the guest has given up."""
+    taken = tracker.before - tracker.actual
+    if None in (before.resident, after.resident) or taken < _SURE:
+        return None
+    freed = cast("int", before.resident) - cast("int", after.resident)
+    # Pages the guest never touched were not resident; those free no memory.
+    untouched = (before.total or 0) - cast("int", before.resident)
+    if freed > taken // 10 or untouched > taken // 2:
+        return None
+    return Diagnosis(
+        "inhibited",
+        f"the guest handed over {format_size(taken)} and the host got"
+        f" {format_size(max(freed, 0))} of it: a VFIO device, memory locking or huge"
+        " pages keep QEMU from freeing it",
+    )
+
+
+def _at_floor(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+    if tracker.target > tracker.before:
+        return None
+    available = after.stats.reclaimable
+    stalls = _risen(before.stats.alloc_stalls, after.stats.alloc_stalls)
+    kills = _risen(before.stats.oom_kills, after.stats.oom_kills)
+    squeezed = available is not None and available < max(_LITTLE, tracker.actual // 20)
+    if not (squeezed or kills or (stalls and not after.answers)):
+        return None
+    left = "unknown" if available is None else format_size(available)
+    return Diagnosis(
+        "guest-at-floor",
+        f"the guest has no more to give: available {left}, allocation stalls"
+        f" +{stalls}, OOM kills +{kills}; choose a larger target",
+    )
+
+
+_SURE: Final = 64 * _MIB  # bytes taken, below which the host's figures prove nothing
+
+
+def _risen(before: int | None, after: int | None) -> int:
+    return 0 if before is None or after is None else max(0, after - before)
+
+
+async def _is_running(balloon: Balloon) -> bool:
+    status = await balloon.monitor.execute("query-status")
+    return not isinstance(status, Mapping) or status.get("running") is not False
+
+
+async def _has_driver(balloon: Balloon) -> bool | None:
+    """Ask for the device's status byte; unstable, and there since QEMU 7.2."""
+    try:
+        answer = await balloon.monitor.execute(
+            "x-query-virtio-status", {"path": f"{balloon.path}/virtio-backend"}
+        )
+    except CommandError:
+        return None
+    match answer:
+        case {"status": {"statuses": list(names)}}:
+            return any("DRIVER_OK" in str(name) for name in cast("list[object]", names))
+        case _:
+            return None

@@ -1,0 +1,177 @@
+"""What a guest says of its own memory.
+
+The figures come from the guest's driver, which answers when QEMU asks, every
+polling interval. So they are as old as they are: :attr:`GuestStats.last_update`
+belongs to every one of them. And they are a guest's word: hints, not facts.
+
+Sources: QAPI reference, ``guest-stats`` of virtio-balloon; docs/interop/
+virtio-balloon-stats in QEMU; "Memory Statistics Tags" in the virtio specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Final, cast
+
+from attrs import field, fields, frozen
+
+__all__ = ["GuestStats"]
+
+_UNSET: Final = frozenset({2**64 - 1, -1})  # -1 on QEMU before 2.6
+_NAMES: Final = MappingProxyType(
+    {
+        "stat-total-memory": "total",
+        "stat-free-memory": "free",
+        "stat-available-memory": "available",
+        "stat-disk-caches": "disk_caches",
+        "stat-swap-in": "swap_in",
+        "stat-swap-out": "swap_out",
+        "stat-major-faults": "major_faults",
+        "stat-minor-faults": "minor_faults",
+        "stat-htlb-pgalloc": "hugetlb_allocations",
+        "stat-htlb-pgfail": "hugetlb_failures",
+        "stat-oom-kills": "oom_kills",
+        "stat-alloc-stalls": "alloc_stalls",
+        "stat-async-scans": "async_scans",
+        "stat-direct-scans": "direct_scans",
+        "stat-async-reclaims": "async_reclaims",
+        "stat-direct-reclaims": "direct_reclaims",
+    }
+)
+
+
+@frozen
+class GuestStats:
+    """One sample of a guest's memory statistics.
+
+    Everything that the guest does not report is ``None``, never zero.
+
+    Attributes:
+        last_update: When the guest answered, to the second, by the host's clock;
+            ``None`` if it never did.
+        age: How many seconds ago that was when the sample was read.
+        total: Bytes of memory the guest's kernel has; on Linux without what is
+            in the balloon, on Windows with it.
+        free: Bytes that nothing uses, not even a cache.
+        available: Bytes that can be had without swapping, most of the page cache
+            included.
+        disk_caches: Bytes of page cache.
+        swap_in: Bytes read from swap since the guest booted.
+        swap_out: Bytes written to swap since then.
+        major_faults: Page faults that had to wait for a disk, since then.
+        minor_faults: Other page faults, since then.
+        hugetlb_allocations: Huge pages handed out, since then.
+        hugetlb_failures: Huge pages that could not be had, since then.
+        oom_kills: Processes killed for want of memory, since then.
+        alloc_stalls: Allocations that had to reclaim memory first, since then.
+        async_scans: Pages that kswapd looked at, since then.
+        direct_scans: Pages that allocating tasks looked at, since then.
+        async_reclaims: Pages that kswapd freed, since then.
+        direct_reclaims: Pages that allocating tasks freed, since then.
+        extra: What newer versions of QEMU report besides, under QEMU's names.
+    """
+
+    last_update: datetime | None = None
+    age: float | None = None
+    total: int | None = None
+    free: int | None = None
+    available: int | None = None
+    disk_caches: int | None = None
+    swap_in: int | None = None
+    swap_out: int | None = None
+    major_faults: int | None = None
+    minor_faults: int | None = None
+    hugetlb_allocations: int | None = None
+    hugetlb_failures: int | None = None
+    oom_kills: int | None = None
+    alloc_stalls: int | None = None
+    async_scans: int | None = None
+    direct_scans: int | None = None
+    async_reclaims: int | None = None
+    direct_reclaims: int | None = None
+    extra: Mapping[str, int] = field(factory=dict[str, int])
+
+    @classmethod
+    def from_wire(cls, value: object, wall_time: float | None = None) -> GuestStats:
+        """Read the value of a device's ``guest-stats`` property.
+
+        What makes no sense is taken as not reported.
+
+        Args:
+            value: As QEMU returned it.
+            wall_time: The host's time in seconds since the epoch, for ``age``.
+        """
+        answer = _mapping(value)
+        known: dict[str, int] = {}
+        extra: dict[str, int] = {}
+        for name, figure in _mapping(answer.get("stats")).items():
+            if not _is_figure(figure):
+                continue
+            if name in _NAMES:
+                known[_NAMES[name]] = cast("int", figure)
+            else:
+                extra[name] = cast("int", figure)
+        updated = answer.get("last-update")
+        seconds = updated if isinstance(updated, int) and updated > 0 else None
+        return cls(
+            last_update=_time(seconds),
+            age=None if None in (seconds, wall_time) else max(0.0, wall_time - seconds),  # type: ignore[operator]
+            extra=extra,
+            **known,
+        )
+
+    @property
+    def reclaimable(self) -> int | None:
+        """Bytes the guest could do without, by its own word.
+
+        That is ``available`` where it is reported; older guests only tell what is
+        free and what is cache.
+        """
+        if self.available is not None:
+            return self.available
+        if self.free is not None and self.disk_caches is not None:
+            return self.free + self.disk_caches
+        return self.free
+
+    def same_sample(self, other: GuestStats) -> bool:
+        """Tell whether the guest has not answered anew between these two."""
+        return all(
+            getattr(self, attribute.name) == getattr(other, attribute.name)
+            for attribute in fields(type(self))
+            if attribute.name != "age"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it: bytes, seconds, an ISO 8601 time."""
+        figures: dict[str, object] = {
+            attribute.name: getattr(self, attribute.name)
+            for attribute in fields(type(self))
+            if attribute.name != "extra"
+        }
+        updated = self.last_update
+        return {
+            **figures,
+            "last_update": updated.isoformat() if updated else None,
+            "extra": dict(self.extra),
+        }
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+
+
+def _is_figure(value: object) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return value >= 0 and value not in _UNSET
+
+
+def _time(seconds: int | None) -> datetime | None:
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):  # a guest's fantasy
+        return None

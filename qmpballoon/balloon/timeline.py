@@ -1,0 +1,95 @@
+"""What was seen of a balloon and its guest, sample by sample.
+
+Charts, reports and the ``watch`` command are all drawn from this, so that they
+agree with each other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import asdict, frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Sample", "Timeline"]
+
+
+@frozen
+class Sample:
+    """What was known at one moment; ``None`` where a thing was not.
+
+    Attributes:
+        t: Seconds since the beginning.
+        target: Bytes the guest was asked to come to, by us.
+        actual: Bytes the guest has.
+        total: Bytes of memory the guest's kernel manages.
+        free: Bytes that nothing in the guest uses.
+        available: Bytes the guest could have without swapping.
+        disk_caches: Bytes of the guest's page cache.
+        resident: Bytes of the host's memory that QEMU holds.
+        mark: A word on what happened then, such as ``"stalled"``; else ``None``.
+    """
+
+    t: float
+    target: int | None
+    actual: int
+    total: int | None = None
+    free: int | None = None
+    available: int | None = None
+    disk_caches: int | None = None
+    resident: int | None = None
+    mark: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it: bytes and seconds."""
+        return asdict(self)
+
+
+class Timeline:
+    """Samples in the order of time, in bounded memory.
+
+    When there are more than ``capacity``, every second one of them goes, but for
+    the marked ones: a timeline of days gets coarser, and neither longer nor cut.
+
+    Args:
+        capacity: How many samples to hold at most, 2 or more.
+    """
+
+    def __init__(self, capacity: int = 10_000) -> None:
+        if capacity < _SMALLEST:
+            raise ValueError(f"capacity is {capacity}: it must be at least {_SMALLEST}")
+        self._capacity = capacity
+        self._samples: list[Sample] = []
+
+    def __len__(self) -> int:
+        """Return how many samples there are."""
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Iterate over the samples in the order of time."""
+        return iter(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Return one sample; negative indexes count from the end."""
+        return self._samples[index]
+
+    def add(self, sample: Sample) -> None:
+        """Append a sample, which must not be older than the last one."""
+        if self._samples and sample.t < self._samples[-1].t:
+            raise ValueError(f"a sample of {sample.t} s is older than the last one")
+        self._samples.append(sample)
+        if len(self._samples) > self._capacity:
+            self._samples = [
+                kept
+                for index, kept in enumerate(self._samples)
+                if index % 2 == 0 or kept.mark is not None
+            ]
+
+    def to_json(self) -> list[dict[str, object]]:
+        """Return the samples as the command prints them."""
+        return [sample.to_json() for sample in self._samples]
+
+
+_SMALLEST: Final = 2

@@ -1,0 +1,144 @@
+"""Judging from a balloon's size over time whether it gets where it was sent.
+
+Pure: observations in, verdicts out.
+
+A balloon that no longer moves is not one of which no byte moves. A guest at its
+limit still hands over a page now and then, and one with deflate-on-oom takes back
+and gives again for ever. So progress is what the balloon has come *nearer* to its
+target than ever before, and it has stalled when that is less than a certain rate
+over a window of time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final, Literal
+
+from attrs import field, frozen
+
+from qmpballoon.checks import require_seconds
+
+__all__ = ["Phase", "StallLimits", "Tracker"]
+
+Phase = Literal["waiting", "moving", "slowing", "stalled", "reached"]
+"""How a balloon fares: not yet begun, at its pace, at less than a quarter of its
+best pace, below the stall limits, there."""
+
+_PAGE: Final = 4096
+# The driver of a guest with larger pages cannot come nearer than its page size.
+_LARGEST_PAGE: Final = 65536
+_RATE_WINDOW: Final = 1.0  # seconds over which the present rate is taken
+_SLOWING: Final = 0.25
+# Nothing but a reset or hot-plugged memory moves a balloon backwards this far
+# between two looks at it.
+_JUMP: Final = 64 * 1024 * 1024
+_JUMPS_FORGIVEN: Final = 3
+
+
+@frozen
+class StallLimits:
+    """What counts as a stall.
+
+    Attributes:
+        rate: Bytes a second. A balloon slower than this has stalled.
+        window: Seconds over which the rate is taken.
+    """
+
+    rate: float = 1024 * 1024
+    window: float = field(default=5.0)
+
+    @window.validator
+    def _check_window(self, _: object, value: float) -> None:
+        require_seconds(value, "window")
+
+
+class Tracker:
+    """Follows one balloon on its way to one target.
+
+    Args:
+        target: Bytes, as QEMU takes it: whole pages, not above the RAM.
+        actual: Bytes at the beginning.
+        now: Seconds at the beginning, on any clock.
+        limits: What counts as a stall.
+
+    Attributes:
+        target: Where it is to go.
+        before: Where it was at the beginning.
+        actual: Where it is.
+        jumps: How often it was thrown back, by a reset or hot-plugged memory.
+    """
+
+    def __init__(
+        self, target: int, actual: int, now: float, limits: StallLimits | None = None
+    ) -> None:
+        self.target = target
+        self.before = actual
+        self.actual = actual
+        self.jumps = 0
+        self._limits = limits or StallLimits()
+        self._start = self._now = now
+        self._rate = 0.0
+        self._fastest = 0.0
+        # Times, and how near to the target the balloon had come by then.
+        self._history = deque([(now, self.distance)])
+
+    def observe(self, now: float, actual: int) -> Phase:
+        """Take in that the balloon is at ``actual`` at ``now``; return the phase."""
+        nearest = self._history[-1][1]
+        self.actual = actual
+        if self.distance > nearest + _JUMP and self.jumps < _JUMPS_FORGIVEN:
+            self.jumps += 1
+            self._history.clear()
+            nearest = self.distance
+        self._smooth_rate(now - self._now, nearest - min(nearest, self.distance))
+        self._now = now
+        self._history.append((now, min(nearest, self.distance)))
+        # The oldest entry is the other end of the window, or beyond it.
+        horizon = now - self._limits.window
+        while len(self._history) > 1 and self._history[1][0] <= horizon:
+            self._history.popleft()
+        return self.phase
+
+    @property
+    def distance(self) -> int:
+        """Bytes between the balloon and its target."""
+        return abs(self.actual - self.target)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return self._now - self._start
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second by which the balloon nears its target, over a second or so."""
+        return self._rate
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds to the target at the present rate; ``None`` if it does not move."""
+        return self.distance / self._rate if self._rate >= 1 else None
+
+    @property
+    def phase(self) -> Phase:
+        """How the balloon fares."""
+        if self.distance < _PAGE:
+            return "reached"
+        if self._stalled:
+            return "reached" if self.distance < _LARGEST_PAGE else "stalled"
+        if self._fastest == 0:
+            return "waiting"
+        return "slowing" if self._rate < self._fastest * _SLOWING else "moving"
+
+    @property
+    def _stalled(self) -> bool:
+        (then, far), (_, near) = self._history[0], self._history[-1]
+        span = self._now - then
+        return span >= self._limits.window and far - near < self._limits.rate * span
+
+    def _smooth_rate(self, seconds: float, progress: int) -> None:
+        if seconds > 0:
+            weight = -math.expm1(-seconds / _RATE_WINDOW)
+            self._rate += (progress / seconds - self._rate) * weight
+            self._fastest = max(self._fastest, self._rate)
