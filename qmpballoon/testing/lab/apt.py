@@ -129,7 +129,7 @@ class Apt:
         with (
             tempfile.TemporaryFile("w+") as errors,
             subprocess.Popen(
-                ["apt-get", *options, *arguments],
+                [shutil.which("apt-get") or "apt-get", *options, *arguments],
                 cwd=folder or self.folder,
                 env={**os.environ, "LC_ALL": "C"},
                 stdin=subprocess.DEVNULL,

@@ -24,7 +24,7 @@ from qmpballoon.testing.lab.progress import Progress, ProgressBar, Report
 if TYPE_CHECKING:
     import os
     import subprocess
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
 
 __all__ = ["boot"]
 
@@ -63,7 +63,7 @@ async def boot(
     paused: bool = False,
     timeout: float = 120,
     progress: Report | None = None,
-) -> AsyncIterator[Guest]:
+) -> AsyncGenerator[Guest]:
     """Boot a throwaway Linux guest in a QEMU of its own, as a trio context manager.
 
     At the end of the block, also on an exception or when cancelled, QEMU is killed
@@ -150,7 +150,9 @@ async def gather(
 
 
 @asynccontextmanager
-async def _machine(wishes: Wishes, gathered: Parts, accel: str) -> AsyncIterator[Guest]:
+async def _machine(
+    wishes: Wishes, gathered: Parts, accel: str
+) -> AsyncGenerator[Guest]:
     """Start QEMU; the guest has not booted yet when the block starts."""
     with _folder() as folder:
         files = Files.within(folder, gathered.kernel.image)
@@ -178,7 +180,7 @@ async def _machine(wishes: Wishes, gathered: Parts, accel: str) -> AsyncIterator
 
 
 @contextmanager
-def _folder() -> Iterator[Path]:
+def _folder() -> Generator[Path]:
     """Make a folder, for this user alone, whose path leaves room for sockets."""
     base = tempfile.gettempdir()
     with tempfile.TemporaryDirectory(

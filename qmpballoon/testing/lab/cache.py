@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
 __all__ = ["cache_folder", "locked", "write_whole"]
 
@@ -39,7 +39,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None]) -> Generator[None]:
     """Be the only process in the block; a killed process holds no lock.
 
     Args:

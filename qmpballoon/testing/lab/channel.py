@@ -11,12 +11,11 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import trio
+import trio.socket
 from attrs import define, field, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    import trio.socket
 
 __all__ = ["Answer", "Channel", "Decoder", "Ready", "encode"]
 
@@ -88,8 +87,8 @@ class Channel:
     _count: int = 0
     _outgoing: bytes = b""
     _decoder: Decoder = field(factory=Decoder)
-    _waiting: set[int] = field(factory=set)
-    _answers: dict[int, Answer | None] = field(factory=dict)
+    _waiting: set[int] = field(factory=set[int])
+    _answers: dict[int, Answer | None] = field(factory=dict[int, Answer | None])
     _reading: trio.Lock = field(factory=trio.Lock)
     _writing: trio.Lock = field(factory=trio.Lock)
 

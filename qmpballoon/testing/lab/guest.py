@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.lab.errors import GuestCommandError, LabError
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from qmpballoon.testing.lab.channel import Channel
@@ -54,10 +54,10 @@ class Guest:
     process: subprocess.Popen[bytes]
     accel: str
     qemu_version: str
-    _console_file: Path
-    _errors_file: Path
-    _channel: Channel
-    _filled: int = 0
+    _console_file: Path = field(alias="console_file")
+    _errors_file: Path = field(alias="errors_file")
+    _channel: Channel = field(alias="channel")
+    _filled: int = field(default=0, init=False)
 
     @property
     def pid(self) -> int:
@@ -79,7 +79,9 @@ class Guest:
     ) -> str:
         """Run a shell command in the guest; several can run at once.
 
-        It runs as root in busybox's shell, and the OOM killer may take it.
+        It runs as root in busybox's shell, and the OOM killer may take it. What it
+        leaves running in the background must not keep its output open, or there
+        is no answer: write ``(sleep 9; reboot -f) >/dev/null 2>&1 &``.
 
         Args:
             command: One or more lines of shell.
@@ -177,18 +179,20 @@ class Guest:
             The first meminfo that fulfilled the condition.
         """
         with self._deadline(timeout, "did not come to fulfil the condition"):
-            while not condition(meminfo := await self.meminfo()):
+            # Nothing tells us: the guest has to be asked.
+            while not condition(meminfo := await self.meminfo()):  # noqa: ASYNC110
                 await trio.sleep(_POLL)
         return meminfo
 
     async def wait_for_console(self, text: str, *, timeout: float = 60) -> None:
         """Wait until the guest's kernel has printed a text, as in a panic."""
         with self._deadline(timeout, f"did not print {text!r}"):
-            while text not in self.console:
+            # A file, and no event loop can wait for one to grow.
+            while text not in self.console:  # noqa: ASYNC110
                 await trio.sleep(_POLL)
 
     @contextmanager
-    def _deadline(self, seconds: float, failure: str) -> Iterator[None]:
+    def _deadline(self, seconds: float, failure: str) -> Generator[None]:
         try:
             with trio.fail_after(seconds):
                 yield

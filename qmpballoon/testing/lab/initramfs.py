@@ -54,7 +54,7 @@ def build(busybox: Path, modules: Path, *, driver: bool) -> bytes:
     Raises:
         LabError: A module cannot be read.
     """
-    scripts = resources.files(__package__)
+    scripts = resources.files("qmpballoon.testing.lab")
     loaded = load_modules(modules, (*_TRANSPORTS, _BALLOON))
     files = {
         "bin/busybox": busybox.read_bytes(),

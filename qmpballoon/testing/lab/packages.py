@@ -136,8 +136,9 @@ def _fetch(kind: Kind, version: str | None, wanted: str, report: Report) -> Path
         raise LabError(f"{wanted} is not installed, and not fetched here; {_INSTALL}")
     failures: list[str] = []
     for suites in _candidates(kind, version, system["ID"], archive.suite):
+        archives = [evolve(archive, suite=suite) for suite in suites]
         try:
-            return _fetch_from(archive, suites, kind, package, version, report)
+            return _fetch_from(archives, kind, package, version, report)
         except LabError as error:
             failures.append(f"{suites[-1]}: {error}")
     raise LabError(
@@ -159,16 +160,14 @@ def _candidates(
 
 
 def _fetch_from(
-    archive: Archive,
-    suites: tuple[str, ...],
+    archives: list[Archive],
     kind: Kind,
     package: str,
     version: str | None,
     report: Report,
 ) -> Path:
     cache = cache_folder()
-    suite = suites[-1]
-    archives = [evolve(archive, suite=name) for name in suites]
+    suite = archives[-1].suite
     tool = Apt.create(cache / "apt" / suite, archives)
     looking = Progress(f"looking for {kind.name} in {suite}", cache)
     tool.update(lambda share: report(evolve(looking, share=share)))

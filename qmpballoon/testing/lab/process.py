@@ -13,15 +13,14 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
     from pathlib import Path
-
-from contextlib import asynccontextmanager
 
 __all__ = ["running", "wait_ended"]
 
@@ -40,7 +39,7 @@ _LONGEST_END: Final = 60
 @asynccontextmanager
 async def running(
     command: Sequence[str], errors: Path
-) -> AsyncIterator[subprocess.Popen[bytes]]:
+) -> AsyncGenerator[subprocess.Popen[bytes]]:
     """Run a program that is killed at the end of the block, or with this process.
 
     Args:
@@ -48,7 +47,8 @@ async def running(
         errors: A file for what it prints on either stream.
     """
     with errors.open("wb") as output:
-        process = subprocess.Popen(
+        # Blocks for a few milliseconds; trio's own way would use a thread.
+        process = subprocess.Popen(  # noqa: ASYNC220
             [sys.executable, "-I", "-S", "-c", _BECOME, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
