@@ -15,7 +15,7 @@ until it works is quadratic. Instead:
 3. A message whose brackets are closed is given to :mod:`json`, once.
 
 Most messages are one short line that was received whole. Such a line is parsed
-at once; only if it is no complete message does it go the way above.
+at once; only if it begins with no complete message does it go the way above.
 
 A peer may be broken or hostile, so size, nesting and the number of tokens are
 bounded before anything is parsed. QEMU's own parser has the same three limits,
@@ -85,8 +85,8 @@ class Decoder:
         self._limits = limits or Limits()
         self._short = min(_SHORT, self._limits.size)
         self._buffer = bytearray()
-        self._start = 0  # where the message being received begins
-        self._seen = 0  # how far its brackets have been counted
+        self._start: int = 0  # where the message being received begins
+        self._seen: int = 0  # how far its brackets have been counted
         self._skipping = False  # dropping the rest of a bad line
         self._reset_shape()
 
@@ -109,16 +109,17 @@ class Decoder:
             ProtocolError: What was received is no JSON object or array, or
                 exceeds the limits. Any other exception is a bug.
         """
-        if not self.pending or not self._find_start():
+        if not self._find_start():
             return None
-        if self._seen == self._start and (value := self._take_short_line()) is not None:
+        if self._seen == self._start and (value := self._take_from_line()) is not None:
             return value
         while (end := self._possible_end()) is not None:
             self._count_brackets(end)
             if self._depth <= 0:
                 return self._take(end)
         self._count_brackets(len(self._buffer))
-        return None
+        # Closed, though nothing looked like an end: a comma follows, or a quote.
+        return self._take(len(self._buffer)) if self._depth <= 0 else None
 
     def _find_start(self) -> bool:
         """Move to the first byte of a message, if it has been received."""
@@ -137,18 +138,20 @@ class Decoder:
         self._start = self._seen = len(self._buffer) if newline < 0 else newline + 1
         self._reset_shape()
 
-    def _take_short_line(self) -> dict[str, object] | list[object] | None:
-        """Take a message that is one short line; ``None`` if it is not."""
+    def _take_from_line(self) -> dict[str, object] | list[object] | None:
+        """Take a message that a short line begins with; ``None`` if none does."""
         end = self._buffer.find(b"\n", self._start, self._start + self._short)
-        line = bytes(memoryview(self._buffer)[self._start : end]) if end > 0 else b""
+        line = bytes(memoryview(self._buffer)[self._start : max(end, self._start)])
+        # Only what is within the limits even if all brackets and commas count.
         opened = line.count(b"{") + line.count(b"[")
-        if not 0 < opened <= self._limits.depth or len(line) > self._limits.tokens:
+        if not 0 < opened <= self._limits.depth or 2 * len(line) > self._limits.tokens:
             return None
         try:
-            value = _parse(line)
+            value, size = _parse(line)
         except ProtocolError:
             return None
-        self._start = self._seen = end + 1
+        self._start += size
+        self._seen = self._start
         return value
 
     def _possible_end(self) -> int | None:
@@ -166,6 +169,7 @@ class Decoder:
     def _count_brackets(self, end: int) -> None:
         """Take the bytes up to ``end`` into the shape of the current message."""
         if end - self._start > self._limits.size:
+            self._seen = self._start + self._limits.size
             self._fail(f"a message of more than {self._limits.size} bytes")
         chunk = bytes(memoryview(self._buffer)[self._seen : end])
         self._seen = end
@@ -205,7 +209,10 @@ class Decoder:
         message = bytes(memoryview(self._buffer)[self._start : end])
         self._start = self._seen = end
         self._reset_shape()
-        return _parse(message)
+        value, size = _parse(message)
+        if size < len(message):
+            raise _not_qmp(f"something follows a message: {message[size:][:40]!r}")
+        return value
 
     def _fail_at_start(self) -> NoReturn:
         sample = bytes(self._buffer[self._start : self._start + 40])
@@ -218,21 +225,26 @@ class Decoder:
         """Drop the line that holds the current message, and report it."""
         self._start = self._seen
         self._skip_line()
-        raise ProtocolError(f"the peer does not speak QMP: {what}")
+        raise _not_qmp(what)
 
 
-def _parse(message: bytes) -> dict[str, object] | list[object]:
+def _parse(message: bytes) -> tuple[dict[str, object] | list[object], int]:
+    """Return the value that ``message`` begins with, and how many bytes it takes."""
     try:
-        text = message.decode("utf-8")
-        value: dict[str, object] | list[object] = _JSON.decode(text)
+        text = message.decode()
+        value: dict[str, object] | list[object]
+        value, size = _JSON.raw_decode(text)
         if b"\\u" in message:
             _refuse_lone_surrogates(value)
     # UnicodeError and JSONDecodeError are ValueErrors, as is a number of too
     # many digits.
     except (ValueError, RecursionError) as error:
-        what = f"{error} in {message[:80]!r}"
-        raise ProtocolError(f"the peer does not speak QMP: {what}") from None
-    return value
+        raise _not_qmp(f"{error} in {message[:80]!r}") from None
+    return value, size if text.isascii() else len(text[:size].encode())
+
+
+def _not_qmp(what: str) -> ProtocolError:
+    return ProtocolError(f"the peer does not speak QMP: {what}")
 
 
 def _refuse_lone_surrogates(value: object) -> None:

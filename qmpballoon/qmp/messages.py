@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from attrs import field, frozen
 
@@ -35,6 +35,9 @@ __all__ = [
 Id: TypeAlias = int | str
 """What a client may call its commands. QEMU takes any JSON value and writes it
 out anew, so floats and huge integers do not come back as they were."""
+
+_END_OF_TIME: Final = 253_402_300_799  # seconds; what datetime can hold
+_MICROS: Final = 1_000_000  # in a second
 
 
 @frozen(order=True)
@@ -161,7 +164,7 @@ def parse(value: object) -> Greeting | Return | Failure | Event:
         return _failure(message)
     if "QMP" in message:
         return _greeting(message)
-    raise _malformed("a message of no known kind", value)
+    raise _malformed("a message of no known kind", message)
 
 
 def parse_request(value: object) -> Request:
@@ -190,8 +193,10 @@ def _event(message: Mapping[str, object]) -> Event:
 def _timestamp(value: object) -> float | None:
     # QEMU sends -1 for both where it cannot read the clock.
     match value:
-        case {"seconds": int(seconds), "microseconds": int(micros)} if seconds >= 0:
-            return seconds + micros / 1_000_000
+        case {"seconds": int(seconds), "microseconds": int(micros)} if (
+            0 <= seconds < _END_OF_TIME and 0 <= micros < _MICROS
+        ):
+            return seconds + micros / _MICROS
         case _:
             return None
 
@@ -210,12 +215,10 @@ def _greeting(message: Mapping[str, object]) -> Greeting:
     if not isinstance(offered, list):
         raise _malformed("capabilities that are no array", message)
     # Old capabilities could be objects; only names can be asked for.
-    names = [name for name in cast("Sequence[object]", offered) if _is_name(name)]
-    return Greeting(_version(body.get("version")), tuple(map(str, names)))
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str)
+    names = [
+        name for name in cast("Sequence[object]", offered) if isinstance(name, str)
+    ]
+    return Greeting(_version(body.get("version")), tuple(names))
 
 
 def _version(value: object) -> Version | None:
