@@ -1,3 +1,161 @@
-"""Drive QEMU's virtio-balloon straight over the QMP monitor socket."""
+"""Drive QEMU's virtio-balloon straight over the QMP monitor socket.
+
+::
+
+    import trio
+    from qmpballoon import GiB, open_balloon
+
+    async def main():
+        async with open_balloon("/run/vm1.qmp") as balloon:
+            await balloon.resize(2 * GiB)
+
+    trio.run(main)
+
+What is exported here is loaded when it is first asked for, so that importing the
+package loads no event loop: a program on asyncio never loads trio.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qmpballoon.balloon.device import Balloon as Balloon
+    from qmpballoon.balloon.device import BalloonInfo as BalloonInfo
+    from qmpballoon.balloon.diagnosis import Diagnosis as Diagnosis
+    from qmpballoon.balloon.find import find_balloon as find_balloon
+    from qmpballoon.balloon.guard import Guard as Guard
+    from qmpballoon.balloon.guard import Plan as Plan
+    from qmpballoon.balloon.reclaim import ReclaimReport as ReclaimReport
+    from qmpballoon.balloon.reclaim import Snapshot as Snapshot
+    from qmpballoon.balloon.resize import Progress as Progress
+    from qmpballoon.balloon.resize import ResizeResult as ResizeResult
+    from qmpballoon.balloon.stats import GuestStats as GuestStats
+    from qmpballoon.balloon.timeline import Sample as Sample
+    from qmpballoon.balloon.timeline import Timeline as Timeline
+    from qmpballoon.balloon.tracker import StallLimits as StallLimits
+    from qmpballoon.client import TrioMonitor as TrioMonitor
+    from qmpballoon.client import open_balloon as open_balloon
+    from qmpballoon.client import open_monitor as open_monitor
+    from qmpballoon.errors import BalloonError as BalloonError
+    from qmpballoon.errors import BalloonStalled as BalloonStalled
+    from qmpballoon.errors import BalloonUnavailable as BalloonUnavailable
+    from qmpballoon.errors import CommandError as CommandError
+    from qmpballoon.errors import CommandNotFound as CommandNotFound
+    from qmpballoon.errors import DeviceNotFound as DeviceNotFound
+    from qmpballoon.errors import MonitorBusy as MonitorBusy
+    from qmpballoon.errors import MonitorClosed as MonitorClosed
+    from qmpballoon.errors import MonitorError as MonitorError
+    from qmpballoon.errors import MonitorTimeout as MonitorTimeout
+    from qmpballoon.errors import MonitorUnreachable as MonitorUnreachable
+    from qmpballoon.errors import NoBalloonDevice as NoBalloonDevice
+    from qmpballoon.errors import ProtocolError as ProtocolError
+    from qmpballoon.errors import QmpBalloonError as QmpBalloonError
+    from qmpballoon.errors import StatsUnavailable as StatsUnavailable
+    from qmpballoon.errors import UnsafeTarget as UnsafeTarget
+    from qmpballoon.monitor import Monitor as Monitor
+    from qmpballoon.qmp.messages import Event as Event
+    from qmpballoon.sizes import GiB as GiB
+    from qmpballoon.sizes import KiB as KiB
+    from qmpballoon.sizes import MiB as MiB
+    from qmpballoon.sizes import TiB as TiB
+    from qmpballoon.sizes import format_size as format_size
+    from qmpballoon.sizes import parse_size as parse_size
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "balloon.device": ("Balloon", "BalloonInfo"),
+    "balloon.diagnosis": ("Diagnosis",),
+    "balloon.find": ("find_balloon",),
+    "balloon.guard": ("Guard", "Plan"),
+    "balloon.reclaim": ("ReclaimReport", "Snapshot"),
+    "balloon.resize": ("Progress", "ResizeResult"),
+    "balloon.stats": ("GuestStats",),
+    "balloon.timeline": ("Sample", "Timeline"),
+    "balloon.tracker": ("StallLimits",),
+    "client": ("TrioMonitor", "open_balloon", "open_monitor"),
+    "errors": (
+        "BalloonError",
+        "BalloonStalled",
+        "BalloonUnavailable",
+        "CommandError",
+        "CommandNotFound",
+        "DeviceNotFound",
+        "MonitorBusy",
+        "MonitorClosed",
+        "MonitorError",
+        "MonitorTimeout",
+        "MonitorUnreachable",
+        "NoBalloonDevice",
+        "ProtocolError",
+        "QmpBalloonError",
+        "StatsUnavailable",
+        "UnsafeTarget",
+    ),
+    "monitor": ("Monitor",),
+    "qmp.messages": ("Event",),
+    "sizes": ("GiB", "KiB", "MiB", "TiB", "format_size", "parse_size"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+# Written out, so that type checkers can read it; a test holds that it is complete.
+__all__ = [
+    "Balloon",
+    "BalloonError",
+    "BalloonInfo",
+    "BalloonStalled",
+    "BalloonUnavailable",
+    "CommandError",
+    "CommandNotFound",
+    "DeviceNotFound",
+    "Diagnosis",
+    "Event",
+    "GiB",
+    "Guard",
+    "GuestStats",
+    "KiB",
+    "MiB",
+    "Monitor",
+    "MonitorBusy",
+    "MonitorClosed",
+    "MonitorError",
+    "MonitorTimeout",
+    "MonitorUnreachable",
+    "NoBalloonDevice",
+    "Plan",
+    "Progress",
+    "ProtocolError",
+    "QmpBalloonError",
+    "ReclaimReport",
+    "ResizeResult",
+    "Sample",
+    "Snapshot",
+    "StallLimits",
+    "StatsUnavailable",
+    "TiB",
+    "Timeline",
+    "TrioMonitor",
+    "UnsafeTarget",
+    "__version__",
+    "find_balloon",
+    "format_size",
+    "open_balloon",
+    "open_monitor",
+    "parse_size",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for the first time."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name what there is, loaded or not."""
+    return sorted({*globals(), *_HOMES})

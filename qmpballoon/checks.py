@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["require_seconds", "require_size"]
+__all__ = ["require_interval", "require_seconds", "require_size"]
 
+_MAX_INTERVAL = 2**32 - 1  # seconds; QEMU refuses longer ones
 _MAX_SIZE = 2**63 - 1  # QMP's integers; QEMU refuses larger sizes
 
 
@@ -21,6 +22,20 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
         raise TypeError(f"{name} is {value!r}: it must be a whole number of bytes")
     if not minimum <= value <= _MAX_SIZE:
         raise ValueError(f"{name} is {value}: it must be at least {minimum} bytes")
+    return value
+
+
+def require_interval(value: object, name: str) -> int:
+    """Return ``value`` if QEMU takes it as a polling interval: whole seconds.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is out of range.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: it must be a whole number of seconds")
+    if not 0 <= value <= _MAX_INTERVAL:
+        raise ValueError(f"{name} is {value}: it must be 0 to {_MAX_INTERVAL} seconds")
     return value
 
 

@@ -45,7 +45,7 @@ from qmpballoon.transport import Target, Transport, connect
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -70,7 +70,7 @@ async def open_monitor(
     command_timeout: float = COMMAND_TIMEOUT,
     oob: bool = False,
     tls: ssl.SSLContext | None = None,
-) -> AsyncIterator[TrioMonitor]:
+) -> AsyncGenerator[TrioMonitor, None]:
     """Connect to a QMP monitor and negotiate; an asynchronous context manager.
 
     Args:
@@ -117,7 +117,7 @@ async def open_balloon(
     command_timeout: float = COMMAND_TIMEOUT,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
-) -> AsyncIterator[Balloon]:
+) -> AsyncGenerator[Balloon, None]:
     """Connect to a VM's monitor and find its balloon; a context manager.
 
     Args:

@@ -21,7 +21,7 @@ from qmpballoon.balloon import resize as _resize
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.sampler import Sampler
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.checks import require_seconds, require_size
+from qmpballoon.checks import require_interval, require_seconds, require_size
 from qmpballoon.errors import (
     BalloonUnavailable,
     CommandError,
@@ -34,7 +34,7 @@ from qmpballoon.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from qmpballoon.balloon.guard import Plan
     from qmpballoon.balloon.reclaim import ReclaimReport
@@ -43,10 +43,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.tracker import StallLimits
     from qmpballoon.monitor import Monitor
 
-__all__ = ["CLEANUP", "NO_DEVICE", "PAGE", "Balloon", "BalloonInfo"]
-
-PAGE: Final = 4096
-"""Bytes in a page of the balloon, whatever the guest's own page size."""
+__all__ = ["CLEANUP", "NO_DEVICE", "Balloon", "BalloonInfo"]
 
 _FEATURES: Final = (
     "deflate-on-oom",
@@ -58,7 +55,6 @@ _ANSWER_POLL: Final = 0.01  # seconds between two looks for the guest's answer
 # A guest answers within milliseconds. After so many seconds without a change, a
 # sample of the very second of asking is the new one: it just says the same.
 _GRACE: Final = 0.1
-_INTERVAL_MAX: Final = 2**32 - 1
 CLEANUP: Final = 5.0
 """Seconds for putting things back on the way out."""
 NO_DEVICE: Final = (
@@ -172,7 +168,7 @@ class Balloon:
         require_size(target, "target", minimum=1)
         self._target = None  # until QEMU has taken the new one, nobody knows
         await self._execute("balloon", {"value": target})
-        self._target = -(-target // PAGE) * PAGE
+        self._target = -(-target // _resize.PAGE) * _resize.PAGE
 
     async def stats(self) -> GuestStats:
         """Read the guest's last answer; it may be old, see ``age``.
@@ -238,14 +234,11 @@ class Balloon:
 
         Cancellation: the interval may or may not have been set.
         """
-        if not isinstance(seconds, int) or isinstance(seconds, bool):
-            raise TypeError(f"seconds is {seconds!r}: it must be a whole number")
-        if not 0 <= seconds <= _INTERVAL_MAX:
-            raise ValueError(f"seconds is {seconds}: it must be 0 to {_INTERVAL_MAX}")
+        require_interval(seconds, "seconds")
         await self._set("guest-stats-polling-interval", seconds)
 
     @asynccontextmanager
-    async def stats_interval(self, seconds: int) -> AsyncIterator[None]:
+    async def stats_interval(self, seconds: int) -> AsyncGenerator[None, None]:
         """Have the guest asked every so many seconds within an ``async with`` block.
 
         The interval is afterwards what it was before, also after an exception or
@@ -275,6 +268,7 @@ class Balloon:
         timeout: float = float("inf"),
         on_stall: OnStall = "raise",
         floor: int = _resize.FLOOR,
+        headroom: int | None = _resize.HEADROOM,
         on_progress: Callable[[Progress], None] | None = None,
         limits: StallLimits | None = None,
     ) -> ResizeResult:
@@ -290,6 +284,9 @@ class Balloon:
                 the size reached and raises, ``"settle"`` settles and returns,
                 ``"rollback"`` goes back to the size before and returns.
             floor: Bytes below which no target is taken.
+            headroom: Bytes a shrinking guest keeps available, by its own word; the
+                target is not reached where that would take them. ``None`` asks for
+                the target whatever the guest says, which can kill it.
             on_progress: Called some times a second with how far it is.
             limits: What counts as a stall.
 
@@ -312,6 +309,7 @@ class Balloon:
             timeout=timeout,
             on_stall=on_stall,
             floor=floor,
+            headroom=headroom,
             on_progress=on_progress,
             limits=limits,
         )
@@ -364,8 +362,19 @@ class Balloon:
             self, amount, guard or Guard(), hold=hold, on_progress=on_progress
         )
 
+    async def is_running(self) -> bool:
+        """Tell whether the VM runs; a paused one's balloon does not move.
+
+        Cancellation: at once, with no effect.
+        """
+        match await self._execute("query-status"):
+            case {"running": False}:
+                return False
+            case _:
+                return True
+
     @asynccontextmanager
-    async def sampler(self) -> AsyncIterator[Sampler]:
+    async def sampler(self) -> AsyncGenerator[Sampler, None]:
         """Yield a sampler, which reads guest, balloon and host time and again.
 
         The statistics interval is afterwards what it was before, also after an
@@ -377,7 +386,7 @@ class Balloon:
             yield sampler
 
     @asynccontextmanager
-    async def _interval_kept(self) -> AsyncIterator[int]:
+    async def _interval_kept(self) -> AsyncGenerator[int, None]:
         """Put the statistics interval back at the end, however that comes."""
         interval = await self.get_stats_interval()
         try:
@@ -390,8 +399,10 @@ class Balloon:
     async def _query_balloon(self) -> tuple[int, dict[str, object]]:
         answer = await self._execute("query-balloon")
         match answer:
-            case {"actual": int(actual), **extra}:
-                return actual, cast("dict[str, object]", extra)
+            case {"actual": int(actual)}:
+                extra = dict(cast("Mapping[str, object]", answer))
+                del extra["actual"]
+                return actual, extra
             case _:
                 raise ProtocolError(f"query-balloon returned {answer!r:.80}")
 
@@ -413,8 +424,7 @@ class Balloon:
 
     async def _why_no_stats(self, timeout: float) -> str:
         """Say why a guest did not answer, as far as that can be told."""
-        status = await self._execute("query-status")
-        if isinstance(status, Mapping) and not status.get("running", True):
+        if not await self.is_running():
             why = "the VM is paused: resume it (cont)"
         elif (await self.stats()).last_update is None:
             why = (

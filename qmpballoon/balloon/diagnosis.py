@@ -10,7 +10,7 @@ Sources: QAPI reference, ``query-status``, ``x-query-virtio-status``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from attrs import asdict, frozen
@@ -20,6 +20,7 @@ from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.squeeze import Squeezed
     from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.balloon.tracker import Tracker
 
@@ -71,22 +72,20 @@ class Evidence:
     stats: GuestStats
     running: bool = True
     driver: bool | None = None
-    answers: bool = True
+    answers: bool = False
 
 
-async def gather(balloon: Balloon, *, ask: bool) -> Evidence:
+async def gather(balloon: Balloon) -> Evidence:
     """Look at everything that may tell why a balloon does not move.
 
-    Args:
-        balloon: Whose.
-        ask: Have the guest answer anew; it takes up to a second.
+    The guest is made to answer anew, which takes up to a second.
     """
-    running, stats, answers = await _is_running(balloon), await balloon.stats(), True
-    if ask and running:
-        try:
+    running, answers = await balloon.is_running(), False
+    stats = await balloon.stats()
+    if running:
+        with suppress(StatsUnavailable):
             stats = await balloon.refresh_stats(timeout=_ANSWER_TIMEOUT)
-        except StatsUnavailable:
-            answers = False
+            answers = True
     return Evidence(
         total=(await balloon.query()).total,
         resident=balloon.resident(),
@@ -97,14 +96,23 @@ async def gather(balloon: Balloon, *, ask: bool) -> Evidence:
     )
 
 
-def explain(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis:
+def explain(
+    tracker: Tracker, before: Evidence, after: Evidence, end: Squeezed
+) -> Diagnosis:
     """Tell why the balloon stalled.
 
     Args:
         tracker: How it moved.
         before: What could be seen before the target was set.
         after: What could be seen when it had stalled.
+        end: How the movement ended.
     """
+    if end.ending in ("spent", "trouble"):
+        return Diagnosis(
+            "guest-at-floor",
+            f"the guest has no more to give: {end.reason}; choose a larger target, or"
+            " make the guest use less",
+        )
     for suspect in (_paused, _no_driver, _reset, _hot_plug, _inhibited, _at_floor):
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
@@ -199,11 +207,6 @@ def _risen(before: int | None, after: int | None) -> int:
     return 0 if before is None or after is None else max(0, after - before)
 
 
-async def _is_running(balloon: Balloon) -> bool:
-    status = await balloon.monitor.execute("query-status")
-    return not isinstance(status, Mapping) or status.get("running") is not False
-
-
 async def _has_driver(balloon: Balloon) -> bool | None:
     """Ask for the device's status byte; unstable, and there since QEMU 7.2."""
     try:
@@ -213,7 +216,7 @@ async def _has_driver(balloon: Balloon) -> bool | None:
     except CommandError:
         return None
     match answer:
-        case {"status": {"statuses": list(names)}}:
+        case {"status": {"statuses": [*names]}}:
             return any("DRIVER_OK" in str(name) for name in cast("list[object]", names))
         case _:
             return None

@@ -91,13 +91,16 @@ class Guard:
 
 @frozen
 class Limits:
-    """A guard's figures for one guest; as in :class:`Guard`."""
+    """A guard's figures for one guest; as in :class:`Guard`.
+
+    By default there is no step, no cap on the rate, and silence is no trouble.
+    """
 
     headroom: int
     floor: int
-    step: int
-    max_rate: float
-    stale_after: float
+    step: int | None = None
+    max_rate: float = math.inf
+    stale_after: float = math.inf
 
 
 @frozen
@@ -142,8 +145,9 @@ class Plan:
         return (
             f"{format_size(self.amount)} can be taken, {format_size(self.from_free)}"
             f" of it free memory and {format_size(self.from_cache)} page cache:"
-            f" {keeps}, and {binding}. The guest goes from {format_size(self.actual)} to"
-            f" {format_size(self.target)}, in about {self.seconds:.0f} s"
+            f" {keeps}, and {binding}. The guest goes from"
+            f" {format_size(self.actual)} to {format_size(self.target)}, in about"
+            f" {self.seconds:.0f} s"
         )
 
 
@@ -215,6 +219,7 @@ class Governor:
         self._bottom = max(limits.floor, plan.target if plan.binding == "amount" else 0)
         self._start = plan.actual
         self._target = plan.actual
+        self._unanswered = False  # the guest has not answered since the last step
         self._oom_kills = stats.oom_kills
         # A guest that has little available from the start is no emergency of ours.
         self._alarm = min(limits.headroom, plan.available) // 2
@@ -233,19 +238,18 @@ class Governor:
         trouble = self._trouble(stats, silence)
         if trouble is not None:
             return Decision("stop", self._start, trouble)
-        if silence > 0:  # nothing is known of what the last step did
+        self._unanswered = self._unanswered and silence > 0
+        if self._unanswered:  # nothing is known of what the last step did
             return Decision("take", self._target)
         available = stats.reclaimable or 0
         spare = available - self._limits.headroom
         goal = min(max(self._bottom, actual - spare), self._start)
         if abs(goal - actual) < _SLACK and self._target <= actual:
             return Decision("done", actual, self._why_done(goal))
-        self._target = max(goal, actual - self._limits.step, self._slowest(seconds))
-        return Decision("take", self._target)
-
-    def exhausted(self, actual: int) -> Decision:
-        """Judge a guest that hands over no more, though it seems to have some."""
-        return Decision("done", actual, "the guest gives no more")
+        target = max(goal, self._lowest(seconds, actual))
+        self._unanswered = target != self._target
+        self._target = target
+        return Decision("take", target)
 
     def _trouble(self, stats: GuestStats, silence: float) -> str | None:
         if silence > self._limits.stale_after:
@@ -262,10 +266,12 @@ class Governor:
             )
         return None
 
-    def _slowest(self, seconds: float) -> int:
-        """Return how low the rate cap lets the target be by now."""
-        taken = self._limits.max_rate * seconds
-        return -1 if math.isinf(taken) else self._start - int(taken)
+    def _lowest(self, seconds: float, actual: int) -> int:
+        """Return how low the step and the rate cap let the target be by now."""
+        step, taken = self._limits.step, self._limits.max_rate * seconds
+        by_step = 0 if step is None else actual - step
+        by_rate = 0 if math.isinf(taken) else self._start - int(taken)
+        return max(by_step, by_rate)
 
     def _why_done(self, goal: int) -> str:
         return "as planned" if goal == self._bottom else "the headroom is reached"

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, field, frozen
 
 from qmpballoon.balloon.guard import Governor, Guard, Limits, Plan, make_plan
+from qmpballoon.balloon.squeeze import squeeze
 from qmpballoon.balloon.timeline import Timeline
-from qmpballoon.balloon.tracker import Tracker
+from qmpballoon.balloon.tracker import StallLimits, Tracker
 from qmpballoon.checks import require_size
 from qmpballoon.errors import MonitorError, StatsUnavailable
 
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.guard import Decision
     from qmpballoon.balloon.sampler import Sampler
+    from qmpballoon.balloon.squeeze import Squeezed
     from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.balloon.timeline import Sample
+    from qmpballoon.balloon.tracker import Phase
 
 __all__ = ["ReclaimOutcome", "ReclaimReport", "Snapshot", "plan", "reclaim"]
 
@@ -37,8 +39,7 @@ before it began as there was nothing to spare."""
 CLEANUP: Final = 5.0
 """Seconds for giving the memory back when something went wrong."""
 
-_TICK: Final = 0.04  # seconds between two samples while the balloon moves
-_REST_TICK: Final = 0.1  # and while it gives back
+_TICK: Final = 0.1  # seconds between two samples while memory is given back
 
 
 @frozen
@@ -134,8 +135,8 @@ async def reclaim(
     run = _Run(balloon, Governor(limits, planned, before.stats), before, on_progress)
     try:
         async with balloon.sampler() as sampler:
-            decision = await run.take(sampler)
-            held = hold and decision.action == "done"
+            end = await run.take(sampler, limits)
+            held = hold and end.ending != "trouble"
             if held:
                 await balloon.set_target(run.timeline[-1].actual)
             else:
@@ -147,8 +148,8 @@ async def reclaim(
             await balloon.set_target(before.actual)
         raise
     return ReclaimReport(
-        outcome="done" if decision.action == "done" else "stopped",
-        reason=decision.reason,
+        outcome="stopped" if end.ending == "trouble" else "done",
+        reason=end.reason or "the guest gives no more",
         requested=planned.amount if amount is None else amount,
         handed_over=before.actual - min(sample.actual for sample in run.timeline),
         seconds=balloon.monitor.now() - sampler.start,
@@ -195,23 +196,13 @@ class _Run:
     on_progress: Callable[[Sample], None] | None
     timeline: Timeline = field(factory=Timeline)
 
-    async def take(self, sampler: Sampler) -> Decision:
-        """Inflate as far as the governor allows; return its last decision."""
-        monitor = self.balloon.monitor
-        tracker = Tracker(0, self.before.actual, monitor.now())
-        while True:
-            sample = await self.look(sampler)
-            phase = tracker.observe(monitor.now(), sample.actual)
-            decision = self.governor.decide(
-                sample.t, sample.actual, sampler.stats, sampler.silence
-            )
-            if decision.action != "take":
-                return decision
-            if phase == "stalled":
-                return self.governor.exhausted(sample.actual)
-            if decision.target != self.balloon.target:
-                await self.balloon.set_target(decision.target)
-            await monitor.sleep(_TICK)
+    async def take(self, sampler: Sampler, limits: Limits) -> Squeezed:
+        """Inflate as far as the governor allows."""
+        pace = StallLimits(rate=min(StallLimits().rate, limits.max_rate / 4))
+        now = self.balloon.monitor.now()
+        tracker = Tracker(0, self.before.actual, now, pace)
+        keep = self._keep
+        return await squeeze(self.balloon, sampler, self.governor, tracker, keep)
 
     async def give_back(self, sampler: Sampler) -> None:
         """Let the guest have all it had, and wait until it does."""
@@ -219,16 +210,14 @@ class _Run:
         await self.balloon.set_target(self.before.actual)
         tracker = Tracker(self.before.actual, self.timeline[-1].actual, monitor.now())
         while True:
-            sample = await self.look(sampler)
+            sample = await sampler.take()
+            self._keep(sample)
             if tracker.observe(monitor.now(), sample.actual) in ("reached", "stalled"):
                 return
             left = tracker.time_left
-            await monitor.sleep(min(_REST_TICK, math.inf if left is None else left))
+            await monitor.sleep(min(_TICK, math.inf if left is None else left))
 
-    async def look(self, sampler: Sampler) -> Sample:
-        """Take a sample, keep it, and show it."""
-        sample = await sampler.take()
+    def _keep(self, sample: Sample, _: Phase | None = None) -> None:
         self.timeline.add(sample)
         if self.on_progress is not None:
             self.on_progress(sample)
-        return sample

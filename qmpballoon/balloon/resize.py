@@ -1,27 +1,34 @@
 """Bringing a balloon to a size, and telling the truth about it.
 
-The loop here asks QEMU for the size, feeds :mod:`~qmpballoon.balloon.tracker`, and
-ends when the target is reached, the balloon has stalled, or the time is up. It
-polls rather than waits for ``BALLOON_CHANGE``: QEMU sends that at most once a
-second, so the last one may come a second late. Near the end it polls every few
-milliseconds, elsewhere seldom.
+The size is polled, rather than told by ``BALLOON_CHANGE``: QEMU sends that at most
+once a second, so the last one may come a second late.
 
-A stalled balloon keeps pulling at the guest for as long as its target stands. So
-whatever happens, the target that is left behind is one the guest has reached.
+A guest is asked for no more than it says it has available, less a small headroom.
+Without that, a target it cannot reach would press on it until it kills processes
+or panics, and no stall would be noticed before. A guest that reports nothing is
+asked for the target as it is.
+
+A balloon that does not get there keeps pulling for as long as its target stands.
+So whatever happens, the target left behind is one that the guest has reached.
 """
 
 from __future__ import annotations
 
-import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, define, evolve, frozen
 
 from qmpballoon.balloon.diagnosis import explain, gather
+from qmpballoon.balloon.guard import Governor, Limits, make_plan
+from qmpballoon.balloon.squeeze import Squeezed, follow, squeeze
 from qmpballoon.balloon.tracker import Phase, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
-from qmpballoon.errors import BalloonStalled, MonitorError, UnsafeTarget
+from qmpballoon.errors import (
+    BalloonStalled,
+    MonitorError,
+    UnsafeTarget,
+)
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
@@ -29,8 +36,18 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.balloon.diagnosis import Diagnosis
+    from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["FLOOR", "OnStall", "Outcome", "Progress", "ResizeResult", "resize"]
+__all__ = [
+    "FLOOR",
+    "HEADROOM",
+    "PAGE",
+    "OnStall",
+    "Outcome",
+    "Progress",
+    "ResizeResult",
+    "resize",
+]
 
 FLOOR: Final = 32 * MiB
 """Bytes below which no Linux guest is left alive; targets below are refused."""
@@ -44,9 +61,11 @@ OnStall = Literal["raise", "settle", "rollback"]
 Outcome = Literal["reached", "stalled", "settled", "rolled-back", "timed-out"]
 """How resizing can end."""
 
-_PAGE: Final = 4096
-_FASTEST: Final = 0.01  # seconds between two looks, near the end
-_SLOWEST: Final = 0.25  # and far from it
+PAGE: Final = 4096
+"""Bytes in a page of the balloon, whatever the guest's own page size."""
+
+HEADROOM: Final = 32 * MiB
+"""Bytes available that a shrinking guest is left with at least."""
 
 
 @frozen
@@ -106,94 +125,130 @@ async def resize(
     timeout: float,
     on_stall: OnStall,
     floor: int,
+    headroom: int | None,
     on_progress: Callable[[Progress], None] | None,
     limits: StallLimits | None,
 ) -> ResizeResult:
     """Bring the guest to a size; see :meth:`Balloon.resize`."""
-    _check(target, timeout, on_stall, floor)
-    before = await gather(balloon, ask=False)
+    _check(target, timeout, on_stall, floor, headroom)
+    before = await gather(balloon)
     actual = await balloon.actual()
-    goal = min(-(-target // _PAGE) * _PAGE, before.total or target)
+    goal = min(-(-target // PAGE) * PAGE, before.total or target)
     tracker = Tracker(goal, actual, balloon.monitor.now(), limits)
+    run = _Run(balloon, tracker, on_progress)
     try:
-        await balloon.set_target(goal)
-        await _follow(balloon, tracker, timeout, on_progress)
-        result = ResizeResult(
-            outcome="reached",
-            requested=target,
-            before=actual,
-            actual=tracker.actual,
-            target=goal,
-            seconds=tracker.elapsed,
-        )
-        if tracker.phase == "reached":
-            return result
-        diagnosis = explain(tracker, before, await gather(balloon, ask=True))
+        if goal < actual and headroom is not None and before.answers:
+            end = await run.shrink(before.stats, headroom, timeout)
+        else:
+            end = await run.go(timeout)
+        if end.ending == "reached":
+            return run.result(target, "reached")
+        diagnosis = explain(tracker, before, await gather(balloon), end)
     except BaseException:
         await _leave_in_peace(balloon, tracker)
         raise
-    outcome: Outcome = "stalled" if tracker.phase == "stalled" else "timed-out"
-    result = evolve(result, outcome=outcome, diagnosis=diagnosis)
-    return await _give_in(balloon, result, on_stall, limits)
-
-
-async def _follow(
-    balloon: Balloon,
-    tracker: Tracker,
-    timeout: float,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> None:
-    """Watch the balloon until it is there, has stalled, or the time is up."""
-    monitor = balloon.monitor
-    deadline = monitor.now() + timeout
-    while monitor.now() < deadline:
-        phase = tracker.observe(monitor.now(), await balloon.actual())
-        if on_progress is not None:
-            on_progress(_progress(tracker, phase))
-        if phase in ("reached", "stalled"):
-            return
-        await monitor.sleep(min(_pause(tracker), deadline - monitor.now()))
-
-
-def _pause(tracker: Tracker) -> float:
-    """Look again when a good part of the way may be done, and not too late."""
-    left = math.inf if tracker.time_left is None else tracker.time_left
-    if tracker.phase == "waiting":
-        return 4 * _FASTEST
-    return min(max(left / 4, _FASTEST), _SLOWEST)
-
-
-async def _give_in(
-    balloon: Balloon,
-    result: ResizeResult,
-    on_stall: OnStall,
-    limits: StallLimits | None,
-) -> ResizeResult:
-    """Stop pulling at the guest, the way the caller wants it."""
+    outcome: Outcome = "timed-out" if end.ending == "timed-out" else "stalled"
+    result = run.result(target, outcome, diagnosis)
     if on_stall == "rollback":
-        start = balloon.monitor.now()
-        tracker = Tracker(result.before, result.actual, start, limits)
-        await balloon.set_target(result.before)
-        await _follow(balloon, tracker, math.inf)
-        return evolve(
-            result,
-            outcome="rolled-back",
-            actual=tracker.actual,
-            target=result.before,
-            seconds=result.seconds + tracker.elapsed,
+        return await _roll_back(balloon, result)
+    settled = await _settle(balloon, before.total, headroom or 0)
+    result = evolve(result, actual=settled, target=settled)
+    if on_stall == "raise":
+        raise BalloonStalled(_say(result), result)
+    return evolve(result, outcome="settled" if outcome == "stalled" else outcome)
+
+
+@define
+class _Run:
+    """One balloon on its way to one target."""
+
+    balloon: Balloon
+    tracker: Tracker
+    on_progress: Callable[[Progress], None] | None
+
+    async def go(self, timeout: float) -> Squeezed:
+        """Ask for the whole way at once, and watch."""
+        await self.balloon.set_target(self.tracker.target)
+        show = self._show
+        return Squeezed(await follow(self.balloon, self.tracker, show, timeout=timeout))
+
+    async def shrink(
+        self, stats: GuestStats, headroom: int, timeout: float
+    ) -> Squeezed:
+        """Ask the guest for no more than it says it can give."""
+        limits = Limits(headroom=headroom, floor=self.tracker.target)
+        plan = make_plan(limits, self.tracker.before, stats)
+        if plan is None:  # it says nothing useful: go by its size
+            return await self.go(timeout)
+        governor = Governor(limits, plan, stats)
+        async with self.balloon.sampler() as sampler:
+            return await squeeze(
+                self.balloon,
+                sampler,
+                governor,
+                self.tracker,
+                lambda _, phase: self._show(phase),
+                timeout=timeout,
+            )
+
+    def result(
+        self, requested: int, outcome: Outcome, diagnosis: Diagnosis | None = None
+    ) -> ResizeResult:
+        """Say how it went so far."""
+        return ResizeResult(
+            outcome=outcome,
+            requested=requested,
+            before=self.tracker.before,
+            actual=self.tracker.actual,
+            target=self.tracker.target,
+            seconds=self.tracker.elapsed,
+            diagnosis=diagnosis,
         )
-    actual = await _settle(balloon)
-    result = evolve(result, actual=actual, target=actual)
-    if on_stall == "settle":
-        outcome: Outcome = "settled" if result.outcome == "stalled" else "timed-out"
-        return evolve(result, outcome=outcome)
-    raise BalloonStalled(_say(result), result)
+
+    def _show(self, phase: Phase) -> None:
+        if self.on_progress is not None:
+            self.on_progress(
+                Progress(
+                    seconds=self.tracker.elapsed,
+                    before=self.tracker.before,
+                    target=self.tracker.target,
+                    actual=self.tracker.actual,
+                    rate=self.tracker.rate,
+                    time_left=self.tracker.time_left,
+                    phase=phase,
+                )
+            )
 
 
-async def _settle(balloon: Balloon) -> int:
-    """Make the size that was reached the target, and return it."""
+async def _roll_back(balloon: Balloon, result: ResizeResult) -> ResizeResult:
+    """Go back to the size before."""
+    await balloon.set_target(result.before)
+    tracker = Tracker(result.before, result.actual, balloon.monitor.now())
+    await follow(balloon, tracker)
+    return evolve(
+        result,
+        outcome="rolled-back",
+        actual=tracker.actual,
+        target=result.before,
+        seconds=result.seconds + tracker.elapsed,
+    )
+
+
+async def _settle(balloon: Balloon, total: int | None, headroom: int) -> int:
+    """Stay at the size that was reached, and return it.
+
+    A guest that was squeezed dry gets its headroom back: one left with nothing
+    available dies of the next thing it does.
+    """
     actual = await balloon.actual()
-    await balloon.set_target(actual)
+    available = (await balloon.stats()).reclaimable
+    lacking = 0 if available is None else max(0, headroom - available)
+    target = min(actual + lacking, total or actual)
+    await balloon.set_target(target)
+    if lacking:
+        tracker = Tracker(target, actual, balloon.monitor.now())
+        await follow(balloon, tracker)
+        return tracker.actual
     return actual
 
 
@@ -203,12 +258,15 @@ async def _leave_in_peace(balloon: Balloon, tracker: Tracker) -> None:
         return  # growing hurts nobody
     # Without the monitor nothing more can be done, and the caller is told of that.
     with balloon.monitor.shield(CLEANUP), suppress(MonitorError):
-        await _settle(balloon)
+        await balloon.set_target(await balloon.actual())
 
 
-def _check(target: int, timeout: float, on_stall: str, floor: int) -> None:
+def _check(
+    target: int, timeout: float, on_stall: str, floor: int, headroom: int | None
+) -> None:
     require_size(target, "target", minimum=1)
     require_size(floor, "floor")
+    require_size(headroom or 0, "headroom")
     require_seconds(timeout, "timeout")
     if on_stall not in get_args(OnStall):
         choices = ", ".join(get_args(OnStall))
@@ -218,18 +276,6 @@ def _check(target: int, timeout: float, on_stall: str, floor: int) -> None:
             f"a target of {format_size(target)} is below the floor of"
             f" {format_size(floor)}, which no guest survives; nothing was sent"
         )
-
-
-def _progress(tracker: Tracker, phase: Phase) -> Progress:
-    return Progress(
-        seconds=tracker.elapsed,
-        before=tracker.before,
-        target=tracker.target,
-        actual=tracker.actual,
-        rate=tracker.rate,
-        time_left=tracker.time_left,
-        phase=phase,
-    )
 
 
 def _say(result: ResizeResult) -> str:

@@ -15,7 +15,7 @@ import math
 from collections import deque
 from typing import Final, Literal
 
-from attrs import field, frozen
+from attrs import frozen
 
 from qmpballoon.checks import require_seconds
 
@@ -46,11 +46,11 @@ class StallLimits:
     """
 
     rate: float = 1024 * 1024
-    window: float = field(default=5.0)
+    window: float = 5.0
 
-    @window.validator
-    def _check_window(self, _: object, value: float) -> None:
-        require_seconds(value, "window")
+    def __attrs_post_init__(self) -> None:
+        """Refuse what makes no sense."""
+        require_seconds(self.window, "window")
 
 
 class Tracker:
