@@ -27,7 +27,7 @@ _KERNEL: Final = (
     # Plugged memory is used at once.
     " memhp_default_state=online"
     # Boots, and faults pages in, faster.
-    " mitigations=off no_timer_check random.trust_cpu=on"
+    " mitigations=off random.trust_cpu=on"
 )
 
 

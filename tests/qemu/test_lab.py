@@ -1,0 +1,232 @@
+"""The lab itself: guests boot, do as they are told, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import TYPE_CHECKING, cast
+
+import pytest
+import trio
+
+from qmpballoon.testing import lab
+from qmpballoon.testing.lab import GiB, MiB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.qemu
+
+
+async def qmp(path: Path, command: str, **arguments: object) -> object:
+    """Run one command on a monitor, with nothing of the library's."""
+    request = {"execute": command, "arguments": arguments}
+    negotiation: dict[str, object] = {"execute": "qmp_capabilities"}
+    received = b""
+    with trio.fail_after(30):
+        stream = await trio.open_unix_socket(str(path))
+        async with stream:
+            for message in (negotiation, request):
+                await stream.send_all(json.dumps(message).encode())
+            async for data in stream:
+                received += data
+                lines = [json.loads(line) for line in received.splitlines()[:-1]]
+                if received.endswith(b"\n"):
+                    lines.append(json.loads(received.splitlines()[-1]))
+                replies = [line for line in lines if {*line} & {"return", "error"}]
+                if len(replies) == 2:
+                    return replies[1].get("return", replies[1].get("error"))
+    raise AssertionError(received)
+
+
+async def test_memory_and_cache_go_where_they_are_told() -> None:
+    async with lab.boot(memory=GiB, cache=200 * MiB, hog=100 * MiB) as guest:
+        start = await guest.meminfo()
+        assert 200 * MiB <= start["Buffers"] < 250 * MiB
+        assert 100 * MiB <= start["AnonPages"] < 120 * MiB
+        await guest.hog(50 * MiB)
+        await guest.fill_cache(100 * MiB)
+        more = await guest.meminfo()
+        assert more["AnonPages"] - start["AnonPages"] >= 50 * MiB
+        assert more["Buffers"] - start["Buffers"] >= 95 * MiB
+        await guest.release()
+        await guest.drop_cache()
+        end = await guest.wait_for(lambda now: now["AnonPages"] < 20 * MiB)
+        assert end["Buffers"] < 20 * MiB
+        # A second time, after everything was dropped.
+        await guest.fill_cache(100 * MiB)
+        assert (await guest.meminfo())["Buffers"] >= 100 * MiB
+
+
+async def test_sockets_and_folder_are_private_and_go() -> None:
+    async with lab.boot(memory=256 * MiB) as guest:
+        folder = guest.socket.parent
+        for path, mode in (
+            (folder, 0o700),
+            (guest.socket, 0o600),
+            (guest.second_socket, 0o600),
+        ):
+            assert stat.S_IMODE(os.stat(path).st_mode) == mode  # noqa: PTH116
+        for path in (guest.socket, guest.second_socket):
+            assert await qmp(path, "query-balloon") == {"actual": 256 * MiB}
+        pid = guest.pid
+    assert not os.path.exists(folder)  # noqa: ASYNC240, PTH110
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_cancelled_boot_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path))
+        with trio.move_on_after(1) as scope:
+            async with lab.boot(memory=256 * MiB, accel="tcg"):
+                pytest.fail("no guest boots in a second without KVM")
+    assert scope.cancelled_caught
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+@pytest.mark.parametrize(
+    ("machine", "device"),
+    [
+        ("pc", "virtio-balloon-pci"),
+        ("pc", "virtio-balloon-pci-transitional,id=b"),
+        ("q35", "virtio-balloon-pci-non-transitional,deflate-on-oom=on"),
+        ("q35", "virtio-balloon-pci,free-page-reporting=on"),
+        ("microvm", "virtio-balloon-device,id=b"),
+    ],
+)
+async def test_the_guest_drives_every_kind_of_balloon(
+    machine: str, device: str
+) -> None:
+    async with lab.boot(memory=256 * MiB, machine=machine, device=device) as guest:
+        await qmp(guest.socket, "balloon", value=200 * MiB)
+        total = (await guest.meminfo())["MemTotal"]
+        await guest.wait_for(lambda now: now["MemTotal"] < total - 40 * MiB)
+
+
+async def test_the_driver_comes_and_goes() -> None:
+    async with lab.boot(memory=256 * MiB, driver=False) as guest:
+        total = (await guest.meminfo())["MemTotal"]
+        await qmp(guest.socket, "balloon", value=200 * MiB)
+        assert await qmp(guest.socket, "query-balloon") == {"actual": 256 * MiB}
+        await guest.load_driver()
+        await guest.wait_for(lambda now: now["MemTotal"] < total - 50 * MiB)
+        await guest.unload_driver()
+        await guest.wait_for(lambda now: now["MemTotal"] >= total - MiB)
+
+
+async def test_no_balloon() -> None:
+    async with lab.boot(memory=256 * MiB, device=None) as guest:
+        error = cast("dict[str, str]", await qmp(guest.socket, "query-balloon"))
+        assert error["class"] == "DeviceNotActive"
+
+
+async def test_commands_run_side_by_side_and_tell_how_they_ended() -> None:
+    async with lab.boot(memory=256 * MiB) as guest:
+        finished: list[int] = []
+
+        async def run(number: int) -> None:
+            output = await guest.run(f"sleep 0.{9 - number}; seq {number} 3000")
+            assert output.splitlines() == [str(n) for n in range(number, 3001)]
+            finished.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(5):
+                nursery.start_soon(run, number)
+        assert sorted(finished) == [*range(5)]
+        assert await guest.run("printf 'ü\\n\\\\ \"$((1+1))\"\n'") == "ü\n\\ 2"
+        assert await guest.run("echo no; exit 3", check=False) == "no"
+        with pytest.raises(lab.GuestCommandError, match="ended with 3") as caught:
+            await guest.run("echo no; exit 3")
+        assert (caught.value.status, caught.value.output) == (3, "no")
+        with pytest.raises(lab.LabError, match=r"did not answer .* within 0.2 s"):
+            await guest.run("sleep 60", timeout=0.2)
+        assert await guest.run("echo still here") == "still here"
+
+
+async def test_the_oom_killer_takes_a_hog_and_nothing_else() -> None:
+    async with lab.boot(memory=256 * MiB) as guest:
+        assert await guest.oom_kills() == 0
+        with pytest.raises(lab.GuestCommandError) as caught:
+            await guest.hog(GiB)
+        assert caught.value.status == 137
+        assert await guest.oom_kills() == 1
+        assert "Out of memory: Killed process" in guest.console
+        assert (await guest.meminfo())["AnonPages"] < 20 * MiB
+
+
+async def test_a_panic_is_seen_and_qemu_stays() -> None:
+    async with lab.boot(memory=256 * MiB) as guest:
+        async with trio.open_nursery() as nursery:
+
+            async def crash() -> None:
+                with pytest.raises(lab.LabError, match="Kernel panic"):
+                    await guest.run("echo c >/proc/sysrq-trigger", timeout=10)
+
+            nursery.start_soon(crash)
+            await guest.wait_for_console("Kernel panic")
+        assert guest.process.poll() is None
+        status = cast("dict[str, object]", await qmp(guest.socket, "query-status"))
+        assert status["running"] is True
+
+
+async def test_a_reset_boots_it_again() -> None:
+    async with lab.boot(memory=256 * MiB, hog=50 * MiB) as guest:
+        await qmp(guest.socket, "system_reset")
+        await guest.ready(boots=2)
+        assert (await guest.meminfo())["AnonPages"] < 20 * MiB
+
+
+async def test_a_paused_guest_boots_once_it_may() -> None:
+    async with lab.boot(memory=256 * MiB, paused=True) as guest:
+        assert guest.kernel_release == ""
+        await qmp(guest.socket, "cont")
+        await guest.ready()
+        assert guest.kernel_release == await guest.run("uname -r")
+
+
+async def test_plugged_memory_comes_online() -> None:
+    extra = ("-m", "slots=1,maxmem=2G")
+    async with lab.boot(memory=512 * MiB, extra=extra) as guest:
+        before = (await guest.meminfo())["MemTotal"]
+        backend = {"qom-type": "memory-backend-ram", "id": "m", "size": GiB}
+        assert await qmp(guest.socket, "object-add", **backend) == {}
+        dimm = {"driver": "pc-dimm", "id": "d", "memdev": "m"}
+        assert await qmp(guest.socket, "device_add", **dimm) == {}
+        await guest.wait_for(lambda now: now["MemTotal"] == before + GiB)
+
+
+async def test_a_device_that_does_not_exist_is_told_in_qemus_words() -> None:
+    with pytest.raises(lab.LabError, match="'nonsense' is not a valid device"):
+        async with lab.boot(device="nonsense"):
+            pytest.fail("it started")
+
+
+async def test_the_end_of_qemu_is_told() -> None:
+    async with lab.boot(memory=256 * MiB) as guest:
+        guest.process.kill()
+        with pytest.raises(lab.LabError, match="QEMU went away"):
+            await guest.run("sleep 60")
+
+
+@pytest.mark.parametrize(
+    ("qemu", "kernel"), [("7.2", "6.1"), ("10.0", "6.12"), ("11.1", "6.12")]
+)
+async def test_other_versions_beside_the_installed_one(qemu: str, kernel: str) -> None:
+    try:
+        async with lab.boot(memory=256 * MiB, qemu=qemu, kernel=kernel) as guest:
+            version = await qmp(guest.socket, "query-version")
+            assert guest.qemu_version.startswith(f"{qemu}.")
+            assert guest.kernel_release.startswith(f"{kernel}.")
+            # Lists what its modules offer: it aborts if it loads another QEMU's.
+            types = await qmp(guest.second_socket, "qom-list-types")
+    except lab.LabError as error:
+        if "cannot be fetched" not in str(error):
+            raise
+        pytest.skip(str(error))
+    numbers = cast("dict[str, dict[str, int]]", version)["qemu"]
+    assert f"{numbers['major']}.{numbers['minor']}" == qemu
+    assert {"name": "virtio-gpu-pci", "parent": "virtio-gpu-pci-base"} in cast(
+        "list[object]", types
+    )
