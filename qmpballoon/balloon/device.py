@@ -10,7 +10,6 @@ Sources: QAPI reference, ``balloon``, ``query-balloon``, ``qom-get``, ``qom-set`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
@@ -34,7 +33,7 @@ from qmpballoon.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from qmpballoon.balloon.guard import Plan
     from qmpballoon.balloon.reclaim import ReclaimReport

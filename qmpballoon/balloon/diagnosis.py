@@ -216,7 +216,7 @@ async def _has_driver(balloon: Balloon) -> bool | None:
     except CommandError:
         return None
     match answer:
-        case {"status": {"statuses": [*names]}}:
-            return any("DRIVER_OK" in str(name) for name in cast("list[object]", names))
+        case {"status": {"statuses": statuses}}:
+            return "DRIVER_OK" in str(statuses)
         case _:
             return None
