@@ -1,0 +1,109 @@
+"""Shrinking a guest while looking at it many times a second.
+
+The loop that both ``resize`` and ``reclaim`` run: take a sample, let the
+:class:`~qmpballoon.balloon.guard.Governor` judge it, set the target it says. They
+differ in what they let the governor allow.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Final, Literal
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.guard import Governor
+    from qmpballoon.balloon.sampler import Sampler
+    from qmpballoon.balloon.timeline import Sample
+    from qmpballoon.balloon.tracker import Phase, Tracker
+
+__all__ = ["Ending", "Squeezed", "follow", "squeeze"]
+
+Ending = Literal["reached", "stalled", "timed-out", "spent", "trouble"]
+"""How a movement of the balloon can end: at its target; no longer moving; out of
+time; the guest has no more to spare; the guest is in need."""
+
+_TICK: Final = 0.04  # seconds between two samples; more often costs the guest
+_FASTEST: Final = 0.01  # seconds between two looks at the size alone, near the end
+_SLOWEST: Final = 0.25  # and far from it
+
+
+@frozen
+class Squeezed:
+    """How shrinking ended.
+
+    Attributes:
+        ending: In a word.
+        reason: In a few; empty where the word says it all.
+    """
+
+    ending: Ending
+    reason: str = ""
+
+
+async def squeeze(
+    balloon: Balloon,
+    sampler: Sampler,
+    governor: Governor,
+    tracker: Tracker,
+    on_sample: Callable[[Sample, Phase], None],
+    *,
+    timeout: float = math.inf,
+) -> Squeezed:
+    """Inflate as far as the governor lets it.
+
+    The target that stands in the end is the last one the governor allowed; the
+    caller decides what becomes of it.
+    """
+    monitor = balloon.monitor
+    deadline = monitor.now() + timeout
+    while monitor.now() < deadline:
+        sample = await sampler.take()
+        phase = tracker.observe(monitor.now(), sample.actual)
+        on_sample(sample, phase)
+        if phase == "reached":
+            return Squeezed("reached")
+        decision = governor.decide(
+            sample.t, sample.actual, sampler.stats, sampler.silence
+        )
+        if decision.action != "take":
+            ending: Ending = "spent" if decision.action == "done" else "trouble"
+            return Squeezed(ending, decision.reason)
+        if phase == "stalled":
+            return Squeezed("stalled")
+        if decision.target != balloon.target:
+            await balloon.set_target(decision.target)
+        await monitor.sleep(_TICK)
+    return Squeezed("timed-out")
+
+
+async def follow(
+    balloon: Balloon,
+    tracker: Tracker,
+    on_look: Callable[[Phase], None] = lambda _: None,
+    *,
+    timeout: float = math.inf,
+) -> Ending:
+    """Watch a balloon on its way to a target that is set, by its size alone."""
+    monitor = balloon.monitor
+    deadline = monitor.now() + timeout
+    while monitor.now() < deadline:
+        phase = tracker.observe(monitor.now(), await balloon.actual())
+        on_look(phase)
+        if phase == "reached":
+            return "reached"
+        if phase == "stalled":
+            return "stalled"
+        await monitor.sleep(min(_pause(tracker, phase), deadline - monitor.now()))
+    return "timed-out"
+
+
+def _pause(tracker: Tracker, phase: Phase) -> float:
+    """Look again when a good part of the way may be done."""
+    if phase == "waiting" or tracker.time_left is None:
+        return _TICK
+    return min(max(tracker.time_left / 4, _FASTEST), _SLOWEST)
