@@ -1,1 +1,1 @@
-"""Testing, for us and for our users: a fake QEMU, and a lab with a real one."""
+"""A fake QEMU that answers word for word, and real ones to hold it against."""

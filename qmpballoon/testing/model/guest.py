@@ -1,0 +1,373 @@
+"""A Linux guest: its memory, its balloon driver, its processes.
+
+The driver moves one step of 1 MiB after the other, thousands of them in a large
+resize. They are not simulated one by one: between two times at which anything else
+happens all steps take equally long, so the guest is advanced to any time by one
+division, and still only ever shows whole steps.
+
+How fast the driver inflates depends on what it takes (free pages, or cache that
+has to be dropped first) and on how little is left: each time that what can still
+be had halves, below a sixteenth of RAM, so does the rate. At the floor it stops,
+and tries again five times a second.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field, frozen
+from attrs.validators import ge, gt
+
+from qmpballoon.testing.model.memory import PAGE, STEP, Memory
+
+if TYPE_CHECKING:
+    import random
+
+    from qmpballoon.testing.model.workload import WorkloadStep
+
+__all__ = ["SECOND", "Guest", "GuestConfig"]
+
+SECOND: Final = 1_000_000_000
+_RETRY: Final = SECOND // 5
+_REPORT_AFTER: Final = 2 * SECOND
+_STALLS_PER_RETRY: Final = 2
+_PRESSURE_LEVELS: Final = 6
+
+
+@frozen
+class GuestConfig:
+    """What the guest is like. Sizes in bytes, times in nanoseconds of its clock.
+
+    Attributes:
+        used: In use by processes and kernel, beside the kernel's own 2 % of RAM.
+        cache: Page cache at the start.
+        pinned: The part of the cache that cannot be dropped.
+        driver: It has a balloon driver.
+        boot_time: From reset until the driver is there.
+        inflate_rate: Bytes a second while there are free pages.
+        reclaim_rate: Bytes a second while cache has to be dropped.
+        deflate_rate: Bytes a second.
+        stats_delay: How long it takes to answer for statistics; None: for ever.
+        extended_stats: It fills the statistics of Linux 6.12.
+        panic_after: It panics after so long at its floor with a balloon that wants
+            more and may not deflate, as Linux 6.1 does; None: it bears it.
+        workload: What its processes do, in order.
+    """
+
+    used: int = field(default=123 << 20, validator=ge(0))
+    cache: int = field(default=1 << 30, validator=ge(0))
+    pinned: int = field(default=24 << 20, validator=ge(0))
+    driver: bool = True
+    boot_time: int = field(default=5 * SECOND // 2, validator=ge(0))
+    inflate_rate: int = field(default=1 << 30, validator=gt(0))
+    reclaim_rate: int = field(default=1 << 29, validator=gt(0))
+    deflate_rate: int = field(default=2 << 30, validator=gt(0))
+    stats_delay: int | None = 1_000_000
+    extended_stats: bool = True
+    panic_after: int | None = None
+    workload: tuple[WorkloadStep, ...] = ()
+
+
+@frozen
+class _Segment:
+    """Equal steps ahead: how large (negative: deflation), how long, how many."""
+
+    size: int
+    duration: int
+    count: int
+    pressed: bool = False
+
+
+@define
+class Guest:
+    """A guest that is advanced along its own clock, which stands while it is paused.
+
+    Attributes:
+        memory: Its books.
+        now: Nanoseconds on its clock.
+        target: The balloon's size that the device asks for, in bytes.
+        changed_at: When the balloon last moved, on its clock.
+        oom_kills: Times that the kernel killed a process for its memory.
+        panicked: It is dead until it is reset.
+    """
+
+    config: GuestConfig
+    memory: Memory
+    deflate_on_oom: bool
+    free_page_reporting: bool
+    rng: random.Random
+    now: int = field(init=False, default=0)
+    target: int = field(init=False, default=0)
+    changed_at: int = field(init=False, default=0)
+    oom_kills: int = field(init=False, default=0)
+    panicked: bool = field(init=False, default=False)
+    stalled_until: int = field(init=False, default=0)
+    _ready_at: int | None = field(init=False, default=None)
+    _todo: list[WorkloadStep] = field(init=False)
+    _step_from: int = field(init=False, default=0)
+    _floor_since: int | None = field(init=False, default=None)
+    _report_at: int | None = field(init=False, default=None)
+    _stalls: int = field(init=False, default=0)
+    _faults: int = field(init=False, default=0)
+    _pace: int = field(init=False, default=1000)
+
+    def __attrs_post_init__(self) -> None:
+        self._todo = list(self.config.workload)
+        self._draw_pace()
+
+    def _draw_pace(self) -> None:
+        # No two guests are equally fast, nor is one after a reboot.
+        self._pace = self.rng.randint(950, 1050)
+
+    # Its life
+
+    def start_booted(self) -> None:
+        """Begin in the middle of its life, with the driver there."""
+        self._settle_in(self.config.cache)
+        self._ready_at = self.now
+
+    def boot(self) -> None:
+        """Begin, or begin again: everything it had is gone."""
+        ram = self.memory.ram
+        first = self._ready_at is None
+        cache = self.config.cache if first else self.config.pinned
+        self.memory = Memory(ram)
+        self._settle_in(cache)
+        self.panicked = False
+        self._floor_since = None
+        self._ready_at = self.now + self.config.boot_time
+        self._step_from = self._ready_at
+        self._draw_pace()
+
+    def _settle_in(self, cache: int) -> None:
+        config, memory = self.config, self.memory
+        memory.used = min(config.used, memory.free)
+        memory.cache = min(cache, memory.free)
+        memory.pinned = min(config.pinned, memory.cache)
+
+    @property
+    def begun(self) -> bool:
+        """Tell whether it was ever started."""
+        return self._ready_at is not None
+
+    @property
+    def driver_ready(self) -> bool:
+        """Tell whether a balloon driver drives the device."""
+        ready = self._ready_at is not None and self.now >= self._ready_at
+        return self.config.driver and ready
+
+    def plug(self, size: int) -> None:
+        """Add memory, or take some that is not in use away."""
+        idle = self._segment() is None
+        self.memory.ram += size
+        self._wake(idle=idle)
+
+    def set_target(self, size: int) -> None:
+        """Take the balloon's size that the device asks for, in bytes."""
+        idle = self._segment() is None
+        self.target = size
+        self._wake(idle=idle)
+
+    def stall(self, duration: int) -> None:
+        """Let nothing in it move for so long."""
+        self.stalled_until = max(self.stalled_until, self.now + duration)
+        self._step_from = max(self._step_from, self.stalled_until)
+
+    # Time
+
+    def next_event_time(self) -> int | None:
+        """Return when it next does something by itself, apart from stepping."""
+        times = [self._todo[0].at] if self._todo else []
+        if self._ready_at is not None and self.now < self._ready_at:
+            times.append(self._ready_at)
+        times += [t for t in (self._report_at, self._panic_at()) if t is not None]
+        if segment := self._segment():
+            last = self._first_step(segment) + (segment.count - 1) * segment.duration
+            times.append(last)
+        return max(min(times), self.now) if times else None
+
+    def next_step_time(self) -> int | None:
+        """Return when the balloon's size changes next."""
+        segment = self._segment()
+        return self._first_step(segment) if segment else None
+
+    def advance(self, to: int) -> None:
+        """Let time pass up to ``to``, and everything happen that happens by then."""
+        while (event := self.next_event_time()) is not None and event <= to:
+            self._move(event)
+            self.now = event
+            self._happen()
+        self._move(to)
+        self.now = max(self.now, to)
+
+    def _move(self, to: int) -> None:
+        """Take the steps that fit in until ``to``; they are all equal."""
+        segment = self._segment()
+        if segment is None:
+            return
+        count = min(segment.count, (to - self._step_from) // segment.duration)
+        if count <= 0:
+            return
+        if segment.size > 0:
+            self.memory.inflate(count * segment.size, pressed=segment.pressed)
+        else:
+            self.memory.deflate(-count * segment.size)
+        self._step_from += count * segment.duration
+        self.changed_at = self._step_from
+        if segment.pressed:
+            self._stalls += count
+
+    def _happen(self) -> None:
+        idle = self._segment() is None
+        while self._todo and self._todo[0].at <= self.now:
+            self._work(self._todo.pop(0))
+        if self._report_at is not None and self._report_at <= self.now:
+            self._report_at = None
+            self.memory.report_free_pages()
+        panic_at = self._panic_at()
+        if panic_at is not None and panic_at <= self.now:
+            self.panicked = True
+        self._wake(idle=idle)
+
+    def _first_step(self, segment: _Segment) -> int:
+        return max(self._step_from, self.stalled_until) + segment.duration
+
+    def _wake(self, *, idle: bool) -> None:
+        """Begin to step from now on, if the driver was idle; else go on in step."""
+        if idle:
+            self._step_from = max(self._step_from, self.now)
+        self._watch_floor()
+
+    def _watch_floor(self) -> None:
+        at_floor = self.driver_ready and self.at_floor
+        if at_floor and self._floor_since is None:
+            self._floor_since = self.now
+        elif not at_floor and self._floor_since is not None:
+            self._stalls = self.alloc_stalls
+            self._floor_since = None
+            self._step_from = max(self._step_from, self.now)
+
+    # The driver
+
+    @property
+    def at_floor(self) -> bool:
+        """Tell whether the balloon wants more and there is nothing left to give."""
+        return self.target > self.memory.balloon and self.memory.reclaimable < PAGE
+
+    def _segment(self) -> _Segment | None:
+        """Return the equal steps that the driver takes next, if it takes any."""
+        missing = self.target - self.memory.balloon
+        if missing == 0 or self.panicked or not self.driver_ready:
+            return None
+        return self._inflation(missing) if missing > 0 else self._deflation(-missing)
+
+    def _deflation(self, surplus: int) -> _Segment:
+        size = min(STEP, surplus)
+        duration = self._duration(size, self.config.deflate_rate)
+        return _Segment(-size, duration, surplus // size)
+
+    def _inflation(self, missing: int) -> _Segment | None:
+        memory = self.memory
+        size = min(STEP, missing, memory.reclaimable // PAGE * PAGE)
+        if size == 0:
+            return None
+        free = memory.spare >= size
+        source = memory.spare if free else memory.droppable
+        rate = self.config.inflate_rate if free else self.config.reclaim_rate
+        level, above = self._pressure()
+        count = min(missing // size, source // size, -(-above // size))
+        duration = self._duration(size, rate) << level
+        return _Segment(size, duration, max(1, count), pressed=level > 0)
+
+    def _pressure(self) -> tuple[int, int]:
+        """Return how often the rate is halved, and what may go until it is again."""
+        left = self.memory.reclaimable
+        limit = self.memory.ram // 16
+        level = 0
+        while left <= limit and level < _PRESSURE_LEVELS:
+            level += 1
+            limit //= 2
+        return level, left - limit if level < _PRESSURE_LEVELS else left
+
+    def _duration(self, size: int, rate: int) -> int:
+        return max(1, size * SECOND * 1000 // (rate * self._pace))
+
+    # Processes
+
+    def _work(self, step: WorkloadStep) -> None:
+        delta = (abs(step.delta) + PAGE - 1) // PAGE * PAGE
+        if step.kind == "cache":
+            self._read_or_delete(delta, delete=step.delta < 0)
+        elif step.delta > 0:
+            self._allocate(delta)
+        else:
+            self.memory.release(min(delta, self.memory.allocated))
+        if self.free_page_reporting and self.memory.warm and self._report_at is None:
+            self._report_at = self.now + _REPORT_AFTER
+
+    def _read_or_delete(self, size: int, *, delete: bool) -> None:
+        memory = self.memory
+        if not delete:
+            memory.read(size)
+            return
+        size = min(size, memory.droppable)
+        memory.cache -= size
+        memory.warm += size
+
+    def _allocate(self, size: int) -> None:
+        memory = self.memory
+        self._faults += size // PAGE
+        short = size - memory.reclaimable
+        if short > 0:
+            self._stalls += short // STEP + 1
+            if self.deflate_on_oom:
+                memory.deflate(min(memory.balloon, -(-short // STEP) * STEP))
+                self.changed_at = self.now
+        if size <= memory.reclaimable:
+            memory.allocate(size)
+            return
+        self.oom_kills += 1
+        memory.release(memory.allocated)
+
+    def _panic_at(self) -> int | None:
+        after = self.config.panic_after
+        if after is None or self._floor_since is None or self.panicked:
+            return None
+        return None if self.deflate_on_oom else self._floor_since + after
+
+    # What it says of itself
+
+    @property
+    def alloc_stalls(self) -> int:
+        """Times that an allocation had to wait, so far."""
+        if self._floor_since is None:
+            return self._stalls
+        retries = (self.now - self._floor_since) // _RETRY
+        return self._stalls + retries * _STALLS_PER_RETRY
+
+    def statistics(self) -> dict[str, int]:
+        """Return what its driver answers, under QEMU's names without ``stat-``."""
+        memory = self.memory
+        early, late = memory.dropped_early // PAGE, memory.dropped_late // PAGE
+        stats = {
+            "swap-in": 0,
+            "swap-out": 0,
+            "major-faults": 150 + late // 64,
+            "minor-faults": 20_000 + self._faults,
+            "free-memory": memory.free,
+            "total-memory": memory.total,
+            "available-memory": memory.available,
+            "disk-caches": memory.cache,
+            "htlb-pgalloc": 0,
+            "htlb-pgfail": 0,
+        }
+        if self.config.extended_stats:
+            stats |= {
+                "oom-kills": self.oom_kills,
+                "alloc-stalls": self.alloc_stalls,
+                "async-scans": early + early // 4,
+                "direct-scans": late + late // 4,
+                "async-reclaims": early,
+                "direct-reclaims": late,
+            }
+        return stats

@@ -1,0 +1,196 @@
+r"""QEMU's JSON lexer: bytes in, tokens and stray characters out.
+
+It is a table of states, as QEMU's is, and not a handful of regular expressions,
+because clients depend on what happens between the tokens: which byte ends a
+number, how much is eaten after a stray one, and which byte the next token is said
+to start at. A regular expression only shortens the way through long runs that
+stay in one state.
+
+QEMU accepts a little more than JSON (strings in single quotes) and resets on any
+control character, which is how a client gets back in step: ``\\x01``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+__all__ = ["MAX_TOKEN_SIZE", "Lexer", "Token"]
+
+MAX_TOKEN_SIZE: Final = 64 << 20
+"""Bytes in a token, and in all the tokens of a message together."""
+
+
+class Token(NamedTuple):
+    """A token; ``kind`` is ``"error"`` for what belongs to no token.
+
+    Attributes:
+        kind: ``integer``, ``float``, ``keyword``, ``string``, ``error``, one of
+            the six structural characters, or the state in which it grew too long.
+        raw: Its bytes.
+        line: Where it starts, from 1.
+        column: Likewise, and with QEMU's own idea of it: after a token that only
+            the next character ended, one too many.
+    """
+
+    kind: str
+    raw: bytes
+    line: int
+    column: int
+
+
+_Row = dict[int, tuple[str, bool]]
+"""From a byte to the next state, and whether that byte is looked at again."""
+
+_STRUCTURE: Final = b"{}[]:,"
+_DIGITS: Final = b"0123456789"
+_LETTERS: Final = b"abcdefghijklmnopqrstuvwxyz"
+_FINAL: Final = frozenset(["integer", "float", "keyword", "string", *"{}[]:,"])
+_ERROR: Final = ("error", False)
+
+
+def _row(*rules: tuple[bytes, str], ends: str | None = None) -> _Row:
+    """Return a state's row: ``ends`` is the token that any other byte ends."""
+    row: _Row = dict.fromkeys(range(256), (ends, True) if ends else _ERROR)
+    for chars, state in rules:
+        row.update(dict.fromkeys(chars, (state, False)))
+    return row
+
+
+def _string_rows(quote: bytes, name: str) -> dict[str, _Row]:
+    printable = bytes(range(0x20, 0xFE))
+    inside = ((printable, name), (b"\\", f"{name}-escape"), (quote, "string"))
+    return {name: _row(*inside), f"{name}-escape": _row((printable, name))}
+
+
+def _recovery_row() -> _Row:
+    row: _Row = dict.fromkeys(range(256), ("recovery", False))
+    resets = (*range(0x20), 0xFE, 0xFF, *_STRUCTURE)
+    row.update(dict.fromkeys(resets, ("start", True)))
+    return row
+
+
+_TABLE: Final[dict[str, _Row]] = {
+    "start": _row(
+        (b" \t\r\n", "start"),
+        (b'"', "double"),
+        (b"'", "single"),
+        (b"0", "zero"),
+        (b"123456789", "digits"),
+        (b"-", "sign"),
+        (_LETTERS, "word"),
+        *((bytes([char]), chr(char)) for char in _STRUCTURE),
+    ),
+    **_string_rows(b'"', "double"),
+    **_string_rows(b"'", "single"),
+    "sign": _row((b"0", "zero"), (b"123456789", "digits")),
+    "zero": _row((_DIGITS, "error"), (b".", "point"), ends="integer"),
+    "digits": _row(
+        (_DIGITS, "digits"), (b".", "point"), (b"eE", "exponent"), ends="integer"
+    ),
+    "point": _row((_DIGITS, "fraction")),
+    "fraction": _row((_DIGITS, "fraction"), (b"eE", "exponent"), ends="float"),
+    "exponent": _row((b"+-", "exponent-sign"), (_DIGITS, "exponent-digits")),
+    "exponent-sign": _row((_DIGITS, "exponent-digits")),
+    "exponent-digits": _row((_DIGITS, "exponent-digits"), ends="float"),
+    "word": _row((_LETTERS, "word"), ends="keyword"),
+    "recovery": _recovery_row(),
+}
+
+_RUNS: Final = {
+    "double": re.compile(rb"[ !#-\[\]-\xfd]+"),
+    "single": re.compile(rb"[ -&(-\[\]-\xfd]+"),
+    "recovery": re.compile(rb"[^\x00-\x1f\xfe\xff{}\[\]:,]+"),
+    "start": re.compile(rb"[ \t\r]+"),
+}
+
+
+class Lexer:
+    """Turns bytes into tokens, one at a time."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._at = 0
+        self._state = "start"
+        self._token = bytearray()
+        self._line, self._column = 1, 0
+        self._start = (1, 1)
+        self._counted = False
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes from the peer; any chunking will do."""
+        del self._pending[: self._at]
+        self._at = 0
+        self._pending += data
+
+    def next_token(self) -> Token | None:
+        """Return the next token, or None once more bytes are needed."""
+        while self._at < len(self._pending):
+            self._skip_run()
+            if self._at < len(self._pending) and (token := self._step()):
+                return token
+            if len(self._token) > MAX_TOKEN_SIZE:
+                token = self._emit(self._state)
+                self._state = "start"
+                return token
+        return None
+
+    def _skip_run(self) -> None:
+        """Pass over bytes that leave the state as it is."""
+        pattern = _RUNS.get(self._state)
+        match = pattern and pattern.match(
+            self._pending, self._at, self._at + MAX_TOKEN_SIZE
+        )
+        if not match or self._counted:
+            return
+        if self._state in {"double", "single"}:
+            self._token += match[0]
+        self._at = match.end()
+        self._column += len(match[0])
+        if self._state == "start":
+            self._mark_start()
+
+    def _step(self) -> Token | None:
+        """Take one byte; return the token that it ends, if it ends one."""
+        byte = self._pending[self._at]
+        self._count(byte)
+        state, again = _TABLE[self._state][byte]
+        if not again:
+            self._at += 1
+            self._counted = False
+            self._token.append(byte)
+        self._state = state
+        if state in _FINAL:
+            token = self._emit(state)
+            self._state = "start"
+            self._mark_start()
+            return token
+        if state == "error":
+            token = self._emit("error")
+            self._state = "recovery"
+            return token
+        if state in {"start", "recovery"}:
+            self._token.clear()
+        if state == "start":
+            self._mark_start()
+        return None
+
+    def _count(self, byte: int) -> None:
+        """Move the position on; a byte that is looked at again counts once."""
+        if self._counted:
+            return
+        self._counted = True
+        self._column += 1
+        if byte == ord("\n"):
+            self._line += 1
+            self._column = 0
+
+    def _mark_start(self) -> None:
+        # QEMU puts the next token's start behind the character it is at, even
+        # where that character is still to be looked at again.
+        self._start = (self._line, self._column + 1)
+
+    def _emit(self, kind: str) -> Token:
+        token = Token(kind, bytes(self._token), *self._start)
+        self._token.clear()
+        return token

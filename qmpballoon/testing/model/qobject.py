@@ -1,0 +1,118 @@
+"""QEMU's values as text, byte for byte.
+
+QEMU keeps an object's members in a hash table of 512 buckets and writes them in
+the table's order, so the order on the wire follows from the names alone. Clients
+have come to see it, in logs and in their own recorded transcripts; a fake that
+wrote another order could be told from the real thing.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias, Union
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["INT64_MAX", "UINT64_MAX", "Scalar", "Value", "in_table_order", "to_json"]
+
+Scalar: TypeAlias = bool | int | float | str | None
+Value: TypeAlias = Union[Scalar, "Sequence[Value]", "dict[str, Value]"]
+"""What a QObject can hold. Integers are 64 bits wide, signed or unsigned."""
+
+INT64_MAX: Final = (1 << 63) - 1
+UINT64_MAX: Final = (1 << 64) - 1
+
+_BUCKETS: Final = 512
+_SHORT: Final = {
+    '"': '\\"',
+    "\\": "\\\\",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+}
+_NEEDS_ESCAPE: Final = re.compile(r"[^ !#-\[\]-~]")
+
+
+@functools.lru_cache(maxsize=4096)
+def _bucket(name: str) -> int:
+    """Return the hash table's bucket for a member's name."""
+    raw = name.encode("utf-8", "surrogatepass")
+    value = 0x238F13AF * len(raw)
+    for i, byte in enumerate(raw):
+        value += byte << (i * 5 % 24)
+    return (1103515243 * value + 12345) % _BUCKETS
+
+
+def in_table_order(members: dict[str, Value]) -> list[tuple[str, Value]]:
+    """Return an object's members in the order in which QEMU walks them.
+
+    Within a bucket the youngest comes first.
+    """
+    return sorted(members.items(), key=lambda item: _bucket(item[0]))
+
+
+def _escape(match: re.Match[str]) -> str:
+    char = match[0]
+    if char in _SHORT:
+        return _SHORT[char]
+    raw = char.encode("utf-16-be", "surrogatepass")
+    return "".join(
+        f"\\u{int.from_bytes(raw[i : i + 2], 'big'):04X}" for i in range(0, len(raw), 2)
+    )
+
+
+def _quoted(text: str) -> str:
+    return f'"{_NEEDS_ESCAPE.sub(_escape, text)}"'
+
+
+def to_json(value: Value) -> str:
+    """Return a value as QEMU writes it: ASCII, one line, members in table order."""
+    # A client's id comes back nested as deep as it was sent, which is deeper than
+    # Python's own stack goes.
+    parts: list[str] = []
+    todo: list[Iterator[tuple[str, Value]]] = [iter([("", value)])]
+    ends = [""]
+    while todo:
+        for prefix, item in todo[-1]:
+            parts.append(prefix)
+            if isinstance(item, str) or not isinstance(item, (dict, Sequence)):
+                parts.append(_scalar(item))
+                continue
+            nested = isinstance(item, dict)
+            parts.append("{" if nested else "[")
+            ends.append("}" if nested else "]")
+            todo.append(_members(item) if isinstance(item, dict) else _items(item))
+            break
+        else:
+            todo.pop()
+            parts.append(ends.pop())
+    return "".join(parts)
+
+
+def _members(members: dict[str, Value]) -> Iterator[tuple[str, Value]]:
+    for i, (name, value) in enumerate(in_table_order(members)):
+        yield f"{', ' if i else ''}{_quoted(name)}: ", value
+
+
+def _items(items: Sequence[Value]) -> Iterator[tuple[str, Value]]:
+    for i, value in enumerate(items):
+        yield ", " if i else "", value
+
+
+def _scalar(value: Scalar) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return str(value)
+        case float():
+            return f"{value:.17g}"
+        case _:
+            return _quoted(value)

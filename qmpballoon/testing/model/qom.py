@@ -1,0 +1,197 @@
+"""The object tree, as far as ballooning looks at it.
+
+Objects come from the profile; those that ballooning has nothing to do with are
+leaves that know their type. Paths may be absolute or, as QEMU allows, any unique
+end of one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from attrs import define, field
+
+from qmpballoon.testing.model.visit import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from qmpballoon.testing.model.qobject import Value
+
+__all__ = ["Node", "Property", "Tree", "device_not_found"]
+
+Setter: TypeAlias = "Callable[[Value], None]"
+
+
+def device_not_found(name: str) -> QmpError:
+    """Return QEMU's error for a path or an id that names nothing."""
+    return QmpError(f"Device '{name}' not found", "DeviceNotFound")
+
+
+@define
+class Property:
+    """One property of an object.
+
+    Attributes:
+        name: Its name.
+        type: Its type, as ``qom-list`` prints it.
+        get: Returns its value.
+        set: Takes a value; raises :exc:`QmpError` when it refuses.
+    """
+
+    name: str
+    type: str
+    get: Callable[[], Value]
+    set: Setter
+
+
+@define
+class Node:
+    """One object: its type, its properties, in the order in which they are listed."""
+
+    type: str
+    properties: dict[str, Property] = field(factory=dict[str, Property])
+
+    def find(self, name: str) -> Property:
+        """Return a property by its name.
+
+        Raises:
+            QmpError: There is none.
+        """
+        if name not in self.properties:
+            raise QmpError(f"Property '{self.type}.{name}' not found")
+        return self.properties[name]
+
+    def override(
+        self,
+        name: str,
+        get: Callable[[], Value] | None = None,
+        set_: Setter | None = None,
+    ) -> None:
+        """Let a property, if there is one, be a function of the machine's state."""
+        found = self.properties.get(name)
+        if found:
+            found.get = get or found.get
+            found.set = set_ or found.set
+
+
+@define
+class Tree:
+    """All objects, by their paths."""
+
+    _nodes: dict[str, Node] = field(factory=lambda: {"/": Node("container")})
+
+    def add(
+        self,
+        path: str,
+        type_: str,
+        entries: Sequence[dict[str, Any]] = (),
+        rename: tuple[tuple[str, str], ...] = (),
+    ) -> Node:
+        """Add an object, and what its children are as far as they are listed.
+
+        Args:
+            path: Where.
+            type_: Its type.
+            entries: Its properties, as the profile has them; none: its type only.
+            rename: Replacements in the values and words that were measured on
+                another object of the type.
+        """
+        node = Node(type_)
+        self._nodes[path] = node
+        self._put(path, node, {"name": "type", "type": "string", "value": type_}, ())
+        for entry in entries:
+            if entry["name"] != "type":
+                self._put(path, node, entry, rename)
+        return node
+
+    def add_child(self, path: str, type_: str, **options: Any) -> Node:  # noqa: ANN401
+        """Add an object as :meth:`add` does, and list it at its parent's."""
+        parent, _, name = path.rpartition("/")
+        entry = {"name": name, "type": f"child<{type_}>"}
+        self._put(parent or "/", self._nodes[parent or "/"], entry, ())
+        return self.add(path, type_, **options)
+
+    def remove(self, path: str) -> None:
+        """Remove an object and all below it."""
+        parent, _, name = path.rpartition("/")
+        del self._nodes[parent].properties[name]
+        for each in [p for p in self._nodes if f"{p}/".startswith(f"{path}/")]:
+            del self._nodes[each]
+
+    def _put(
+        self,
+        path: str,
+        node: Node,
+        entry: dict[str, Any],
+        rename: tuple[tuple[str, str], ...],
+    ) -> None:
+        name, type_ = entry["name"], entry["type"]
+        value = _renamed(entry.get("value"), rename)
+        if type_.startswith("child<"):
+            value = f"{path.rstrip('/')}/{name}"
+            self._nodes.setdefault(value, Node(type_[6:-1]))
+            leaf = self._nodes[value]
+            leaf.properties.setdefault("type", _constant("type", "string", leaf.type))
+        get = _getter(value, _renamed(entry.get("unreadable"), rename))
+        default = f"Property '{node.type}.{name}' is not writable"
+        set_ = _refusal(_renamed(entry.get("refuses", default), rename))
+        node.properties[name] = Property(name, type_, get, set_)
+
+    def resolve(self, path: str) -> str:
+        """Return the full path of the one object that a path names.
+
+        Raises:
+            QmpError: It names none, or several.
+        """
+        parts = [part for part in path.split("/") if part]
+        if path.startswith("/"):
+            full = "/" + "/".join(parts)
+            if full in self._nodes:
+                return full
+            raise device_not_found(path)
+        tail = "/" + "/".join(parts)
+        found = [full for full in self._nodes if full.endswith(tail)] if parts else []
+        if len(found) != 1:
+            raise device_not_found(path)
+        return found[0]
+
+    def __getitem__(self, path: str) -> Node:
+        return self._nodes[path]
+
+    def __contains__(self, path: str) -> bool:
+        return path in self._nodes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+
+def _constant(name: str, type_: str, value: Value) -> Property:
+    refusal = _refusal(f"Property '{value}.{name}' is not writable")
+    return Property(name, type_, lambda: value, refusal)
+
+
+def _getter(value: Value, unreadable: str | None) -> Callable[[], Value]:
+    def get() -> Value:
+        if unreadable is not None:
+            raise QmpError(unreadable)
+        return value
+
+    return get
+
+
+def _refusal(desc: str) -> Setter:
+    def set_(_: Value) -> None:
+        raise QmpError(desc)
+
+    return set_
+
+
+def _renamed(value: Any, rename: tuple[tuple[str, str], ...]) -> Any:  # noqa: ANN401
+    """Replace names in a text; anything else stays as it is."""
+    if not isinstance(value, str):
+        return value
+    text = value
+    for old, new in rename:
+        text = text.replace(old, new)
+    return text

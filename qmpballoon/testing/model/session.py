@@ -1,0 +1,239 @@
+"""One client of the monitor.
+
+Requests are carried out in order. QEMU holds eight of them for a client that
+negotiated out-of-band execution, one for any other, and then stops reading; so the
+bytes of the next request wait. Out-of-band requests are carried out as soon as
+they are read, and so overtake.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from attrs import define, field, frozen
+
+from qmpballoon.testing.model.qobject import in_table_order, to_json
+from qmpballoon.testing.model.reader import Malformed, Reader
+from qmpballoon.testing.model.visit import Aborted, Argument, QmpError, visit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from qmpballoon.testing.model.qobject import Value
+    from qmpballoon.testing.model.reader import Parsed
+    from qmpballoon.testing.profiles import Profile
+
+__all__ = ["QUEUE_LENGTH", "Command", "Host", "Session"]
+
+QUEUE_LENGTH: Final = 8
+"""Requests that QEMU holds for a client with out-of-band execution."""
+
+
+class Host(Protocol):
+    """What a session needs of the machine that it is a session of."""
+
+    profile: Profile
+    now: int
+    reply_delay: int
+    ended: bool
+
+    @property
+    def commands(self) -> Mapping[str, Command]:
+        """The commands there are."""
+        ...
+
+    def settle(self) -> None:
+        """Let happen what is due now."""
+        ...
+
+
+@frozen
+class Command:
+    """What a command does.
+
+    Attributes:
+        run: Carries it out; returns what it returns.
+        schema: Its arguments; None: it checks them itself.
+        oob: It may be executed out of band.
+    """
+
+    run: Callable[[dict[str, Value]], Value]
+    schema: tuple[Argument, ...] | None = ()
+    oob: bool = False
+
+
+@frozen
+class _Queued:
+    message: Parsed | Malformed
+    due: int
+
+
+@define(eq=False)
+class Session:
+    """A client's connection, as QEMU sees it.
+
+    Attributes:
+        negotiated: ``qmp_capabilities`` has been answered; events are sent.
+        oob: Out-of-band execution was negotiated.
+        closed: QEMU has hung up; what is left to read is the last there is.
+    """
+
+    _host: Host
+    negotiated: bool = field(init=False, default=False)
+    oob: bool = field(init=False, default=False)
+    closed: bool = field(init=False, default=False)
+    _reader: Reader = field(init=False)
+    _queue: deque[_Queued] = field(init=False, factory=deque[_Queued])
+    _output: bytearray = field(init=False, factory=bytearray)
+
+    def __attrs_post_init__(self) -> None:
+        self._reader = Reader(self._host.profile.grammar)
+        self.send({"QMP": self._host.profile.greeting})
+
+    # To and from the client
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the client; what follows from them happens now."""
+        self._reader.feed(data)
+        self.run()
+        self._host.settle()
+
+    @property
+    def reading(self) -> bool:
+        """Tell whether QEMU reads on, or lets further bytes wait in the socket."""
+        return len(self._queue) < (QUEUE_LENGTH if self.oob else 1)
+
+    def output(self) -> bytes:
+        """Return the bytes for the client that have come up since the last call."""
+        data = bytes(self._output)
+        self._output.clear()
+        return data
+
+    def send(self, message: dict[str, Value]) -> None:
+        """Write a message to the client."""
+        if not self.closed:
+            self._output += to_json(message).encode("ascii") + b"\r\n"
+
+    def send_event(self, event: dict[str, Value]) -> None:
+        """Write an event to the client, if it has negotiated; else it is lost."""
+        if self.negotiated:
+            self.send(event)
+
+    # Requests
+
+    @property
+    def due(self) -> int | None:
+        """Tell when the next queued request is answered, if one is queued."""
+        return self._queue[0].due if self._queue else None
+
+    def run(self) -> None:
+        """Answer what is due, and read on where there is room."""
+        while not self._host.ended:
+            if self._queue and self._queue[0].due <= self._host.now:
+                self._answer(self._queue.popleft().message)
+            elif self.reading and (message := self._reader.next_message()):
+                self._accept(message)
+            else:
+                return
+
+    def _accept(self, message: Parsed | Malformed) -> None:
+        if _is_oob(message):
+            self._answer(message)
+        else:
+            due = self._host.now + self._host.reply_delay
+            self._queue.append(_Queued(message, due))
+
+    def _answer(self, message: Parsed | Malformed) -> None:
+        if isinstance(message, Malformed):
+            self.send(_failure(QmpError(message.desc)))
+            return
+        request = message.value
+        if not isinstance(request, dict):
+            self.send(_failure(QmpError("QMP input must be a JSON object")))
+            return
+        try:
+            reply: dict[str, Value] = {"return": self._execute(request)}
+        except QmpError as error:
+            reply = _failure(error)
+        except Aborted:
+            return
+        if "id" in request:
+            reply["id"] = request["id"]
+        self.send(reply)
+
+    def _execute(self, request: dict[str, Value]) -> Value:
+        name = self._check(request)
+        command = self._find(name)
+        if "exec-oob" in request and not command.oob:
+            raise QmpError(f"The command {name} does not support OOB")
+        arguments = request.get("arguments", {})
+        assert isinstance(arguments, dict)  # noqa: S101 -- _check has seen to it
+        if command.schema is not None:
+            visit(command.schema, arguments)
+        return command.run(arguments)
+
+    def _check(self, request: dict[str, Value]) -> str:
+        """Check a request's own members; return the command's name."""
+        command: str | None = None
+        key: str | None = None
+        for name, value in in_table_order(request):
+            if name == "execute" or (name == "exec-oob" and self.oob):
+                if not isinstance(value, str):
+                    raise QmpError(f"QMP input member '{name}' must be a string")
+                if key:
+                    raise QmpError(f"QMP input member '{name}' clashes with '{key}'")
+                key, command = name, value
+            elif name == "arguments":
+                if not isinstance(value, dict):
+                    raise QmpError("QMP input member 'arguments' must be an object")
+            elif name != "id":
+                raise QmpError(f"QMP input member '{name}' is unexpected")
+        if command is None:
+            raise QmpError("QMP input lacks member 'execute'")
+        return command
+
+    def _find(self, name: str) -> Command:
+        if name == "qmp_capabilities":
+            schema = (Argument("enable", "any", optional=True),)
+            return Command(self._negotiate, schema, oob=self.negotiated)
+        if not self.negotiated:
+            raise QmpError(
+                "Expecting capabilities negotiation with 'qmp_capabilities'",
+                "CommandNotFound",
+            )
+        if name not in self._host.commands:
+            raise QmpError(f"The command {name} has not been found", "CommandNotFound")
+        return self._host.commands[name]
+
+    def _negotiate(self, arguments: dict[str, Value]) -> Value:
+        wanted = arguments.get("enable", [])
+        if not isinstance(wanted, list):
+            raise QmpError("Invalid parameter type for 'enable', expected: array")
+        for i, name in enumerate(wanted):
+            if not isinstance(name, str):
+                raise QmpError(
+                    f"Invalid parameter type for 'enable[{i}]', expected: string"
+                )
+            if name != "oob":
+                raise QmpError(
+                    f"Parameter 'enable[{i}]' does not accept value '{name}'"
+                )
+        if self.negotiated:
+            raise QmpError(
+                "Capabilities negotiation is already complete, command ignored",
+                "CommandNotFound",
+            )
+        self.negotiated = True
+        self.oob = "oob" in wanted
+        return {}
+
+
+def _is_oob(message: Parsed | Malformed) -> bool:
+    if isinstance(message, Malformed) or not isinstance(message.value, dict):
+        return False
+    return "exec-oob" in message.value and "execute" not in message.value
+
+
+def _failure(error: QmpError) -> dict[str, Value]:
+    return {"error": {"class": error.error_class, "desc": error.desc}}

@@ -1,0 +1,100 @@
+"""Arguments checked the way QEMU's generated code checks them.
+
+Members are visited in the schema's order and the first that is missing or of the
+wrong type is complained of; only then comes what does not belong there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from attrs import frozen
+
+from qmpballoon.testing.model.qobject import INT64_MAX, UINT64_MAX, in_table_order
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qmpballoon.testing.model.qobject import Value
+
+__all__ = ["Aborted", "Argument", "Kind", "QmpError", "check_type", "visit"]
+
+Kind = Literal["integer", "uint64", "string", "boolean", "object", "any"]
+
+_EXPECTED: Final = {"uint64": "integer"}
+
+
+class Aborted(Exception):
+    """QEMU has died in the middle of a command; there is no answer."""
+
+
+class QmpError(Exception):
+    """A command fails.
+
+    Attributes:
+        error_class: QEMU's error class.
+        desc: Its description.
+    """
+
+    def __init__(self, desc: str, error_class: str = "GenericError") -> None:
+        super().__init__(desc)
+        self.desc = desc
+        self.error_class = error_class
+
+
+@frozen
+class Argument:
+    """One argument of a command."""
+
+    name: str
+    kind: Kind
+    optional: bool = False
+
+
+def visit(schema: Sequence[Argument], given: dict[str, Value]) -> None:
+    """Check a command's arguments.
+
+    Raises:
+        QmpError: In QEMU's words.
+    """
+    for argument in schema:
+        if argument.name in given:
+            check_type(argument.name, argument.kind, given[argument.name])
+        elif not argument.optional:
+            raise QmpError(f"Parameter '{argument.name}' is missing")
+    known = {argument.name for argument in schema}
+    for name, _ in in_table_order(given):
+        if name not in known:
+            raise QmpError(f"Parameter '{name}' is unexpected")
+
+
+def check_type(name: str, kind: Kind, value: Value) -> None:
+    """Check one value's type.
+
+    Raises:
+        QmpError: In QEMU's words.
+    """
+    if not _fits(kind, value):
+        expected = _EXPECTED.get(kind, kind)
+        raise QmpError(f"Invalid parameter type for '{name}', expected: {expected}")
+
+
+def _fits(kind: Kind, value: Value) -> bool:
+    match kind:
+        case "integer":
+            return _is_integer(value, INT64_MAX)
+        case "uint64":
+            # A negative number becomes a huge one: QEMU takes it.
+            return _is_integer(value, UINT64_MAX)
+        case "string":
+            return isinstance(value, str)
+        case "boolean":
+            return isinstance(value, bool)
+        case "object":
+            return isinstance(value, dict)
+        case "any":
+            return True
+
+
+def _is_integer(value: Value, largest: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value <= largest

@@ -1,0 +1,231 @@
+"""A simulated machine on trio's clock, for clients on streams and on sockets.
+
+:class:`FakeQemu` gives a :class:`~qmpballoon.testing.machine.Machine` the three
+things that it does without: time, which is trio's (a ``MockClock`` in tests, the
+real one for ``qmpballoon fake``), and a way in and out for bytes. Nothing about
+QMP is decided here.
+
+As with QEMU, a monitor serves one client at a time. The next one connects, and
+gets its greeting when the first has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+from trio.testing import memory_stream_pair
+
+from qmpballoon.testing.machine import SECOND, Machine
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncGenerator, Generator
+
+    from qmpballoon.testing.machine import Session
+
+__all__ = ["FakeQemu", "open_fake"]
+
+_BACKLOG: Final = 1
+_READ_SIZE: Final = 1 << 16
+
+
+@contextlib.asynccontextmanager
+async def open_fake(machine: Machine | None = None) -> AsyncGenerator[FakeQemu]:
+    """Run a simulated machine until the block is left.
+
+    Args:
+        machine: Which; a default one, if none is given. Its time goes on from
+            where it is.
+
+    Cancellation: ends QEMU as a crash would; its clients see the stream close.
+    """
+    async with trio.open_nursery() as nursery:
+        fake = FakeQemu(machine or Machine())
+        nursery.start_soon(fake.run)
+        nursery.start_soon(fake.attend)
+        try:
+            yield fake
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+class FakeQemu:
+    """A simulated machine and the clients on its monitor; see :func:`open_fake`.
+
+    Attributes:
+        machine: May be looked at, and be done things to, at any time; call
+            :meth:`touch` afterwards.
+        ended: Set when QEMU has quit.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.ended = trio.Event()
+        self._origin = trio.current_time() - machine.now / SECOND
+        self._changed = trio.Event()
+        self._monitor = trio.Lock()
+        # Tasks begin in no order; clients in memory are greeted in theirs.
+        self._connected, self._waiting = trio.open_memory_channel[trio.abc.Stream](
+            math.inf
+        )
+
+    # Time
+
+    async def run(self) -> None:
+        """Let the machine live: whatever happens by itself happens in here."""
+        while not self.machine.ended:
+            changed = self._changed
+            event = self.machine.next_event_time()
+            with trio.move_on_at(self._to_clock(event)) as deadline:
+                await changed.wait()
+            if deadline.cancelled_caught and event is not None:
+                self._advance(event)
+        self.ended.set()
+
+    def touch(self) -> None:
+        """Bring the machine up to now, and its clients what comes of that."""
+        self._advance(self.machine.now)
+        self.machine.settle()
+        self._wake()
+
+    def _to_clock(self, time: int | None) -> float:
+        return math.inf if time is None else self._origin + time / SECOND
+
+    def _advance(self, at_least: int) -> None:
+        # Seconds are floating-point: a timer that has fired may look early.
+        now = round((trio.current_time() - self._origin) * SECOND)
+        self.machine.advance(max(now, at_least))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # Clients
+
+    def connect(self) -> trio.abc.Stream:
+        """Connect a client in memory; return its end of the stream."""
+        ours, theirs = memory_stream_pair()
+        self._connected.send_nowait(ours)
+        return theirs
+
+    async def attend(self) -> None:
+        """Serve the clients that :meth:`connect` has connected, one by one."""
+        async for stream in self._waiting:
+            await self.serve(stream)
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Serve a client on a stream until either end closes it.
+
+        It waits for its turn: QEMU greets one client at a time. The stream is
+        closed in the end.
+
+        Cancellation: closes the stream, in the middle of a message if need be.
+        """
+        async with stream, self._monitor:
+            if not self.machine.ended:
+                await self._serve_session(stream)
+
+    async def _serve_session(self, stream: trio.abc.Stream) -> None:
+        self._advance(self.machine.now)
+        session = self.machine.connect()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, stream, session, nursery.cancel_scope)
+                await self._write(stream, session)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.machine.disconnect(session)
+
+    async def _read(
+        self, stream: trio.abc.Stream, session: Session, scope: trio.CancelScope
+    ) -> None:
+        """Give the session what the client sends, for as long as QEMU reads."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some(_READ_SIZE):
+                self._advance(self.machine.now)
+                session.receive(bytes(data))
+                self._wake()
+                while not session.reading:
+                    await self._changed.wait()
+        scope.cancel()
+
+    async def _write(self, stream: trio.abc.Stream, session: Session) -> None:
+        """Send the client what the session says, until QEMU hangs up."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            while True:
+                if data := session.output():
+                    await stream.send_all(data)
+                elif session.closed:
+                    return
+                else:
+                    await self._changed.wait()
+
+    # Sockets
+
+    async def listen(
+        self,
+        path: str | os.PathLike[str],
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve clients on a unix socket, until QEMU quits.
+
+        Args:
+            path: Where; a socket that nobody listens on any more is replaced. Only
+                its owner may connect.
+            task_status: Told when clients can connect.
+
+        Raises:
+            OSError: There is something else at the path, or it cannot be made.
+
+        Cancellation: the socket is removed, the client's stream closed.
+        """
+        with _listening(Path(path)) as listener:
+            task_status.started()
+            await self._accept(trio.socket.from_stdlib_socket(listener))
+
+    async def _accept(self, listener: trio.socket.SocketType) -> None:
+        """Accept one client after the other; the others wait in the backlog."""
+        while not self.machine.ended:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cancel_when_ended, nursery.cancel_scope)
+                accepted, _ = await listener.accept()
+                nursery.cancel_scope.cancel()
+            if not self.machine.ended:
+                await self.serve(trio.SocketStream(accepted))
+
+    async def _cancel_when_ended(self, scope: trio.CancelScope) -> None:
+        await self.ended.wait()
+        scope.cancel()
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Generator[socket.socket]:
+    """Make a socket at a path, and remove it in the end."""
+    _remove_stale(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        try:
+            # Nobody can connect before it listens.
+            path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+            listener.listen(_BACKLOG)
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on any more."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
