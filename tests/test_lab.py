@@ -154,7 +154,7 @@ async def test_kvm_is_tried_once_and_the_verdict_kept(
 
     assert await accelerator.choose("qemu", "6.1", boots) == "tcg"
     assert tried == []
-    device.touch()  # noqa: ASYNC240 - a moment
+    device.touch()
     assert await accelerator.choose("qemu", "6.1", hangs) == "tcg"
     assert await accelerator.choose("qemu", "6.1", boots) == "tcg"
     assert await accelerator.choose("qemu", "6.12", boots) == "kvm"

@@ -101,8 +101,9 @@ async def test_the_guest_drives_every_kind_of_balloon(
 ) -> None:
     async with lab.boot(memory=256 * MiB, machine=machine, device=device) as guest:
         await qmp(guest.socket, "balloon", value=200 * MiB)
-        total = (await guest.meminfo())["MemTotal"]
-        await guest.wait_for(lambda now: now["MemTotal"] < total - 40 * MiB)
+        with trio.fail_after(60):
+            while await qmp(guest.socket, "query-balloon") != {"actual": 200 * MiB}:
+                await guest.run("usleep 20000")
 
 
 async def test_the_driver_comes_and_goes() -> None:
@@ -135,7 +136,7 @@ async def test_commands_run_side_by_side_and_tell_how_they_ended() -> None:
             for number in range(5):
                 nursery.start_soon(run, number)
         assert sorted(finished) == [*range(5)]
-        assert await guest.run("printf 'ü\\n\\\\ \"$((1+1))\"\n'") == "ü\n\\ 2"
+        assert await guest.run("echo 'ü\\n\n\\' \"$((1+1))\"") == "ü\\n\n\\ 2"
         assert await guest.run("echo no; exit 3", check=False) == "no"
         with pytest.raises(lab.GuestCommandError, match="ended with 3") as caught:
             await guest.run("echo no; exit 3")
@@ -227,6 +228,5 @@ async def test_other_versions_beside_the_installed_one(qemu: str, kernel: str) -
         pytest.skip(str(error))
     numbers = cast("dict[str, dict[str, int]]", version)["qemu"]
     assert f"{numbers['major']}.{numbers['minor']}" == qemu
-    assert {"name": "virtio-gpu-pci", "parent": "virtio-gpu-pci-base"} in cast(
-        "list[object]", types
-    )
+    names = {entry["name"] for entry in cast("list[dict[str, str]]", types)}
+    assert {"virtio-balloon-pci", "virtio-gpu-pci"} <= names

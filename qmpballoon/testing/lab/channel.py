@@ -8,6 +8,7 @@ task: of all that wait for an answer, one at a time reads, for everybody.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -15,7 +16,7 @@ import trio.socket
 from attrs import define, field, frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 __all__ = ["Answer", "Channel", "Decoder", "Ready", "encode"]
 
@@ -130,7 +131,8 @@ class Channel:
         # there is never half a request on the line.
         async with self._writing:
             while self._outgoing:
-                sent = await self._socket.send(self._outgoing)
+                with _told_as_end():
+                    sent = await self._socket.send(self._outgoing)
                 self._outgoing = self._outgoing[sent:]
 
     async def _read_for_all(self, done: Callable[[], bool]) -> None:
@@ -138,9 +140,10 @@ class Channel:
             # Whoever read before may have read what this caller waits for.
             if done():
                 return
-            data = await self._socket.recv(_CHUNK)
-            if not data:
-                raise ConnectionResetError("QEMU went away")
+            with _told_as_end():
+                data = await self._socket.recv(_CHUNK)
+                if not data:
+                    raise ConnectionResetError
             for message in self._decoder.feed(data):
                 self._take(message)
 
@@ -153,3 +156,12 @@ class Channel:
                 self._answers.update(dict.fromkeys(self._waiting))
         elif message.number in self._waiting:
             self._answers[message.number] = message
+
+
+@contextmanager
+def _told_as_end() -> Generator[None]:
+    """Say the same however the end of QEMU shows: as an end, a reset or a pipe."""
+    try:
+        yield
+    except OSError as error:
+        raise ConnectionResetError("QEMU went away") from error
