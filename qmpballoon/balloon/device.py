@@ -19,7 +19,9 @@ from qmpballoon.balloon import reclaim as _reclaim
 from qmpballoon.balloon import resize as _resize
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.sampler import Sampler
+from qmpballoon.balloon.squeeze import CLEANUP
 from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.checks import require_interval, require_seconds, require_size
 from qmpballoon.errors import (
     BalloonUnavailable,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.tracker import StallLimits
     from qmpballoon.monitor import Monitor
 
-__all__ = ["CLEANUP", "NO_DEVICE", "Balloon", "BalloonInfo"]
+__all__ = ["NO_DEVICE", "Balloon", "BalloonInfo"]
 
 _FEATURES: Final = (
     "deflate-on-oom",
@@ -54,8 +56,9 @@ _ANSWER_POLL: Final = 0.01  # seconds between two looks for the guest's answer
 # A guest answers within milliseconds. After so many seconds without a change, a
 # sample of the very second of asking is the new one: it just says the same.
 _GRACE: Final = 0.1
-CLEANUP: Final = 5.0
-"""Seconds for putting things back on the way out."""
+# Where that second cannot be told, the guest is asked so often, in seconds, until
+# an answer comes in another second than the last.
+_ASK_AGAIN: Final = 0.5
 NO_DEVICE: Final = (
     "this VM has no balloon: start it with -device virtio-balloon-pci,id=balloon0"
 )
@@ -167,7 +170,7 @@ class Balloon:
         require_size(target, "target", minimum=1)
         self._target = None  # until QEMU has taken the new one, nobody knows
         await self._execute("balloon", {"value": target})
-        self._target = -(-target // _resize.PAGE) * _resize.PAGE
+        self._target = -(-target // PAGE) * PAGE
 
     async def stats(self) -> GuestStats:
         """Read the guest's last answer; it may be old, see ``age``.
@@ -192,20 +195,14 @@ class Balloon:
         Cancellation: the interval is put back.
         """
         require_seconds(timeout, "timeout")
-        before = await self.stats()
-        asked_at = self._wall_clock()
         deadline = self.monitor.now() + timeout
         async with self._interval_kept() as interval:
-            await self.request_stats(interval)
-            grace = self.monitor.now() + _GRACE
-            while self.monitor.now() < deadline:
-                await self.monitor.sleep(_ANSWER_POLL)
-                stats = await self.stats()
-                if stats.last_update is None:
-                    continue
-                if not stats.same_sample(before):
-                    return stats
-                if self.monitor.now() >= grace and _is_of(stats, asked_at):
+            before, asked_at = await self.stats(), self._wall_clock()
+            while (now := self.monitor.now()) < deadline:
+                await self.request_stats(interval)
+                patience = min(now + _ASK_AGAIN, deadline)
+                stats = await self._answer(before, asked_at, now + _GRACE, patience)
+                if stats is not None:
                     return stats
         raise StatsUnavailable(await self._why_no_stats(timeout))
 
@@ -384,6 +381,22 @@ class Balloon:
             await sampler.begin()
             yield sampler
 
+    async def _answer(
+        self, before: GuestStats, asked_at: float | None, grace: float, patience: float
+    ) -> GuestStats | None:
+        """Wait for a sample that is a new one; ``None`` if none comes in time."""
+        while self.monitor.now() < patience:
+            await self.monitor.sleep(_ANSWER_POLL)
+            stats = await self.stats()
+            if stats.last_update is None:
+                continue
+            if not stats.same_sample(before):
+                return stats
+            is_new = _is_between(stats, asked_at, self._wall_clock())
+            if self.monitor.now() >= grace and is_new:
+                return stats
+        return None
+
     @asynccontextmanager
     async def _interval_kept(self) -> AsyncGenerator[int, None]:
         """Put the statistics interval back at the end, however that comes."""
@@ -472,8 +485,11 @@ def _dimms(devices: object) -> int:
     return total
 
 
-def _is_of(stats: GuestStats, asked_at: float | None) -> bool:
-    """Tell whether a sample can be of the second it was asked for, or later."""
-    if asked_at is None or stats.last_update is None:
+def _is_between(stats: GuestStats, start: float | None, end: float | None) -> bool:
+    """Tell whether a sample is of the seconds between two moments.
+
+    Both ends count: a clock that was set, or another host's, proves nothing.
+    """
+    if start is None or end is None or stats.last_update is None:
         return False
-    return stats.last_update.timestamp() >= int(asked_at)
+    return int(start) <= stats.last_update.timestamp() <= end

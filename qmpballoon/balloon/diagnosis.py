@@ -107,13 +107,17 @@ def explain(
         after: What could be seen when it had stalled.
         end: How the movement ended.
     """
-    if end.ending in ("spent", "trouble"):
+    for suspect in (_paused, _reset, _no_driver, _hot_plug):
+        diagnosis = suspect(tracker, before, after)
+        if diagnosis is not None:
+            return diagnosis
+    if end.reason:
         return Diagnosis(
             "guest-at-floor",
             f"the guest has no more to give: {end.reason}; choose a larger target, or"
             " make the guest use less",
         )
-    for suspect in (_paused, _no_driver, _reset, _hot_plug, _inhibited, _at_floor):
+    for suspect in (_inhibited, _at_floor):
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis
@@ -133,12 +137,11 @@ def _paused(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
 def _no_driver(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:
     if tracker.actual != tracker.before or tracker.jumps:
         return None
-    silent = not after.answers and after.stats.last_update is None
-    if after.driver or (after.driver is None and not silent):
+    if after.driver or (after.driver is None and after.answers):
         return None
     return Diagnosis(
         "no-driver",
-        "no balloon driver runs in the guest: load virtio_balloon, or on Windows"
+        "no balloon driver answers in the guest: load virtio_balloon, or on Windows"
         " install the balloon driver from the virtio-win package",
     )
 
@@ -147,11 +150,15 @@ def _reset(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | N
     # Counters start anew with a kernel, and only with it.
     older, newer = before.stats.minor_faults, after.stats.minor_faults
     restarted = None not in (older, newer) and cast("int", newer) < cast("int", older)
-    if not restarted and (after.driver is not False or not tracker.jumps):
+    # QEMU 10.0 and later forget the statistics; the driver is away until it is back.
+    forgotten = before.stats.last_update and not after.stats.last_update
+    gone = after.driver is False and (before.driver or tracker.jumps)
+    if not (restarted or forgotten or gone):
         return None
     return Diagnosis(
         "reset",
-        "the guest was restarted meanwhile: wait until it is up, and try again",
+        "the guest was restarted, or its balloon driver unloaded, meanwhile: wait"
+        " until it is up, and try again",
     )
 
 
@@ -209,9 +216,11 @@ def _risen(before: int | None, after: int | None) -> int:
 
 async def _has_driver(balloon: Balloon) -> bool | None:
     """Ask for the device's status byte; unstable, and there since QEMU 7.2."""
+    is_bare = balloon.device_type == "virtio-balloon-device"  # on no bus of its own
+    path = balloon.path if is_bare else f"{balloon.path}/virtio-backend"
     try:
         answer = await balloon.monitor.execute(
-            "x-query-virtio-status", {"path": f"{balloon.path}/virtio-backend"}
+            "x-query-virtio-status", {"path": path}
         )
     except CommandError:
         return None

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import field, frozen
 
+from qmpballoon.balloon.tracker import LARGEST_PAGE, PAGE
 from qmpballoon.checks import require_seconds, require_size
 from qmpballoon.sizes import GiB, MiB, format_size
 
@@ -38,6 +39,7 @@ Binding = Literal["headroom", "floor", "amount"]
 """Which limit keeps a plan from taking more."""
 
 _SLACK: Final = MiB  # Linux inflates by this much at a time; less is not worth asking
+_NEAR: Final = 16 * MiB  # bytes; from here on the headroom is what holds a guest up
 _INFLATE_RATE: Final = 0.95 * GiB  # bytes a second; measured by others, 4 KiB pages
 _DEFLATE_RATE: Final = 2.3 * GiB  # likewise
 
@@ -72,7 +74,7 @@ class Guard:
     def __attrs_post_init__(self) -> None:
         """Refuse what makes no sense, before anything is sent."""
         require_seconds(self.stale_after, "stale_after")
-        if not self.max_rate > 0:
+        if not self.max_rate > 0:  # NaN is not, either
             raise ValueError(f"max_rate is {self.max_rate}: it must be above 0 bytes/s")
         if self.step is not None and self.step < _SLACK:
             raise ValueError(f"step is {self.step}: it must be at least 1 MiB")
@@ -135,8 +137,13 @@ class Plan:
         """Say it in words."""
         keeps = f"the guest has {format_size(self.available)} available"
         if self.amount == 0:
-            limit = self.headroom if self.binding == "headroom" else self.floor
-            return f"nothing to take: {keeps}, and a {self.binding} of {limit} bytes"
+            why = {
+                "headroom": f"{keeps}, and is to keep {format_size(self.headroom)}",
+                "floor": f"its {format_size(self.actual)} are not above the floor of"
+                f" {format_size(self.floor)}",
+                "amount": "less than a page was asked for",
+            }[self.binding]
+            return f"nothing to take: {why}"
         binding = {
             "headroom": f"a headroom of {format_size(self.headroom)} stays",
             "floor": f"the floor of {format_size(self.floor)} is reached",
@@ -171,7 +178,7 @@ def make_plan(
         "amount": -1 if amount is None else actual - amount,
     }
     binding = max(goals, key=lambda name: goals[name])
-    target = min(goals[binding], actual)
+    target = min(-(-goals[binding] // PAGE) * PAGE, actual)
     taken = actual - target
     free = min(taken, stats.free or 0)
     pace = min(limits.max_rate, _INFLATE_RATE)
@@ -194,13 +201,14 @@ class Decision:
     """What to do next.
 
     Attributes:
-        action: ``"take"`` to set the target, ``"done"`` when no more can be spared,
-            ``"stop"`` to give everything back at once.
-        target: Bytes, for ``"take"``.
-        reason: Why, in words.
+        action: ``"take"`` to set the target; ``"reached"`` and ``"spent"`` when all
+            that was wanted, or can be spared, is taken; ``"trouble"`` to give
+            everything back at once.
+        target: Bytes, for ``"take"`` and ``"trouble"``.
+        reason: Why, or what holds the guest up; empty where nothing does.
     """
 
-    action: Literal["take", "done", "stop"]
+    action: Literal["take", "reached", "spent", "trouble"]
     target: int
     reason: str = ""
 
@@ -208,70 +216,92 @@ class Decision:
 class Governor:
     """Decides, sample by sample, what to ask of a guest.
 
+    A guest that has said nothing yet (``stats`` is ``None``) is asked for the bottom
+    as it is, until it does.
+
     Args:
         limits: What the guest must keep.
-        plan: What was to be taken at the beginning.
-        stats: What the guest said then.
+        start: Bytes it has at the beginning, and gets back in trouble.
+        bottom: Bytes to bring it to.
+        stats: What it says at the beginning.
+
+    Attributes:
+        bottom: Bytes below which the guest is never asked to go.
     """
 
-    def __init__(self, limits: Limits, plan: Plan, stats: GuestStats) -> None:
+    def __init__(
+        self, limits: Limits, start: int, bottom: int, stats: GuestStats | None
+    ) -> None:
         self._limits = limits
-        self._bottom = max(limits.floor, plan.target if plan.binding == "amount" else 0)
-        self._start = plan.actual
-        self._target = plan.actual
-        self._unanswered = False  # the guest has not answered since the last step
-        self._oom_kills = stats.oom_kills
-        # A guest that has little available from the start is no emergency of ours.
-        self._alarm = min(limits.headroom, plan.available) // 2
+        self._start = start
+        # At least a page: QEMU takes no target of 0.
+        self.bottom = max(limits.floor, bottom, PAGE)
+        self._target = start
+        self._first = stats
 
     def decide(
-        self, seconds: float, actual: int, stats: GuestStats, silence: float
+        self, seconds: float, actual: int, basis: int, stats: GuestStats, silence: float
     ) -> Decision:
         """Judge a sample.
 
         Args:
             seconds: Since the beginning.
             actual: Bytes the guest has.
+            basis: Bytes it had when it was asked for ``stats``.
             stats: What it last said.
             silence: Seconds since it last answered anew.
         """
-        trouble = self._trouble(stats, silence)
-        if trouble is not None:
-            return Decision("stop", self._start, trouble)
-        self._unanswered = self._unanswered and silence > 0
-        if self._unanswered:  # nothing is known of what the last step did
-            return Decision("take", self._target)
-        available = stats.reclaimable or 0
-        spare = available - self._limits.headroom
-        goal = min(max(self._bottom, actual - spare), self._start)
-        if abs(goal - actual) < _SLACK and self._target <= actual:
-            return Decision("done", actual, self._why_done(goal))
-        target = max(goal, self._lowest(seconds, actual))
-        self._unanswered = target != self._target
-        self._target = target
-        return Decision("take", target)
-
-    def _trouble(self, stats: GuestStats, silence: float) -> str | None:
-        if silence > self._limits.stale_after:
-            return f"the guest has not answered for {silence:.1f} s"
-        if stats.oom_kills is not None and stats.oom_kills > (self._oom_kills or 0):
-            return "the guest killed a process for want of memory"
+        if self._first is None and silence > 0:
+            return self._take(self.bottom, seconds, actual)
+        first = self._first = self._first or stats
         available = stats.reclaimable
-        if available is None:
-            return "the guest no longer says what it has available"
-        if available < self._alarm:
-            return (
-                f"the guest has only {format_size(available)} available, of a headroom"
-                f" of {format_size(self._limits.headroom)}"
-            )
-        return None
+        trouble = self._trouble(first, stats, silence)
+        if trouble is not None or available is None:
+            self._target = self._start
+            return Decision("trouble", self._start, trouble or _SAYS_NOTHING)
+        if silence > 0:  # nothing is known of what the last step did
+            return Decision("take", self._target)
+        goal = basis - (available - self._limits.headroom)
+        if goal <= self.bottom:
+            # Near it is not there: what still moves will come nearer.
+            if abs(self.bottom - actual) < LARGEST_PAGE and actual == basis:
+                return Decision("reached", actual)
+            return self._take(self.bottom, seconds, actual)
+        goal = min(goal, self._start)
+        if abs(goal - actual) < _SLACK and self._target < actual + LARGEST_PAGE:
+            return Decision("spent", actual, self._keeps(available))
+        held_up = self._keeps(available) if goal > actual - _NEAR else ""
+        return self._take(goal, seconds, actual, held_up)
 
-    def _lowest(self, seconds: float, actual: int) -> int:
-        """Return how low the step and the rate cap let the target be by now."""
+    def _take(
+        self, goal: int, seconds: float, actual: int, reason: str = ""
+    ) -> Decision:
+        """Go for a size, as fast as the step and the rate cap let it by now."""
         step, taken = self._limits.step, self._limits.max_rate * seconds
         by_step = 0 if step is None else actual - step
         by_rate = 0 if math.isinf(taken) else self._start - int(taken)
-        return max(by_step, by_rate)
+        # Memory that is plugged meanwhile lifts ``actual`` above the start.
+        self._target = min(max(goal, by_step, by_rate), self._start)
+        return Decision("take", self._target, reason)
 
-    def _why_done(self, goal: int) -> str:
-        return "as planned" if goal == self._bottom else "the headroom is reached"
+    def _trouble(
+        self, first: GuestStats, stats: GuestStats, silence: float
+    ) -> str | None:
+        if silence > self._limits.stale_after:
+            return f"the guest has not answered for {silence:.1f} s"
+        if stats.oom_kills is not None and stats.oom_kills > (first.oom_kills or 0):
+            return "the guest killed a process for want of memory"
+        # A guest that has little available from the start is no emergency of ours.
+        alarm = min(self._limits.headroom, first.reclaimable or 0) // 2
+        if stats.reclaimable is not None and stats.reclaimable < alarm:
+            return self._keeps(stats.reclaimable)
+        return None
+
+    def _keeps(self, available: int) -> str:
+        return (
+            f"the guest has {format_size(available)} available, and is to keep"
+            f" {format_size(self._limits.headroom)}"
+        )
+
+
+_SAYS_NOTHING: Final = "the guest no longer says what it has available"

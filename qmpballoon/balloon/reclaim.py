@@ -39,6 +39,10 @@ before it began as there was nothing to spare."""
 CLEANUP: Final = 5.0
 """Seconds for giving the memory back when something went wrong."""
 
+_REASONS: Final = {
+    "reached": "all that was to be taken was taken",
+    "stalled": "the guest gives no more",
+}
 _TICK: Final = 0.1  # seconds between two samples while memory is given back
 
 
@@ -149,7 +153,7 @@ async def reclaim(
         raise
     return ReclaimReport(
         outcome="stopped" if end.ending == "trouble" else "done",
-        reason=end.reason or "the guest gives no more",
+        reason=end.reason or _REASONS[end.ending],
         requested=planned.amount if amount is None else amount,
         handed_over=before.actual - min(sample.actual for sample in run.timeline),
         seconds=balloon.monitor.now() - sampler.start,
@@ -200,7 +204,7 @@ class _Run:
         """Inflate as far as the governor allows."""
         pace = StallLimits(rate=min(StallLimits().rate, limits.max_rate / 4))
         now = self.balloon.monitor.now()
-        tracker = Tracker(0, self.before.actual, now, pace)
+        tracker = Tracker(self.governor.bottom, self.before.actual, now, pace)
         keep = self._keep
         return await squeeze(self.balloon, sampler, self.governor, tracker, keep)
 

@@ -35,22 +35,31 @@ class Sampler:
 
     Attributes:
         stats: The guest's last answer.
+        basis: Bytes the guest had when it was asked for that answer. While the
+            balloon moves it has less by now, and available less by as much.
         start: What the monitor's clock showed at the beginning.
+        aligned: Bytes the guest had when it was asked for that answer. A balloon
+            moves on meanwhile, and figures of two moments do not add up.
         silence: Seconds for which the guest has given no answer that was seen to
             be a new one; 0 if the last sample was new.
     """
 
     def __init__(self, balloon: Balloon, interval: int) -> None:
         self.stats = GuestStats()
+        self.basis = 0
         self.start = balloon.monitor.now()
         self.silence = 0.0
+        self.aligned = 0
+        self._asked_with = 0
         self._balloon = balloon
         self._interval = interval
         self._answered_at = self.start
+        self._asked_at_size = 0
 
     async def begin(self) -> None:
         """Ask the guest for the first time."""
         self.stats = await self._balloon.stats()
+        self.basis = self._asked_at_size = await self._balloon.actual()
         await self._balloon.request_stats(self._interval)
 
     async def take(self, mark: str | None = None) -> Sample:
@@ -63,14 +72,8 @@ class Sampler:
         """
         balloon = self._balloon
         stats = await balloon.stats()
-        now = balloon.monitor.now()
-        if not stats.same_sample(self.stats):
-            self._answered_at = now
-        self.silence = now - self._answered_at
-        self.stats = stats
-        # After the statistics, not before: what the balloon has taken meanwhile
-        # makes the guest look richer by that, and the next target too high.
         actual = await balloon.actual()
+        self._note(stats, actual, balloon.monitor.now())
         sample = Sample(
             t=balloon.monitor.now() - self.start,
             target=balloon.target,
@@ -84,3 +87,13 @@ class Sampler:
         )
         await balloon.request_stats(self._interval)
         return sample
+
+    def _note(self, stats: GuestStats, actual: int, now: float) -> None:
+        # Statistics that a reset has wiped out are no answer.
+        if stats.last_update is not None and not stats.same_sample(self.stats):
+            self._answered_at = now
+            # A late answer may be to any question since the last answer. The size
+            # at the first of them is the one that cannot make the guest look rich.
+            self.basis, self._asked_at_size = self._asked_at_size, actual
+        self.silence = now - self._answered_at
+        self.stats = stats

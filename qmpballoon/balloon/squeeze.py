@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.timeline import Sample
     from qmpballoon.balloon.tracker import Phase, Tracker
 
-__all__ = ["Ending", "Squeezed", "follow", "squeeze"]
+__all__ = ["CLEANUP", "Ending", "Squeezed", "follow", "squeeze"]
 
 Ending = Literal["reached", "stalled", "timed-out", "spent", "trouble"]
 """How a movement of the balloon can end: at its target; no longer moving; out of
 time; the guest has no more to spare; the guest is in need."""
+
+CLEANUP: Final = 5.0
+"""Seconds for putting things back on the way out."""
 
 _TICK: Final = 0.04  # seconds between two samples; more often costs the guest
 _FASTEST: Final = 0.01  # seconds between two looks at the size alone, near the end
@@ -38,7 +41,7 @@ class Squeezed:
 
     Attributes:
         ending: In a word.
-        reason: In a few; empty where the word says it all.
+        reason: What held the guest up, in a few; empty where nothing did.
     """
 
     ending: Ending
@@ -53,14 +56,26 @@ async def squeeze(
     on_sample: Callable[[Sample, Phase], None],
     *,
     timeout: float = math.inf,
+    persist: bool = False,
 ) -> Squeezed:
     """Inflate as far as the governor lets it.
 
     The target that stands in the end is the last one the governor allowed; the
     caller decides what becomes of it.
+
+    Args:
+        balloon: Whose.
+        sampler: Of the same balloon.
+        governor: What is asked for a target.
+        tracker: What tells a stall.
+        on_sample: Called with each sample.
+        timeout: Seconds for all of it.
+        persist: In trouble, give back and go on; the tracker tells when that
+            leads nowhere. By default trouble is the end, and the caller gives back.
     """
     monitor = balloon.monitor
     deadline = monitor.now() + timeout
+    reason = ""
     while monitor.now() < deadline:
         sample = await sampler.take()
         phase = tracker.observe(monitor.now(), sample.actual)
@@ -68,17 +83,18 @@ async def squeeze(
         if phase == "reached":
             return Squeezed("reached")
         decision = governor.decide(
-            sample.t, sample.actual, sampler.stats, sampler.silence
+            sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
         )
-        if decision.action != "take":
-            ending: Ending = "spent" if decision.action == "done" else "trouble"
-            return Squeezed(ending, decision.reason)
+        reason = decision.reason
+        yielding = persist and decision.action == "trouble"
+        if decision.action != "take" and not yielding:
+            return Squeezed(decision.action, reason)
         if phase == "stalled":
-            return Squeezed("stalled")
+            return Squeezed("stalled", reason)
         if decision.target != balloon.target:
             await balloon.set_target(decision.target)
         await monitor.sleep(_TICK)
-    return Squeezed("timed-out")
+    return Squeezed("timed-out", reason)
 
 
 async def follow(

@@ -51,7 +51,8 @@ class GuestStats:
     Attributes:
         last_update: When the guest answered, to the second, by the host's clock;
             ``None`` if it never did.
-        age: How many seconds ago that was when the sample was read.
+        age: How many seconds ago that was when the sample was read; ``None`` too
+            where the clocks contradict each other, as across hosts.
         total: Bytes of memory the guest's kernel has; on Linux without what is
             in the balloon, on Windows with it.
         free: Bytes that nothing uses, not even a cache.
@@ -66,10 +67,10 @@ class GuestStats:
         hugetlb_failures: Huge pages that could not be had, since then.
         oom_kills: Processes killed for want of memory, since then.
         alloc_stalls: Allocations that had to reclaim memory first, since then.
-        async_scans: Pages that kswapd looked at, since then.
-        direct_scans: Pages that allocating tasks looked at, since then.
-        async_reclaims: Pages that kswapd freed, since then.
-        direct_reclaims: Pages that allocating tasks freed, since then.
+        async_scans: Bytes that kswapd looked at, since then.
+        direct_scans: Bytes that allocating tasks looked at, since then.
+        async_reclaims: Bytes that kswapd freed, since then.
+        direct_reclaims: Bytes that allocating tasks freed, since then.
         extra: What newer versions of QEMU report besides, under QEMU's names.
     """
 
@@ -114,10 +115,10 @@ class GuestStats:
             else:
                 extra[name] = cast("int", figure)
         updated = answer.get("last-update")
-        seconds = updated if isinstance(updated, int) and updated > 0 else None
+        seconds = cast("int", updated) if _is_figure(updated) and updated else None
         return cls(
             last_update=_time(seconds),
-            age=None if None in (seconds, wall_time) else max(0.0, wall_time - seconds),  # type: ignore[operator]
+            age=_age(seconds, wall_time),
             extra=extra,
             **known,
         )
@@ -166,6 +167,12 @@ def _is_figure(value: object) -> bool:
     if not isinstance(value, int) or isinstance(value, bool):
         return False
     return value >= 0 and value not in _UNSET
+
+
+def _age(seconds: int | None, wall_time: float | None) -> float | None:
+    if seconds is None or wall_time is None or wall_time < seconds:
+        return None
+    return wall_time - seconds
 
 
 def _time(seconds: int | None) -> datetime | None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sample", "Timeline"]
 
+_SMALLEST: Final = 2  # samples: the first and the last
+
 
 @frozen
 class Sample:
@@ -51,7 +53,8 @@ class Timeline:
     """Samples in the order of time, in bounded memory.
 
     When there are more than ``capacity``, every second one of them goes, but for
-    the marked ones: a timeline of days gets coarser, and neither longer nor cut.
+    the first, the last and, as long as they are few, the marked ones: a timeline of
+    days gets coarser, and neither longer nor cut.
 
     Args:
         capacity: How many samples to hold at most, 2 or more.
@@ -81,15 +84,19 @@ class Timeline:
             raise ValueError(f"a sample of {sample.t} s is older than the last one")
         self._samples.append(sample)
         if len(self._samples) > self._capacity:
-            self._samples = [
-                kept
-                for index, kept in enumerate(self._samples)
-                if index % 2 == 0 or kept.mark is not None
-            ]
+            self._thin()
+
+    def _thin(self) -> None:
+        samples = self._samples
+        marked = sum(sample.mark is not None for sample in samples)
+        few = marked <= self._capacity // 2
+        self._samples = [
+            sample
+            for index, sample in enumerate(samples[:-1])
+            if index % 2 == 0 or (few and sample.mark is not None)
+        ]
+        self._samples[self._capacity - 1 :] = [samples[-1]]
 
     def to_json(self) -> list[dict[str, object]]:
         """Return the samples as the command prints them."""
         return [sample.to_json() for sample in self._samples]
-
-
-_SMALLEST: Final = 2

@@ -19,15 +19,18 @@ from attrs import frozen
 
 from qmpballoon.checks import require_seconds
 
-__all__ = ["Phase", "StallLimits", "Tracker"]
+__all__ = ["LARGEST_PAGE", "PAGE", "Phase", "StallLimits", "Tracker"]
 
 Phase = Literal["waiting", "moving", "slowing", "stalled", "reached"]
 """How a balloon fares: not yet begun, at its pace, at less than a quarter of its
 best pace, below the stall limits, there."""
 
-_PAGE: Final = 4096
-# The driver of a guest with larger pages cannot come nearer than its page size.
-_LARGEST_PAGE: Final = 65536
+PAGE: Final = 4096
+"""Bytes in a page of the balloon, whatever the guest's own page size."""
+
+LARGEST_PAGE: Final = 65536
+"""Bytes in the largest page of a guest; its driver can come no nearer than that."""
+
 _RATE_WINDOW: Final = 1.0  # seconds over which the present rate is taken
 _SLOWING: Final = 0.25
 # Nothing but a reset or hot-plugged memory moves a balloon backwards this far
@@ -41,8 +44,8 @@ class StallLimits:
     """What counts as a stall.
 
     Attributes:
-        rate: Bytes a second. A balloon slower than this has stalled.
-        window: Seconds over which the rate is taken.
+        rate: Bytes a second, above 0. A balloon slower than this has stalled.
+        window: Seconds over which the rate is taken, above 0.
     """
 
     rate: float = 1024 * 1024
@@ -51,6 +54,9 @@ class StallLimits:
     def __attrs_post_init__(self) -> None:
         """Refuse what makes no sense."""
         require_seconds(self.window, "window")
+        for name, value in (("rate", self.rate), ("window", self.window)):
+            if not value > 0:  # with either at 0, nothing would ever count as a stall
+                raise ValueError(f"{name} is {value}: it must be above 0")
 
 
 class Tracker:
@@ -123,10 +129,10 @@ class Tracker:
     @property
     def phase(self) -> Phase:
         """How the balloon fares."""
-        if self.distance < _PAGE:
+        if self.distance < PAGE:
             return "reached"
         if self._stalled:
-            return "reached" if self.distance < _LARGEST_PAGE else "stalled"
+            return "reached" if self.distance < LARGEST_PAGE else "stalled"
         if self._fastest == 0:
             return "waiting"
         return "slowing" if self._rate < self._fastest * _SLOWING else "moving"
