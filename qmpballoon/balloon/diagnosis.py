@@ -219,13 +219,11 @@ async def _has_driver(balloon: Balloon) -> bool | None:
     is_bare = balloon.device_type == "virtio-balloon-device"  # on no bus of its own
     path = balloon.path if is_bare else f"{balloon.path}/virtio-backend"
     try:
-        answer = await balloon.monitor.execute(
-            "x-query-virtio-status", {"path": path}
-        )
+        answer = await balloon.monitor.execute("x-query-virtio-status", {"path": path})
     except CommandError:
         return None
     match answer:
-        case {"status": {"statuses": statuses}}:
-            return "DRIVER_OK" in str(statuses)
+        case {"status": {"statuses": object() as statuses}}:
+            return "DRIVER_OK" in str(cast("object", statuses))
         case _:
             return None

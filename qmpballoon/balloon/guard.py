@@ -20,7 +20,7 @@ make a guard more careful than it need be; they can never take it below the floo
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 from attrs import field, frozen
 
@@ -235,7 +235,7 @@ class Governor:
         self._limits = limits
         self._start = start
         # At least a page: QEMU takes no target of 0.
-        self.bottom = max(limits.floor, bottom, PAGE)
+        self.bottom = -(-max(limits.floor, bottom, 1) // PAGE) * PAGE
         self._target = start
         self._first = stats
 
@@ -251,10 +251,10 @@ class Governor:
             stats: What it last said.
             silence: Seconds since it last answered anew.
         """
-        if self._first is None and silence > 0:
+        available = stats.reclaimable
+        if self._first is None and (silence > 0 or available is None):
             return self._take(self.bottom, seconds, actual)
         first = self._first = self._first or stats
-        available = stats.reclaimable
         trouble = self._trouble(first, stats, silence)
         if trouble is not None or available is None:
             self._target = self._start
@@ -262,16 +262,23 @@ class Governor:
         if silence > 0:  # nothing is known of what the last step did
             return Decision("take", self._target)
         goal = basis - (available - self._limits.headroom)
-        if goal <= self.bottom:
-            # Near it is not there: what still moves will come nearer.
-            if abs(self.bottom - actual) < LARGEST_PAGE and actual == basis:
-                return Decision("reached", actual)
-            return self._take(self.bottom, seconds, actual)
+        if goal > self.bottom:
+            return self._approach(goal, seconds, actual, self._keeps(available))
+        # Near it is not there: what still moves will come nearer.
+        if abs(self.bottom - actual) < LARGEST_PAGE and actual == basis:
+            return Decision("reached", actual)
+        return self._take(self.bottom, seconds, actual)
+
+    def _approach(
+        self, goal: int, seconds: float, actual: int, reason: str
+    ) -> Decision:
+        """Go for all that can be spared, which is less than was wanted."""
         goal = min(goal, self._start)
         if abs(goal - actual) < _SLACK and self._target < actual + LARGEST_PAGE:
-            return Decision("spent", actual, self._keeps(available))
-        held_up = self._keeps(available) if goal > actual - _NEAR else ""
-        return self._take(goal, seconds, actual, held_up)
+            return Decision("spent", actual, reason)
+        return self._take(
+            goal, seconds, actual, reason if goal > actual - _NEAR else ""
+        )
 
     def _take(
         self, goal: int, seconds: float, actual: int, reason: str = ""
@@ -289,7 +296,9 @@ class Governor:
     ) -> str | None:
         if silence > self._limits.stale_after:
             return f"the guest has not answered for {silence:.1f} s"
-        if stats.oom_kills is not None and stats.oom_kills > (first.oom_kills or 0):
+        if None not in (first.oom_kills, stats.oom_kills) and (
+            cast("int", stats.oom_kills) > cast("int", first.oom_kills)
+        ):
             return "the guest killed a process for want of memory"
         # A guest that has little available from the start is no emergency of ours.
         alarm = min(self._limits.headroom, first.reclaimable or 0) // 2

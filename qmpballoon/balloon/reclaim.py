@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, field, frozen
 
 from qmpballoon.balloon.guard import Governor, Guard, Limits, Plan, make_plan
-from qmpballoon.balloon.squeeze import squeeze
+from qmpballoon.balloon.squeeze import CLEANUP, squeeze
 from qmpballoon.balloon.timeline import Timeline
-from qmpballoon.balloon.tracker import StallLimits, Tracker
+from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
 from qmpballoon.checks import require_size
-from qmpballoon.errors import MonitorError, StatsUnavailable
+from qmpballoon.errors import QmpBalloonError, StatsUnavailable
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +36,6 @@ __all__ = ["ReclaimOutcome", "ReclaimReport", "Snapshot", "plan", "reclaim"]
 ReclaimOutcome = Literal["done", "stopped", "refused"]
 """How a reclaim can end: with what was planned, early for the guest's sake, or
 before it began as there was nothing to spare."""
-
-CLEANUP: Final = 5.0
-"""Seconds for giving the memory back when something went wrong."""
 
 _REASONS: Final = {
     "reached": "all that was to be taken was taken",
@@ -125,41 +123,43 @@ async def reclaim(
 ) -> ReclaimReport:
     """Take what the guest can spare; see :meth:`Balloon.reclaim`."""
     before, limits, planned = await _prepare(balloon, amount, guard)
+    requested = planned.amount if amount is None else amount
     if planned.amount == 0:
         return ReclaimReport(
             outcome="refused",
             reason=planned.describe(),
-            requested=amount or 0,
+            requested=requested,
             handed_over=0,
             seconds=0.0,
             held=False,
             before=before,
             after=before,
         )
-    run = _Run(balloon, Governor(limits, planned, before.stats), before, on_progress)
+    run = await _Run.begin(balloon, before, on_progress)
     try:
         async with balloon.sampler() as sampler:
-            end = await run.take(sampler, limits)
+            end = await run.take(sampler, limits, amount)
             held = hold and end.ending != "trouble"
             if held:
-                await balloon.set_target(run.timeline[-1].actual)
+                await balloon.set_target(run.actual)
             else:
-                await run.give_back(sampler)
-        stats = await _last_words(balloon)
+                await run.give_back(sampler, end)
+            seconds = balloon.monitor.now() - sampler.start
+        after = await _look(balloon)
     except BaseException:
-        # Without the monitor nothing more can be done, and the caller is told.
-        with balloon.monitor.shield(CLEANUP), suppress(MonitorError):
-            await balloon.set_target(before.actual)
+        # If even that fails nothing more can be done, and the caller is told why.
+        with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
+            await balloon.set_target(await run.whole())
         raise
     return ReclaimReport(
         outcome="stopped" if end.ending == "trouble" else "done",
-        reason=end.reason or _REASONS[end.ending],
-        requested=planned.amount if amount is None else amount,
-        handed_over=before.actual - min(sample.actual for sample in run.timeline),
-        seconds=balloon.monitor.now() - sampler.start,
-        held=held,
+        reason=run.explain(end),
+        requested=requested,
+        handed_over=before.actual - run.lowest,
+        seconds=seconds,
+        held=held or run.owed >= LARGEST_PAGE,
         before=before,
-        after=Snapshot(stats, await balloon.actual(), balloon.resident()),
+        after=after,
         timeline=run.timeline,
     )
 
@@ -182,46 +182,100 @@ async def _prepare(
     return Snapshot(stats, info.actual, balloon.resident()), limits, planned
 
 
-async def _last_words(balloon: Balloon) -> GuestStats:
-    """Have the guest say how it is in the end; its last answer if it is silent."""
+async def _look(balloon: Balloon) -> Snapshot:
+    """Look at guest and host in the end; a silent guest's last answer will do."""
     try:
-        return await balloon.refresh_stats()
+        stats = await balloon.refresh_stats()
     except StatsUnavailable:
-        return await balloon.stats()
+        stats = await balloon.stats()
+    return Snapshot(stats, await balloon.actual(), balloon.resident())
 
 
 @define
 class _Run:
-    """One reclaim on its way."""
+    """One reclaim on its way.
+
+    Attributes:
+        full: Bytes the guest is to have when it gets everything back.
+        ram: Bytes of the VM's RAM at the beginning, where that is known.
+        actual: Bytes the guest has.
+        lowest: The least it had.
+        owed: Bytes that were given back and that it has not taken yet.
+    """
 
     balloon: Balloon
-    governor: Governor
     before: Snapshot
     on_progress: Callable[[Sample], None] | None
+    full: int
+    ram: int | None
+    actual: int
+    lowest: int
+    owed: int = 0
     timeline: Timeline = field(factory=Timeline)
 
-    async def take(self, sampler: Sampler, limits: Limits) -> Squeezed:
-        """Inflate as far as the governor allows."""
-        pace = StallLimits(rate=min(StallLimits().rate, limits.max_rate / 4))
-        now = self.balloon.monitor.now()
-        tracker = Tracker(self.governor.bottom, self.before.actual, now, pace)
-        keep = self._keep
-        return await squeeze(self.balloon, sampler, self.governor, tracker, keep)
+    @classmethod
+    async def begin(
+        cls,
+        balloon: Balloon,
+        before: Snapshot,
+        on_progress: Callable[[Sample], None] | None,
+    ) -> _Run:
+        """Note what the guest has, and was to have."""
+        actual, ram = before.actual, (await balloon.query()).total
+        # It may be about to grow: then it is to have that in the end.
+        full = max(actual, min(balloon.target or 0, ram or 0))
+        return cls(balloon, before, on_progress, full, ram, actual, lowest=actual)
 
-    async def give_back(self, sampler: Sampler) -> None:
+    async def take(
+        self, sampler: Sampler, limits: Limits, amount: int | None
+    ) -> Squeezed:
+        """Inflate as far as the governor allows."""
+        start = self.before.actual
+        bottom = 0 if amount is None else start - amount
+        governor = Governor(limits, start, bottom, self.before.stats)
+        now = self.balloon.monitor.now()
+        tracker = Tracker(governor.bottom, start, now, _pace(limits))
+        return await squeeze(self.balloon, sampler, governor, tracker, self._keep)
+
+    async def give_back(self, sampler: Sampler, end: Squeezed) -> None:
         """Let the guest have all it had, and wait until it does."""
-        monitor = self.balloon.monitor
-        await self.balloon.set_target(self.before.actual)
-        tracker = Tracker(self.before.actual, self.timeline[-1].actual, monitor.now())
+        monitor, full = self.balloon.monitor, await self.whole()
+        await self.balloon.set_target(full)
+        tracker = Tracker(full, self.actual, monitor.now())
+        mark: str | None = end.ending
         while True:
-            sample = await sampler.take()
+            sample = await sampler.take(mark)
+            mark = None
             self._keep(sample)
+            self.owed = max(0, full - self.actual)
             if tracker.observe(monitor.now(), sample.actual) in ("reached", "stalled"):
                 return
             left = tracker.time_left
             await monitor.sleep(min(_TICK, math.inf if left is None else left))
 
+    def explain(self, end: Squeezed) -> str:
+        """Say why it ended, and what came of giving back if that is not plain."""
+        reason = end.reason or _REASONS[end.ending]
+        if self.owed < LARGEST_PAGE:
+            return reason
+        return f"{reason}; it has yet to take {format_size(self.owed)} back"
+
+    async def whole(self) -> int:
+        """Return what the guest is to have: memory plugged meanwhile is its own."""
+        ram = (await self.balloon.query()).total
+        plugged = 0 if ram is None or self.ram is None else ram - self.ram
+        return self.full + max(0, plugged)
+
     def _keep(self, sample: Sample, _: Phase | None = None) -> None:
+        self.actual = sample.actual
+        self.lowest = min(self.lowest, sample.actual)
         self.timeline.add(sample)
         if self.on_progress is not None:
             self.on_progress(sample)
+
+
+def _pace(limits: Limits) -> StallLimits:
+    """Return what counts as a stall where the rate is capped."""
+    rate = min(StallLimits().rate, limits.max_rate / 4)
+    # A slow cap is a page now and then.
+    return StallLimits(rate, max(StallLimits().window, LARGEST_PAGE / rate))

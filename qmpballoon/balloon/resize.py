@@ -8,40 +8,38 @@ Without that, a target it cannot reach would press on it until it kills processe
 or panics, and no stall would be noticed before. A guest that reports nothing is
 asked for the target as it is.
 
+A guest that begins to need its memory meanwhile gets it back, and is asked again
+when it has some to spare. If that leads nowhere it counts as a stall, like any other.
+
 A balloon that does not get there keeps pulling for as long as its target stands.
 So whatever happens, the target left behind is one that the guest has reached.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from attrs import asdict, define, evolve, frozen
 
 from qmpballoon.balloon.diagnosis import explain, gather
-from qmpballoon.balloon.guard import Governor, Limits, make_plan
-from qmpballoon.balloon.squeeze import Squeezed, follow, squeeze
-from qmpballoon.balloon.tracker import Phase, StallLimits, Tracker
+from qmpballoon.balloon.guard import Governor, Guard, Limits
+from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, squeeze
+from qmpballoon.balloon.tracker import PAGE, Phase, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
-from qmpballoon.errors import (
-    BalloonStalled,
-    MonitorError,
-    UnsafeTarget,
-)
+from qmpballoon.errors import BalloonStalled, QmpBalloonError, UnsafeTarget
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.diagnosis import Diagnosis
-    from qmpballoon.balloon.stats import GuestStats
+    from qmpballoon.balloon.diagnosis import Diagnosis, Evidence
 
 __all__ = [
     "FLOOR",
     "HEADROOM",
-    "PAGE",
     "OnStall",
     "Outcome",
     "Progress",
@@ -52,20 +50,16 @@ __all__ = [
 FLOOR: Final = 32 * MiB
 """Bytes below which no Linux guest is left alive; targets below are refused."""
 
-CLEANUP: Final = 5.0
-"""Seconds for leaving a target behind that the guest can live with."""
-
 OnStall = Literal["raise", "settle", "rollback"]
 """What to do about a balloon that does not get to its target."""
 
 Outcome = Literal["reached", "stalled", "settled", "rolled-back", "timed-out"]
 """How resizing can end."""
 
-PAGE: Final = 4096
-"""Bytes in a page of the balloon, whatever the guest's own page size."""
-
 HEADROOM: Final = 32 * MiB
 """Bytes available that a shrinking guest is left with at least."""
+
+_WHATEVER: Final = 2**63 - 1  # bytes: more than QEMU takes as a target
 
 
 @frozen
@@ -131,31 +125,30 @@ async def resize(
 ) -> ResizeResult:
     """Bring the guest to a size; see :meth:`Balloon.resize`."""
     _check(target, timeout, on_stall, floor, headroom)
+    deadline = balloon.monitor.now() + timeout
     before = await gather(balloon)
-    actual = await balloon.actual()
-    goal = min(-(-target // PAGE) * PAGE, before.total or target)
-    tracker = Tracker(goal, actual, balloon.monitor.now(), limits)
-    run = _Run(balloon, tracker, on_progress)
+    actual, now = await balloon.actual(), balloon.monitor.now()
+    goal = min(-(-target // PAGE) * PAGE, before.total or _WHATEVER)
+    run = _Run(balloon, Tracker(goal, actual, now, limits), before, headroom)
     try:
-        if goal < actual and headroom is not None and before.answers:
-            end = await run.shrink(before.stats, headroom, timeout)
-        else:
-            end = await run.go(timeout)
+        end = await run.move(run.tracker, on_progress, timeout=deadline - now)
         if end.ending == "reached":
             return run.result(target, "reached")
-        diagnosis = explain(tracker, before, await gather(balloon), end)
+        after = await gather(balloon)
+        diagnosis = explain(run.tracker, before, after, end)
+        if on_stall == "rollback":
+            return await run.roll_back(target, diagnosis)
+        await run.settle(after)
     except BaseException:
-        await _leave_in_peace(balloon, tracker)
+        await _leave_in_peace(balloon)
         raise
-    outcome: Outcome = "timed-out" if end.ending == "timed-out" else "stalled"
+    outcome: Outcome = "timed-out" if end.ending == "timed-out" else "settled"
+    if on_stall == "raise" and outcome == "settled":
+        outcome = "stalled"
     result = run.result(target, outcome, diagnosis)
-    if on_stall == "rollback":
-        return await _roll_back(balloon, result)
-    settled = await _settle(balloon, before.total, headroom or 0)
-    result = evolve(result, actual=settled, target=settled)
     if on_stall == "raise":
         raise BalloonStalled(_say(result), result)
-    return evolve(result, outcome="settled" if outcome == "stalled" else outcome)
+    return result
 
 
 @define
@@ -164,32 +157,77 @@ class _Run:
 
     balloon: Balloon
     tracker: Tracker
-    on_progress: Callable[[Progress], None] | None
+    before: Evidence
+    headroom: int | None
 
-    async def go(self, timeout: float) -> Squeezed:
-        """Ask for the whole way at once, and watch."""
-        await self.balloon.set_target(self.tracker.target)
-        show = self._show
-        return Squeezed(await follow(self.balloon, self.tracker, show, timeout=timeout))
-
-    async def shrink(
-        self, stats: GuestStats, headroom: int, timeout: float
+    async def move(
+        self,
+        tracker: Tracker,
+        on_progress: Callable[[Progress], None] | None = None,
+        *,
+        timeout: float = math.inf,
     ) -> Squeezed:
-        """Ask the guest for no more than it says it can give."""
-        limits = Limits(headroom=headroom, floor=self.tracker.target)
-        plan = make_plan(limits, self.tracker.before, stats)
-        if plan is None:  # it says nothing useful: go by its size
-            return await self.go(timeout)
-        governor = Governor(limits, plan, stats)
-        async with self.balloon.sampler() as sampler:
+        """Go the tracker's way: growing at once, shrinking with an eye on the guest."""
+        balloon = self.balloon
+
+        def show(phase: Phase) -> None:
+            if on_progress is not None:
+                on_progress(_progress(tracker, phase))
+
+        if tracker.target >= tracker.actual or self.headroom is None:
+            await balloon.set_target(tracker.target)
+            return Squeezed(await follow(balloon, tracker, show, timeout=timeout))
+        async with balloon.sampler() as sampler:
             return await squeeze(
-                self.balloon,
+                balloon,
                 sampler,
-                governor,
-                self.tracker,
-                lambda _, phase: self._show(phase),
+                self._governor(tracker, self.headroom),
+                tracker,
+                lambda _, phase: show(phase),
                 timeout=timeout,
+                persist=True,
             )
+
+    def _governor(self, tracker: Tracker, headroom: int) -> Governor:
+        """Have the guest asked for no more than it says it can give."""
+        # The step is for the case that we die: no more than that is taken unwatched.
+        step = Guard().limits(self.before.total or tracker.actual).step
+        limits = Limits(headroom=headroom, floor=tracker.target, step=step)
+        stats = self.before.stats
+        known = self.before.answers and stats.reclaimable is not None
+        return Governor(
+            limits, tracker.actual, tracker.target, stats if known else None
+        )
+
+    async def roll_back(self, requested: int, diagnosis: Diagnosis) -> ResizeResult:
+        """Go back to the size before."""
+        began, size = self.tracker, self.tracker.before
+        now = self.balloon.monitor.now()
+        tracker = Tracker(size, await self.balloon.actual(), now)
+        await self.move(tracker)
+        return evolve(
+            self.result(requested, "rolled-back", diagnosis),
+            actual=tracker.actual,
+            seconds=began.elapsed + tracker.elapsed,
+        )
+
+    async def settle(self, after: Evidence) -> None:
+        """Stay at the size that was reached.
+
+        A guest that was squeezed dry gets its headroom back: one left with nothing
+        available dies of the next thing it does.
+        """
+        balloon, tracker = self.balloon, self.tracker
+        actual = await balloon.actual()
+        available, lacking = after.stats.reclaimable, 0
+        if tracker.target < tracker.before and available is not None:
+            lacking = max(0, (self.headroom or 0) - available)
+        await balloon.set_target(min(actual + lacking, max(actual, tracker.before)))
+        tracker.observe(balloon.monitor.now(), actual)
+        if lacking:
+            back = Tracker(balloon.target or actual, actual, balloon.monitor.now())
+            await follow(balloon, back)
+            tracker.observe(balloon.monitor.now(), back.actual)
 
     def result(
         self, requested: int, outcome: Outcome, diagnosis: Diagnosis | None = None
@@ -200,65 +238,31 @@ class _Run:
             requested=requested,
             before=self.tracker.before,
             actual=self.tracker.actual,
-            target=self.tracker.target,
+            target=self.balloon.target or self.tracker.actual,
             seconds=self.tracker.elapsed,
             diagnosis=diagnosis,
         )
 
-    def _show(self, phase: Phase) -> None:
-        if self.on_progress is not None:
-            self.on_progress(
-                Progress(
-                    seconds=self.tracker.elapsed,
-                    before=self.tracker.before,
-                    target=self.tracker.target,
-                    actual=self.tracker.actual,
-                    rate=self.tracker.rate,
-                    time_left=self.tracker.time_left,
-                    phase=phase,
-                )
-            )
 
-
-async def _roll_back(balloon: Balloon, result: ResizeResult) -> ResizeResult:
-    """Go back to the size before."""
-    await balloon.set_target(result.before)
-    tracker = Tracker(result.before, result.actual, balloon.monitor.now())
-    await follow(balloon, tracker)
-    return evolve(
-        result,
-        outcome="rolled-back",
+def _progress(tracker: Tracker, phase: Phase) -> Progress:
+    return Progress(
+        seconds=tracker.elapsed,
+        before=tracker.before,
+        target=tracker.target,
         actual=tracker.actual,
-        target=result.before,
-        seconds=result.seconds + tracker.elapsed,
+        rate=tracker.rate,
+        time_left=tracker.time_left,
+        phase=phase,
     )
 
 
-async def _settle(balloon: Balloon, total: int | None, headroom: int) -> int:
-    """Stay at the size that was reached, and return it.
-
-    A guest that was squeezed dry gets its headroom back: one left with nothing
-    available dies of the next thing it does.
-    """
-    actual = await balloon.actual()
-    available = (await balloon.stats()).reclaimable
-    lacking = 0 if available is None else max(0, headroom - available)
-    target = min(actual + lacking, total or actual)
-    await balloon.set_target(target)
-    if lacking:
-        tracker = Tracker(target, actual, balloon.monitor.now())
-        await follow(balloon, tracker)
-        return tracker.actual
-    return actual
-
-
-async def _leave_in_peace(balloon: Balloon, tracker: Tracker) -> None:
+async def _leave_in_peace(balloon: Balloon) -> None:
     """See to it that an abandoned balloon does not go on squeezing its guest."""
-    if tracker.target >= tracker.before:
-        return  # growing hurts nobody
-    # Without the monitor nothing more can be done, and the caller is told of that.
-    with balloon.monitor.shield(CLEANUP), suppress(MonitorError):
-        await balloon.set_target(await balloon.actual())
+    # If even that fails nothing more can be done, and the caller is told why it began.
+    with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
+        actual = await balloon.actual()
+        if balloon.target is None or balloon.target < actual:
+            await balloon.set_target(actual)
 
 
 def _check(
