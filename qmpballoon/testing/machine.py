@@ -68,7 +68,6 @@ class MachineConfig:
         balloon_id: The device's id; None: it is anonymous.
         deflate_on_oom: The device's property of that name.
         free_page_reporting: Likewise.
-        free_page_hint: Likewise.
         page_poison: Likewise.
         paused: Started with ``-S``: the guest has not begun.
         name: The VM's name.
@@ -86,7 +85,6 @@ class MachineConfig:
     balloon_id: str | None = "balloon0"
     deflate_on_oom: bool = False
     free_page_reporting: bool = False
-    free_page_hint: bool = False
     page_poison: bool = True
     paused: bool = False
     name: str | None = None

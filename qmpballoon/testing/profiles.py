@@ -79,10 +79,13 @@ class Profile:
         grammar: How it reads JSON.
         size_parameter: What it calls the argument of ``balloon`` when it refuses
             one that is not positive.
+        element_name: What it calls the enabled capability that it does not know.
         stat_names: The statistics it knows, without ``stat-``.
         singlestep: ``query-status`` has a member of that name.
         reset_clears_stats: A machine reset forgets the last statistics.
+        busy_memory: How ``object-del`` refuses memory that a DIMM is made of.
         cpu_type_shown: ``query-cpus-fast`` has a member ``qom-type``.
+        no_virtio_is_an_error: ``x-query-virtio`` fails where there is no device.
         virtio_device_words: What ``x-query-virtio-status`` misses at a wrong path.
         virtio_status_aborts: ``x-query-virtio-status`` ends QEMU by a failed
             assertion, as it does on 11.1.3.
@@ -98,10 +101,13 @@ class Profile:
     version: str
     grammar: Grammar
     size_parameter: str
+    element_name: str
     stat_names: tuple[str, ...]
     singlestep: bool
     reset_clears_stats: bool
+    busy_memory: str
     cpu_type_shown: bool
+    no_virtio_is_an_error: bool
     virtio_device_words: str
     virtio_status_aborts: bool
     names_ring_reset: bool
@@ -135,10 +141,13 @@ def _qemu_7_2() -> Profile:
         version="7.2",
         grammar=_GRAMMAR,
         size_parameter="target",
+        element_name="null",
         stat_names=_STATS,
         singlestep=True,
         reset_clears_stats=False,
+        busy_memory="object '{}' is in use, can not be deleted",
         cpu_type_shown=False,
+        no_virtio_is_an_error=False,
         virtio_device_words="VirtIODevice",
         virtio_status_aborts=False,
         names_ring_reset=False,
@@ -173,11 +182,14 @@ def _qemu_10_0() -> Profile:
         version="10.0",
         grammar=_GRAMMAR,
         size_parameter="value",
+        element_name="null",
         stat_names=_STATS_9_2,
         singlestep=False,
         reset_clears_stats=True,
+        busy_memory="object '{}' is in use, can not be deleted",
         cpu_type_shown=False,
-        virtio_device_words="VirtIODevice",
+        no_virtio_is_an_error=True,
+        virtio_device_words="realized VirtIODevice",
         virtio_status_aborts=False,
         names_ring_reset=True,
         unknown_virtio_features=1 << 30,
@@ -190,8 +202,8 @@ def _qemu_11_1() -> Profile:
         profile("10.0"),
         version="11.1",
         grammar=_GRAMMAR_11,
+        busy_memory="Cannot delete host memory backend '{}' which is mapped",
         cpu_type_shown=True,
-        virtio_device_words="realized VirtIODevice",
         virtio_status_aborts=True,
         **_measured("11.1"),
     )

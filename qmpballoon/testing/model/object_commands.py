@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon.testing.model.objects import add_backend, add_dimm
-from qmpballoon.testing.model.qom import device_not_found
+from qmpballoon.testing.model.qom import AmbiguousPath, device_not_found
 from qmpballoon.testing.model.session import Command
 from qmpballoon.testing.model.visit import Argument, QmpError, check_type
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.testing.machine import Machine
     from qmpballoon.testing.model.qobject import Value
+    from qmpballoon.testing.model.qom import Node
 
 __all__ = ["object_commands"]
 
@@ -31,17 +32,22 @@ def object_commands(machine: Machine) -> dict[str, Command]:
 def _qom_commands(machine: Machine) -> dict[str, Command]:
     tree = machine.tree
 
+    def find(path: str) -> Node:
+        try:
+            return tree[tree.resolve(path)]
+        except AmbiguousPath:
+            raise device_not_found(path) from None
+
     def qom_list(arguments: dict[str, Any]) -> Value:
         node = tree[tree.resolve(arguments["path"])]
         return [{"name": p.name, "type": p.type} for p in node.properties.values()]
 
     def qom_get(arguments: dict[str, Any]) -> Value:
-        node = tree[tree.resolve(arguments["path"])]
-        return node.find(arguments["property"]).get()
+        return find(arguments["path"]).find(arguments["property"]).get()
 
     def qom_set(arguments: dict[str, Any]) -> Value:
-        node = tree[tree.resolve(arguments["path"])]
-        node.find(arguments["property"]).set(arguments["value"])
+        found = find(arguments["path"]).find(arguments["property"])
+        found.set(arguments["value"])
         return {}
 
     def qom_list_get(arguments: dict[str, Any]) -> Value:
@@ -51,7 +57,7 @@ def _qom_commands(machine: Machine) -> dict[str, Command]:
         "qom-list": Command(qom_list, (_PATH,)),
         "qom-get": Command(qom_get, (_PATH, _PROPERTY)),
         "qom-set": Command(qom_set, (_PATH, _PROPERTY, Argument("value", "any"))),
-        "qom-list-get": Command(qom_list_get, (Argument("paths", "any"),)),
+        "qom-list-get": Command(qom_list_get, (Argument("paths", "strings"),)),
     }
 
 
@@ -142,7 +148,7 @@ def _object_del(machine: Machine, name: str) -> Value:
     if name not in machine.backends:
         raise QmpError(f"object '{name}' not found")
     if any(dimm.backend == name for dimm in machine.dimms.values()):
-        raise QmpError(f"object '{name}' is in use, can not be deleted")
+        raise QmpError(machine.profile.busy_memory.format(name))
     del machine.backends[name]
     machine.tree.remove(f"/objects/{name}")
     return {}
@@ -171,9 +177,11 @@ def _device_add(machine: Machine, arguments: dict[str, Any]) -> Value:
         raise QmpError(f"Duplicate device ID '{name}'")
     backend = arguments.get("memdev")
     if backend is None:
-        raise QmpError("'memdev' property is not set")
+        raise QmpError("'memdev' property must be set")
     if backend not in machine.backends:
         raise device_not_found(backend)
+    if any(dimm.backend == backend for dimm in machine.dimms.values()):
+        raise QmpError(f"can't use already busy memdev: {backend}")
     add_dimm(machine, name, backend)
     return {}
 

@@ -71,9 +71,7 @@ def _describe_memory(node: Node, machine: Machine) -> None:
     config = machine.config
     memory: dict[str, Value] = {"size": config.memory}
     if config.max_memory:
-        memory |= {"slots": config.slots, "max-size": config.max_memory}
-    else:
-        memory["max-size"] = config.memory
+        memory |= {"max-size": config.max_memory, "slots": config.slots}
     node.override("memory", lambda: memory)
 
 
@@ -107,7 +105,6 @@ def _bind(node: Node, machine: Machine, device: BalloonDevice) -> None:
     features = {
         "deflate-on-oom": config.deflate_on_oom,
         "free-page-reporting": config.free_page_reporting,
-        "free-page-hint": config.free_page_hint,
         "page-poison": config.page_poison,
     }
     for name, value in features.items():

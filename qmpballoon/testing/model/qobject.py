@@ -53,7 +53,8 @@ def in_table_order(members: dict[str, Value]) -> list[tuple[str, Value]]:
 
     Within a bucket the youngest comes first.
     """
-    return sorted(members.items(), key=lambda item: _bucket(item[0]))
+    youngest_first = list(members.items())[::-1]
+    return sorted(youngest_first, key=lambda item: _bucket(item[0]))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.testing.model.qobject import Value
 
-__all__ = ["Node", "Property", "Tree", "device_not_found"]
+__all__ = ["AmbiguousPath", "Node", "Property", "Tree", "device_not_found"]
 
 Setter: TypeAlias = "Callable[[Value], None]"
 
@@ -26,6 +26,10 @@ Setter: TypeAlias = "Callable[[Value], None]"
 def device_not_found(name: str) -> QmpError:
     """Return QEMU's error for a path or an id that names nothing."""
     return QmpError(f"Device '{name}' not found", "DeviceNotFound")
+
+
+class AmbiguousPath(QmpError):
+    """A path could mean several objects; most commands say that it means none."""
 
 
 @define
@@ -142,7 +146,8 @@ class Tree:
         """Return the full path of the one object that a path names.
 
         Raises:
-            QmpError: It names none, or several.
+            AmbiguousPath: It names several.
+            QmpError: It names none.
         """
         parts = [part for part in path.split("/") if part]
         if path.startswith("/"):
@@ -151,8 +156,10 @@ class Tree:
                 return full
             raise device_not_found(path)
         tail = "/" + "/".join(parts)
-        found = [full for full in self._nodes if full.endswith(tail)] if parts else []
-        if len(found) != 1:
+        found = [full for full in self._nodes if full.endswith(tail) or not parts]
+        if len(found) > 1:
+            raise AmbiguousPath(f"Path '{path}' is ambiguous")
+        if not found:
             raise device_not_found(path)
         return found[0]
 

@@ -22,6 +22,9 @@ __all__ = ["MAX_NESTING", "MAX_TOKEN_COUNT", "Malformed", "Parsed", "Reader"]
 MAX_NESTING: Final = 1024
 MAX_TOKEN_COUNT: Final = 2 << 20
 
+_LONGEST_COMPLAINT: Final = 1023
+"""What fits in the parser's buffer; a stray character has no such bound."""
+
 
 @frozen
 class Parsed:
@@ -86,7 +89,8 @@ class Reader:
         try:
             return self._parser.push(token)
         except ParseError as error:
-            self._complaint = self._malformed(str(error), token)
+            text = str(error)[:_LONGEST_COMPLAINT]
+            self._complaint = self._malformed(text, token)
             return None
 
     def _say_early(self) -> Malformed | None:

@@ -9,7 +9,7 @@ they are read, and so overtake.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from attrs import define, field, frozen
 
@@ -195,8 +195,8 @@ class Session:
 
     def _find(self, name: str) -> Command:
         if name == "qmp_capabilities":
-            schema = (Argument("enable", "any", optional=True),)
-            return Command(self._negotiate, schema, oob=self.negotiated)
+            schema = (Argument("enable", "strings", optional=True),)
+            return Command(self._negotiate, schema)
         if not self.negotiated:
             raise QmpError(
                 "Expecting capabilities negotiation with 'qmp_capabilities'",
@@ -207,18 +207,11 @@ class Session:
         return self._host.commands[name]
 
     def _negotiate(self, arguments: dict[str, Value]) -> Value:
-        wanted = arguments.get("enable", [])
-        if not isinstance(wanted, list):
-            raise QmpError("Invalid parameter type for 'enable', expected: array")
+        wanted = cast("list[str]", arguments.get("enable", []))
         for i, name in enumerate(wanted):
-            if not isinstance(name, str):
-                raise QmpError(
-                    f"Invalid parameter type for 'enable[{i}]', expected: string"
-                )
             if name != "oob":
-                raise QmpError(
-                    f"Parameter 'enable[{i}]' does not accept value '{name}'"
-                )
+                where = self._host.profile.element_name.format(i)
+                raise QmpError(f"Parameter '{where}' does not accept value '{name}'")
         if self.negotiated:
             raise QmpError(
                 "Capabilities negotiation is already complete, command ignored",

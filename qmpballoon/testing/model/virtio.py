@@ -21,8 +21,7 @@ _DRIVER_OK: Final = (
 )
 _STATS: Final = "VIRTIO_BALLOON_F_STATS_VQ: Guest memory stats VQ available"
 _POISON: Final = "VIRTIO_BALLOON_F_PAGE_POISON: Guest page poisoning enabled"
-_DEFLATE: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM: Deflate balloon on guest OOM"
-_HINT: Final = "VIRTIO_BALLOON_F_FREE_PAGE_HINT: VQ reporting free pages enabled"
+_DEFLATE: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM: Deflate balloon when guest OOM"
 _REPORTING: Final = "VIRTIO_BALLOON_F_REPORTING: Page reporting VQ enabled"
 _TRANSPORTS: Final = (
     "VIRTIO_RING_F_EVENT_IDX: Used & avail. event fields enabled",
@@ -44,6 +43,8 @@ def _backend_path(machine: Machine) -> str:
 def virtio_list(machine: Machine) -> Value:
     """Return what ``x-query-virtio`` does."""
     if machine.device is None:
+        if machine.profile.no_virtio_is_an_error:
+            raise QmpError("No virtio devices found")
         return []
     return [{"path": _backend_path(machine), "name": "virtio-balloon"}]
 
@@ -66,9 +67,7 @@ def virtio_status(machine: Machine, path: str) -> Value:
         "guest-features": offered if ready else none,
         "host-features": offered,
         "backend-features": none,
-        "num-vqs": 3
-        + machine.config.free_page_hint
-        + machine.config.free_page_reporting,
+        "num-vqs": 3 + machine.config.free_page_reporting,
         "status": {"statuses": list(_DRIVER_OK) if ready else []},
         "isr": 0,
         "queue-sel": 2 if ready else 0,
@@ -90,7 +89,6 @@ def _offered(machine: Machine) -> dict[str, Value]:
     for wanted, text in (
         (config.free_page_reporting, _REPORTING),
         (config.page_poison, _POISON),
-        (config.free_page_hint, _HINT),
         (config.deflate_on_oom, _DEFLATE),
         (True, _STATS),
     ):

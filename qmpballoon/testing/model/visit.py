@@ -6,7 +6,7 @@ wrong type is complained of; only then comes what does not belong there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import frozen
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Aborted", "Argument", "Kind", "QmpError", "check_type", "visit"]
 
-Kind = Literal["integer", "uint64", "string", "boolean", "object", "any"]
-
-_EXPECTED: Final = {"uint64": "integer"}
+Kind = Literal["integer", "uint64", "string", "boolean", "strings", "any"]
 
 
 class Aborted(Exception):
@@ -74,9 +72,21 @@ def check_type(name: str, kind: Kind, value: Value) -> None:
     Raises:
         QmpError: In QEMU's words.
     """
-    if not _fits(kind, value):
-        expected = _EXPECTED.get(kind, kind)
-        raise QmpError(f"Invalid parameter type for '{name}', expected: {expected}")
+    if kind == "strings":
+        _check_strings(name, value)
+        return
+    if _fits(kind, value):
+        return
+    if kind == "uint64":
+        raise QmpError(f"Parameter '{name}' expects uint64")
+    raise QmpError(f"Invalid parameter type for '{name}', expected: {kind}")
+
+
+def _check_strings(name: str, value: Value) -> None:
+    if not isinstance(value, list):
+        raise QmpError(f"Invalid parameter type for '{name}', expected: array")
+    for i, each in enumerate(value):
+        check_type(f"{name}[{i}]", "string", each)
 
 
 def _fits(kind: Kind, value: Value) -> bool:
@@ -90,9 +100,7 @@ def _fits(kind: Kind, value: Value) -> bool:
             return isinstance(value, str)
         case "boolean":
             return isinstance(value, bool)
-        case "object":
-            return isinstance(value, dict)
-        case "any":
+        case _:
             return True
 
 

@@ -1,0 +1,34 @@
+"""Lets the tests in here share modules, and says how much they have compared."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+# Test files are imported by their paths; what they share is not a test file.
+sys.path.insert(0, str(Path(__file__).parent))
+
+COMPARED = "requests compared with QEMU"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the number of requests and of differences for each version."""
+    requests: Counter[str] = Counter()
+    differences: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == COMPARED and report.when == "call":
+                    version, sent, differing = value
+                    requests[version] += sent
+                    differences[version] += differing
+    for version, sent in requests.items():
+        terminalreporter.write_line(
+            f"QEMU {version}: {sent} requests compared, "
+            f"{differences[version]} differences"
+        )

@@ -1,0 +1,132 @@
+"""A real QEMU for the fake to be held against, without a guest in it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import select
+import socket
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from qmpballoon.testing.lab.errors import LabError
+from qmpballoon.testing.lab.parts import find_qemu
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+DEADLINE = 30.0
+"""Seconds that a QEMU gets to start, or to answer, on a busy machine."""
+
+SILENCE = 0.05
+"""Seconds without a byte after which it is taken to have said everything."""
+
+
+class RealMonitor:
+    """A QMP connection to a real QEMU: bytes out, bytes in."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.closed = False
+
+    def send(self, data: bytes) -> None:
+        """Send all of it; a QEMU that has gone does not mind."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._sock.sendall(data)
+
+    def receive(self, lines: int) -> bytes:
+        """Return what comes: at least so many lines, then on until it is silent."""
+        data = b""
+        deadline = time.monotonic() + DEADLINE
+        while not self.closed and time.monotonic() < deadline:
+            missing = data.count(b"\n") < lines
+            if not select.select([self._sock], [], [], 1 if missing else SILENCE)[0]:
+                if not missing:
+                    break
+                continue
+            chunk = self._read()
+            self.closed = not chunk
+            data += chunk
+        return data
+
+    def execute(self, command: str, **arguments: object) -> dict[str, Any]:
+        """Run a command; return the whole answer, events left out."""
+        request = {"execute": command, "arguments": arguments}
+        self.send(json.dumps(request).encode())
+        while True:
+            for line in self.receive(1).splitlines():
+                answer: dict[str, Any] = json.loads(line)
+                if "event" not in answer:
+                    return answer
+            if self.closed:
+                raise EOFError(command)
+
+    def _read(self) -> bytes:
+        try:
+            return self._sock.recv(1 << 16)
+        except ConnectionResetError:
+            return b""
+
+
+@functools.cache
+def qemu_command(version: str) -> tuple[str, ...]:
+    """Return how to start QEMU of a version; skips the test where it cannot be had.
+
+    Args:
+        version: Such as ``7.2``; ``QMPBALLOON_QEMU_7_2`` may name the program.
+    """
+    variable = f"QMPBALLOON_QEMU_{version.replace('.', '_')}"
+    try:
+        return find_qemu(os.environ.get(variable, version), lambda _: None).command
+    except LabError as error:
+        pytest.skip(f"no QEMU {version}: {error}")
+
+
+@contextlib.contextmanager
+def real_qemu(
+    command: Sequence[str], folder: Path, options: Sequence[str]
+) -> Iterator[RealMonitor]:
+    """Run a QEMU, stopped before its first instruction.
+
+    Args:
+        command: Starts it.
+        folder: For its socket.
+        options: What it has beside the machine.
+    """
+    path = folder / "qmp"
+    path.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [
+            *command,
+            *("-machine", "q35", "-accel", "tcg", "-nodefaults", "-nographic", "-S"),
+            *("-monitor", "none", "-qmp", f"unix:{path},server=on,wait=off"),
+            *options,
+        ],
+    )
+    try:
+        with _connected(path) as sock:
+            yield RealMonitor(sock)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _connected(path: Path) -> Iterator[socket.socket]:
+    deadline = time.monotonic() + DEADLINE
+    with socket.socket(socket.AF_UNIX) as sock:
+        while True:
+            try:
+                sock.connect(str(path))
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        yield sock

@@ -1,0 +1,57 @@
+"""The fake answers what the real QEMU answers, request by request."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from attrs import evolve
+from conftest import COMPARED
+from real import qemu_command
+from transcripts import Script, compare, scripts
+
+from qmpballoon.testing.profiles import profile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = [pytest.mark.qemu, pytest.mark.conformance]
+
+VERSIONS = ("7.2", "10.0", "11.1")
+WORDS = ("size_parameter", "virtio_device_words", "stat_names")
+
+
+@pytest.mark.parametrize("script", scripts(), ids=lambda script: script.name)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_transcripts_are_equal(
+    version: str,
+    script: Script,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    command = qemu_command(version)
+    found = list(compare(script, profile(version), command, tmp_path))
+    record_property(COMPARED, (version, len(script.chunks), len(found)))
+    assert found == []
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_changed_word_is_found(word: str, tmp_path: Path) -> None:
+    right = profile(VERSIONS[0])
+    value = getattr(right, word)
+    wrong = evolve(right, **{word: value[:-1]})
+    command = qemu_command(VERSIONS[0])
+
+    found = [
+        difference
+        for script in scripts()
+        if script.name in {"the balloon's size", "statistics", "queries"}
+        for difference in compare(script, wrong, command, tmp_path)
+    ]
+
+    assert found
+
+
+def test_there_are_enough_requests() -> None:
+    assert sum(len(script.chunks) for script in scripts()) >= 200
