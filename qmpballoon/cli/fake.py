@@ -1,0 +1,110 @@
+"""``qmpballoon fake``: a simulated VM on a socket, for clients in any language."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from qmpballoon.cli import output
+from qmpballoon.cli.options import SizeType
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import profiles
+
+if TYPE_CHECKING:
+    from qmpballoon.testing.machine import Machine
+
+__all__ = ["fake"]
+
+_DIMMS: Final = 4
+
+
+@click.command()
+@click.argument("socket", type=click.Path(dir_okay=False))
+@click.option(
+    "--profile",
+    type=click.Choice(profiles.PROFILES),
+    default=profiles.PROFILES[-1],
+    help="The QEMU version whose words it speaks.",
+)
+@click.option(
+    "--memory", type=SizeType(1), default=2 * GiB, metavar="SIZE", help="The VM's RAM."
+)
+@click.option(
+    "--used",
+    type=SizeType(),
+    default=123 * MiB,
+    metavar="SIZE",
+    help="In use by the guest's processes.",
+)
+@click.option(
+    "--cache",
+    type=SizeType(),
+    default=1 * GiB,
+    metavar="SIZE",
+    help="The guest's page cache at the start.",
+)
+@click.option("--paused", is_flag=True, help="Wait for `cont` before booting.")
+@click.option("--no-driver", is_flag=True, help="A guest without a balloon driver.")
+@click.option("--no-balloon", is_flag=True, help="A VM without a balloon.")
+@click.option(
+    "--id", "name", default="balloon0", metavar="ID", help="The balloon's id in QEMU."
+)
+@click.option("--seed", type=int, default=0, help="The same seed acts the same.")
+def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from above
+    """Serve a simulated VM on the unix socket SOCKET until interrupted.
+
+    It answers as QEMU does, word for word, and has a guest whose memory acts as a
+    Linux guest's does. DIMMs can be plugged in.
+    """
+    from qmpballoon.cli.session import run  # noqa: PLC0415 - loads trio
+
+    # An interruption is how it is meant to end.
+    with contextlib.suppress(output.Interrupted):
+        run(lambda: _serve(socket, **options))
+
+
+async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewise
+    import trio  # noqa: PLC0415 - loaded last
+
+    from qmpballoon.testing.server import open_fake  # noqa: PLC0415
+
+    async with open_fake(_machine(**options)) as qemu, trio.open_nursery() as nursery:
+        await nursery.start(qemu.listen, socket)
+        click.echo(f"A simulated QEMU {options['profile']} listens on {socket}")
+
+
+def _machine(
+    *,
+    profile: str,
+    memory: int,
+    used: int,
+    cache: int,
+    paused: bool,
+    no_driver: bool,
+    no_balloon: bool,
+    name: str,
+    seed: int,
+) -> Machine:
+    from qmpballoon.testing.machine import (  # noqa: PLC0415 - likewise
+        GuestConfig,
+        Machine,
+        MachineConfig,
+    )
+
+    config = MachineConfig(
+        memory=memory,
+        slots=_DIMMS,
+        max_memory=memory + 64 * GiB,
+        balloon=None if no_balloon else "virtio-balloon-pci",
+        balloon_id=name,
+        paused=paused,
+        pid=os.getpid(),
+        epoch=time.time_ns(),
+        guest=GuestConfig(used=used, cache=cache, driver=not no_driver),
+    )
+    return Machine(config, profiles.profile(profile), random.Random(seed))  # noqa: S311 - a simulation
