@@ -224,6 +224,6 @@ async def _has_driver(balloon: Balloon) -> bool | None:
         return None
     match answer:
         case {"status": {"statuses": object() as statuses}}:
-            return "DRIVER_OK" in str(cast("object", statuses))
+            return "DRIVER_OK" in str(statuses)
         case _:
             return None
