@@ -32,16 +32,22 @@ from qmpballoon import host
 from qmpballoon.balloon.find import find_balloon
 from qmpballoon.checks import require_seconds
 from qmpballoon.errors import (
-    MonitorBusy,
     MonitorClosed,
     MonitorError,
-    MonitorTimeout,
     ProtocolError,
     command_error,
 )
 from qmpballoon.events import EventBuffer
+from qmpballoon.failures import (
+    closed_by_peer,
+    closed_by_us,
+    not_answered,
+    not_greeted,
+    not_negotiated,
+    retold,
+)
 from qmpballoon.qmp import Connection, Event, Failure, Greeting, Return, Role, State
-from qmpballoon.transport import Target, Transport, connect
+from qmpballoon.transport import Target, Transport, connect, describe
 
 if TYPE_CHECKING:
     import ssl
@@ -98,14 +104,14 @@ async def open_monitor(
     require_seconds(command_timeout, "command_timeout")
     deadline = trio.current_time() + timeout
     transport = await connect(target, deadline=deadline, tls=tls)
-    name = f"the monitor on {target}"
+    name = describe(target)
     monitor = TrioMonitor(transport, name=name, command_timeout=command_timeout)
     try:
         async with _Background() as nursery:
             await monitor._start(nursery, deadline, oob=oob)  # noqa: SLF001
             yield monitor
     finally:
-        monitor._shut(MonitorClosed(f"{name} was closed by us"))  # noqa: SLF001
+        monitor._shut(closed_by_us(name))  # noqa: SLF001
         await transport.aclose()
 
 
@@ -264,7 +270,12 @@ class TrioMonitor:
     ) -> None:
         """Send the command and wait until the reply, or the end, is known."""
         self._raise_if_failed()
-        ident, data = self._connection.send_command(waiter.command, arguments, oob=oob)
+        try:
+            ident, data = self._connection.send_command(
+                waiter.command, arguments, oob=oob
+            )
+        finally:
+            self._pass_turn()
         _log.debug("%s: %s, id %s", self.name, waiter.command, ident)
         self._waiting[ident] = waiter
         waiter.sent = True
@@ -279,6 +290,15 @@ class TrioMonitor:
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
+    def _pass_turn(self) -> None:
+        """Wake the next who waits for its turn, if there is room.
+
+        Only one: it does the same in its turn, when it has sent its command or
+        has found that it cannot.
+        """
+        if self._turns and self._connection.can_send:
+            self._turns.unpark()
+
     def _forget(self, ident: Id) -> _Waiter:
         self._connection.abandon(ident)
         return self._waiting.pop(ident)
@@ -290,13 +310,10 @@ class TrioMonitor:
             case Failure(error_class, desc):
                 raise command_error(waiter.command, error_class, desc)
             case MonitorError() as failure:
-                raise _copy(failure, waiter.unknown)
+                raise retold(failure, waiter.unknown)
             case _:
-                timed_out = MonitorTimeout(
-                    f"{self.name} did not answer {waiter.command!r} within {timeout:g}"
-                    " s: QEMU is stopped or overloaded"
-                )
-                raise _copy(timed_out, waiter.unknown)
+                timed_out = not_answered(self.name, waiter.command, timeout)
+                raise retold(timed_out, waiter.unknown)
 
     def _write(self, data: bytes) -> None:
         if self._transport.write(data) and self._nursery is not None:
@@ -316,12 +333,8 @@ class TrioMonitor:
             await self._until(State.READY)
             return
         if self._connection.state is State.GREETING:
-            raise MonitorBusy(
-                f"{self.name} did not greet in time: another client holds it, QEMU is"
-                " stopped, or it is no QMP monitor; close that client, or give the VM"
-                " a second -qmp monitor"
-            )
-        raise MonitorTimeout(f"{self.name} greeted, and did not answer in time")
+            raise not_greeted(self.name)
+        raise not_negotiated(self.name)
 
     async def _until(self, state: State) -> None:
         while self._connection.state is not state:
@@ -357,11 +370,12 @@ class TrioMonitor:
                     self._dispatch(message)
                 if connection.state is not state:
                     self._move_on()
-            failure: MonitorError = MonitorClosed(f"{self.name} was closed by QEMU")
+                self._pass_turn()
+            failure: MonitorError = closed_by_peer(self.name)
         except ProtocolError as error:
             failure = ProtocolError(f"{self.name}: {error}")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            failure = MonitorClosed(f"{self.name} broke: {error}")
+            failure = MonitorClosed(f"{self.name} broke: {error.__cause__ or error}")
         self._shut(failure)
 
     def _dispatch(self, message: object) -> None:
@@ -370,8 +384,6 @@ class TrioMonitor:
                 subscription._put(message)  # noqa: SLF001
         elif isinstance(message, Return | Failure):
             self._waiting.pop(cast("Id", message.id)).finish(message)
-            if self._turns:
-                self._turns.unpark()
 
     def _move_on(self) -> None:
         self._progress.set()
@@ -393,7 +405,7 @@ class TrioMonitor:
 
     def _raise_if_failed(self) -> None:
         if self._failure is not None:
-            raise _copy(self._failure)
+            raise retold(self._failure)
 
 
 class EventSubscription:
@@ -412,7 +424,7 @@ class EventSubscription:
     def __init__(self, monitor: TrioMonitor, buffer: EventBuffer) -> None:
         self._monitor = monitor
         self._buffer = buffer
-        self._arrived = trio.Event()
+        self._readers = trio.lowlevel.ParkingLot()
 
     def __enter__(self) -> Self:
         """Begin to take events in."""
@@ -427,6 +439,7 @@ class EventSubscription:
     ) -> None:
         """Take no more in; what was is still there to be read."""
         self._monitor._subscriptions.discard(self)  # noqa: SLF001
+        self._wake()
 
     @property
     def lost(self) -> Mapping[str, int]:
@@ -438,14 +451,16 @@ class EventSubscription:
 
         Raises:
             MonitorError: The connection ended; no more will come.
+            RuntimeError: No more will come, as this is outside the block.
 
         Cancellation: at once, and no event is lost.
         """
         await trio.lowlevel.checkpoint()
         while (event := self._buffer.get()) is None:
             self._monitor._raise_if_failed()  # noqa: SLF001
-            self._arrived = trio.Event()
-            await self._arrived.wait()
+            if self not in self._monitor._subscriptions:  # noqa: SLF001
+                raise RuntimeError("events come in a with block of the subscription")
+            await self._readers.park()
         return event
 
     def __aiter__(self) -> Self:
@@ -458,10 +473,10 @@ class EventSubscription:
 
     def _put(self, event: Event) -> None:
         if self._buffer.put(event):
-            self._arrived.set()
+            self._wake()
 
     def _wake(self) -> None:
-        self._arrived.set()
+        self._readers.unpark_all()
 
 
 @define(eq=False)
@@ -504,9 +519,3 @@ class _Background:
         self._nursery.cancel_scope.shield = True
         self._nursery.cancel_scope.cancel()
         await self._manager.__aexit__(None, None, None)
-
-
-def _copy(failure: MonitorError, unknown: tuple[str, ...] = ()) -> MonitorError:
-    """Make an exception of its own for each who is told of a failure."""
-    suffix = f"; it is not known what became of {', '.join(unknown)}" if unknown else ""
-    return type(failure)(f"{failure}{suffix}", unknown)

@@ -11,38 +11,30 @@ comes as a :class:`trio.abc.Stream`.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import trio
 
 from qmpballoon import host
-from qmpballoon.address import Address, TcpAddress, UnixAddress, parse_address
+from qmpballoon.address import Address, TcpAddress, parse_address
 from qmpballoon.errors import MonitorBusy, MonitorUnreachable
+from qmpballoon.reach import checked, connect_unix, no_tcp, no_tcp_in_time, no_tls
 
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Target", "Transport", "connect"]
+__all__ = ["Target", "Transport", "connect", "describe"]
 
-Target: TypeAlias = (
-    str
-    | os.PathLike[str]
-    | tuple[str, int]
-    | Address
-    | int
-    | socket.socket
-    | trio.abc.Stream
+PlainTarget: TypeAlias = (
+    str | os.PathLike[str] | tuple[str, int] | Address | int | socket.socket
 )
+Target: TypeAlias = PlainTarget | trio.abc.Stream
 """An address, or something connected: a socket, its descriptor, a trio stream.
 What is connected is taken over, and closed at the end."""
 
 _READ_SIZE: Final = 65536
-_RETRY_INTERVAL: Final = 0.02  # seconds between two tries at a full backlog
 
 
 class Transport(Protocol):
@@ -121,9 +113,8 @@ class SocketTransport:
 class StreamTransport:
     """A transport over a trio stream."""
 
-    pid: int | None = None
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, pid: int | None = None) -> None:
+        self.pid = pid
         self._stream = stream
         self._backlog = bytearray()
         self._flushing = False
@@ -152,7 +143,19 @@ class StreamTransport:
 
     async def aclose(self) -> None:
         """Close at once, without any farewell."""
-        await trio.aclose_forcefully(self._stream)
+        # With a shield: a surrounding cancellation must not take the place of
+        # the exception that is on its way.
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self._stream)
+
+
+def describe(target: Target) -> str:
+    """Return what messages call the monitor."""
+    if isinstance(target, trio.abc.Stream | socket.socket):
+        return "the connected monitor"
+    if isinstance(target, int):
+        return f"the monitor on descriptor {target}"
+    return f"the monitor on {parse_address(target)}"
 
 
 async def connect(
@@ -167,74 +170,69 @@ async def connect(
 
     Raises:
         MonitorUnreachable: Nobody could be connected to.
-        MonitorBusy: The socket's queue of waiting clients stayed full.
+        MonitorBusy: The socket's queue of waiting clients stayed full, or nobody
+            shook hands.
+        TypeError: The target is of no such type.
+        ValueError: It is of such a type and cannot be a monitor.
 
-    Cancellation: nothing stays open, except what came in connected.
+    Cancellation: nothing stays open.
     """
+    host_name, pid = None, None
     if isinstance(target, trio.abc.Stream):
-        return StreamTransport(target)
-    if isinstance(target, int):
-        target = socket.socket(fileno=target)
-    if isinstance(target, socket.socket):
-        return await _secure(_checked(target), None, tls, deadline)
-    address = parse_address(target)
-    if isinstance(address, UnixAddress):
-        sock = await _connect_unix(address, deadline)
+        stream = target
     else:
-        sock = await _connect_tcp(address, deadline)
-    return await _secure(sock, address, tls, deadline)
+        sock, host_name = await _socket(target, deadline)
+        if tls is None:
+            return SocketTransport(sock)
+        pid = host.qemu_pid(sock)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    if tls is not None:
+        stream = await _shake_hands(stream, tls, host_name, deadline)
+    return StreamTransport(stream, pid)
 
 
-def _checked(sock: socket.socket) -> socket.socket:
-    if sock.type != socket.SOCK_STREAM:
-        raise ValueError(f"{sock!r} is no stream socket: QMP needs one")
-    sock.setblocking(False)  # noqa: FBT003
+async def _socket(
+    target: PlainTarget, deadline: float
+) -> tuple[socket.socket, str | None]:
+    """Return a connected socket, and its host's name if it has one."""
+    if isinstance(target, int | socket.socket):
+        return _take_over(target), None
+    address = parse_address(target)
+    if isinstance(address, TcpAddress):
+        return await _connect_tcp(address, deadline), address.host
+    sock = await connect_unix(
+        address, deadline, now=trio.current_time, sleep=trio.sleep
+    )
+    return sock, None
+
+
+def _take_over(target: int | socket.socket) -> socket.socket:
+    """Make a socket ours that came in connected; what is none is left alone."""
+    sock = target if isinstance(target, socket.socket) else _from_descriptor(target)
+    try:
+        sock = checked(sock)
+    except ValueError:
+        if sock is not target:
+            sock.detach()
+        raise
+    try:
+        sock.getpeername()
+    except OSError as error:
+        sock.close()
+        raise MonitorUnreachable(
+            f"{describe(target)} is not connected: {error.strerror}"
+        ) from None
     return sock
 
 
-async def _connect_unix(address: UnixAddress, deadline: float) -> socket.socket:
-    sock = _checked(socket.socket(socket.AF_UNIX))
+def _from_descriptor(descriptor: int) -> socket.socket:
     try:
-        # EAGAIN means that the backlog is full, and leaves the socket
-        # unconnected: waiting for it to become writable would wait for nothing.
-        while (error := sock.connect_ex(address.path)) == errno.EAGAIN:
-            if trio.current_time() >= deadline:
-                break
-            await trio.sleep(_RETRY_INTERVAL)
-    except BaseException:
-        sock.close()
-        raise
-    if error == 0:
-        return sock
-    sock.close()
-    if error == errno.EAGAIN:
-        raise MonitorBusy(
-            f"too many clients wait for {address} already: close the client that"
-            " holds it, or give the VM a second -qmp monitor"
-        )
-    raise MonitorUnreachable(_why_unreachable(address, error))
-
-
-def _why_unreachable(address: UnixAddress, error: int) -> str:
-    path = address.path
-    match error:
-        case errno.ENOENT:
-            return f"there is no socket at {path}: is the VM running?"
-        case errno.EACCES | errno.EPERM:
-            return f"no permission for {path}: run as the user of QEMU, or as root"
-        case errno.ECONNREFUSED if not _is_socket(path):
-            return f"{path} is no socket: give the path of a -qmp unix:PATH monitor"
-        case errno.ECONNREFUSED:
-            return f"nobody listens at {path} any more: the VM has ended"
-        case _:
-            return f"cannot connect to {path}: {os.strerror(error)}"
-
-
-def _is_socket(path: str) -> bool:
-    try:
-        return stat.S_ISSOCK(Path(path).stat().st_mode)
-    except OSError:
-        return False
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ValueError(
+            f"descriptor {descriptor} is no socket ({error.strerror}): give that of a"
+            " connected stream socket"
+        ) from None
 
 
 async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
@@ -242,43 +240,37 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
         with trio.fail_at(deadline):
             stream = await trio.open_tcp_stream(address.host, address.port)
     except trio.TooSlowError:
-        raise MonitorUnreachable(
-            f"no connection to {address} in time: is the host up, and the port open?"
-        ) from None
+        raise no_tcp_in_time(address) from None
     except OSError as error:
-        raise MonitorUnreachable(
-            f"cannot connect to {address}: {error.strerror or error}: does the VM"
-            " have a -qmp tcp:HOST:PORT,server=on,wait=off monitor there?"
-        ) from None
+        raise no_tcp(address, error) from None
     return socket.socket(fileno=stream.socket.detach())
 
 
-async def _secure(
-    sock: socket.socket,
-    address: Address | None,
-    tls: ssl.SSLContext | None,
+async def _shake_hands(
+    stream: trio.abc.Stream,
+    tls: ssl.SSLContext,
+    host_name: str | None,
     deadline: float,
-) -> Transport:
-    """Wrap a connected socket in TLS if that is asked for."""
-    if tls is None:
-        return SocketTransport(sock)
-    hostname = address.host if isinstance(address, TcpAddress) else None
-    stream = trio.SSLStream(
-        trio.SocketStream(trio.socket.from_stdlib_socket(sock)),
-        tls,
-        server_hostname=hostname,
-        # QEMU closes without TLS's own farewell.
-        https_compatible=True,
-    )
+) -> trio.abc.Stream:
+    """Wrap a stream in TLS."""
     try:
+        secure = trio.SSLStream(
+            stream,
+            tls,
+            server_hostname=host_name,
+            # QEMU closes without TLS's own farewell.
+            https_compatible=True,
+        )
         with trio.fail_at(deadline):
-            await stream.do_handshake()
+            await secure.do_handshake()
     except BaseException as error:
-        await trio.aclose_forcefully(stream)
-        if isinstance(error, trio.TooSlowError | trio.BrokenResourceError):
-            raise MonitorUnreachable(
-                "no TLS handshake in time, or none at all: does the monitor's"
-                f" -chardev have tls-creds=…? ({error.__cause__ or error})"
+        await StreamTransport(stream).aclose()
+        if isinstance(error, trio.TooSlowError):
+            raise MonitorBusy(
+                "connected, and no TLS handshake in time: another client holds the"
+                " monitor, QEMU is stopped, or the monitor has no TLS"
             ) from None
+        if isinstance(error, trio.BrokenResourceError):
+            raise no_tls(error.__cause__ or error) from None
         raise
-    return StreamTransport(stream)
+    return secure

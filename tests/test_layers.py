@@ -22,6 +22,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # module or a folder right below the package; "" is the package's own front page.
 VALUES = {"checks", "errors", "monitor", "sizes"}
 BELOW_CLIENTS = VALUES | {"address", "balloon", "events", "host", "qmp"}
+SHARED = {"failures", "reach"}  # by the front ends
 CLIENTS = {"aio", "blocking", "client", "libvirt"}
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),
@@ -33,9 +34,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": {"errors", "qmp"},
     "host": {"errors"},
     "balloon": VALUES,
-    "transport": {"address", "errors", "host"},
-    "client": BELOW_CLIENTS | {"transport"},
-    **dict.fromkeys(CLIENTS - {"client"}, BELOW_CLIENTS),
+    "failures": {"errors"},
+    "reach": {"address", "errors"},
+    "plain": BELOW_CLIENTS,
+    "transport": {"address", "errors", "host", "reach"},
+    "client": BELOW_CLIENTS | SHARED | {"transport"},
+    "aio": BELOW_CLIENTS | SHARED,
+    "blocking": BELOW_CLIENTS | SHARED | {"plain"},
+    "libvirt": BELOW_CLIENTS | {"plain"},
     "": BELOW_CLIENTS | CLIENTS,
     "fleet": BELOW_CLIENTS | {"client"},
     "export": BELOW_CLIENTS | {"fleet"},

@@ -1,0 +1,119 @@
+"""Reaching a monitor's socket, and saying why it cannot be reached.
+
+What the front ends have in common here. How to wait is the only thing in which
+they differ, so that is given to them to bring.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qmpballoon.errors import MonitorBusy, MonitorUnreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qmpballoon.address import TcpAddress, UnixAddress
+
+__all__ = ["checked", "connect_unix", "no_tcp", "no_tcp_in_time", "no_tls"]
+
+_RETRY_INTERVAL: Final = 0.02  # seconds between two tries at a full backlog
+
+
+def checked(sock: socket.socket) -> socket.socket:
+    """Return a socket, made non-blocking, if QMP can be spoken over its kind."""
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"{sock!r} is no stream socket: QMP needs one")
+    sock.setblocking(False)  # noqa: FBT003
+    return sock
+
+
+async def connect_unix(
+    address: UnixAddress,
+    deadline: float,
+    *,
+    now: Callable[[], float],
+    sleep: Callable[[float], Awaitable[object]],
+) -> socket.socket:
+    """Connect to a unix socket, and return it, non-blocking.
+
+    Args:
+        address: Where it is.
+        deadline: When to give up.
+        now: Tells the time that the deadline is in.
+        sleep: Waits for so many seconds.
+
+    Raises:
+        MonitorUnreachable: Nobody could be connected to.
+        MonitorBusy: The socket's queue of waiting clients stayed full.
+    """
+    sock = checked(socket.socket(socket.AF_UNIX))
+    try:
+        # EAGAIN means that the backlog is full, and leaves the socket
+        # unconnected: waiting for it to become writable would wait for nothing.
+        while (error := sock.connect_ex(address.path)) == errno.EAGAIN:
+            if now() >= deadline:
+                break
+            await sleep(_RETRY_INTERVAL)
+    except BaseException:
+        sock.close()
+        raise
+    if error == 0:
+        return sock
+    sock.close()
+    if error == errno.EAGAIN:
+        raise MonitorBusy(
+            f"too many clients wait for {address} already: close the client that"
+            " holds it, or give the VM a second -qmp monitor"
+        )
+    raise MonitorUnreachable(_why_unreachable(address, error))
+
+
+def no_tcp(address: TcpAddress, error: OSError) -> MonitorUnreachable:
+    """Say that a TCP connection could not be made."""
+    return MonitorUnreachable(
+        f"cannot connect to {address}: {error.strerror or error}: does the VM have a"
+        " -qmp tcp:HOST:PORT,server=on,wait=off monitor there?"
+    )
+
+
+def no_tcp_in_time(address: TcpAddress) -> MonitorUnreachable:
+    """Say that a TCP connection was not made in time."""
+    return MonitorUnreachable(
+        f"no connection to {address} in time: is the host up, and the port open?"
+    )
+
+
+def no_tls(error: BaseException) -> MonitorUnreachable:
+    """Say that the peer did not agree to TLS, or to nothing in time."""
+    return MonitorUnreachable(
+        "no TLS handshake in time, or none at all: does the monitor's -chardev have"
+        f" tls-creds=…? ({error})"
+    )
+
+
+def _why_unreachable(address: UnixAddress, error: int) -> str:
+    path = address.path
+    match error:
+        case errno.ENOENT:
+            return f"there is no socket at {path}: is the VM running?"
+        case errno.EACCES | errno.EPERM:
+            return f"no permission for {path}: run as the user of QEMU, or as root"
+        case errno.ECONNREFUSED if not _is_socket(path):
+            return f"{path} is no socket: give the path of a -qmp unix:PATH monitor"
+        case errno.ECONNREFUSED:
+            return f"nobody listens at {path} any more: the VM has ended"
+        case _:
+            return f"cannot connect to {path}: {os.strerror(error)}"
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(Path(path).stat().st_mode)
+    except OSError:
+        return False
