@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from qmpballoon.cli import output
-from qmpballoon.cli.options import SizeType
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.cli.options import positive_size, size
+from qmpballoon.sizes import GiB
 from qmpballoon.testing import profiles
 
 if TYPE_CHECKING:
@@ -32,19 +32,19 @@ _DIMMS: Final = 4
     help="The QEMU version whose words it speaks.",
 )
 @click.option(
-    "--memory", type=SizeType(1), default=2 * GiB, metavar="SIZE", help="The VM's RAM."
+    "--memory", type=positive_size, default="2GiB", metavar="SIZE", help="The VM's RAM."
 )
 @click.option(
     "--used",
-    type=SizeType(),
-    default=123 * MiB,
+    type=size,
+    default="123MiB",
     metavar="SIZE",
     help="In use by the guest's processes.",
 )
 @click.option(
     "--cache",
-    type=SizeType(),
-    default=1 * GiB,
+    type=size,
+    default="1GiB",
     metavar="SIZE",
     help="The guest's page cache at the start.",
 )

@@ -1,0 +1,105 @@
+"""Samples as they come: a moving chart on a terminal, a line a second elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Protocol
+
+import click
+from attrs import define, field
+
+from qmpballoon.sizes import MiB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from qmpballoon.balloon.timeline import Sample
+
+__all__ = ["Phases", "Show", "can_draw", "timeline_shown"]
+
+_LINE_EVERY: Final = 1.0  # seconds
+
+
+class Show(Protocol):
+    """Shows a sample."""
+
+    def __call__(self, sample: Sample, note: str = "") -> None:
+        """Take a sample in, with a word on it for people; it may not show at once."""
+        ...
+
+
+@contextmanager
+def timeline_shown(title: str, *, quiet: bool) -> Generator[Show | None]:
+    """Yield what is to be told of samples; ``None`` if nobody wants to see them."""
+    if quiet:
+        yield None
+    elif can_draw():
+        from qmpballoon.cli.screen import chart_shown  # noqa: PLC0415 - loads rich
+
+        with chart_shown(title) as show:
+            yield show
+    else:
+        yield _Lines().show
+
+
+def can_draw() -> bool:
+    """Tell whether standard output is a terminal that can show braille."""
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    capable = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    return sys.stdout.isatty() and encoding == "utf8" and capable
+
+
+@define
+class Phases:
+    """Says in a word what is going on, from sample to sample."""
+
+    _full: int | None = None
+    _taken: bool = False
+
+    def of(self, sample: Sample) -> str:
+        """Return the word for the next sample."""
+        self._full = self._full or sample.actual
+        if sample.target is None:
+            return "watching"
+        if sample.target < self._full:
+            self._taken = True
+            return "taking"
+        if not self._taken:
+            return "beginning"
+        return "giving back" if sample.actual < self._full - MiB else "given back"
+
+
+@define
+class _Lines:
+    """Shows a line about each second, and whenever the phase changes."""
+
+    _phases: Phases = field(factory=Phases)
+    _phase: str = ""
+    _due: float = 0.0
+
+    def show(self, sample: Sample, note: str = "") -> None:
+        phase = note or self._phases.of(sample)
+        if sample.t < self._due and phase == self._phase:
+            return
+        self._phase, self._due = phase, sample.t + _LINE_EVERY
+        click.echo(_line(sample, phase))
+        sys.stdout.flush()
+
+
+def _line(sample: Sample, phase: str) -> str:
+    figures = {
+        "requested": sample.target,
+        "actual": sample.actual,
+        "free": sample.free,
+        "cache": sample.disk_caches,
+        "available": sample.available,
+        "resident": sample.resident,
+    }
+    known = (
+        f"{name} {format_size(size)}"
+        for name, size in figures.items()
+        if size is not None
+    )
+    return f"{sample.t:6.1f} s  {phase}: {', '.join(known)}"

@@ -1,0 +1,142 @@
+"""What several subcommands take: sockets, sizes, files to write.
+
+Whatever can be refused is refused here, before a socket is opened: a command that
+was typed wrong has no effect. The functions are types for click: text in, a value
+or a usage error out.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+from attrs import frozen
+
+from qmpballoon import export
+from qmpballoon.address import parse_address
+from qmpballoon.sizes import GiB, parse_size
+
+if TYPE_CHECKING:
+    from qmpballoon.address import Address
+
+__all__ = [
+    "SECONDS",
+    "RelativeSize",
+    "connect_timeout_option",
+    "json_option",
+    "positive_share",
+    "positive_size",
+    "report_file",
+    "share",
+    "share_or_none",
+    "size",
+    "socket_argument",
+    "writable_file",
+]
+
+SECONDS: Final = click.FloatRange(min=0, min_open=True)
+
+
+@frozen
+class RelativeSize:
+    """A size that may be a share of the VM's memory, which is not known yet.
+
+    Attributes:
+        text: As it was written; known to be a size or a share.
+    """
+
+    text: str
+
+    def of(self, whole: int | None) -> int:
+        """Return bytes.
+
+        Args:
+            whole: The VM's memory in bytes; ``None`` where QEMU does not tell.
+
+        Raises:
+            click.UsageError: It is a share of something that is not known.
+        """
+        return _parse(self.text, whole)
+
+
+def size(text: str) -> int:
+    """Read a size such as ``512MiB``."""
+    return _parse(text, None)
+
+
+def positive_size(text: str) -> int:
+    """Read a size above 0, such as ``512MiB``."""
+    return _above_zero(text, _parse(text, None))
+
+
+def share(text: str) -> RelativeSize:
+    """Read a size such as ``512MiB`` or ``50%``."""
+    _parse(text, GiB)
+    return RelativeSize(text)
+
+
+def positive_share(text: str) -> RelativeSize:
+    """Read a size above 0, such as ``512MiB`` or ``50%``."""
+    _above_zero(text, _parse(text, GiB))
+    return RelativeSize(text)
+
+
+def share_or_none(text: str) -> RelativeSize | None:
+    """Read a size such as ``512MiB`` or ``50%``, or the word ``none``."""
+    return None if text.lower() == "none" else share(text)
+
+
+def _parse(text: str, whole: int | None) -> int:
+    try:
+        return parse_size(text, whole=whole)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _above_zero(text: str, count: int) -> int:
+    if count == 0:
+        raise click.UsageError(f"{text!r} is nothing: give a size above 0, like 512MiB")
+    return count
+
+
+def report_file(text: str) -> Path:
+    """Take the name of a chart or table, once it can be made and written."""
+    path = writable_file(text)
+    try:
+        export.require(path)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    return path
+
+
+def writable_file(text: str) -> Path:
+    """Take the name of a file that can be written now, and so probably later."""
+    path = Path(text)
+    place = path if path.exists() else path.parent
+    if path.is_dir() or not place.exists():
+        raise click.UsageError(f"{text!r} cannot be a file: choose another place")
+    if not os.access(place, os.W_OK):
+        raise click.UsageError(f"{text!r} cannot be written: choose another place")
+    return path
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+socket_argument = click.argument("socket", type=_address)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes."
+)
+connect_timeout_option = click.option(
+    "--connect-timeout",
+    type=SECONDS,
+    default=5.0,
+    metavar="SECONDS",
+    help="How long QEMU may take to greet.",
+)

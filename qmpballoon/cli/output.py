@@ -1,0 +1,109 @@
+"""What the command says, and with which status it exits.
+
+Results go to standard output. What went wrong goes to standard error, in one line
+that has the remedy: every exception of the library brings such a line along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from qmpballoon.errors import (
+    BalloonStalled,
+    BalloonUnavailable,
+    MonitorError,
+    NoBalloonDevice,
+    QmpBalloonError,
+    StatsUnavailable,
+    UnsafeTarget,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "DONE",
+    "NOT_REACHED",
+    "REFUSED",
+    "UNEXPECTED",
+    "USAGE",
+    "Interrupted",
+    "complain",
+    "fail",
+    "print_json",
+]
+
+DONE: Final = 0
+UNEXPECTED: Final = 1
+USAGE: Final = 2
+NOT_REACHED: Final = 3
+NO_MONITOR: Final = 4
+NO_BALLOON: Final = 5
+REFUSED: Final = 6
+_SIGNALLED: Final = 128  # and the signal's number: as shells have it
+
+_STATUS: Final = {
+    BalloonStalled: NOT_REACHED,
+    MonitorError: NO_MONITOR,
+    NoBalloonDevice: NO_BALLOON,
+    BalloonUnavailable: NO_BALLOON,
+    StatsUnavailable: NO_BALLOON,
+    UnsafeTarget: REFUSED,
+    # QEMU's refusals, and a lab without its parts.
+    QmpBalloonError: UNEXPECTED,
+}
+
+
+class Interrupted(Exception):
+    """A signal asked us to end, and everything has been put in order.
+
+    Attributes:
+        number: The signal's.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+def print_json(value: Mapping[str, object]) -> None:
+    """Print one object in one line, at once."""
+    click.echo(json.dumps(value))
+    sys.stdout.flush()
+
+
+def complain(message: str) -> None:
+    """Say on standard error what is wrong, in one line."""
+    click.echo(f"qmpballoon: {' '.join(message.split())}", err=True)
+
+
+def fail(error: Exception) -> int:
+    """Say what went wrong, and return the exit status for it.
+
+    Raises:
+        Exception: The error itself, if nobody foresaw it.
+    """
+    match error:
+        case Interrupted():
+            return _SIGNALLED + error.number
+        case BrokenPipeError():
+            # Whoever read us has left. Nothing more must be written, not even what
+            # Python still holds when it exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _SIGNALLED + signal.SIGPIPE
+        case QmpBalloonError():
+            complain(str(error))
+            return next(
+                status for kind, status in _STATUS.items() if isinstance(error, kind)
+            )
+        case OSError():
+            complain(f"{error.strerror}: {error.filename or 'standard output'}")
+            return UNEXPECTED
+        case _:
+            raise error

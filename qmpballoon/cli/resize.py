@@ -1,0 +1,113 @@
+"""``qmpballoon resize``: a balloon's way to a size, and whether it got there."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from qmpballoon.balloon.resize import HEADROOM, OnStall
+from qmpballoon.cli import output
+from qmpballoon.cli.options import (
+    SECONDS,
+    RelativeSize,
+    connect_timeout_option,
+    json_option,
+    positive_share,
+    share_or_none,
+    socket_argument,
+)
+from qmpballoon.errors import BalloonStalled
+from qmpballoon.sizes import MiB, format_size
+
+if TYPE_CHECKING:
+    from qmpballoon.address import Address
+    from qmpballoon.balloon.resize import ResizeResult
+
+__all__ = ["resize"]
+
+
+@click.command()
+@socket_argument
+@click.argument("target", type=positive_share)
+@click.option(
+    "--timeout",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="How long it may take.  [default: as long as it moves]",
+)
+@click.option(
+    "--on-stall",
+    type=click.Choice(get_args(OnStall)),
+    default="raise",
+    help="What to do when it does not get there: fail and stay at the size reached,"
+    " settle for that size, or go back to the size before.",
+)
+@click.option(
+    "--headroom",
+    type=share_or_none,
+    metavar="SIZE",
+    default=f"{HEADROOM // MiB}MiB",
+    help="What the guest keeps available, whatever the target; `none` can kill it.",
+)
+@connect_timeout_option
+@json_option
+def resize(
+    *,
+    socket: Address,
+    target: RelativeSize,
+    timeout: float | None,
+    on_stall: OnStall,
+    headroom: RelativeSize | None,
+    connect_timeout: float,
+    as_json: bool,
+) -> int:
+    """Bring the guest to the size TARGET, like 2G, or 50% of the VM's memory."""
+    from qmpballoon.cli.progress import progress_shown  # noqa: PLC0415 - loads rich
+    from qmpballoon.cli.session import last_word, run  # noqa: PLC0415 - loads trio
+    from qmpballoon.client import open_balloon  # noqa: PLC0415
+
+    async def main() -> ResizeResult:
+        async with open_balloon(socket, timeout=connect_timeout) as balloon:
+            total = (await balloon.query()).total
+            async with last_word(balloon, _became):
+                with progress_shown(quiet=as_json) as on_progress:
+                    return await balloon.resize(
+                        target.of(total),
+                        timeout=math.inf if timeout is None else timeout,
+                        on_stall=on_stall,
+                        headroom=None if headroom is None else headroom.of(total),
+                        on_progress=on_progress,
+                    )
+
+    try:
+        result = run(main)
+    except BalloonStalled as error:
+        if as_json:
+            output.print_json(error.result.to_json())
+        raise
+    if as_json:
+        output.print_json(result.to_json())
+    else:
+        click.echo(_describe(result))
+    return output.DONE if result.outcome == "reached" else output.NOT_REACHED
+
+
+def _describe(result: ResizeResult) -> str:
+    way = f"{format_size(result.before)} -> {format_size(result.actual)}"
+    line = f"{result.outcome}: {way} in {result.seconds:.1f} s"
+    if result.diagnosis is None:
+        return line
+    return f"{line}; {result.diagnosis.detail}"
+
+
+def _became(target: int | None, actual: int) -> str:
+    if target is None:
+        return f"nothing was changed, the guest has {format_size(actual)}"
+    if target > actual:
+        return (
+            f"the guest has {format_size(actual)} and goes on growing to"
+            f" {format_size(target)}"
+        )
+    return f"the guest stays at the size reached, {format_size(actual)}"

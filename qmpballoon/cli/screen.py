@@ -1,0 +1,119 @@
+"""The moving chart, and the still one that remains of it.
+
+It has the terminal's second screen for itself, and so can be drawn anew at any size
+at any time. However it ends, the first screen comes back as it was, cursor included,
+and the chart as it was last is printed there.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from attrs import define, field
+from rich.console import Console, Group
+from rich.text import Text
+
+from qmpballoon.balloon.timeline import Timeline
+from qmpballoon.cli.chart import SERIES, canvas
+from qmpballoon.cli.live import Phases
+from qmpballoon.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from qmpballoon.balloon.timeline import Sample
+    from qmpballoon.cli.chart import Series
+    from qmpballoon.cli.live import Show
+
+__all__ = ["Chart", "chart_shown"]
+
+_EVERY: Final = 0.2  # seconds between two drawings
+_CAPACITY: Final = 2000  # samples; more than a terminal can tell apart
+_STILL_HEIGHT: Final = 20  # lines of the chart that remains
+_WIDE: Final = 72  # columns in which three figures fit beside each other
+_SMALLEST: Final = 4  # lines of a canvas that shows anything
+
+
+@contextmanager
+def chart_shown(title: str) -> Generator[Show]:
+    """Show a moving chart within the block."""
+    console = Console(highlight=False)
+    chart = Chart(title)
+    due = 0.0
+    try:
+        with console.screen(hide_cursor=True) as screen:
+
+            def show(sample: Sample, note: str = "") -> None:
+                nonlocal due
+                chart.add(sample, note)
+                if time.monotonic() >= due:
+                    screen.update(chart.render(console, console.height))
+                    due = time.monotonic() + _EVERY
+
+            yield show
+    finally:
+        chart.print_still(console)
+
+
+@define
+class Chart:
+    """A title, the lines, and a legend with the figures of now.
+
+    Attributes:
+        title: What it is about.
+    """
+
+    title: str
+    _timeline: Timeline = field(factory=lambda: Timeline(_CAPACITY))
+    _phases: Phases = field(factory=Phases)
+    _note: str = ""
+
+    def add(self, sample: Sample, note: str = "") -> None:
+        """Append a sample; the note says what is going on."""
+        self._timeline.add(sample)
+        self._note = note or self._phases.of(sample)
+
+    def print_still(self, console: Console) -> None:
+        """Print it as it is, if there is anything to see."""
+        if len(self._timeline):
+            console.print(self.render(console, min(console.height, _STILL_HEIGHT)))
+
+    def render(self, console: Console, height: int) -> Group:
+        """Draw it for a terminal, so many lines high."""
+        width, colour = console.width, not console.no_color
+        legend = self._legend(width, colour=colour)
+        left = height - 1 - len(legend)
+        drawn = canvas(list(self._timeline), width, max(left, _SMALLEST), colour=colour)
+        return Group(self._headline(width), Text.from_ansi(drawn), *legend)
+
+    def _headline(self, width: int) -> Text:
+        right = f"{self._note}  {self._timeline[-1].t:.1f} s"
+        title = Text(self.title, style="bold", no_wrap=True)
+        title.truncate(max(width - len(right) - 2, 0), overflow="ellipsis", pad=True)
+        return Text.assemble(title, "  ", (right, "bold"))
+
+    def _legend(self, width: int, *, colour: bool) -> list[Text]:
+        sample = self._timeline[-1]
+        columns = 3 if width >= _WIDE else 2
+        # What is looked at most is drawn last and named first.
+        entries = [
+            _entry(series, sample, width // columns, colour=colour)
+            for series in reversed(SERIES)
+        ]
+        return [
+            Text.assemble(*entries[start : start + columns])
+            for start in range(0, len(entries), columns)
+        ]
+
+
+def _entry(series: Series, sample: Sample, width: int, *, colour: bool) -> Text:
+    size = getattr(sample, series.name)
+    figure = "unknown" if size is None else format_size(size)
+    key = (
+        ("\u2501\u2501 ", f"color({series.colour})") if colour else f"{series.letter} "
+    )
+    entry = Text.assemble(" ", key, f"{series.label:<13} ", (f"{figure:>9}", "bold"))
+    entry.truncate(width, pad=True)
+    return entry

@@ -1,0 +1,96 @@
+"""Running a subcommand on trio until it is done, or a signal says to end.
+
+SIGINT and SIGTERM cancel the subcommand, so that every ``finally`` of the library
+runs: what was taken from a guest is given back before the process exits. A second
+signal changes nothing. All that runs then has deadlines of its own, a few seconds
+each.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+
+from qmpballoon.cli import output
+from qmpballoon.errors import QmpBalloonError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+    from qmpballoon.address import Address
+    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.monitor import Monitor
+
+__all__ = ["last_word", "run", "vm_name"]
+
+_T = TypeVar("_T")
+_LAST_WORD: Final = 3.0  # seconds for asking, before the process ends
+
+
+def run(main: Callable[[], Awaitable[_T]]) -> _T:
+    """Run a coroutine function and return what it returns.
+
+    Raises:
+        output.Interrupted: A signal came, and it was cancelled.
+    """
+    return trio.run(_until_signalled, main)
+
+
+async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
+    results: list[_T] = []
+    failures: list[Exception] = []
+    received: list[int] = []
+
+    async def watch(signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            received.append(number)
+            nursery.cancel_scope.cancel()
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch, signals)
+            try:
+                results.append(await main())
+            except Exception as error:  # noqa: BLE001 - a nursery would wrap it
+                failures.append(error)
+            nursery.cancel_scope.cancel()
+    if received and not results:
+        raise output.Interrupted(received[0])
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+@asynccontextmanager
+async def last_word(
+    balloon: Balloon, describe: Callable[[int | None, int], str]
+) -> AsyncGenerator[None]:
+    """Say what has become of a balloon if the block is cancelled.
+
+    Args:
+        balloon: The balloon.
+        describe: Puts it in words, from the target that was set last (``None``: none
+            was) and the bytes the guest has now.
+    """
+    try:
+        yield
+    except trio.Cancelled:
+        with balloon.monitor.shield(_LAST_WORD):
+            try:
+                word = describe(balloon.target, await balloon.actual())
+            except QmpBalloonError as error:
+                word = f"it is not known what the guest is left with: {error}"
+            output.complain(f"interrupted: {word}")
+        raise
+
+
+async def vm_name(monitor: Monitor, address: Address) -> str:
+    """Return the VM's name, or the address of one without a name."""
+    match await monitor.execute("query-name"):
+        case {"name": str(name)} if name:
+            return name
+        case _:
+            return str(address)
