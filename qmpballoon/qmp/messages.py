@@ -196,7 +196,7 @@ def _timestamp(value: object) -> float | None:
         case {"seconds": int(seconds), "microseconds": int(micros)} if (
             0 <= seconds < _END_OF_TIME and 0 <= micros < _MICROS
         ):
-            return seconds + micros / _MICROS
+            return (seconds * _MICROS + micros) / _MICROS  # rounded once
         case _:
             return None
 

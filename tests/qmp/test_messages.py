@@ -131,6 +131,13 @@ def test_events() -> None:
     assert event.time == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
 
 
+def test_a_timestamp_is_the_float_that_is_nearest() -> None:
+    timestamp = {"seconds": 1, "microseconds": 254_344}
+    assert parse({"event": "STOP", "timestamp": timestamp}) == Event(
+        "STOP", timestamp=1.254344
+    )
+
+
 @pytest.mark.parametrize(
     "timestamp",
     [
