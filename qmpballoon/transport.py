@@ -254,13 +254,7 @@ async def _shake_hands(
 ) -> trio.abc.Stream:
     """Wrap a stream in TLS."""
     try:
-        secure = trio.SSLStream(
-            stream,
-            tls,
-            server_hostname=host_name,
-            # QEMU closes without TLS's own farewell.
-            https_compatible=True,
-        )
+        secure = _wrap(stream, tls, host_name)
         with trio.fail_at(deadline):
             await secure.do_handshake()
     except BaseException as error:
@@ -274,3 +268,21 @@ async def _shake_hands(
             raise no_tls(error.__cause__ or error) from None
         raise
     return secure
+
+
+def _wrap(
+    stream: trio.abc.Stream, tls: ssl.SSLContext, host_name: str | None
+) -> trio.SSLStream[trio.abc.Stream]:
+    if tls.check_hostname and host_name is None:
+        # Left to itself, ssl would check nothing and say nothing.
+        raise ValueError(
+            "the TLS context checks the host's name, and there is none: give"
+            " tcp:HOST:PORT, or set its check_hostname to False"
+        )
+    return trio.SSLStream(
+        stream,
+        tls,
+        server_hostname=host_name,
+        # QEMU closes without TLS's own farewell.
+        https_compatible=True,
+    )
