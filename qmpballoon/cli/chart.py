@@ -87,7 +87,7 @@ def canvas(samples: Sequence[Sample], width: int, height: int, *, colour: bool) 
     shown = _thinned(samples, times[-1], width * _POINTS_PER_COLUMN)
     for series in SERIES:
         _draw(plt, series, shown, colour=colour)
-    text: str = plt.build()
+    text = str(plt.build()).rstrip("\n")
     return text if colour else str(plt.uncolorize(text))
 
 

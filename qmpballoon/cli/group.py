@@ -22,6 +22,9 @@ _COMMANDS: Final = {
     "status": "Show a VM, its balloon and its guest's memory.",
     "resize": "Bring a guest to a size, and see it through.",
     "reclaim": "Take from a guest what it does not need.",
+    "watch": "Watch balloon, guest and host, live.",
+    "plot": "Draw what `watch --record` has recorded.",
+    "demo": "See it all happen on a guest of its own.",
     "fake": "Serve a simulated VM, for other clients' tests.",
 }
 
@@ -77,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(error.format_message(), err=True)
         return output.USAGE
     except click.ClickException as error:
-        output.complain(_explain(error))
+        output.note(_explain(error))
         return output.USAGE
     except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised anew
         return output.fail(error)

@@ -25,17 +25,15 @@ _LINE_EVERY: Final = 1.0  # seconds
 class Show(Protocol):
     """Shows a sample."""
 
-    def __call__(self, sample: Sample, note: str = "") -> None:
+    def __call__(self, sample: Sample, note: str = "", /) -> None:
         """Take a sample in, with a word on it for people; it may not show at once."""
         ...
 
 
 @contextmanager
-def timeline_shown(title: str, *, quiet: bool) -> Generator[Show | None]:
-    """Yield what is to be told of samples; ``None`` if nobody wants to see them."""
-    if quiet:
-        yield None
-    elif can_draw():
+def timeline_shown(title: str) -> Generator[Show]:
+    """Yield what is to be told of samples within the block."""
+    if can_draw():
         from qmpballoon.cli.screen import chart_shown  # noqa: PLC0415 - loads rich
 
         with chart_shown(title) as show:

@@ -34,8 +34,8 @@ __all__ = [
     "UNEXPECTED",
     "USAGE",
     "Interrupted",
-    "complain",
     "fail",
+    "note",
     "print_json",
 ]
 
@@ -48,15 +48,13 @@ NO_BALLOON: Final = 5
 REFUSED: Final = 6
 _SIGNALLED: Final = 128  # and the signal's number: as shells have it
 
-_STATUS: Final = {
+_STATUS: Final[dict[type[QmpBalloonError], int]] = {
     BalloonStalled: NOT_REACHED,
     MonitorError: NO_MONITOR,
     NoBalloonDevice: NO_BALLOON,
     BalloonUnavailable: NO_BALLOON,
     StatsUnavailable: NO_BALLOON,
     UnsafeTarget: REFUSED,
-    # QEMU's refusals, and a lab without its parts.
-    QmpBalloonError: UNEXPECTED,
 }
 
 
@@ -78,8 +76,8 @@ def print_json(value: Mapping[str, object]) -> None:
     sys.stdout.flush()
 
 
-def complain(message: str) -> None:
-    """Say on standard error what is wrong, in one line."""
+def note(message: str) -> None:
+    """Say on standard error what is wrong, or takes its time, in one line."""
     click.echo(f"qmpballoon: {' '.join(message.split())}", err=True)
 
 
@@ -98,12 +96,14 @@ def fail(error: Exception) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return _SIGNALLED + signal.SIGPIPE
         case QmpBalloonError():
-            complain(str(error))
-            return next(
+            note(str(error))
+            known = (
                 status for kind, status in _STATUS.items() if isinstance(error, kind)
             )
+            # The rest are QEMU's refusals, and a lab that lacks its parts.
+            return next(known, UNEXPECTED)
         case OSError():
-            complain(f"{error.strerror}: {error.filename or 'standard output'}")
+            note(f"{error.strerror}: {error.filename or 'standard output'}")
             return UNEXPECTED
         case _:
             raise error

@@ -22,11 +22,9 @@ _BAR_EVERY: Final = 0.1
 
 
 @contextmanager
-def progress_shown(*, quiet: bool) -> Generator[Callable[[Progress], None] | None]:
-    """Yield what is to be told of progress; ``None`` if nobody wants to see it."""
-    if quiet:
-        yield None
-    elif sys.stdout.isatty():
+def progress_shown() -> Generator[Callable[[Progress], None]]:
+    """Yield what is to be told of progress within the block."""
+    if sys.stdout.isatty():
         with _bar() as show:
             yield _seldom(show, _BAR_EVERY)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qmpballoon.address import Address
+    from qmpballoon.balloon.device import Balloon
     from qmpballoon.balloon.guard import Plan
     from qmpballoon.balloon.reclaim import ReclaimOutcome, ReclaimReport
 
-__all__ = ["became", "reclaim"]
+__all__ = ["conclude", "reclaim", "reclaim_shown"]
 
 _STATUS: Final[dict[ReclaimOutcome, int]] = {
     "done": output.DONE,
@@ -143,14 +145,21 @@ def reclaim(
     )
     if as_json:
         output.print_json(seen.to_json())
-    else:
+    return conclude(seen, title, report, quiet=as_json)
+
+
+def conclude(
+    seen: ReclaimReport, title: str, report: Path | None, *, quiet: bool
+) -> int:
+    """Say what came of a reclaim, write its report, and return the exit status."""
+    if not quiet and seen.outcome != "refused":
         from qmpballoon.cli.summary import print_summary  # noqa: PLC0415 - loads rich
 
         print_summary(seen)
     if report:
         export.save(report, seen.timeline, title=title, document=seen.to_json())
     if seen.outcome != "done":
-        output.complain(f"{seen.outcome}: {seen.reason}")
+        output.note(f"{seen.outcome}: {seen.reason}")
     return _STATUS[seen.outcome]
 
 
@@ -172,21 +181,38 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
 async def _reclaim(
     socket: Address, connect_timeout: float, wishes: _Wishes, *, hold: bool, quiet: bool
 ) -> tuple[str, ReclaimReport]:
-    from qmpballoon.cli.live import timeline_shown  # noqa: PLC0415 - loaded late
-    from qmpballoon.cli.session import last_word, vm_name  # noqa: PLC0415
-    from qmpballoon.client import open_balloon  # noqa: PLC0415
+    from qmpballoon.cli.session import vm_name  # noqa: PLC0415 - loads trio
+    from qmpballoon.client import open_balloon  # noqa: PLC0415 - loads trio
 
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
         title = f"Reclaiming memory from {await vm_name(balloon.monitor, socket)}"
         amount, guard = wishes.given((await balloon.query()).total)
-        async with last_word(balloon, became):
-            with timeline_shown(title, quiet=quiet) as show:
-                return title, await balloon.reclaim(
-                    amount, guard=guard, hold=hold, on_progress=show
-                )
+        return title, await reclaim_shown(
+            balloon, title, amount, guard, hold=hold, quiet=quiet
+        )
 
 
-def became(target: int | None, actual: int) -> str:
+async def reclaim_shown(
+    balloon: Balloon,
+    title: str,
+    amount: int | None = None,
+    guard: Guard | None = None,
+    *,
+    hold: bool = False,
+    quiet: bool,
+) -> ReclaimReport:
+    """Reclaim, show it, and say what became of the guest if that is interrupted."""
+    from qmpballoon.cli.live import timeline_shown  # noqa: PLC0415 - loaded late
+    from qmpballoon.cli.session import last_word  # noqa: PLC0415 - loads trio
+
+    async with last_word(balloon, _became):
+        with nullcontext() if quiet else timeline_shown(title) as show:
+            return await balloon.reclaim(
+                amount, guard=guard, hold=hold, on_progress=show
+            )
+
+
+def _became(target: int | None, actual: int) -> str:
     """Say what has become of a guest whose reclaim was interrupted."""
     if target is None:
         return f"nothing was taken, the guest has {format_size(actual)}"

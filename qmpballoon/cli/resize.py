@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, get_args
 
 import click
@@ -72,7 +73,7 @@ def resize(
         async with open_balloon(socket, timeout=connect_timeout) as balloon:
             total = (await balloon.query()).total
             async with last_word(balloon, _became):
-                with progress_shown(quiet=as_json) as on_progress:
+                with nullcontext() if as_json else progress_shown() as on_progress:
                     return await balloon.resize(
                         target.of(total),
                         timeout=math.inf if timeout is None else timeout,

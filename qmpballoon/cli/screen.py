@@ -18,7 +18,7 @@ from rich.text import Text
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.cli.chart import SERIES, canvas
 from qmpballoon.cli.live import Phases
-from qmpballoon.sizes import format_size
+from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qmpballoon.cli.chart import Series
     from qmpballoon.cli.live import Show
 
-__all__ = ["Chart", "chart_shown"]
+__all__ = ["chart_shown", "print_chart"]
 
 _EVERY: Final = 0.2  # seconds between two drawings
 _CAPACITY: Final = 2000  # samples; more than a terminal can tell apart
@@ -40,7 +40,7 @@ _SMALLEST: Final = 4  # lines of a canvas that shows anything
 def chart_shown(title: str) -> Generator[Show]:
     """Show a moving chart within the block."""
     console = Console(highlight=False)
-    chart = Chart(title)
+    chart = _Chart(title)
     due = 0.0
     try:
         with console.screen(hide_cursor=True) as screen:
@@ -57,8 +57,16 @@ def chart_shown(title: str) -> Generator[Show]:
         chart.print_still(console)
 
 
+def print_chart(title: str, timeline: Timeline) -> None:
+    """Print a chart that does not move."""
+    chart = _Chart(title)
+    for sample in timeline:
+        chart.add(sample)
+    chart.print_still(Console(highlight=False))
+
+
 @define
-class Chart:
+class _Chart:
     """A title, the lines, and a legend with the figures of now.
 
     Attributes:
@@ -109,11 +117,17 @@ class Chart:
 
 
 def _entry(series: Series, sample: Sample, width: int, *, colour: bool) -> Text:
-    size = getattr(sample, series.name)
-    figure = "unknown" if size is None else format_size(size)
-    key = (
-        ("\u2501\u2501 ", f"color({series.colour})") if colour else f"{series.letter} "
-    )
-    entry = Text.assemble(" ", key, f"{series.label:<13} ", (f"{figure:>9}", "bold"))
+    key = ("\u2501", f"color({series.colour})") if colour else series.letter
+    figure = _figure(getattr(sample, series.name))
+    entry = Text.assemble(" ", key, f" {series.label:<13} ", (f"{figure:>9}", "bold"))
     entry.truncate(width, pad=True)
     return entry
+
+
+def _figure(size: int | None) -> str:
+    """Write a size in at most nine characters that do not jump about."""
+    if size is None:
+        return "unknown"
+    if size < 1000 * MiB:
+        return f"{size / MiB:.0f} MiB"
+    return f"{size / GiB:.{2 if size < 100 * GiB else 0}f} GiB"

@@ -83,7 +83,7 @@ async def last_word(
                 word = describe(balloon.target, await balloon.actual())
             except QmpBalloonError as error:
                 word = f"it is not known what the guest is left with: {error}"
-            output.complain(f"interrupted: {word}")
+            output.note(f"interrupted: {word}")
         raise
 
 

@@ -17,8 +17,6 @@ __all__ = ["print_summary", "prove"]
 
 def print_summary(report: ReclaimReport) -> None:
     """Print what came of a reclaim."""
-    if report.outcome == "refused":
-        return  # nothing happened; the reason is all there is to say
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
     table.add_column("")
     for heading in ("before", "after", "change"):

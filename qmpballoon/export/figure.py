@@ -58,8 +58,8 @@ class _Line:
 _LINES: Final = (
     _Line("available", "available", "#56b4e9"),
     _Line("free", "guest free", "#009e73"),
-    _Line("disk_caches", "guest page cache", "#e69f00"),
-    _Line("resident", "host resident (QEMU)", "#cc79a7", 2.6),
+    _Line("disk_caches", "guest cache", "#e69f00"),
+    _Line("resident", "host resident", "#cc79a7", 2.6),
     _Line("target", "requested", _INK, 1.6, "--"),
     _Line("actual", "actual", "#0072b2", 3.0),
 )
@@ -80,7 +80,7 @@ def draw(timeline: Timeline, *, title: str) -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.075, 0.17, 0.895, 0.66))
+        axes = figure.add_axes((0.075, 0.175, 0.885, 0.645))
         figure.text(0.03, 0.93, title, fontsize=22, fontweight="bold")
         figure.text(0.03, 0.875, _outcome(samples), fontsize=14, color=_FAINT)
         top = max((_largest(sample) for sample in samples), default=MiB)
@@ -88,14 +88,7 @@ def draw(timeline: Timeline, *, title: str) -> Figure:
         _draw_lines(axes, samples, unit)
         _mark(axes, samples, top / unit)
         _set_axes(axes, samples, name, top / unit)
-        figure.legend(
-            loc="lower center",
-            ncols=7,
-            frameon=False,
-            handlelength=1.8,
-            columnspacing=1.6,
-            fontsize=12.5,
-        )
+        _name_lines(figure, axes)
     return figure
 
 
@@ -142,6 +135,21 @@ def _draw_lines(axes: Axes, samples: list[Sample], unit: int) -> None:
             )
 
 
+def _name_lines(figure: Figure, axes: Axes) -> None:
+    # What is looked at most is drawn last, on top, and named first.
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles[::-1],
+        labels[::-1],
+        loc="lower center",
+        ncols=len(labels),
+        frameon=False,
+        handlelength=1.6,
+        handletextpad=0.5,
+        columnspacing=1.4,
+    )
+
+
 def _mark(axes: Axes, samples: list[Sample], top: float) -> None:
     """Draw a line with a word where something happened."""
     for sample in samples:
@@ -161,7 +169,7 @@ def _set_axes(axes: Axes, samples: list[Sample], unit: str, top: float) -> None:
     axes.set_ylabel(unit)
     axes.set_xlabel("seconds")
     axes.set_ylim(0, top * 1.06)
-    axes.set_xlim(0, max(samples[-1].t if samples else 0.0, 1.0))
+    axes.set_xlim(0, max(samples[-1].t if samples else 0.0, 1.0) * 1.01)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="y", color="#e4e8ec", linewidth=1)
     axes.set_axisbelow(True)

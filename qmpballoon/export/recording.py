@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import fields
@@ -10,14 +11,29 @@ from attrs import fields
 from qmpballoon.balloon.timeline import Sample, Timeline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Generator, Iterable
+    from pathlib import Path
 
-__all__ = ["read_recording", "write_sample"]
+__all__ = ["read_recording", "recorder"]
 
 
-def write_sample(sample: Sample) -> str:
-    """Return a sample as a line."""
-    return f"{json.dumps(sample.to_json())}\n"
+@contextmanager
+def recorder(path: Path) -> Generator[Callable[[Sample], None]]:
+    """Yield what writes a sample to a file, as a line, at once.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    # Without a buffer there is nothing left to fail when the file is closed.
+    with path.open("wb", buffering=0) as file:
+
+        def write(sample: Sample) -> None:
+            try:
+                file.write(f"{json.dumps(sample.to_json())}\n".encode())
+            except OSError as error:  # which does not say of what file
+                raise OSError(error.errno, error.strerror, str(path)) from error
+
+        yield write
 
 
 def read_recording(lines: Iterable[str]) -> Timeline:
