@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 
 __all__ = ["Address", "TcpAddress", "UnixAddress", "parse_address"]
 
@@ -18,15 +18,35 @@ _PORT_MAX = 65535
 _SUN_PATH_MAX = 107  # bytes; see unix(7)
 
 
+def _is_path(_address: object, _attribute: object, path: str) -> None:
+    if not path or "\0" in path:
+        raise ValueError(f"{path!r} is no path of a socket: {_HOW}")
+    if len(os.fsencode(path)) > _SUN_PATH_MAX:
+        raise ValueError(
+            f"the path {path!r} is too long for a socket ({_SUN_PATH_MAX} bytes at"
+            " most): use a relative path or a symbolic link"
+        )
+
+
+def _is_host(_address: object, _attribute: object, host: str) -> None:
+    if not host:
+        raise ValueError("an address needs a host: write tcp:HOST:PORT")
+
+
+def _is_port(_address: object, _attribute: object, port: int) -> None:
+    if not 1 <= port <= _PORT_MAX:
+        raise ValueError(f"there is no TCP port {port}: it is 1 to {_PORT_MAX}")
+
+
 @frozen
 class UnixAddress:
     """A unix domain socket.
 
     Attributes:
-        path: Its path in the file system.
+        path: Its path in the file system, at most 107 bytes.
     """
 
-    path: str
+    path: str = field(validator=_is_path)
 
     def __str__(self) -> str:
         """Return the path, which is how users know the VM."""
@@ -42,8 +62,8 @@ class TcpAddress:
         port: 1 to 65535.
     """
 
-    host: str
-    port: int
+    host: str = field(validator=_is_host)
+    port: int = field(validator=_is_port)
 
     def __str__(self) -> str:
         """Return it as :func:`parse_address` reads it."""
@@ -71,7 +91,7 @@ def parse_address(
         case UnixAddress() | TcpAddress():
             return address
         case (str(host), int(port)):
-            return _tcp(host, port)
+            return TcpAddress(host, port)
         case str() | os.PathLike():
             return _parse_text(os.fspath(address))
         case _:
@@ -84,21 +104,5 @@ def _parse_text(text: str) -> Address:
         # int() would take "+1", "1_0" and digits of other scripts too.
         if not colon or not (port.isascii() and port.isdigit()):
             raise ValueError(f"{text!r} has no port: write tcp:HOST:PORT")
-        return _tcp(host.removeprefix("[").removesuffix("]"), int(port))
-    path = text.removeprefix("unix:")
-    if not path or "\0" in path:
-        raise ValueError(f"{text!r} is no monitor's address: {_HOW}")
-    if len(os.fsencode(path)) > _SUN_PATH_MAX:
-        raise ValueError(
-            f"the path {path!r} is too long for a socket ({_SUN_PATH_MAX} bytes at"
-            " most): use a relative path or a symbolic link"
-        )
-    return UnixAddress(path)
-
-
-def _tcp(host: str, port: int) -> TcpAddress:
-    if not host:
-        raise ValueError("an address needs a host: write tcp:HOST:PORT")
-    if not 1 <= port <= _PORT_MAX:
-        raise ValueError(f"there is no TCP port {port}: it is 1 to 65535")
-    return TcpAddress(host, port)
+        return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+    return UnixAddress(text.removeprefix("unix:"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 __all__ = ["require_interval", "require_seconds", "require_size"]
 
 _MAX_INTERVAL = 2**32 - 1  # seconds; QEMU refuses longer ones
@@ -50,6 +48,12 @@ def require_seconds(value: object, name: str, *, minimum: float = 0.0) -> float:
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}: it must be a number of seconds")
-    if math.isnan(value) or value < minimum:
+    # NaN is not at least anything.
+    if not minimum <= value:
         raise ValueError(f"{name} is {value}: it must be at least {minimum} seconds")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{name} is too large: for without end, use math.inf"
+        ) from None

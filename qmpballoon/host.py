@@ -51,7 +51,7 @@ def resident(pid: int) -> int | None:
         pid: The process id.
     """
     try:
-        status = (_PROC / str(pid) / "status").read_text()
+        status = _read(_PROC / str(pid) / "status")
     except OSError:
         return None
     for line in status.splitlines():
@@ -72,10 +72,15 @@ def _looks_like_qemu(process: Path) -> bool:
 def _names(process: Path) -> list[str]:
     names: list[str] = []
     try:
-        names.append((process / "comm").read_text().strip())
-        arguments = (process / "cmdline").read_bytes().split(b"\0")[:8]
-        names += [Path(arg.decode(errors="replace")).name for arg in arguments]
+        names.append(_read(process / "comm").strip())
+        arguments = _read(process / "cmdline").split("\0")[:8]
+        names += [Path(argument).name for argument in arguments]
         names.append((process / "exe").readlink().name)
     except OSError:  # gone, or exe without permission: what was read will do
         pass
     return names
+
+
+def _read(path: Path) -> str:
+    # A process may call itself anything, also what is no UTF-8.
+    return path.read_text(encoding="utf-8", errors="replace")

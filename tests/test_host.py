@@ -1,0 +1,121 @@
+"""Which process is QEMU, and what it holds, as the host tells it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpballoon import host
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+# Listens, tells so, and ends when its standard input does. The kernel takes the
+# credentials of who begins to listen.
+LISTENER = """
+import ctypes, socket, sys
+name, path = sys.argv[1:3]
+ctypes.CDLL(None).prctl(15, name.encode("latin-1"), 0, 0, 0)
+with socket.socket(socket.AF_UNIX) as sock:
+    sock.bind(path)
+    sock.listen()
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def listener(
+    folder: Path, name: str, *more: str, executable: Path | None = None
+) -> Generator[tuple[int, socket.socket]]:
+    """Yield the pid of a process of that name, and a connection to it."""
+    path = folder / "socket"
+    program = executable or Path(sys.executable)
+    process = subprocess.Popen(
+        [program, "-c", LISTENER, name, path, *more],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with process, socket.socket(socket.AF_UNIX) as sock:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        sock.connect(os.fspath(path))
+        yield process.pid, sock
+
+
+@pytest.mark.parametrize("name", ["qemu-system-x86", "kvm", "qemu-kvm"])
+def test_qemu_is_known_by_its_name(tmp_path: Path, name: str) -> None:
+    with listener(tmp_path, name) as (pid, sock):
+        assert host.qemu_pid(sock) == pid
+
+
+def test_qemu_is_known_by_its_arguments(tmp_path: Path) -> None:
+    # As when it is started through its own dynamic linker, and renamed.
+    with listener(tmp_path, "vm1", "/opt/bin/qemu-system-x86_64") as (pid, sock):
+        assert host.qemu_pid(sock) == pid
+
+
+def test_qemu_is_known_by_its_program(tmp_path: Path) -> None:
+    program = tmp_path / "qemu-system-x86_64"
+    program.symlink_to(Path(sys.executable).resolve())
+    with listener(tmp_path, "vm1", executable=program) as (pid, sock):
+        assert host.qemu_pid(sock) == pid
+
+
+@pytest.mark.parametrize("name", ["systemd", "\xff\xfe"])
+def test_another_process_is_not_taken_for_qemu(tmp_path: Path, name: str) -> None:
+    with listener(tmp_path, name) as (_, sock):
+        assert host.qemu_pid(sock) is None
+
+
+def test_over_tcp_nothing_is_known() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as sock,
+    ):
+        assert host.qemu_pid(sock) is None
+
+
+def test_an_unconnected_socket_has_no_peer() -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        assert host.qemu_pid(sock) is None
+
+
+def test_resident_memory_counts_what_is_touched() -> None:
+    size = 64 * 1024 * 1024
+    before = host.resident(os.getpid())
+    assert before is not None
+    with mmap.mmap(-1, size) as memory:
+        for place in range(0, size, mmap.PAGESIZE):
+            memory[place] = 1
+        after = host.resident(os.getpid())
+        assert after is not None
+        # Something else of this process may be given back meanwhile.
+        assert after - before >= size * 3 / 4
+
+
+def test_a_process_with_an_odd_name_has_resident_memory(tmp_path: Path) -> None:
+    with listener(tmp_path, "\xff\xfe") as (pid, _):
+        resident = host.resident(pid)
+        assert resident is not None
+        assert resident > 1_000_000
+
+
+def test_a_process_that_is_gone_has_none() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+        assert host.resident(process.pid) is None
+
+
+def test_a_process_that_has_ended_and_is_not_buried_has_none() -> None:
+    with subprocess.Popen(["true"]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert host.resident(process.pid) is None
