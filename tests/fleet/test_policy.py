@@ -1,0 +1,338 @@
+"""The decisions of the fleet: limits that no plan breaks, and who gives and gets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpballoon.balloon.tracker import PAGE
+from qmpballoon.fleet.policy import Host, Member, Plan, Rules, make_plan, take
+from qmpballoon.sizes import GiB, MiB
+
+if TYPE_CHECKING:
+    from qmpballoon.fleet.policy import PolicyName
+
+POLICIES: tuple[PolicyName, ...] = ("available", "proportional", "shares")
+RULES = Rules(reserve=GiB, buffer=256 * MiB)
+ENOUGH = Host(total=16 * GiB, available=RULES.reserve + RULES.buffer)
+
+
+def member(name: str = "vm", **figures: float | None) -> Member:
+    usual = {
+        "actual": 2 * GiB,
+        "total": 4 * GiB,
+        "available": GiB,
+        "headroom": 128 * MiB,
+        "floor": 256 * MiB,
+        "ceiling": 4 * GiB,
+    }
+    return Member(name, **{**usual, **figures})  # type: ignore[arg-type]
+
+
+def short_of(size: int) -> Host:
+    """Return a host that lacks so much of its reserve."""
+    return Host(total=16 * GiB, available=RULES.reserve - size)
+
+
+def changes(plan: Plan) -> dict[str, int]:
+    return {move.name: move.change for move in plan.moves}
+
+
+# What was drawn is as odd as guests can be: they lie.
+
+
+@st.composite
+def members_drawn(draw: st.DrawFn) -> list[Member]:
+    def sizes(maximum: int) -> st.SearchStrategy[int]:
+        return st.integers(0, maximum // PAGE).map(lambda pages: pages * PAGE)
+
+    drawn = []
+    for number in range(draw(st.integers(0, 8))):
+        total = draw(sizes(64 * GiB)) + 128 * MiB
+        ceiling = draw(sizes(total))
+        actual = draw(sizes(total))
+        drawn.append(
+            Member(
+                name=f"vm{number}",
+                actual=actual,
+                total=total,
+                available=draw(sizes(total)),
+                headroom=draw(sizes(GiB)),
+                floor=draw(sizes(ceiling)),
+                ceiling=ceiling,
+                weight=draw(st.sampled_from([0.5, 1.0, 3.0])),
+                target=draw(st.none() | sizes(total)),
+                untouched=draw(st.just(0) | sizes(actual)),
+                refuses=draw(st.booleans()),
+            )
+        )
+    return drawn
+
+
+hosts = st.builds(
+    Host,
+    total=st.just(256 * GiB),
+    available=st.integers(0, 16 * GiB),
+    promised=st.just(0) | st.integers(0, 8 * GiB),
+    pressed=st.booleans(),
+)
+rules_drawn = st.builds(
+    Rules,
+    reserve=st.integers(0, 8 * GiB),
+    buffer=st.integers(0, GiB),
+    dead_band=st.sampled_from([0, PAGE, 16 * MiB]),
+    policy=st.sampled_from(POLICIES),
+)
+
+
+@given(hosts, members_drawn(), rules_drawn)
+def test_no_plan_breaks_a_limit(host: Host, fleet: list[Member], rules: Rules) -> None:
+    plan = make_plan(host, fleet, rules)
+    by_name = {m.name: m for m in fleet}
+    names = [move.name for move in plan.moves]
+    assert len(names) == len(set(names))
+    for move in plan.moves:
+        vm = by_name[move.name]
+        assert not vm.moving
+        assert move.before == vm.actual
+        if move.change < 0:
+            assert move.target >= vm.floor
+            assert vm.available + move.change >= vm.headroom
+            assert not vm.refuses
+        else:
+            assert move.change > 0
+            assert move.target <= min(vm.ceiling, vm.total)
+            assert vm.need or not vm.refuses
+
+
+@given(hosts, members_drawn(), rules_drawn)
+def test_what_is_given_leaves_the_host_its_reserve(
+    host: Host, fleet: list[Member], rules: Rules
+) -> None:
+    given = sum(max(0, move.change) for move in make_plan(host, fleet, rules).moves)
+    assert given == 0 or host.available - host.promised - given >= rules.reserve
+
+
+@given(hosts, members_drawn(), rules_drawn, st.randoms())
+def test_the_same_state_makes_the_same_plan(
+    host: Host, fleet: list[Member], rules: Rules, random: object
+) -> None:
+    shuffled = fleet.copy()
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert make_plan(host, shuffled, rules) == make_plan(host, fleet, rules)
+
+
+@given(members_drawn(), rules_drawn, st.integers(0, 64 * GiB))
+def test_taking_keeps_to_the_limits_and_the_amount(
+    fleet: list[Member], rules: Rules, amount: int
+) -> None:
+    plan = take(amount, fleet, rules)
+    by_name = {m.name: m for m in fleet}
+    freed = 0
+    for move in plan.moves:
+        vm = by_name[move.name]
+        assert vm.floor <= move.target < vm.actual
+        assert vm.available + move.change >= vm.headroom
+        freed += max(0, -move.change - vm.untouched)
+    assert freed <= amount
+    assert plan.lacking <= amount
+
+
+@given(members_drawn(), rules_drawn, st.integers(0, 16 * GiB))
+def test_carried_out_again_and_again_it_comes_to_rest(
+    fleet: list[Member], rules: Rules, available: int
+) -> None:
+    """In a model where every move succeeds and no guest changes its mind."""
+    host = Host(total=256 * GiB, available=available)
+    # Who claims to have nothing available, however much it gets, is never content.
+    fleet = [
+        evolve(m, target=None, available=min(m.available, m.actual)) for m in fleet
+    ]
+    for _ in range(400):
+        plan = make_plan(host, fleet, rules)
+        if not plan.moves:
+            break
+        host, fleet = carried_out(host, fleet, plan)
+    assert make_plan(host, fleet, rules).moves == ()
+    if any(m.spare - m.untouched > rules.dead_band and not m.refuses for m in fleet):
+        assert host.available >= rules.reserve
+
+
+def carried_out(
+    host: Host, fleet: list[Member], plan: Plan
+) -> tuple[Host, list[Member]]:
+    moved = changes(plan)
+    after, freed, given = [], 0, 0
+    for m in fleet:
+        change = moved.get(m.name, 0)
+        untouched = m.untouched
+        if change < 0:
+            freed += max(0, -change - untouched)
+            untouched = max(0, untouched + change)
+        else:
+            given += change
+        after.append(
+            evolve(
+                m,
+                actual=m.actual + change,
+                available=m.available + change,
+                untouched=untouched,
+            )
+        )
+    return evolve(host, available=host.available + freed - given), after
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_balanced_host_is_left_alone(policy: PolicyName) -> None:
+    fleet = [member("a"), member("b", actual=GiB, available=300 * MiB)]
+    assert make_plan(ENOUGH, fleet, evolve(RULES, policy=policy)) == Plan()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_short_host_gets_what_it_lacks_and_its_buffer(policy: PolicyName) -> None:
+    fleet = [member(f"vm{n}") for n in range(4)]
+    plan = make_plan(short_of(100 * MiB), fleet, evolve(RULES, policy=policy))
+    freed = -sum(changes(plan).values())
+    assert plan.lacking == 0
+    assert plan.wanted == 100 * MiB + RULES.buffer
+    assert 0 <= plan.wanted - freed <= 4 * PAGE
+
+
+def test_page_cache_can_be_spared() -> None:
+    """Of 2 GiB nothing is free, and half is available: it is page cache."""
+    (move,) = make_plan(short_of(0), [member(available=GiB)], RULES).moves
+    assert move.change == -RULES.buffer
+
+
+def test_the_richest_gives_most_and_all_end_even() -> None:
+    fleet = [
+        member("poor", available=200 * MiB),
+        member("middle", available=400 * MiB),
+        member("rich", available=600 * MiB),
+    ]
+    plan = make_plan(short_of(44 * MiB), fleet, RULES)
+    assert changes(plan) == {"middle": -50 * MiB, "rich": -250 * MiB}
+
+
+def test_weight_leaves_more() -> None:
+    fleet = [member("light"), member("heavy", weight=3.0)]
+    moved = changes(make_plan(short_of(100 * MiB), fleet, RULES))
+    assert moved == {"light": -(RULES.buffer + 100 * MiB)}
+
+
+def test_what_one_guest_gives_is_capped_unless_the_host_is_in_distress() -> None:
+    fleet = [member(actual=4 * GiB, available=3 * GiB)]
+    (slow,) = make_plan(short_of(500 * MiB), fleet, RULES).moves
+    assert slow.change == -512 * MiB
+    (fast,) = make_plan(short_of(600 * MiB), fleet, RULES).moves
+    assert fast.change == -(600 * MiB + RULES.buffer)
+
+
+def test_a_guest_in_need_is_served_at_once_from_what_is_free() -> None:
+    needy = member("needy", available=20 * MiB)
+    plan = make_plan(ENOUGH, [needy, member("rich")], RULES)
+    assert changes(plan)["needy"] == RULES.buffer
+    # The eighth of its RAM that it is to have is more than was there.
+    assert changes(plan)["rich"] == -(4 * GiB // 8 - RULES.buffer)
+
+
+def test_free_first_then_give() -> None:
+    needy = member("needy", available=20 * MiB)
+    plan = make_plan(short_of(0), [needy, member("rich", actual=3 * GiB)], RULES)
+    assert list(changes(plan)) == ["rich"]
+
+
+def test_what_was_promised_is_not_given_twice() -> None:
+    needy = member(available=20 * MiB)
+    promised = evolve(ENOUGH, promised=RULES.buffer)
+    assert make_plan(promised, [needy], RULES).moves == ()
+
+
+def test_what_is_on_its_way_is_not_asked_for_again() -> None:
+    going = member("going", target=GiB)
+    assert make_plan(short_of(100 * MiB), [going, member("rich")], RULES).moves == ()
+
+
+def test_memory_that_was_never_touched_frees_nothing() -> None:
+    fleet = [member("empty", available=2 * GiB, untouched=2 * GiB), member("full")]
+    plan = make_plan(short_of(100 * MiB), fleet, RULES)
+    assert list(changes(plan)) == ["full"]
+
+
+def test_what_is_to_spare_goes_to_the_poorest() -> None:
+    plenty = Host(total=16 * GiB, available=RULES.reserve + RULES.buffer + 600 * MiB)
+    fleet = [member("a", available=300 * MiB), member("b", available=500 * MiB)]
+    assert changes(make_plan(plenty, fleet, RULES)) == {"a": 400 * MiB, "b": 200 * MiB}
+
+
+def test_proportional_and_shares_look_at_other_things() -> None:
+    fleet = [
+        member("small", actual=GiB, total=GiB, ceiling=GiB, available=900 * MiB),
+        member("large", actual=3 * GiB, total=8 * GiB, ceiling=8 * GiB),
+    ]
+    short = short_of(0)
+    proportional = make_plan(short, fleet, evolve(RULES, policy="proportional"))
+    assert next(iter(changes(proportional))) == "small"
+    shares = make_plan(short, fleet, evolve(RULES, policy="shares"))
+    assert list(changes(shares)) == ["large"]
+
+
+def test_others_take_over_from_who_refuses() -> None:
+    fleet = [member("refuses", available=2 * GiB, refuses=True), member("rich")]
+    plan = make_plan(short_of(0), fleet, RULES)
+    assert changes(plan) == {"rich": -RULES.buffer}
+
+
+def test_refusing_is_not_rewarded() -> None:
+    plenty = Host(total=64 * GiB, available=32 * GiB)
+    fleet = [member("refuses", refuses=True), member("willing")]
+    assert changes(make_plan(plenty, fleet, RULES)) == {"willing": 2 * GiB}
+
+
+def test_a_ceiling_is_kept_without_any_need() -> None:
+    plan = make_plan(ENOUGH, [member(ceiling=GiB + 512 * MiB)], RULES)
+    assert changes(plan) == {"vm": -512 * MiB}
+    assert "ceiling" in plan.moves[0].reason
+
+
+def test_a_host_whose_tasks_wait_for_memory_counts_as_short() -> None:
+    pressed = evolve(ENOUGH, pressed=True)
+    plan = make_plan(pressed, [member()], RULES)
+    assert changes(plan) == {"vm": -RULES.buffer}
+    assert "wait for memory" in plan.moves[0].reason
+
+
+def test_many_small_shares_are_made_a_few_large_ones() -> None:
+    fleet = [member(f"vm{n:03}") for n in range(200)]
+    plan = make_plan(short_of(0), fleet, RULES)
+    assert -sum(changes(plan).values()) == RULES.buffer
+    assert all(-move.change >= RULES.dead_band for move in plan.moves)
+
+
+def test_what_nobody_can_free_is_said() -> None:
+    plan = make_plan(short_of(GiB), [member(available=292 * MiB)], RULES)
+    assert plan.wanted == GiB + RULES.buffer
+    assert plan.lacking == plan.wanted - 100 * MiB
+
+
+def test_a_plan_as_json_is_told_by_its_figures() -> None:
+    plan = make_plan(short_of(0), [member()], RULES)
+    moves = plan.to_json()["moves"]
+    assert isinstance(moves, list)
+    assert moves[0]["change"] == moves[0]["target"] - moves[0]["before"]
+    assert "available" in moves[0]["reason"]
+
+
+@pytest.mark.parametrize("name", ["reserve", "buffer", "dead_band"])
+def test_sizes_below_zero_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Rules(**{"reserve": 0, "buffer": 0, name: -1})
+
+
+def test_policies_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="one of available, proportional, shares"):
+        Rules(reserve=0, buffer=0, policy="fair")  # type: ignore[arg-type]
