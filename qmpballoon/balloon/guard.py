@@ -74,6 +74,8 @@ class Guard:
     def __attrs_post_init__(self) -> None:
         """Refuse what makes no sense, before anything is sent."""
         require_seconds(self.stale_after, "stale_after")
+        if not isinstance(self.max_rate, int | float):
+            raise TypeError(f"max_rate is {self.max_rate!r}: it must be bytes a second")
         if not self.max_rate > 0:  # NaN is not, either
             raise ValueError(f"max_rate is {self.max_rate}: it must be above 0 bytes/s")
         if self.step is not None and self.step < _SLACK:
@@ -274,7 +276,7 @@ class Governor:
     ) -> Decision:
         """Go for all that can be spared, which is less than was wanted."""
         goal = min(goal, self._start)
-        if abs(goal - actual) < _SLACK and self._target < actual + LARGEST_PAGE:
+        if abs(goal - actual) < _SLACK and self._target < actual + _SLACK:
             return Decision("spent", actual, reason)
         return self._take(
             goal, seconds, actual, reason if goal > actual - _NEAR else ""
@@ -284,9 +286,9 @@ class Governor:
         self, goal: int, seconds: float, actual: int, reason: str = ""
     ) -> Decision:
         """Go for a size, as fast as the step and the rate cap let it by now."""
-        step, taken = self._limits.step, self._limits.max_rate * seconds
+        step, rate = self._limits.step, self._limits.max_rate
         by_step = 0 if step is None else actual - step
-        by_rate = 0 if math.isinf(taken) else self._start - int(taken)
+        by_rate = 0 if math.isinf(rate) else self._start - int(rate * seconds)
         # Memory that is plugged meanwhile lifts ``actual`` above the start.
         self._target = min(max(goal, by_step, by_rate), self._start)
         return Decision("take", self._target, reason)

@@ -1,0 +1,325 @@
+"""Whatever a guest says, the governor keeps its limits; and its plans add up."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from qmpballoon.balloon.guard import Governor, Guard, Limits, Plan, make_plan
+from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.balloon.tracker import LARGEST_PAGE, PAGE
+from qmpballoon.sizes import GiB, MiB, TiB
+
+pages = st.integers(1, 4 * GiB // PAGE).map(lambda count: count * PAGE)
+figures = st.none() | st.integers(0, 2**63 - 1)
+lies = st.builds(
+    GuestStats,
+    available=figures,
+    free=figures,
+    disk_caches=figures,
+    oom_kills=st.none() | st.integers(0, 3),
+)
+# What one look at a guest may show: its size, its size when it was asked, what it
+# says, and for how long it has said nothing new.
+looks = st.tuples(pages, pages, lies, st.sampled_from([0.0, 0.0, 0.0, 0.04, 5.0]))
+
+
+def stats(available: int | None, **more: Any) -> GuestStats:
+    return GuestStats(available=available, **more)
+
+
+@given(
+    st.builds(
+        Limits,
+        headroom=st.integers(0, 2 * GiB),
+        floor=st.integers(0, 2 * GiB),
+        step=st.none() | st.integers(MiB, GiB),
+        max_rate=st.just(math.inf) | st.floats(1, 4 * GiB),
+        stale_after=st.just(math.inf) | st.floats(0, 10),
+    ),
+    pages,
+    st.integers(-GiB, 4 * GiB),
+    st.none() | lies,
+    st.lists(looks, max_size=30),
+)
+def test_no_guest_can_talk_a_governor_past_its_limits(
+    limits: Limits,
+    start: int,
+    bottom: int,
+    first: GuestStats | None,
+    seen: list[tuple[int, int, GuestStats, float]],
+) -> None:
+    governor = Governor(limits, start, bottom, first)
+    lowest = max(limits.floor, bottom, 1)
+    before = start
+    for number, (actual, basis, said, silence) in enumerate(seen):
+        seconds = number * 0.04
+        decision = governor.decide(seconds, actual, basis, said, silence)
+        if decision.action in {"reached", "spent"}:
+            assert decision.target == actual
+            continue
+        target = decision.target
+        assert min(lowest, start) <= target <= start
+        if decision.action == "trouble":
+            assert target == start
+            assert decision.reason
+        elif target < before:  # what is already asked for may be kept
+            if limits.step is not None:
+                assert target >= actual - limits.step
+            if not math.isinf(limits.max_rate):
+                assert target >= start - limits.max_rate * seconds - 1
+        before = target
+
+
+@given(looks, st.integers(0, GiB), st.integers(0, GiB))
+def test_a_stale_sample_moves_nothing(
+    look: tuple[int, int, GuestStats, float], headroom: int, floor: int
+) -> None:
+    actual, basis, said, _ = look
+    limits = Limits(headroom=headroom, floor=floor, step=128 * MiB)
+    governor = Governor(limits, 4 * GiB, 0, stats(2 * GiB))
+    first = governor.decide(0, 4 * GiB, 4 * GiB, stats(2 * GiB), 0.0)
+    assume(first.action == "take")
+    decision = governor.decide(0.04, actual, basis, said, 0.04)
+    if decision.action != "trouble":
+        assert (decision.action, decision.target) == ("take", first.target)
+
+
+def settle(governor: Governor, guest: Guest, ticks: int = 2000) -> str:  # how it ended
+    target = guest.actual
+    for tick in range(ticks):
+        basis, available = guest.actual, guest.available(tick)
+        assert available >= 0
+        guest.move(target)  # while the answer is on its way
+        said = stats(available)
+        decision = governor.decide(tick * 0.04, guest.actual, basis, said, 0.0)
+        if decision.action != "take":
+            return decision.action
+        target = decision.target
+    raise AssertionError("it goes on for ever")
+
+
+class Guest:
+    """Moves by its own unit at its own speed; its available wavers."""
+
+    def __init__(self, actual: int, used: int, unit: int, speed: int, noise: int):
+        self.actual, self._used = actual, used
+        self._unit, self._speed, self._noise = unit, speed, noise
+
+    def available(self, tick: int) -> int:
+        return self.actual - self._used + (tick * 7919 % 3 - 1) * self._noise
+
+    def move(self, target: int) -> None:
+        steps = min(abs(target - self.actual), self._speed) // self._unit
+        moved = steps * self._unit
+        self.actual += moved if target > self.actual else -moved
+
+
+@given(
+    st.integers(64 * MiB, GiB),
+    st.sampled_from([PAGE, LARGEST_PAGE, MiB // 4]),
+    st.integers(2 * MiB, 200 * MiB),
+    st.integers(0, MiB // 3),
+)
+def test_it_ends_at_the_headroom_whatever_the_guests_unit(
+    used: int, unit: int, speed: int, noise: int
+) -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
+    guest = Guest(4 * GiB, used, unit, speed, noise)
+    action = settle(Governor(limits, 4 * GiB, 0, stats(4 * GiB - used)), guest)
+    assert action == "spent"
+    assert abs(guest.actual - used - 100 * MiB) <= 2 * MiB
+
+
+@given(
+    st.integers(0, 3 * GiB),
+    st.sampled_from([PAGE, LARGEST_PAGE]),
+    st.integers(2 * MiB, 200 * MiB),
+)
+def test_it_ends_at_the_bottom_whatever_the_guests_unit(
+    bottom: int, unit: int, speed: int
+) -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
+    guest = Guest(4 * GiB, 1 * MiB, unit, speed, 0)
+    bottom = max(bottom, 200 * MiB)
+    action = settle(Governor(limits, 4 * GiB, bottom, stats(4 * GiB - MiB)), guest)
+    assert action == "reached"
+    assert abs(guest.actual - bottom) < LARGEST_PAGE
+
+
+def test_a_moving_balloon_is_paired_with_the_size_the_guest_spoke_of() -> None:
+    # By the time it is read, the guest has 40 MiB less than when it was asked.
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    decision = governor.decide(1, 960 * MiB, 1000 * MiB, stats(500 * MiB), 0.0)
+    assert decision.target == 600 * MiB
+
+
+def test_a_guest_below_its_headroom_gets_what_it_lacks_and_no_more() -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    decision = governor.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
+    assert (decision.action, decision.target) == ("take", 530 * MiB)
+    assert "70 MiB" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("said", "silence", "reason"),
+    [
+        (stats(49 * MiB), 0.0, "49 MiB available"),
+        (stats(500 * MiB, oom_kills=3), 0.0, "killed a process"),
+        (stats(None), 0.0, "no longer says"),
+        (stats(500 * MiB), 3.5, "not answered for 3.5 s"),
+        # A silent guest in need is one in need.
+        (stats(49 * MiB), 0.04, "49 MiB available"),
+    ],
+)
+def test_trouble_gives_everything_back(
+    said: GuestStats, silence: float, reason: str
+) -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
+    governor = Governor(limits, GiB, 0, stats(600 * MiB, oom_kills=2))
+    decision = governor.decide(1, 500 * MiB, 500 * MiB, said, silence)
+    assert (decision.action, decision.target) == ("trouble", GiB)
+    assert reason in decision.reason
+
+
+def test_oom_kills_of_before_are_no_trouble_nor_is_hearing_of_them_late() -> None:
+    limits = Limits(headroom=MiB, floor=MiB)
+    for first in (2, None):
+        governor = Governor(limits, GiB, 0, stats(600 * MiB, oom_kills=first))
+        said = stats(500 * MiB, oom_kills=2)
+        assert governor.decide(1, GiB, GiB, said, 0.0).action == "take"
+
+
+def test_a_guest_that_has_little_from_the_start_is_no_emergency() -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    governor = Governor(limits, GiB, 0, stats(30 * MiB))
+    decision = governor.decide(0, GiB, GiB, stats(30 * MiB), 0.0)
+    assert decision.action == "spent"
+
+
+def test_a_guest_that_says_nothing_is_asked_until_it_does() -> None:
+    limits = Limits(headroom=100 * MiB, floor=200 * MiB)
+    governor = Governor(limits, GiB, 0, None)
+    assert governor.decide(0, GiB, GiB, stats(None), 0.0).target == 200 * MiB
+    assert governor.decide(1, GiB, GiB, stats(9 * MiB), 5.0).target == 200 * MiB
+    # Now it does, and is steered by that.
+    assert governor.decide(2, GiB, GiB, stats(500 * MiB), 0.0).target == 624 * MiB
+    assert governor.decide(3, GiB, GiB, stats(None), 0.0).action == "trouble"
+
+
+plans = st.builds(
+    make_plan,
+    st.builds(Limits, headroom=st.integers(0, 2 * GiB), floor=st.integers(0, 2 * GiB)),
+    pages,
+    st.builds(
+        GuestStats, available=figures, free=figures, disk_caches=st.just(GiB)
+    ).filter(lambda said: said.reclaimable is not None),
+    st.none() | st.integers(1, 4 * GiB),
+)
+
+
+@given(plans)
+def test_the_figures_of_a_plan_add_up(plan: Plan | None) -> None:
+    assert plan is not None
+    assert plan.target == plan.actual - plan.amount
+    assert plan.amount == plan.from_free + plan.from_cache
+    assert min(plan.from_free, plan.from_cache, plan.amount) >= 0
+    assert plan.amount % PAGE == 0
+    if plan.amount:
+        assert plan.target >= plan.floor
+        assert plan.amount <= plan.available - plan.headroom
+        assert plan.seconds > 0
+
+
+@given(plans)
+def test_a_plan_can_be_read(plan: Plan | None) -> None:
+    assert plan is not None
+    text = plan.describe()
+    assert "\n" not in text
+    # Sizes are written for people, not counted out.
+    assert not re.search(r"\d{6}|bytes", text)
+    assert text.startswith("nothing to take: ") == (plan.amount == 0)
+
+
+def test_the_limit_that_binds_is_named() -> None:
+    limits = Limits(headroom=100 * MiB, floor=700 * MiB)
+    for available, amount, binding, target in (
+        (300 * MiB, None, "headroom", 824 * MiB),
+        (900 * MiB, None, "floor", 700 * MiB),
+        (900 * MiB, 10 * MiB, "amount", 1014 * MiB),
+    ):
+        plan = make_plan(limits, GiB, stats(available, free=50 * MiB), amount)
+        assert plan is not None
+        assert (plan.binding, plan.target) == (binding, target)
+    assert make_plan(limits, GiB, stats(None)) is None
+
+
+def test_what_is_less_than_a_page_is_nothing() -> None:
+    plan = make_plan(Limits(headroom=0, floor=0), GiB, stats(GiB // 2), PAGE - 1)
+    assert plan is not None
+    assert (plan.amount, plan.describe()) == (
+        0,
+        "nothing to take: less than a page was asked for",
+    )
+
+
+@pytest.mark.parametrize(
+    ("total", "headroom", "floor", "step"),
+    [
+        (512 * MiB, 74 * MiB, 64 * MiB, 128 * MiB),
+        (16 * GiB, 392 * MiB, 512 * MiB, 128 * MiB),
+        (512 * GiB, 10_550 * MiB, 16 * GiB, 2 * GiB),
+    ],
+)
+def test_defaults_fit_small_and_large_guests(
+    total: int, headroom: int, floor: int, step: int
+) -> None:
+    limits = Guard().limits(total)
+    assert limits.headroom == pytest.approx(headroom, rel=0.01)
+    assert (limits.floor, limits.step) == (floor, step)
+
+
+@given(st.integers(256 * MiB, 4 * TiB))
+def test_defaults_leave_most_of_a_guest_to_be_had(total: int) -> None:
+    limits = Guard().limits(total)
+    assert limits.headroom < total // 2
+    assert limits.floor <= total // 4
+    assert limits.step is not None
+
+
+def test_what_is_given_holds_whatever_the_size() -> None:
+    guard = Guard(headroom=1, floor=2, step=3 * MiB, max_rate=4, stale_after=5)
+    expected = Limits(headroom=1, floor=2, step=3 * MiB, max_rate=4, stale_after=5)
+    assert guard.limits(TiB) == expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"headroom": -1}, ValueError),
+        ({"headroom": 1.5}, TypeError),
+        ({"floor": "1G"}, TypeError),
+        ({"floor": True}, TypeError),
+        ({"step": MiB - 1}, ValueError),
+        ({"max_rate": 0}, ValueError),
+        ({"max_rate": math.nan}, ValueError),
+        ({"max_rate": "fast"}, TypeError),
+        ({"stale_after": -1}, ValueError),
+        ({"stale_after": math.nan}, ValueError),
+        ({"stale_after": None}, TypeError),
+    ],
+)
+def test_nonsense_is_refused_in_one_line(
+    wrong: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        Guard(**wrong)
+    assert next(iter(wrong)) in str(caught.value)
+    assert "\n" not in str(caught.value)

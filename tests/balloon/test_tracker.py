@@ -1,0 +1,130 @@
+"""A stall is a rate below a limit over a window; anything else is progress."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from qmpballoon.balloon.tracker import LARGEST_PAGE, PAGE, StallLimits, Tracker
+from qmpballoon.sizes import GiB, MiB
+
+limits = st.builds(
+    StallLimits, rate=st.floats(1, 64 * MiB), window=st.floats(0.5, 60.0)
+)
+sizes = st.integers(0, 64 * GiB // PAGE).map(lambda pages: pages * PAGE)
+
+
+@given(sizes, sizes, limits, st.floats(1.01, 100), st.data())
+def test_a_balloon_above_the_limit_never_stalls(
+    start: int, target: int, limit: StallLimits, times: float, data: st.DataObject
+) -> None:
+    tracker = Tracker(target, start, 0.0, limit)
+    now = 0.0
+    for _ in range(30):
+        now += data.draw(st.floats(0.001, limit.window))
+        moved = min(abs(target - start), math.ceil(limit.rate * times * now))
+        actual = start + moved if target > start else start - moved
+        # At the target at the latest when the way is done.
+        assert tracker.observe(now, actual) != "stalled"
+
+
+@given(sizes, sizes, limits, st.floats(0, 0.9), st.data())
+def test_a_balloon_below_the_limit_stalls_soon_after_a_window(
+    start: int, target: int, limit: StallLimits, share: float, data: st.DataObject
+) -> None:
+    distance = abs(target - start)
+    assume(distance > limit.rate * limit.window * 4 + LARGEST_PAGE)
+    tracker, now, phase = Tracker(target, start, 0.0, limit), 0.0, ""
+    while now <= limit.window * 2:
+        now += data.draw(st.floats(limit.window / 10, limit.window / 2))
+        moved = int(limit.rate * share * now)
+        actual = start + moved if target > start else start - moved
+        phase = tracker.observe(now, actual)
+        if now < limit.window:
+            assert phase != "stalled"
+    assert phase == "stalled"
+
+
+@given(st.integers(1, 63), st.floats(0.01, 0.5))
+def test_hovering_is_a_stall(swing: int, pause: float) -> None:
+    tracker, now, steps = Tracker(0, GiB, 0.0), 0.0, 0
+    phase = tracker.phase
+    while phase != "stalled":
+        now, steps = now + pause, steps + 1
+        phase = tracker.observe(now, GiB - (steps % 2) * swing * MiB)
+        assert now < 12, "it was never seen"
+
+
+def test_hovering_far_is_a_stall_after_some_jumps() -> None:
+    tracker, now, steps = Tracker(0, GiB, 0.0), 0.0, 0
+    while tracker.phase != "stalled":
+        now, steps = now + 1, steps + 1
+        tracker.observe(now, GiB - (steps % 2) * 512 * MiB)
+        assert now < 60, "it was never seen"
+
+
+def test_a_jump_back_begins_anew() -> None:
+    # As after a reset: the way back is not to count against it.
+    tracker = Tracker(GiB, 2 * GiB, 0.0)
+    for now in range(1, 6):
+        assert tracker.observe(now, 2 * GiB - now * 100 * MiB) == "moving"
+    assert tracker.observe(6, 2 * GiB) != "stalled"
+    assert tracker.jumps == 1
+    for now in range(7, 12):
+        assert tracker.observe(now, 2 * GiB - (now - 6) * 10 * MiB) != "stalled"
+
+
+@pytest.mark.parametrize(("start", "target"), [(2 * GiB, GiB), (GiB, 2 * GiB)])
+def test_a_guest_with_large_pages_arrives(start: int, target: int) -> None:
+    tracker = Tracker(target, start, 0.0)
+    near = target - LARGEST_PAGE + PAGE
+    assert tracker.observe(1, near) not in {"reached", "stalled"}
+    assert tracker.observe(7, near) == "reached"
+
+
+def test_a_page_off_is_not_there() -> None:
+    tracker = Tracker(GiB, 2 * GiB, 0.0)
+    assert tracker.observe(1, GiB + PAGE) != "reached"
+    assert tracker.observe(2, GiB + PAGE - 1) == "reached"  # QEMU rounds up
+
+
+def test_phases_on_the_way() -> None:
+    tracker = Tracker(GiB, 4 * GiB, 0.0)
+    assert tracker.observe(1, 4 * GiB) == "waiting"
+    assert tracker.observe(2, 3 * GiB) == "moving"
+    assert tracker.observe(3, 3 * GiB - 10 * MiB) != "stalled"
+    assert tracker.observe(4, 3 * GiB - 20 * MiB) == "slowing"
+    assert tracker.observe(20, 3 * GiB - 21 * MiB) == "stalled"
+    assert tracker.observe(21, GiB) == "reached"
+
+
+def test_time_left_is_the_distance_at_the_present_rate() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0)
+    assert tracker.time_left is None
+    for tenth in range(1, 31):
+        tracker.observe(tenth / 10, 4 * GiB - tenth * 100 * MiB)
+    assert tracker.rate == pytest.approx(1000 * MiB, rel=0.1)
+    assert tracker.time_left == pytest.approx((4 * GiB - 3000 * MiB) / tracker.rate)
+    assert tracker.elapsed == 3
+
+
+def test_the_rate_dies_down_when_nothing_moves() -> None:
+    tracker = Tracker(0, GiB, 0.0)
+    tracker.observe(1, GiB // 2)
+    for now in range(2, 40):
+        tracker.observe(now, GiB // 2)
+    assert tracker.time_left is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rate": 0}, {"rate": -1}, {"rate": math.nan}, {"window": 0}, {"window": -1}],
+)
+def test_limits_under_which_nothing_ever_stalls_are_refused(
+    wrong: dict[str, float],
+) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        StallLimits(**wrong)
