@@ -336,7 +336,7 @@ def _grows(
         # Who is in need is served above, and shown in the next plan as it then is.
         content = [m for m in members if not (m.need or m.refuses or m.room < PAGE)]
         for member, share in _surplus(content, surplus, rules):
-            if share >= min(rules.dead_band, member.room):
+            if share and share >= min(rules.dead_band, member.room):
                 grants[member.name] = share
     moves: list[Move] = []
     for member in members:

@@ -330,7 +330,7 @@ def test_a_plan_as_json_is_told_by_its_figures() -> None:
 @pytest.mark.parametrize("name", ["reserve", "buffer", "dead_band"])
 def test_sizes_below_zero_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        Rules(**{"reserve": 0, "buffer": 0, name: -1})
+        Rules(**{"reserve": 0, "buffer": 0, name: -1})  # type: ignore[arg-type]
 
 
 def test_policies_that_are_none_are_refused() -> None:

@@ -1,0 +1,204 @@
+"""Which VMs there are: by sockets, by a file, by the processes that run.
+
+A :class:`Source` is asked again and again, since VMs come and go. It does not
+connect to anything; whether a VM is there, its monitor tells.
+
+A file says what is wanted of each VM::
+
+    [defaults]                    # for all that say nothing else
+    headroom = "10%"
+
+    [[vm]]
+    name = "database"
+    address = "/run/vms/database.qmp"
+    floor = "4GiB"
+    weight = 2
+
+    [[vm]]
+    sockets = "/run/vms/web-*.qmp"
+    ceiling = "50%"
+"""
+
+from __future__ import annotations
+
+import glob
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from attrs import evolve
+
+from qmpballoon.address import Address, UnixAddress, parse_address
+from qmpballoon.fleet import processes
+from qmpballoon.fleet.spec import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+__all__ = ["Source", "from_file", "from_host", "from_sockets", "sources"]
+
+Source: TypeAlias = "Callable[[], list[Spec]]"
+"""Returns the VMs that there are now."""
+
+PLACES: Final = (
+    "/run/qemu-server/*.qmp",  # Proxmox VE
+    # Incus and LXD keep the monitor out of QEMU's command line.
+    "/run/incus/*/qemu.monitor",
+    "/var/log/incus/*/qemu.monitor",
+    "/var/log/lxd/*/qemu.monitor",
+    "/var/snap/lxd/common/lxd/logs/*/qemu.monitor",
+)
+"""Where managers of VMs keep their monitors."""
+
+_LIMITS: Final = frozenset({"floor", "ceiling", "headroom", "weight"})
+# A socket that is called like this is named after its folder.
+_PLAIN: Final = frozenset({"monitor", "qemu", "qmp", "qmp-monitor", "vm"})
+
+
+def sources(wanted: Sequence[str]) -> Source:
+    """Return the source that a list of arguments means.
+
+    Args:
+        wanted: Files (``*.toml``), globs of sockets, or addresses; none means the
+            QEMUs that run on this host.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: A file or an address makes no sense; says what.
+    """
+    if not wanted:
+        return from_host
+    parts = [_source(text) for text in wanted]
+    return lambda: _distinct(spec for part in parts for spec in part())
+
+
+def _source(text: str) -> Source:
+    if text.endswith(".toml"):
+        return from_file(Path(text))
+    if text.startswith("tcp:"):
+        address = parse_address(text)
+        return lambda: [Spec(text.removeprefix("tcp:"), address)]
+    return from_sockets(text.removeprefix("unix:"))
+
+
+def from_sockets(pattern: str) -> Source:
+    """Return a source of the sockets that match a glob, ``**`` included.
+
+    A path without wildcards is a VM, whether a socket is there or not.
+
+    Raises:
+        ValueError: It is no path that a socket can have.
+    """
+    if not glob.has_magic(pattern):
+        named = Spec(_socket_name(Path(pattern)), parse_address(pattern))
+        return lambda: [named]
+    return lambda: [
+        Spec(_socket_name(path), UnixAddress(str(path))) for path in _sockets(pattern)
+    ]
+
+
+def from_host() -> list[Spec]:
+    """Return the VMs whose QEMUs run here, and those at well-known places."""
+    found = [Spec(name, address) for name, address in processes.running()]
+    places = (spec for place in PLACES for spec in from_sockets(place)())
+    return _distinct([*found, *places])
+
+
+def from_file(path: Path) -> Source:
+    """Return the source that a file describes; it is read once.
+
+    Args:
+        path: A TOML file, see the module's description.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It makes no sense; says where.
+    """
+    try:
+        entries = _entries(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return lambda: [spec for entry in entries for spec in entry()]
+
+
+def _entries(document: dict[str, Any]) -> list[Source]:
+    _only(document, {"defaults", "vm"})
+    defaults = document.get("defaults", {})
+    _only(defaults, _LIMITS)
+    tables: list[dict[str, Any]] = [{**defaults, **vm} for vm in document.get("vm", [])]
+    names = Counter(table["name"] for table in tables if "name" in table)
+    for name, count in names.items():
+        if count > 1:
+            raise ValueError(f"there are {count} VMs of the name {name!r}")
+    return [_entry(table) for table in tables]
+
+
+def _entry(table: dict[str, Any]) -> Source:
+    """Read one ``[[vm]]``: a VM, or all whose sockets match."""
+    _only(table, {"name", "address", "sockets"} | _LIMITS)
+    limits: dict[str, Any] = {
+        name: _limit(name, table[name]) for name in _LIMITS & table.keys()
+    }
+    match table:
+        case {"sockets": _, "name": _}:
+            raise ValueError("sockets name their VMs themselves: leave name out")
+        case {"sockets": str(pattern)} if "address" not in table:
+            find = from_sockets(pattern)
+            return lambda: [evolve(spec, **limits) for spec in find()]
+        case {"address": address} if "sockets" not in table:
+            parsed = parse_address(address)
+            spec = Spec(str(table.get("name") or _name(parsed)), parsed)
+            named = evolve(spec, **limits)
+            return lambda: [named]
+        case _:
+            raise ValueError("a [[vm]] needs either an address or sockets (a glob)")
+
+
+def _only(table: dict[str, Any], names: Collection[str]) -> None:
+    for name in table:
+        if name not in names:
+            choices = ", ".join(sorted(names))
+            raise ValueError(f"{name!r} is not known here: there are {choices}")
+
+
+def _limit(name: str, value: object) -> str | float:
+    """Take sizes as text or as bytes, weights as numbers."""
+    match name, value:
+        case "weight", int() | float() if not isinstance(value, bool):
+            return float(value)
+        case "floor" | "ceiling" | "headroom", str():
+            return value
+        case "floor" | "ceiling" | "headroom", int() if not isinstance(value, bool):
+            return str(value)
+        case _:
+            kind = "a number" if name == "weight" else 'a size, like "2GiB" or "25%"'
+            raise ValueError(f"{name} is {value!r}: give {kind}")
+
+
+def _sockets(pattern: str) -> list[Path]:
+    # Path.glob cannot take a pattern that is absolute.
+    found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
+    return [path for path in found if path.is_socket()]
+
+
+def _name(address: Address) -> str:
+    if isinstance(address, UnixAddress):
+        return _socket_name(Path(address.path))
+    return str(address).removeprefix("tcp:")
+
+
+def _socket_name(path: Path) -> str:
+    return path.parent.name if path.stem in _PLAIN and path.parent.name else path.stem
+
+
+def _distinct(specs: Iterable[Spec]) -> list[Spec]:
+    """Leave each monitor out but once, and give each VM a name of its own."""
+    by_address: dict[Address, Spec] = {}
+    for spec in specs:
+        by_address.setdefault(spec.address, spec)
+    names = Counter(spec.name for spec in by_address.values())
+    return [
+        evolve(spec, name=str(spec.address)) if names[spec.name] > 1 else spec
+        for spec in by_address.values()
+    ]
