@@ -51,7 +51,7 @@ from qmpballoon.transport import Target, Transport, connect, describe
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -107,8 +107,8 @@ async def open_monitor(
     name = describe(target)
     monitor = TrioMonitor(transport, name=name, command_timeout=command_timeout)
     try:
-        async with _Background() as nursery:
-            await monitor._start(nursery, deadline, oob=oob)  # noqa: SLF001
+        async with _Background() as background:
+            await monitor._start(background, deadline, oob=oob)  # noqa: SLF001
             yield monitor
     finally:
         monitor._shut(closed_by_us(name))  # noqa: SLF001
@@ -169,7 +169,7 @@ class TrioMonitor:
         self._transport = transport
         self._command_timeout = command_timeout
         self._connection = Connection(Role.CLIENT)
-        self._nursery: trio.Nursery | None = None
+        self._background: _Background | None = None
         self._waiting: dict[Id, _Waiter] = {}
         self._turns = trio.lowlevel.ParkingLot()
         self._progress = trio.Event()  # set whenever the state moves on
@@ -316,17 +316,17 @@ class TrioMonitor:
                 raise retold(timed_out, waiter.unknown)
 
     def _write(self, data: bytes) -> None:
-        if self._transport.write(data) and self._nursery is not None:
-            self._nursery.start_soon(self._transport.flush)
+        if self._transport.write(data) and self._background is not None:
+            self._background.start_soon(self._transport.flush)
 
     # The way from connecting to ready.
 
     async def _start(
-        self, nursery: trio.Nursery, deadline: float, *, oob: bool
+        self, background: _Background, deadline: float, *, oob: bool
     ) -> None:
-        self._nursery = nursery
-        nursery.start_soon(self._read)
-        nursery.start_soon(self._watch_deadlines)
+        self._background = background
+        background.start_soon(self._read)
+        background.start_soon(self._watch_deadlines)
         with trio.move_on_at(deadline):
             await self._until(State.NEGOTIATING)
             self._write(self._connection.send_negotiation(oob=oob))
@@ -500,12 +500,33 @@ class _Waiter:
 
 
 class _Background:
-    """A nursery whose tasks end with its block, and which wraps no exception."""
+    """Runs tasks that end with its block, and wraps no exception.
 
-    async def __aenter__(self) -> trio.Nursery:
+    Being cancelled from outside does not end them, only the end of the block does: on
+    its way out the block may have to put things in order under a shield, and would
+    wait in vain for answers if nobody read them any more.
+    """
+
+    def __init__(self) -> None:
+        self._scopes: set[trio.CancelScope] = set()
+
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Start a task."""
+        scope = trio.CancelScope(shield=True)
+        self._scopes.add(scope)
+        self._nursery.start_soon(self._run, task, scope)
+
+    async def _run(
+        self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope
+    ) -> None:
+        with scope:
+            await task()
+        self._scopes.discard(scope)
+
+    async def __aenter__(self) -> Self:
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
-        return self._nursery
+        return self
 
     async def __aexit__(
         self,
@@ -513,6 +534,8 @@ class _Background:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        for scope in self._scopes:
+            scope.cancel()
         # The block's exception is not shown to the nursery, which would put it
         # into a group; and with a shield no other can take its place while the
         # tasks, cancelled, come to their end.

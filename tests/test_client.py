@@ -690,6 +690,22 @@ async def test_exceptions_of_the_block_come_out_unwrapped(
     assert not scope.cancelled_caught
 
 
+async def test_a_cancelled_block_can_put_things_in_order_under_a_shield(
+    nursery: trio.Nursery,
+) -> None:
+    answers: list[object] = []
+    with trio.CancelScope() as outside:
+        async with connected(nursery) as (monitor, peer):
+            nursery.start_soon(peer.echo)
+            outside.cancel()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with monitor.shield(5):
+                    answers.append(await monitor.execute("balloon"))
+    assert answers == ["balloon"]
+
+
 async def test_a_cancelled_block_ends_and_nothing_else(nursery: trio.Nursery) -> None:
     ours, theirs = memory_stream_pair()
     nursery.start_soon(Peer(theirs).negotiate)
