@@ -12,8 +12,14 @@ from __future__ import annotations
 import socket
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-__all__ = ["qemu_pid", "resident"]
+from qmpballoon.errors import CommandError
+
+if TYPE_CHECKING:
+    from qmpballoon.monitor import Monitor
+
+__all__ = ["find_qemu_pid", "qemu_pid", "resident"]
 
 _PROC = Path("/proc")
 _NAMES = frozenset({"kvm", "qemu-kvm"})  # what distributions also call it
@@ -41,6 +47,34 @@ def qemu_pid(sock: socket.socket) -> int | None:
     return pid if pid > 0 and _looks_like_qemu(_PROC / str(pid)) else None
 
 
+async def find_qemu_pid(monitor: Monitor) -> int | None:
+    """Return the process id of the QEMU behind a monitor, by what it says itself.
+
+    For monitors whose socket is in other hands. QEMU tells the ids of the threads
+    that its CPUs run in; they have to be threads of one process on this host, and
+    that has to look like QEMU. Do not ask for a QEMU on another host: its numbers
+    could be those of one here.
+
+    Args:
+        monitor: The way to QEMU.
+
+    Source: QAPI reference, ``query-cpus-fast``.
+    """
+    try:
+        cpus = await monitor.execute("query-cpus-fast")
+    except CommandError:
+        return None  # older than 2.12
+    pids: set[int | None] = set()
+    for cpu in cast("list[object]", cpus) if isinstance(cpus, list) else []:
+        match cpu:
+            case {"thread-id": int(thread)}:
+                pids.add(_process_of(thread))
+            case _:
+                pids.add(None)
+    pid = pids.pop() if len(pids) == 1 else None
+    return pid if pid is not None and _looks_like_qemu(_PROC / str(pid)) else None
+
+
 def resident(pid: int) -> int | None:
     """Return the resident memory of a process, in bytes.
 
@@ -50,13 +84,23 @@ def resident(pid: int) -> int | None:
     Args:
         pid: The process id.
     """
+    kilobytes = _status(pid, "VmRSS")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _process_of(thread: int) -> int | None:
+    return _status(thread, "Tgid")
+
+
+def _status(task: int, name: str) -> int | None:
+    """Read a figure of a process or a thread; ``None`` where there is none."""
     try:
-        status = _read(_PROC / str(pid) / "status")
+        status = _read(_PROC / str(task) / "status")
     except OSError:
         return None
     for line in status.splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
     return None  # a zombie has no memory map
 
 

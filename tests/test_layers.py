@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "address": {"errors"},
     "qmp": {"errors"},
     "events": {"errors", "qmp"},
-    "host": {"errors"},
+    "host": {"errors", "monitor"},
     "balloon": VALUES,
     "failures": {"errors"},
     "reach": {"address", "errors"},

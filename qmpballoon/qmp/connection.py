@@ -55,7 +55,7 @@ from qmpballoon.qmp.messages import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MAX_IN_FLIGHT", "Connection", "Role", "State"]
+__all__ = ["MAX_IN_FLIGHT", "Connection", "Role", "State", "encode"]
 
 MAX_IN_FLIGHT: Final = 8
 """How many commands QEMU takes from one client before it stops reading."""
@@ -175,7 +175,7 @@ class Connection:
             else {}
         )
         package = version.package if version else ""
-        return _encode(
+        return encode(
             {
                 "QMP": {
                     "version": {"qemu": numbers, "package": package},
@@ -194,7 +194,7 @@ class Connection:
             message = {"error": {"class": reply.error_class, "desc": reply.desc}}
         if reply.id is not None:
             message["id"] = reply.id
-        return _encode(message)
+        return encode(message)
 
     def send_event(self, event: Event) -> bytes:
         """Tell the client of an event."""
@@ -208,7 +208,7 @@ class Connection:
         }
         if event.data:
             message["data"] = dict(event.data)
-        return _encode(message)
+        return encode(message)
 
     # Both.
 
@@ -286,7 +286,7 @@ class Connection:
         if arguments:
             message["arguments"] = dict(arguments)
         message["id"] = ident
-        data = _encode(message)  # before it is registered: it may raise
+        data = encode(message)  # before it is registered: it may raise
         self._pending[ident] = Request(command, arguments, ident, oob)
         return ident, data
 
@@ -306,7 +306,13 @@ class Connection:
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
-def _encode(message: Mapping[str, object]) -> bytes:
+def encode(message: Mapping[str, object]) -> bytes:
+    """Write a message out as QEMU wants it.
+
+    Raises:
+        TypeError: It is nothing that JSON knows.
+        ValueError: Likewise, by its values.
+    """
     try:
         text = _JSON.encode(message)
     except RecursionError:
