@@ -112,6 +112,8 @@ class Machine:
         backends: The memory that DIMMs can be made of: sizes, by id.
         commands: What each command does.
         reply_delay: Between reading a request and answering it, in nanoseconds.
+        event_delay: By how much events come late, in nanoseconds.
+        event_copies: How often each event is sent.
     """
 
     config: MachineConfig = field(factory=MachineConfig)
@@ -127,9 +129,12 @@ class Machine:
     backends: dict[str, int] = field(init=False, factory=dict[str, int])
     commands: Mapping[str, Command] = field(init=False)
     reply_delay: int = field(init=False)
+    event_delay: int = field(init=False, default=0)
+    event_copies: int = field(init=False, default=1)
     _sessions: list[Session] = field(init=False, factory=list[Session])
     _throttle: Throttle = field(init=False, factory=Throttle)
     _answer_at: int | None = field(init=False, default=None)
+    _slept: int = field(init=False, default=0)
     _seen_driver: bool = field(init=False, default=False)
     _seen_change: int = field(init=False, default=0)
 
@@ -180,7 +185,7 @@ class Machine:
     def _event(
         self, name: str, data: dict[str, Value] | None, at: int
     ) -> dict[str, Value]:
-        stamp = (self.config.epoch + at) // 1000
+        stamp = (self.config.epoch + self._slept + at) // 1000
         seconds, microseconds = divmod(stamp, 1_000_000)
         event: dict[str, Value] = {
             "event": name,
@@ -296,7 +301,7 @@ class Machine:
     def _answer(self) -> None:
         assert self.device is not None  # noqa: S101 -- who asks has one
         self._answer_at = None
-        epoch = (self.config.epoch + self.now) // SECOND
+        epoch = (self.config.epoch + self._slept + self.now) // SECOND
         self.device.take_sample(self.guest.statistics(), self.guest.now, epoch)
 
     def _unplug(self) -> None:
@@ -347,14 +352,22 @@ class Machine:
         if not self.running:
             self.status = "prelaunch"
 
+    def sleep(self, duration: int) -> None:
+        """Let the world's clock go on without it, as for a process that is stopped."""
+        self._slept += duration
+
     def quit(self) -> None:
         """End QEMU in good order."""
         self.emit("SHUTDOWN", {"guest": False, "reason": "host-qmp-quit"})
         self.ended = True
 
+    def die(self) -> None:
+        """End QEMU as a signal does: without a word."""
+        self.ended = True
+
     def abort(self) -> NoReturn:
         """End QEMU as a failed assertion does: in the middle of a command."""
-        self.ended = True
+        self.die()
         raise Aborted
 
     @property

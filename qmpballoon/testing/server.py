@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
+from attrs import define
 from trio.testing import memory_stream_pair
 
+from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, happenings
 from qmpballoon.testing.machine import SECOND, Machine
 
 if TYPE_CHECKING:
@@ -36,19 +38,23 @@ _READ_SIZE: Final = 1 << 16
 
 
 @contextlib.asynccontextmanager
-async def open_fake(machine: Machine | None = None) -> AsyncGenerator[FakeQemu]:
+async def open_fake(
+    machine: Machine | None = None, faults: FaultPlan = NO_FAULTS
+) -> AsyncGenerator[FakeQemu]:
     """Run a simulated machine until the block is left.
 
     Args:
         machine: Which; a default one, if none is given. Its time goes on from
             where it is.
+        faults: What goes wrong.
 
     Cancellation: ends QEMU as a crash would; its clients see the stream close.
     """
     async with trio.open_nursery() as nursery:
-        fake = FakeQemu(machine or Machine())
+        fake = FakeQemu(machine or Machine(), faults)
         nursery.start_soon(fake.run)
         nursery.start_soon(fake.attend)
+        nursery.start_soon(fake.go_wrong)
         try:
             yield fake
         finally:
@@ -61,14 +67,21 @@ class FakeQemu:
     Attributes:
         machine: May be looked at, and be done things to, at any time; call
             :meth:`touch` afterwards.
+        faults: What goes wrong with it.
         ended: Set when QEMU has quit.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, faults: FaultPlan = NO_FAULTS) -> None:
         self.machine = machine
+        self.faults = faults
+        machine.reply_delay = machine.reply_delay or faults.reply_delay
+        machine.event_delay = faults.event_delay
+        machine.event_copies = faults.event_copies
         self.ended = trio.Event()
         self._origin = trio.current_time() - machine.now / SECOND
         self._changed = trio.Event()
+        self._frozen = False
+        self._outlet = _Outlet(faults, faults.cut_after)
         self._monitor = trio.Lock()
         # Tasks begin in no order; clients in memory are greeted in theirs.
         self._connected, self._waiting = trio.open_memory_channel[trio.abc.Stream](
@@ -80,6 +93,7 @@ class FakeQemu:
     async def run(self) -> None:
         """Let the machine live: whatever happens by itself happens in here."""
         while not self.machine.ended:
+            await self._thaw()
             changed = self._changed
             event = self.machine.next_event_time()
             with trio.move_on_at(self._to_clock(event)) as deadline:
@@ -87,6 +101,39 @@ class FakeQemu:
             if deadline.cancelled_caught and event is not None:
                 self._advance(event)
         self.ended.set()
+
+    async def go_wrong(self) -> None:
+        """Let happen to the machine what is planned to go wrong with it."""
+        async with trio.open_nursery() as nursery:
+            if self.faults.freeze_at is not None:
+                nursery.start_soon(self._freeze, self.faults.freeze_at)
+            for at, action in happenings(self.faults):
+                await trio.sleep_until(self._to_clock(at))
+                await self._thaw()
+                if not self.machine.ended:
+                    self._advance(at)
+                    action(self.machine)
+                    self.touch()
+
+    async def _freeze(self, at: int) -> None:
+        """Stop QEMU's process for a while: the world goes on without it."""
+        await trio.sleep_until(self._to_clock(at))
+        if self.machine.ended:
+            return
+        self._advance(at)
+        self._frozen = True
+        self._wake()
+        duration = self.faults.freeze_for
+        await trio.sleep(duration / SECOND)
+        self._frozen = False
+        self._origin += duration / SECOND
+        self.machine.sleep(duration)
+        self._wake()
+
+    async def _thaw(self) -> None:
+        """Wait while QEMU's process is stopped."""
+        while self._frozen:
+            await self._changed.wait()
 
     def touch(self) -> None:
         """Bring the machine up to now, and its clients what comes of that."""
@@ -133,6 +180,7 @@ class FakeQemu:
                 await self._serve_session(stream)
 
     async def _serve_session(self, stream: trio.abc.Stream) -> None:
+        await self._thaw()
         self._advance(self.machine.now)
         session = self.machine.connect()
         try:
@@ -149,6 +197,7 @@ class FakeQemu:
         """Give the session what the client sends, for as long as QEMU reads."""
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await stream.receive_some(_READ_SIZE):
+                await self._thaw()
                 self._advance(self.machine.now)
                 session.receive(bytes(data))
                 self._wake()
@@ -160,8 +209,9 @@ class FakeQemu:
         """Send the client what the session says, until QEMU hangs up."""
         with contextlib.suppress(trio.BrokenResourceError):
             while True:
+                await self._thaw()
                 if data := session.output():
-                    await stream.send_all(data)
+                    await self._outlet.send(stream, data)
                 elif session.closed:
                     return
                 else:
@@ -203,6 +253,41 @@ class FakeQemu:
     async def _cancel_when_ended(self, scope: trio.CancelScope) -> None:
         await self.ended.wait()
         scope.cancel()
+
+
+@define
+class _Outlet:
+    """The way to the clients, as good as the plan lets it be.
+
+    Attributes:
+        faults: The plan.
+        left: Bytes until the connection breaks, once; None: it holds.
+    """
+
+    faults: FaultPlan
+    left: int | None
+
+    async def send(self, stream: trio.abc.Stream, data: bytes) -> None:
+        """Send bytes.
+
+        Raises:
+            trio.BrokenResourceError: The connection broke, or was to break.
+        """
+        size = self.faults.chunk or len(data)
+        for start in range(0, len(data), size):
+            chunk = data[start : start + size][: self.left]
+            await stream.send_all(chunk)
+            self._count(len(chunk))
+            if size < len(data):
+                await trio.sleep(self.faults.chunk_pause / SECOND)
+
+    def _count(self, sent: int) -> None:
+        if self.left is None:
+            return
+        self.left -= sent
+        if self.left == 0:
+            self.left = None
+            raise trio.BrokenResourceError("the plan was to cut it here")
 
 
 @contextlib.contextmanager

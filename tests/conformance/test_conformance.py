@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import evolve
 from conftest import COMPARED
+from hypothesis import HealthCheck, given, settings
 from real import qemu_command
-from transcripts import Script, compare, scripts
+from transcripts import NEGOTIATION, Script, compare, scripts
 
 from qmpballoon.testing.profiles import profile
+from qmpballoon.testing.strategies import request_scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,3 +57,14 @@ def test_a_changed_word_is_found(word: str, tmp_path: Path) -> None:
 
 def test_there_are_enough_requests() -> None:
     assert sum(len(script.chunks) for script in scripts()) >= 200
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chunks=request_scripts())
+@pytest.mark.parametrize("version", VERSIONS)
+def test_whatever_is_said_is_answered_alike(
+    version: str, chunks: list[bytes], tmp_path: Path
+) -> None:
+    script = Script("generated", (NEGOTIATION, b"".join(chunks)))
+    command = qemu_command(version)
+    assert list(compare(script, profile(version), command, tmp_path)) == []

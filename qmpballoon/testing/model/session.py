@@ -36,6 +36,8 @@ class Host(Protocol):
     profile: Profile
     now: int
     reply_delay: int
+    event_delay: int
+    event_copies: int
     ended: bool
 
     @property
@@ -85,6 +87,9 @@ class Session:
     closed: bool = field(init=False, default=False)
     _reader: Reader = field(init=False)
     _queue: deque[_Queued] = field(init=False, factory=deque[_Queued])
+    _late: deque[tuple[int, dict[str, Value]]] = field(
+        init=False, factory=deque[tuple[int, "dict[str, Value]"]]
+    )
     _output: bytearray = field(init=False, factory=bytearray)
 
     def __attrs_post_init__(self) -> None:
@@ -118,17 +123,26 @@ class Session:
     def send_event(self, event: dict[str, Value]) -> None:
         """Write an event to the client, if it has negotiated; else it is lost."""
         if self.negotiated:
-            self.send(event)
+            due = self._host.now + self._host.event_delay
+            self._late.extend([(due, event)] * self._host.event_copies)
+            self._send_late()
+
+    def _send_late(self) -> None:
+        while self._late and self._late[0][0] <= self._host.now:
+            self.send(self._late.popleft()[1])
 
     # Requests
 
     @property
     def due(self) -> int | None:
-        """Tell when the next queued request is answered, if one is queued."""
-        return self._queue[0].due if self._queue else None
+        """Tell when it has something to say next, as far as it knows by now."""
+        times = [self._queue[0].due] if self._queue else []
+        times += [self._late[0][0]] if self._late else []
+        return min(times, default=None)
 
     def run(self) -> None:
         """Answer what is due, and read on where there is room."""
+        self._send_late()
         while not self._host.ended:
             if self._queue and self._queue[0].due <= self._host.now:
                 self._answer(self._queue.popleft().message)
