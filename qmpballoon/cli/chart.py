@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from qmpballoon.sizes import MiB, format_size
+from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,7 +78,7 @@ def canvas(samples: Sequence[Sample], width: int, height: int, *, colour: bool) 
     plt.ticks_color(_TEXT_COLOUR)
     top = max((_largest(sample) for sample in samples), default=MiB)
     sizes = _size_ticks(top, height // _ROWS_PER_TICK)
-    plt.yticks(sizes, [format_size(size) for size in sizes])
+    plt.yticks(sizes, _size_labels(sizes))
     plt.ylim(0, max(top, sizes[-1]) * 1.02)
     end = max(samples[-1].t if samples else 0.0, _SHORTEST)
     times = _time_ticks(end, width // _COLUMNS_PER_TICK)
@@ -130,6 +130,11 @@ def _size_ticks(top: int, count: int) -> list[int]:
     while top / step > max(count, 1):
         step *= 2
     return list(range(0, top + step // 4, step))
+
+
+def _size_labels(sizes: Sequence[int]) -> list[str]:
+    unit, name = (GiB, "GiB") if sizes[-1] >= GiB else (MiB, "MiB")
+    return [f"{size / unit:g} {name}" for size in sizes]
 
 
 def _time_ticks(end: float, count: int) -> list[float]:

@@ -99,7 +99,7 @@ def demo(
     if as_json:
         output.print_json({**seen.to_json(), "guest": asdict(cast)})
     else:
-        click.echo(f"\n{title}\n")
+        output.say(title)
     return conclude(seen, title, report, quiet=as_json)
 
 

@@ -7,9 +7,9 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
-import click
 from attrs import define, field
 
+from qmpballoon.cli import output
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class _Lines:
         if sample.t < self._due and phase == self._phase:
             return
         self._phase, self._due = phase, sample.t + _LINE_EVERY
-        click.echo(_line(sample, phase))
-        sys.stdout.flush()
+        output.say(_line(sample, phase))
 
 
 def _line(sample: Sample, phase: str) -> str:

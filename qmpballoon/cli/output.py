@@ -37,6 +37,7 @@ __all__ = [
     "fail",
     "note",
     "print_json",
+    "say",
 ]
 
 DONE: Final = 0
@@ -70,10 +71,24 @@ class Interrupted(Exception):
         self.number = number
 
 
+def say(text: str) -> None:
+    """Print a line of the result, at once.
+
+    Raises:
+        Interrupted: Nobody reads it any more; as if by SIGPIPE, which Python ignores.
+    """
+    try:
+        click.echo(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        # Nothing more must be written, not even what Python still holds in the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Interrupted(signal.SIGPIPE) from error
+
+
 def print_json(value: Mapping[str, object]) -> None:
-    """Print one object in one line, at once."""
-    click.echo(json.dumps(value))
-    sys.stdout.flush()
+    """Print one object in one line, at once; raises as :func:`say`."""
+    say(json.dumps(value))
 
 
 def note(message: str) -> None:
@@ -90,11 +105,6 @@ def fail(error: Exception) -> int:
     match error:
         case Interrupted():
             return _SIGNALLED + error.number
-        case BrokenPipeError():
-            # Whoever read us has left. Nothing more must be written, not even what
-            # Python still holds when it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _SIGNALLED + signal.SIGPIPE
         case QmpBalloonError():
             note(str(error))
             known = (

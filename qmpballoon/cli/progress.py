@@ -6,8 +6,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-import click
-
+from qmpballoon.cli import output
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def progress_shown() -> Generator[Callable[[Progress], None]]:
         with _bar() as show:
             yield _seldom(show, _BAR_EVERY)
     else:
-        yield _seldom(lambda progress: click.echo(_line(progress)), _LINE_EVERY)
+        yield _seldom(lambda progress: output.say(_line(progress)), _LINE_EVERY)
 
 
 def _seldom(

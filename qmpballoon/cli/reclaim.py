@@ -175,7 +175,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
     if as_json:
         output.print_json(asdict(plan))
     else:
-        click.echo(plan.describe())
+        output.say(plan.describe())
 
 
 async def _reclaim(

@@ -91,7 +91,7 @@ def resize(
     if as_json:
         output.print_json(result.to_json())
     else:
-        click.echo(_describe(result))
+        output.say(_describe(result))
     return output.DONE if result.outcome == "reached" else output.NOT_REACHED
 
 

@@ -9,7 +9,7 @@ each.
 from __future__ import annotations
 
 import signal
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -78,12 +78,10 @@ async def last_word(
     try:
         yield
     except trio.Cancelled:
-        with balloon.monitor.shield(_LAST_WORD):
-            try:
-                word = describe(balloon.target, await balloon.actual())
-            except QmpBalloonError as error:
-                word = f"it is not known what the guest is left with: {error}"
-            output.note(f"interrupted: {word}")
+        word = "it is not known what the guest is left with: QEMU does not answer"
+        with balloon.monitor.shield(_LAST_WORD), suppress(QmpBalloonError):
+            word = describe(balloon.target, await balloon.actual())
+        output.note(f"interrupted: {word}")
         raise
 
 

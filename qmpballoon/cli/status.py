@@ -52,7 +52,7 @@ def status(
     if as_json:
         output.print_json(seen)
     else:
-        click.echo(_describe(seen))
+        output.say(_describe(seen))
 
 
 async def _look(

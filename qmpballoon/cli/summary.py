@@ -26,7 +26,9 @@ def print_summary(report: ReclaimReport) -> None:
         new = after[name]
         table.add_row(name, _size(old), _size(new), _change(old, new))
     console = Console(highlight=False)
+    console.print()
     console.print(table)
+    console.print()
     console.print(
         f"requested {format_size(report.requested)}, handed over"
         f" {format_size(report.handed_over)} in {report.seconds:.1f} s,"
