@@ -35,6 +35,10 @@ Target: TypeAlias = PlainTarget | trio.abc.Stream
 What is connected is taken over, and closed at the end."""
 
 _READ_SIZE: Final = 65536
+# QEMU's monitor reads byte by byte. QEMU 7.2 takes a whole TLS record from the
+# socket for the first, and does not look for the others before the socket is
+# readable again. A record of one byte more makes it so, and leaves none behind.
+_TLS_TRAILER: Final = b"\n"
 
 
 class Transport(Protocol):
@@ -111,10 +115,19 @@ class SocketTransport:
 
 
 class StreamTransport:
-    """A transport over a trio stream."""
+    """A transport over a trio stream.
 
-    def __init__(self, stream: trio.abc.Stream, pid: int | None = None) -> None:
+    Args:
+        stream: The stream.
+        pid: As in :class:`Transport`.
+        trailer: What to send, by itself, behind all that is written at once.
+    """
+
+    def __init__(
+        self, stream: trio.abc.Stream, pid: int | None = None, trailer: bytes = b""
+    ) -> None:
         self.pid = pid
+        self._trailer = trailer
         self._stream = stream
         self._backlog = bytearray()
         self._flushing = False
@@ -132,6 +145,8 @@ class StreamTransport:
                 data = bytes(self._backlog)
                 self._backlog.clear()
                 await self._stream.send_all(data)
+                if self._trailer:
+                    await self._stream.send_all(self._trailer)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # whoever reads learns the same, and tells everybody
         finally:
@@ -186,9 +201,10 @@ async def connect(
             return SocketTransport(sock)
         pid = host.qemu_pid(sock)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
-    if tls is not None:
-        stream = await _shake_hands(stream, tls, host_name, deadline)
-    return StreamTransport(stream, pid)
+    if tls is None:
+        return StreamTransport(stream)
+    stream = await _shake_hands(stream, tls, host_name, deadline)
+    return StreamTransport(stream, pid, _TLS_TRAILER)
 
 
 async def _socket(
