@@ -13,11 +13,19 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinxcontrib_trio",
 ]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "qmpballoon"
 
+myst_enable_extensions = ["colon_fence", "deflist"]
+# Headings can be linked to, as in page.md#heading.
+myst_heading_anchors = 3
+
+# What tells "await" and "async with" in signatures (sphinxcontrib-trio) knows only
+# this autodoc; without it, an async context manager looks like a plain function.
+autodoc_use_legacy_class_based = True
 # In the order of the source, which tells a story; types from the annotations.
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

@@ -1,0 +1,118 @@
+"""Every code block of the documentation is run, on a fake QEMU.
+
+The documentation calls the VM's monitor ``/run/vm1.qmp``. What is shown of an
+output may leave things out by ``...``.
+"""
+
+from __future__ import annotations
+
+import doctest
+import os
+import shlex
+import subprocess
+import sysconfig
+from typing import TYPE_CHECKING
+
+import pytest
+from docblocks import DOCS, Block, blocks, commands
+
+from qmpballoon.testing.background import serve
+from qmpballoon.testing.machine import GuestConfig, MachineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SOCKET = "/run/vm1.qmp"
+# Of these nothing can be run; all others have a test below.
+NO_CODE = {"text", "ini"}
+# Run by tests/qemu/test_tutorial.py, on a real QEMU.
+TUTORIAL = DOCS / "tutorial.md"
+BLOCKS = list(blocks(*(page for page in DOCS.rglob("*.md") if page != TUTORIAL)))
+
+
+def of(*languages: str) -> list[object]:
+    """Return the blocks in a language that can be run, as parameters."""
+    return [
+        pytest.param(block, id=block.place)
+        for block in BLOCKS
+        if block.language in languages and not block.not_run
+    ]
+
+
+@pytest.fixture
+def socket(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Serve the VM that a block is about."""
+    block: Block = request.getfixturevalue("block")
+    options = shlex.split(block.fake)
+    config = MachineConfig(
+        memory=4 << 30,
+        balloon=None if "--no-balloon" in options else "virtio-balloon-pci",
+        paused="--paused" in options,
+        guest=GuestConfig(
+            cache=3 << 30,
+            driver="--no-driver" not in options,
+            # A faster guest than any: a reader waits for it, a test need not.
+            inflate_rate=20 << 30,
+            reclaim_rate=20 << 30,
+            deflate_rate=20 << 30,
+        ),
+    )
+    with serve(config) as fake:
+        yield fake.socket
+
+
+def test_every_language_is_known() -> None:
+    known = NO_CODE | {"python", "console", "sh", "pycon"}
+    assert {block.language for block in BLOCKS} <= known
+
+
+@pytest.mark.parametrize("block", of("python"))
+def test_python(
+    block: Block, socket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = block.source.replace(SOCKET, socket)
+    exec(compile(source, block.place, "exec"), {"__name__": "__main__"})  # noqa: S102
+
+
+@pytest.mark.parametrize("block", of("pycon"))
+def test_python_sessions(block: Block) -> None:
+    parser, runner = doctest.DocTestParser(), doctest.DocTestRunner()
+    test = parser.get_doctest(block.source, {}, block.place, None, 0)
+    assert test.examples
+    assert runner.run(test).failed == 0
+
+
+@pytest.mark.parametrize("block", of("console", "sh"))
+def test_commands(block: Block, socket: str, tmp_path: Path) -> None:
+    steps = list(commands(block.source)) if block.language == "console" else []
+    status = 0
+    for command, shown in steps or [(block.source, "")]:
+        is_status = command.strip() == "echo $?"
+        assert status == 0 or is_status, f"failed with {status} before {command}"
+        done = subprocess.run(
+            ["bash", "-c", f"(exit {status})\n{command.replace(SOCKET, socket)}"],
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path(), "COLUMNS": "88"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        status = done.returncode
+        output = done.stdout.replace(socket, SOCKET)
+        assert shown == "" or matches(shown, output), output
+    assert status == 0
+
+
+def path() -> str:
+    """Return a PATH on which this Python's commands come first."""
+    return os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+
+
+def matches(shown: str, output: str) -> bool:
+    """Compare as doctest does, spaces aside."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    return doctest.OutputChecker().check_output(shown, output, flags)
