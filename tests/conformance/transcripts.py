@@ -130,6 +130,25 @@ def compare(
                 return
 
 
+def replay(
+    script: Script, version: Profile, recorded: Sequence[Sequence[str]]
+) -> Iterator[Difference]:
+    """Run a script on the fake alone; yield what differs from a recorded transcript.
+
+    Args:
+        script: What is said.
+        version: The fake's profile.
+        recorded: A real QEMU's normalised answers to each chunk, greeting first.
+    """
+    session = script.machine(version).connect()
+    chunks = (b"", *script.chunks)
+    for chunk, real in zip(chunks[: len(recorded)], recorded, strict=True):
+        session.receive(chunk)
+        faked = normalise(session.output())
+        if tuple(real) != faked:
+            yield Difference(script.name, chunk, tuple(real), faked)
+
+
 def normalise(said: bytes) -> tuple[str, ...]:
     """Return lines without what differs between any two QEMUs."""
     text = said.decode("ascii")
