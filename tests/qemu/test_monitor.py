@@ -65,10 +65,16 @@ async def running_qemu(
     errors = folder / "stderr"
     async with running(command, errors) as process:
         with trio.fail_after(SECONDS):
-            while not path.exists():
+            # There is a moment when it is bound, and not listened on yet.
+            while not is_listening(path):
                 assert process.poll() is None, errors.read_text()
                 await trio.sleep(0.01)
         yield Qemu(process, path)
+
+
+def is_listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(os.fspath(path)) == 0
 
 
 @asynccontextmanager
