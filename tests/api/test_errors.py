@@ -1,0 +1,326 @@
+"""What goes wrong on the way to QEMU is told alike by every front end."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+from frontends import ALL, CONNECTING, elsewhere, on
+from scripted import Session, attend, serve, standard_answer
+
+from qmpballoon import (
+    MonitorBusy,
+    MonitorClosed,
+    MonitorError,
+    MonitorTimeout,
+    MonitorUnreachable,
+    NoBalloonDevice,
+    ProtocolError,
+    StatsUnavailable,
+)
+from qmpballoon.testing.background import serve as serve_fake
+from qmpballoon.testing.machine import GuestConfig, MachineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from frontends import FrontEnd
+
+    from qmpballoon.blocking import Target
+    from qmpballoon.testing.background import BackgroundFake
+
+
+WITHOUT_DRIVER = MachineConfig(guest=GuestConfig(driver=False))
+
+
+@pytest.fixture
+def fake(request: pytest.FixtureRequest) -> Iterator[BackgroundFake]:
+    """A fake QEMU, by default a VM of 2 GiB."""
+    with serve_fake(getattr(request, "param", None)) as fake:
+        yield fake
+
+
+def greet_and_attend(session: Session) -> None:
+    session.greet()
+    attend(session)
+
+
+async def error_of(front: FrontEnd, target: Target, **options: float) -> MonitorError:
+    """Return the error that opening a balloon raises."""
+    with pytest.raises(MonitorError) as caught:
+        async with front.open_balloon(target, **options):
+            pytest.fail("it opened")
+    return caught.value
+
+
+def errors_of(target: Target, **options: float) -> set[tuple[type, str]]:
+    """Return the errors of all front ends, by type and words."""
+    errors = [front.run(error_of(front, target, **options)) for front in CONNECTING]
+    return {(type(error), str(error)) for error in errors}
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    said = f"there is no socket at {path}: is the VM running?"
+    assert errors_of(path) == {(MonitorUnreachable, said)}
+
+
+def test_no_socket_but_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    path.touch()
+    said = f"{path} is no socket: give the path of a -qmp unix:PATH monitor"
+    assert errors_of(path) == {(MonitorUnreachable, said)}
+
+
+def test_a_socket_that_a_dead_qemu_left(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    said = f"nobody listens at {path} any more: the VM has ended"
+    assert errors_of(path) == {(MonitorUnreachable, said)}
+
+
+@on(*CONNECTING)
+async def test_a_port_that_nobody_listens_on(front: FrontEnd) -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        error = await error_of(front, ("127.0.0.1", port))
+    assert isinstance(error, MonitorUnreachable)
+    assert f"cannot connect to tcp:127.0.0.1:{port}: " in str(error)
+
+
+@on(*CONNECTING)
+async def test_a_host_that_does_not_exist(front: FrontEnd) -> None:
+    error = await error_of(front, "tcp:no-such-host.invalid:4444")
+    assert isinstance(error, MonitorUnreachable)
+
+
+def test_a_full_backlog(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    waiting: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(0)
+        try:
+            error = 0
+            while error != errno.EAGAIN:
+                waiting.append(socket.socket(socket.AF_UNIX))
+                waiting[-1].settimeout(0)
+                error = waiting[-1].connect_ex(str(path))
+            said = (
+                f"too many clients wait for {path} already: close the client that"
+                " holds it, or give the VM a second -qmp monitor"
+            )
+            assert errors_of(path, timeout=0.1) == {(MonitorBusy, said)}
+        finally:
+            for sock in waiting:
+                sock.close()
+
+
+def greet_and_stop(session: Session) -> None:
+    session.sock.sendall(b'{"QMP": {"version": {}, "capabilities": []}}\r\n')
+    while session.sock.recv(1000):
+        pass
+
+
+def say(text: bytes) -> Callable[[Session], None]:
+    """Return a script that says something and waits for the client to leave."""
+
+    def script(session: Session) -> None:
+        session.sock.sendall(text)
+        session.sock.recv(1000)
+
+    return script
+
+
+def test_a_greeting_and_then_nothing() -> None:
+    with serve(greet_and_stop) as path:
+        said = f"the monitor on {path} greeted, and did not answer in time"
+        assert errors_of(path, timeout=0.2) == {(MonitorTimeout, said)}
+
+
+def test_no_greeting() -> None:
+    with serve(lambda session: session.sock.recv(1)) as path:
+        ((kind, said),) = errors_of(path, timeout=0.2)
+    assert kind is MonitorBusy
+    assert said.startswith(f"the monitor on {path} did not greet in time: ")
+
+
+def test_a_peer_that_hangs_up() -> None:
+    with serve(lambda session: session.sock.close()) as path:
+        said = f"the monitor on {path} was closed by QEMU"
+        assert errors_of(path) == {(MonitorClosed, said)}
+
+
+@pytest.mark.parametrize("text", [b"SSH-2.0-OpenSSH\r\n", b"[]\r\n", b'{"x": 1}\r\n'])
+@on(*CONNECTING)
+async def test_another_protocol(front: FrontEnd, text: bytes) -> None:
+    with serve(say(text)) as path:
+        assert isinstance(await error_of(front, path), ProtocolError)
+
+
+@on(*ALL)
+async def test_qemu_ends_in_the_middle_of_a_command(front: FrontEnd) -> None:
+    def script(session: Session) -> None:
+        session.greet()
+        while (request := session.request()).command != "balloon":
+            session.answer(request, standard_answer(request))
+
+    with serve(script) as path:
+        async with front.open_balloon(path) as balloon:
+            with pytest.raises(MonitorClosed, match="what became of balloon") as caught:
+                await balloon.set_target(1 << 29)
+            assert caught.value.unknown_outcome == ("balloon",)
+            assert balloon.target is None
+            with pytest.raises(MonitorClosed) as again:
+                await balloon.query()
+            assert again.value.unknown_outcome == ()
+
+
+@on(*ALL)
+async def test_qemu_is_killed_between_two_commands(
+    front: FrontEnd, fake: BackgroundFake
+) -> None:
+    async with front.open_balloon(fake.socket) as balloon:
+        elsewhere(fake.kill)
+        with pytest.raises(MonitorClosed):
+            await balloon.resize(1 << 30)
+
+
+@on(*ALL)
+async def test_qemu_quits(front: FrontEnd, fake: BackgroundFake) -> None:
+    async with front.open_balloon(fake.socket) as balloon:
+        assert await balloon.monitor.execute("quit") == {}
+        with pytest.raises(MonitorClosed):
+            await balloon.query()
+
+
+@on(*ALL)
+async def test_an_answer_that_comes_too_late_is_not_taken_for_another(
+    front: FrontEnd,
+) -> None:
+    def script(session: Session) -> None:
+        session.greet()
+        while True:
+            request = session.request()
+            if request.command == "slow":
+                slow = request
+            elif request.command == "quick":
+                session.answer(slow, "slow")
+                session.answer(request, "quick")
+            else:
+                session.answer(request, standard_answer(request))
+
+    with serve(script) as path:
+        async with front.open_balloon(path, command_timeout=0.2) as balloon:
+            with pytest.raises(MonitorTimeout) as caught:
+                await balloon.monitor.execute("slow")
+            assert "did not answer 'slow' within 0.2 s" in str(caught.value)
+            assert caught.value.unknown_outcome == ("slow",)
+            assert await balloon.monitor.execute("quick") == "quick"
+
+
+@on(*ALL)
+async def test_late_commands_keep_their_places_with_qemu(front: FrontEnd) -> None:
+    seen: list[str] = []
+
+    def script(session: Session) -> None:
+        session.greet()
+        held = []
+        while True:
+            request = session.request()
+            seen.append(request.command)
+            if request.command == "hold":
+                held.append(request)
+            elif request.command == "release":
+                for late in held:
+                    session.answer(late, {})
+                session.answer(request, "released")
+            else:
+                session.answer(request, standard_answer(request))
+
+    with serve(script) as path:
+        async with front.open_balloon(path, command_timeout=0.1) as balloon:
+            seen.clear()
+            for _ in range(7):
+                with pytest.raises(MonitorTimeout):
+                    await balloon.monitor.execute("hold")
+            assert await balloon.monitor.execute("release") == "released"
+            for _ in range(8):
+                with pytest.raises(MonitorTimeout):
+                    await balloon.monitor.execute("hold")
+            with pytest.raises(MonitorTimeout) as caught:
+                await balloon.monitor.execute("release")
+            # It waited for its turn in vain, and never was sent.
+            assert caught.value.unknown_outcome == ()
+        assert seen == ["hold"] * 7 + ["release"] + ["hold"] * 8
+
+
+@on(*ALL)
+async def test_nonsense_instead_of_an_answer(front: FrontEnd) -> None:
+    def script(session: Session) -> None:
+        session.greet()
+        while (request := session.request()).command != "query-balloon":
+            session.answer(request, standard_answer(request))
+        session.sock.sendall(b'{"return": }\r\n')
+        session.sock.recv(1000)
+
+    with serve(script) as path:
+        async with front.open_balloon(path) as balloon:
+            with pytest.raises((ProtocolError, MonitorClosed)) as caught:
+                await balloon.query()
+            assert caught.value.unknown_outcome == ("query-balloon",)
+
+
+@pytest.mark.parametrize("fake", [MachineConfig(balloon=None)], indirect=True)
+@on(*ALL)
+async def test_no_balloon(front: FrontEnd, fake: BackgroundFake) -> None:
+    with pytest.raises(NoBalloonDevice, match="virtio-balloon-pci,id=balloon0"):
+        async with front.open_balloon(fake.socket):
+            pytest.fail("it opened")
+
+
+@pytest.mark.parametrize("fake", [WITHOUT_DRIVER], indirect=True)
+@on(*ALL)
+async def test_a_guest_without_a_driver(front: FrontEnd, fake: BackgroundFake) -> None:
+    async with front.open_balloon(fake.socket) as balloon:
+        with pytest.raises(StatsUnavailable, match="load virtio_balloon"):
+            await balloon.refresh_stats(timeout=0.2)
+        await balloon.monitor.execute("stop")
+        with pytest.raises(StatsUnavailable, match="the VM is paused"):
+            await balloon.refresh_stats(timeout=0.2)
+
+
+@on(*CONNECTING)
+async def test_what_is_connected_is_taken_over(
+    front: FrontEnd, fake: BackgroundFake
+) -> None:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(fake.socket)
+    async with front.open_balloon(sock) as balloon:
+        assert await balloon.is_running()
+    assert sock.fileno() == -1
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(fake.socket)
+    async with front.open_balloon(sock.detach()) as balloon:
+        assert await balloon.is_running()
+
+
+@on(*CONNECTING)
+async def test_a_datagram_socket_is_refused(front: FrontEnd) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, pytest.raises(ValueError, match="QMP needs one"):
+        async with front.open_balloon(ours):
+            pytest.fail("it opened")
+
+
+@on(*CONNECTING)
+async def test_over_tcp(front: FrontEnd) -> None:
+    with serve(greet_and_attend, family=socket.AF_INET) as place:
+        for target in (place, f"tcp:{place[0]}:{place[1]}"):
+            async with front.open_balloon(target) as balloon:
+                assert await balloon.actual() == 1 << 30

@@ -1,0 +1,205 @@
+"""Every front end behind one face, so that what is to hold for all is written once.
+
+A scenario is a coroutine function that is given a :class:`FrontEnd`. The blocking
+front end runs it too: through its own plain calls, dressed as coroutines that never
+suspend. So what is tested is what its users call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+
+import pytest
+import trio
+from attrs import define
+from qemu.qmp import QMPClient
+
+from qmpballoon import aio, blocking, client, plain
+from qmpballoon.balloon.device import Balloon
+
+if TYPE_CHECKING:
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Generator,
+    )
+    from contextlib import AbstractAsyncContextManager
+
+    from qmpballoon.blocking import Target
+
+T = TypeVar("T")
+Scenario: TypeAlias = "Callable[..., Coroutine[Any, Any, None]]"
+
+
+class FrontEnd:
+    """One way to the balloon."""
+
+    name = "none"
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end."""
+        raise NotImplementedError
+
+    def open_balloon(
+        self, target: Target, **options: float
+    ) -> AbstractAsyncContextManager[Balloon]:
+        """Connect and find the balloon."""
+        raise NotImplementedError
+
+    @contextmanager
+    def interrupted(self) -> Generator[Callable[[], object]]:
+        """Yield what cancels the caller; the block swallows the cancellation."""
+        raise NotImplementedError
+
+
+class Trio(FrontEnd):
+    name = "trio"
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        async def start() -> T:
+            with trio.fail_after(60):
+                return await main
+
+        return trio.run(start)
+
+    def open_balloon(
+        self, target: Target, **options: float
+    ) -> AbstractAsyncContextManager[Balloon]:
+        return client.open_balloon(target, **options)
+
+    @contextmanager
+    def interrupted(self) -> Generator[Callable[[], object]]:
+        with trio.CancelScope() as scope:
+            yield scope.cancel
+
+
+class Asyncio(FrontEnd):
+    name = "asyncio"
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run(asyncio.wait_for(main, 60))
+
+    def open_balloon(
+        self, target: Target, **options: float
+    ) -> AbstractAsyncContextManager[Balloon]:
+        return aio.open_balloon(target, **options)
+
+    @contextmanager
+    def interrupted(self) -> Generator[Callable[[], object]]:
+        task = asyncio.current_task()
+        assert task is not None
+        with suppress(asyncio.CancelledError):
+            yield task.cancel
+        task.uncancel()
+
+
+class SharedClient(Asyncio):
+    """An orchestrator's own client."""
+
+    name = "client"
+
+    @asynccontextmanager
+    async def open_balloon(
+        self, target: Target, **options: float
+    ) -> AsyncGenerator[Balloon, None]:
+        qmp = QMPClient("vm")
+        await qmp.connect(str(target))
+        try:
+            yield await aio.find_balloon(qmp, **options)
+        finally:
+            with suppress(Exception):  # what ended the connection is raised again
+                await qmp.disconnect()
+
+
+class Blocking(FrontEnd):
+    name = "blocking"
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        return plain.run(main)
+
+    @asynccontextmanager
+    async def open_balloon(
+        self, target: Target, **options: float
+    ) -> AsyncGenerator[Balloon, None]:
+        with blocking.open_balloon(target, **options) as balloon:
+            yield cast("Balloon", Awaited(balloon, Balloon))
+
+    @contextmanager
+    def interrupted(self) -> Generator[Callable[[], object]]:
+        with suppress(KeyboardInterrupt):
+            yield functools.partial(signal.raise_signal, signal.SIGINT)
+
+
+@define
+class Awaited:
+    """Plain calls, as coroutines wherever ``like`` has coroutines."""
+
+    plain: Any
+    like: type
+
+    def __getattr__(self, name: str) -> object:
+        value = getattr(self.plain, name)
+        if name == "monitor":
+            return Awaited(value, client.TrioMonitor)
+        if name == "sampler":
+            return self._sampler
+        if name == "stats_interval":
+            return self._stats_interval
+        if inspect.iscoroutinefunction(getattr(self.like, name, None)):
+            return self._awaited(value)
+        return value
+
+    def _awaited(self, call: Callable[..., T]) -> Callable[..., Awaitable[T]]:
+        async def awaited(*args: object, **kwargs: object) -> T:
+            return call(*args, **kwargs)
+
+        return awaited
+
+    @asynccontextmanager
+    async def _sampler(self) -> AsyncIterator[Any]:
+        with self.plain.sampler() as sampler:
+            yield Awaited(sampler, plain.Sampler)
+
+    @asynccontextmanager
+    async def _stats_interval(self, seconds: int) -> AsyncIterator[None]:
+        with self.plain.stats_interval(seconds):
+            yield
+
+
+CONNECTING = [Trio(), Asyncio(), Blocking()]
+"""Those that connect by themselves."""
+ALL = [*CONNECTING, SharedClient()]
+
+
+def elsewhere(call: Callable[[], object]) -> None:
+    """Call that in another thread: in trio's own the fake refuses to wait."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(call).result()
+
+
+def on(*front_ends: FrontEnd) -> Callable[[Scenario], Callable[..., None]]:
+    """Run an async test on each of these front ends."""
+
+    def decorate(scenario: Scenario) -> Callable[..., None]:
+        # Keeps the signature, from which pytest reads which fixtures are wanted.
+        @functools.wraps(scenario)
+        def test(front: FrontEnd, **fixtures: object) -> None:
+            front.run(scenario(front=front, **fixtures))
+
+        return on_each(*front_ends)(test)
+
+    return decorate
+
+
+def on_each(*front_ends: FrontEnd) -> pytest.MarkDecorator:
+    """Give a test each of these front ends."""
+    return pytest.mark.parametrize("front", front_ends, ids=lambda front: front.name)
