@@ -14,7 +14,7 @@ import trio
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import lab
-from qmpballoon.testing.lab import accelerator, cache, packages
+from qmpballoon.testing.lab import accelerator, cache, packages, parts
 from qmpballoon.testing.lab.__main__ import main
 from qmpballoon.testing.lab.apt import Package, parse_uris
 from qmpballoon.testing.lab.command import Files, Wishes, arguments
@@ -274,3 +274,16 @@ def test_the_command_says_in_one_line_what_is_wrong(
     said = capsys.readouterr().err
     assert "cannot be run as a QEMU" in said
     assert said.count("\n") == 1
+
+
+def test_the_program_is_taken_and_not_another_file_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hook = tmp_path / "usr/share/initramfs-tools/conf-hooks.d/busybox"
+    program = tmp_path / "usr/bin/busybox"
+    for path in (hook, program):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    monkeypatch.setattr(packages, "fetch", lambda *_: tmp_path)
+    assert parts.find_busybox(silent) == program

@@ -230,3 +230,10 @@ async def test_other_versions_beside_the_installed_one(qemu: str, kernel: str) -
     assert f"{numbers['major']}.{numbers['minor']}" == qemu
     names = {entry["name"] for entry in cast("list[dict[str, str]]", types)}
     assert {"virtio-balloon-pci", "virtio-gpu-pci"} <= names
+
+
+async def test_a_guest_that_panics_at_boot_is_told_at_once() -> None:
+    nothing = ("-append", "console=ttyS0 panic=0 rdinit=/nothing init=/nothing")
+    with pytest.raises(lab.LabError, match="panicked"):
+        async with lab.boot(memory=128 * MiB, extra=nothing, timeout=110):
+            pass

@@ -27,6 +27,8 @@ _LARGEST_HOG: Final = GiB
 # this, it is not going to end.
 _SLOWEST: Final = 10 * MiB
 _POLL: Final = 0.02
+_PANIC: Final = "Kernel panic"
+_PANIC_LOOK: Final = 0.5  # seconds between two looks for it
 _TAIL: Final = 20
 _MEMINFO_LINE: Final = re.compile(r"(\S+):\s+(\d+)( kB)?")
 
@@ -109,7 +111,12 @@ class Guest:
         and :meth:`unload_driver` did is gone with a reboot.
         """
         with self._deadline(timeout, "did not become ready"):
-            await self._channel.ready(boots)
+            while True:
+                with trio.move_on_after(_PANIC_LOOK):
+                    await self._channel.ready(boots)
+                    return
+                if _PANIC in self.console:
+                    raise LabError(f"the guest panicked{self._last_words()}")
 
     async def fill_cache(self, size: int) -> None:
         """Read so many more bytes of a disk, which stay in the page cache.

@@ -157,7 +157,8 @@ def find_busybox(report: Report) -> Path:
         if path and _is_static(Path(path)):
             return Path(path)
     tree = packages.fetch(packages.busybox, None, report)
-    return next(path for path in tree.rglob("busybox") if path.is_file())
+    # Other files of the package go by that name too.
+    return next(path for path in tree.glob("**/bin/busybox") if path.is_file())
 
 
 def _is_static(program: Path) -> bool:
