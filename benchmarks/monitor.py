@@ -1,0 +1,185 @@
+"""What one command costs: qmpballoon beside qemu.qmp and a bare blocking socket.
+
+All three ask the same QEMU for ``query-balloon``, in rounds that take turns in one
+process, so that a machine that slows down does so for all of them. What counts is
+the ratios. QEMU's own share of the latency is in all three.
+
+    python benchmarks/monitor.py [--rounds N] [--commands N] [--qemu PROGRAM]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import Factory, frozen
+from qemu.qmp import QMPClient
+
+from qmpballoon.client import open_monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeAlias
+
+COMMAND = "query-balloon"
+STARTED_WITHIN = 30  # seconds
+
+
+@frozen
+class Costs:
+    """What a client's commands cost, in seconds: a median for each round."""
+
+    cpu: list[float] = Factory(list[float])
+    latency: list[float] = Factory(list[float])
+
+
+class Meter:
+    """Takes the time of each command of one round."""
+
+    def __init__(self) -> None:
+        self._latencies: list[float] = []
+        self._cpu = time.process_time()
+        self._last = time.perf_counter()
+
+    def tick(self) -> None:
+        """Note that a command has been answered."""
+        now = time.perf_counter()
+        self._latencies.append(now - self._last)
+        self._last = now
+
+    def add_to(self, costs: Costs) -> None:
+        """Note that the round is over."""
+        cpu = time.process_time() - self._cpu
+        costs.cpu.append(cpu / len(self._latencies))
+        costs.latency.append(median(self._latencies))
+
+
+if TYPE_CHECKING:
+    # Sends so many commands to a socket.
+    Client: TypeAlias = Callable[[Path, int, Costs], None]
+
+
+def ours(path: Path, commands: int, costs: Costs) -> None:
+    """Measure qmpballoon on trio."""
+
+    async def run() -> None:
+        async with open_monitor(path) as monitor:
+            meter = Meter()
+            for _ in range(commands):
+                await monitor.execute(COMMAND)
+                meter.tick()
+            meter.add_to(costs)
+
+    trio.run(run)
+
+
+def qemu_qmp(path: Path, commands: int, costs: Costs) -> None:
+    """Measure qemu.qmp on asyncio."""
+
+    async def run() -> None:
+        client = QMPClient()
+        await client.connect(os.fspath(path))
+        meter = Meter()
+        for _ in range(commands):
+            await client.execute(COMMAND)
+            meter.tick()
+        meter.add_to(costs)
+        await client.disconnect()
+
+    asyncio.run(run())
+
+
+def bare_socket(path: Path, commands: int, costs: Costs) -> None:
+    """Measure what nothing in Python can do without."""
+    with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as replies:
+        sock.connect(os.fspath(path))
+
+        def execute(command: str) -> object:
+            sock.sendall(json.dumps({"execute": command}).encode())
+            return json.loads(replies.readline())["return"]
+
+        replies.readline()  # the greeting
+        execute("qmp_capabilities")
+        meter = Meter()
+        for _ in range(commands):
+            execute(COMMAND)
+            meter.tick()
+        meter.add_to(costs)
+
+
+CLIENTS: dict[str, Client] = {
+    "qmpballoon": ours,
+    "qemu.qmp": qemu_qmp,
+    "bare socket": bare_socket,
+}
+
+
+@contextmanager
+def running_qemu(program: str) -> Iterator[Path]:
+    """Run a QEMU with a balloon and no guest; yield its monitor's path."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "qmp")
+        command = [
+            *(program, "-machine", "q35", "-accel", "tcg", "-m", "64M", "-S"),
+            *("-display", "none", "-nodefaults", "-device", "virtio-balloon-pci"),
+            *("-qmp", f"unix:{path},server=on,wait=off"),
+        ]
+        with subprocess.Popen(command) as process:
+            try:
+                wait_for(path, process)
+                yield path
+            finally:
+                process.kill()
+
+
+def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until QEMU listens."""
+    deadline = time.monotonic() + STARTED_WITHIN
+    while process.poll() is None and time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as sock:
+            if sock.connect_ex(os.fspath(path)) == 0:
+                return
+        time.sleep(0.01)
+    raise SystemExit("QEMU did not start")
+
+
+def show(costs: dict[str, Costs]) -> None:
+    """Print all costs, and how they compare with qemu.qmp's."""
+    cpu = {name: median(seen.cpu) for name, seen in costs.items()}
+    latency = {name: median(seen.latency) for name, seen in costs.items()}
+    print(f"{COMMAND:14}{'CPU':>10}{'ratio':>8}{'latency':>12}{'ratio':>8}")
+    for name in costs:
+        print(
+            f"{name:14}{cpu[name] * 1e6:7.1f} µs{cpu[name] / cpu['qemu.qmp']:8.2f}"
+            f"{latency[name] * 1e6:9.1f} µs{latency[name] / latency['qemu.qmp']:8.2f}"
+        )
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--commands", type=int, default=1000, help="in each round")
+    parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM")
+    options = parser.parse_args()
+    costs = {name: Costs() for name in CLIENTS}
+    with running_qemu(options.qemu) as path:
+        for _ in range(options.rounds):
+            for name, client in CLIENTS.items():
+                client(path, options.commands, costs[name])
+    show(costs)
+
+
+if __name__ == "__main__":
+    main()
