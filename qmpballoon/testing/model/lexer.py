@@ -7,7 +7,7 @@ to start at. A regular expression only shortens the way through long runs that
 stay in one state.
 
 QEMU accepts a little more than JSON (strings in single quotes) and resets on any
-control character, which is how a client gets back in step: ``\\x01``.
+control character but a tab, which is how a client gets back in step: ``\\x01``.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _string_rows(quote: bytes, name: str) -> dict[str, _Row]:
 
 def _recovery_row() -> _Row:
     row: _Row = dict.fromkeys(range(256), ("recovery", False))
-    resets = (*range(0x20), 0xFE, 0xFF, *_STRUCTURE)
+    resets = {*range(0x20), 0xFE, 0xFF, *_STRUCTURE} - {ord("\t")}
     row.update(dict.fromkeys(resets, ("start", True)))
     return row
 
@@ -100,7 +100,7 @@ _TABLE: Final[dict[str, _Row]] = {
 _RUNS: Final = {
     "double": re.compile(rb"[ !#-\[\]-\xfd]+"),
     "single": re.compile(rb"[ -&(-\[\]-\xfd]+"),
-    "recovery": re.compile(rb"[^\x00-\x1f\xfe\xff{}\[\]:,]+"),
+    "recovery": re.compile(rb"[^\x00-\x08\x0a-\x1f\xfe\xff{}\[\]:,]+"),
     "start": re.compile(rb"[ \t\r]+"),
 }
 

@@ -23,11 +23,15 @@ _STATS: Final = "VIRTIO_BALLOON_F_STATS_VQ: Guest memory stats VQ available"
 _POISON: Final = "VIRTIO_BALLOON_F_PAGE_POISON: Guest page poisoning enabled"
 _DEFLATE: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM: Deflate balloon when guest OOM"
 _REPORTING: Final = "VIRTIO_BALLOON_F_REPORTING: Page reporting VQ enabled"
+_EVENT_IDX: Final = "VIRTIO_RING_F_EVENT_IDX: Used & avail. event fields enabled"
+_RING_RESET: Final = "VIRTIO_F_RING_RESET: Driver can reset a queue individually"
+_RING_RESET_BIT: Final = 1 << 40
+_VERSION_1: Final = "VIRTIO_F_VERSION_1: Device compliant for v1 spec (legacy)"
 _TRANSPORTS: Final = (
-    "VIRTIO_RING_F_EVENT_IDX: Used & avail. event fields enabled",
+    _EVENT_IDX,
     "VIRTIO_RING_F_INDIRECT_DESC: Indirect descriptors supported",
-    "VIRTIO_F_RING_RESET: Driver can reset a queue individually",
-    "VIRTIO_F_VERSION_1: Device compliant for v1 spec (legacy)",
+    _RING_RESET,
+    _VERSION_1,
     "VIRTIO_F_ANY_LAYOUT: Device accepts arbitrary desc. layouts",
     "VIRTIO_F_NOTIFY_ON_EMPTY: Notify when device runs out of avail. descs. on VQ",
 )
@@ -64,7 +68,7 @@ def virtio_status(machine: Machine, path: str) -> Value:
         "device-id": 5,
         "vhost-started": False,
         "device-endian": "little",
-        "guest-features": offered if ready else none,
+        "guest-features": _accepted(machine) if ready else none,
         "host-features": offered,
         "backend-features": none,
         "num-vqs": 3 + machine.config.free_page_reporting,
@@ -85,20 +89,37 @@ def virtio_status(machine: Machine, path: str) -> Value:
 
 def _offered(machine: Machine) -> dict[str, Value]:
     config, profile = machine.config, machine.profile
-    features: list[Value] = []
-    for wanted, text in (
+    features = (
         (config.free_page_reporting, _REPORTING),
         (config.page_poison, _POISON),
         (config.deflate_on_oom, _DEFLATE),
         (True, _STATS),
-    ):
-        if wanted:
-            features.append(text)
-    transports = [
-        t for t in _TRANSPORTS if profile.names_ring_reset or "RING_RESET" not in t
-    ]
+    )
     return {
-        "transports": transports,
-        "dev-features": features,
+        "transports": _known(machine, _TRANSPORTS),
+        "dev-features": [text for wanted, text in features if wanted],
         "unknown-dev-features": profile.unknown_virtio_features,
     }
+
+
+def _accepted(machine: Machine) -> dict[str, Value]:
+    """Return what Linux's driver takes of it."""
+    config = machine.config
+    features = (
+        (config.free_page_reporting, _REPORTING),
+        (config.deflate_on_oom, _DEFLATE),
+        (True, _STATS),
+    )
+    accepted: dict[str, Value] = {
+        "transports": _known(machine, (_EVENT_IDX, _RING_RESET, _VERSION_1)),
+        "dev-features": [text for wanted, text in features if wanted],
+    }
+    if not machine.profile.names_ring_reset:
+        accepted["unknown-dev-features"] = _RING_RESET_BIT
+    return accepted
+
+
+def _known(machine: Machine, transports: tuple[str, ...]) -> list[str]:
+    """Return the features that this version has a name for."""
+    named = machine.profile.names_ring_reset
+    return [text for text in transports if named or text != _RING_RESET]
