@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     import os
     import ssl
     from collections.abc import Callable, Generator, Iterator, Mapping
+    from types import FrameType
 
     from qmpballoon.address import Address
     from qmpballoon.qmp import Id
@@ -434,13 +435,24 @@ class EventSubscription:
 
 @contextmanager
 def _ctrl_c_waits() -> Generator[None]:
-    """Put Ctrl-C off until the end of the block, which must not wait for anything."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    """Put Ctrl-C off until the end of the block, which must not wait for anything.
+
+    By its handler, which Python runs in the main thread and nowhere else. Blocking
+    the signal would not do: the kernel hands it to any thread that does not.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(handler):
+        yield
+        return
+    struck: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda *strike: struck.append(strike))
     try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if struck:
+            handler(*struck[0])
 
 
 def _is_not_now(error: OSError) -> bool:

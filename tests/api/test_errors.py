@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import pytest
 from frontends import ALL, CONNECTING, elsewhere, on
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from frontends import FrontEnd
+    from frontends import FrontEnd, Options
 
     from qmpballoon.blocking import Target
     from qmpballoon.testing.background import BackgroundFake
@@ -48,7 +48,9 @@ def greet_and_attend(session: Session) -> None:
     attend(session)
 
 
-async def error_of(front: FrontEnd, target: Target, **options: float) -> MonitorError:
+async def error_of(
+    front: FrontEnd, target: Target, **options: Unpack[Options]
+) -> MonitorError:
     """Return the error that opening a balloon raises."""
     with pytest.raises(MonitorError) as caught:
         async with front.open_balloon(target, **options):
@@ -56,7 +58,7 @@ async def error_of(front: FrontEnd, target: Target, **options: float) -> Monitor
     return caught.value
 
 
-def errors_of(target: Target, **options: float) -> set[tuple[type, str]]:
+def errors_of(target: Target, **options: Unpack[Options]) -> set[tuple[type, str]]:
     """Return the errors of all front ends, by type and words."""
     errors = [front.run(error_of(front, target, **options)) for front in CONNECTING]
     return {(type(error), str(error)) for error in errors}

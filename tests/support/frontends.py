@@ -13,7 +13,7 @@ import inspect
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, Unpack, cast
 
 import pytest
 import trio
@@ -22,6 +22,7 @@ from qemu.qmp import QMPClient
 
 from qmpballoon import aio, blocking, client, plain
 from qmpballoon.balloon.device import Balloon
+from qmpballoon.balloon.sampler import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -40,6 +41,13 @@ T = TypeVar("T")
 Scenario: TypeAlias = "Callable[..., Coroutine[Any, Any, None]]"
 
 
+class Options(TypedDict, total=False):
+    """What all of them let their users choose."""
+
+    timeout: float
+    command_timeout: float
+
+
 class FrontEnd:
     """One way to the balloon."""
 
@@ -50,13 +58,13 @@ class FrontEnd:
         raise NotImplementedError
 
     def open_balloon(
-        self, target: Target, **options: float
+        self, target: Target, **options: Unpack[Options]
     ) -> AbstractAsyncContextManager[Balloon]:
         """Connect and find the balloon."""
         raise NotImplementedError
 
     @contextmanager
-    def interrupted(self) -> Generator[Callable[[], object]]:
+    def interrupted(self) -> Generator[Callable[[], None]]:
         """Yield what cancels the caller; the block swallows the cancellation."""
         raise NotImplementedError
 
@@ -72,12 +80,12 @@ class Trio(FrontEnd):
         return trio.run(start)
 
     def open_balloon(
-        self, target: Target, **options: float
+        self, target: Target, **options: Unpack[Options]
     ) -> AbstractAsyncContextManager[Balloon]:
         return client.open_balloon(target, **options)
 
     @contextmanager
-    def interrupted(self) -> Generator[Callable[[], object]]:
+    def interrupted(self) -> Generator[Callable[[], None]]:
         with trio.CancelScope() as scope:
             yield scope.cancel
 
@@ -89,16 +97,20 @@ class Asyncio(FrontEnd):
         return asyncio.run(asyncio.wait_for(main, 60))
 
     def open_balloon(
-        self, target: Target, **options: float
+        self, target: Target, **options: Unpack[Options]
     ) -> AbstractAsyncContextManager[Balloon]:
         return aio.open_balloon(target, **options)
 
     @contextmanager
-    def interrupted(self) -> Generator[Callable[[], object]]:
+    def interrupted(self) -> Generator[Callable[[], None]]:
         task = asyncio.current_task()
         assert task is not None
+
+        def strike() -> None:
+            task.cancel()
+
         with suppress(asyncio.CancelledError):
-            yield task.cancel
+            yield strike
         task.uncancel()
 
 
@@ -109,12 +121,13 @@ class SharedClient(Asyncio):
 
     @asynccontextmanager
     async def open_balloon(
-        self, target: Target, **options: float
+        self, target: Target, **options: Unpack[Options]
     ) -> AsyncGenerator[Balloon, None]:
         qmp = QMPClient("vm")
         await qmp.connect(str(target))
         try:
-            yield await aio.find_balloon(qmp, **options)
+            timeout = options.get("command_timeout", aio.COMMAND_TIMEOUT)
+            yield await aio.find_balloon(qmp, command_timeout=timeout)
         finally:
             with suppress(Exception):  # what ended the connection is raised again
                 await qmp.disconnect()
@@ -128,13 +141,13 @@ class Blocking(FrontEnd):
 
     @asynccontextmanager
     async def open_balloon(
-        self, target: Target, **options: float
+        self, target: Target, **options: Unpack[Options]
     ) -> AsyncGenerator[Balloon, None]:
         with blocking.open_balloon(target, **options) as balloon:
             yield cast("Balloon", Awaited(balloon, Balloon))
 
     @contextmanager
-    def interrupted(self) -> Generator[Callable[[], object]]:
+    def interrupted(self) -> Generator[Callable[[], None]]:
         with suppress(KeyboardInterrupt):
             yield functools.partial(signal.raise_signal, signal.SIGINT)
 
@@ -167,7 +180,7 @@ class Awaited:
     @asynccontextmanager
     async def _sampler(self) -> AsyncIterator[Any]:
         with self.plain.sampler() as sampler:
-            yield Awaited(sampler, plain.Sampler)
+            yield Awaited(sampler, Sampler)
 
     @asynccontextmanager
     async def _stats_interval(self, seconds: int) -> AsyncIterator[None]:

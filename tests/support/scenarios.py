@@ -25,7 +25,7 @@ from qmpballoon import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from frontends import FrontEnd
 
@@ -177,7 +177,7 @@ async def bad_arguments(front: FrontEnd, path: str) -> None:
     async with front.open_balloon(path) as balloon:
         loop: list[object] = []
         loop.append(loop)
-        for call, error in [
+        bad: list[tuple[Callable[[], Awaitable[object]], type[Exception]]] = [
             (lambda: balloon.set_target(cast("Any", "1G")), TypeError),
             (lambda: balloon.set_target(cast("Any", 1e9)), TypeError),
             (lambda: balloon.set_target(0), ValueError),
@@ -191,9 +191,10 @@ async def bad_arguments(front: FrontEnd, path: str) -> None:
             (lambda: balloon.monitor.execute("x", {"a": math.nan}), ValueError),
             (lambda: balloon.monitor.execute("x", {"a": "\ud800"}), ValueError),
             (lambda: balloon.monitor.execute("x", {"a": loop}), ValueError),
-        ]:
+        ]
+        for call, error in bad:
             with pytest.raises(error):
-                await cast("Callable[[], Coroutine[Any, Any, object]]", call)()
+                await call()
         assert balloon.target is None
         assert await balloon.actual() == MEMORY  # the monitor has not suffered
 

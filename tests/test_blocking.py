@@ -1,0 +1,206 @@
+"""What only plain calls have to bear: Ctrl-C, threads, and nobody who reads."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+from scripted import Session, attend, serve, standard_answer
+
+from qmpballoon import (
+    CommandNotFound,
+    MonitorClosed,
+    MonitorTimeout,
+    MonitorUnreachable,
+    blocking,
+)
+from qmpballoon.qmp import Event
+from qmpballoon.testing.background import serve as serve_fake
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qmpballoon.testing.background import BackgroundFake
+
+
+@pytest.fixture
+def fake() -> Iterator[BackgroundFake]:
+    with serve_fake() as fake:
+        yield fake
+
+
+def test_ctrl_c_while_waiting_for_an_answer() -> None:
+    """The late answer is swallowed, and the monitor stays usable."""
+
+    def script(session: Session) -> None:
+        session.greet()
+        while True:
+            request = session.request()
+            if request.command == "slow":
+                os.kill(os.getpid(), signal.SIGINT)
+                late = request
+            else:
+                if request.command == "quick":
+                    session.answer(late, "late")
+                session.answer(request, request.command)
+
+    with serve(script) as path, blocking.open_monitor(path) as monitor:
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                monitor.execute("slow")
+            assert monitor.execute("quick") == "quick"
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_at_any_moment(fake: BackgroundFake) -> None:
+    """Wherever it strikes, replies and commands still belong together."""
+    struck = 0
+    with blocking.open_monitor(fake.socket) as monitor:
+        # The real time that passes, in a timer that interrupts, is the point here.
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        try:
+            for turn in range(300):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.00002 * (turn % 50 + 1))
+                    while True:
+                        monitor.execute("query-name")
+                except KeyboardInterrupt:
+                    struck += 1
+                assert "actual" in dict(monitor.execute("query-balloon"))  # type: ignore[call-overload]
+                with pytest.raises(CommandNotFound):
+                    monitor.execute("nope")
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert struck == 300
+
+
+def test_threads_share_a_monitor(fake: BackgroundFake) -> None:
+    with (
+        blocking.open_monitor(fake.socket) as monitor,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        answers = threads.map(
+            lambda n: monitor.execute("query-balloon" if n % 2 else "query-status"),
+            range(400),
+        )
+        for number, answer in enumerate(answers):
+            assert isinstance(answer, dict)
+            assert ("actual" in answer) == bool(number % 2)
+
+
+def test_a_turn_that_does_not_come_in_time() -> None:
+    asked, let_go = threading.Event(), threading.Event()
+
+    def script(session: Session) -> None:
+        session.greet()
+        request = session.request()
+        asked.set()
+        let_go.wait(10)
+        session.answer(request, {})
+
+    with serve(script) as path, blocking.open_monitor(path) as monitor:
+        with ThreadPoolExecutor(1) as thread:
+            first = thread.submit(monitor.execute, "first", timeout=math.inf)
+            asked.wait(10)
+            with pytest.raises(MonitorTimeout, match="'second' within") as caught:
+                monitor.execute("second", timeout=0.05)
+            let_go.set()
+            assert first.result() == {}
+        assert caught.value.unknown_outcome == ()
+
+
+def test_events(fake: BackgroundFake) -> None:
+    with blocking.open_monitor(fake.socket) as monitor:
+        with monitor.subscribe("STOP", capacity=1) as events:
+            assert events.receive(timeout=0.01) is None
+            for _ in range(3):
+                monitor.execute("stop")
+                monitor.execute("cont")
+            assert next(iter(events)).name == "STOP"
+            assert events.receive(timeout=0) is None
+            assert events.lost == {"STOP": 2}
+            fake.kill()
+            with pytest.raises(MonitorClosed):
+                events.receive()
+        assert monitor.greeting is not None
+        assert monitor.resident() is None
+
+
+def test_a_flood_of_events_holds_up_no_deadline() -> None:
+    def script(session: Session) -> None:
+        session.greet()
+        session.request()
+        flood = session.qmp.send_event(Event("X")) * 1000
+        while True:
+            session.sock.sendall(flood)
+
+    with (
+        serve(script) as path,
+        blocking.open_monitor(path) as monitor,
+        pytest.raises(MonitorTimeout),
+    ):
+        monitor.execute("unanswered", timeout=0.1)
+
+
+def test_a_command_larger_than_the_socket_takes_at_once() -> None:
+    def script(session: Session) -> None:
+        session.greet()
+        request = session.request()
+        session.answer(request, len(str(request.arguments["text"])))
+
+    with serve(script) as path, blocking.open_monitor(path) as monitor:
+        assert monitor.execute("x", {"text": "x" * 5_000_000}) == 5_000_000
+
+
+def test_a_peer_that_does_not_read() -> None:
+    leave = threading.Event()
+
+    def script(session: Session) -> None:
+        session.greet()
+        leave.wait(10)
+
+    with serve(script) as path:
+        with (
+            blocking.open_monitor(path) as monitor,
+            pytest.raises(MonitorTimeout) as caught,
+        ):
+            monitor.execute("x", {"text": "x" * 5_000_000}, timeout=0.1)
+        leave.set()
+    assert caught.value.unknown_outcome == ("x",)
+
+
+def test_tls() -> None:
+    authority = trustme.CA()
+    ours, theirs = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+    )
+    authority.configure_trust(ours)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+
+    def script(session: Session) -> None:
+        with theirs.wrap_socket(session.sock, server_side=True) as session.sock:
+            session.greet()
+            while (request := session.request()).command != "large":
+                session.answer(request, standard_answer(request))
+            session.answer(request, "x" * 1_000_000)
+            attend(session)
+
+    with serve(script, family=socket.AF_INET) as place:
+        with blocking.open_balloon(place, tls=ours) as balloon:
+            assert balloon.actual() == 1 << 30
+            assert balloon.monitor.execute("large") == "x" * 1_000_000
+        with (
+            pytest.raises(MonitorUnreachable, match="no TLS handshake"),
+            blocking.open_balloon(place, tls=ssl.create_default_context()),
+        ):
+            pytest.fail("an unknown authority was trusted")
