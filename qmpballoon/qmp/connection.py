@@ -36,7 +36,7 @@ from __future__ import annotations
 import enum
 import itertools
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from qmpballoon.errors import ProtocolError
 from qmpballoon.qmp.decoder import Decoder, Limits
@@ -46,7 +46,6 @@ from qmpballoon.qmp.messages import (
     Greeting,
     Id,
     Message,
-    Request,
     Return,
     parse,
     parse_request,
@@ -99,7 +98,8 @@ class Connection:
         self.oob = False
         self._decoder = Decoder(limits)
         self._ids = itertools.count(1)
-        self._pending: dict[Id, Request] = {}
+        self._pending: dict[Id, str] = {}  # names of commands
+        self._out_of_band: set[Id] = set()  # which of them are
         self._abandoned: set[Id] = set()
         self._negotiation: Id | None = None
 
@@ -113,12 +113,12 @@ class Connection:
     @property
     def in_flight(self) -> int:
         """How many commands QEMU holds; those run out of band do not queue."""
-        return sum(not request.oob for request in self._pending.values())
+        return len(self._pending) - len(self._out_of_band)
 
     @property
     def outstanding(self) -> tuple[str, ...]:
         """The names of the commands that were sent and not answered."""
-        return tuple(request.command for request in self._pending.values())
+        return tuple(self._pending.values())
 
     def send_negotiation(self, *, oob: bool = False) -> bytes:
         """Answer the greeting; out-of-band execution is asked for if offered."""
@@ -226,6 +226,7 @@ class Connection:
         unknown = self.outstanding
         self.state = State.CLOSED
         self._pending.clear()
+        self._out_of_band.clear()
         self._abandoned.clear()
         return unknown
 
@@ -262,9 +263,8 @@ class Connection:
         return self._accept_reply(message)
 
     def _accept_reply(self, reply: Return | Failure) -> bool:
-        ident = reply.id
-        if not isinstance(ident, int | str) or isinstance(ident, bool):
-            ident = None
+        # By exact type: True is an int, too, and equal to 1; a list has no hash.
+        ident = cast("Id", reply.id) if type(reply.id) in {int, str} else None
         if ident is None or self._pending.pop(ident, None) is None:
             what = reply.desc if isinstance(reply, Failure) else f"id {reply.id!r:.40}"
             raise ProtocolError(f"the peer answered what was not asked: {what}")
@@ -273,6 +273,7 @@ class Connection:
                 raise ProtocolError(f"negotiation failed: {reply.desc}")
             self.state, self._negotiation = State.READY, None
             return False
+        self._out_of_band.discard(ident)
         if ident in self._abandoned:
             self._abandoned.remove(ident)
             return False
@@ -287,7 +288,9 @@ class Connection:
             message["arguments"] = dict(arguments)
         message["id"] = ident
         data = encode(message)  # before it is registered: it may raise
-        self._pending[ident] = Request(command, arguments, ident, oob)
+        self._pending[ident] = command
+        if oob:
+            self._out_of_band.add(ident)
         return ident, data
 
     def _offers_oob(self) -> bool:

@@ -35,7 +35,8 @@ from qmpballoon.errors import ProtocolError
 
 __all__ = ["Decoder", "Limits"]
 
-_BLANK: Final = re.compile(rb"[ \t\r\n]*")
+_BLANK: Final = b" \t\r\n"
+_BLANKS: Final = re.compile(rb"[ \t\r\n]*")
 # Where a message can end; see above. Inside strings it matches too often, which
 # costs a little time and nothing else.
 _MAYBE_END: Final = re.compile(rb"[}\]](?=[ \t\r\n]*(?:[^ \t\r\n,}\]\"]|\Z))")
@@ -125,12 +126,17 @@ class Decoder:
         """Move to the first byte of a message, if it has been received."""
         if self._skipping:
             self._skip_line()
-        if self._seen == self._start:
-            blank = _BLANK.match(self._buffer, self._start)
-            self._start = self._seen = blank.end() if blank else self._start
-            if self.pending and self._buffer[self._start] not in _OPEN:
-                self._fail_at_start()
+        if self._start == len(self._buffer):
+            return False
+        if self._seen == self._start and self._buffer[self._start] not in _OPEN:
+            self._skip_blanks()
         return self.pending > 0
+
+    def _skip_blanks(self) -> None:
+        blanks = _BLANKS.match(self._buffer, self._start)
+        self._start = self._seen = blanks.end() if blanks else self._start
+        if self.pending and self._buffer[self._start] not in _OPEN:
+            self._fail_at_start()
 
     def _skip_line(self) -> None:
         newline = self._buffer.find(b"\n", self._start)
@@ -141,7 +147,7 @@ class Decoder:
     def _take_from_line(self) -> dict[str, object] | list[object] | None:
         """Take a message that a short line begins with; ``None`` if none does."""
         end = self._buffer.find(b"\n", self._start, self._start + self._short)
-        line = bytes(memoryview(self._buffer)[self._start : max(end, self._start)])
+        line = self._buffer[self._start : max(end, self._start)]
         # Only what is within the limits even if all brackets and commas count.
         opened = line.count(b"{") + line.count(b"[")
         if not 0 < opened <= self._limits.depth or 2 * len(line) > self._limits.tokens:
@@ -150,8 +156,9 @@ class Decoder:
             value, size = _parse(line)
         except ProtocolError:
             return None
-        self._start += size
-        self._seen = self._start
+        # What is left of the line is the CR of CRLF, as a rule.
+        rest = line[size:].strip(_BLANK)
+        self._start = self._seen = self._start + size if rest else end + 1
         return value
 
     def _possible_end(self) -> int | None:
@@ -228,7 +235,7 @@ class Decoder:
         raise _not_qmp(what)
 
 
-def _parse(message: bytes) -> tuple[dict[str, object] | list[object], int]:
+def _parse(message: bytes | bytearray) -> tuple[dict[str, object] | list[object], int]:
     """Return the value that ``message`` begins with, and how many bytes it takes."""
     try:
         text = message.decode()
@@ -239,7 +246,7 @@ def _parse(message: bytes) -> tuple[dict[str, object] | list[object], int]:
     # UnicodeError and JSONDecodeError are ValueErrors, as is a number of too
     # many digits.
     except (ValueError, RecursionError) as error:
-        raise _not_qmp(f"{error} in {message[:80]!r}") from None
+        raise _not_qmp(f"{error} in {bytes(message[:80])!r}") from None
     return value, size if text.isascii() else len(text[:size].encode())
 
 
