@@ -1,0 +1,311 @@
+"""A supervised fleet, with whatever can be wrong with a VM, on a mock clock."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+
+import pytest
+import trio
+import trio.testing
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from worlds import GUEST, become, open_world, simulated, states, supervised, view
+
+from qmpballoon.client import open_monitor
+from qmpballoon.fleet.policy import Move
+from qmpballoon.fleet.supervisor import Settings
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing.machine import SECOND, MachineConfig
+
+
+def interval(fake: object) -> int:
+    return fake.machine.device.interval  # type: ignore[attr-defined, no-any-return]
+
+
+@simulated
+async def test_healthy_vms_are_known_within_seconds() -> None:
+    async with open_world() as world:
+        for name in ("a", "b", "c"):
+            world.start(name)
+        async with supervised(world) as fleet:
+            assert states(fleet) == dict.fromkeys("abc", "connecting")
+            assert await fleet.known(5.0)
+            assert states(fleet) == dict.fromkeys("abc", "healthy")
+            assert [m.name for m in sorted(fleet.members(), key=lambda m: m.name)] == [
+                *"abc"
+            ]
+            seen = view(fleet, "a")
+            assert (seen.actual, seen.total) == (2 * GiB, 2 * GiB)
+            assert seen.to_json()["detail"] == ""
+
+
+@simulated
+async def test_statistics_are_polled_and_the_interval_is_restored() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        fake.machine.device.set_interval(7, 0)  # type: ignore[union-attr]
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            assert interval(fake) == 1
+        assert interval(fake) == 7
+
+
+@simulated
+async def test_every_ill_is_told_apart_and_harms_nobody_else() -> None:
+    async with open_world() as world:
+        world.start("well")
+        world.start("bare", MachineConfig(balloon=None))
+        world.start("no-driver", MachineConfig(guest=evolve(GUEST, driver=False)))
+        mute = world.start("mute")
+        world.add("gone")
+        held = world.start("held")
+        async with open_monitor(held.connect()), supervised(world) as fleet:
+            await become(fleet, {"mute": "healthy"})
+            mute.machine.stop()
+            mute.touch()
+            await become(
+                fleet,
+                {
+                    "well": "healthy",
+                    "bare": "no-balloon",
+                    "no-driver": "no-driver",
+                    "mute": "stale",
+                    "gone": "gone",
+                    "held": "busy",
+                },
+            )
+            for name in ("bare", "gone", "held"):
+                assert view(fleet, name).detail
+            assert [member.name for member in fleet.members()] == ["well"]
+
+
+@simulated
+async def test_who_comes_back_is_taken_up_again() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            fake.machine.quit()
+            fake.touch()
+            await become(fleet, {"vm": "gone"})
+            world.start("vm")
+            await become(fleet, {"vm": "healthy"})
+            assert view(fleet, "vm").counters.losses == 1
+
+
+@simulated
+async def test_a_hanging_qemu_costs_nobody_else_anything() -> None:
+    async with open_world() as world:
+        hanging = world.start("hanging")
+        world.start("well")
+        async with supervised(world) as fleet:
+            await become(fleet, {"hanging": "healthy", "well": "healthy"})
+            hanging.machine.reply_delay = 3600 * SECOND
+            await become(fleet, {"hanging": "stale", "well": "healthy"})
+            await trio.sleep(5)
+            assert "did not answer" in view(fleet, "hanging").detail
+            begun = trio.current_time()
+            fleet.order(Move("well", 2 * GiB, GiB + 512 * MiB, "test"))
+            assert await fleet.still(10.0)
+            assert view(fleet, "well").actual == GiB + 512 * MiB
+            assert trio.current_time() - begun < 5
+            hanging.machine.reply_delay = 0
+            hanging.touch()
+        # Even one that hangs does not hold up the end.
+
+
+async def flood(stream: trio.abc.Stream, data: bytes) -> None:
+    """Greet, then send the same for ever."""
+    try:
+        await stream.send_all(
+            b'{"QMP": {"version": {"qemu": {"major": 1, "minor": 1, "micro": 1},'
+            b' "package": ""}, "capabilities": []}}\r\n'
+        )
+        while True:
+            await stream.send_all(data)
+            await trio.sleep(0.01)
+    except trio.BrokenResourceError:
+        pass
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"event": "X", "timestamp": {"seconds": 1, "microseconds": 1}}',
+        b"[" * 2000,
+        b"\xff\xfe\x00",
+        b'{"return": {}, "id": 77}',
+    ],
+)
+@simulated
+async def test_a_hostile_peer_costs_nobody_else_anything(data: bytes) -> None:
+    async with open_world() as world, trio.open_nursery() as nursery:
+        world.start("well")
+
+        def connect() -> trio.abc.Stream:
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(partial(flood, theirs, data))
+            return ours
+
+        world.strange["hostile"] = connect
+        world.add("hostile")
+        async with supervised(world) as fleet:
+            await become(fleet, {"hostile": "gone", "well": "healthy"})
+            assert view(fleet, "hostile").detail
+        nursery.cancel_scope.cancel()
+
+
+@simulated
+async def test_attempts_become_rarer_and_are_spread() -> None:
+    async with open_world() as world:
+        world.add("gone")
+        world.add("also gone")
+        async with supervised(world):
+            await trio.sleep(600)
+        by_name = [
+            [when for when, name in world.dialled if name == wanted]
+            for wanted in ("gone", "also gone")
+        ]
+        for times in by_name:
+            gaps = [after - before for before, after in pairwise(times)]
+            assert gaps[0] < 2
+            assert max(gaps) <= 31
+            assert min(gaps[8:]) >= 15
+            assert 20 < len(times) < 50
+        assert not set(by_name[0]) & set(by_name[1])
+
+
+@simulated
+async def test_vms_come_and_go() -> None:
+    async with open_world() as world:
+        fake = world.start("old")
+        async with supervised(world) as fleet:
+            await become(fleet, {"old": "healthy"})
+            world.start("new")
+            await become(fleet, {"new": "healthy"})
+            # Its socket is gone, but the connection stands.
+            del world.specs["old"]
+            await trio.sleep(30)
+            assert states(fleet) == {"old": "healthy", "new": "healthy"}
+            fake.machine.quit()
+            fake.touch()
+            await trio.sleep(30)
+            assert states(fleet) == {"new": "healthy"}
+
+
+@simulated
+async def test_a_move_is_made_and_seen_through() -> None:
+    async with open_world() as world:
+        world.start("vm")
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            fleet.order(Move("vm", 2 * GiB, GiB + 256 * MiB, "test"))
+            assert view(fleet, "vm").target == GiB + 256 * MiB
+            (member,) = fleet.members()
+            assert member.moving
+            # Who is on its way is not sent elsewhere, and who is unknown not at all.
+            fleet.order(Move("vm", 2 * GiB, GiB, "test"))
+            fleet.order(Move("nobody", 2 * GiB, GiB, "test"))
+            assert await fleet.still(20.0)
+            seen = view(fleet, "vm")
+            assert (seen.actual, seen.target) == (GiB + 256 * MiB, None)
+            assert seen.counters.taken == 768 * MiB
+            assert fleet.members() == []  # until it has answered at its new size
+            assert await fleet.known(5.0)
+            assert len(fleet.members()) == 1
+
+
+@simulated
+async def test_a_guest_without_a_driver_in_need_of_a_move_stalls() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            # As if virtio_balloon kept answering, and did not inflate.
+            fake.machine.guest.stall(300 * SECOND)
+            fleet.order(Move("vm", 2 * GiB, GiB, "test"))
+            assert await fleet.still(60.0)
+            assert view(fleet, "vm").counters.stalls == 1
+            # Nothing goes on pulling at it.
+            assert fake.machine.guest.target == 0
+
+
+@simulated
+async def test_the_end_leaves_nothing_half_moved() -> None:
+    async with open_world() as world:
+        fake = world.start("vm", MachineConfig(memory=16 * GiB))
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            fleet.order(Move("vm", 16 * GiB, 2 * GiB, "test"))
+            await trio.sleep(3)
+            assert 2 * GiB < (view(fleet, "vm").actual or 0) < 16 * GiB
+        await trio.sleep(60)
+        fake.touch()
+        guest = fake.machine.guest
+        assert guest.memory.balloon == guest.target > 0
+        assert interval(fake) == 0
+
+
+@simulated
+async def test_what_goes_wrong_in_the_block_comes_out_as_it_is() -> None:
+    async with open_world() as world:
+        world.start("vm")
+        with pytest.raises(ZeroDivisionError):
+            async with supervised(world):
+                1 / 0  # noqa: B018
+
+
+FAULTS = ("quit", "pause", "hang", "reset", "stall", "resume")
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b"]), st.sampled_from(FAULTS), st.integers(1, 12)
+        ),
+        max_size=5,
+    ),
+    st.integers(0, 5),
+)
+def test_whatever_happens_to_others_a_healthy_vm_stays_so(
+    faults: list[tuple[str, str, int]], seed: int
+) -> None:
+    @simulated
+    async def with_faults() -> None:
+        async with open_world() as world:
+            for name in ("a", "b", "well"):
+                world.start(name)
+            async with supervised(world, Settings(), seed) as fleet:
+                await become(fleet, {"well": "healthy"})
+                for name, fault, seconds in faults:
+                    inflict(world.fakes[name], fault)
+                    fleet.order(Move(name, 2 * GiB, GiB, "test"))
+                    for _ in range(seconds):
+                        await trio.sleep(1)
+                        assert states(fleet)["well"] == "healthy"
+
+    with_faults()
+
+
+def inflict(fake: object, fault: str) -> None:
+    machine = fake.machine  # type: ignore[attr-defined]
+    if machine.ended:
+        return
+    match fault:
+        case "quit":
+            machine.quit()
+        case "pause":
+            machine.stop()
+        case "resume":
+            machine.resume()
+            machine.reply_delay = 0
+        case "hang":
+            machine.reply_delay = 100 * SECOND
+        case "reset":
+            machine.reset(by_guest=True)
+        case "stall":
+            machine.guest.stall(20 * SECOND)
+    fake.touch()  # type: ignore[attr-defined]

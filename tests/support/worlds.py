@@ -1,0 +1,149 @@
+"""Simulated hosts: fake QEMUs on a mock clock, and the fleet that supervises them."""
+
+from __future__ import annotations
+
+import random
+from contextlib import asynccontextmanager
+from functools import partial, wraps
+from typing import TYPE_CHECKING
+
+import trio
+import trio.testing
+from attrs import define, evolve, field
+
+from qmpballoon.address import UnixAddress
+from qmpballoon.fleet.policy import Host
+from qmpballoon.fleet.spec import Spec
+from qmpballoon.fleet.supervisor import Settings, Supervisor, open_fleet
+from qmpballoon.sizes import GiB
+from qmpballoon.testing.machine import Machine, MachineConfig
+from qmpballoon.testing.profiles import profile
+from qmpballoon.testing.server import FakeQemu
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+
+    from qmpballoon.address import Address
+    from qmpballoon.fleet.record import State, View
+
+EPOCH = 1_750_000_000
+GUEST = MachineConfig().guest
+
+
+@define
+class World:
+    """A host with its VMs.
+
+    Attributes:
+        fakes: The QEMUs, by name.
+        strange: What else listens somewhere: connects a client to it, by name.
+        specs: What the source tells; all VMs, unless a test changes it.
+        memory: Of the host, in bytes.
+        dialled: When somebody connected to whom.
+    """
+
+    nursery: trio.Nursery
+    fakes: dict[str, FakeQemu] = field(factory=dict[str, FakeQemu])
+    strange: dict[str, Callable[[], trio.abc.Stream]] = field(factory=dict)
+    specs: dict[str, Spec] = field(factory=dict[str, Spec])
+    memory: int = 64 * GiB
+    dialled: list[tuple[float, str]] = field(factory=list)
+
+    def start(self, name: str, config: MachineConfig | None = None) -> FakeQemu:
+        """Start a VM."""
+        machine = Machine(config or MachineConfig(), profile("10.0"), random.Random(1))
+        fake = self.fakes[name] = FakeQemu(machine)
+        self.nursery.start_soon(fake.run)
+        self.nursery.start_soon(fake.attend)
+        self.add(name)
+        return fake
+
+    def add(self, name: str, **limits: object) -> None:
+        """Let the source tell of a VM."""
+        spec = Spec(name, UnixAddress(name))
+        self.specs[name] = evolve(spec, **limits)  # type: ignore[arg-type]
+
+    def source(self) -> list[Spec]:
+        return list(self.specs.values())
+
+    def dial(self, address: Address) -> trio.abc.Stream:
+        name = str(address)
+        self.dialled.append((trio.current_time(), name))
+        if name in self.fakes and not self.fakes[name].machine.ended:
+            return self.fakes[name].connect()
+        return self.strange.get(name, _closed)()
+
+    def read(self, held: int, promised: int) -> Host:
+        """Read the host: what its VMs have not been given is available."""
+        del held  # memory streams have no process at the other end
+        used = sum(
+            fake.machine.resident
+            for fake in self.fakes.values()
+            if not fake.machine.ended
+        )
+        return Host(total=self.memory, available=self.memory - used, promised=promised)
+
+
+def simulated(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """Run an asynchronous test on a mock clock, which jumps when nobody is busy."""
+
+    @wraps(test)
+    def run(**arguments: object) -> None:
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        trio.run(partial(test, **arguments), clock=clock)
+
+    return run
+
+
+def _closed() -> trio.abc.Stream:
+    ours, theirs = trio.testing.memory_stream_pair()
+    theirs.send_stream.close()
+    theirs.receive_stream.close()
+    return ours
+
+
+@asynccontextmanager
+async def open_world() -> AsyncGenerator[World]:
+    """Have a host without any VM."""
+    # Of mock time: a world in which nothing happens any more would never end.
+    with trio.fail_after(3600):
+        async with trio.open_nursery() as nursery:
+            yield World(nursery)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def supervised(
+    world: World, settings: Settings | None = None, seed: int = 0
+) -> AsyncGenerator[Supervisor]:
+    """Have a world's VMs supervised."""
+    start = trio.current_time()
+    async with open_fleet(
+        world.source,
+        random.Random(seed),
+        settings=settings,
+        dial=world.dial,
+        wall_clock=lambda: EPOCH + trio.current_time() - start,
+    ) as supervisor:
+        yield supervisor
+
+
+def view(supervisor: Supervisor, name: str) -> View:
+    (found,) = [view for view in supervisor.views() if view.name == name]
+    return found
+
+
+def states(supervisor: Supervisor) -> dict[str, State]:
+    return {view.name: view.state for view in supervisor.views()}
+
+
+async def become(
+    supervisor: Supervisor, wanted: dict[str, State], seconds: float = 60.0
+) -> None:
+    """Wait until VMs are in certain states."""
+    with trio.move_on_after(seconds):
+        # Time is simulated, and some states come about by nothing happening.
+        while not wanted.items() <= states(supervisor).items():  # noqa: ASYNC110
+            await trio.sleep(0.5)
+        return
+    raise AssertionError(f"wanted {wanted}, found {states(supervisor)}")
