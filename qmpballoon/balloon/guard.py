@@ -40,6 +40,10 @@ Binding = Literal["headroom", "floor", "amount"]
 
 _SLACK: Final = MiB  # Linux inflates by this much at a time; less is not worth asking
 _NEAR: Final = 16 * MiB  # bytes; from here on the headroom is what holds a guest up
+# A guest that came to need memory may go on to; so long, in seconds, it is let alone.
+_RECOVERY: Final = 1.0
+# One that allocates passes through its headroom, too; one that stays so long is there.
+_STILL: Final = 0.05
 _INFLATE_RATE: Final = 0.95 * GiB  # bytes a second; measured by others, 4 KiB pages
 _DEFLATE_RATE: Final = 2.3 * GiB  # likewise
 
@@ -229,6 +233,7 @@ class Governor:
 
     Attributes:
         bottom: Bytes below which the guest is never asked to go.
+        watchful: Bytes available below which to look at it more often.
     """
 
     def __init__(
@@ -238,8 +243,11 @@ class Governor:
         self._start = start
         # At least a page: QEMU takes no target of 0.
         self.bottom = -(-max(limits.floor, bottom, 1) // PAGE) * PAGE
+        self.watchful = 2 * limits.headroom + 64 * MiB
         self._target = start
         self._first = stats
+        self._in_need_at = -math.inf
+        self._there_since: float | None = None
 
     def decide(
         self, seconds: float, actual: int, basis: int, stats: GuestStats, silence: float
@@ -259,10 +267,15 @@ class Governor:
         first = self._first = self._first or stats
         trouble = self._trouble(first, stats, silence)
         if trouble is not None or available is None:
+            self._in_need_at, self._there_since = seconds, None
             self._target = self._start
             return Decision("trouble", self._start, trouble or _SAYS_NOTHING)
-        if silence > 0:  # nothing is known of what the last step did
-            return Decision("take", self._target)
+        if silence > 0 and self._target != self._start:
+            # Nothing is known of what the last step did.
+            return self._wait(seconds, actual, self._keeps(available))
+        usual = min(self._limits.headroom, first.reclaimable or 0)
+        if available < usual * 3 // 4:
+            self._in_need_at = seconds
         goal = basis - (available - self._limits.headroom)
         if goal > self.bottom:
             return self._approach(goal, seconds, actual, self._keeps(available))
@@ -276,11 +289,24 @@ class Governor:
     ) -> Decision:
         """Go for all that can be spared, which is less than was wanted."""
         goal = min(goal, self._start)
-        if abs(goal - actual) < _SLACK and self._target < actual + _SLACK:
-            return Decision("spent", actual, reason)
-        return self._take(
-            goal, seconds, actual, reason if goal > actual - _NEAR else ""
-        )
+        is_there = max(abs(goal - actual), self._target - actual) < _SLACK
+        if not is_there or seconds < self._in_need_at + _RECOVERY:
+            held_up = reason if goal > actual - _NEAR else ""
+            return self._take(goal, seconds, actual, held_up)
+        if self._there_since is None:
+            self._there_since = seconds
+        return self._wait(seconds, actual, reason)
+
+    def _wait(self, seconds: float, actual: int, reason: str) -> Decision:
+        """Leave the target as it is; end when the guest was at its limit for a while.
+
+        A guest at rest says the same again and again, which looks like silence.
+        """
+        if self._there_since is None:
+            return Decision("take", self._target)
+        if seconds < self._there_since + _STILL:
+            return Decision("take", self._target, reason)
+        return Decision("spent", actual, reason)
 
     def _take(
         self, goal: int, seconds: float, actual: int, reason: str = ""
@@ -288,7 +314,10 @@ class Governor:
         """Go for a size, as fast as the step and the rate cap let it by now."""
         step, rate = self._limits.step, self._limits.max_rate
         by_step = 0 if step is None else actual - step
+        if seconds < self._in_need_at + _RECOVERY:
+            by_step = actual
         by_rate = 0 if math.isinf(rate) else self._start - int(rate * seconds)
+        self._there_since = None
         # Memory that is plugged meanwhile lifts ``actual`` above the start.
         self._target = min(max(goal, by_step, by_rate), self._start)
         return Decision("take", self._target, reason)

@@ -31,6 +31,7 @@ CLEANUP: Final = 5.0
 """Seconds for putting things back on the way out."""
 
 _TICK: Final = 0.04  # seconds between two samples; more often costs the guest
+_WATCHFUL: Final = 0.02  # where the guest may soon be in need
 _FASTEST: Final = 0.01  # seconds between two looks at the size alone, near the end
 _SLOWEST: Final = 0.25  # and far from it
 
@@ -93,7 +94,8 @@ async def squeeze(
             return Squeezed("stalled", reason)
         if decision.target != balloon.target:
             await balloon.set_target(decision.target)
-        await monitor.sleep(_TICK)
+        rich = sample.available is None or sample.available > governor.watchful
+        await monitor.sleep(_TICK if rich else _WATCHFUL)
     return Squeezed("timed-out", reason)
 
 

@@ -29,8 +29,8 @@ lies = st.builds(
 looks = st.tuples(pages, pages, lies, st.sampled_from([0.0, 0.0, 0.0, 0.04, 5.0]))
 
 
-def stats(available: int | None, **more: Any) -> GuestStats:
-    return GuestStats(available=available, **more)
+def stats(available: int | None, oom_kills: int | None = None) -> GuestStats:
+    return GuestStats(available=available, oom_kills=oom_kills)
 
 
 @given(
@@ -84,7 +84,7 @@ def test_a_stale_sample_moves_nothing(
     limits = Limits(headroom=headroom, floor=floor, step=128 * MiB)
     governor = Governor(limits, 4 * GiB, 0, stats(2 * GiB))
     first = governor.decide(0, 4 * GiB, 4 * GiB, stats(2 * GiB), 0.0)
-    assume(first.action == "take")
+    assume(first.action == "take" and first.target != 4 * GiB)
     decision = governor.decide(0.04, actual, basis, said, 0.04)
     if decision.action != "trouble":
         assert (decision.action, decision.target) == ("take", first.target)
@@ -107,7 +107,9 @@ def settle(governor: Governor, guest: Guest, ticks: int = 2000) -> str:  # how i
 class Guest:
     """Moves by its own unit at its own speed; its available wavers."""
 
-    def __init__(self, actual: int, used: int, unit: int, speed: int, noise: int):
+    def __init__(
+        self, actual: int, used: int, unit: int, speed: int, noise: int
+    ) -> None:
         self.actual, self._used = actual, used
         self._unit, self._speed, self._noise = unit, speed, noise
 
@@ -200,8 +202,36 @@ def test_oom_kills_of_before_are_no_trouble_nor_is_hearing_of_them_late() -> Non
 def test_a_guest_that_has_little_from_the_start_is_no_emergency() -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
     governor = Governor(limits, GiB, 0, stats(30 * MiB))
-    decision = governor.decide(0, GiB, GiB, stats(30 * MiB), 0.0)
+    for seconds in (0, 1):
+        decision = governor.decide(seconds, GiB, GiB, stats(30 * MiB), 0.0)
+        assert decision.target == GiB
     assert decision.action == "spent"
+
+
+def test_passing_through_the_headroom_is_not_resting_there() -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    for tick in range(20):  # it allocates 5 MiB a tick, and gets them
+        size = 500 * MiB + tick * 5 * MiB
+        said = stats(100 * MiB if tick == 0 else 95 * MiB)
+        decision = governor.decide(tick * 0.02, size, size, said, 0.0)
+        assert decision.action == "take"
+    size += 5 * MiB
+    governor.decide(1, size, size, stats(100 * MiB), 0.0)
+    # It says the same in the same second: at rest, it is there.
+    assert governor.decide(1.06, size, size, stats(100 * MiB), 0.06).action == "spent"
+
+
+def test_a_guest_that_was_in_need_is_let_alone_for_a_while() -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    governor.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
+    size = 530 * MiB
+    for seconds in (1.1, 1.9):
+        decision = governor.decide(seconds, size, size, stats(200 * MiB), 0.0)
+        assert (decision.action, decision.target) == ("take", size)
+    decision = governor.decide(2.1, size, size, stats(200 * MiB), 0.0)
+    assert (decision.action, decision.target) == ("take", 430 * MiB)
 
 
 def test_a_guest_that_says_nothing_is_asked_until_it_does() -> None:
@@ -255,7 +285,7 @@ def test_the_limit_that_binds_is_named() -> None:
         (900 * MiB, None, "floor", 700 * MiB),
         (900 * MiB, 10 * MiB, "amount", 1014 * MiB),
     ):
-        plan = make_plan(limits, GiB, stats(available, free=50 * MiB), amount)
+        plan = make_plan(limits, GiB, stats(available), amount)
         assert plan is not None
         assert (plan.binding, plan.target) == (binding, target)
     assert make_plan(limits, GiB, stats(None)) is None

@@ -1,0 +1,167 @@
+"""Each kind of stall is told by its own evidence, the surest sign first."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from attrs import evolve
+from simulation import make_balloon, make_machine, run
+
+from qmpballoon.balloon.diagnosis import Evidence, StallKind, explain, gather
+from qmpballoon.balloon.squeeze import Squeezed
+from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.balloon.tracker import Tracker
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing.machine import GuestConfig
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+HEALTHY = Evidence(
+    total=4 * GiB,
+    resident=4 * GiB,
+    stats=GuestStats(
+        last_update=NOW, available=GiB, minor_faults=1000, oom_kills=0, alloc_stalls=5
+    ),
+    driver=True,
+    answers=True,
+)
+STALLED = Squeezed("stalled")
+
+
+def moved(target: int = GiB, *sizes: int) -> Tracker:
+    tracker = Tracker(target, 4 * GiB, 0.0)
+    for second, size in enumerate(sizes, 1):
+        tracker.observe(second, size)
+    return tracker
+
+
+def stats(**changed: object) -> GuestStats:
+    return evolve(HEALTHY.stats, **changed)
+
+
+CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
+    ("paused", moved(), HEALTHY, evolve(HEALTHY, running=False), STALLED),
+    (
+        "no-driver",
+        moved(),
+        evolve(HEALTHY, driver=False, answers=False),
+        evolve(HEALTHY, driver=False, answers=False),
+        STALLED,
+    ),
+    # QEMU before 7.2 does not tell of the driver.
+    (
+        "no-driver",
+        moved(),
+        evolve(HEALTHY, driver=None),
+        evolve(HEALTHY, driver=None, answers=False),
+        STALLED,
+    ),
+    (
+        "reset",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, stats=stats(minor_faults=10)),
+        STALLED,
+    ),
+    ("reset", moved(GiB, 2 * GiB), HEALTHY, evolve(HEALTHY, driver=False), STALLED),
+    (
+        "reset",
+        moved(GiB, 2 * GiB, 4 * GiB),
+        evolve(HEALTHY, driver=None),
+        evolve(HEALTHY, driver=False),
+        STALLED,
+    ),
+    (
+        "reset",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, stats=GuestStats()),
+        STALLED,
+    ),
+    ("hot-plug", moved(GiB, 3 * GiB), HEALTHY, evolve(HEALTHY, total=5 * GiB), STALLED),
+    ("inhibited", moved(GiB, 2 * GiB), HEALTHY, HEALTHY, STALLED),
+    (
+        "guest-at-floor",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, resident=2 * GiB, stats=stats(available=20 * MiB)),
+        STALLED,
+    ),
+    (
+        "guest-at-floor",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, resident=2 * GiB, stats=stats(oom_kills=1)),
+        STALLED,
+    ),
+    (
+        "guest-at-floor",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, resident=2 * GiB, answers=False, stats=stats(alloc_stalls=50)),
+        STALLED,
+    ),
+    (
+        "guest-at-floor",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        HEALTHY,
+        Squeezed("spent", "it keeps 32 MiB"),
+    ),
+    (
+        "slow",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, resident=2 * GiB),
+        Squeezed("timed-out"),
+    ),
+    # What was never touched frees nothing: that is no sign of anything.
+    (
+        "slow",
+        moved(GiB, 2 * GiB),
+        evolve(HEALTHY, resident=GiB),
+        evolve(HEALTHY, resident=GiB),
+        STALLED,
+    ),
+    ("slow", moved(8 * GiB), HEALTHY, HEALTHY, STALLED),
+]
+
+
+@pytest.mark.parametrize(("kind", "tracker", "before", "after", "end"), CASES)
+def test_each_kind_is_told_by_its_evidence(
+    kind: StallKind,
+    tracker: Tracker,
+    before: Evidence,
+    after: Evidence,
+    end: Squeezed,
+) -> None:
+    diagnosis = explain(tracker, before, after, end)
+    assert diagnosis.kind == kind
+    assert "\n" not in diagnosis.detail
+    assert diagnosis.to_json() == {"kind": kind, "detail": diagnosis.detail}
+
+
+def test_every_kind_is_tried() -> None:
+    assert {case[0] for case in CASES} == {*StallKind.__args__}  # type: ignore[attr-defined]
+
+
+def test_what_held_the_guest_up_is_told_unless_something_else_is_plain() -> None:
+    end = Squeezed("spent", "it keeps 32 MiB")
+    tracker = moved(GiB, 2 * GiB)
+    assert "it keeps 32 MiB" in explain(tracker, HEALTHY, HEALTHY, end).detail
+    after = evolve(HEALTHY, running=False)
+    assert explain(tracker, HEALTHY, after, end).kind == "paused"
+
+
+@pytest.mark.parametrize("driver", [True, False])
+@pytest.mark.parametrize("paused", [True, False])
+def test_evidence_is_gathered(*, driver: bool, paused: bool) -> None:
+    machine = make_machine(GuestConfig(driver=driver), memory=GiB)
+    if paused:
+        machine.stop()
+    evidence = run(gather(make_balloon(machine)))
+    assert evidence.total == GiB
+    assert evidence.resident == machine.resident
+    assert evidence.running is not paused
+    assert evidence.driver is driver
+    assert evidence.answers is (driver and not paused)

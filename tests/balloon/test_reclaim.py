@@ -1,0 +1,399 @@
+"""Reclaiming takes what can be spared, gives it back, and reports what was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from faults import Cancelled, at_every_call, monitor_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulation import make_balloon, make_machine, run
+
+from qmpballoon.balloon.guard import Guard
+from qmpballoon.balloon.tracker import PAGE
+from qmpballoon.errors import (
+    CommandNotFound,
+    MonitorClosed,
+    MonitorTimeout,
+    StatsUnavailable,
+)
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing.machine import SECOND, GuestConfig, WorkloadStep, ramp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.reclaim import ReclaimReport
+    from qmpballoon.balloon.timeline import Sample
+    from qmpballoon.testing.machine import Machine
+
+BOOTED = 60 * SECOND
+
+
+def reclaim(
+    machine: Machine,
+    amount: int | None = None,
+    **options: Any,  # noqa: ANN401 - what reclaim takes
+) -> ReclaimReport:
+    return run(make_balloon(machine).reclaim(amount, **options))
+
+
+def told(machine: Machine) -> int:
+    """Return the size that the guest is told to have."""
+    assert machine.device is not None
+    return machine.guest.memory.ram - machine.device.asked * PAGE
+
+
+def check(report: ReclaimReport) -> None:
+    """Hold the figures of a report against each other."""
+    sizes = [sample.actual for sample in report.timeline]
+    assert report.handed_over == report.before.actual - min(sizes)
+    assert report.timeline[-1].t <= report.seconds
+    if report.held:
+        assert report.after.actual <= report.before.actual
+    else:
+        assert report.after.actual == report.before.actual
+    printed = report.to_json()
+    assert printed["handed_over"] == report.handed_over
+    assert printed["after"] == report.after.to_json()
+    assert printed["timeline"] == report.timeline.to_json()
+
+
+def test_the_cache_is_gone_and_the_host_has_it() -> None:
+    machine = make_machine(GuestConfig(cache=3 * GiB // 2), memory=2 * GiB)
+    report = reclaim(machine)
+    check(report)
+    assert (report.outcome, report.held) == ("done", False)
+    assert report.requested - report.handed_over < 40 * MiB
+    before, after = report.before.stats, report.after.stats
+    assert before.disk_caches is not None
+    assert after.disk_caches is not None
+    freed = before.disk_caches - after.disk_caches
+    assert freed >= 0.8 * before.disk_caches
+    assert report.before.resident is not None
+    assert report.after.resident is not None
+    assert report.before.resident - report.after.resident >= 0.8 * freed
+    assert told(machine) == 2 * GiB
+
+
+def test_holding_keeps_it() -> None:
+    machine = make_machine(memory=2 * GiB)
+    report = reclaim(machine, hold=True)
+    check(report)
+    assert report.held
+    assert told(machine) == report.after.actual
+    machine.advance(machine.now + 60 * SECOND)
+    assert machine.guest.memory.available >= Guard().limits(2 * GiB).headroom - MiB
+
+
+@settings(max_examples=30)
+@given(st.integers(256, 4096), st.integers(0, 90), st.integers(0, 100))
+def test_no_guest_is_taken_below_its_floor_or_headroom(
+    megabytes: int, used: int, cache: int
+) -> None:
+    memory = megabytes * MiB
+    rest = memory * (100 - used) // 100
+    guest = GuestConfig(used=memory * used // 100, cache=rest * cache // 100)
+    machine = make_machine(guest, memory=memory)
+    limits = Guard().limits(memory)
+    lowest: list[int] = []
+    report = reclaim(
+        machine,
+        on_progress=lambda _: lowest.append(machine.guest.memory.available),
+    )
+    if report.outcome != "refused":
+        check(report)
+    assert machine.guest.oom_kills == 0
+    assert report.before.actual - report.handed_over >= limits.floor
+    if report.handed_over:
+        assert min(lowest) >= limits.headroom - 2 * MiB
+
+
+@pytest.mark.parametrize("amount", [PAGE, 100_000, MiB - PAGE, MiB, 300 * MiB + 1])
+@pytest.mark.parametrize("hold", [False, True])
+def test_an_amount_is_taken_and_no_more(amount: int, *, hold: bool) -> None:
+    report = reclaim(make_machine(memory=2 * GiB), amount, hold=hold)
+    check(report)
+    assert (report.outcome, report.requested) == ("done", amount)
+    assert amount - PAGE < report.handed_over <= amount
+
+
+def test_more_than_there_is_is_asked_for_and_not_taken() -> None:
+    report = reclaim(make_machine(memory=2 * GiB), 5 * GiB)
+    check(report)
+    assert report.requested == 5 * GiB
+    assert report.handed_over < 2 * GiB
+    assert "is to keep" in report.reason
+
+
+def test_no_more_than_the_amount_even_if_the_guest_comes_to_have_it() -> None:
+    freed = (WorkloadStep(BOOTED - SECOND, 700 * MiB),)
+    machine = make_machine(GuestConfig(cache=0, workload=freed), memory=GiB)
+    later: list[Sample] = []
+
+    def free(sample: Sample) -> None:
+        if not later:
+            machine.guest.memory.release(700 * MiB)
+        later.append(sample)
+
+    report = reclaim(machine, 150 * MiB, on_progress=free)
+    assert report.handed_over <= 150 * MiB
+
+
+def test_what_is_less_than_a_page_is_refused() -> None:
+    report = reclaim(make_machine(), PAGE - 1)
+    assert (report.outcome, report.handed_over, report.requested) == (
+        "refused",
+        0,
+        PAGE - 1,
+    )
+
+
+@pytest.mark.parametrize("amount", [0, -1])
+def test_amounts_that_are_none_are_refused(amount: int) -> None:
+    balloon = make_balloon(make_machine())
+    with pytest.raises(ValueError, match="amount"):
+        run(balloon.reclaim(amount))
+    assert monitor_of(balloon).calls == 0
+
+
+def test_a_guest_without_anything_to_spare_is_left_alone() -> None:
+    machine = make_machine(GuestConfig(used=980 * MiB, cache=0), memory=GiB)
+    balloon = make_balloon(machine)
+    report = run(balloon.reclaim())
+    assert report.outcome == "refused"
+    assert "nothing to take" in report.reason
+    assert report.after is report.before
+    assert monitor_of(balloon).targets() == []
+
+
+def test_a_plan_takes_nothing_and_is_what_comes_of_it() -> None:
+    machine = make_machine(memory=2 * GiB)
+    balloon = make_balloon(machine)
+    plan = run(balloon.plan_reclaim())
+    assert monitor_of(balloon).targets() == []
+    report = run(balloon.reclaim())
+    assert report.handed_over == pytest.approx(plan.amount, abs=40 * MiB)
+    assert report.seconds == pytest.approx(plan.seconds, rel=1)
+
+
+def test_a_guest_that_was_ballooned_before_gets_back_what_it_had() -> None:
+    machine = make_machine(GuestConfig(cache=500 * MiB), memory=2 * GiB)
+    run(make_balloon(machine).resize(GiB))
+    report = reclaim(machine)
+    check(report)
+    assert report.before.actual == report.after.actual == told(machine) == GiB
+
+
+def test_a_guest_that_is_growing_is_given_back_what_it_was_to_have() -> None:
+    machine = make_machine(memory=2 * GiB)
+    balloon = make_balloon(machine)
+    run(balloon.resize(GiB))
+    run(balloon.set_target(2 * GiB))
+    assert run(balloon.reclaim()).after.actual == 2 * GiB
+
+
+def test_memory_plugged_meanwhile_stays_with_the_guest() -> None:
+    machine = make_machine(memory=2 * GiB, slots=1, max_memory=8 * GiB)
+    at = machine.now + SECOND
+    plugged: list[int] = []
+
+    def plug(_: Sample) -> None:
+        if machine.now >= at and not plugged:
+            plugged.append(GiB)
+            session = machine.connect()
+            session.receive(
+                b'{"execute": "qmp_capabilities"}'
+                b'{"execute": "object-add", "arguments":'
+                b'{"qom-type": "memory-backend-ram", "id": "m", "size": 1073741824}}'
+                b'{"execute": "device_add", "arguments":'
+                b'{"driver": "pc-dimm", "id": "d", "memdev": "m"}}'
+            )
+            assert b"error" not in session.output()
+            machine.disconnect(session)
+
+    report = reclaim(machine, on_progress=plug)
+    assert plugged
+    assert report.after.actual == 3 * GiB
+
+
+def test_what_the_host_cannot_tell_is_null() -> None:
+    balloon = make_balloon(make_machine())
+    balloon.resident = lambda: None  # type: ignore[method-assign]
+    report = run(balloon.reclaim())
+    assert report.before.resident is report.after.resident is None
+    assert report.timeline[0].resident is None
+
+
+def test_an_old_qemu_without_a_total_will_do() -> None:
+    balloon = make_balloon(make_machine(memory=2 * GiB))
+    monitor = monitor_of(balloon)
+    execute = monitor.execute
+
+    async def old(
+        command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        if command == "query-memory-size-summary":
+            raise CommandNotFound(command, "CommandNotFound", "no such command")
+        return await execute(command, arguments)
+
+    monitor.execute = old  # type: ignore[method-assign]
+    report = run(balloon.reclaim())
+    check(report)
+    assert report.handed_over > GiB
+
+
+@pytest.mark.parametrize("rate", [1000, MiB, 200 * MiB])
+def test_a_rate_cap_is_kept_and_is_no_stall(rate: float) -> None:
+    amount = min(int(rate * 10), 500 * MiB)
+    report = reclaim(make_machine(), amount, guard=Guard(max_rate=rate))
+    check(report)
+    assert report.handed_over > amount - PAGE
+    for sample in report.timeline:
+        taken = report.before.actual - sample.actual
+        assert taken <= rate * sample.t + 2 * PAGE
+
+
+# The guest comes to need its memory
+
+
+@pytest.mark.parametrize("seconds", [1, 2, 5])
+@pytest.mark.parametrize("begins", [0.2, 1.5, 2.8])
+@pytest.mark.parametrize("memory", [512 * MiB, 2 * GiB])
+def test_a_burst_gets_its_memory(memory: int, begins: float, seconds: int) -> None:
+    at = BOOTED + round(begins * SECOND)
+    burst = ramp(at, at + seconds * SECOND, memory // 3, steps=100)
+    machine = make_machine(
+        GuestConfig(cache=memory // 2, workload=burst), memory=memory
+    )
+    report = reclaim(machine)
+    machine.advance(machine.now + 60 * SECOND)
+    assert machine.guest.oom_kills == 0
+    assert report.after.actual == memory
+
+
+def test_trouble_stops_it_and_gives_back_at_once_even_if_it_was_to_hold() -> None:
+    at = BOOTED + 3 * SECOND
+    burst = (WorkloadStep(at, 60 * MiB), WorkloadStep(at + SECOND // 10, 90 * MiB))
+    guest = GuestConfig(workload=burst, inflate_rate=GiB, reclaim_rate=GiB)
+    machine = make_machine(guest, memory=2 * GiB)
+    report = reclaim(machine, hold=True, guard=Guard(max_rate=600 * MiB))
+    check(report)
+    assert (report.outcome, report.held) == ("stopped", False)
+    assert "available" in report.reason
+    assert [sample.mark for sample in report.timeline if sample.mark] == ["trouble"]
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_a_reset_meanwhile_ends_it_with_the_guest_whole(version: str) -> None:
+    machine = make_machine(version=version, memory=2 * GiB)
+    at = machine.now + SECOND
+    done: list[bool] = []
+
+    def reset(_: Sample) -> None:
+        if machine.now >= at and not done:
+            done.append(True)
+            machine.reset(by_guest=False)
+
+    reclaim(machine, on_progress=reset)
+    assert told(machine) == 2 * GiB
+
+
+def test_a_vm_paused_meanwhile_is_told_what_it_is_owed() -> None:
+    machine = make_machine(memory=2 * GiB)
+    at = machine.now + SECOND
+
+    def pause(_: Sample) -> None:
+        if machine.now >= at:
+            machine.stop()
+
+    report = reclaim(machine, on_progress=pause)
+    assert (report.outcome, report.held) == ("stopped", True)
+    assert "has yet to take" in report.reason
+    assert told(machine) == 2 * GiB
+
+
+@pytest.mark.parametrize(
+    "guest", [GuestConfig(driver=False), GuestConfig(stats_delay=None)]
+)
+def test_without_statistics_nothing_is_taken(guest: GuestConfig) -> None:
+    balloon = make_balloon(make_machine(guest))
+    with pytest.raises(StatsUnavailable):
+        run(balloon.reclaim())
+    assert monitor_of(balloon).targets() == []
+
+
+# Whatever happens
+
+
+def small() -> Machine:
+    guest = GuestConfig(
+        used=64 * MiB,
+        cache=100 * MiB,
+        inflate_rate=2 * GiB,
+        reclaim_rate=2 * GiB,
+        deflate_rate=GiB // 2,
+    )
+    machine = make_machine(guest, memory=512 * MiB)
+    assert machine.device is not None
+    machine.device.set_interval(7, machine.guest.now)
+    return machine
+
+
+OPERATIONS: dict[str, Callable[[Balloon], Any]] = {
+    "give back": lambda balloon: balloon.reclaim(),
+    "hold": lambda balloon: balloon.reclaim(hold=True),
+    "amount": lambda balloon: balloon.reclaim(100 * MiB),
+    "plan": lambda balloon: balloon.plan_reclaim(),
+}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_cancelled_at_any_await_the_guest_gets_its_memory_back(
+    name: str, *, after: bool
+) -> None:
+    operation = OPERATIONS[name]
+    for left in at_every_call(small, operation, lambda _: Cancelled(), after=after):
+        assert isinstance(left.raised, Cancelled)
+        assert left.target == 512 * MiB
+        assert left.interval == 7
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_timeout_at_any_await_leaves_the_guest_whole(name: str) -> None:
+    def failure(_: Machine) -> BaseException:
+        return MonitorTimeout("too late", ("balloon",))
+
+    for left in at_every_call(small, OPERATIONS[name], failure, after=True):
+        assert isinstance(left.raised, MonitorTimeout)
+        assert left.target == 512 * MiB
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_end_of_qemu_at_any_await_is_told(name: str) -> None:
+    def end(machine: Machine) -> None:
+        machine.quit()
+
+    for left in at_every_call(small, OPERATIONS[name], end):
+        assert isinstance(left.raised, MonitorClosed)
+        assert left.raised.unknown_outcome
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_a_callback_that_raises_leaves_the_guest_whole(number: int) -> None:
+    machine = small()
+    seen: list[Sample] = []
+
+    def broken(sample: Sample) -> None:
+        seen.append(sample)
+        if len(seen) == number:
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        reclaim(machine, on_progress=broken)
+    assert told(machine) == 512 * MiB
+    assert machine.device is not None
+    assert machine.device.interval == 7
