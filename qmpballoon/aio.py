@@ -26,11 +26,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import os
 import socket
 import time
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from attrs import define
@@ -47,6 +46,7 @@ from qemu.qmp import (
 
 from qmpballoon import host
 from qmpballoon.address import TcpAddress, UnixAddress, parse_address
+from qmpballoon.aiotime import AsyncioTime
 from qmpballoon.balloon import find
 from qmpballoon.checks import require_seconds
 from qmpballoon.errors import (
@@ -224,7 +224,7 @@ async def open_balloon(
         )
 
 
-class AsyncioMonitor:
+class AsyncioMonitor(AsyncioTime):
     """A :class:`~qmpballoon.monitor.Monitor` over a connected ``QMPClient``.
 
     Tasks may share it. At most eight of its commands are with QEMU at a time;
@@ -250,45 +250,19 @@ class AsyncioMonitor:
         command_timeout: float = COMMAND_TIMEOUT,
         unread_events: int | None = UNREAD_EVENTS,
     ) -> None:
+        super().__init__()
         self.client = client
         self.name = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
         self.pid: int | None = None
         self._command_timeout = require_seconds(command_timeout, "command_timeout")
         self._turns = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._tasks: set[asyncio.Task[object]] = set()  # asyncio's own are weak
-        self._shields: dict[asyncio.Task[object], _Shield] = {}
         if unread_events is not None:
             _bound(client.events, unread_events)
 
     def resident(self) -> int | None:
         """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
         return None if self.pid is None else host.resident(self.pid)
-
-    def now(self) -> float:
-        """Return the event loop's time in seconds."""
-        return asyncio.get_running_loop().time()
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds.
-
-        Cancellation: at once, with no effect.
-        """
-        never: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        await self._wait(never, self.now() + max(seconds, 0.0))
-
-    def shield(self, seconds: float) -> AbstractContextManager[object]:
-        """Let what is awaited of this monitor go on although its task is cancelled.
-
-        A cancellation strikes once on asyncio, but it may strike again while the
-        first is being cleaned up after. Within the block of this context manager
-        one that strikes an ``execute`` or ``sleep`` of this monitor is held back,
-        and raised at the block's end. Anything else that is awaited there is
-        cancelled as ever.
-
-        Args:
-            seconds: For so long at most; then what is awaited times out.
-        """
-        return _Shield(self._shields, self.now() + seconds)
 
     async def execute(
         self,
@@ -325,7 +299,7 @@ class AsyncioMonitor:
         self._tasks.add(task)
         task.add_done_callback(self._forget)
         try:
-            await self._wait(task, self.now() + timeout)
+            await self.wait(task, self.now() + timeout)
         finally:
             if not call.sent:
                 task.cancel()
@@ -354,25 +328,6 @@ class AsyncioMonitor:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # it was told to the caller, if there still was one
-
-    async def _wait(self, future: asyncio.Future[object], deadline: float) -> None:
-        """Wait until that is done, or too late; it is not cancelled with us."""
-        task = asyncio.current_task()
-        shield = None if task is None else self._shields.get(task)
-        if shield is not None:
-            deadline = min(deadline, shield.deadline)
-        while True:
-            left = deadline - self.now()
-            try:
-                await asyncio.wait(
-                    {future}, timeout=None if math.isinf(left) else max(left, 0.0)
-                )
-            except asyncio.CancelledError as cancelled:
-                if shield is None:
-                    raise
-                shield.struck = cancelled
-            else:
-                return
 
     def _translated(self, error: BaseException, call: _Call) -> BaseException:
         """Say in this library's exceptions what qemu.qmp raised."""
@@ -492,38 +447,6 @@ class _Call:
     @property
     def unknown(self) -> tuple[str, ...]:
         return (self.command,) if self.sent else ()
-
-
-class _Shield(AbstractContextManager[None]):
-    """Holds back the cancellations of one task; see :meth:`AsyncioMonitor.shield`."""
-
-    def __init__(
-        self, shields: dict[asyncio.Task[object], _Shield], deadline: float
-    ) -> None:
-        self.deadline = deadline
-        self.struck: asyncio.CancelledError | None = None
-        self._shields = shields
-
-    def __enter__(self) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a shield is for a task: call it from a coroutine")
-        self._task: asyncio.Task[object] = task
-        self._outer = self._shields.get(task)
-        self._shields[task] = self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._outer is None:
-            del self._shields[self._task]
-        else:
-            self._shields[self._task] = self._outer
-        if self.struck is not None:
-            raise self.struck
 
 
 class _Bound:

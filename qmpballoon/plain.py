@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["BlockingBalloon", "BlockingSampler", "PlainMonitor", "find_balloon", "run"]
+__all__ = [
+    "BlockingBalloon",
+    "BlockingSampler",
+    "Neutral",
+    "PlainMonitor",
+    "find_balloon",
+    "run",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,28 +102,33 @@ def find_balloon(
         NoBalloonDevice: The VM has none.
         MonitorError: QEMU cannot be asked.
     """
-    neutral = _Neutral(monitor)
+    neutral = Neutral(monitor)
     search = find.find_balloon(neutral, resident=resident, wall_clock=wall_clock)
     return BlockingBalloon(run(search), monitor)
 
 
-class _Neutral:
-    """A plain monitor as balloon code wants it."""
+class Neutral:
+    """A plain monitor as a :class:`~qmpballoon.monitor.Monitor` that never suspends."""
 
     def __init__(self, monitor: PlainMonitor) -> None:
         self._monitor = monitor
-        self.now = monitor.now
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None
     ) -> object:
+        """Run one QMP command and return what QEMU returns for it."""
         return self._monitor.execute(command, arguments)
 
     async def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds; zero or less does nothing."""
         self._monitor.sleep(seconds)
 
+    def now(self) -> float:
+        """Return seconds on the monitor's clock."""
+        return self._monitor.now()
+
     def shield(self, seconds: float) -> AbstractContextManager[object]:
-        # Ctrl-C strikes once. Pressed again, it ends the cleaning up, too.
+        """Do nothing: Ctrl-C strikes once. Struck again, it ends a cleaning up."""
         del seconds  # each command has its own deadline
         return nullcontext()
 
