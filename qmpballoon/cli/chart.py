@@ -56,6 +56,8 @@ _SHORTEST: Final = 5.0  # seconds that the time axis is long at least
 _STEPS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 _MINUTE: Final = 60
 _TEXT_COLOUR: Final = 245
+# Whether width and height end at those of the terminal that plotext sees.
+_NEITHER: Final = (False, False)
 
 
 def canvas(samples: Sequence[Sample], width: int, height: int, *, colour: bool) -> str:
@@ -73,6 +75,7 @@ def canvas(samples: Sequence[Sample], width: int, height: int, *, colour: bool) 
     # It has no types, and one figure for all the process.
     plt: Any = import_module("plotext")
     plt.clear_figure()
+    plt.limit_size(*_NEITHER)
     plt.plotsize(width, height)
     plt.theme("clear")
     plt.ticks_color(_TEXT_COLOUR)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -28,12 +29,12 @@ __all__ = [
     "json_option",
     "positive_share",
     "positive_size",
+    "record_file",
     "report_file",
     "share",
     "share_or_none",
     "size",
     "socket_argument",
-    "writable_file",
 ]
 
 SECONDS: Final = click.FloatRange(min=0, min_open=True)
@@ -103,22 +104,32 @@ def _above_zero(text: str, count: int) -> int:
 
 def report_file(text: str) -> Path:
     """Take the name of a chart or table, once it can be made and written."""
-    path = writable_file(text)
+    path = Path(text)
     try:
         export.require(path)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    return path
+    return _writable(path)
 
 
-def writable_file(text: str) -> Path:
+def record_file(text: str) -> Path:
     """Take the name of a file that can be written now, and so probably later."""
     path = Path(text)
-    place = path if path.exists() else path.parent
-    if path.is_dir() or not place.exists():
-        raise click.UsageError(f"{text!r} cannot be a file: choose another place")
-    if not os.access(place, os.W_OK):
-        raise click.UsageError(f"{text!r} cannot be written: choose another place")
+    # A device or a pipe is written to; its folder need not be writable.
+    return path if path.exists() and os.access(path, os.W_OK) else _writable(path)
+
+
+def _writable(path: Path) -> Path:
+    """Make sure that a file can be put in its folder, by putting one there."""
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise click.UsageError(
+            f"{str(path)!r} cannot be written ({error.strerror}): choose another place"
+        ) from error
+    if path.is_dir():
+        raise click.UsageError(f"{str(path)!r} is a folder: add a file's name")
     return path
 
 

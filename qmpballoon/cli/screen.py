@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from qmpballoon.cli.chart import Series
     from qmpballoon.cli.live import Show
 
-__all__ = ["chart_shown", "print_chart"]
+__all__ = ["Chart", "chart_shown", "print_chart"]
 
 _EVERY: Final = 0.2  # seconds between two drawings
 _CAPACITY: Final = 2000  # samples; more than a terminal can tell apart
 _STILL_HEIGHT: Final = 20  # lines of the chart that remains
-_WIDE: Final = 72  # columns in which three figures fit beside each other
+_WIDE: Final = 78  # columns in which three figures fit beside each other
 _SMALLEST: Final = 4  # lines of a canvas that shows anything
 
 
@@ -40,7 +40,7 @@ _SMALLEST: Final = 4  # lines of a canvas that shows anything
 def chart_shown(title: str) -> Generator[Show]:
     """Show a moving chart within the block."""
     console = Console(highlight=False)
-    chart = _Chart(title)
+    chart = Chart(title)
     due = 0.0
     try:
         with console.screen(hide_cursor=True) as screen:
@@ -59,14 +59,14 @@ def chart_shown(title: str) -> Generator[Show]:
 
 def print_chart(title: str, timeline: Timeline) -> None:
     """Print a chart that does not move."""
-    chart = _Chart(title)
+    chart = Chart(title)
     for sample in timeline:
         chart.add(sample)
     chart.print_still(Console(highlight=False))
 
 
 @define
-class _Chart:
+class Chart:
     """A title, the lines, and a legend with the figures of now.
 
     Attributes:

@@ -12,8 +12,8 @@ from qmpballoon.cli import output
 from qmpballoon.cli.options import (
     connect_timeout_option,
     json_option,
+    record_file,
     socket_argument,
-    writable_file,
 )
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.export.recording import recorder
@@ -47,7 +47,7 @@ _SILENT: Final = 3.0  # seconds without an answer; then the guest counts as sile
 )
 @click.option(
     "--record",
-    type=writable_file,
+    type=record_file,
     metavar="FILE",
     help="Keep each sample as a line of JSON; `plot` draws it.",
 )

@@ -64,6 +64,13 @@ def save(
     """
     require(path)
     data = _render(path.suffix.lower(), timeline, title, document)
+    try:
+        _replace(path, data)
+    except OSError as error:  # which may not say of what file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, data: bytes) -> None:
     # Not named after the path, whose name may be as long as names can be.
     with NamedTemporaryFile(
         dir=path.parent, prefix=".qmpballoon-", delete=False

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from contextlib import contextmanager
+from errno import ENOSPC
 from typing import TYPE_CHECKING, Any, cast
 
 from attrs import fields
@@ -28,10 +31,13 @@ def recorder(path: Path) -> Generator[Callable[[Sample], None]]:
     with path.open("wb", buffering=0) as file:
 
         def write(sample: Sample) -> None:
+            line = f"{json.dumps(sample.to_json())}\n".encode()
             try:
-                file.write(f"{json.dumps(sample.to_json())}\n".encode())
+                written = file.write(line)
             except OSError as error:  # which does not say of what file
                 raise OSError(error.errno, error.strerror, str(path)) from error
+            if written < len(line):
+                raise OSError(ENOSPC, os.strerror(ENOSPC), str(path))
 
         yield write
 
@@ -78,7 +84,7 @@ def _check(sample: Sample) -> None:
         value = getattr(sample, attribute.name)
         match attribute.name:
             case "t":
-                right = isinstance(value, int | float)
+                right = isinstance(value, int | float) and math.isfinite(value)
             case "mark":
                 right = value is None or isinstance(value, str)
             case "actual":

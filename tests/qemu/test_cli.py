@@ -1,0 +1,149 @@
+"""The command on a real QEMU: its figures are QEMU's, the guest's and the host's."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import trio
+from command import run, start
+
+from qmpballoon.client import open_monitor
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import lab
+
+# What may happen to a quiet guest between two looks at it.
+SLACK = 32 * MiB
+
+
+def resident(pid: int) -> int:
+    """Return a process' resident memory as the kernel tells it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (kibibytes,) = re.findall(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(kibibytes) * 1024
+
+
+async def ask(guest: lab.Guest, command: str, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+    """Ask QEMU on the guest's second monitor."""
+    async with open_monitor(guest.second_socket) as monitor:
+        return await monitor.execute(command, arguments)
+
+
+async def guest_stats(guest: lab.Guest) -> dict[str, int]:
+    answer = await ask(
+        guest,
+        "qom-get",
+        path="/machine/peripheral/balloon0",
+        property="guest-stats",
+    )
+    stats: dict[str, int] = answer["stats"]
+    return stats
+
+
+async def test_figures_agree_with_qemu_the_guest_and_the_host() -> None:
+    async with lab.boot(memory=2 * GiB, cache=5 * GiB // 4) as guest:
+        seen = json.loads((await run("status", guest.socket, "--json")).stdout)
+        stats = await guest_stats(guest)
+        assert seen["qemu"]["pid"] == guest.pid
+        assert seen["qemu"]["version"] == guest.qemu_version
+        assert (
+            seen["balloon"]["actual"] == (await ask(guest, "query-balloon"))["actual"]
+        )
+        assert seen["stats"]["disk_caches"] == stats["stat-disk-caches"]
+        assert seen["stats"]["free"] == stats["stat-free-memory"]
+        assert abs(seen["host"]["resident"] - resident(guest.pid)) < SLACK
+
+        result = await run("reclaim", guest.socket, "--hold", "--json")
+        assert result.returncode == 0, result.stderr
+        held = json.loads(result.stdout)
+        assert held["outcome"] == "done"
+        assert held["after"]["actual"] == (await ask(guest, "query-balloon"))["actual"]
+        stats = await guest_stats(guest)
+        assert held["after"]["stats"]["disk_caches"] == stats["stat-disk-caches"]
+        assert abs(held["after"]["resident"] - resident(guest.pid)) < SLACK
+        meminfo = await guest.meminfo()
+        cached = meminfo["Cached"] + meminfo["Buffers"]
+        assert abs(held["after"]["stats"]["disk_caches"] - cached) < SLACK
+
+        cache = [held[when]["stats"]["disk_caches"] for when in ("before", "after")]
+        lost = cache[0] - cache[1]
+        assert lost >= 0.8 * cache[0]
+        assert held["before"]["resident"] - held["after"]["resident"] >= 0.8 * lost
+
+        result = await run("resize", guest.socket, "100%", "--json")
+        grown = json.loads(result.stdout)
+        assert (result.returncode, grown["outcome"]) == (0, "reached")
+        assert grown["before"] == held["after"]["actual"]
+        assert grown["actual"] == (await ask(guest, "query-balloon"))["actual"]
+        assert await guest.oom_kills() == 0
+
+
+async def test_a_target_that_the_guest_cannot_reach() -> None:
+    async with lab.boot(memory=GiB) as guest:
+        result = await run(
+            "resize", guest.socket, "64M", "--on-stall", "settle", "--json"
+        )
+        seen = json.loads(result.stdout)
+        assert (result.returncode, seen["outcome"]) == (3, "settled")
+        assert seen["diagnosis"]["kind"] == "guest-at-floor"
+        assert seen["actual"] == (await ask(guest, "query-balloon"))["actual"]
+        assert await guest.run("echo alive") == "alive"
+        assert await guest.oom_kills() == 0
+
+
+async def test_a_stopped_qemu_holds_nobody_up() -> None:
+    async with lab.boot(memory=256 * MiB) as guest:
+        guest.process.send_signal(signal.SIGSTOP)
+        try:
+            for command in ("status", "reclaim", "watch"):
+                with trio.fail_after(15):
+                    result = await run(command, guest.socket, "--connect-timeout", "1")
+                assert result.returncode == 4
+                assert len(result.stderr.splitlines()) == 1
+        finally:
+            guest.process.send_signal(signal.SIGCONT)
+        assert (await run("status", guest.socket)).returncode == 0
+
+
+async def test_a_qemu_that_stops_in_mid_reclaim_holds_nobody_up() -> None:
+    async with lab.boot(memory=GiB, cache=GiB // 2) as guest:
+        slowly = ("reclaim", guest.socket, "--max-rate", "50M")
+        async with start(*slowly) as command:
+            while b"taking" not in await command.stdout.receive_some():
+                pass
+            guest.process.send_signal(signal.SIGSTOP)
+            try:
+                with trio.fail_after(40):
+                    assert await command.process.wait() == 4
+            finally:
+                guest.process.send_signal(signal.SIGCONT)
+            (line,) = (await command.said()).splitlines()
+            assert "did not answer" in line
+
+
+async def test_an_interrupted_reclaim_gives_back() -> None:
+    async with lab.boot(memory=GiB, cache=GiB // 2) as guest:
+        slowly = ("reclaim", guest.socket, "--max-rate", "50M")
+        async with start(*slowly) as command:
+            while b"taking" not in await command.stdout.receive_some():
+                pass
+            command.process.send_signal(signal.SIGINT)
+            assert await command.process.wait() == 130
+            assert "its memory back" in await command.said()
+        with trio.fail_after(20):
+            while (await ask(guest, "query-balloon"))["actual"] != GiB:
+                await trio.sleep(0.1)
+
+
+async def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
+    chart = tmp_path / "chart.svg"
+    result = await run("demo", "--report", chart)
+    assert result.returncode == 0, result.stderr
+    assert "in QEMU" in result.stdout
+    cache, freed = map(int, re.findall(r"by (\d+)%", result.stdout))
+    assert cache >= 80
+    assert freed >= 80
+    assert chart.read_text().startswith("<?xml")

@@ -1,0 +1,81 @@
+"""The command in a process of its own, and simulated VMs for it to talk to."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import frozen
+
+from qmpballoon.testing.machine import GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.server import open_fake
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+__all__ = ["PROGRAM", "Running", "run", "serve", "start"]
+
+PROGRAM = (sys.executable, "-c", "from qmpballoon.cli import main; main()")
+
+
+async def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    done = await trio.run_process(
+        [*PROGRAM, *map(str, arguments)],
+        check=False,
+        capture_stdout=True,
+        capture_stderr=True,
+    )
+    return subprocess.CompletedProcess(
+        done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
+    )
+
+
+@frozen
+class Running:
+    """The command while it runs, and what it writes."""
+
+    process: trio.Process
+    stdout: trio.abc.ReceiveStream
+    stderr: trio.abc.ReceiveStream
+
+    async def said(self) -> str:
+        """Return all that it has said on standard error when it has ended."""
+        return b"".join([chunk async for chunk in self.stderr]).decode()
+
+
+@asynccontextmanager
+async def start(*arguments: object) -> AsyncGenerator[Running]:
+    """Start the command; it is killed at the end of the block if it still runs."""
+    process = await trio.lowlevel.open_process(
+        [*PROGRAM, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    async with process.stdout, process.stderr:
+        try:
+            yield Running(process, process.stdout, process.stderr)
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+
+@asynccontextmanager
+async def serve(
+    path: Path,
+    guest: GuestConfig | None = None,
+    **config: Any,  # noqa: ANN401 - whatever MachineConfig takes
+) -> AsyncGenerator[Machine]:
+    """Serve a simulated VM on a socket; by default one with plenty of cache."""
+    machine = Machine(MachineConfig(guest=guest or GuestConfig(), **config))
+    async with open_fake(machine) as fake, trio.open_nursery() as nursery:
+        await nursery.start(fake.listen, path)
+        yield machine
+        nursery.cancel_scope.cancel()
