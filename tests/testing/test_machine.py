@@ -213,7 +213,7 @@ class Machines(RuleBasedStateMachine):
         assert total < self.machine.guest.memory.ram or total == UNSET
 
 
-Machines.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
+Machines.TestCase.settings = settings(max_examples=250, stateful_step_count=40)
 TestMachines = Machines.TestCase
 
 
@@ -265,6 +265,31 @@ def test_looking_makes_no_difference(
     assert transcripts[0] == transcripts[1]
 
 
+@pytest.mark.parametrize("target", [1, PAGE - 1, PAGE, PAGE + 1, GiB + 1])
+def test_a_target_is_rounded_up_to_a_whole_page(target: int) -> None:
+    client = make(memory=2 * GiB)
+    client.execute("balloon", value=GiB + target)
+    client.advance(60 * SECOND)
+    actual = client.execute("query-balloon")["actual"]
+    assert actual == GiB + -(-target // PAGE) * PAGE
+
+
+@pytest.mark.parametrize("pause", [SECOND // 7, SECOND // 1000 + 1])
+def test_looking_often_makes_no_difference(pause: int) -> None:
+    watched, left_alone = (make(memory=2 * GiB) for _ in range(2))
+    for client in (watched, left_alone):
+        client.execute("balloon", value=GiB)
+    for _ in range(100):
+        watched.machine.advance(watched.machine.now + pause)
+        watched.read()
+    left_alone.machine.advance(watched.machine.now)
+    left_alone.read()
+    assert watched.raw == left_alone.raw
+    watched.execute("query-balloon")
+    left_alone.execute("query-balloon")
+    assert watched.raw == left_alone.raw
+
+
 def test_the_newest_value_wins() -> None:
     client = make(memory=2 * GiB, guest=GuestConfig(cache=GiB))
     client.execute("balloon", value=GiB)
@@ -306,6 +331,13 @@ def test_cache_is_dropped_after_free_pages_and_before_anything_else() -> None:
     client.advance(60 * SECOND)
     assert cache - memory.cache == pytest.approx(GiB, abs=2 * STEP)
     assert memory.used == 128 * MiB
+
+
+def test_a_guest_whose_memory_is_cache_says_that_it_is_available() -> None:
+    client = make(memory=4 * GiB, guest=GuestConfig(used=128 * MiB, cache=3 * GiB))
+    stats = client.stats()
+    assert stats["stat-available-memory"] > stats["stat-disk-caches"] > 2 * GiB
+    assert stats["stat-free-memory"] < GiB
 
 
 def test_the_host_has_it_back() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 from qemu.qmp import QMPClient
 
 from qmpballoon.client import open_balloon, open_monitor
@@ -175,6 +176,19 @@ async def test_a_socket_serves_its_owner_one_at_a_time(tmp_path: Path) -> None:
         assert "QMP" in (await read_lines(second, 1))[0]
         await second.aclose()
     assert not path.exists()
+
+
+async def test_all_ways_in_lead_to_one_monitor(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    async with listening(path, Machine()) as fake:
+        first = fake.connect()
+        await read_lines(first, 1)
+        second = await trio.open_unix_socket(path)
+        async with second, trio.open_nursery() as nursery:
+            nursery.start_soon(read_lines, second, 1)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert len(nursery.child_tasks) == 1
+            await first.aclose()
 
 
 async def test_a_full_backlog_says_try_again(tmp_path: Path) -> None:

@@ -97,12 +97,15 @@ _TABLE: Final[dict[str, _Row]] = {
     "recovery": _recovery_row(),
 }
 
-_RUNS: Final = {
-    "double": re.compile(rb"[ !#-\[\]-\xfd]+"),
-    "single": re.compile(rb"[ -&(-\[\]-\xfd]+"),
-    "recovery": re.compile(rb"[^\x00-\x08\x0a-\x1f\xfe\xff{}\[\]:,]+"),
-    "start": re.compile(rb"[ \t\r]+"),
-}
+
+def _run(state: str) -> re.Pattern[bytes]:
+    """Return a pattern for the bytes, of one line, that leave a state as it is."""
+    chars = [byte for byte, next_ in _TABLE[state].items() if next_ == (state, False)]
+    listed = b"".join(b"\\x%02x" % byte for byte in chars if byte != ord("\n"))
+    return re.compile(b"[%b]+" % listed)
+
+
+_RUNS: Final = {s: _run(s) for s in ("double", "single", "recovery", "start")}
 
 
 class Lexer:
