@@ -280,7 +280,8 @@ class Governor:
         if goal > self.bottom:
             return self._approach(goal, seconds, actual, self._keeps(available))
         # Near it is not there: what still moves will come nearer.
-        if abs(self.bottom - actual) < LARGEST_PAGE and actual == basis:
+        is_near = abs(self.bottom - actual) < LARGEST_PAGE and actual == basis
+        if is_near and self._target == self.bottom:
             return Decision("reached", actual)
         return self._take(self.bottom, seconds, actual)
 

@@ -108,7 +108,8 @@ def test_no_guest_is_taken_below_its_floor_or_headroom(
     assert machine.guest.oom_kills == 0
     assert report.before.actual - report.handed_over >= limits.floor
     if report.handed_over:
-        assert min(lowest) >= limits.headroom - 2 * MiB
+        # What is available does not fall evenly with what is taken.
+        assert min(lowest) >= limits.headroom * 7 // 8
 
 
 @pytest.mark.parametrize("amount", [PAGE, 100_000, MiB - PAGE, MiB, 300 * MiB + 1])
@@ -275,8 +276,8 @@ def test_a_burst_gets_its_memory(memory: int, begins: float, seconds: int) -> No
 
 
 def test_trouble_stops_it_and_gives_back_at_once_even_if_it_was_to_hold() -> None:
-    at = BOOTED + 3 * SECOND
-    burst = (WorkloadStep(at, 60 * MiB), WorkloadStep(at + SECOND // 10, 90 * MiB))
+    # When it has little more than its headroom, and is not watched for a moment.
+    burst = (WorkloadStep(BOOTED + 2800 * SECOND // 1000, 150 * MiB),)
     guest = GuestConfig(workload=burst, inflate_rate=GiB, reclaim_rate=GiB)
     machine = make_machine(guest, memory=2 * GiB)
     report = reclaim(machine, hold=True, guard=Guard(max_rate=600 * MiB))

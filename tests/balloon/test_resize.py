@@ -407,8 +407,11 @@ def test_a_timeout_at_any_await_leaves_nothing_pulling(
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_end_of_qemu_at_any_await_is_told(name: str) -> None:
+    def end(machine: Machine) -> None:
+        machine.quit()
+
     make, operation = OPERATIONS[name]
-    for left in at_every_call(make, operation, lambda machine: machine.quit()):  # type: ignore[func-returns-value]
+    for left in at_every_call(make, operation, end):
         if isinstance(left.raised, MonitorClosed):
             assert left.raised.unknown_outcome
         else:  # it was after the last command

@@ -1,0 +1,86 @@
+"""What the guard costs: a guarded reclaim beside one bare ``balloon``.
+
+Boots a real guest for each size, and in turn reclaims from it under the guard, and
+sends it to the very same size with one ``balloon`` and a look every few
+milliseconds. Each time the guest starts with its full size and the same page cache,
+idle. Prints how long either took until the guest was at that size, and the ratio.
+
+::
+
+    python benchmarks/reclaim.py --memory 2G 4G --runs 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from qmpballoon import Balloon, MiB, open_balloon
+from qmpballoon.sizes import format_size, parse_size
+from qmpballoon.testing import lab
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_CACHE: Final = 0.7  # of the guest's memory
+_LOOK: Final = 0.005  # seconds; looking costs QEMU, and so the guest under TCG
+
+
+async def fill(guest: lab.Guest, balloon: Balloon, memory: int) -> None:
+    """Bring the guest to its full size, with nothing but page cache in it."""
+    await balloon.resize(memory)
+    await guest.drop_cache()
+    await guest.fill_cache(int(memory * _CACHE))
+
+
+async def guarded(balloon: Balloon) -> tuple[float, int]:
+    """Reclaim and hold; return the seconds it took, and the size reached."""
+    start = trio.current_time()
+    report = await balloon.reclaim(hold=True)
+    return trio.current_time() - start, report.after.actual
+
+
+async def bare(balloon: Balloon, size: int) -> float:
+    """Ask for the size at once; return the seconds until it is there."""
+    start = trio.current_time()
+    await balloon.set_target(size)
+    while await balloon.actual() > size + MiB:  # noqa: ASYNC110 - QEMU has to be asked
+        await trio.sleep(_LOOK)
+    return trio.current_time() - start
+
+
+async def compare(memory: int, runs: int) -> None:
+    """Measure both ways on one guest, in turn, and print the figures."""
+    async with lab.boot(memory=memory) as guest, open_balloon(guest.socket) as balloon:
+        ratios: list[float] = []
+        for _ in range(runs):
+            await fill(guest, balloon, memory)
+            with_guard, size = await guarded(balloon)
+            await fill(guest, balloon, memory)
+            without = await bare(balloon, size)
+            ratios.append(with_guard / without)
+            print(
+                f"{format_size(memory):>8} -> {format_size(size):>9}"
+                f"  bare {without:5.2f} s  guarded {with_guard:5.2f} s"
+                f"  ratio {ratios[-1]:.2f}"
+            )
+        print(
+            f"{format_size(memory):>8}     median ratio {statistics.median(ratios):.2f}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run it for each size."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--memory", nargs="+", type=parse_size, default=[2 << 30])
+    parser.add_argument("--runs", type=int, default=3)
+    options = parser.parse_args(arguments)
+    for memory in options.memory:
+        trio.run(compare, memory, options.runs)
+
+
+if __name__ == "__main__":
+    main()
