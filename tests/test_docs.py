@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import doctest
 import os
+import re
 import shlex
 import subprocess
+import sys
 import sysconfig
 from typing import TYPE_CHECKING
 
@@ -73,7 +75,25 @@ def test_python(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source = block.source.replace(SOCKET, socket)
+    if re.search(r"^def test_", source, re.MULTILINE):
+        run_tests(source, tmp_path)
+        return
     exec(compile(source, block.place, "exec"), {"__name__": "__main__"})  # noqa: S102
+
+
+def run_tests(source: str, folder: Path) -> None:
+    """Run tests as a reader would, in a project that has no other configuration."""
+    (folder / "test_block.py").write_text(source, encoding="utf-8")
+    (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q"],
+        check=False,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("block", of("pycon"))

@@ -21,7 +21,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from qmpballoon.testing.machine import Machine, MachineConfig
 from qmpballoon.testing.profiles import profile
@@ -45,9 +45,9 @@ class BackgroundFake:
     """
 
     socket: str
-    _fake: FakeQemu
-    _scope: trio.CancelScope
-    _token: trio.lowlevel.TrioToken
+    _fake: FakeQemu = field(repr=False)
+    _scope: trio.CancelScope = field(repr=False)
+    _token: trio.lowlevel.TrioToken = field(repr=False)
 
     def do(self, action: Callable[[Machine], T]) -> T:
         """Look at the machine, or do something to it, and return what came of it.

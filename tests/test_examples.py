@@ -1,0 +1,126 @@
+"""Each example runs on simulated VMs, as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import datetime, time
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import nightly
+import pytest
+import trio
+from example_runs import EXAMPLES, RUNS, Run
+from trio.testing import MockClock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_every_example_is_run() -> None:
+    files = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert files == {run.name for run in RUNS} | {"_common", "test_make_room"}
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_simulated(run: Run, tmp_path: Path) -> None:
+    run.on("--simulated", folder=tmp_path)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
+def test_without_a_vm_it_says_what_it_needs(run: Run) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{run.name}.py"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "or --simulated" in done.stderr
+
+
+def test_where_there_is_no_vm_it_says_so_in_a_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "status.py", tmp_path / "no.qmp"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "no.qmp" in done.stderr
+
+
+GREEDY = """
+    before = [await balloon.actual() for balloon in balloons]
+    for balloon in balloons:
+        await balloon.resize(300 << 20, on_stall="settle")
+    return sum(before) - sum([await balloon.actual() for balloon in balloons])
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "passes"),
+    [
+        ("return 0", True),
+        ("return wanted", False),
+        (GREEDY, False),
+    ],
+    ids=["idle", "liar", "greedy"],
+)
+def test_the_test_of_an_orchestrator_tells_good_from_bad(
+    tmp_path: Path, body: str, *, passes: bool
+) -> None:
+    source = f"SMALLEST = 1 << 20\nasync def make_room(balloons, wanted):\n    {body}\n"
+    (tmp_path / "make_room.py").write_text(source, encoding="utf-8")
+    test = (EXAMPLES / "test_make_room.py").read_text(encoding="utf-8")
+    # Making the failing example small would take a minute, and nobody reads it.
+    test = test.replace("set(Phase) - {Phase.explain}", "{Phase.generate}")
+    assert "{Phase.generate}" in test
+    (tmp_path / "test_it.py").write_text(test, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    assert (run_pytest(tmp_path) == 0) == passes
+
+
+def test_the_test_of_our_orchestrator_passes(tmp_path: Path) -> None:
+    (tmp_path / "pytest.ini").write_text(
+        f"[pytest]\npythonpath = {EXAMPLES}\n", encoding="utf-8"
+    )
+    assert run_pytest(tmp_path, str(EXAMPLES / "test_make_room.py")) == 0
+
+
+def run_pytest(folder: Path, *arguments: str) -> int:
+    """Run pytest in a project of its own, on the same examples each time."""
+    options = ("-q", "-c", "pytest.ini", "--rootdir=.", "-p", "no:cacheprovider")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *arguments],
+        check=False,
+        cwd=folder,
+        env=os.environ | {"CI": "1"},  # hypothesis draws the same examples then
+        stdout=subprocess.DEVNULL,
+    )
+    return done.returncode
+
+
+def test_nights_come_at_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = datetime.now().astimezone().tzinfo
+    evening = datetime(2030, 1, 1, 22, 30, tzinfo=zone)
+    assert nightly.seconds_until(time(3), evening) == 4.5 * 3600
+    assert nightly.seconds_until(time(22, 30), evening) == 0
+    assert nightly.seconds_until(time(22), evening) == 23.5 * 3600
+
+    rounds: list[float] = []
+
+    async def note(_: list[str]) -> None:
+        rounds.append(trio.current_time())
+        await trio.sleep(60)
+
+    monkeypatch.setattr(nightly, "reclaim_all", note)
+    monkeypatch.setattr(nightly, "seconds_until", lambda *_: 3600.0)
+    trio.run(
+        nightly.every_night, ["x"], time(3), 3, clock=MockClock(autojump_threshold=0)
+    )
+    gaps = [later - earlier for earlier, later in pairwise(rounds)]
+    assert gaps == pytest.approx([3660, 3660])
