@@ -446,7 +446,11 @@ def _ctrl_c_waits() -> Generator[None]:
         yield
         return
     struck: list[tuple[int, FrameType | None]] = []
-    signal.signal(signal.SIGINT, lambda *strike: struck.append(strike))
+
+    def note(number: int, frame: FrameType | None) -> None:
+        struck.append((number, frame))
+
+    signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:

@@ -1,0 +1,170 @@
+"""The balloon through a real libvirtd, which holds QEMU's only monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import libvirtd
+import pytest
+from frontends import on_each
+from scenarios import wait_for
+from through_libvirt import ALL
+
+from qmpballoon import (
+    CommandNotFound,
+    DeviceNotFound,
+    MiB,
+    MonitorClosed,
+    MonitorTimeout,
+    MonitorUnreachable,
+    NoBalloonDevice,
+    host,
+    libvirt,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from frontends import FrontEnd
+    from libvirtd import Connection, Domain
+
+pytestmark = pytest.mark.qemu
+
+MEMORY = 256 * MiB
+
+
+@pytest.fixture(scope="module")
+def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
+    pytest.importorskip("libvirt", reason="needs the extra libvirt")
+    reason = libvirtd.missing()
+    if reason is None:
+        with libvirtd.running() as connection:
+            yield connection
+    elif request.config.getoption("require_qemu"):
+        pytest.fail(reason, pytrace=False)
+    else:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def domain(connection: Connection) -> Iterator[Domain]:
+    with libvirtd.domain(connection, memory=MEMORY) as domain:
+        yield domain
+
+
+@contextmanager
+def stopped(pid: int) -> Generator[None]:
+    """Have a process stand still for the time of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+async def drive(front: FrontEnd, domain: Domain) -> None:
+    async with front.open_balloon(domain) as balloon:
+        fresh = await balloon.refresh_stats(timeout=60)  # it may still be booting
+        assert 150 * MiB < (fresh.total or 0) < MEMORY
+        info = await balloon.query()
+        assert (info.actual, info.total) == (MEMORY, MEMORY)
+        before = balloon.resident()
+        assert before is not None
+        assert before > 50 * MiB
+        result = await balloon.resize(200 * MiB)
+        assert (result.outcome, result.actual) == ("reached", 200 * MiB)
+        report = await balloon.reclaim(16 * MiB, hold=True)
+        assert (report.outcome, report.held) == ("done", True)
+        assert report.after.resident is not None
+        await balloon.set_target(MEMORY)
+        await wait_for(balloon, MEMORY)
+        with pytest.raises(CommandNotFound):
+            await balloon.monitor.execute("nope")
+        with pytest.raises(DeviceNotFound):
+            await balloon.monitor.execute("qom-list", {"path": "/nope"})
+        with pytest.raises(TypeError):
+            await balloon.monitor.execute("x", {"a": object()})
+        assert await balloon.get_stats_interval() == 0
+
+
+@on_each(*ALL)
+def test_a_guest_of_libvirts(front: FrontEnd, domain: Domain) -> None:
+    front.run(drive(front, domain))
+
+
+@on_each(*ALL)
+def test_a_cancelled_reclaim_gives_back(front: FrontEnd, domain: Domain) -> None:
+    async def scenario() -> None:
+        async with front.open_balloon(domain) as balloon:
+            await balloon.refresh_stats(timeout=60)
+            with front.interrupted() as strike:
+                await balloon.reclaim(on_progress=lambda _: strike())
+                pytest.fail("it went on")
+            assert balloon.target == MEMORY
+            await wait_for(balloon, MEMORY)
+
+    front.run(scenario())
+
+
+def test_the_event_loop_is_not_held_up(domain: Domain) -> None:
+    """While QEMU does not answer, others run; and the deadline holds."""
+
+    async def main() -> None:
+        balloon = await libvirt.find_balloon_asyncio(domain, command_timeout=0.5)
+        pid = await host.find_qemu_pid(balloon.monitor)
+        assert pid is not None
+        turns = 0
+        with stopped(pid):
+            late = asyncio.create_task(balloon.query())
+            while not late.done():
+                turns += 1
+                await asyncio.sleep(0.01)
+            with pytest.raises(MonitorTimeout, match="'query-balloon' within"):
+                await late
+        assert turns > 20
+        while True:
+            try:
+                assert await balloon.actual() == MEMORY
+                break
+            except MonitorTimeout:  # the late one may still be before it
+                continue
+
+    asyncio.run(main())
+
+
+@on_each(*ALL)
+def test_no_balloon_and_no_vm(front: FrontEnd, connection: Connection) -> None:
+    async def find() -> None:
+        async with front.open_balloon(vm):
+            pytest.fail("it was found")
+
+    with libvirtd.domain(connection, memory=MEMORY, balloon=False) as vm:
+        with pytest.raises(NoBalloonDevice):
+            front.run(find())
+        vm.destroy()
+        with pytest.raises(MonitorClosed, match="start the VM"):
+            front.run(find())
+
+
+def test_a_connection_that_may_not_write(
+    connection: Connection, domain: Domain
+) -> None:
+    reader = import_module("libvirt").openReadOnly(connection.getURI())
+    try:
+        with pytest.raises(MonitorUnreachable, match="may write"):
+            libvirt.find_balloon(reader.lookupByName(domain.name()))
+    finally:
+        reader.close()
+
+
+def test_qemu_dies(connection: Connection) -> None:
+    with libvirtd.domain(connection, memory=MEMORY) as domain:
+        balloon = libvirt.find_balloon(domain)
+        domain.destroy()
+        with pytest.raises(MonitorClosed):
+            balloon.query()

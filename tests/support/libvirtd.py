@@ -1,0 +1,120 @@
+"""A real libvirtd with a guest, for a test, which leaves nothing behind.
+
+It takes root, as the daemon does, and ``unshare``. The daemon runs in a mount
+namespace where it finds the configuration and the users it wants; the machine's own
+libvirt, if there is one, is neither used nor disturbed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from qmpballoon.testing.lab import ProgressBar, initramfs, parts
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import ModuleType
+
+# libvirt-python has no types.
+Connection: TypeAlias = Any
+Domain: TypeAlias = Any
+
+SCRIPT = Path(__file__).with_suffix(".sh")
+START = 30  # seconds
+POLL = 0.05
+
+
+def missing() -> str | None:
+    """Say why there can be no libvirtd here; ``None`` if there can."""
+    if os.geteuid() != 0:
+        return "libvirtd has to be started as root"
+    for command in ("libvirtd", "unshare", "qemu-system-x86_64"):
+        if shutil.which(command) is None:
+            return f"there is no {command}: install libvirt-daemon and its QEMU driver"
+    return None
+
+
+@contextmanager
+def running() -> Generator[Connection]:
+    """Run a libvirtd; yield a connection to it."""
+    libvirt = _binding()
+    # What goes wrong is raised; it need not be printed as well.
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    with TemporaryDirectory(prefix="lv-") as folder:
+        with Path(folder, "log").open("wb") as log:
+            daemon = subprocess.Popen(
+                ["unshare", "-m", "sh", SCRIPT, folder], stderr=log, stdout=log
+            )
+        try:
+            connection = _connected(folder, daemon)
+            try:
+                yield connection
+            finally:
+                connection.close()
+        finally:
+            daemon.terminate()
+            daemon.wait(START)
+
+
+def _connected(folder: str, daemon: subprocess.Popen[bytes]) -> Connection:
+    libvirt = _binding()
+    address = f"qemu+unix:///system?socket={folder}/libvirt-sock"
+    deadline = time.monotonic() + START
+    while True:
+        try:
+            return libvirt.open(address)
+        except libvirt.libvirtError:
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                log = Path(folder, "log").read_text(errors="replace")
+                raise AssertionError(f"libvirtd did not start: {log}") from None
+        time.sleep(POLL)
+
+
+@contextmanager
+def domain(
+    connection: Connection, *, memory: int, balloon: bool = True
+) -> Generator[Domain]:
+    """Boot a guest; yield its domain once its balloon's driver is there."""
+    bar = ProgressBar()
+    kernel, busybox = parts.find_kernel(None, bar), parts.find_busybox(bar)
+    with TemporaryDirectory(prefix="lv-") as folder:
+        initrd = Path(folder, "initrd")
+        initrd.write_bytes(initramfs.build(busybox, kernel.modules, driver=True))
+        created = connection.createXML(
+            f"""
+            <domain type="qemu">
+              <name>{Path(folder).name}</name>
+              <memory unit="b">{memory}</memory>
+              <vcpu>1</vcpu>
+              <os>
+                <type arch="x86_64" machine="pc">hvm</type>
+                <kernel>{kernel.image}</kernel>
+                <initrd>{initrd}</initrd>
+                <cmdline>console=ttyS0 quiet</cmdline>
+              </os>
+              <devices>
+                <emulator>{shutil.which("qemu-system-x86_64")}</emulator>
+                <serial type="null"/>
+                <serial type="null"/>
+                <memballoon model="{"virtio" if balloon else "none"}"/>
+              </devices>
+            </domain>
+            """
+        )
+        try:
+            yield created
+        finally:
+            with suppress(_binding().libvirtError):  # it has ended by itself
+                created.destroy()
+
+
+def _binding() -> ModuleType:
+    return import_module("libvirt")
