@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "watch": "Watch balloon, guest and host, live.",
     "plot": "Draw what `watch --record` has recorded.",
     "demo": "See it all happen on a guest of its own.",
+    "fleet": "Look after all VMs of a host.",
     "fake": "Serve a simulated VM, for other clients' tests.",
 }
 

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field, frozen
+from attrs import asdict, define, field, frozen
 
 from qmpballoon.fleet.policy import Move, Plan, make_plan, take
 
@@ -114,6 +114,10 @@ class Reclaimed:
     handed_over: int
     held: bool
     vms: tuple[ReclaimedFrom, ...] = field(default=())
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it: bytes."""
+        return asdict(self)
 
 
 async def reclaim(

@@ -297,8 +297,10 @@ class Supervisor:
             balloon = await find_balloon(
                 monitor, resident=monitor.resident, wall_clock=self._wall_clock
             )
+            record.connect(trio.current_time())
+            # What the guest says from now on is seen to be new.
+            await self._look(record, balloon)
             async with balloon.stats_interval(math.ceil(settings.period)):
-                record.connect(trio.current_time())
                 await self._stay(attendant, balloon)
 
     async def _stay(self, attendant: _Attendant, balloon: Balloon) -> None:

@@ -1,0 +1,231 @@
+"""``qmpballoon fleet`` against simulated VMs, each time in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from command import run, serve, start
+
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing.machine import GuestConfig
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from qmpballoon.testing.machine import Machine
+
+
+@asynccontextmanager
+async def fleet(
+    folder: Path, *, mute: bool = False
+) -> AsyncGenerator[dict[str, Machine]]:
+    """Serve a large VM, a small one, and perhaps one without a driver."""
+    async with AsyncExitStack() as stack:
+
+        async def vm(name: str, memory: int, *, driver: bool = True) -> Machine:
+            guest = GuestConfig(driver=driver)
+            path = folder / f"{name}.qmp"
+            return await stack.enter_async_context(serve(path, guest, memory=memory))
+
+        if mute:
+            await vm("mute", GiB, driver=False)
+        yield {
+            "large": await vm("large", 4 * GiB),
+            "small": await vm("small", 2 * GiB),
+        }
+
+
+def short(folder: Path, left: int) -> Path:
+    """Make a control group of 8 GiB that has so much left."""
+    group = folder / "group"
+    group.mkdir()
+    (group / "memory.max").write_text(str(8 * GiB))
+    (group / "memory.current").write_text(str(8 * GiB - left))
+    (group / "memory.stat").write_text("inactive_file 0\n")
+    return group
+
+
+def object_of(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert result.stderr == ""
+    (line,) = result.stdout.splitlines()
+    value = json.loads(line)
+    assert isinstance(value, dict)
+    return value
+
+
+def actual(machine: Machine) -> int:
+    return machine.guest.memory.ram - machine.guest.memory.balloon
+
+
+async def test_status(tmp_path: Path) -> None:
+    async with fleet(tmp_path, mute=True):
+        seen = object_of(await run("fleet", "status", tmp_path / "*.qmp", "--json"))
+    large, mute, small = seen["vms"]
+    assert [vm["name"] for vm in seen["vms"]] == ["large", "mute", "small"]
+    assert large["state"] == small["state"] == "healthy"
+    assert mute["state"] == "no-driver"
+    assert "virtio_balloon" in mute["detail"]
+    assert mute["stats"] is None
+    assert large["address"] == str(tmp_path / "large.qmp")
+    assert large["balloon"] == {"actual": 4 * GiB, "total": 4 * GiB, "target": None}
+    assert large["stats"]["fresh"]
+    assert large["stats"]["disk_caches"] == GiB
+    assert large["limits"]["ceiling"] == 4 * GiB
+    assert seen["host"]["available"] <= seen["host"]["total"]
+    assert not seen["host"]["pressed"]
+
+
+async def test_status_for_people_sorted_by_size(tmp_path: Path) -> None:
+    async with fleet(tmp_path):
+        shown = await run("fleet", "status", tmp_path / "*.qmp", "--sort", "size")
+    lines = shown.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["large", "small"]
+    assert "4 GiB" in lines[1]
+    assert "is to keep" in lines[-1]
+
+
+async def test_a_vm_that_is_named_and_not_there_is_gone(tmp_path: Path) -> None:
+    result = await run("fleet", "status", tmp_path / "nobody.qmp", "--json")
+    (vm,) = object_of(result)["vms"]
+    assert (vm["name"], vm["state"], vm["balloon"]) == ("nobody", "gone", None)
+    assert result.returncode == 0
+
+
+async def test_no_vms(tmp_path: Path) -> None:
+    shown = await run("fleet", "status", tmp_path / "*.qmp")
+    assert "no VMs found" in shown.stdout
+
+
+async def test_watching_ends_on_ctrl_c(tmp_path: Path) -> None:
+    async with (
+        fleet(tmp_path) as machines,
+        start("fleet", "status", tmp_path / "*.qmp", "--watch", "--json") as running,
+    ):
+        text = b""
+        with trio.fail_after(30):
+            while text.count(b"\n") < 2:
+                text += await running.stdout.receive_some()
+            running.process.send_signal(signal.SIGINT)
+            assert await running.process.wait() == 0
+        assert [json.loads(line)["vms"][0]["name"] for line in text.splitlines()]
+        device = machines["large"].device
+        assert device is not None
+        assert device.interval == 0
+
+
+async def test_a_plan_moves_nothing(tmp_path: Path) -> None:
+    group = short(tmp_path, 512 * MiB)
+    arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB")
+    async with fleet(tmp_path) as machines:
+        made = object_of(await run("fleet", "plan", *arguments, "--json"))
+        shown = await run("fleet", "plan", *arguments)
+        assert actual(machines["large"]) == 4 * GiB
+    # 512 MiB to the reserve, and a quarter of it for the buffer: first from the
+    # richest, but no more than an eighth of its RAM at a time.
+    assert made["wanted"] == 768 * MiB
+    changes = {move["name"]: move["change"] for move in made["moves"]}
+    assert changes == {"large": -512 * MiB, "small": -256 * MiB}
+    assert all(m["target"] - m["before"] == m["change"] for m in made["moves"])
+    assert made["lacking"] == 0
+    assert "large: 4 GiB -> 3.5 GiB (-512 MiB): the host has 512 MiB" in shown.stdout
+
+
+async def test_a_balanced_host_has_nothing_to_plan(tmp_path: Path) -> None:
+    async with fleet(tmp_path):
+        shown = await run("fleet", "plan", tmp_path / "*.qmp", "--reserve", "0")
+    assert shown.stdout.splitlines()[-1] == "Nothing is to be moved."
+
+
+async def test_running_once(tmp_path: Path) -> None:
+    group = short(tmp_path, 512 * MiB)
+    arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB", "--once")
+    async with fleet(tmp_path) as machines:
+        result = await run("fleet", "run", *arguments)
+        assert actual(machines["large"]) == 3 * GiB + 512 * MiB
+    assert result.returncode == 0
+    assert "large: 4 GiB -> 3.5 GiB" in result.stdout
+
+
+async def test_running_until_a_signal_leaves_nothing_half_moved(tmp_path: Path) -> None:
+    group = short(tmp_path, 0)
+    arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB")
+    async with (
+        fleet(tmp_path) as machines,
+        start("fleet", "run", *arguments, "--json") as running,
+    ):
+        machine = machines["large"]
+        with trio.fail_after(30):
+            assert await running.stdout.receive_some()
+            while actual(machine) == 4 * GiB:  # noqa: ASYNC110 - nothing tells us
+                await trio.sleep(0.02)
+            running.process.terminate()
+            assert await running.process.wait() == 0
+        assert machine.device is not None
+        assert machine.device.asked * 4096 == machine.guest.memory.balloon
+        assert machine.device.interval == 0
+
+
+async def test_a_file_sets_limits(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text(f"""
+        [[vm]]
+        name = "capped"
+        address = "{tmp_path}/large.qmp"
+        ceiling = "3GiB"
+    """)
+    async with fleet(tmp_path) as machines:
+        result = await run("fleet", "run", path, "--reserve", "0", "--once")
+        assert result.returncode == 0
+        assert actual(machines["large"]) == 3 * GiB
+    assert "its ceiling is 3 GiB" in result.stdout
+
+
+async def test_reclaiming(tmp_path: Path) -> None:
+    async with fleet(tmp_path) as machines:
+        arguments = ("fleet", "reclaim", "2G", tmp_path / "*.qmp", "--json")
+        given_back = await run(*arguments)
+        assert actual(machines["large"]) == 4 * GiB
+        held = await run(*arguments, "--hold")
+        assert actual(machines["large"]) < 3 * GiB
+    for result, is_held in ((given_back, False), (held, True)):
+        report = object_of(result)
+        assert report["held"] is is_held
+        assert 0 <= 2 * GiB - report["handed_over"] < MiB
+        assert sum(vm["handed_over"] for vm in report["vms"]) == report["handed_over"]
+        assert result.returncode == 0
+
+
+async def test_reclaiming_more_than_there_is(tmp_path: Path) -> None:
+    async with fleet(tmp_path):
+        result = await run("fleet", "reclaim", "64G", tmp_path / "*.qmp")
+    assert result.returncode == 3
+    assert "Took" in result.stdout
+    assert "%" in result.stdout
+
+
+async def test_nothing_to_reclaim_from(tmp_path: Path) -> None:
+    result = await run("fleet", "reclaim", "1G", tmp_path / "*.qmp")
+    assert result.returncode == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("status", "/nowhere/fleet.toml"), "No such file"),
+        (("status", "tcp:nowhere"), "has no port"),
+        (("plan", "--policy", "fair"), "'fair' is not one of"),
+        (("reclaim", "0"), "give a size above 0"),
+    ],
+)
+async def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
+    result = await run("fleet", *arguments)
+    assert result.returncode in (1, 2)
+    (line,) = result.stderr.splitlines()
+    assert message in line
