@@ -1,0 +1,60 @@
+"""How many simulated worlds a second: what property-based tests can afford.
+
+::
+
+    python benchmarks/worlds.py [SECONDS]
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from qmpballoon.client import open_balloon
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.world import run_world
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qmpballoon.testing.server import FakeQemu
+
+GUEST = GuestConfig(used=123 * MiB, cache=15 * GiB)
+CONFIG = MachineConfig(memory=16 * GiB, guest=GUEST)
+TARGET = 2 * GiB
+
+
+async def resize(fake: FakeQemu) -> None:
+    """Let the client take 14 GiB, with all the polling that it does."""
+    async with open_balloon(fake.connect()) as balloon:
+        await balloon.resize(TARGET)
+
+
+def world() -> None:
+    """Live through one resize with client, streams and clock."""
+    run_world(resize, Machine(CONFIG, rng=random.Random(0)))  # noqa: S311 -- a seed
+
+
+def machine() -> None:
+    """Live through the same without a client: the model alone."""
+    model = Machine(CONFIG, rng=random.Random(0))  # noqa: S311 -- a seed
+    model.set_target(TARGET)
+    model.advance(60 * SECOND)
+
+
+def rate(what: Callable[[], None], seconds: float) -> float:
+    """Return how often a second something can be done."""
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        what()
+        count += 1
+    return count / (time.perf_counter() - began)
+
+
+if __name__ == "__main__":
+    duration = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
+    for name, what in (("worlds", world), ("machines", machine)):
+        print(f"{name}: {rate(what, duration):.0f} a second")
