@@ -252,7 +252,7 @@ class AsyncioMonitor(AsyncioTime):
     ) -> None:
         super().__init__()
         self.client = client
-        self.name = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
+        self.name: str = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
         self.pid: int | None = None
         self._command_timeout = require_seconds(command_timeout, "command_timeout")
         self._turns = asyncio.Semaphore(MAX_IN_FLIGHT)

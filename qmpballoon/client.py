@@ -165,7 +165,7 @@ class TrioMonitor:
         self, transport: Transport, *, name: str, command_timeout: float
     ) -> None:
         self.name = name
-        self.pid = transport.pid
+        self.pid: int | None = transport.pid
         self._transport = transport
         self._command_timeout = command_timeout
         self._connection = Connection(Role.CLIENT)

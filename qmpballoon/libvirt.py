@@ -153,7 +153,7 @@ class _Passthrough:
 
     def __init__(self, domain: Domain, *, command_timeout: float) -> None:
         super().__init__()
-        self.name = f"libvirt's monitor of {domain.name()}"
+        self.name: str = f"libvirt's monitor of {domain.name()}"
         self._command_timeout = require_seconds(command_timeout, "command_timeout")
         self._domain = domain
         self._libvirt = import_module("libvirt")

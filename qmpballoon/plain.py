@@ -192,8 +192,8 @@ class BlockingBalloon(_Plain[Balloon]):
     def __init__(self, original: Balloon, monitor: PlainMonitor) -> None:
         super().__init__(original)
         self.monitor = monitor
-        self.path = original.path
-        self.device_type = original.device_type
+        self.path: str = original.path
+        self.device_type: str = original.device_type
 
     @property
     def target(self) -> int | None:

@@ -71,7 +71,7 @@ class SocketTransport:
     """A transport over a connected, non-blocking socket."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self.pid = host.qemu_pid(sock)
+        self.pid: int | None = host.qemu_pid(sock)
         self._socket = sock
         self._backlog = bytearray()
 

@@ -242,8 +242,8 @@ class Governor:
         self._limits = limits
         self._start = start
         # At least a page: QEMU takes no target of 0.
-        self.bottom = -(-max(limits.floor, bottom, 1) // PAGE) * PAGE
-        self.watchful = 2 * limits.headroom + 64 * MiB
+        self.bottom: int = -(-max(limits.floor, bottom, 1) // PAGE) * PAGE
+        self.watchful: int = 2 * limits.headroom + 64 * MiB
         self._target = start
         self._first = stats
         self._in_need_at = -math.inf

@@ -45,10 +45,10 @@ class Sampler:
     """
 
     def __init__(self, balloon: Balloon, interval: int) -> None:
-        self.stats = GuestStats()
-        self.basis = 0
-        self.start = balloon.monitor.now()
-        self.silence = 0.0
+        self.stats: GuestStats = GuestStats()
+        self.basis: int = 0
+        self.start: float = balloon.monitor.now()
+        self.silence: float = 0.0
         self.aligned = 0
         self._asked_with = 0
         self._balloon = balloon

@@ -80,8 +80,8 @@ class Tracker:
     ) -> None:
         self.target = target
         self.before = actual
-        self.actual = actual
-        self.jumps = 0
+        self.actual: int = actual
+        self.jumps: int = 0
         self._limits = limits or StallLimits()
         self._start = self._now = now
         self._rate = 0.0

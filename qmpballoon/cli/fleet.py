@@ -40,7 +40,7 @@ def source_of(vms: tuple[str, ...]) -> Source:
         raise click.UsageError(str(error)) from error
 
 
-vms_argument = click.argument("vms", nargs=-1, metavar="[VMS]...")
+vms_argument: Final = click.argument("vms", nargs=-1, metavar="[VMS]...")
 _timeout_option = click.option(
     "--timeout",
     type=SECONDS,

@@ -140,11 +140,11 @@ def _address(text: str) -> Address:
         raise click.UsageError(str(error)) from error
 
 
-socket_argument = click.argument("socket", type=_address)
-json_option = click.option(
+socket_argument: Final = click.argument("socket", type=_address)
+json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes."
 )
-connect_timeout_option = click.option(
+connect_timeout_option: Final = click.option(
     "--connect-timeout",
     type=SECONDS,
     default=5.0,

@@ -93,9 +93,9 @@ class Connection:
 
     def __init__(self, role: Role, limits: Limits | None = None) -> None:
         self.role = role
-        self.state = State.GREETING
+        self.state: State = State.GREETING
         self.greeting: Greeting | None = None
-        self.oob = False
+        self.oob: bool = False
         self._decoder = Decoder(limits)
         self._ids = itertools.count(1)
         self._pending: dict[Id, str] = {}  # names of commands

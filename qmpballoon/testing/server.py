@@ -77,7 +77,7 @@ class FakeQemu:
         machine.reply_delay = machine.reply_delay or faults.reply_delay
         machine.event_delay = faults.event_delay
         machine.event_copies = faults.event_copies
-        self.ended = trio.Event()
+        self.ended: trio.Event = trio.Event()
         self._origin = trio.current_time() - machine.now / SECOND
         self._changed = trio.Event()
         self._frozen = False

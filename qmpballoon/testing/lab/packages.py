@@ -62,13 +62,13 @@ class Kind:
     keep: tuple[str, ...] = ("",)
 
 
-qemu = Kind("QEMU", {"": "qemu-system-x86"})
-kernel = Kind(
+qemu: Final = Kind("QEMU", {"": "qemu-system-x86"})
+kernel: Final = Kind(
     "Linux",
     {"debian": "linux-image-cloud-amd64", "ubuntu": "linux-image-virtual"},
     ("linux-image-", "linux-binary-", "linux-modules-"),
 )
-busybox = Kind("busybox", {"": "busybox-static"}, ("busybox-static",))
+busybox: Final = Kind("busybox", {"": "busybox-static"}, ("busybox-static",))
 
 
 def fetch(kind: Kind, version: str | None, report: Report) -> Path:
