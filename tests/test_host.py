@@ -7,16 +7,19 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpballoon import host
+from qmpballoon import CommandNotFound, host
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
+    from contextlib import AbstractContextManager
 
 # Listens, tells so, and ends when its standard input does. The kernel takes the
 # credentials of who begins to listen.
@@ -119,3 +122,52 @@ def test_a_process_that_has_ended_and_is_not_buried_has_none() -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert host.resident(process.pid) is None
+
+
+class Cpus:
+    """A monitor that knows of CPUs, and of the threads that they run in."""
+
+    def __init__(self, *answers: object) -> None:
+        self._answers = answers
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        assert (command, arguments) == ("query-cpus-fast", None)
+        if not self._answers:
+            raise CommandNotFound(command, "CommandNotFound", "not found")
+        return [*self._answers]
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    def now(self) -> float:
+        raise NotImplementedError
+
+    def shield(self, seconds: float) -> AbstractContextManager[object]:
+        raise NotImplementedError
+
+
+async def test_qemu_is_found_by_the_threads_of_its_cpus(tmp_path: Path) -> None:
+    with listener(tmp_path, "qemu-system-x86") as (pid, _):
+        cpu = {"cpu-index": 0, "thread-id": pid}
+        assert await host.find_qemu_pid(Cpus(cpu, cpu)) == pid
+        ours = {"cpu-index": 1, "thread-id": threading.get_native_id()}
+        assert await host.find_qemu_pid(Cpus(cpu, ours)) is None
+        assert await host.find_qemu_pid(Cpus(cpu, {"cpu-index": 1})) is None
+    assert await host.find_qemu_pid(Cpus(cpu)) is None  # it has ended
+
+
+async def test_a_thread_is_one_of_its_process() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(threading.get_native_id).result()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host, "_looks_like_qemu", lambda _: True)
+            cpu = {"thread-id": thread}
+            assert await host.find_qemu_pid(Cpus(cpu)) == os.getpid() != thread
+        assert await host.find_qemu_pid(Cpus(cpu)) is None  # but this is no QEMU
+
+
+async def test_a_qemu_that_does_not_tell_its_threads() -> None:
+    assert await host.find_qemu_pid(Cpus()) is None
+    assert await host.find_qemu_pid(Cpus("nonsense")) is None
