@@ -98,8 +98,6 @@ def demo(
     cast, title, seen = run(main)
     if as_json:
         output.print_json({**seen.to_json(), "guest": asdict(cast)})
-    else:
-        output.say(title)
     return conclude(seen, title, report, quiet=as_json)
 
 

@@ -39,6 +39,7 @@ def timeline_shown(title: str) -> Generator[Show]:
         with chart_shown(title) as show:
             yield show
     else:
+        output.say(title)
         yield _Lines().show
 
 
