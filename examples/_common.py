@@ -16,7 +16,7 @@ from qmpballoon.testing.background import serve
 from qmpballoon.testing.machine import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 SIMULATED = MachineConfig(
     memory=4 * GiB, guest=GuestConfig(used=300 * MiB, cache=3 * GiB)
@@ -38,7 +38,7 @@ def vm_parser(
 
 
 @contextmanager
-def parsed(parser: argparse.ArgumentParser) -> Iterator[argparse.Namespace]:
+def parsed(parser: argparse.ArgumentParser) -> Generator[argparse.Namespace]:
     """Parse the command line; the VMs are there within the block."""
     options = parser.parse_args()
     with ExitStack() as stack:

@@ -16,11 +16,11 @@ from qmpballoon import MiB, format_size
 from qmpballoon.blocking import open_balloon
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 @contextmanager
-def borrowed(socket: str, amount: int) -> Iterator[int]:
+def borrowed(socket: str, amount: int) -> Generator[int]:
     """Have up to so many bytes of a guest's memory; yield how many it could spare."""
     with open_balloon(socket) as balloon:
         before = balloon.actual()

@@ -1,0 +1,159 @@
+"""What type checkers make of the API, from a user's code.
+
+Nothing here is run: mypy and pyright read it (the environment ``types``). A line that
+must *not* pass is marked as ignored, and for mypy an ignore too many is an error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, assert_type
+
+import qmpballoon
+from qmpballoon import (
+    Balloon,
+    BalloonInfo,
+    BalloonStalled,
+    Diagnosis,
+    Event,
+    GiB,
+    Guard,
+    GuestStats,
+    Monitor,
+    MonitorError,
+    Plan,
+    Progress,
+    ReclaimReport,
+    ResizeResult,
+    Sample,
+    Snapshot,
+    Timeline,
+    TrioMonitor,
+    aio,
+    blocking,
+    find_balloon,
+    format_size,
+    open_balloon,
+    open_monitor,
+    parse_size,
+)
+from qmpballoon.testing.background import BackgroundFake, serve
+from qmpballoon.testing.machine import MachineConfig
+from qmpballoon.testing.simulated import SimulatedVm, simulate
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qemu.qmp import QMPClient
+
+
+def values() -> None:
+    assert_type(parse_size("2G"), int)
+    assert_type(format_size(2 * GiB), str)
+    assert_type(qmpballoon.__version__, str)
+    assert_type(Guard(headroom=GiB).headroom, int | None)
+    parse_size(2)  # type: ignore[arg-type]
+    Guard(hedroom=GiB)  # type: ignore[call-arg]
+
+
+async def on_trio() -> None:
+    async with open_balloon("/run/vm1.qmp", timeout=1) as balloon:
+        await asking(balloon)
+        await moving(balloon)
+    async with open_monitor(("localhost", 4444)) as monitor:
+        assert_type(monitor, TrioMonitor)
+        assert_type(await find_balloon(monitor), Balloon)
+        with monitor.subscribe("BALLOON_CHANGE") as events:
+            async for event in events:
+                assert_type(event, Event)
+
+
+async def asking(balloon: Balloon) -> None:
+    assert_type(await balloon.query(), BalloonInfo)
+    assert_type((await balloon.query()).total, int | None)
+    assert_type(await balloon.refresh_stats(timeout=2), GuestStats)
+    assert_type((await balloon.stats()).available, int | None)
+    assert_type(balloon.resident(), int | None)
+    assert_type(await balloon.features(), dict[str, bool])
+    async with balloon.stats_interval(1), balloon.sampler() as sampler:
+        assert_type(await sampler.take(), Sample)
+
+
+async def moving(balloon: Balloon) -> None:
+    def show(progress: Progress) -> None:
+        assert_type(progress.time_left, float | None)
+
+    try:
+        result = await balloon.resize(GiB, on_stall="settle", on_progress=show)
+    except BalloonStalled as stalled:
+        assert_type(stalled.diagnosis, Diagnosis | None)
+        assert_type(stalled.result, ResizeResult)
+    except MonitorError as error:
+        assert_type(error.unknown_outcome, tuple[str, ...])
+    else:
+        assert_type(
+            result.outcome,
+            Literal["reached", "stalled", "settled", "rolled-back", "timed-out"],
+        )
+    assert_type(await balloon.plan_reclaim(GiB, guard=Guard()), Plan)
+    report = await balloon.reclaim(hold=True)
+    assert_type(report, ReclaimReport)
+    assert_type(report.before, Snapshot)
+    assert_type(report.timeline, Timeline)
+    assert_type([sample.actual for sample in report.timeline], list[int])
+    await balloon.resize("2G")  # type: ignore[arg-type]
+    await balloon.resize(GiB, on_stall="hope")  # type: ignore[arg-type]
+
+
+async def on_asyncio(client: QMPClient) -> None:
+    assert_type(await aio.find_balloon(client), Balloon)
+    async with aio.open_balloon("/run/vm1.qmp") as balloon:
+        assert_type(balloon, Balloon)
+    async with aio.open_monitor("/run/vm1.qmp") as monitor:
+        assert_type(await monitor.execute("query-status"), object)
+
+
+def without_a_loop() -> None:
+    with blocking.open_balloon("/run/vm1.qmp") as balloon:
+        assert_type(balloon, blocking.BlockingBalloon)
+        assert_type(balloon.query(), BalloonInfo)
+        assert_type(balloon.resize(GiB, timeout=5), ResizeResult)
+        assert_type(balloon.reclaim(guard=Guard()), ReclaimReport)
+        with balloon.sampler() as sampler:
+            assert_type(sampler.take(), Sample)
+        balloon.resize("2G")  # type: ignore[arg-type]
+
+
+class Own:
+    """A monitor of one's own needs no base class."""
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        return {command: arguments}
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def now(self) -> float:
+        return 0.0
+
+    def shield(self, seconds: float) -> BackgroundFake:
+        raise NotImplementedError
+
+
+def monitors(trio: TrioMonitor, asyncio: aio.AsyncioMonitor, own: Own) -> None:
+    first: Monitor = trio
+    second: Monitor = asyncio
+    third: Monitor = own  # type: ignore[assignment]
+    del first, second, third
+
+
+async def in_a_world(vm: SimulatedVm) -> int:
+    async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
+        return await balloon.actual()
+
+
+def tests() -> None:
+    assert_type(simulate(in_a_world, MachineConfig(), seed=1), int)
+    with serve(version="7.2") as fake:
+        assert_type(fake, BackgroundFake)
+        assert_type(fake.do(lambda machine: machine.resident), int)
