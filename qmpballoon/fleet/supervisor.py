@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.find import find_balloon
 from qmpballoon.balloon.resize import HEADROOM
@@ -332,7 +332,11 @@ class Supervisor:
         record = attendant.record
         attendant.wanted, attendant.told = None, trio.Event()
         headroom = record.bounds.headroom if record.bounds else HEADROOM
+        before = record.actual or target
         try:
+            if target > before:
+                # A guest in need cannot wait until all about it has been looked at.
+                await balloon.set_target(target)
             result = await balloon.resize(
                 target,
                 timeout=self._settings.move_timeout,
@@ -343,7 +347,7 @@ class Supervisor:
                 ),
                 limits=_STALL,
             )
-            record.finish(trio.current_time(), result)
+            record.finish(trio.current_time(), evolve(result, before=before))
         finally:
             record.stop()
             self._tell()
