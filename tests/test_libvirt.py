@@ -144,12 +144,12 @@ def test_errors(
 @on_each(*ALL)
 def test_a_libvirt_that_hangs(front: FrontEnd, domain: FakeDomain) -> None:
     async def hang() -> None:
-        async with front.open_balloon(domain, command_timeout=0.1) as balloon:  # type: ignore[arg-type]
+        async with front.open_balloon(domain, command_timeout=1) as balloon:  # type: ignore[arg-type]
             domain.hang.clear()
             await balloon.query()
 
     try:
-        with pytest.raises(MonitorTimeout, match=r"within 0\.1 s") as caught:
+        with pytest.raises(MonitorTimeout, match=r"within 1 s") as caught:
             front.run(hang())
     finally:
         domain.hang.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import pytest
 from frontends import ALL, CONNECTING, elsewhere, on
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from frontends import FrontEnd, Options
 
+    from qmpballoon import Balloon
     from qmpballoon.blocking import Target
     from qmpballoon.testing.background import BackgroundFake
 
@@ -56,6 +57,11 @@ async def error_of(
         async with front.open_balloon(target, **options):
             pytest.fail("it opened")
     return caught.value
+
+
+async def execute(balloon: Balloon, command: str, *, timeout: float) -> object:
+    """Run a command with a deadline of its own, which all of our monitors know."""
+    return await cast("Any", balloon.monitor).execute(command, timeout=timeout)
 
 
 def errors_of(target: Target, **options: Unpack[Options]) -> set[tuple[type, str]]:
@@ -218,9 +224,9 @@ async def test_an_answer_that_comes_too_late_is_not_taken_for_another(
                 session.answer(request, standard_answer(request))
 
     with serve(script) as path:
-        async with front.open_balloon(path, command_timeout=0.2) as balloon:
+        async with front.open_balloon(path) as balloon:
             with pytest.raises(MonitorTimeout) as caught:
-                await balloon.monitor.execute("slow")
+                await execute(balloon, "slow", timeout=0.2)
             assert "did not answer 'slow' within 0.2 s" in str(caught.value)
             assert caught.value.unknown_outcome == ("slow",)
             assert await balloon.monitor.execute("quick") == "quick"
@@ -246,17 +252,17 @@ async def test_late_commands_keep_their_places_with_qemu(front: FrontEnd) -> Non
                 session.answer(request, standard_answer(request))
 
     with serve(script) as path:
-        async with front.open_balloon(path, command_timeout=0.1) as balloon:
+        async with front.open_balloon(path) as balloon:
             seen.clear()
             for _ in range(7):
                 with pytest.raises(MonitorTimeout):
-                    await balloon.monitor.execute("hold")
+                    await execute(balloon, "hold", timeout=0.05)
             assert await balloon.monitor.execute("release") == "released"
             for _ in range(8):
                 with pytest.raises(MonitorTimeout):
-                    await balloon.monitor.execute("hold")
+                    await execute(balloon, "hold", timeout=0.05)
             with pytest.raises(MonitorTimeout) as caught:
-                await balloon.monitor.execute("release")
+                await execute(balloon, "release", timeout=0.05)
             # It waited for its turn in vain, and never was sent.
             assert caught.value.unknown_outcome == ()
         assert seen == ["hold"] * 7 + ["release"] + ["hold"] * 8
