@@ -23,7 +23,6 @@ HEALTHY = Evidence(
     stats=GuestStats(
         last_update=NOW, available=GiB, minor_faults=1000, oom_kills=0, alloc_stalls=5
     ),
-    driver=True,
     answers=True,
 )
 STALLED = Squeezed("stalled")
@@ -45,16 +44,8 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
     (
         "no-driver",
         moved(),
-        evolve(HEALTHY, driver=False, answers=False),
-        evolve(HEALTHY, driver=False, answers=False),
-        STALLED,
-    ),
-    # QEMU before 7.2 does not tell of the driver.
-    (
-        "no-driver",
-        moved(),
-        evolve(HEALTHY, driver=None),
-        evolve(HEALTHY, driver=None, answers=False),
+        evolve(HEALTHY, answers=False),
+        evolve(HEALTHY, answers=False),
         STALLED,
     ),
     (
@@ -64,12 +55,11 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
         evolve(HEALTHY, stats=stats(minor_faults=10)),
         STALLED,
     ),
-    ("reset", moved(GiB, 2 * GiB), HEALTHY, evolve(HEALTHY, driver=False), STALLED),
     (
         "reset",
         moved(GiB, 2 * GiB, 4 * GiB),
-        evolve(HEALTHY, driver=None),
-        evolve(HEALTHY, driver=False),
+        HEALTHY,
+        evolve(HEALTHY, answers=False),
         STALLED,
     ),
     (
@@ -164,5 +154,11 @@ def test_evidence_is_gathered(*, driver: bool, paused: bool) -> None:
     assert evidence.total == GiB
     assert evidence.resident == machine.resident
     assert evidence.running is not paused
-    assert evidence.driver is driver
     assert evidence.answers is (driver and not paused)
+
+
+def test_nothing_is_asked_that_kills_a_qemu() -> None:
+    # QEMU 11.1.3 fails an assertion in x-query-virtio-status.
+    machine = make_machine(GuestConfig(driver=False), memory=GiB, version="11.1")
+    run(gather(make_balloon(machine)))
+    assert not machine.ended
