@@ -3,125 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from qmpballoon.cli import output
-from qmpballoon.cli.options import SECONDS, json_option, positive_size, size
-from qmpballoon.fleet.discovery import sources
+from qmpballoon.cli.fleet_options import (
+    VMS,
+    fleet_options,
+    listen_address,
+    metrics_served,
+    policy_option,
+    rules_for,
+    supervise,
+    timeout_option,
+    vms_argument,
+)
+from qmpballoon.cli.options import SECONDS, json_option, positive_size
 from qmpballoon.fleet.gauge import Gauge
-from qmpballoon.fleet.policy import PolicyName, Rules
+from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
+    from pathlib import Path
 
     from qmpballoon.fleet.balance import Reclaimed
-    from qmpballoon.fleet.discovery import Source
-    from qmpballoon.fleet.policy import Host, Plan
+    from qmpballoon.fleet.policy import Host, Plan, PolicyName
     from qmpballoon.fleet.record import View
     from qmpballoon.fleet.supervisor import Supervisor
 
-__all__ = ["fleet", "fleet_options", "source_of"]
-
-_Command = TypeVar("_Command", bound="Callable[..., object]")
+__all__ = ["fleet"]
 
 _QUICK: Final = 0.25  # seconds between two looks where one answer is all we want
 _SORTS: Final = ("name", "state", "size", "available", "resident")
 
 
-def source_of(vms: tuple[str, ...]) -> Source:
-    """Return the source of VMs that the arguments mean."""
-    try:
-        return sources(vms)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-
-
-vms_argument: Final = click.argument("vms", nargs=-1, metavar="[VMS]...")
-_timeout_option = click.option(
-    "--timeout",
-    type=SECONDS,
-    default=6.0,
-    metavar="SECONDS",
-    help="How long to wait for VMs that do not answer.",
-)
-_OPTIONS: Final = (
-    click.option(
-        "--reserve",
-        type=size,
-        metavar="SIZE",
-        help="What the host keeps available.  [default: 5 % of its memory, and 256MiB]",
-    ),
-    click.option(
-        "--limit",
-        type=positive_size,
-        metavar="SIZE",
-        help="What all VMs together may hold of the host's memory.  [default: all]",
-    ),
-    click.option(
-        "--cgroup",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
-        help="The folder of the control group (v2) that the VMs live in: its limit"
-        " and pressure count, too.",
-    ),
-    click.option(
-        "--policy",
-        type=click.Choice(get_args(PolicyName)),
-        default="available",
-        help="What is levelled out among the guests.",
-    ),
-)
-
-
-def fleet_options(command: _Command) -> _Command:
-    """Add what is wanted of the host."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def _gauge(limit: int | None, cgroup: Path | None) -> Gauge:
-    return Gauge(limit=limit, cgroup=cgroup)
-
-
-def _rules(gauge: Gauge, reserve: int | None, policy: PolicyName) -> Rules:
-    return Rules.for_host(gauge.read().total, reserve, policy)
-
-
-@click.group(
-    epilog="VMS are globs of monitor sockets (quoted: '/run/vms/*.qmp'), addresses like"
-    " tcp:HOST:PORT, or files (*.toml) that say what is wanted of each VM. Without any,"
-    " they are the QEMUs that run on this host. Their monitors are held meanwhile: give"
-    " a VM that others talk to as well a second -qmp."
-)
+@click.group(epilog=VMS)
 def fleet() -> None:
     """Look after all VMs of a host: memory goes where it is needed."""
-
-
-def _run(
-    vms: tuple[str, ...],
-    period: float,
-    main: Callable[[Supervisor], Awaitable[Any]],
-) -> Any:  # noqa: ANN401 - what main returns
-    """Supervise VMs while something is done with them."""
-    source = source_of(vms)
-
-    import random  # noqa: PLC0415 - loaded late
-
-    from qmpballoon.cli.session import run  # noqa: PLC0415 - loads trio
-    from qmpballoon.fleet.supervisor import Settings, open_fleet  # noqa: PLC0415
-
-    async def supervise() -> Any:  # noqa: ANN401
-        settings = Settings(period=period)
-        # Looks are spread out: nothing secret about it.
-        rng = random.Random()  # noqa: S311
-        async with open_fleet(source, rng, settings=settings) as supervisor:
-            return await main(supervisor)
-
-    return run(supervise)
 
 
 # status
@@ -134,7 +54,7 @@ def _run(
     "--sort", type=click.Choice(_SORTS), default="name", help="What to sort by."
 )
 @fleet_options
-@_timeout_option
+@timeout_option
 @json_option
 def status(
     *,
@@ -149,8 +69,8 @@ def status(
     as_json: bool,
 ) -> None:
     """Show VMs, how they are, and what they have."""
-    gauge = _gauge(limit, cgroup)
-    rules = _rules(gauge, reserve, policy)
+    gauge = Gauge(limit=limit, cgroup=cgroup)
+    rules = rules_for(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
         await supervisor.known(timeout)
@@ -160,7 +80,7 @@ def status(
             _show(supervisor, gauge, rules, sort, as_json=as_json)
 
     with contextlib.suppress(output.Interrupted) if watch else contextlib.nullcontext():
-        _run(vms, 1.0 if watch else _QUICK, main)
+        supervise(vms, 1.0 if watch else _QUICK, main)
 
 
 def _show(
@@ -225,7 +145,7 @@ def _sorted(views: list[View], sort: str) -> list[View]:
 @fleet.command()
 @vms_argument
 @fleet_options
-@_timeout_option
+@timeout_option
 @json_option
 def plan(
     *,
@@ -238,8 +158,8 @@ def plan(
     as_json: bool,
 ) -> None:
     """Say what `run` would move now, and why; move nothing."""
-    gauge = _gauge(limit, cgroup)
-    rules = _rules(gauge, reserve, policy)
+    gauge = Gauge(limit=limit, cgroup=cgroup)
+    rules = rules_for(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> tuple[Host, Plan]:
         from qmpballoon.fleet.balance import decide  # noqa: PLC0415 - loads trio
@@ -247,7 +167,7 @@ def plan(
         await supervisor.known(timeout)
         return decide(supervisor, gauge.read, rules)
 
-    host, made = _run(vms, _QUICK, main)
+    host, made = supervise(vms, _QUICK, main)
     if as_json:
         output.print_json({**made.to_json(), "host": _host(host, rules)})
     else:
@@ -283,13 +203,20 @@ def _describe(host: Host, rules: Rules, plan: Plan) -> str:
     metavar="SECONDS",
     help="Between two looks at a VM, and between two plans.",
 )
-@_timeout_option
+@click.option(
+    "--metrics",
+    type=listen_address,
+    metavar="[HOST:]PORT",
+    help="Serve Prometheus metrics there meanwhile.",
+)
+@timeout_option
 @json_option
 def run(
     *,
     vms: tuple[str, ...],
     once: bool,
     period: float,
+    metrics: tuple[str, int] | None,
     reserve: int | None,
     limit: int | None,
     cgroup: Path | None,
@@ -302,8 +229,8 @@ def run(
     The host keeps its reserve, and each guest its headroom. Guests are watched while
     they give. When it ends, guests stay at the sizes they have come to.
     """
-    gauge = _gauge(limit, cgroup)
-    rules = _rules(gauge, reserve, policy)
+    gauge = Gauge(limit=limit, cgroup=cgroup)
+    rules = rules_for(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> int:
         from qmpballoon.fleet.balance import (  # noqa: PLC0415 - loads trio
@@ -318,7 +245,13 @@ def run(
 
         await supervisor.known(timeout)
         if not once:
-            await balance(supervisor, gauge.read, rules, period=period, on_plan=tell)
+            with contextlib.ExitStack() as stack:
+                if metrics:
+                    served = metrics_served(supervisor, gauge, rules, metrics)
+                    output.note(f"metrics at {stack.enter_context(served)}")
+                await balance(
+                    supervisor, gauge.read, rules, period=period, on_plan=tell
+                )
         host, plan = decide(supervisor, gauge.read, rules)
         tell(host, plan)
         await carry_out(supervisor, plan)
@@ -326,7 +259,7 @@ def run(
 
     # An interruption is how the loop is meant to end.
     with contextlib.nullcontext() if once else contextlib.suppress(output.Interrupted):
-        outcome: int = _run(vms, period, main)
+        outcome: int = supervise(vms, period, main)
         return outcome
     return output.DONE
 
@@ -356,13 +289,8 @@ def _outcome(plan: Plan, views: list[View]) -> int:
 @click.argument("amount", type=positive_size)
 @vms_argument
 @click.option("--hold", is_flag=True, help="Keep the memory, do not give it back.")
-@click.option(
-    "--policy",
-    type=click.Choice(get_args(PolicyName)),
-    default="available",
-    help="What is levelled out among the guests.",
-)
-@_timeout_option
+@policy_option
+@timeout_option
 @json_option
 def reclaim(
     *,
@@ -390,7 +318,7 @@ def reclaim(
         return await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
 
     before = gauge.read().available
-    report: Reclaimed = _run(vms, _QUICK, main)
+    report: Reclaimed = supervise(vms, _QUICK, main)
     after = gauge.read().available
     if as_json:
         output.print_json(

@@ -26,6 +26,7 @@ _COMMANDS: Final = {
     "plot": "Draw what `watch --record` has recorded.",
     "demo": "See it all happen on a guest of its own.",
     "fleet": "Look after all VMs of a host.",
+    "exporter": "Serve metrics of all VMs of a host to Prometheus.",
     "fake": "Serve a simulated VM, for other clients' tests.",
 }
 

@@ -53,7 +53,7 @@ PLACES: Final = (
 
 _LIMITS: Final = frozenset({"floor", "ceiling", "headroom", "weight"})
 # A socket that is called like this is named after its folder.
-_PLAIN: Final = frozenset({"monitor", "qemu", "qmp", "qmp-monitor", "vm"})
+_PLAIN: Final = frozenset({"monitor", "qemu", "qmp", "qmp-monitor"})
 
 
 def sources(wanted: Sequence[str]) -> Source:

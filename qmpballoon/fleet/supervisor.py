@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.discovery import Source
     from qmpballoon.fleet.policy import Member, Move
     from qmpballoon.fleet.record import State, View
-    from qmpballoon.transport import Target
 
 __all__ = ["Settings", "Supervisor", "open_fleet"]
 
@@ -84,7 +83,7 @@ class Settings:
     longest_pause: float = 30.0
 
 
-def _itself(address: Address) -> Target:
+def _itself(address: Address) -> Address:
     return address
 
 
@@ -104,7 +103,7 @@ async def open_fleet(
     rng: random.Random,
     *,
     settings: Settings | None = None,
-    dial: Callable[[Address], Target] = _itself,
+    dial: Callable[[Address], Address | trio.abc.Stream] = _itself,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Supervisor, None]:
     """Supervise a fleet within an ``async with`` block.
@@ -149,7 +148,7 @@ class Supervisor:
         rng: random.Random,
         *,
         settings: Settings,
-        dial: Callable[[Address], Target],
+        dial: Callable[[Address], Address | trio.abc.Stream],
         wall_clock: Callable[[], float],
     ) -> None:
         self._source = source
