@@ -351,6 +351,33 @@ async def test_callers_at_once_each_get_their_own_answer(
             assert started.result == f"answer to {started.command}"
 
 
+async def test_who_waits_longer_has_its_turn_before_who_comes_later(
+    nursery: trio.Nursery,
+) -> None:
+    async with connected(nursery) as (monitor, peer):
+
+        async def greedy() -> None:
+            await monitor.execute("first")
+            await monitor.execute("third")
+
+        for _ in range(MAX_IN_FLIGHT):
+            nursery.start_soon(greedy)
+        await wait_all_tasks_blocked()
+        for _ in range(MAX_IN_FLIGHT):
+            await call(nursery, monitor, "second")
+        first = [await peer.request() for _ in range(MAX_IN_FLIGHT)]
+        replies = [Return({}, request.id) for request in first]
+        await peer.send(b"".join(map(peer.connection.send_reply, replies)))
+        await wait_all_tasks_blocked()
+        second = [await peer.request() for _ in range(MAX_IN_FLIGHT)]
+        assert {request.command for request in second} == {"second"}
+        for request in [*peer.received]:
+            if request in second:
+                await peer.answer(request)
+        nursery.start_soon(peer.echo)
+        await wait_all_tasks_blocked()
+
+
 async def test_out_of_band_commands_do_not_wait_for_a_turn(
     nursery: trio.Nursery,
 ) -> None:
@@ -484,8 +511,12 @@ async def test_a_cancelled_caller_sends_nothing(nursery: trio.Nursery) -> None:
             scope.cancel()
             await monitor.execute("balloon")
         assert scope.cancelled_caught
-        nursery.start_soon(peer.echo)
-        assert await monitor.execute("query-balloon") == "query-balloon"
+        started = await call(nursery, monitor, "query-balloon")
+        request = await peer.request()
+        assert request.command == "query-balloon"
+        await peer.answer(request)
+        await wait_all_tasks_blocked()
+        assert started.result == "yes"
 
 
 @attrs.define(slots=False)

@@ -163,7 +163,7 @@ class Decoder:
 
     def _possible_end(self) -> int | None:
         # At most up to the limit: a longer message is refused, not searched.
-        stop = self._start + self._limits.size + 1
+        stop = self._start + self._limits.size
         match = _MAYBE_END.search(self._buffer, self._seen, stop)
         return match.end() if match else None
 

@@ -235,26 +235,32 @@ def test_a_limit_beyond_pythons_own_parser_is_no_other_error() -> None:
 LIMITS = Limits(size=200, depth=5, tokens=40)
 
 
-@given(st.integers(min_value=190, max_value=210), cuts, st.sampled_from(["", "\n"]))
+@pytest.mark.parametrize("size", [199, 200, 201, 400])
+@pytest.mark.parametrize("cuts", [[], [1], [100], [199], [200], [1, 2, 3]])
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
 def test_a_message_may_be_as_long_as_the_limit(
-    size: int, cuts: list[int], end: str
+    size: int, cuts: list[int], end: bytes
 ) -> None:
     message = {"a": "x" * (size - len('{"a": ""}'))}
     data = json.dumps(message).encode()
     assert len(data) == size
-    seen = decode(Decoder(LIMITS), *pieces(data + end.encode(), cuts))
+    seen = decode(Decoder(LIMITS), *pieces(data + end, cuts))
     if size <= LIMITS.size:
         assert seen == [message]
     else:
         assert "more than 200 bytes" in errors(seen)[0]
 
 
-@given(st.integers(min_value=1, max_value=8), cuts, st.sampled_from(["", "\n"]))
+@pytest.mark.parametrize("depth", [1, 4, 5, 6, 50])
+@pytest.mark.parametrize("before", [b"", b'"[[[[[[",', b"[],[[]],[],[],[],[],"])
+@pytest.mark.parametrize("cuts", [[], [1], [5], [9], [1, 2, 3, 4, 5, 6, 7, 8]])
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
 def test_a_message_may_be_as_deep_as_the_limit(
-    depth: int, cuts: list[int], end: str
+    depth: int, before: bytes, cuts: list[int], end: bytes
 ) -> None:
-    data = b'["[[[[[[",' + b"[" * (depth - 1) + b"1" + b"]" * depth
-    seen = decode(Decoder(LIMITS), *pieces(data + end.encode(), cuts))
+    data = b"[" + before + b"[" * (depth - 1) + b"1" + b"]" * depth
+    decoder = Decoder(Limits(size=200, depth=5, tokens=200))
+    seen = decode(decoder, *pieces(data + end, cuts))
     if depth <= LIMITS.depth:
         assert seen == [json.loads(data)]
     else:
