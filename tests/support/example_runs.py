@@ -62,6 +62,6 @@ RUNS: Final = (
     Run("watch", ("--count", "3", "--interval", "0.05"), r'(^\{"t": .*\}\n){3}\Z'),
     Run("orchestrator_asyncio", (), r"^done: \S+ [MG]iB handed over$"),
     Run("script", ("--job", "exit 3"), r"^borrowed \S+ MiB\nthe job ended with 3$"),
-    Run("nightly", ("--now",), r"(^\S+: done, \S+ [MG]iB in \d+ s\n)+\S+ GiB from"),
+    Run("nightly", ("--now",), r"(^\S+: done, \S+ [MG]iB in \d+ s\n)+\S+ [MG]iB from"),
     Run("make_room", ("--wanted", "300M"), r"^300(\.\d)? MiB of 300 MiB taken$"),
 )
