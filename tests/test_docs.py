@@ -64,9 +64,13 @@ def socket(request: pytest.FixtureRequest) -> Iterator[str]:
         yield fake.socket
 
 
-def test_every_language_is_known() -> None:
+def test_no_block_is_overlooked() -> None:
     known = NO_CODE | {"python", "console", "sh", "pycon"}
-    assert {block.language for block in BLOCKS} <= known
+    for page in DOCS.rglob("*.md"):
+        opened = re.findall(r"^```+([^`\n]+)$", page.read_text("utf-8"), re.MULTILINE)
+        code = [word for word in opened if not re.match(r"\{(?!code-block)", word)]
+        assert len(code) == len(list(blocks(page)))
+        assert {block.language for block in blocks(page)} <= known
 
 
 @pytest.mark.parametrize("block", of("python"))
