@@ -117,7 +117,7 @@ def explain(
             f"the guest has no more to give: {end.reason}; choose a larger target, or"
             " make the guest use less",
         )
-    for suspect in (_inhibited, _at_floor):
+    for suspect in (_inhibited, _at_floor, _fell_silent):
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis
@@ -204,6 +204,18 @@ def _at_floor(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis 
         "guest-at-floor",
         f"the guest has no more to give: available {left}, allocation stalls"
         f" +{stalls}, OOM kills +{kills}; choose a larger target",
+    )
+
+
+def _fell_silent(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+    # QEMU before 10.0 keeps statistics and size of before a reset until the guest's
+    # driver is back: this is all that shows of it.
+    if after.answers or not before.answers:
+        return None
+    return Diagnosis(
+        "reset",
+        "the guest no longer answers: it was restarted, or hangs; wait until it is up,"
+        " and try again",
     )
 
 

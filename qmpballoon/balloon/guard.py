@@ -38,7 +38,10 @@ __all__ = ["Binding", "Decision", "Governor", "Guard", "Limits", "Plan", "make_p
 Binding = Literal["headroom", "floor", "amount"]
 """Which limit keeps a plan from taking more."""
 
-_SLACK: Final = MiB  # Linux inflates by this much at a time; less is not worth asking
+_UNIT: Final = MiB  # Linux's driver inflates by this much at a time
+# An answer is a tick late: who went after the last few of these units would go to
+# and fro about the goal for ever.
+_SLACK: Final = 4 * _UNIT
 _NEAR: Final = 16 * MiB  # bytes; from here on the headroom is what holds a guest up
 # A guest that came to need memory may go on to; so long, in seconds, it is let alone.
 _RECOVERY: Final = 1.0
@@ -78,11 +81,12 @@ class Guard:
     def __attrs_post_init__(self) -> None:
         """Refuse what makes no sense, before anything is sent."""
         require_seconds(self.stale_after, "stale_after")
-        if not isinstance(self.max_rate, int | float):
+        rate: object = self.max_rate
+        if not isinstance(rate, int | float):
             raise TypeError(f"max_rate is {self.max_rate!r}: it must be bytes a second")
         if not self.max_rate > 0:  # NaN is not, either
             raise ValueError(f"max_rate is {self.max_rate}: it must be above 0 bytes/s")
-        if self.step is not None and self.step < _SLACK:
+        if self.step is not None and self.step < _UNIT:
             raise ValueError(f"step is {self.step}: it must be at least 1 MiB")
 
     def limits(self, total: int) -> Limits:

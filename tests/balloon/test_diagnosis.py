@@ -69,6 +69,14 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
         evolve(HEALTHY, stats=GuestStats()),
         STALLED,
     ),
+    # Before QEMU 10.0 a reset shows in nothing but the guest's silence.
+    (
+        "reset",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, resident=2 * GiB, answers=False),
+        STALLED,
+    ),
     ("hot-plug", moved(GiB, 3 * GiB), HEALTHY, evolve(HEALTHY, total=5 * GiB), STALLED),
     ("inhibited", moved(GiB, 2 * GiB), HEALTHY, HEALTHY, STALLED),
     (

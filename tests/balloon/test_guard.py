@@ -135,7 +135,7 @@ def test_it_ends_at_the_headroom_whatever_the_guests_unit(
     guest = Guest(4 * GiB, used, unit, speed, noise)
     action = settle(Governor(limits, 4 * GiB, 0, stats(4 * GiB - used)), guest)
     assert action == "spent"
-    assert abs(guest.actual - used - 100 * MiB) <= 2 * MiB
+    assert abs(guest.actual - used - 100 * MiB) <= 5 * MiB
 
 
 @given(

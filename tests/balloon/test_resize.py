@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults import Cancelled, at_every_call, monitor_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
@@ -56,6 +56,7 @@ def left_alone(machine: Machine) -> int:
     return machine.device.actual(machine.guest.memory.ram)
 
 
+@settings(max_examples=25)
 @given(st.integers(300 * MiB, 3 * GiB), st.integers(300 * MiB, 3 * GiB))
 def test_it_arrives_and_says_so(first: int, second: int) -> None:
     machine = make_machine(memory=2 * GiB)
@@ -74,7 +75,7 @@ def test_it_arrives_and_says_so(first: int, second: int) -> None:
 @pytest.mark.parametrize("reach", [0.25, 0.5, 1, 2, 16])
 def test_arriving_is_never_taken_for_a_stall(reach: float) -> None:
     # Whatever the speed: some look at it finds it within a hair of its target.
-    for megabytes in range(40, 60):
+    for megabytes in range(40, 48):
         guest = GuestConfig(inflate_rate=int(reach * 100 * MiB))
         target = GiB - megabytes * MiB
         result, _ = resize(make_machine(guest, memory=GiB), target)
@@ -105,6 +106,16 @@ def test_a_guest_at_its_floor_is_left_with_its_headroom() -> None:
     assert left_alone(machine) == result.actual
     assert HEADROOM - MiB <= machine.guest.memory.available <= HEADROOM + 9 * MiB
     assert machine.guest.oom_kills == 0
+
+
+@given(st.integers(0, 1024))
+def test_the_floor_is_found_at_once_and_not_circled_about(pages: int) -> None:
+    guest = GuestConfig(used=64 * MiB + pages * PAGE, cache=100 * MiB)
+    machine = make_machine(guest, memory=512 * MiB)
+    result, balloon = resize(machine, 64 * MiB, on_stall="settle")
+    assert result.seconds < 2
+    assert result.outcome == "settled"
+    assert monitor_of(balloon).calls < 500
 
 
 def test_nothing_that_the_guest_lacks_from_the_start_is_taken() -> None:

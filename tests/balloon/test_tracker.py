@@ -12,7 +12,7 @@ from qmpballoon.balloon.tracker import LARGEST_PAGE, PAGE, StallLimits, Tracker
 from qmpballoon.sizes import GiB, MiB
 
 limits = st.builds(
-    StallLimits, rate=st.floats(1, 64 * MiB), window=st.floats(0.5, 60.0)
+    StallLimits, rate=st.floats(PAGE, 64 * MiB), window=st.floats(0.5, 60.0)
 )
 sizes = st.integers(0, 64 * GiB // PAGE).map(lambda pages: pages * PAGE)
 
