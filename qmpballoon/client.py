@@ -108,10 +108,13 @@ async def open_monitor(
     monitor = TrioMonitor(transport, name=name, command_timeout=command_timeout)
     try:
         async with _Background() as background:
-            await monitor._start(background, deadline, oob=oob)  # noqa: SLF001
-            yield monitor
+            try:
+                await monitor._start(background, deadline, oob=oob)  # noqa: SLF001
+                yield monitor
+            finally:
+                # Before the background ends, so that nobody starts anything there.
+                monitor._shut(closed_by_us(name))  # noqa: SLF001
     finally:
-        monitor._shut(closed_by_us(name))  # noqa: SLF001
         await transport.aclose()
 
 
@@ -537,8 +540,5 @@ class _Background:
         for scope in self._scopes:
             scope.cancel()
         # The block's exception is not shown to the nursery, which would put it
-        # into a group; and with a shield no other can take its place while the
-        # tasks, cancelled, come to their end.
-        self._nursery.cancel_scope.shield = True
-        self._nursery.cancel_scope.cancel()
+        # into a group.
         await self._manager.__aexit__(None, None, None)

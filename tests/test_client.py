@@ -631,6 +631,25 @@ async def test_after_its_block_a_monitor_is_closed(nursery: trio.Nursery) -> Non
         await monitor.execute("query-status")
 
 
+async def test_a_command_while_its_block_ends_holds_up_nothing(
+    nursery: trio.Nursery,
+) -> None:
+    leaving, told = trio.Event(), trio.Event()
+    async with connected(nursery, trickling_pair) as (monitor, _):
+
+        async def come_late() -> None:
+            await leaving.wait()
+            with pytest.raises(MonitorClosed, match="by us") as caught:
+                await monitor.execute("balloon")
+            assert caught.value.unknown_outcome == ()
+            told.set()
+
+        nursery.start_soon(come_late)
+        await wait_all_tasks_blocked()
+        leaving.set()
+    await told.wait()
+
+
 async def test_nonsense_ends_the_connection(nursery: trio.Nursery) -> None:
     async with connected(nursery) as (monitor, peer):
         started = await call(nursery, monitor, "balloon")
