@@ -29,6 +29,7 @@ import trio
 from attrs import define
 
 from qmpballoon import host
+from qmpballoon.background import Background
 from qmpballoon.balloon.find import find_balloon
 from qmpballoon.checks import require_seconds
 from qmpballoon.errors import (
@@ -47,13 +48,12 @@ from qmpballoon.failures import (
     retold,
 )
 from qmpballoon.qmp import Connection, Event, Failure, Greeting, Return, Role, State
+from qmpballoon.subscription import EventFeed, EventSubscription
 from qmpballoon.transport import Target, Transport, connect, describe
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.qmp import Id
@@ -107,7 +107,7 @@ async def open_monitor(
     name = describe(target)
     monitor = TrioMonitor(transport, name=name, command_timeout=command_timeout)
     try:
-        async with _Background() as background:
+        async with Background() as background:
             try:
                 await monitor._start(background, deadline, oob=oob)  # noqa: SLF001
                 yield monitor
@@ -172,11 +172,11 @@ class TrioMonitor:
         self._transport = transport
         self._command_timeout = command_timeout
         self._connection = Connection(Role.CLIENT)
-        self._background: _Background | None = None
+        self._background: Background | None = None
         self._waiting: dict[Id, _Waiter] = {}
         self._turns = trio.lowlevel.ParkingLot()
         self._progress = trio.Event()  # set whenever the state moves on
-        self._subscriptions: set[EventSubscription] = set()
+        self._events = EventFeed()
         self._failure: MonitorError | None = None
         self._watchdog = trio.CancelScope()
 
@@ -242,7 +242,8 @@ class TrioMonitor:
         else:
             require_seconds(timeout, "timeout")
         await trio.lowlevel.checkpoint_if_cancelled()
-        waiter = _Waiter(command, trio.current_time() + timeout)
+        deadline = trio.current_time() + timeout
+        waiter = _Waiter(command, deadline, trio.lowlevel.current_task())
         if oob or await self._take_turn(waiter):
             await self._exchange(waiter, arguments, oob=oob)
         return self._result(waiter, timeout)
@@ -254,7 +255,7 @@ class TrioMonitor:
             names: Which events, such as ``"BALLOON_CHANGE"``; none means all.
             capacity: How many to hold while nobody reads.
         """
-        return EventSubscription(self, EventBuffer(names, capacity))
+        return EventSubscription(self._events, EventBuffer(names, capacity))
 
     async def _take_turn(self, waiter: _Waiter) -> bool:
         """Wait until the command may be sent; tell whether that came in time."""
@@ -285,7 +286,6 @@ class TrioMonitor:
         self._write(data)
         if waiter.deadline < self._watchdog.deadline:  # noqa: PLR1730 - setting it is slow
             self._watchdog.deadline = waiter.deadline
-        waiter.task = trio.lowlevel.current_task()
 
         def abort(_: object) -> trio.lowlevel.Abort:
             self._forget(ident)
@@ -325,7 +325,7 @@ class TrioMonitor:
     # The way from connecting to ready.
 
     async def _start(
-        self, background: _Background, deadline: float, *, oob: bool
+        self, background: Background, deadline: float, *, oob: bool
     ) -> None:
         self._background = background
         background.start_soon(self._read)
@@ -383,8 +383,7 @@ class TrioMonitor:
 
     def _dispatch(self, message: object) -> None:
         if isinstance(message, Event):
-            for subscription in self._subscriptions:
-                subscription._put(message)  # noqa: SLF001
+            self._events.put(message)
         elif isinstance(message, (Return, Failure)):  # a union is slow to make
             self._waiting.pop(cast("Id", message.id)).finish(message)
 
@@ -403,83 +402,11 @@ class TrioMonitor:
         self._waiting.clear()
         self._turns.unpark_all()
         self._move_on()
-        for subscription in self._subscriptions:
-            subscription._wake()  # noqa: SLF001
+        self._events.end(failure)
 
     def _raise_if_failed(self) -> None:
         if self._failure is not None:
             raise retold(self._failure)
-
-
-class EventSubscription:
-    """QEMU's events for one reader: a context manager, and an iterator inside it.
-
-    ::
-
-        with monitor.subscribe("BALLOON_CHANGE") as events:
-            async for event in events:
-                print(event.data)
-
-    A reader that does not keep up loses the oldest events, of the same name where
-    there are some; :attr:`lost` tells. It never holds up anybody else.
-    """
-
-    def __init__(self, monitor: TrioMonitor, buffer: EventBuffer) -> None:
-        self._monitor = monitor
-        self._buffer = buffer
-        self._readers = trio.lowlevel.ParkingLot()
-
-    def __enter__(self) -> Self:
-        """Begin to take events in."""
-        self._monitor._subscriptions.add(self)  # noqa: SLF001
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Take no more in; what was is still there to be read."""
-        self._monitor._subscriptions.discard(self)  # noqa: SLF001
-        self._wake()
-
-    @property
-    def lost(self) -> Mapping[str, int]:
-        """How many events of each name were dropped unread."""
-        return self._buffer.lost
-
-    async def receive(self) -> Event:
-        """Return the next event.
-
-        Raises:
-            MonitorError: The connection ended; no more will come.
-            RuntimeError: No more will come, as this is outside the block.
-
-        Cancellation: at once, and no event is lost.
-        """
-        await trio.lowlevel.checkpoint()
-        while (event := self._buffer.get()) is None:
-            self._monitor._raise_if_failed()  # noqa: SLF001
-            if self not in self._monitor._subscriptions:  # noqa: SLF001
-                raise RuntimeError("events come in a with block of the subscription")
-            await self._readers.park()
-        return event
-
-    def __aiter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    async def __anext__(self) -> Event:
-        """Return the next event, as :meth:`receive` does."""
-        return await self.receive()
-
-    def _put(self, event: Event) -> None:
-        if self._buffer.put(event):
-            self._wake()
-
-    def _wake(self) -> None:
-        self._readers.unpark_all()
 
 
 @define(eq=False)
@@ -488,7 +415,7 @@ class _Waiter:
 
     command: str
     deadline: float
-    task: trio.lowlevel.Task | None = None
+    task: trio.lowlevel.Task
     sent: bool = False
     reply: Return | Failure | MonitorError | None = None
 
@@ -498,47 +425,4 @@ class _Waiter:
 
     def finish(self, reply: Return | Failure | MonitorError | None) -> None:
         self.reply = reply
-        if self.task is not None:
-            trio.lowlevel.reschedule(self.task)
-
-
-class _Background:
-    """Runs tasks that end with its block, and wraps no exception.
-
-    Being cancelled from outside does not end them, only the end of the block does: on
-    its way out the block may have to put things in order under a shield, and would
-    wait in vain for answers if nobody read them any more.
-    """
-
-    def __init__(self) -> None:
-        self._scopes: set[trio.CancelScope] = set()
-
-    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Start a task."""
-        scope = trio.CancelScope(shield=True)
-        self._scopes.add(scope)
-        self._nursery.start_soon(self._run, task, scope)
-
-    async def _run(
-        self, task: Callable[[], Awaitable[None]], scope: trio.CancelScope
-    ) -> None:
-        with scope:
-            await task()
-        self._scopes.discard(scope)
-
-    async def __aenter__(self) -> Self:
-        self._manager = trio.open_nursery()
-        self._nursery = await self._manager.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for scope in self._scopes:
-            scope.cancel()
-        # The block's exception is not shown to the nursery, which would put it
-        # into a group.
-        await self._manager.__aexit__(None, None, None)
+        trio.lowlevel.reschedule(self.task)
