@@ -11,7 +11,7 @@ Source: Prometheus' documentation, "Metric and label naming", "Writing exporters
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -141,7 +141,7 @@ class FleetCollector(Collector):
 @contextmanager
 def serve(
     snapshot: Callable[[], Snapshot], host: str, port: int
-) -> Iterator[tuple[str, int]]:
+) -> Generator[tuple[str, int]]:
     """Serve the metrics over HTTP, from a thread, until the block is left.
 
     Args:

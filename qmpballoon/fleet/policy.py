@@ -84,6 +84,7 @@ class Member:
         weight: Above 0; one with twice the weight is left with, and gets, twice as
             much.
         target: Where it is going, while it does.
+        free: What of ``available`` nothing uses, not even a cache.
         untouched: What of its size the host has given no memory for yet. The host
             gains nothing when a guest gives that up.
         refuses: It lately did not give what it said it could.
@@ -98,6 +99,7 @@ class Member:
     ceiling: int
     weight: float = 1.0
     target: int | None = None
+    free: int = 0
     untouched: int = 0
     refuses: bool = False
 
@@ -111,6 +113,25 @@ class Member:
         """Bytes it could give: above its headroom and half as much, and its floor."""
         comfort = self.headroom + self.headroom // 2
         return max(0, min(self.available - comfort, self.actual - self.floor))
+
+    @property
+    def idle(self) -> int:
+        """Bytes of its spare memory that are free, and that the host has given."""
+        return min(max(0, self.free - self.untouched), self.spare)
+
+    @property
+    def gain(self) -> int:
+        """Bytes that the host gains if it gives all it can spare."""
+        return max(self.idle, self.spare - self.untouched)
+
+    def price(self, gain: int) -> int:
+        """Return what it has to give, in bytes, for the host to gain so much.
+
+        Linux hands over free pages before it drops cache, and those last freed before
+        those that were never touched. So past what is idle, all that is untouched goes,
+        too.
+        """
+        return gain if gain <= self.idle else min(gain + self.untouched, self.spare)
 
     @property
     def need(self) -> int:
@@ -241,7 +262,7 @@ def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> Plan:
     return Plan(
         moves=(*shrinks, *_lids(still, shrinks), *_grows(still, slack, surplus, rules)),
         wanted=wanted,
-        lacking=max(0, wanted - sum(map(_yield, donors))),
+        lacking=max(0, wanted - sum(donor.gain for donor in donors)),
     )
 
 
@@ -261,7 +282,7 @@ def take(amount: int, members: Iterable[Member], rules: Rules) -> Plan:
     return Plan(
         moves=tuple(_shrinks(donors, amount, rules, reason, uncapped=True)),
         wanted=amount,
-        lacking=max(0, amount - sum(map(_yield, donors))),
+        lacking=max(0, amount - sum(donor.gain for donor in donors)),
     )
 
 
@@ -269,19 +290,16 @@ def take(amount: int, members: Iterable[Member], rules: Rules) -> Plan:
 
 
 def _donors(members: Iterable[Member]) -> list[Member]:
-    return [m for m in members if not (m.refuses or m.need) and _yield(m) >= PAGE]
-
-
-def _yield(member: Member) -> int:
-    """Return what the host gains if a guest gives all it can spare."""
-    return max(0, member.spare - member.untouched)
+    return [m for m in members if not (m.refuses or m.need) and m.gain >= PAGE]
 
 
 def _on_its_way(member: Member) -> int:
     """Return what the host is about to gain by a move that goes on already."""
     if member.target is None:
         return 0
-    return max(0, member.actual - member.untouched - member.target)
+    given = max(0, member.actual - member.target)
+    from_idle = min(given, member.idle)
+    return from_idle + max(0, given - from_idle - member.untouched)
 
 
 def _shrinks(
@@ -297,13 +315,13 @@ def _shrinks(
         Vessel(
             height=-view(m)[0],
             width=view(m)[1],
-            limit=_yield(m) if uncapped else min(_yield(m), m.total // _STEP),
+            limit=m.gain if uncapped else min(m.gain, m.total // _STEP),
         )
         for m in chosen
     ]
     moves: list[Move] = []
     for member, share in zip(chosen, pour(wanted, vessels), strict=True):
-        given = min(share + member.untouched, member.spare) // PAGE * PAGE
+        given = member.price(share) // PAGE * PAGE
         if share and given >= rules.dead_band:
             why = f"{reason}; {_has(member)}"
             moves.append(Move(member.name, member.actual, member.actual - given, why))

@@ -152,6 +152,7 @@ class Record:
         stats: What the guest last said.
         counters: What has happened to it.
         bounds: Its limits, known once its RAM is.
+        looked_at: When it was last looked at, on the monitor's clock.
     """
 
     spec: Spec
@@ -164,11 +165,11 @@ class Record:
     stats: GuestStats = field(factory=GuestStats)
     counters: Counters = field(factory=Counters)
     bounds: Bounds | None = None
+    looked_at: float = -math.inf
     _state: State = "connecting"
     _detail: str = ""
     # All of these are moments on the monitor's clock.
     _connected_at: float = -math.inf
-    _looked_at: float = -math.inf
     _steady_since: float = math.inf
     _asked_at: float = -math.inf
     _answered_at: float = -math.inf
@@ -181,7 +182,7 @@ class Record:
         """Note that the monitor answers, and the balloon is found."""
         self._state, self._detail = "healthy", ""
         self._connected_at = now
-        self._answered_at = self._looked_at = -math.inf
+        self._answered_at = self.looked_at = -math.inf
         self._steady_since = math.inf
         self.stats = GuestStats()
 
@@ -197,12 +198,12 @@ class Record:
         self, now: float, actual: int, stats: GuestStats, resident: int | None
     ) -> None:
         """Take in what a look has shown."""
-        first = self._looked_at == -math.inf
+        first = self.looked_at == -math.inf
         if actual != self.actual or first:
             self._steady_since = now
         if stats.last_update != self.stats.last_update and not first:
-            self._asked_at, self._answered_at = self._looked_at, now
-        self._looked_at = now
+            self._asked_at, self._answered_at = self.looked_at, now
+        self.looked_at = now
         if now >= self._rests_until:
             self._detail = ""
         self.actual, self.stats, self.resident = actual, stats, resident
@@ -292,6 +293,7 @@ class Record:
             ceiling=bounds.ceiling,
             weight=self.spec.weight,
             target=self.target,
+            free=min(self.stats.free or 0, actual),
             untouched=self._untouched,
             refuses=now < self._rests_until,
         )

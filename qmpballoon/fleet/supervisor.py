@@ -96,6 +96,13 @@ class _Attendant:
     wanted: int | None = None
     told: trio.Event = field(factory=trio.Event)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing to do but to look."""
+        record = self.record
+        looked_at = record.looked_at > -math.inf
+        return record.connected and looked_at and record.target is None
+
 
 @asynccontextmanager
 async def open_fleet(
@@ -194,6 +201,16 @@ class Supervisor:
     def promised(self) -> int:
         """Bytes that guests were given and have not touched yet."""
         return sum(a.record.promised for a in self._attendants.values())
+
+    @property
+    def lateness(self) -> float:
+        """Seconds by which the look is late that is the latest of all.
+
+        VMs that cannot be looked at, or are on their way, do not count.
+        """
+        now = trio.current_time()
+        looks = (a.record.looked_at for a in self._attendants.values() if a.is_idle)
+        return max(0.0, now - min(looks, default=now) - self._settings.period)
 
     async def known(self, timeout: float = math.inf) -> bool:
         """Wait until every VM is known well enough to plan with, or cannot be.

@@ -55,12 +55,14 @@ def members_drawn(draw: st.DrawFn) -> list[Member]:
         total = draw(sizes(64 * GiB)) + 128 * MiB
         ceiling = draw(sizes(total))
         actual = draw(sizes(total))
+        available = draw(sizes(total))
         drawn.append(
             Member(
                 name=f"vm{number}",
                 actual=actual,
                 total=total,
-                available=draw(sizes(total)),
+                available=available,
+                free=draw(st.just(0) | sizes(available)),
                 headroom=draw(sizes(GiB)),
                 floor=draw(sizes(ceiling)),
                 ceiling=ceiling,
@@ -137,7 +139,7 @@ def test_taking_keeps_to_the_limits_and_the_amount(
         vm = by_name[move.name]
         assert vm.floor <= move.target < vm.actual
         assert vm.available + move.change >= vm.headroom
-        freed += max(0, -move.change - vm.untouched)
+        freed += gained(vm, -move.change)
     assert freed <= amount
     assert plan.lacking <= amount
 
@@ -158,9 +160,15 @@ def test_carried_out_again_and_again_it_comes_to_rest(
             break
         host, fleet = carried_out(host, fleet, plan)
     assert make_plan(host, fleet, rules).moves == ()
-    if any(m.spare - m.untouched > rules.dead_band and not m.refuses for m in fleet):
+    if any(m.gain > rules.dead_band and not m.refuses for m in fleet):
         # Shares are whole pages.
         assert host.available >= rules.reserve - PAGE * len(fleet)
+
+
+def gained(vm: Member, given: int) -> int:
+    """Return what a host gains: idle memory goes first, then untouched, then cache."""
+    idle = min(given, vm.idle)
+    return idle + max(0, given - idle - vm.untouched)
 
 
 def carried_out(
@@ -172,8 +180,9 @@ def carried_out(
         change = moved.get(m.name, 0)
         untouched = m.untouched
         if change < 0:
-            freed += max(0, -change - untouched)
-            untouched = max(0, untouched + change)
+            gain = gained(m, -change)
+            freed += gain
+            untouched = max(0, untouched - (-change - gain))
         else:
             given += change
         after.append(
@@ -181,6 +190,7 @@ def carried_out(
                 m,
                 actual=m.actual + change,
                 available=m.available + change,
+                free=max(0, m.free + change),
                 untouched=untouched,
             )
         )
@@ -262,6 +272,14 @@ def test_memory_that_was_never_touched_frees_nothing() -> None:
     fleet = [member("empty", available=2 * GiB, untouched=2 * GiB), member("full")]
     plan = make_plan(short_of(100 * MiB), fleet, RULES)
     assert list(changes(plan)) == ["full"]
+
+
+def test_what_lies_idle_goes_before_what_was_never_touched() -> None:
+    vm = member(available=GiB + 512 * MiB, free=GiB, untouched=512 * MiB)
+    (some,) = make_plan(short_of(100 * MiB), [vm], RULES).moves
+    assert -some.change == 100 * MiB + RULES.buffer
+    (more,) = make_plan(short_of(700 * MiB), [vm], RULES).moves
+    assert -more.change == vm.spare
 
 
 def test_what_is_to_spare_goes_to_the_poorest() -> None:

@@ -1,0 +1,345 @@
+"""Policies against each other: the same simulated hosts, bursts and seeds.
+
+Each host is overcommitted: its guests, all of them simulated, read files into their
+page caches, and now and then one of them needs a good part of its memory at once. A
+policy sees what it would see on a real host, at the times at which it looks. Beside
+ours there are the rules of Proxmox VE's and oVirt MoM's balloon managers, written anew
+after their documentation, without their corner cases.
+
+::
+
+    python benchmarks/fleet_policies.py --seeds 5 --minutes 30
+
+What is counted, in the mean over the seeds:
+
+* reserve: how far and how long the host was below 10 % of its memory, in GiB minutes;
+* swaps: for how long it had nothing left at all, in seconds;
+* pressed: for how long guests had less than their headroom, in guest minutes;
+* stalls: allocations in guests that had to wait; kills: processes killed;
+* moved: memory that was moved to and fro, in GiB;
+* relief: how long a guest that fell below its headroom stayed there, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import deque
+from random import Random
+from statistics import mean
+from typing import TYPE_CHECKING, Final, Protocol
+
+from attrs import define, evolve, field, frozen
+
+from qmpballoon.balloon.guard import Guard
+from qmpballoon.fleet.policy import Host, Member, PolicyName, Rules, make_plan
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing.machine import (
+    SECOND,
+    GuestConfig,
+    Machine,
+    MachineConfig,
+    WorkloadStep,
+    ramp,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TICK: Final = SECOND // 4
+HOST: Final = 24 * GiB
+RESERVE: Final = HOST // 10
+SIZES: Final = (2, 2, 2, 3, 3, 4, 4, 4, 6, 8)  # GiB of RAM; 38 in all
+
+
+@define
+class Vm:
+    """A simulated VM, as its host sees it."""
+
+    name: str
+    machine: Machine
+    total: int
+    headroom: int
+    floor: int
+    pressed_since: float | None = None
+
+    @property
+    def actual(self) -> int:
+        """Return what it has."""
+        return self.total - self.machine.guest.memory.balloon
+
+    @property
+    def target(self) -> int:
+        """Return what it was told to have."""
+        return self.total - self.machine.guest.target
+
+    @property
+    def available(self) -> int:
+        """Return what its guest could do without."""
+        return self.machine.guest.memory.available
+
+    @property
+    def free(self) -> int:
+        """Return what nothing in it uses."""
+        return self.machine.guest.memory.free
+
+    def ask(self, size: int) -> None:
+        """Tell it to come to a size, within its limits."""
+        self.machine.set_target(max(self.floor, min(size, self.total)))
+        self.machine.settle()
+
+
+class Policy(Protocol):
+    """Looks at a host every tick, and moves what it will."""
+
+    def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
+        """Look, and move."""
+        ...
+
+
+class Nothing:
+    """Leaves everything as it is."""
+
+    def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
+        """Do nothing."""
+
+
+@define
+class Ours:
+    """A plan a second; guests are watched while they give, as by ``resize``."""
+
+    rules: Rules
+    promised: dict[str, int] = field(factory=dict[str, int])
+
+    def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
+        """Look, and move."""
+        for vm in vms:
+            lacking = vm.headroom - vm.available
+            if vm.target < vm.actual and lacking > 0:
+                vm.ask(vm.actual + lacking)
+            untouched = max(0, vm.actual - vm.machine.resident)
+            self.promised[vm.name] = min(self.promised.get(vm.name, 0), untouched)
+        if seconds % 1:
+            return
+        host = Host(HOST, available, sum(self.promised.values()))
+        plan = make_plan(host, [member(vm) for vm in vms], self.rules)
+        for move in plan.moves:
+            next(vm for vm in vms if vm.name == move.name).ask(move.target)
+            self.promised[move.name] += max(0, move.change)
+
+
+def member(vm: Vm) -> Member:
+    """Return a VM as plans take it."""
+    return Member(
+        name=vm.name,
+        actual=vm.actual,
+        total=vm.total,
+        available=vm.available,
+        headroom=vm.headroom,
+        floor=vm.floor,
+        ceiling=vm.total,
+        target=None if abs(vm.target - vm.actual) < MiB else vm.target,
+        free=vm.free,
+        untouched=max(0, vm.actual - vm.machine.resident),
+    )
+
+
+class Proxmox:
+    """Every 10 s towards 80 % of the host in use, 100 MiB a guest at most.
+
+    The memory above the guests' minimums is shared out alike. Guests that have little
+    free, cache counting as used, grow first and shrink last.
+    """
+
+    PERIOD = 10
+    STEP = 100 * MiB
+
+    def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
+        """Look, and move."""
+        if seconds % self.PERIOD:
+            return
+        goal = HOST * 8 // 10 - (HOST - available)
+        if abs(goal) < 10 * MiB:
+            return
+        shared = sum(vm.actual - vm.floor for vm in vms) + goal
+        each = max(0, shared) // len(vms)
+        wants_more = goal > 0
+        for eager in (True, False):
+            for vm in vms:
+                is_short = vm.free < vm.total // 4
+                if (is_short == wants_more) is not eager or goal == 0:
+                    continue
+                desired = min(vm.floor + each, vm.total)
+                change = desired - vm.actual
+                if (change > 0) != wants_more and eager:
+                    change = self.STEP if wants_more else -self.STEP
+                change = max(-self.STEP, min(self.STEP, change))
+                change = min(change, goal) if wants_more else max(change, goal)
+                if (change > 0) == wants_more and change:
+                    before = vm.target
+                    vm.ask(vm.actual + change)
+                    goal -= vm.target - before
+
+
+@define
+class Mom:
+    """Every 15 s: below 20 % free all shrink by 5 % at most, above it the short grow.
+
+    A guest is to keep 20 % free, and 5 % once the host is below 5 %. What it uses,
+    cache included, is taken in the mean over five looks.
+    """
+
+    PERIOD = 15
+    used: dict[str, deque[int]] = field(factory=dict[str, "deque[int]"])
+
+    def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
+        """Look, and move."""
+        if seconds % self.PERIOD:
+            return
+        for vm in vms:
+            kept = self.used.setdefault(vm.name, deque(maxlen=5))
+            kept.append(vm.actual - vm.free)
+            used, free = mean(kept), vm.free
+            if available < HOST // 5:
+                spare = 0.05 if available < HOST // 20 else 0.2
+                least = used + spare * vm.actual
+                self._set(vm, max(vm.actual * 0.95, least, vm.floor), shrink=True)
+            elif free < 0.2 * vm.actual:
+                least = used + 0.2 * vm.actual
+                self._set(vm, max(vm.actual * 1.05, min(least, vm.total)), shrink=False)
+
+    @staticmethod
+    def _set(vm: Vm, size: float, *, shrink: bool) -> None:
+        change = size - vm.actual
+        if abs(change) >= vm.actual * 0.0025 and (change < 0) == shrink:
+            vm.ask(int(size))
+
+
+@frozen
+class Score:
+    """What came of one policy on one host."""
+
+    reserve: float
+    swaps: float
+    pressed: float
+    stalls: float
+    kills: float
+    moved: float
+    relief: float
+
+
+def workload(rng: Random, total: int, seconds: int) -> Iterator[WorkloadStep]:
+    """Read files all the time, and need much memory now and then, for a while."""
+    time = rng.uniform(0, 60)
+    while time < seconds:
+        size = int(total * rng.uniform(0.05, 0.2))
+        yield WorkloadStep(int(time * SECOND), size, "cache")
+        time += rng.uniform(10, 60)
+    time = rng.uniform(30, 300)
+    while time < seconds:
+        size = int(total * rng.uniform(0.2, 0.5))
+        rise, hold = rng.uniform(10, 60), rng.uniform(30, 120)
+        end = time + rise + hold
+        yield from ramp(int(time * SECOND), int((time + rise) * SECOND), size, 64)
+        yield WorkloadStep(int(end * SECOND), -size)
+        time = end + rng.uniform(60, 400)
+
+
+def host(seed: int, seconds: int) -> list[Vm]:
+    """Make a host's VMs."""
+    rng = Random(seed)  # noqa: S311 - a seed repeats it
+    vms: list[Vm] = []
+    for number, size in enumerate(SIZES):
+        total = size * GiB
+        used = int(total * rng.uniform(0.1, 0.3))
+        cache = int((total - used) * rng.uniform(0.1, 0.5))
+        steps = sorted(workload(rng, total, seconds), key=lambda step: step.at)
+        guest = GuestConfig(used=used, cache=cache, workload=tuple(steps))
+        limits = Guard().limits(total)
+        machine = Machine(MachineConfig(memory=total, guest=guest), rng=Random(number))  # noqa: S311
+        vms.append(
+            Vm(
+                name=f"vm{number}",
+                machine=machine,
+                total=total,
+                headroom=limits.headroom,
+                # Alike for all: Proxmox and MoM need a minimum that can be lived with.
+                floor=total // 4,
+            )
+        )
+    return vms
+
+
+def run(policy: Policy, seed: int, minutes: int) -> Score:
+    """Let a policy manage a host, and count what comes of it."""
+    vms = host(seed, minutes * 60)
+    tick = TICK / SECOND
+    below = swaps = pressed = moved = 0.0
+    reliefs: list[float] = []
+    sizes = {vm.name: vm.actual for vm in vms}
+    stalls = {vm.name: vm.machine.guest.alloc_stalls for vm in vms}
+    for step in range(1, minutes * 60 * SECOND // TICK + 1):
+        seconds = step * tick
+        for vm in vms:
+            vm.machine.advance(step * TICK)
+        available = HOST - sum(vm.machine.resident for vm in vms)
+        below += max(0, RESERVE - available) * tick
+        swaps += tick * (available < 0)
+        for vm in vms:
+            moved += abs(vm.actual - sizes[vm.name])
+            sizes[vm.name] = vm.actual
+            is_pressed = vm.available < vm.headroom
+            pressed += tick * is_pressed
+            if is_pressed and vm.pressed_since is None:
+                vm.pressed_since = seconds
+            elif not is_pressed and vm.pressed_since is not None:
+                reliefs.append(seconds - vm.pressed_since)
+                vm.pressed_since = None
+        policy.act(seconds, available, vms)
+    reliefs += [
+        minutes * 60 - vm.pressed_since for vm in vms if vm.pressed_since is not None
+    ]
+    return Score(
+        reserve=below / GiB / 60,
+        swaps=swaps,
+        pressed=pressed / 60,
+        stalls=sum(vm.machine.guest.alloc_stalls - stalls[vm.name] for vm in vms),
+        kills=sum(vm.machine.guest.oom_kills for vm in vms),
+        moved=moved / GiB,
+        relief=mean(reliefs) if reliefs else 0.0,
+    )
+
+
+def ours(policy: PolicyName) -> Callable[[], Policy]:
+    """Return what makes one of ours."""
+    rules = evolve(Rules.for_host(HOST, RESERVE), policy=policy)
+    return lambda: Ours(rules)
+
+
+POLICIES: Final[dict[str, Callable[[], Policy]]] = {
+    "none": Nothing,
+    "available": ours("available"),
+    "proportional": ours("proportional"),
+    "shares": ours("shares"),
+    "Proxmox's": Proxmox,
+    "MoM's": Mom,
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=int, default=30)
+    arguments = parser.parse_args()
+    names = [attribute.name for attribute in Score.__attrs_attrs__]
+    print(f"{'policy':<14}" + "".join(f"{name:>10}" for name in names))
+    for name, make in POLICIES.items():
+        scores = [
+            run(make(), seed, arguments.minutes) for seed in range(arguments.seeds)
+        ]
+        means = [mean(getattr(score, column) for score in scores) for column in names]
+        print(f"{name:<14}" + "".join(f"{value:>10.1f}" for value in means), flush=True)
+
+
+if __name__ == "__main__":
+    main()

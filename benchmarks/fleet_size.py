@@ -1,0 +1,227 @@
+"""What it costs to look after many VMs: fakes in other processes, one that supervises.
+
+Every fake answers on a unix socket of its own, so that the supervisor does what it
+does with real VMs: it connects, polls each VM every second, and makes a plan a second.
+What is printed, for each size of the fleet: the share of one core that the supervisor
+takes, the longest a VM had to wait for its look beyond its second, how long the whole
+page of metrics takes, and the supervisor's memory.
+
+::
+
+    python benchmarks/fleet_size.py 10 100 1000
+
+The fakes take more of a machine than their supervisor: they share the other cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Final
+
+import trio
+from attrs import frozen
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from qmpballoon.export.prometheus import FleetCollector, Snapshot
+from qmpballoon.fleet.balance import balance
+from qmpballoon.fleet.discovery import sources
+from qmpballoon.fleet.gauge import Gauge
+from qmpballoon.fleet.policy import Rules
+from qmpballoon.fleet.supervisor import Settings, open_fleet
+from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
+from qmpballoon.sizes import GiB, MiB
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
+
+    from qmpballoon.fleet.supervisor import Supervisor
+
+PERIOD: Final = 1.0
+WARM_UP: Final = 8.0  # seconds until all have connected
+STATS: Final = {
+    "stat-total-memory": 2 * GiB,
+    "stat-free-memory": 100 * MiB,
+    "stat-available-memory": GiB,
+    "stat-disk-caches": GiB,
+    "stat-swap-in": 0,
+    "stat-swap-out": 0,
+    "stat-major-faults": 1000,
+    "stat-minor-faults": 100_000,
+    "stat-htlb-pgalloc": 0,
+    "stat-htlb-pgfail": 0,
+}
+
+
+def answer(request: Request) -> object:
+    """Answer what a supervisor asks of a VM that is well."""
+    match request.command, request.arguments.get("property"):
+        case "qom-get", "guest-stats":
+            return {"stats": STATS, "last-update": int(time.time())}
+        case "qom-get", _:
+            return 1
+        case "query-balloon", _:
+            return {"actual": 2 * GiB}
+        case "query-memory-size-summary", _:
+            return {"base-memory": 2 * GiB, "plugged-memory": 0}
+        case "qom-list", _:
+            return [{"name": "b", "type": "child<virtio-balloon-pci>"}]
+        case _:
+            return {}
+
+
+async def attend(stream: trio.SocketStream) -> None:
+    """Be one VM's monitor."""
+    connection = Connection(Role.SERVER)
+    await stream.send_all(connection.send_greeting(Greeting(Version(10, 0, 0), ())))
+    async for data in stream:
+        connection.receive_data(bytes(data))
+        replies = b""
+        while isinstance(request := connection.next_message(), Request):
+            replies += connection.send_reply(Return(answer(request), request.id))
+        await stream.send_all(replies)
+
+
+def serve(paths: list[str], ready: Event) -> None:
+    """Be many VMs, in a process of their own, until killed."""
+
+    async def listen() -> None:
+        async with trio.open_nursery() as nursery:
+            for path in paths:
+                sock = trio.socket.socket(trio.socket.AF_UNIX)
+                await sock.bind(path)
+                sock.listen()
+                listener = trio.SocketListener(sock)
+                nursery.start_soon(trio.serve_listeners, attend, [listener])
+            ready.set()
+
+    trio.run(listen)
+
+
+@frozen
+class Figures:
+    """What one size of the fleet costs.
+
+    Attributes:
+        vms: How many there were.
+        cpu: The share of one core, 1 being all of it.
+        latest: Seconds beyond the period that a VM waited for its look, at worst.
+        scrape: Seconds for a page of metrics.
+        memory: Bytes that the supervising process holds.
+    """
+
+    vms: int
+    cpu: float
+    latest: float
+    scrape: float
+    memory: int
+
+
+async def measure(pattern: str, count: int, seconds: float) -> Figures:
+    """Supervise the VMs, and see what that takes."""
+    gauge = Gauge(limit=2 * count * GiB)
+    rules = Rules(reserve=256 * MiB, buffer=64 * MiB)
+    latest = 0.0
+
+    async def watch(fleet: Supervisor) -> None:
+        """Look how long ago each VM was looked at, many times a second."""
+        nonlocal latest
+        while True:
+            await trio.sleep(0.1)
+            latest = max(latest, fleet.lateness)
+
+    async with (
+        open_fleet(
+            sources([pattern]),
+            random.Random(0),  # noqa: S311 - spreads looks
+            settings=Settings(period=PERIOD),
+        ) as fleet,
+        trio.open_nursery() as nursery,
+    ):
+        await trio.sleep(WARM_UP)
+        states = [view.state for view in fleet.views()]
+        if states.count("healthy") < count:
+            raise SystemExit(f"only {states.count('healthy')} of {count} VMs are well")
+        nursery.start_soon(partial(balance, fleet, gauge.read, rules))
+        nursery.start_soon(watch, fleet)
+        cpu = time.process_time()
+        await trio.sleep(seconds)
+        cpu = time.process_time() - cpu
+        nursery.cancel_scope.cancel()
+        return Figures(
+            count, cpu / seconds, latest, scrape(fleet, gauge, rules), resident()
+        )
+
+
+def scrape(fleet: Supervisor, gauge: Gauge, rules: Rules) -> float:
+    """Return how long a page of metrics takes."""
+    registry = CollectorRegistry()
+    registry.register(
+        FleetCollector(lambda: Snapshot(gauge.read(), rules, fleet.views()))
+    )
+    times: list[float] = []
+    for _ in range(3):
+        start = time.perf_counter()
+        generate_latest(registry)
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def resident() -> int:
+    """Return what this process holds, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def run(count: int, seconds: float) -> Figures:
+    """Start so many VMs in other processes, and supervise them."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/{number}.qmp" for number in range(count)]
+        share = -(-count // 4)
+        ready, processes = [], []
+        for start in range(0, count, share):
+            ready.append(multiprocessing.Event())
+            process = multiprocessing.Process(
+                target=serve,
+                args=(paths[start : start + share], ready[-1]),
+                daemon=True,
+            )
+            process.start()
+            processes.append(process)
+        for event in ready:
+            event.wait()
+        try:
+            return trio.run(measure, f"{folder}/*.qmp", count, seconds)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def main() -> None:
+    """Print a line for each size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", type=int, nargs="*", default=[10, 100, 1000])
+    parser.add_argument("--seconds", type=float, default=20.0)
+    arguments = parser.parse_args()
+    print(f"{'VMs':>6} {'core':>7} {'late':>8} {'scrape':>8} {'memory':>9}")
+    for count in arguments.sizes:
+        seen = run(count, arguments.seconds)
+        print(
+            f"{seen.vms:>6} {seen.cpu:>6.1%} {seen.latest:>6.2f} s"
+            f" {seen.scrape:>6.2f} s {seen.memory / MiB:>5.0f} MiB",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
