@@ -52,15 +52,15 @@ def _source(vms: tuple[str, ...]) -> Source:
         raise click.UsageError(str(error)) from error
 
 
-vms_argument = click.argument("vms", nargs=-1, metavar="[VMS]...")
-timeout_option = click.option(
+vms_argument: Final = click.argument("vms", nargs=-1, metavar="[VMS]...")
+timeout_option: Final = click.option(
     "--timeout",
     type=SECONDS,
     default=6.0,
     metavar="SECONDS",
     help="How long to wait for VMs that do not answer.",
 )
-policy_option = click.option(
+policy_option: Final = click.option(
     "--policy",
     type=click.Choice(get_args(PolicyName)),
     default="available",
