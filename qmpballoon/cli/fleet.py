@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qmpballoon.fleet.balance import Reclaimed
-    from qmpballoon.fleet.policy import Host, Plan, PolicyName
+    from qmpballoon.fleet.policy import FleetPlan, Host, PolicyName
     from qmpballoon.fleet.record import View
     from qmpballoon.fleet.supervisor import Supervisor
 
@@ -161,7 +161,7 @@ def plan(
     gauge = Gauge(limit=limit, cgroup=cgroup)
     rules = rules_for(gauge, reserve, policy)
 
-    async def main(supervisor: Supervisor) -> tuple[Host, Plan]:
+    async def main(supervisor: Supervisor) -> tuple[Host, FleetPlan]:
         from qmpballoon.fleet.balance import decide  # noqa: PLC0415 - loads trio
 
         await supervisor.known(timeout)
@@ -174,7 +174,7 @@ def plan(
         output.say(_describe(host, rules, made))
 
 
-def _describe(host: Host, rules: Rules, plan: Plan) -> str:
+def _describe(host: Host, rules: Rules, plan: FleetPlan) -> str:
     about = (
         f"The host has {format_size(host.available)} available of"
         f" {format_size(host.total)}, and is to keep {format_size(rules.reserve)}."
@@ -239,7 +239,7 @@ def run(
             decide,
         )
 
-        def tell(host: Host, plan: Plan) -> None:
+        def tell(host: Host, plan: FleetPlan) -> None:
             if plan.moves or once:
                 _tell(host, rules, plan, as_json=as_json)
 
@@ -264,14 +264,14 @@ def run(
     return output.DONE
 
 
-def _tell(host: Host, rules: Rules, plan: Plan, *, as_json: bool) -> None:
+def _tell(host: Host, rules: Rules, plan: FleetPlan, *, as_json: bool) -> None:
     if as_json:
         output.print_json({**plan.to_json(), "host": _host(host, rules)})
     else:
         output.say(_describe(host, rules, plan))
 
 
-def _outcome(plan: Plan, views: list[View]) -> int:
+def _outcome(plan: FleetPlan, views: list[View]) -> int:
     """Say who did not come to the size it was to have; return the exit status."""
     sizes = {view.name: view.actual for view in views}
     stuck = [move for move in plan.moves if sizes.get(move.name) != move.target]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import asdict, define, field, frozen
 
-from qmpballoon.fleet.policy import Move, Plan, make_plan, take
+from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ _CLEANUP: Final = 10.0  # seconds for giving memory back on the way out
 
 def decide(
     supervisor: Supervisor, read: Callable[[int, int], Host], rules: Rules
-) -> tuple[Host, Plan]:
+) -> tuple[Host, FleetPlan]:
     """Return the host as it is, and what is to be moved now.
 
     Args:
@@ -42,7 +42,7 @@ def decide(
     return host, make_plan(host, supervisor.members(), rules)
 
 
-async def carry_out(supervisor: Supervisor, plan: Plan) -> None:
+async def carry_out(supervisor: Supervisor, plan: FleetPlan) -> None:
     """Make the moves of a plan, all at once, and wait until they have ended.
 
     Cancellation: at once; the moves go on for as long as the fleet is supervised.
@@ -58,7 +58,7 @@ async def balance(
     rules: Rules,
     *,
     period: float = 1.0,
-    on_plan: Callable[[Host, Plan], None] = lambda _, __: None,
+    on_plan: Callable[[Host, FleetPlan], None] = lambda _, __: None,
 ) -> None:
     """Keep the host in balance for ever.
 
@@ -167,7 +167,7 @@ class _Reclaim:
     before: dict[str, int] = field(factory=dict[str, int])
     requested: Counter[str] = field(factory=Counter[str])
 
-    async def take(self, plan: Plan, on_progress: Callable[[int], None]) -> None:
+    async def take(self, plan: FleetPlan, on_progress: Callable[[int], None]) -> None:
         for move in plan.moves:
             self.before.setdefault(move.name, move.before)
             self.requested[move.name] -= move.change

@@ -40,7 +40,16 @@ from qmpballoon.sizes import MiB, format_size
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Host", "Member", "Move", "Plan", "PolicyName", "Rules", "make_plan", "take"]
+__all__ = [
+    "FleetPlan",
+    "Host",
+    "Member",
+    "Move",
+    "PolicyName",
+    "Rules",
+    "make_plan",
+    "take",
+]
 
 PolicyName = Literal["available", "proportional", "shares"]
 """What is levelled out among the guests: what they have available above their
@@ -210,7 +219,7 @@ class Move:
 
 
 @frozen
-class Plan:
+class FleetPlan:
     """What is to be done now.
 
     Attributes:
@@ -232,7 +241,7 @@ class Plan:
         }
 
 
-def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> Plan:
+def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> FleetPlan:
     """Decide what is moved now.
 
     Args:
@@ -259,14 +268,14 @@ def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> Plan:
     surplus = slack - need - rules.buffer
     if wanted or surplus <= rules.buffer // 2:
         surplus = 0
-    return Plan(
+    return FleetPlan(
         moves=(*shrinks, *_lids(still, shrinks), *_grows(still, slack, surplus, rules)),
         wanted=wanted,
         lacking=max(0, wanted - sum(donor.gain for donor in donors)),
     )
 
 
-def take(amount: int, members: Iterable[Member], rules: Rules) -> Plan:
+def take(amount: int, members: Iterable[Member], rules: Rules) -> FleetPlan:
     """Plan to take an amount now, wherever it hurts least.
 
     What one guest gives is not capped: whoever asks for this wants it soon.
@@ -279,7 +288,7 @@ def take(amount: int, members: Iterable[Member], rules: Rules) -> Plan:
     everyone = sorted(members, key=lambda member: member.name)
     donors = _donors([member for member in everyone if not member.moving])
     reason = f"{format_size(amount)} were asked for"
-    return Plan(
+    return FleetPlan(
         moves=tuple(_shrinks(donors, amount, rules, reason, uncapped=True)),
         wanted=amount,
         lacking=max(0, amount - sum(donor.gain for donor in donors)),

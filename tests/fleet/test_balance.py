@@ -10,7 +10,7 @@ from attrs import evolve
 from worlds import GUEST, World, become, open_world, simulated, supervised, view
 
 from qmpballoon.fleet.balance import balance, carry_out, decide, reclaim
-from qmpballoon.fleet.policy import Plan, PolicyName, Rules
+from qmpballoon.fleet.policy import FleetPlan, PolicyName, Rules
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.machine import SECOND, MachineConfig, WorkloadStep
 
@@ -203,6 +203,6 @@ def test_an_empty_fleet_has_nothing_to_plan() -> None:
     async def nobody() -> None:
         async with open_world() as world, supervised(world) as fleet:
             assert await fleet.known(1)
-            assert decide(fleet, world.read, RULES)[1] == Plan()
+            assert decide(fleet, world.read, RULES)[1] == FleetPlan()
 
     nobody()

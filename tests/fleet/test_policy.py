@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpballoon.balloon.tracker import PAGE
-from qmpballoon.fleet.policy import Host, Member, Plan, Rules, make_plan, take
+from qmpballoon.fleet.policy import FleetPlan, Host, Member, Rules, make_plan, take
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def short_of(size: int) -> Host:
     return Host(total=16 * GiB, available=RULES.reserve - size)
 
 
-def changes(plan: Plan) -> dict[str, int]:
+def changes(plan: FleetPlan) -> dict[str, int]:
     return {move.name: move.change for move in plan.moves}
 
 
@@ -172,7 +172,7 @@ def gained(vm: Member, given: int) -> int:
 
 
 def carried_out(
-    host: Host, fleet: list[Member], plan: Plan
+    host: Host, fleet: list[Member], plan: FleetPlan
 ) -> tuple[Host, list[Member]]:
     moved = changes(plan)
     after, freed, given = [], 0, 0
@@ -200,7 +200,7 @@ def carried_out(
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_balanced_host_is_left_alone(policy: PolicyName) -> None:
     fleet = [member("a"), member("b", actual=GiB, available=300 * MiB)]
-    assert make_plan(ENOUGH, fleet, evolve(RULES, policy=policy)) == Plan()
+    assert make_plan(ENOUGH, fleet, evolve(RULES, policy=policy)) == FleetPlan()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
