@@ -37,11 +37,11 @@ _TEETH: Final = 3
 Workload = "Callable[[lab.Guest, int, trio.Event], Awaitable[None]]"
 
 
-async def idle(guest: lab.Guest, memory: int, half_way: trio.Event) -> None:
+async def idle(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
     """Do nothing."""
 
 
-async def burst_at_start(guest: lab.Guest, memory: int, half_way: trio.Event) -> None:
+async def burst_at_start(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
     """Allocate a good part of the memory as soon as the balloon moves."""
     await guest.hog(int(memory * _BURST))
 
@@ -52,13 +52,13 @@ async def burst_half_way(guest: lab.Guest, memory: int, half_way: trio.Event) ->
     await guest.hog(int(memory * _BURST))
 
 
-async def growing(guest: lab.Guest, memory: int, half_way: trio.Event) -> None:
+async def growing(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
     """Allocate it step by step."""
     for _ in range(_STEPS):
         await guest.hog(int(memory * _STEP))
 
 
-async def sawtooth(guest: lab.Guest, memory: int, half_way: trio.Event) -> None:
+async def sawtooth(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
     """Allocate and free, again and again."""
     for _ in range(_TEETH):
         await guest.hog(int(memory * _BURST / 2))

@@ -94,6 +94,7 @@ def format_size(size: int) -> str:
     sign, size = ("-" if size < 0 else ""), abs(size)
     if size < KiB:
         return f"{sign}{size} B"
+    tenths, symbol = 0, ""
     for n, symbol in enumerate(_SYMBOLS, 1):
         tenths = round(size * 10 / (1 << 10 * n))
         # Compared after rounding, or 1 GiB less a byte would read "1024 MiB".

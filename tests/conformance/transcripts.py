@@ -93,7 +93,9 @@ def _script(entry: dict[str, Any]) -> Script:
     chunks = [_chunk(chunk) for chunk in entry["send"]]
     if entry.get("negotiate", True):
         chunks.insert(0, NEGOTIATION)
-    vm = {key: value or None for key, value in entry.get("vm", {}).items()}
+    vm: dict[str, Any] = {
+        key: value or None for key, value in entry.get("vm", {}).items()
+    }
     vm["features"] = tuple(vm.get("features", ()))
     return Script(entry["name"], tuple(chunks), **vm)
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import hypothesis.strategies as st
 import pytest
@@ -65,8 +65,8 @@ class Client:
         request = {"execute": command, "arguments": arguments}
         self.session.receive(json.dumps(request).encode())
         answer = self.read()[-1]
-        result: dict[str, Any] = answer.get("return", answer.get("error"))
-        return result
+        result: Any = answer.get("return", answer.get("error"))
+        return cast("dict[str, Any]", result)
 
     def advance(self, duration: int) -> None:
         """Let time pass, event by event, so that each one's time is seen."""
@@ -90,7 +90,9 @@ class Client:
 
 
 def make(
-    version: str = "10.0", guest: GuestConfig | None = None, **options: object
+    version: str = "10.0",
+    guest: GuestConfig | None = None,
+    **options: Any,  # noqa: ANN401
 ) -> Client:
     config = MachineConfig(**options, guest=guest or GuestConfig())
     return Client(Machine(config, profile(version), random.Random(1)))
@@ -123,7 +125,7 @@ class Machines(RuleBasedStateMachine):
         self,
         version: str,
         memory: int,
-        features: dict[str, bool],
+        features: dict[str, Any],
         guest: GuestConfig,
         seed: int,
     ) -> None:

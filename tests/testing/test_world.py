@@ -113,7 +113,8 @@ def test_a_frozen_qemu_says_nothing_and_then_goes_on() -> None:
             await trio.sleep(20)
             await monitor.execute("query-status")
             answer: Any = await monitor.execute("query-balloon")
-            return answer["actual"]
+            actual: int = answer["actual"]
+            return actual
 
     assert run_world(main, machine(), plan) == 2 * GiB
 
