@@ -56,6 +56,13 @@ def _optional_size(_: object, attribute: Attribute[int | None], value: object) -
         require_size(value, attribute.name)
 
 
+def _check_rate(value: object) -> None:
+    if not isinstance(value, int | float):
+        raise TypeError(f"max_rate is {value!r}: it must be bytes a second")
+    if not value > 0:  # NaN is not, either
+        raise ValueError(f"max_rate is {value}: it must be above 0 bytes/s")
+
+
 @frozen
 class Guard:
     """What a guest must keep, and what counts as trouble.
@@ -81,11 +88,7 @@ class Guard:
     def __attrs_post_init__(self) -> None:
         """Refuse what makes no sense, before anything is sent."""
         require_seconds(self.stale_after, "stale_after")
-        rate: object = self.max_rate
-        if not isinstance(rate, int | float):
-            raise TypeError(f"max_rate is {self.max_rate!r}: it must be bytes a second")
-        if not self.max_rate > 0:  # NaN is not, either
-            raise ValueError(f"max_rate is {self.max_rate}: it must be above 0 bytes/s")
+        _check_rate(self.max_rate)
         if self.step is not None and self.step < _UNIT:
             raise ValueError(f"step is {self.step}: it must be at least 1 MiB")
 
