@@ -1,8 +1,11 @@
 """What one command costs: qmpballoon beside qemu.qmp and a bare blocking socket.
 
 All three ask the same QEMU for ``query-balloon``, in rounds that take turns in one
-process, so that a machine that slows down does so for all of them. What counts is
-the ratios. QEMU's own share of the latency is in all three.
+process. What counts is the ratios. Machines go faster and slower from one second to
+the next, and treat whoever comes first differently; so a ratio is taken between
+neighbours in one round, the order changes with every round, and what is shown is the
+median of the rounds' ratios, with the middle half of them. QEMU's own share of the
+latency is in all three.
 
     python benchmarks/monitor.py [--rounds N] [--commands N] [--qemu PROGRAM]
 """
@@ -17,9 +20,10 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 import trio
@@ -156,28 +160,37 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 def show(costs: dict[str, Costs]) -> None:
     """Print all costs, and how they compare with qemu.qmp's."""
-    cpu = {name: median(seen.cpu) for name, seen in costs.items()}
-    latency = {name: median(seen.latency) for name, seen in costs.items()}
-    print(f"{COMMAND:14}{'CPU':>10}{'ratio':>8}{'latency':>12}{'ratio':>8}")
-    for name in costs:
+    base = costs["qemu.qmp"]
+    print(f"{COMMAND:15}{'CPU':>9}{'ratio':>18}{'latency':>12}{'ratio':>18}")
+    for name, seen in costs.items():
         print(
-            f"{name:14}{cpu[name] * 1e6:7.1f} µs{cpu[name] / cpu['qemu.qmp']:8.2f}"
-            f"{latency[name] * 1e6:9.1f} µs{latency[name] / latency['qemu.qmp']:8.2f}"
+            f"{name:15}{median(seen.cpu) * 1e6:6.1f} µs{compared(seen.cpu, base.cpu)}"
+            f"{median(seen.latency) * 1e6:9.1f} µs"
+            f"{compared(seen.latency, base.latency)}"
         )
+
+
+def compared(costs: list[float], base: list[float]) -> str:
+    """Return the median of the rounds' ratios, and the quarters around it."""
+    ratios = [cost / other for cost, other in zip(costs, base, strict=True)]
+    low, middle, high = quantiles(ratios, n=4)
+    return f"{middle:7.2f} {low:.2f}-{high:.2f}"
 
 
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--commands", type=int, default=1000, help="in each round")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--commands", type=int, default=300, help="in each round")
     parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM")
     options = parser.parse_args()
     costs = {name: Costs() for name in CLIENTS}
     with running_qemu(options.qemu) as path:
+        turn = deque(CLIENTS)
         for _ in range(options.rounds):
-            for name, client in CLIENTS.items():
-                client(path, options.commands, costs[name])
+            for name in turn:
+                CLIENTS[name](path, options.commands, costs[name])
+            turn.rotate()
     show(costs)
 
 

@@ -244,7 +244,7 @@ class TrioMonitor:
         await trio.lowlevel.checkpoint_if_cancelled()
         deadline = trio.current_time() + timeout
         waiter = _Waiter(command, deadline, trio.lowlevel.current_task())
-        if oob or await self._take_turn(waiter):
+        if oob or self._may_send() or await self._take_turn(waiter):
             await self._exchange(waiter, arguments, oob=oob)
         return self._result(waiter, timeout)
 
@@ -257,10 +257,12 @@ class TrioMonitor:
         """
         return EventSubscription(self._events, EventBuffer(names, capacity))
 
+    def _may_send(self) -> bool:
+        # Not past those who wait, though there may be room.
+        return self._connection.can_send and not self._turns
+
     async def _take_turn(self, waiter: _Waiter) -> bool:
         """Wait until the command may be sent; tell whether that came in time."""
-        if self._connection.can_send and not self._turns:
-            return True
         with trio.move_on_at(waiter.deadline):
             self._raise_if_failed()
             await self._turns.park()
@@ -307,9 +309,9 @@ class TrioMonitor:
         return self._waiting.pop(ident)
 
     def _result(self, waiter: _Waiter, timeout: float) -> object:
+        if isinstance(waiter.reply, Return):  # at once, for it is what comes most
+            return waiter.reply.value
         match waiter.reply:
-            case Return(value):
-                return value
             case Failure(error_class, desc):
                 raise command_error(waiter.command, error_class, desc)
             case MonitorError() as failure:

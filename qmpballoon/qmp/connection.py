@@ -306,7 +306,10 @@ class Connection:
             )
 
 
-_JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+# Without spaces: QEMU reads its input byte by byte, 2 µs for each.
+_JSON: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":")
+)
 
 
 def encode(message: Mapping[str, object]) -> bytes:

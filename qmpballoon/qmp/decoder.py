@@ -110,7 +110,7 @@ class Decoder:
             ProtocolError: What was received is no JSON object or array, or
                 exceeds the limits. Any other exception is a bug.
         """
-        if not self._find_start():
+        if self._start == len(self._buffer) or not self._find_start():
             return None
         if self._seen == self._start and (value := self._take_from_line()) is not None:
             return value
@@ -126,9 +126,8 @@ class Decoder:
         """Move to the first byte of a message, if it has been received."""
         if self._skipping:
             self._skip_line()
-        if self._start == len(self._buffer):
-            return False
-        if self._seen == self._start and self._buffer[self._start] not in _OPEN:
+        new = self._seen == self._start < len(self._buffer)
+        if new and self._buffer[self._start] not in _OPEN:
             self._skip_blanks()
         return self.pending > 0
 
