@@ -24,7 +24,8 @@ from attrs.validators import ge, gt
 
 from qmpballoon.testing.model.balloon import BalloonDevice
 from qmpballoon.testing.model.commands import build_commands
-from qmpballoon.testing.model.guest import SECOND, Guest, GuestConfig
+from qmpballoon.testing.model.guest import Guest
+from qmpballoon.testing.model.guest_config import SECOND, GuestConfig
 from qmpballoon.testing.model.memory import PAGE, Memory
 from qmpballoon.testing.model.objects import build_tree
 from qmpballoon.testing.model.session import Session
@@ -291,10 +292,9 @@ class Machine:
         device, guest = self.device, self.guest
         if device is None:
             return
-        if device.poll_at is not None and device.poll_at <= guest.now:
-            delay = self.config.guest.stats_delay
-            if device.poll(guest.now) and delay is not None and not guest.panicked:
-                self._answer_at = max(guest.now, guest.stalled_until) + delay
+        due = device.poll_at is not None and device.poll_at <= guest.now
+        if due and device.poll(guest.now):
+            self._answer_at = guest.answer_time
         if self._answer_at is not None and self._answer_at <= guest.now:
             self._answer()
 

@@ -87,13 +87,23 @@ def workloads(
     return steps.map(lambda found: tuple(sorted(found, key=lambda each: each.at)))
 
 
+def _claims() -> SearchStrategy[dict[str, int | None]]:
+    names = st.sampled_from(profile(PROFILES[-1]).stat_names)
+    return st.dictionaries(names, st.none() | st.integers(0, _UNSET), max_size=3)
+
+
 def guests(memory: int = 4 * GiB) -> SearchStrategy[GuestConfig]:
     """Guests with a driver, that fit in a VM of so many bytes."""
     return st.builds(
         GuestConfig,
         used=sizes(0, memory // 4),
         cache=sizes(0, memory),
+        swap=st.just(0) | sizes(0, memory),
+        refaults=st.just(0) | st.integers(1, 99),
         stats_delay=st.none() | st.integers(0, SECOND),
+        silent_after=st.none() | st.integers(0, 60 * SECOND),
+        frozen_after=st.none() | st.integers(0, 60 * SECOND),
+        claims=st.just({}) | _claims(),
         extended_stats=st.booleans(),
         workload=workloads(memory // 2),
     )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from talk import UNSET, Client, make
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.machine import (
@@ -34,76 +35,14 @@ from qmpballoon.testing.model.memory import PAGE, STEP
 from qmpballoon.testing.profiles import PROFILES, profile
 from qmpballoon.testing.strategies import workloads
 
-UNSET = 2**64 - 1
-
-
-class Client:
-    """Talks to a machine; remembers what it was told, and when."""
-
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self.session = machine.connect()
-        self.events: list[tuple[int, dict[str, Any]]] = []
-        self.raw = b""
-        self.execute("qmp_capabilities")
-
-    def read(self) -> list[dict[str, Any]]:
-        """Return the answers that have come, and keep the events."""
-        data = self.session.output()
-        self.raw += data
-        answers = []
-        for line in data.splitlines():
-            message = json.loads(line)
-            if "event" in message:
-                self.events.append((self.machine.now, message))
-            else:
-                answers.append(message)
-        return answers
-
-    def execute(self, command: str, **arguments: object) -> dict[str, Any]:
-        """Return what a command returns, or its error's description."""
-        request = {"execute": command, "arguments": arguments}
-        self.session.receive(json.dumps(request).encode())
-        answer = self.read()[-1]
-        result: Any = answer.get("return", answer.get("error"))
-        return cast("dict[str, Any]", result)
-
-    def advance(self, duration: int) -> None:
-        """Let time pass, event by event, so that each one's time is seen."""
-        machine = self.machine
-        until = machine.now + duration
-        while (event := machine.next_event_time()) is not None and event <= until:
-            machine.advance(event)
-            self.read()
-        machine.advance(until)
-        self.read()
-
-    def stats(self) -> dict[str, int]:
-        """Return the last sample."""
-        answer = self.execute("qom-get", path="balloon0", property="guest-stats")
-        stats: dict[str, int] = answer["stats"]
-        return stats
-
-    def named(self, name: str) -> list[tuple[int, dict[str, Any]]]:
-        """Return the events of one kind, with the times at which they came."""
-        return [(at, event) for at, event in self.events if event["event"] == name]
-
-
-def make(
-    version: str = "10.0",
-    guest: GuestConfig | None = None,
-    **options: Any,  # noqa: ANN401
-) -> Client:
-    config = MachineConfig(**options, guest=guest or GuestConfig())
-    return Client(Machine(config, profile(version), random.Random(1)))
-
-
 SIZES = st.integers(0, 3 * GiB)
 WORKLOADS = workloads()
 GUESTS = st.builds(
     GuestConfig,
     used=st.integers(0, GiB),
     cache=st.integers(0, 4 * GiB),
+    swap=st.just(0) | st.integers(0, 2 * GiB),
+    refaults=st.just(0) | st.integers(1, 99),
     workload=WORKLOADS,
     panic_after=st.none() | st.integers(0, 5 * SECOND),
 )
@@ -192,7 +131,8 @@ class Machines(RuleBasedStateMachine):
         assert sum(parts) + memory.reserve == memory.ram
         assert memory.balloon % PAGE == 0
         assert 0 <= memory.warm <= memory.free
-        assert memory.allocated <= memory.used
+        assert memory.allocated <= memory.used + memory.swapped
+        assert 0 <= memory.swapped <= memory.swap
         assert self.machine.resident >= 0
 
     @invariant()

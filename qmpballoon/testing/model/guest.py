@@ -5,10 +5,10 @@ resize. They are not simulated one by one: between two times at which anything e
 happens all steps take equally long, so the guest is advanced to any time by one
 division, and still only ever shows whole steps.
 
-How fast the driver inflates depends on what it takes (free pages, or cache that
-has to be dropped first) and on how little is left: each time that what can still
-be had halves, below a sixteenth of RAM, so does the rate. At the floor it stops,
-and tries again five times a second.
+How fast the driver inflates depends on what it takes (free pages, cache that has to
+be dropped first, processes' memory that has to be swapped out) and on how little is
+left: each time that what can still be had halves, below a 64th of RAM, so does the
+rate. At the floor it stops, and tries again five times a second.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
-from attrs.validators import ge, gt
 
+from qmpballoon.testing.model.guest_config import SECOND, GuestConfig
 from qmpballoon.testing.model.memory import PAGE, STEP, Memory
+from qmpballoon.testing.model.statistics import Witness
 
 if TYPE_CHECKING:
     import random
@@ -27,45 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SECOND", "Guest", "GuestConfig"]
 
-SECOND: Final = 1_000_000_000
 _RETRY: Final = SECOND // 5
 _REPORT_AFTER: Final = 2 * SECOND
+_READ_BACK_EVERY: Final = SECOND // 10
 _STALLS_PER_RETRY: Final = 2
-_PRESSURE_LEVELS: Final = 6
-
-
-@frozen
-class GuestConfig:
-    """What the guest is like. Sizes in bytes, times in nanoseconds of its clock.
-
-    Attributes:
-        used: In use by processes and kernel, beside the kernel's own 2 % of RAM.
-        cache: Page cache at the start.
-        pinned: The part of the cache that cannot be dropped.
-        driver: It has a balloon driver.
-        boot_time: From reset until the driver is there.
-        inflate_rate: Bytes a second while there are free pages.
-        reclaim_rate: Bytes a second while cache has to be dropped.
-        deflate_rate: Bytes a second.
-        stats_delay: How long it takes to answer for statistics; None: for ever.
-        extended_stats: It fills the statistics of Linux 6.12.
-        panic_after: It panics after so long at its floor with a balloon that wants
-            more and may not deflate, as Linux 6.1 does; None: it bears it.
-        workload: What its processes do, in order.
-    """
-
-    used: int = field(default=123 << 20, validator=ge(0))
-    cache: int = field(default=1 << 30, validator=ge(0))
-    pinned: int = field(default=24 << 20, validator=ge(0))
-    driver: bool = True
-    boot_time: int = field(default=5 * SECOND // 2, validator=ge(0))
-    inflate_rate: int = field(default=1 << 30, validator=gt(0))
-    reclaim_rate: int = field(default=1 << 29, validator=gt(0))
-    deflate_rate: int = field(default=2 << 30, validator=gt(0))
-    stats_delay: int | None = 1_000_000
-    extended_stats: bool = True
-    panic_after: int | None = None
-    workload: tuple[WorkloadStep, ...] = ()
+_PRESSURE_BELOW: Final = 64  # one part in so many of RAM
+_PRESSURE_LEVELS: Final = 3
 
 
 @frozen
@@ -75,7 +43,7 @@ class _Segment:
     size: int
     duration: int
     count: int
-    pressed: bool = False
+    swapping: bool = False
 
 
 @define
@@ -107,12 +75,14 @@ class Guest:
     _step_from: int = field(init=False, default=0)
     _floor_since: int | None = field(init=False, default=None)
     _report_at: int | None = field(init=False, default=None)
+    _read_back_at: int | None = field(init=False, default=None)
     _stalls: int = field(init=False, default=0)
-    _faults: int = field(init=False, default=0)
     _pace: int = field(init=False, default=1000)
+    _witness: Witness = field(init=False, factory=Witness)
 
     def __attrs_post_init__(self) -> None:
         self._todo = list(self.config.workload)
+        self.memory.swap = self.config.swap
         self._draw_pace()
 
     def _draw_pace(self) -> None:
@@ -131,9 +101,10 @@ class Guest:
         ram = self.memory.ram
         first = self._ready_at is None
         cache = self.config.cache if first else self.config.pinned
-        self.memory = Memory(ram)
+        self.memory = Memory(ram, swap=self.config.swap)
         self._settle_in(cache)
         self.panicked = False
+        self.oom_kills = self._stalls = 0
         self._floor_since = None
         self._ready_at = self.now + self.config.boot_time
         self._step_from = self._ready_at
@@ -180,7 +151,8 @@ class Guest:
         times = [self._todo[0].at] if self._todo else []
         if self._ready_at is not None and self.now < self._ready_at:
             times.append(self._ready_at)
-        times += [t for t in (self._report_at, self._panic_at()) if t is not None]
+        others = (self._report_at, self._read_back_at, self._panic_at())
+        times += [t for t in others if t is not None]
         if segment := self._segment():
             last = self._first_step(segment) + (segment.count - 1) * segment.duration
             times.append(last)
@@ -208,14 +180,14 @@ class Guest:
         count = min(segment.count, (to - self._step_from) // segment.duration)
         if count <= 0:
             return
+        if segment.swapping:
+            self.memory.swap_out(count * segment.size)
         if segment.size > 0:
-            self.memory.inflate(count * segment.size, pressed=segment.pressed)
+            self.memory.inflate(count * segment.size)
         else:
             self.memory.deflate(-count * segment.size)
         self._step_from += count * segment.duration
         self.changed_at = self._step_from
-        if segment.pressed:
-            self._stalls += count
 
     def _happen(self) -> None:
         idle = self._segment() is None
@@ -224,6 +196,9 @@ class Guest:
         if self._report_at is not None and self._report_at <= self.now:
             self._report_at = None
             self.memory.report_free_pages()
+        if self._read_back_at is not None and self._read_back_at <= self.now:
+            self._read_back_at = None
+            self.memory.swap_in(self.config.swap_rate // (SECOND // _READ_BACK_EVERY))
         panic_at = self._panic_at()
         if panic_at is not None and panic_at <= self.now:
             self.panicked = True
@@ -237,6 +212,15 @@ class Guest:
         if idle:
             self._step_from = max(self._step_from, self.now)
         self._watch_floor()
+        if self._read_back_at is None and self._reads_back:
+            self._read_back_at = self.now + _READ_BACK_EVERY
+
+    @property
+    def _reads_back(self) -> bool:
+        """Tell whether there is room by now for what was swapped out."""
+        memory = self.memory
+        wanted = self.config.refaults > 0 and memory.swapped > 0
+        return wanted and self.target <= memory.balloon and memory.spare >= PAGE
 
     def _watch_floor(self) -> None:
         at_floor = self.driver_ready and self.at_floor
@@ -252,7 +236,9 @@ class Guest:
     @property
     def at_floor(self) -> bool:
         """Tell whether the balloon wants more and there is nothing left to give."""
-        return self.target > self.memory.balloon and self.memory.reclaimable < PAGE
+        memory = self.memory
+        left = memory.reclaimable + memory.swappable
+        return self.target > memory.balloon and left < PAGE
 
     def _segment(self) -> _Segment | None:
         """Return the equal steps that the driver takes next, if it takes any."""
@@ -270,19 +256,30 @@ class Guest:
         memory = self.memory
         size = min(STEP, missing, memory.reclaimable // PAGE * PAGE)
         if size == 0:
-            return None
+            return self._squeezing(missing)
         free = memory.spare >= size
         source = memory.spare if free else memory.droppable
         rate = self.config.inflate_rate if free else self.config.reclaim_rate
         level, above = self._pressure()
         count = min(missing // size, source // size, -(-above // size))
         duration = self._duration(size, rate) << level
-        return _Segment(size, duration, max(1, count), pressed=level > 0)
+        return _Segment(size, duration, max(1, count))
+
+    def _squeezing(self, missing: int) -> _Segment | None:
+        """Return the steps for which processes' memory is swapped out."""
+        config, source = self.config, self.memory.swappable
+        size = min(STEP, missing, source)
+        if size == 0:
+            return None
+        # What its processes want back at once costs its time both ways.
+        rate = config.swap_rate * (100 - config.refaults) // (100 + config.refaults)
+        count = min(missing, source) // size
+        return _Segment(size, self._duration(size, max(1, rate)), count, swapping=True)
 
     def _pressure(self) -> tuple[int, int]:
         """Return how often the rate is halved, and what may go until it is again."""
         left = self.memory.reclaimable
-        limit = self.memory.ram // 16
+        limit = self.memory.ram // _PRESSURE_BELOW
         level = 0
         while left <= limit and level < _PRESSURE_LEVELS:
             level += 1
@@ -316,8 +313,10 @@ class Guest:
 
     def _allocate(self, size: int) -> None:
         memory = self.memory
-        self._faults += size // PAGE
-        short = size - memory.reclaimable
+        short = max(0, size - memory.reclaimable)
+        swapped = min(short, memory.swappable)
+        memory.swap_out(swapped)
+        short -= swapped
         if short > 0:
             self._stalls += short // STEP + 1
             if self.deflate_on_oom:
@@ -340,34 +339,21 @@ class Guest:
     @property
     def alloc_stalls(self) -> int:
         """Times that an allocation had to wait, so far."""
+        stalls = self._stalls + self.memory.swapped_out // STEP
         if self._floor_since is None:
-            return self._stalls
+            return stalls
         retries = (self.now - self._floor_since) // _RETRY
-        return self._stalls + retries * _STALLS_PER_RETRY
+        return stalls + retries * _STALLS_PER_RETRY
 
     def statistics(self) -> dict[str, int]:
         """Return what its driver answers, under QEMU's names without ``stat-``."""
-        memory = self.memory
-        early, late = memory.dropped_early // PAGE, memory.dropped_late // PAGE
-        stats = {
-            "swap-in": 0,
-            "swap-out": 0,
-            "major-faults": 150 + late // 64,
-            "minor-faults": 20_000 + self._faults,
-            "free-memory": memory.free,
-            "total-memory": memory.total,
-            "available-memory": memory.available,
-            "disk-caches": memory.cache,
-            "htlb-pgalloc": 0,
-            "htlb-pgfail": 0,
-        }
-        if self.config.extended_stats:
-            stats |= {
-                "oom-kills": self.oom_kills,
-                "alloc-stalls": self.alloc_stalls,
-                "async-scans": early + early // 4,
-                "direct-scans": late + late // 4,
-                "async-reclaims": early,
-                "direct-reclaims": late,
-            }
-        return stats
+        return self._witness.answer(self)
+
+    @property
+    def answer_time(self) -> int | None:
+        """When it will have answered if it is asked now; None: never."""
+        config = self.config
+        silent = config.silent_after is not None and self.now >= config.silent_after
+        if config.stats_delay is None or silent or self.panicked:
+            return None
+        return max(self.now, self.stalled_until) + config.stats_delay

@@ -39,6 +39,13 @@ class Memory:
         balloon: In the balloon.
         warm: Free memory that was in use once and is still backed by the host.
         allocated: The part of ``used`` that workloads asked for.
+        swap: Swap space.
+        swapped: Processes' memory that is in it.
+        dropped: Page cache that was dropped to make room, all in all.
+        swapped_out: What was swapped out, all in all, and had not to come back at
+            once.
+        swapped_in: What of that was read back since, all in all.
+        faults: Pages that processes touched for the first time, all in all.
     """
 
     ram: int
@@ -48,8 +55,12 @@ class Memory:
     balloon: int = 0
     warm: int = 0
     allocated: int = 0
-    dropped_early: int = field(init=False, default=0)
-    dropped_late: int = field(init=False, default=0)
+    swap: int = 0
+    swapped: int = field(init=False, default=0)
+    dropped: int = field(init=False, default=0)
+    swapped_out: int = field(init=False, default=0)
+    swapped_in: int = field(init=False, default=0)
+    faults: int = field(init=False, default=0)
 
     @property
     def reserve(self) -> int:
@@ -78,8 +89,14 @@ class Memory:
 
     @property
     def reclaimable(self) -> int:
-        """What can be had before allocations begin to fail."""
+        """What can be had before anything has to be swapped out."""
         return max(0, self.free - self.watermark) + self.droppable
+
+    @property
+    def swappable(self) -> int:
+        """What can be swapped out: a quarter of what is used is the kernel's own."""
+        pages = (self.used + self.swapped) * 3 // 4 - self.swapped
+        return _whole(max(0, min(pages, self.swap - self.swapped)))
 
     @property
     def available(self) -> int:
@@ -96,24 +113,35 @@ class Memory:
         """What of this the host has given real memory for."""
         return self.reserve // 2 + self.used + self.cache + self.warm
 
-    def take(self, size: int, *, pressed: bool = False) -> None:
+    def take(self, size: int) -> None:
         """Make room for ``size`` bytes in free memory: drop cache where needed.
 
         Args:
             size: At most :attr:`reclaimable`.
-            pressed: The caller had to wait for it.
         """
         dropped = min(self.droppable, max(0, size - self.spare))
         self.cache -= dropped
         self.warm += dropped
-        if pressed:
-            self.dropped_late += dropped
-        else:
-            self.dropped_early += dropped
+        self.dropped += dropped
 
-    def inflate(self, size: int, *, pressed: bool = False) -> None:
+    def swap_out(self, size: int) -> None:
+        """Swap so many bytes of processes out; at most :attr:`swappable`."""
+        self.used -= size
+        self.warm += size
+        self.swapped += size
+        self.swapped_out += size
+
+    def swap_in(self, size: int) -> None:
+        """Read so many bytes back, as far as they are there and there is room."""
+        size = _whole(min(size, self.swapped, self.spare))
+        self.warm -= min(self.warm, size)
+        self.used += size
+        self.swapped -= size
+        self.swapped_in += size
+
+    def inflate(self, size: int) -> None:
         """Move so many bytes into the balloon, and so back to the host."""
-        self.take(size, pressed=pressed)
+        self.take(size)
         self.warm -= min(self.warm, size)
         self.balloon += size
 
@@ -127,12 +155,18 @@ class Memory:
         self.warm -= min(self.warm, size)
         self.used += size
         self.allocated += size
+        self.faults += size // PAGE
 
     def release(self, size: int) -> None:
-        """Let processes give up ``size`` bytes; at most what workloads have."""
+        """Let processes give up ``size`` bytes; at most what workloads have.
+
+        What was swapped out is given up after the rest.
+        """
         self.allocated -= size
-        self.used -= size
-        self.warm += size
+        swapped = max(0, size - self.used)
+        self.swapped -= swapped
+        self.used -= size - swapped
+        self.warm += size - swapped
 
     def read(self, size: int) -> None:
         """Read ``size`` bytes of files: the page cache grows where it can."""
