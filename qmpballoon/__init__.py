@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.diagnosis import Diagnosis as Diagnosis
     from qmpballoon.balloon.find import find_balloon as find_balloon
     from qmpballoon.balloon.guard import Guard as Guard
-    from qmpballoon.balloon.guard import Plan as Plan
+    from qmpballoon.balloon.plan import Plan as Plan
     from qmpballoon.balloon.reclaim import ReclaimReport as ReclaimReport
     from qmpballoon.balloon.reclaim import Snapshot as Snapshot
     from qmpballoon.balloon.resize import Progress as Progress
@@ -69,7 +69,8 @@ _MODULES = {
     "balloon.device": ("Balloon", "BalloonInfo"),
     "balloon.diagnosis": ("Diagnosis",),
     "balloon.find": ("find_balloon",),
-    "balloon.guard": ("Guard", "Plan"),
+    "balloon.guard": ("Guard",),
+    "balloon.plan": ("Plan",),
     "balloon.reclaim": ("ReclaimReport", "Snapshot"),
     "balloon.resize": ("Progress", "ResizeResult"),
     "balloon.stats": ("GuestStats",),

@@ -37,7 +37,7 @@ from qmpballoon.errors import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
 
-    from qmpballoon.balloon.guard import Plan
+    from qmpballoon.balloon.plan import Plan
     from qmpballoon.balloon.reclaim import ReclaimReport
     from qmpballoon.balloon.resize import OnStall, Progress, ResizeResult
     from qmpballoon.balloon.timeline import Sample

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import define, field, frozen
 
-from qmpballoon.balloon.guard import Governor, Guard, Limits, Plan, make_plan
+from qmpballoon.balloon.governor import Governor
+from qmpballoon.balloon.plan import Plan, make_plan
 from qmpballoon.balloon.squeeze import CLEANUP, squeeze
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.guard import Guard, Limits
     from qmpballoon.balloon.sampler import Sampler
     from qmpballoon.balloon.squeeze import Squeezed
     from qmpballoon.balloon.stats import GuestStats

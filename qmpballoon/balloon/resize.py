@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 from attrs import asdict, define, evolve, frozen
 
 from qmpballoon.balloon.diagnosis import explain, gather
-from qmpballoon.balloon.guard import Governor, Guard, Limits
+from qmpballoon.balloon.governor import Governor
+from qmpballoon.balloon.guard import Guard, Limits
 from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, squeeze
 from qmpballoon.balloon.tracker import PAGE, Phase, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size

@@ -1,7 +1,7 @@
 """Shrinking a guest while looking at it many times a second.
 
 The loop that both ``resize`` and ``reclaim`` run: take a sample, let the
-:class:`~qmpballoon.balloon.guard.Governor` judge it, set the target it says. They
+:class:`~qmpballoon.balloon.governor.Governor` judge it, set the target it says. They
 differ in what they let the governor allow.
 """
 
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
+from qmpballoon.sizes import MiB
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.guard import Governor
+    from qmpballoon.balloon.governor import Governor
     from qmpballoon.balloon.sampler import Sampler
     from qmpballoon.balloon.timeline import Sample
     from qmpballoon.balloon.tracker import Phase, Tracker
@@ -32,6 +34,8 @@ CLEANUP: Final = 5.0
 
 _TICK: Final = 0.04  # seconds between two samples; more often costs the guest
 _WATCHFUL: Final = 0.02  # where the guest may soon be in need
+_QUIET: Final = 0.1  # where it has more than a process could eat up meanwhile
+_PLENTY: Final = 256 * MiB  # bytes
 _FASTEST: Final = 0.01  # seconds between two looks at the size alone, near the end
 _SLOWEST: Final = 0.25  # and far from it
 
@@ -76,9 +80,9 @@ async def squeeze(
     """
     monitor = balloon.monitor
     deadline = monitor.now() + timeout
-    reason = ""
+    reason, mark = "", None
     while monitor.now() < deadline:
-        sample = await sampler.take()
+        sample = await sampler.take(mark)
         phase = tracker.observe(monitor.now(), sample.actual)
         on_sample(sample, phase)
         if phase == "reached":
@@ -86,7 +90,7 @@ async def squeeze(
         decision = governor.decide(
             sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
         )
-        reason = decision.reason
+        reason, mark = decision.reason, decision.mark
         yielding = persist and decision.action == "trouble"
         if decision.action != "take" and not yielding:
             return Squeezed(decision.action, reason)
@@ -94,9 +98,25 @@ async def squeeze(
             return Squeezed("stalled", reason)
         if decision.target != balloon.target:
             await balloon.set_target(decision.target)
-        rich = sample.available is None or sample.available > governor.watchful
-        await monitor.sleep(_TICK if rich else _WATCHFUL)
+        ahead = sample.actual - decision.target
+        await monitor.sleep(_until_next(sample, governor, tracker, ahead))
     return Squeezed("timed-out", reason)
+
+
+def _until_next(
+    sample: Sample, governor: Governor, tracker: Tracker, ahead: int
+) -> float:
+    """Return for how long to look away, in seconds.
+
+    The poorer the guest the shorter; and back before what it was asked for is done.
+    """
+    spare = None if sample.available is None else sample.available - governor.watchful
+    if spare is not None and spare < 0:
+        return _WATCHFUL
+    pause = _TICK if spare is None or spare < _PLENTY else _QUIET
+    if tracker.rate > 0 and ahead > 0:
+        pause = min(pause, max(ahead / 2 / tracker.rate, _WATCHFUL))
+    return pause
 
 
 async def follow(

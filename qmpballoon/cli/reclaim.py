@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.address import Address
     from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.guard import Plan
+    from qmpballoon.balloon.plan import Plan
     from qmpballoon.balloon.reclaim import ReclaimOutcome, ReclaimReport
 
 __all__ = ["conclude", "reclaim", "reclaim_shown"]

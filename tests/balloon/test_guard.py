@@ -10,8 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon.guard import Governor, Guard, Limits, Plan, make_plan
+from qmpballoon.balloon.governor import Governor
+from qmpballoon.balloon.guard import Guard, Limits
+from qmpballoon.balloon.plan import Plan, make_plan
 from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.balloon.strain import StrainLimits
 from qmpballoon.balloon.tracker import LARGEST_PAGE, PAGE
 from qmpballoon.sizes import GiB, MiB, TiB
 
@@ -325,15 +328,47 @@ def test_defaults_leave_most_of_a_guest_to_be_had(total: int) -> None:
 
 
 def test_what_is_given_holds_whatever_the_size() -> None:
-    guard = Guard(headroom=1, floor=2, step=3 * MiB, max_rate=4, stale_after=5)
-    expected = Limits(headroom=1, floor=2, step=3 * MiB, max_rate=4, stale_after=5)
-    assert guard.limits(TiB) == expected
+    guard = Guard(
+        headroom=1,
+        floor=2,
+        step=3 * MiB,
+        max_rate=4,
+        stale_after=5,
+        swap_rate=6,
+        fault_rate=7,
+    )
+    assert guard.limits(TiB) == Limits(
+        headroom=1,
+        floor=2,
+        step=3 * MiB,
+        max_rate=4,
+        stale_after=5,
+        strain=StrainLimits(swap_rate=6, fault_rate=7, scanned=TiB // 16384),
+    )
+
+
+@given(st.integers(256 * MiB, 4 * TiB))
+def test_headroom_is_bytes_or_a_share_or_both(total: int) -> None:
+    for guard, headroom in (
+        (Guard(headroom=MiB), MiB),
+        (Guard(headroom_share=0.25), round(total / 4)),
+        (Guard(headroom=MiB, headroom_share=0.25), MiB + round(total / 4)),
+        (Guard(headroom_share=0), 0),
+    ):
+        assert guard.limits(total).headroom == headroom
 
 
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
         ({"headroom": -1}, ValueError),
+        ({"headroom_share": -0.1}, ValueError),
+        ({"headroom_share": 5}, ValueError),
+        ({"headroom_share": math.nan}, ValueError),
+        ({"headroom_share": "5%"}, TypeError),
+        ({"headroom_share": True}, TypeError),
+        ({"swap_rate": 0}, ValueError),
+        ({"fault_rate": "many"}, TypeError),
         ({"headroom": 1.5}, TypeError),
         ({"floor": "1G"}, TypeError),
         ({"floor": True}, TypeError),
