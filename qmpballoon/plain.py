@@ -216,6 +216,7 @@ class BlockingBalloon(_Plain[Balloon]):
     resize: Final = _call(Balloon.resize)
     plan_reclaim: Final = _call(Balloon.plan_reclaim)
     reclaim: Final = _call(Balloon.reclaim)
+    keep: Final = _call(Balloon.keep)
     is_running: Final = _call(Balloon.is_running)
 
     def stats_interval(self, seconds: int) -> AbstractContextManager[None]:

@@ -358,6 +358,44 @@ class Balloon:
             self, amount, guard or Guard(), hold=hold, on_progress=on_progress
         )
 
+    async def keep(
+        self,
+        amount: int | None = None,
+        *,
+        guard: Guard | None = None,
+        seconds: float = float("inf"),
+        on_progress: Callable[[Sample], None] | None = None,
+    ) -> ReclaimReport:
+        """Reclaim, and keep the memory until the guest comes to need it.
+
+        As :meth:`reclaim`, and then the guest is looked at as often as what it has
+        available demands: from once a second down to 25 times. If it falls under its
+        headroom it gets what it lacks. If it falls under half of that, has a process
+        killed, or falls silent, or when the time is over, it gets everything, and
+        this returns. Run it in a task of its own and cancel it to have the memory
+        given back.
+
+        Args:
+            amount: As for :meth:`reclaim`.
+            guard: As for :meth:`reclaim`. The larger the headroom, the less often
+                the guest has to be looked at.
+            seconds: For how long to keep it at most.
+            on_progress: Called with each sample.
+
+        Returns:
+            As :meth:`reclaim`; its ``reason`` says what ended the keeping.
+
+        Raises and cancellation: as :meth:`reclaim`.
+        """
+        return await _reclaim.reclaim(
+            self,
+            amount,
+            guard or Guard(),
+            hold=False,
+            keep_for=seconds,
+            on_progress=on_progress,
+        )
+
     async def is_running(self) -> bool:
         """Tell whether the VM runs; a paused one's balloon does not move.
 

@@ -143,7 +143,8 @@ class Governor:
         if self._looks_first and seconds < FIRST_LOOK and stats.free is not None:
             # Whatever the guest suffers meanwhile is nothing of our making.
             unused = max(0, stats.free - self._limits.headroom)
-            return self._take(max(goal, self.bottom, basis - unused), seconds, actual)
+            first_goal = max(self.bottom, min(basis - unused, actual))
+            return self._take(max(goal, first_goal), seconds, actual)
         if goal > self.bottom:
             return self._approach(goal, seconds, actual, self._keeps(available))
         # Near it is not there: what still moves will come nearer.

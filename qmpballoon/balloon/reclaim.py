@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, field, frozen
 
 from qmpballoon.balloon.governor import Governor
+from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
-from qmpballoon.balloon.squeeze import CLEANUP, squeeze
+from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, squeeze
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
-from qmpballoon.checks import require_size
+from qmpballoon.checks import require_seconds, require_size
 from qmpballoon.errors import QmpBalloonError, StatsUnavailable
 from qmpballoon.sizes import format_size
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.balloon.guard import Guard, Limits
     from qmpballoon.balloon.sampler import Sampler
-    from qmpballoon.balloon.squeeze import Squeezed
     from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.balloon.timeline import Sample
     from qmpballoon.balloon.tracker import Phase
@@ -121,9 +121,12 @@ async def reclaim(
     guard: Guard,
     *,
     hold: bool,
+    keep_for: float | None = None,
     on_progress: Callable[[Sample], None] | None,
 ) -> ReclaimReport:
-    """Take what the guest can spare; see :meth:`Balloon.reclaim`."""
+    """Take what the guest can spare; see :meth:`Balloon.reclaim` and ``keep``."""
+    if keep_for is not None:
+        require_seconds(keep_for, "seconds")
     before, limits, planned = await _prepare(balloon, amount, guard)
     requested = planned.amount if amount is None else amount
     if planned.amount == 0:
@@ -142,6 +145,8 @@ async def reclaim(
         async with balloon.sampler() as sampler:
             end = await run.take(sampler, limits, amount)
             held = hold and end.ending != "trouble"
+            if keep_for is not None and end.ending != "trouble":
+                end = await run.keep(sampler, limits, keep_for)
             if held:
                 await balloon.set_target(run.actual)
             else:
@@ -238,6 +243,14 @@ class _Run:
         now = self.balloon.monitor.now()
         tracker = Tracker(governor.bottom, start, now, _pace(limits))
         return await squeeze(self.balloon, sampler, governor, tracker, self._keep)
+
+    async def keep(self, sampler: Sampler, limits: Limits, seconds: float) -> Squeezed:
+        """Keep what was taken for so long, or until the guest needs it."""
+        balloon = self.balloon
+        await balloon.set_target(self.actual)
+        keeper = Keeper(limits, self.full, self.actual, sampler.stats)
+        why = await keep(balloon, sampler, keeper, seconds, self._keep)
+        return Squeezed("given-back", why)
 
     async def give_back(self, sampler: Sampler, end: Squeezed) -> None:
         """Let the guest have all it had, and wait until it does."""

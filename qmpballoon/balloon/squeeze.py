@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CLEANUP", "Ending", "Squeezed", "follow", "squeeze"]
 
-Ending = Literal["reached", "stalled", "timed-out", "spent", "trouble"]
+Ending = Literal["reached", "stalled", "timed-out", "spent", "trouble", "given-back"]
 """How a movement of the balloon can end: at its target; no longer moving; out of
-time; the guest has no more to spare; the guest is in need."""
+time; the guest has no more to spare; the guest is in need; what was kept is no more."""
 
 CLEANUP: Final = 5.0
 """Seconds for putting things back on the way out."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FIRST_LOOK", "NO_STRAIN", "Strain", "StrainLimits", "StrainMeter"]
 
-FIRST_LOOK: Final = 0.5
+FIRST_LOOK: Final = 0.25
 """Seconds for which a guest is only watched, to know what it does by itself."""
 
 _WINDOW: Final = 1.0  # seconds over which rates are taken

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
+from qmpballoon.balloon.keep import KEPT
 from qmpballoon.cli import output
 from qmpballoon.sizes import MiB, format_size
 
@@ -56,6 +57,7 @@ class Phases:
 
     _full: int | None = None
     _taken: bool = False
+    _kept: bool = False
 
     def of(self, sample: Sample) -> str:
         """Return the word for the next sample."""
@@ -64,7 +66,8 @@ class Phases:
             return "watching"
         if sample.target < self._full:
             self._taken = True
-            return "taking"
+            self._kept = self._kept or sample.mark == KEPT
+            return "keeping" if self._kept else "taking"
         if not self._taken:
             return "beginning"
         return "giving back" if sample.actual < self._full - MiB else "given back"

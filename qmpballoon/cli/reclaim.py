@@ -13,6 +13,7 @@ from qmpballoon import export
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import output
 from qmpballoon.cli.options import (
+    SECONDS,
     RelativeSize,
     connect_timeout_option,
     json_option,
@@ -93,6 +94,18 @@ class _Wishes:
     help="How much to take a second at most.",
 )
 @click.option("--hold", is_flag=True, help="Keep the memory, do not give it back.")
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="Keep it until the guest comes to need it, or Ctrl-C; then give it back.",
+)
+@click.option(
+    "--for",
+    "seconds",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Keep it for so long at most; with --keep.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be taken.")
 @click.option(
     "--report",
@@ -111,6 +124,8 @@ def reclaim(
     floor: RelativeSize | None,
     max_rate: int | None,
     hold: bool,
+    keep: bool,
+    seconds: float | None,
     dry_run: bool,
     report: Path | None,
     connect_timeout: float,
@@ -127,8 +142,13 @@ def reclaim(
 
     if amount and amount_option:
         raise click.UsageError("AMOUNT is given twice: leave --amount out")
+    if hold and keep:
+        raise click.UsageError("--hold and --keep: choose one of them")
+    if seconds is not None and not keep:
+        raise click.UsageError("--for says how long to keep it: add --keep")
     if dry_run and report:
         raise click.UsageError("a dry run has nothing to report: leave --report out")
+    keep_for = (math.inf if seconds is None else seconds) if keep else None
     wishes = _Wishes(
         amount=amount or amount_option,
         headroom=headroom,
@@ -141,7 +161,14 @@ def reclaim(
         )
         return output.DONE
     title, seen = run(
-        lambda: _reclaim(socket, connect_timeout, wishes, hold=hold, quiet=as_json)
+        lambda: _reclaim(
+            socket,
+            connect_timeout,
+            wishes,
+            hold=hold,
+            keep_for=keep_for,
+            quiet=as_json,
+        )
     )
     if as_json:
         output.print_json(seen.to_json())
@@ -179,7 +206,13 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
 
 
 async def _reclaim(
-    socket: Address, connect_timeout: float, wishes: _Wishes, *, hold: bool, quiet: bool
+    socket: Address,
+    connect_timeout: float,
+    wishes: _Wishes,
+    *,
+    hold: bool,
+    keep_for: float | None,
+    quiet: bool,
 ) -> tuple[str, ReclaimReport]:
     from qmpballoon.cli.session import vm_name  # noqa: PLC0415 - loads trio
     from qmpballoon.client import open_balloon  # noqa: PLC0415 - loads trio
@@ -188,7 +221,7 @@ async def _reclaim(
         title = f"Reclaiming memory from {await vm_name(balloon.monitor, socket)}"
         amount, guard = wishes.given((await balloon.query()).total)
         return title, await reclaim_shown(
-            balloon, title, amount, guard, hold=hold, quiet=quiet
+            balloon, title, amount, guard, hold=hold, keep_for=keep_for, quiet=quiet
         )
 
 
@@ -199,6 +232,7 @@ async def reclaim_shown(
     guard: Guard | None = None,
     *,
     hold: bool = False,
+    keep_for: float | None = None,
     quiet: bool,
 ) -> ReclaimReport:
     """Reclaim, show it, and say what became of the guest if that is interrupted."""
@@ -207,6 +241,10 @@ async def reclaim_shown(
 
     async with last_word(balloon, _became):
         with nullcontext() if quiet else timeline_shown(title) as show:
+            if keep_for is not None:
+                return await balloon.keep(
+                    amount, guard=guard, seconds=keep_for, on_progress=show
+                )
             return await balloon.reclaim(
                 amount, guard=guard, hold=hold, on_progress=show
             )

@@ -22,6 +22,10 @@ COUNTERS = (
 )
 
 
+def said(figures: dict[str, Any]) -> GuestStats:
+    return GuestStats(**figures)
+
+
 def live(
     before: dict[str, float],
     then: dict[str, float],
@@ -37,7 +41,7 @@ def live(
         rates = before if tick * TICK <= 1 else then
         for name, rate in rates.items():
             counts[name] += rate * TICK
-        stats = GuestStats(**{name: int(value) for name, value in counts.items()})
+        stats = said({name: int(value) for name, value in counts.items()})
         seen.append(meter.observe(tick * TICK, stats))
     return seen
 
@@ -113,7 +117,7 @@ def test_strain_passes(rates: dict[str, float]) -> None:
     for tick in range(100):
         seconds = tick * TICK
         count = int(rate * min(max(seconds - 1, 0), 1))  # for one second
-        levels.append(meter.observe(seconds, GuestStats(**{name: count})).level)
+        levels.append(meter.observe(seconds, said({name: count})).level)
     changes = [
         one for one, other in zip(levels, [None, *levels], strict=False) if one != other
     ]
@@ -152,7 +156,7 @@ def test_whatever_a_guest_says_is_judged(
     now = 0.0
     for pause, figures in looks:
         now += pause
-        strain, none = (meter.observe(now, GuestStats(**figures)) for meter in meters)
+        strain, none = (meter.observe(now, said(figures)) for meter in meters)
         assert (strain.level == "none") == (strain.reason == "")
         assert none.level == "none"
 
@@ -178,7 +182,7 @@ class Suffering:
     counters: dict[str, int] = {}  # noqa: RUF012 - replaced, not changed
 
     def stats(self) -> GuestStats:
-        return GuestStats(available=2 * GiB, free=GiB, **self.counters)
+        return said({"available": 2 * GiB, "free": GiB, **self.counters})
 
     def look(self, seconds: float = TICK, **counters: int) -> Decision:
         self.seconds += seconds
@@ -239,10 +243,10 @@ def test_one_that_suffers_time_and_again_has_no_more_to_spare() -> None:
 
 
 def test_at_first_only_free_memory_is_taken() -> None:
-    said = GuestStats(available=2 * GiB, free=GiB)
+    answer = GuestStats(available=2 * GiB, free=GiB)
     limits = Limits(headroom=100 * MiB, floor=64 * MiB, strain=LIMITS)
-    governor = Governor(limits, 4 * GiB, 0, said)
-    first = governor.decide(0.1, 4 * GiB, 4 * GiB, said, 0.0)
+    governor = Governor(limits, 4 * GiB, 0, answer)
+    first = governor.decide(0.1, 4 * GiB, 4 * GiB, answer, 0.0)
     assert first.target == 3 * GiB + 100 * MiB
-    later = governor.decide(0.6, 4 * GiB, 4 * GiB, said, 0.0)
+    later = governor.decide(0.6, 4 * GiB, 4 * GiB, answer, 0.0)
     assert later.target == 2 * GiB + 100 * MiB

@@ -141,6 +141,21 @@ async def reclaiming(front: FrontEnd, path: str) -> None:
         assert result.outcome == "reached"
 
 
+async def keeping(front: FrontEnd, path: str) -> None:
+    guard = Guard(headroom=96 * MiB)
+    async with front.open_balloon(path) as balloon:
+        samples: list[Sample] = []
+        report = await balloon.keep(
+            100 * MiB, guard=guard, seconds=0.3, on_progress=samples.append
+        )
+        assert (report.outcome, report.held) == ("done", False)
+        assert "as long as it was to be" in report.reason
+        assert [s.mark for s in samples if s.mark] == ["kept", "given-back"]
+        assert report.after.actual == MEMORY == await balloon.actual()
+        with pytest.raises(ValueError, match="seconds"):
+            await balloon.keep(seconds=-1)
+
+
 async def interrupting_a_reclaim(front: FrontEnd, path: str) -> None:
     async with front.open_balloon(path) as balloon:
         await balloon.set_stats_interval(3)
@@ -216,6 +231,7 @@ SCENARIOS = [
     resizing,
     resizing_a_paused_vm,
     reclaiming,
+    keeping,
     refusals,
     bad_arguments,
     a_second_client,

@@ -1,0 +1,167 @@
+"""What is kept is given back as soon as the guest needs it, and in any case."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from faults import Cancelled, at_every_call, monitor_of
+from hypothesis import given
+from hypothesis import strategies as st
+from simulation import make_balloon, make_machine, run
+
+from qmpballoon.balloon.guard import Guard, Limits
+from qmpballoon.balloon.keep import Keeper
+from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.balloon.tracker import PAGE
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, WorkloadStep, ramp
+
+if TYPE_CHECKING:
+    from qmpballoon.balloon.reclaim import ReclaimReport
+    from qmpballoon.balloon.timeline import Sample
+
+BOOTED = 60 * SECOND
+LIMITS = Limits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
+
+
+def keep(
+    machine: Machine,
+    **options: Any,  # noqa: ANN401 - what keep takes
+) -> ReclaimReport:
+    return run(make_balloon(machine).keep(**options))
+
+
+def told(machine: Machine) -> int:
+    assert machine.device is not None
+    return machine.guest.memory.ram - machine.device.asked * PAGE
+
+
+def test_a_quiet_guest_is_kept_small_for_as_long_as_wanted() -> None:
+    machine = make_machine(memory=2 * GiB)
+    samples: list[Sample] = []
+    report = keep(machine, seconds=600, on_progress=samples.append)
+    assert (report.outcome, report.held) == ("done", False)
+    assert "kept for 600 s" in report.reason
+    assert report.seconds >= 600
+    kept = next(sample for sample in samples if sample.mark == "kept")
+    small = [sample.actual for sample in samples if kept.t <= sample.t < 600]
+    assert max(small) - min(small) < MiB
+    assert report.after.actual == 2 * GiB == told(machine)
+    assert machine.guest.oom_kills == 0
+
+
+def test_a_burst_ends_it_and_gets_its_memory() -> None:
+    at = BOOTED + 20 * SECOND
+    burst = ramp(at, at + 2 * SECOND, GiB, steps=200)
+    machine = make_machine(GuestConfig(workload=burst), memory=2 * GiB)
+    report = keep(machine, seconds=600)
+    assert report.outcome == "done"
+    assert 15 < report.seconds < 25
+    assert machine.guest.oom_kills == 0
+    assert told(machine) == 2 * GiB
+
+
+def test_a_drift_gets_what_it_lacks_and_the_rest_is_kept() -> None:
+    drift = tuple(
+        WorkloadStep(BOOTED + second * SECOND, 2 * MiB) for second in range(20, 100)
+    )
+    machine = make_machine(GuestConfig(workload=drift), memory=2 * GiB)
+    sizes: list[int] = []
+    report = keep(machine, seconds=200, on_progress=lambda s: sizes.append(s.actual))
+    assert "kept for 200 s" in report.reason
+    smallest = min(sizes)
+    assert 100 * MiB < sizes[-20] - smallest < 400 * MiB or sizes[-20] == 2 * GiB
+    marks = [sample.mark for sample in report.timeline if sample.mark]
+    assert marks.count("gives back") >= 2
+    assert machine.guest.oom_kills == 0
+
+
+def test_somebody_else_s_larger_target_is_not_fought() -> None:
+    machine = make_machine(memory=2 * GiB)
+    done: list[bool] = []
+
+    def other(sample: Sample) -> None:
+        if sample.t > 20 and not done:
+            done.append(True)
+            assert machine.device is not None
+            machine.device.ask(2 * GiB, 2 * GiB)
+            machine.guest.set_target(0)
+
+    report = keep(machine, seconds=600, on_progress=other)
+    assert "somebody else" in report.reason
+    assert report.seconds < 40
+
+
+def test_a_guest_that_falls_silent_gets_everything() -> None:
+    machine = make_machine(memory=2 * GiB)
+
+    def hang(sample: Sample) -> None:
+        if sample.t > 20:
+            machine.guest.stall(10 * SECOND)
+
+    report = keep(machine, seconds=600, on_progress=hang)
+    assert "not answered" in report.reason
+    assert told(machine) == 2 * GiB
+
+
+def test_what_stopped_or_was_refused_is_not_kept() -> None:
+    machine = make_machine(GuestConfig(used=980 * MiB, cache=0), memory=GiB)
+    assert keep(machine).outcome == "refused"
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_cancelled_at_any_await_the_guest_gets_its_memory_back(*, after: bool) -> None:
+    def small() -> Machine:
+        guest = GuestConfig(
+            used=64 * MiB, cache=20 * MiB, inflate_rate=2 * GiB, deflate_rate=GiB
+        )
+        return make_machine(guest, memory=512 * MiB)
+
+    for left in at_every_call(
+        small,
+        lambda balloon: balloon.keep(seconds=1),
+        lambda _: Cancelled(),
+        after=after,
+    ):
+        assert isinstance(left.raised, Cancelled)
+        assert left.target == 512 * MiB
+
+
+def test_the_more_it_has_the_less_often_it_is_asked() -> None:
+    looks = []
+    for headroom in (64 * MiB, GiB):
+        machine = make_machine(memory=4 * GiB)
+        balloon = make_balloon(machine)
+        run(balloon.keep(guard=Guard(headroom=headroom), seconds=100))
+        looks.append(monitor_of(balloon).calls)
+    assert looks[1] < looks[0] / 4
+
+
+# The judge
+
+figures = st.none() | st.integers(0, 4 * GiB)
+lies = st.builds(GuestStats, available=figures, oom_kills=st.none() | st.integers(0, 2))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4 * GiB), lies, st.floats(0, 5)), max_size=30))
+def test_it_only_ever_gives(looks: list[tuple[int, GuestStats, float]]) -> None:
+    keeper = Keeper(LIMITS, 4 * GiB, GiB, GuestStats(available=100 * MiB, oom_kills=1))
+    target = GiB
+    for actual, said, silence in looks:
+        why = keeper.judge(actual, actual, said, silence)
+        assert keeper.target >= target
+        target = keeper.target
+        if said.available is None or (said.oom_kills or 0) > 1 or silence > 3:
+            assert why
+        if (said.available or 0) < 50 * MiB:
+            assert why
+        assert 0.04 <= keeper.pause(said.available) <= 1
+
+
+def test_what_it_lacks_is_what_it_gets() -> None:
+    keeper = Keeper(LIMITS, 4 * GiB, GiB, GuestStats(available=100 * MiB))
+    assert keeper.judge(GiB, GiB, GuestStats(available=80 * MiB), 0) is None
+    assert keeper.target == GiB
+    assert keeper.judge(GiB, GiB, GuestStats(available=70 * MiB), 0) is None
+    assert keeper.target == GiB + 30 * MiB
