@@ -41,6 +41,10 @@ async def idle(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
     """Do nothing."""
 
 
+async def static(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
+    """Do nothing, with a good part of the memory in use from the start."""
+
+
 async def burst_at_start(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
     """Allocate a good part of the memory as soon as the balloon moves."""
     await guest.hog(int(memory * _BURST))
@@ -65,7 +69,7 @@ async def sawtooth(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None
         await guest.release()
 
 
-WORKLOADS: Final = (idle, burst_at_start, burst_half_way, growing, sawtooth)
+WORKLOADS: Final = (idle, static, burst_at_start, burst_half_way, growing, sawtooth)
 
 
 @frozen
@@ -106,7 +110,8 @@ class Verdict:
 async def run(case: Case) -> Verdict:
     """Reclaim from one guest while its workload runs."""
     half_way = trio.Event()
-    cache = case.memory // 2
+    hog = int(case.memory * _BURST) if case.workload is static else 0
+    cache = (case.memory - hog) // 2
 
     def on_progress(sample: Sample) -> None:
         if sample.actual < case.memory * 0.6:
@@ -114,7 +119,11 @@ async def run(case: Case) -> Verdict:
 
     async with (
         lab.boot(
-            memory=case.memory, cache=cache, kernel=case.kernel, qemu=case.qemu
+            memory=case.memory,
+            cache=cache,
+            hog=hog,
+            kernel=case.kernel,
+            qemu=case.qemu,
         ) as guest,
         open_balloon(guest.socket) as balloon,
         trio.open_nursery() as nursery,
