@@ -7,12 +7,13 @@ the end of a message is where its brackets close, and nothing else.
 Finding that place byte by byte in Python is slow, and parsing again and again
 until it works is quadratic. Instead:
 
-1. A message can only end at a closing bracket that no comma, quote or closing
-   bracket follows. A regular expression finds these few places.
-2. Up to each of them, C-speed operations on bytes strip everything but the
-   brackets that stand outside strings, and count those. Every byte is looked at
-   once, however the stream is cut.
-3. A message whose brackets are closed is given to :mod:`json`, once.
+1. C-speed operations on bytes strip everything but the brackets, commas and colons
+   that stand outside strings. Every byte is looked at once, however the stream is
+   cut, and in pieces no longer than what came before them.
+2. From those few the depth is counted, until it comes back to zero.
+3. Then :mod:`json` is given the message, once. It finds the very place where it
+   ends. It is also told to count the keys that it keeps: they are as many as there
+   are colons, or some key is there twice.
 
 Most messages are one short line that was received whole. Such a line is parsed
 at once; only if it begins with no complete message does it go the way above.
@@ -25,26 +26,28 @@ bounded before anything is parsed. QEMU's own parser has the same three limits,
 from __future__ import annotations
 
 import json
+import math
 import re
-from itertools import accumulate
+from bisect import bisect_left
 from typing import Final, NoReturn
 
 from attrs import frozen
 
 from qmpballoon.errors import ProtocolError
+from qmpballoon.qmp.shape import Shape
 
 __all__ = ["Decoder", "Limits"]
 
 _BLANK: Final = b" \t\r\n"
 _BLANKS: Final = re.compile(rb"[ \t\r\n]*")
-# Where a message can end; see above. Inside strings it matches too often, which
-# costs a little time and nothing else.
-_MAYBE_END: Final = re.compile(rb"[}\]](?=[ \t\r\n]*(?:[^ \t\r\n,}\]\"]|\Z))")
-_NOT_SHAPE: Final = bytes(byte for byte in range(256) if byte not in b'{}[]"')
 _SHORT: Final = 4096  # bytes; statistics have some 700
+# Bytes that are looked at at once, at first and later: whatever follows the message
+# is looked at in vain, and a piece has a price of its own.
+_FIRST_PIECE: Final = 256
+_LONGEST_PIECE: Final = 8192
 _OPEN: Final = b"{["
 _CLOSE: Final = b"}]"
-_STEP: Final = tuple((byte in _OPEN) - (byte in _CLOSE) for byte in range(256))
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _HINTS: Final = {
     b"QEMU ": "a human monitor (HMP); the VM needs a QMP one, such as "
     "-qmp unix:PATH,server=on,wait=off",
@@ -87,9 +90,9 @@ class Decoder:
         self._short = min(_SHORT, self._limits.size)
         self._buffer = bytearray()
         self._start: int = 0  # where the message being received begins
-        self._seen: int = 0  # how far its brackets have been counted
+        self._seen: int = 0  # how far its shape is known
+        self._shape = _EMPTY
         self._skipping = False  # dropping the rest of a bad line
-        self._reset_shape()
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take in what was received; any length, cut anywhere."""
@@ -114,13 +117,15 @@ class Decoder:
             return None
         if self._seen == self._start and (value := self._take_from_line()) is not None:
             return value
-        while (end := self._possible_end()) is not None:
-            self._count_brackets(end)
-            if self._depth <= 0:
-                return self._take(end)
-        self._count_brackets(len(self._buffer))
-        # Closed, though nothing looked like an end: a comma follows, or a quote.
-        return self._take(len(self._buffer)) if self._depth <= 0 else None
+        while self._may_end():
+            piece = self._next_piece()
+            shape = self._shape.after(piece, self._limits.depth)
+            self._check(shape, len(piece))
+            if shape.closed:
+                return self._take(piece, shape)
+            self._shape = shape
+            self._seen += len(piece)
+        return None
 
     def _find_start(self) -> bool:
         """Move to the first byte of a message, if it has been received."""
@@ -133,15 +138,19 @@ class Decoder:
 
     def _skip_blanks(self) -> None:
         blanks = _BLANKS.match(self._buffer, self._start)
-        self._start = self._seen = blanks.end() if blanks else self._start
+        self._move_to(blanks.end() if blanks else self._start)
         if self.pending and self._buffer[self._start] not in _OPEN:
             self._fail_at_start()
 
     def _skip_line(self) -> None:
         newline = self._buffer.find(b"\n", self._start)
         self._skipping = newline < 0
-        self._start = self._seen = len(self._buffer) if newline < 0 else newline + 1
-        self._reset_shape()
+        self._move_to(len(self._buffer) if newline < 0 else newline + 1)
+
+    def _move_to(self, start: int) -> None:
+        """Have the next message begin at ``start``, or behind it."""
+        self._start = self._seen = start
+        self._shape = _EMPTY
 
     def _take_from_line(self) -> dict[str, object] | list[object] | None:
         """Take a message that a short line begins with; ``None`` if none does."""
@@ -160,64 +169,48 @@ class Decoder:
         self._start = self._seen = self._start + size if rest else end + 1
         return value
 
-    def _possible_end(self) -> int | None:
-        # At most up to the limit: a longer message is refused, not searched.
-        stop = self._start + self._limits.size
-        match = _MAYBE_END.search(self._buffer, self._seen, stop)
-        return match.end() if match else None
+    def _may_end(self) -> bool:
+        """Tell whether a look at what has come since the last one is worth it."""
+        if self._seen + self._short <= len(self._buffer) or (
+            self.pending > self._limits.size
+        ):
+            return True
+        return any(self._buffer.find(bracket, self._seen) >= 0 for bracket in _CLOSE)
 
-    def _reset_shape(self) -> None:
-        self._depth = 0
-        self._tokens = 0
-        self._in_string = False
-        self._escaped = False  # the last byte seen was a backslash in force
+    def _next_piece(self) -> bytes:
+        """Return the bytes to be looked at next, as long as the message up to them."""
+        size = min(max(_FIRST_PIECE, self._seen - self._start), _LONGEST_PIECE)
+        # Not beyond the limit, and one byte at least: then it is beyond it.
+        left = max(self._start + self._limits.size - self._seen, 1)
+        end = self._seen + min(size, left)
+        return bytes(memoryview(self._buffer)[self._seen : end])
 
-    def _count_brackets(self, end: int) -> None:
-        """Take the bytes up to ``end`` into the shape of the current message."""
-        if end - self._start > self._limits.size:
-            self._seen = self._start + self._limits.size
-            self._fail(f"a message of more than {self._limits.size} bytes")
-        chunk = bytes(memoryview(self._buffer)[self._seen : end])
-        self._seen = end
-        # Every token but a bracket or the last value has one of these behind it.
-        # Those inside strings are counted too: the bound errs on the safe side.
-        self._tokens += 2 * (chunk.count(b",") + chunk.count(b":"))
-        outside = self._outside_strings(chunk)
-        opened = outside.count(b"{") + outside.count(b"[")
-        self._tokens += len(outside)
-        if self._tokens > self._limits.tokens:
-            self._fail(f"a message of more than {self._limits.tokens} tokens")
-        if self._depth + opened > self._limits.depth:
-            steps = accumulate(map(_STEP.__getitem__, outside), initial=self._depth)
-            if max(steps) > self._limits.depth:
-                self._fail(f"a message nested over {self._limits.depth} levels deep")
-        self._depth += 2 * opened - len(outside)
+    def _check(self, shape: Shape, more: int) -> None:
+        """Refuse a message that goes beyond the limits with so many bytes more."""
+        limits = self._limits
+        if self._seen + more > self._start + limits.size:
+            self._fail(f"a message of more than {limits.size} bytes")
+        if shape.tokens > limits.tokens:
+            self._fail(f"a message of more than {limits.tokens} tokens")
+        if shape.deepest > limits.depth:
+            self._fail(f"a message nested over {limits.depth} levels deep")
 
-    def _outside_strings(self, chunk: bytes) -> bytes:
-        """Return the brackets of ``chunk`` that do not stand inside strings."""
-        if self._escaped:
-            chunk, self._escaped = chunk[1:], not chunk
-        if b"\\" in chunk:
-            self._escaped = (len(chunk) - len(chunk.rstrip(b"\\"))) % 2 == 1
-            chunk = chunk.replace(b"\\\\", b"").replace(b'\\"', b"")
-        shape = chunk.translate(None, _NOT_SHAPE)
-        if self._in_string:
-            shape = b'"' + shape
-        # Strings without brackets are now pairs of quotes. Dropping the closing
-        # quote of one and the opening quote of the next makes one string of the
-        # two, which changes nothing: it is skipped either way.
-        parts = shape.replace(b'""', b"").split(b'"')
-        self._in_string = len(parts) % 2 == 0
-        return b"".join(parts[::2])
-
-    def _take(self, end: int) -> dict[str, object] | list[object]:
-        """Parse and remove the message that ends at ``end``."""
+    def _take(self, piece: bytes, shape: Shape) -> dict[str, object] | list[object]:
+        """Parse and remove the message that ends within ``piece``."""
+        end = self._seen + len(piece)
         message = bytes(memoryview(self._buffer)[self._start : end])
-        self._start = self._seen = end
-        self._reset_shape()
-        value, size = _parse(message)
-        if size < len(message):
-            raise _not_qmp(f"something follows a message: {message[size:][:40]!r}")
+        try:
+            value, size = _parse(message, shape.keys)
+        except ProtocolError:
+            before, bound = self._shape, self._limits.depth
+            length = bisect_left(
+                range(1, len(piece)),
+                True,  # noqa: FBT003 - what is looked for
+                key=lambda size: before.after(piece[:size], bound).closed,
+            )
+            self._move_to(self._seen + length + 1)
+            raise
+        self._move_to(self._start + size)
         return value
 
     def _fail_at_start(self) -> NoReturn:
@@ -234,19 +227,51 @@ class Decoder:
         raise _not_qmp(what)
 
 
-def _parse(message: bytes | bytearray) -> tuple[dict[str, object] | list[object], int]:
-    """Return the value that ``message`` begins with, and how many bytes it takes."""
+def _parse(
+    message: bytes | bytearray, keys: int | None = None
+) -> tuple[dict[str, object] | list[object], int]:
+    """Return the value that ``message`` begins with, and how many bytes it takes.
+
+    Args:
+        message: More may follow it, of which nothing need be any good.
+        keys: How many keys are written in it, to see quickly if some are the same.
+    """
+    bad: UnicodeDecodeError | None = None
     try:
         text = message.decode()
-        value: dict[str, object] | list[object]
-        value, size = _JSON.raw_decode(text)
-        if b"\\u" in message:
+    except UnicodeDecodeError as error:  # of what follows, it may be
+        bad, text = error, message[: error.start].decode()
+    try:
+        value, size = _parse_text(text, keys)
+        if b"\\u" in message and _SURROGATE.search(message):
             _refuse_lone_surrogates(value)
     # UnicodeError and JSONDecodeError are ValueErrors, as is a number of too
     # many digits.
     except (ValueError, RecursionError) as error:
-        raise _not_qmp(f"{error} in {bytes(message[:80])!r}") from None
+        raise _not_qmp(f"{bad or error} in {bytes(message[:80])!r}") from None
     return value, size if text.isascii() else len(text[:size].encode())
+
+
+def _parse_text(
+    text: str, keys: int | None
+) -> tuple[dict[str, object] | list[object], int]:
+    if keys is None:
+        return _JSON.raw_decode(text)
+    kept = 0
+
+    def count(members: dict[str, object]) -> dict[str, object]:
+        nonlocal kept
+        kept += len(members)
+        return members
+
+    fast = json.JSONDecoder(
+        parse_constant=_refuse_constant, parse_float=_finite, object_hook=count
+    )
+    value: dict[str, object] | list[object]
+    value, size = fast.raw_decode(text)
+    # Not only a key that is there twice makes the difference, but also colons behind
+    # the end.
+    return (value, size) if kept == keys else _JSON.raw_decode(text)
 
 
 def _not_qmp(what: str) -> ProtocolError:
@@ -262,6 +287,13 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text:.40} is too large")
+    return number
+
+
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -269,6 +301,9 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return members
 
 
+_EMPTY: Final = Shape()
 _JSON: Final = json.JSONDecoder(
-    parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
+    parse_constant=_refuse_constant,
+    parse_float=_finite,
+    object_pairs_hook=_unique_keys,
 )

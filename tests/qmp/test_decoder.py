@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qmpballoon.errors import ProtocolError
 from qmpballoon.qmp import decoder as module
 from qmpballoon.qmp.decoder import Decoder, Limits
+from qmpballoon.qmp.shape import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -188,6 +189,8 @@ def test_the_line_after_garbage_is_decoded(garbage: bytes, cuts: list[int]) -> N
         b'{"a":NaN}',
         b'{"a":Infinity}',
         b'{"a":-Infinity}',
+        b'{"a":1e999}',
+        b'{"a":-1e999}',
         b'{"a":1,"a":2}',
         b'{"a":{"b":1,"b":1}}',
         b'{"a":"\xff"}',
@@ -210,6 +213,35 @@ def test_a_broken_message_is_refused_and_the_next_is_not(bad: bytes, cut: int) -
     seen = decode(Decoder(), data[:cut], data[cut:], GOOD)
     assert len(errors(seen)) == 1
     assert seen[1:] == [json.loads(GOOD)]
+
+
+PADDING = ["x" * 50] * 200  # no short line any more
+
+
+@given(objects, st.integers(min_value=0), cuts)
+def test_the_same_key_twice_is_refused_in_a_long_message_too(
+    message: dict[str, object], place: int, cuts: list[int]
+) -> None:
+    keys = list(message) or ["a"]
+    twice = json.dumps(keys[place % len(keys)])
+    members = [json.dumps(value) for value in (PADDING, message)]
+    good = f'{{"a": [{", ".join(members)}]}}\n'
+    bad = f'{{"a": [{", ".join(members)}, {{{twice}: 1, "": 2, {twice}: 3}}]}}\n'
+    seen = decode(Decoder(), *pieces((good + bad + good).encode(), cuts))
+    assert "the same key twice" in errors(seen)[0]
+    assert [seen[0], *seen[2:]] == [json.loads(good)] * 2
+
+
+@given(streams(), cuts)
+def test_long_messages_come_out_whatever_follows_them(
+    stream: tuple[list[object], bytes], cuts: list[int]
+) -> None:
+    messages, data = stream
+    long = {"a:{": PADDING, "b": messages}
+    text = json.dumps(long).encode()
+    follows = (b"", b"{", data, b"\xff", b'{"\xff', b"}", b",", b'"', b"\n#")
+    for chunks in [(text + more,) for more in follows] + [pieces(text + data, cuts)]:
+        assert decode(Decoder(), *chunks)[0] == long
 
 
 @pytest.mark.parametrize("escaped", [b'{"a":"\\ud83d\\ude00"}', b'{"a":"\\\\ud800"}'])
@@ -335,18 +367,18 @@ class Work:
         self.counted = 0
         self.parsed = 0
         parse = module._parse  # noqa: SLF001
-        outside = Decoder._outside_strings  # noqa: SLF001
+        after = Shape.after
 
-        def counting_parse(message: bytes) -> object:
+        def counting_parse(message: bytes, keys: int | None = None) -> object:
             self.parsed += len(message)
-            return parse(message)
+            return parse(message, keys)
 
-        def counting_outside(decoder: Decoder, chunk: bytes) -> bytes:
-            self.counted += len(chunk)
-            return outside(decoder, chunk)
+        def counting_after(shape: Shape, piece: bytes, bound: int) -> Shape:
+            self.counted += len(piece)
+            return after(shape, piece, bound)
 
         monkeypatch.setattr(module, "_parse", counting_parse)
-        monkeypatch.setattr(Decoder, "_outside_strings", counting_outside)
+        monkeypatch.setattr(Shape, "after", counting_after)
 
 
 LONG: list[object] = [{"name": f"{{{number}}}", "args": [{}]} for number in range(400)]
@@ -372,5 +404,6 @@ def test_short_messages_on_one_line_are_not_parsed_again_and_again(
     messages = 40_000
     work = Work(monkeypatch)
     assert len(decode(Decoder(), b"{}" * messages + b"\n")) == messages
-    # Each looks at some bytes of what follows it, and at no more.
-    assert work.counted + work.parsed <= messages * (4096 + 2)
+    # Each looks at a piece of what follows it, at most; those before the newline at
+    # what is left of a short line.
+    assert work.counted + work.parsed <= messages * 2 * 256 + 2048 * 4096
