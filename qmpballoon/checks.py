@@ -1,11 +1,38 @@
-"""Refusing bad arguments, in one line, before anything is sent."""
+"""Refusing bad arguments, in one line, before anything is sent; and bad answers."""
 
 from __future__ import annotations
 
-__all__ = ["require_interval", "require_seconds", "require_size"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
+__all__ = [
+    "is_interval",
+    "is_size",
+    "require_interval",
+    "require_seconds",
+    "require_size",
+]
 
 _MAX_INTERVAL = 2**32 - 1  # seconds; QEMU refuses longer ones
 _MAX_SIZE = 2**63 - 1  # QMP's integers; QEMU refuses larger sizes
+
+
+def is_size(value: object) -> TypeGuard[int]:
+    """Tell whether that can be a number of bytes in QMP."""
+    return _is_whole(value, _MAX_SIZE)
+
+
+def is_interval(value: object) -> TypeGuard[int]:
+    """Tell whether that can be a polling interval: whole seconds."""
+    return _is_whole(value, _MAX_INTERVAL)
+
+
+def _is_whole(value: object, largest: int) -> bool:
+    return (
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= largest
+    )
 
 
 def require_size(value: object, name: str, *, minimum: int = 0) -> int:

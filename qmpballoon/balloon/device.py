@@ -22,7 +22,13 @@ from qmpballoon.balloon.sampler import Sampler
 from qmpballoon.balloon.squeeze import CLEANUP
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.balloon.tracker import PAGE
-from qmpballoon.checks import require_interval, require_seconds, require_size
+from qmpballoon.checks import (
+    is_interval,
+    is_size,
+    require_interval,
+    require_seconds,
+    require_size,
+)
 from qmpballoon.errors import (
     BalloonUnavailable,
     CommandError,
@@ -218,8 +224,10 @@ class Balloon:
     async def get_stats_interval(self) -> int:
         """Return how often QEMU asks the guest, in seconds; 0 is never."""
         value = await self._get("guest-stats-polling-interval")
-        if not isinstance(value, int):
-            raise ProtocolError(f"the statistics interval of {self.path} is {value!r}")
+        if not is_interval(value):
+            raise ProtocolError(
+                f"the statistics interval of {self.path} is {value!r:.80}"
+            )
         return value
 
     async def set_stats_interval(self, seconds: int) -> None:
@@ -449,7 +457,7 @@ class Balloon:
     async def _query_balloon(self) -> tuple[int, dict[str, object]]:
         answer = await self._execute("query-balloon")
         match answer:
-            case {"actual": int(actual)}:
+            case {"actual": int(actual)} if is_size(actual):
                 extra = dict(cast("Mapping[str, object]", answer))
                 del extra["actual"]
                 return actual, extra
@@ -461,9 +469,9 @@ class Balloon:
         try:
             summary = await self._execute("query-memory-size-summary")
             match summary:
-                case {"base-memory": int(base), "plugged-memory": 0}:
+                case {"base-memory": int(base), "plugged-memory": 0} if is_size(base):
                     return base
-                case {"base-memory": int(base)}:
+                case {"base-memory": int(base)} if is_size(base):
                     # Virtio-mem and NVDIMMs count as plugged, but cannot be
                     # ballooned: look which devices there are.
                     return base + _dimms(await self._execute("query-memory-devices"))
@@ -516,7 +524,7 @@ def _dimms(devices: object) -> int:
     total = 0
     for device in cast("list[object]", devices) if isinstance(devices, list) else []:
         match device:
-            case {"type": "dimm", "data": {"size": int(size)}}:
+            case {"type": "dimm", "data": {"size": int(size)}} if is_size(size):
                 total += size
             case _:
                 pass
