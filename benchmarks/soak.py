@@ -10,7 +10,7 @@ the tasks of this process are counted, and its memory is read.
     python benchmarks/soak.py --minutes 20
 
 Exit status 1 if anything grew: descriptors or tasks at all, or memory by more than
-:data:`SLACK` from the second quarter of the rounds (the first one warms up) to the last.
+:data:`SLACK` from the second quarter of the rounds to the last. The first one warms up.
 """
 
 from __future__ import annotations
@@ -124,14 +124,10 @@ async def soak(memories: Sequence[int], minutes: float) -> list[Reading]:
             for _, balloon, _ in guests:
                 watching.start_soon(watch, balloon)
             start, printed = trio.current_time(), 0.0
-            while (
-                len(readings) < ROUNDS or trio.current_time() - start < minutes * 60
-            ):
+            while len(readings) < ROUNDS or trio.current_time() - start < minutes * 60:
                 async with trio.open_nursery() as nursery:
                     for guest, balloon, memory in guests:
-                        nursery.start_soon(
-                            drive, guest, balloon, memory, len(readings)
-                        )
+                        nursery.start_soon(drive, guest, balloon, memory, len(readings))
                 readings.append(Reading.take(start))
                 if readings[-1].seconds >= printed:
                     printed += PRINTED

@@ -16,7 +16,7 @@ __all__ = ["Shape"]
 
 _OTHERS: Final = bytes(byte for byte in range(256) if byte not in b'{}[],:"')
 _ALIKE: Final = bytes.maketrans(b"[]", b"{}")
-_BORDER: Final = b"}{"  # of two messages; within one there is a comma in between
+_PASSES: Final = 16  # through the brackets of a piece; QEMU's own nest less deep
 # As signed numbers: what each of them does to the depth.
 _STEPS: Final = bytes.maketrans(b"{},:", bytes([1, 255, 0, 0]))
 
@@ -53,7 +53,7 @@ class Shape:
         outside, in_string, escaped = self._outside_strings(piece)
         opened = outside.count(b"{")
         deepest = self.depth + opened
-        if deepest > bound or _BORDER in outside:
+        if deepest > bound or self._may_close(outside):
             steps = memoryview(outside.translate(_STEPS)).cast("b")
             depths = list(accumulate(steps, initial=self.depth))
             end = next((n for n, depth in enumerate(depths) if n and depth <= 0), None)
@@ -73,6 +73,22 @@ class Shape:
             in_string=in_string,
             escaped=escaped,
         )
+
+    def _may_close(self, outside: bytes) -> bool:
+        """Tell whether the message may end within these bytes, not only behind them.
+
+        Pairs of brackets with nothing in between are dropped until none is left: then
+        the closing ones that lead close what was open before.
+        """
+        brackets = outside.translate(None, b",:")
+        if self.depth == 0:  # the very first one would vanish with its partner
+            brackets = brackets[1:]
+        for _ in range(_PASSES):
+            before = len(brackets)
+            brackets = brackets.replace(b"{}", b"")
+            if len(brackets) == before:
+                return before - len(brackets.lstrip(b"}")) >= max(self.depth, 1)
+        return True
 
     def _outside_strings(self, piece: bytes) -> tuple[bytes, bool, bool]:
         """Return what counts of a piece, square brackets as curly ones.

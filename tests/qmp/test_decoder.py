@@ -346,6 +346,18 @@ def test_a_message_followed_by_a_stray_comma_does_not_wait_for_more() -> None:
     assert decode(decoder, b"\n", GOOD)[-1] == json.loads(GOOD)
 
 
+@pytest.mark.parametrize("garbage", [b",[", b":{", b',"a":[', b",{}[["])
+@pytest.mark.parametrize("start", [b"{}", b'{"a": [[{}], {}]}', b"[" * 40 + b"]" * 40])
+def test_garbage_that_opens_brackets_holds_no_message_back(
+    start: bytes, garbage: bytes
+) -> None:
+    whole = decode(Decoder(), start + garbage)
+    assert whole[0] == json.loads(start)
+    data = start + garbage
+    single = [data[n : n + 1] for n in range(len(data))]
+    assert whole[:1] == decode(Decoder(), *single)[:1]
+
+
 @pytest.mark.parametrize(
     ("banner", "hint"),
     [
