@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.fleet.policy import Host, Member, PolicyName, Rules, make_plan
+from qmpballoon.fleet.members import Host, Member
+from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.machine import (
     SECOND,

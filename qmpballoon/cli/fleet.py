@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qmpballoon.fleet.balance import Reclaimed
-    from qmpballoon.fleet.policy import FleetPlan, Host, PolicyName
+    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.policy import FleetPlan, PolicyName
     from qmpballoon.fleet.record import View
     from qmpballoon.fleet.supervisor import Supervisor
 
 __all__ = ["fleet"]
 
 _QUICK: Final = 0.25  # seconds between two looks where one answer is all we want
-_SORTS: Final = ("name", "state", "size", "available", "resident")
+_SORTS: Final = ("name", "state", "need", "size", "available", "resident")
 
 
 @click.group(epilog=VMS)
@@ -51,7 +52,10 @@ def fleet() -> None:
 @vms_argument
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @click.option(
-    "--sort", type=click.Choice(_SORTS), default="name", help="What to sort by."
+    "--sort",
+    type=click.Choice(_SORTS),
+    default="name",
+    help="What to sort by; `need` puts those first that are nearest to their headroom.",
 )
 @fleet_options
 @timeout_option
@@ -73,10 +77,10 @@ def status(
     rules = rules_for(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
-        await supervisor.known(timeout)
         if watch:
             await _watch(supervisor, gauge, rules, sort, as_json=as_json)
         else:
+            await supervisor.known(timeout)
             _show(supervisor, gauge, rules, sort, as_json=as_json)
 
     with contextlib.suppress(output.Interrupted) if watch else contextlib.nullcontext():
@@ -128,9 +132,14 @@ def _host(host: Host, rules: Rules) -> dict[str, object]:
 
 
 def _sorted(views: list[View], sort: str) -> list[View]:
-    """Sort by name, by state, or by a size, the largest first."""
+    """Sort by name, by state, by need, or by a size, the largest first."""
     if sort in ("name", "state"):
         return sorted(views, key=lambda view: (str(getattr(view, sort)), view.name))
+    if sort == "need":
+        return sorted(
+            views,
+            key=lambda view: (view.above_headroom is None, view.above_headroom or 0),
+        )
     sizes: dict[str, Callable[[View], int | None]] = {
         "size": lambda view: view.actual,
         "available": lambda view: view.stats.reclaimable,
@@ -177,19 +186,32 @@ def plan(
 def _describe(host: Host, rules: Rules, plan: FleetPlan) -> str:
     about = (
         f"The host has {format_size(host.available)} available of"
-        f" {format_size(host.total)}, and is to keep {format_size(rules.reserve)}."
+        f" {format_size(host.total)}, and is to keep {format_size(rules.reserve)}"
+        f" and a buffer of {format_size(rules.buffer)}."
     )
     moves = [
         f"{move.name}: {format_size(move.before)} -> {format_size(move.target)}"
         f" ({format_size(move.change)}): {move.reason}"
         for move in plan.moves
     ]
-    lines = [about, *moves]
+    lines = [about, *moves, *_sums(plan)]
     if plan.lacking:
         lines.append(f"Nobody can free the {format_size(plan.lacking)} still lacking.")
     elif not plan.moves:
         lines.append("Nothing is to be moved.")
     return "\n".join(lines)
+
+
+def _sums(plan: FleetPlan) -> list[str]:
+    """Say what the moves come to."""
+    taken = sum(max(0, -move.change) for move in plan.moves)
+    given = sum(max(0, move.change) for move in plan.moves)
+    lines: list[str] = []
+    if taken:
+        lines.append(f"Guests give {format_size(taken)} in all.")
+    if given:
+        lines.append(f"Guests get {format_size(given)} in all.")
+    return lines
 
 
 @fleet.command()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -13,9 +14,10 @@ from rich.text import Text
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
-    from qmpballoon.fleet.policy import Host, Rules
+    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.record import State, View
 
 __all__ = ["print_table", "table_shown"]
@@ -31,6 +33,8 @@ _COLOURS: Final[dict[State, str]] = {
     "gone": "red",
 }
 _PIPED: Final = 200  # columns where there is no terminal to tell
+_AROUND: Final = 7  # lines of the screen that are not VMs: the host, heads, what is cut
+_NOTES: Final = 5  # lines of a screen for what is wrong, at most
 
 
 def print_table(host: Host, rules: Rules, views: Sequence[View]) -> None:
@@ -38,64 +42,108 @@ def print_table(host: Host, rules: Rules, views: Sequence[View]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPED)
-    console.print(_table(host, rules, views))
+    notes = [_note(view) for view in views if view.detail]
+    console.print(_page(host, rules, views, views, notes))
 
 
 @contextmanager
-def table_shown() -> Generator[Callable[[Host, Rules, Sequence[View]], None]]:
-    """Yield what shows a fleet, again and again in the same place."""
+def table_shown(
+    console: Console | None = None,
+) -> Generator[Callable[[Host, Rules, Sequence[View]], None]]:
+    """Yield what shows a fleet, again and again in the same place.
+
+    What does not fit on the screen is left out, the last VMs first.
+
+    Args:
+        console: Where; by default the terminal.
+    """
+    console = console or Console(highlight=False)
+
+    def show(host: Host, rules: Rules, views: Sequence[View]) -> None:
+        notes = [_note(view) for view in views if view.detail][:_NOTES]
+        for note in notes:
+            note.truncate(console.width, overflow="ellipsis")
+        room = max(1, console.height - _AROUND - len(notes))
+        page = _page(host, rules, views, views[:room], notes)
+        live.update(page, refresh=True)
+
     # Drawn when there is news; a thread that draws would take time from the VMs.
-    with Live(auto_refresh=False, console=Console(highlight=False)) as live:
-        yield lambda host, rules, views: live.update(
-            _table(host, rules, views), refresh=True
-        )
+    with Live(auto_refresh=False, console=console) as live:
+        yield show
 
 
-def _table(host: Host, rules: Rules, views: Sequence[View]) -> Table:
-    table = Table(box=None, caption=_caption(host, rules), caption_justify="left")
-    for name in ("VM", "state"):
-        table.add_column(name, no_wrap=True)
-    for name in ("has", "of", "available", "free", "cache", "resident"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
-    for view in views:
-        table.add_row(view.name, Text(view.state, _COLOURS[view.state]), *_cells(view))
-    if not views:
-        table.add_row("no VMs found: name their sockets, like '/run/vms/*.qmp'")
-    return table
+def _page(
+    host: Host,
+    rules: Rules,
+    views: Sequence[View],
+    shown: Sequence[View],
+    notes: Iterable[Text],
+) -> Group:
+    """Lay out the host, the VMs, and what is wrong with some of them."""
+    parts: list[Text | Table] = [_host(host, rules), _fleet(views)]
+    if shown:
+        parts.append(_table(shown))
+    if hidden := len(views) - len(shown):
+        parts.append(Text(f" and {hidden} more", "dim"))
+    return Group(*parts, *notes)
 
 
-def _cells(view: View) -> list[Text]:
-    stats, fresh = view.stats, view.state in ("healthy", "stalled")
-    available = stats.reclaimable
-    needy = (
-        fresh
-        and available is not None
-        and view.bounds is not None
-        and available < view.bounds.headroom
-    )
-    style = "" if fresh else "dim"  # what a guest said before it fell silent
-    return [
-        Text(_size(view.actual) + (f" > {_size(view.target)}" if view.target else "")),
-        Text(_size(view.total)),
-        Text(_size(available), "bold red" if needy else style),
-        Text(_size(stats.free), style),
-        Text(_size(stats.disk_caches), style),
-        Text(_size(view.resident)),
-        Text(view.detail, "dim"),
-    ]
-
-
-def _caption(host: Host, rules: Rules) -> Text:
+def _host(host: Host, rules: Rules) -> Text:
     left = host.available - rules.reserve
     colour = "red" if left < 0 else "yellow" if left < rules.buffer // 2 else "green"
-    text = Text("\nThe host has ")
+    text = Text("The host has ")
     text.append(f"{format_size(host.available)} available", colour)
     text.append(f" of {format_size(host.total)}")
     text.append(f", and is to keep {format_size(rules.reserve)}")
     if host.pressed:
         text.append("; tasks on it wait for memory", "red")
     return text
+
+
+def _fleet(views: Sequence[View]) -> Text:
+    """Sum the VMs up."""
+    if not views:
+        return Text("There are no VMs: name their sockets, like '/run/vms/*.qmp'")
+    states = Counter(view.state for view in views)
+    text = Text("1 VM: " if len(views) == 1 else f"{len(views)} VMs: ")
+    for number, state in enumerate(state for state in _COLOURS if states[state]):
+        text.append(", " if number else "")
+        text.append(f"{states[state]} {state}", _COLOURS[state])
+    has = sum(view.actual or 0 for view in views)
+    of = sum(view.total or 0 for view in views)
+    text.append(f"\nThey have {format_size(has)} of {format_size(of)}")
+    if holds := sum(view.resident or 0 for view in views):
+        text.append(f", and hold {format_size(holds)} of the host's memory")
+    return text
+
+
+def _table(views: Sequence[View]) -> Table:
+    table = Table(box=None)
+    table.add_column("VM", no_wrap=True, overflow="ellipsis")
+    table.add_column("state", no_wrap=True)
+    for name in ("has", "of", "available", "free", "cache", "resident"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for view in views:
+        table.add_row(view.name, Text(view.state, _COLOURS[view.state]), *_cells(view))
+    return table
+
+
+def _cells(view: View) -> list[Text]:
+    stats = view.stats
+    is_needy = (view.above_headroom or 0) < 0
+    style = "" if view.is_fresh else "dim"  # what a guest said before it fell silent
+    return [
+        Text(_size(view.actual) + (f" > {_size(view.target)}" if view.target else "")),
+        Text(_size(view.total)),
+        Text(_size(stats.reclaimable), "bold red" if is_needy else style),
+        Text(_size(stats.free), style),
+        Text(_size(stats.disk_caches), style),
+        Text(_size(view.resident)),
+    ]
+
+
+def _note(view: View) -> Text:
+    return Text(f" {view.name}: ", _COLOURS[view.state]).append(view.detail, "default")
 
 
 def _size(size: int | None) -> str:

@@ -30,12 +30,11 @@ from qmpballoon.fleet.record import STATES
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from qmpballoon.fleet.policy import Host, Rules
+    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.record import View
 
 __all__ = ["FleetCollector", "Snapshot", "serve"]
-
-_FRESH: Final = frozenset({"healthy", "stalled"})
 
 
 def _updated(view: View) -> float | None:
@@ -134,7 +133,7 @@ class FleetCollector(Collector):
         seen = self._snapshot()
         yield from _host(seen.host, seen.rules)
         yield from _vms(seen.views)
-        yield from _guests([view for view in seen.views if view.state in _FRESH])
+        yield from _guests([view for view in seen.views if view.is_fresh])
         yield from _counters(seen.views)
 
 

@@ -13,7 +13,8 @@ from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.fleet.policy import Host, Rules
+    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
 
 __all__ = ["Reclaimed", "ReclaimedFrom", "balance", "carry_out", "decide", "reclaim"]

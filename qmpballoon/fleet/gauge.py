@@ -15,7 +15,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from qmpballoon.fleet.policy import Host
+from qmpballoon.fleet.members import Host
 
 __all__ = ["Gauge", "parse_meminfo", "parse_pressure"]
 

@@ -34,6 +34,7 @@ from attrs import asdict, frozen
 
 from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.checks import require_size
+from qmpballoon.fleet.members import STEP, Host, Member
 from qmpballoon.fleet.pouring import Vessel, pour
 from qmpballoon.sizes import MiB, format_size
 
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FleetPlan",
-    "Host",
-    "Member",
     "Move",
     "PolicyName",
     "Rules",
@@ -56,105 +55,6 @@ PolicyName = Literal["available", "proportional", "shares"]
 headroom (ours); how far each is between its floor and its ceiling (XAPI squeezed's
 measure); how much each has (Proxmox VE's shares, but with cache counted as
 available). Each is divided by the guest's weight."""
-
-_STEP: Final = 8  # a guest gives at most, and in need gets at least, RAM through this
-
-
-@frozen
-class Host:
-    """The host, in bytes.
-
-    Attributes:
-        total: Its memory.
-        available: What of it could be had without swapping.
-        promised: What guests were given and have not touched yet.
-        pressed: Whether tasks on the host wait for memory (PSI).
-    """
-
-    total: int
-    available: int
-    promised: int = 0
-    pressed: bool = False
-
-
-@frozen
-class Member:
-    """A VM whose balloon can be moved, in bytes.
-
-    Attributes:
-        name: What plans call it.
-        actual: What it has.
-        total: Its RAM.
-        available: What it says it could do without, as of a moment when it had
-            ``actual``.
-        headroom: What it is to keep available.
-        floor: What it never goes below.
-        ceiling: What it never goes above.
-        weight: Above 0; one with twice the weight is left with, and gets, twice as
-            much.
-        target: Where it is going, while it does.
-        free: What of ``available`` nothing uses, not even a cache.
-        untouched: What of its size the host has given no memory for yet. The host
-            gains nothing when a guest gives that up.
-        refuses: It lately did not give what it said it could.
-    """
-
-    name: str
-    actual: int
-    total: int
-    available: int
-    headroom: int
-    floor: int
-    ceiling: int
-    weight: float = 1.0
-    target: int | None = None
-    free: int = 0
-    untouched: int = 0
-    refuses: bool = False
-
-    @property
-    def moving(self) -> bool:
-        """Whether it is on its way to another size."""
-        return self.target is not None
-
-    @property
-    def spare(self) -> int:
-        """Bytes it could give: above its headroom and half as much, and its floor."""
-        comfort = self.headroom + self.headroom // 2
-        return max(0, min(self.available - comfort, self.actual - self.floor))
-
-    @property
-    def idle(self) -> int:
-        """Bytes of its spare memory that are free, and that the host has given."""
-        return min(max(0, self.free - self.untouched), self.spare)
-
-    @property
-    def gain(self) -> int:
-        """Bytes that the host gains if it gives all it can spare."""
-        return max(self.idle, self.spare - self.untouched)
-
-    def price(self, gain: int) -> int:
-        """Return what it has to give, in bytes, for the host to gain so much.
-
-        Linux hands over free pages before it drops cache, and those last freed before
-        those that were never touched. So past what is idle, all that is untouched goes,
-        too.
-        """
-        return gain if gain <= self.idle else min(gain + self.untouched, self.spare)
-
-    @property
-    def need(self) -> int:
-        """Bytes it is to get at once; 0 if it is not in need."""
-        if self.available >= self.headroom and self.actual >= self.floor:
-            return 0
-        comfort = self.headroom + self.headroom // 2
-        lacking = max(comfort - self.available, self.floor - self.actual)
-        return min(max(lacking, self.total // _STEP), self.room)
-
-    @property
-    def room(self) -> int:
-        """Bytes it could get."""
-        return max(0, min(self.ceiling, self.total) - self.actual)
 
 
 @frozen
@@ -324,7 +224,7 @@ def _shrinks(
         Vessel(
             height=-view(m)[0],
             width=view(m)[1],
-            limit=m.gain if uncapped else min(m.gain, m.total // _STEP),
+            limit=m.gain if uncapped else min(m.gain, m.total // STEP),
         )
         for m in chosen
     ]
@@ -406,7 +306,7 @@ _SURPLUS: Final = "the host has memory to spare"
 
 def _has(member: Member) -> str:
     return (
-        f"it has {format_size(member.available)} available, and is to keep"
+        f"the guest has {format_size(member.available)} available, and is to keep"
         f" {format_size(member.headroom)}"
     )
 
@@ -415,8 +315,5 @@ def _why_take(host: Host, rules: Rules, need: int) -> str:
     if host.pressed:
         return "tasks on the host wait for memory"
     if host.available - rules.reserve < rules.buffer // 2:
-        return (
-            f"the host has {format_size(host.available)} available, and is to keep"
-            f" {format_size(rules.reserve + rules.buffer)}"
-        )
+        return "the host is short of memory"
     return f"other guests need {format_size(need)}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.fleet.policy import Member
+from qmpballoon.fleet.members import Member
 
 if TYPE_CHECKING:
     from qmpballoon.balloon.resize import ResizeResult
@@ -111,6 +111,19 @@ class View:
     stats: GuestStats
     counters: Counters
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether what the guest last said still holds."""
+        return self.state in ("healthy", "stalled")
+
+    @property
+    def above_headroom(self) -> int | None:
+        """Bytes it has available above its headroom; below 0 for one in need."""
+        available, bounds = self.stats.reclaimable, self.bounds
+        if not self.is_fresh or available is None or bounds is None:
+            return None
+        return available - bounds.headroom
+
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
         balloon = {"actual": self.actual, "total": self.total, "target": self.target}
@@ -129,12 +142,9 @@ class View:
             },
             "stats": None
             if self.stats.last_update is None
-            else {**self.stats.to_json(), "fresh": self.state in _FRESH},
+            else {**self.stats.to_json(), "fresh": self.is_fresh},
             "host": {"resident": self.resident},
         }
-
-
-_FRESH: Final = frozenset({"healthy", "stalled"})
 
 
 @define

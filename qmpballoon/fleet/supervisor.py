@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from qmpballoon.address import Address
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.fleet.discovery import Source
-    from qmpballoon.fleet.policy import Member, Move
+    from qmpballoon.fleet.members import Member
+    from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.record import State, View
 
 __all__ = ["Settings", "Supervisor", "open_fleet"]

@@ -86,9 +86,10 @@ async def test_status_for_people_sorted_by_size(tmp_path: Path) -> None:
     async with fleet(tmp_path):
         shown = await run("fleet", "status", tmp_path / "*.qmp", "--sort", "size")
     lines = shown.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:3]] == ["large", "small"]
-    assert "4 GiB" in lines[1]
-    assert "is to keep" in lines[-1]
+    assert "is to keep" in lines[0]
+    assert lines[1:3] == ["2 VMs: 2 healthy", "They have 6 GiB of 6 GiB"]
+    assert [line.split()[0] for line in lines[4:]] == ["large", "small"]
+    assert "4 GiB" in lines[4]
 
 
 async def test_a_vm_that_is_named_and_not_there_is_gone(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ async def test_a_vm_that_is_named_and_not_there_is_gone(tmp_path: Path) -> None:
 
 async def test_no_vms(tmp_path: Path) -> None:
     shown = await run("fleet", "status", tmp_path / "*.qmp")
-    assert "no VMs found" in shown.stdout
+    assert "There are no VMs" in shown.stdout
 
 
 async def test_watching_ends_on_ctrl_c(tmp_path: Path) -> None:
@@ -134,7 +135,11 @@ async def test_a_plan_moves_nothing(tmp_path: Path) -> None:
     assert changes == {"large": -512 * MiB, "small": -256 * MiB}
     assert all(m["target"] - m["before"] == m["change"] for m in made["moves"])
     assert made["lacking"] == 0
-    assert "large: 4 GiB -> 3.5 GiB (-512 MiB): the host has 512 MiB" in shown.stdout
+    about, large, small, in_all = shown.stdout.splitlines()
+    assert about.endswith("is to keep 1 GiB and a buffer of 256 MiB.")
+    assert large.startswith("large: 4 GiB -> 3.5 GiB (-512 MiB): the host is short")
+    assert small.startswith("small: 2 GiB -> 1.8 GiB (-256 MiB): the host is short")
+    assert in_all == "Guests give 768 MiB in all."
 
 
 async def test_a_balanced_host_has_nothing_to_plan(tmp_path: Path) -> None:

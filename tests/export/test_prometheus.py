@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.export.prometheus import FleetCollector, Snapshot, serve
-from qmpballoon.fleet.policy import Host, Rules
+from qmpballoon.fleet.members import Host
+from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.record import STATES, Counters, View
 from qmpballoon.fleet.spec import Bounds
 from qmpballoon.sizes import GiB, MiB

@@ -12,7 +12,7 @@ import trio.testing
 from attrs import define, evolve, field
 
 from qmpballoon.address import UnixAddress
-from qmpballoon.fleet.policy import Host
+from qmpballoon.fleet.members import Host
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.supervisor import Settings, Supervisor, open_fleet
 from qmpballoon.sizes import GiB
