@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.supervisor import Supervisor
 
 PERIOD: Final = 1.0
-WARM_UP: Final = 8.0  # seconds until all have connected
+WARM_UP: Final = 60.0  # seconds in which all must have connected
+CALM: Final = 3.0  # seconds after that until it is looked at what it takes
 STATS: Final = {
     "stat-total-memory": 2 * GiB,
     "stat-free-memory": 100 * MiB,
@@ -145,10 +146,14 @@ async def measure(pattern: str, count: int, seconds: float) -> Figures:
         ) as fleet,
         trio.open_nursery() as nursery,
     ):
-        await trio.sleep(WARM_UP)
-        states = [view.state for view in fleet.views()]
-        if states.count("healthy") < count:
-            raise SystemExit(f"only {states.count('healthy')} of {count} VMs are well")
+        well = 0
+        with trio.move_on_after(WARM_UP):
+            while well < count:
+                await trio.sleep(1)
+                well = sum(view.state == "healthy" for view in fleet.views())
+        if well < count:
+            raise SystemExit(f"only {well} of {count} VMs are well")
+        await trio.sleep(CALM)
         nursery.start_soon(partial(balance, fleet, gauge.read, rules))
         nursery.start_soon(watch, fleet)
         cpu = time.process_time()

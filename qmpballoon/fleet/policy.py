@@ -17,7 +17,8 @@ Pure: the same state always makes the same plan. The rules, in their order:
    host is in distress. A guest in need gets all it lacks, an eighth of its RAM at
    least.
 6. *Leave well alone.* Between a buffer half gone and a buffer and a half there is
-   nothing to do, and no move is made that is not worth its while.
+   nothing to do, and no move is made that is not worth its while; below the
+   reserve small ones are, too.
 7. *Refusers are not rewarded.* Who did not give what it said it could is not asked
    again for a while, the others take over its part, and it gets nothing beyond its
    need, either.
@@ -30,7 +31,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 
 from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.checks import require_size
@@ -64,7 +65,8 @@ class Rules:
     Attributes:
         reserve: What the host keeps available.
         buffer: What it holds above that for guests in need.
-        dead_band: Moves smaller than this are not made, except to serve a need.
+        dead_band: Moves smaller than this are not made, except to serve a need; below
+            the reserve those smaller than 1 MiB.
         policy: Who gives and gets first.
     """
 
@@ -163,8 +165,12 @@ def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> FleetPlan:
     wanted = max(0, wanted)
     donors = _donors(still)
     distress = host.available < rules.reserve // 2
+    # Below the reserve, little is better than nothing.
+    worth = min(rules.dead_band, MiB) if free < 0 else rules.dead_band
     reason = _why_take(host, rules, need)
-    shrinks = _shrinks(donors, wanted, rules, reason, uncapped=distress)
+    shrinks = _shrinks(
+        donors, wanted, evolve(rules, dead_band=worth), reason, uncapped=distress
+    )
     surplus = slack - need - rules.buffer
     if wanted or surplus <= rules.buffer // 2:
         surplus = 0

@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import io
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import pages
 from attrs import evolve
+from pages import HOST, RULES
 from rich.console import Console
 
-from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.cli.fleet_table import print_table, table_shown
-from qmpballoon.fleet.members import Host
-from qmpballoon.fleet.policy import Rules
-from qmpballoon.fleet.record import Counters, View
-from qmpballoon.fleet.spec import Bounds
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import MiB
 
 if TYPE_CHECKING:
     import pytest
 
-HOST = Host(total=64 * GiB, available=8 * GiB)
-RULES = Rules(reserve=4 * GiB, buffer=GiB)
-WELL = View(
-    name="well",
-    address="/run/vm.qmp",
-    state="healthy",
-    detail="",
-    actual=2 * GiB,
-    total=4 * GiB,
-    target=None,
-    resident=3 * GiB,
-    bounds=Bounds(floor=GiB, ceiling=4 * GiB, headroom=128 * MiB),
-    stats=GuestStats(
-        last_update=datetime.fromtimestamp(1_750_000_000, UTC),
-        free=100 * MiB,
-        available=GiB,
-    ),
-    counters=Counters(),
-)
+    from qmpballoon.fleet.record import View
+
+WELL = evolve(pages.WELL, name="well")
 GONE = evolve(WELL, name="away", state="gone", detail="there is no socket " * 20)
 RED = "\x1b[1;31m"
 

@@ -161,7 +161,8 @@ def test_carried_out_again_and_again_it_comes_to_rest(
             break
         host, fleet = carried_out(host, fleet, plan)
     assert make_plan(host, fleet, rules).moves == ()
-    if any(m.gain > max(rules.dead_band, PAGE) and not m.refuses for m in fleet):
+    worth = max(min(rules.dead_band, MiB), PAGE)
+    if any(m.gain > worth and not m.refuses for m in fleet):
         # Shares are whole pages, and so is what is worth a move.
         assert host.available >= rules.reserve - PAGE * len(fleet)
 
@@ -331,6 +332,14 @@ def test_many_small_shares_are_made_a_few_large_ones() -> None:
     plan = make_plan(short_of(0), fleet, RULES)
     assert -sum(changes(plan).values()) == RULES.buffer
     assert all(-move.change >= RULES.dead_band for move in plan.moves)
+
+
+def test_below_the_reserve_small_moves_are_made() -> None:
+    """What several guests have to spare may be less than the dead band each."""
+    fleet = [member(f"vm{n}", available=200 * MiB) for n in range(4)]
+    plan = make_plan(short_of(20 * MiB), fleet, RULES)
+    assert changes(plan) == {f"vm{n}": -8 * MiB for n in range(4)}
+    assert make_plan(short_of(-20 * MiB), fleet, RULES).moves == ()
 
 
 def test_what_nobody_can_free_is_said() -> None:

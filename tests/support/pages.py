@@ -1,0 +1,61 @@
+"""A fleet as it was seen, with all that a page of metrics can show."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from attrs import evolve
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.export.prometheus import FleetCollector, Snapshot
+from qmpballoon.fleet.members import Host
+from qmpballoon.fleet.policy import Rules
+from qmpballoon.fleet.record import Counters, View
+from qmpballoon.fleet.spec import Bounds
+from qmpballoon.sizes import GiB, MiB
+
+__all__ = ["GONE", "HOST", "RULES", "SEEN", "STALE", "WELL", "page"]
+
+HOST = Host(total=64 * GiB, available=8 * GiB, promised=MiB)
+RULES = Rules(reserve=4 * GiB, buffer=GiB)
+WELL = View(
+    name='odd "name"\n',
+    address="/run/vm.qmp",
+    state="healthy",
+    detail="",
+    actual=2 * GiB,
+    total=4 * GiB,
+    target=None,
+    resident=3 * GiB,
+    bounds=Bounds(floor=GiB, ceiling=4 * GiB, headroom=128 * MiB),
+    stats=GuestStats(
+        last_update=datetime.fromtimestamp(1_750_000_000, UTC),
+        total=2 * GiB,
+        free=100 * MiB,
+        available=GiB,
+        disk_caches=950 * MiB,
+        oom_kills=3,
+    ),
+    counters=Counters(given=5, taken=7, moves=4, stalls=1, losses=2),
+)
+STALE = evolve(WELL, name="stale", state="stale")
+GONE = evolve(
+    WELL,
+    name="gone",
+    state="gone",
+    actual=None,
+    total=None,
+    resident=None,
+    bounds=None,
+    stats=GuestStats(),
+)
+SEEN = Snapshot(HOST, RULES, [WELL, STALE, GONE])
+
+
+def page(snapshot: Snapshot = SEEN) -> str:
+    """Return the page of metrics in the format that Prometheus has always read."""
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(lambda: snapshot))
+    return generate_latest(registry).decode()
