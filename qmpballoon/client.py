@@ -331,7 +331,6 @@ class TrioMonitor:
     ) -> None:
         self._background = background
         background.start_soon(self._read)
-        background.start_soon(self._watch_deadlines)
         with trio.move_on_at(deadline):
             await self._until(State.NEGOTIATING)
             self._write(self._connection.send_negotiation(oob=oob))
@@ -348,40 +347,45 @@ class TrioMonitor:
 
     # What the background tasks do.
 
-    async def _watch_deadlines(self) -> None:
-        """Wake each command whose answer does not come in time.
-
-        One timer for all of them: setting one up for each command would take as
-        long as the rest of it.
-        """
-        while True:
-            with self._watchdog:
-                await trio.sleep_forever()
-            now = trio.current_time()
-            for ident, waiter in list(self._waiting.items()):
-                if waiter.deadline <= now:
-                    self._forget(ident).finish(None)
-            left = [waiter.deadline for waiter in self._waiting.values()]
-            self._watchdog = trio.CancelScope(deadline=min(left, default=math.inf))
-
     async def _read(self) -> None:
-        """Read and deal with all that comes, until the connection ends."""
-        connection = self._connection
+        """Read and deal with all that comes, until the connection ends.
+
+        Each command whose answer does not come in time is woken from here as well, by
+        one timer for all of them: setting one up for each command would take as long
+        as the rest of it, and a task of its own a quarter of the monitor's memory.
+        """
+        ended = False
         try:
-            while data := await self._transport.read():
-                connection.receive_data(data)
-                state = connection.state
-                while (message := connection.next_message()) is not None:
-                    self._dispatch(message)
-                if connection.state is not state:
-                    self._move_on()
-                self._pass_turn()
+            while not ended:
+                with self._watchdog:
+                    await self._receive_all()
+                    ended = True
+                self._wake_the_late()
             failure: MonitorError = closed_by_peer(self.name)
         except ProtocolError as error:
             failure = ProtocolError(f"{self.name}: {error}")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             failure = MonitorClosed(f"{self.name} broke: {error.__cause__ or error}")
         self._shut(failure)
+
+    async def _receive_all(self) -> None:
+        connection = self._connection
+        while data := await self._transport.read():
+            connection.receive_data(data)
+            state = connection.state
+            while (message := connection.next_message()) is not None:
+                self._dispatch(message)
+            if connection.state is not state:
+                self._move_on()
+            self._pass_turn()
+
+    def _wake_the_late(self) -> None:
+        now = trio.current_time()
+        for ident, waiter in list(self._waiting.items()):
+            if waiter.deadline <= now:
+                self._forget(ident).finish(None)
+        left = [waiter.deadline for waiter in self._waiting.values()]
+        self._watchdog = trio.CancelScope(deadline=min(left, default=math.inf))
 
     def _dispatch(self, message: object) -> None:
         if isinstance(message, Event):

@@ -1,0 +1,127 @@
+"""What decoding costs, beside ``json.loads`` of the whole.
+
+First the answer to ``query-qmp-schema``, the longest that QEMU gives, cut at some
+places: each cut and ``json.loads`` take turns, and the median of the ratios is shown.
+Then ten times the input again and again, of several kinds, up to the limits: nothing
+may take more than its share.
+
+    python benchmarks/decoder.py [--rounds N] [--qemu PROGRAM]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from functools import partial
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING
+
+from monitor import running_qemu
+
+from qmpballoon import blocking
+from qmpballoon.qmp import Decoder, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIB = 1 << 20
+LIMITS = Limits(size=64 * MIB + 64, tokens=1 << 40)
+KINDS: dict[str, tuple[bytes, bytes, bytes]] = {
+    "one string": (b'{"a": "', b"x" * 16, b'"}\n'),
+    "escapes": (b'{"a": "', b'\\"\\\\\\u00e9{', b'"}\n'),
+    "objects": (b"[0", b', {"name": "x", "args": []}', b"]\n"),
+    "numbers": (b"[0", b", 1234567", b"]\n"),
+    "short messages": (b"", b'{"return": {}, "id": 1}\r\n', b""),
+    "one line of messages": (b"", b'{"return": {}, "id": 1}', b"\n"),
+    "pretty": (b"[0", b',\n    {\n        "name": "x"\n    }', b"\n]\n"),
+}
+
+
+def schema(program: str) -> bytes:
+    """Return QEMU's answer to ``query-qmp-schema``, as it writes it."""
+    with running_qemu(program) as path, blocking.open_monitor(path) as monitor:
+        answer = {"return": monitor.execute("query-qmp-schema"), "id": 1}
+    return json.dumps(answer).encode() + b"\r\n"
+
+
+def seconds(what: Callable[[], object]) -> float:
+    """Return how long something takes."""
+    start = time.perf_counter()
+    what()
+    return time.perf_counter() - start
+
+
+def decode(data: bytes, size: int) -> None:
+    """Decode all of it, so many bytes at a time."""
+    decoder = Decoder(LIMITS)
+    view = memoryview(data)
+    for start in range(0, len(data), size):
+        decoder.feed(view[start : start + size])
+        while decoder.next() is not None:
+            pass
+    if decoder.pending:
+        raise SystemExit("a message is left over")
+
+
+def cut_at(data: bytes, place: int) -> None:
+    """Decode it in two pieces."""
+    decoder = Decoder()
+    decoder.feed(data[:place])
+    first = decoder.next()
+    decoder.feed(data[place:])
+    if first is None and decoder.next() is None:
+        raise SystemExit("no message came out")
+
+
+def show_schema(data: bytes, rounds: int) -> None:
+    """Print what cutting the schema costs."""
+    print(f"the schema, {len(data)} bytes; json.loads = 1")
+    ratios: list[float] = []
+    for number in range(rounds):
+        place = len(data) * number // rounds
+        whole = seconds(lambda: json.loads(data))
+        ratios.append(seconds(lambda place=place: cut_at(data, place)) / whole)
+    low, high = sorted(ratios)[rounds // 10], sorted(ratios)[-1 - rounds // 10]
+    print(f"  cut in two: {median(ratios):.2f} ({low:.2f}-{high:.2f})")
+    for size in (65536, 4096, 512, 64):
+        ratios = [
+            seconds(lambda size=size: decode(data, size))
+            / seconds(lambda: json.loads(data))
+            for _ in range(rounds // 10)
+        ]
+        print(f"  {size} bytes at a time: {median(ratios):.2f}")
+
+
+def show_growth(largest: int) -> None:
+    """Print what ten times the input costs."""
+    print("time for ten times the input, at most, up to 64 MiB")
+    for kind, (start, middle, end) in KINDS.items():
+        for chunk, top in ((65536, largest), (1460, largest), (64, largest // 10)):
+            times: list[float] = []
+            for size in (top // 1000, top // 100, top // 10, top):
+                data = start + middle * (size // len(middle)) + end
+                runs = 1 if size > MIB else 5
+                work = partial(decode, data, chunk)
+                times.append(min(seconds(work) for _ in range(runs)))
+            growth = max(after / before for before, after in pairwise(times))
+            print(
+                f"  {kind:22} {chunk:6} at a time: x {growth:.1f} at most", flush=True
+            )
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM")
+    options = parser.parse_args()
+    show_schema(schema(options.qemu), options.rounds)
+    gc.disable()  # its share grows with what lives, in json as in us
+    show_growth(64 * MIB)
+
+
+if __name__ == "__main__":
+    main()

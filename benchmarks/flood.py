@@ -1,0 +1,118 @@
+"""What a flood of events does to replies, with a slow reader, and with none.
+
+A fake in another process sends two events with each reply, which makes some ten
+thousand events a second. Shown are the replies' latencies, and by how much memory
+grew.
+
+    python benchmarks/flood.py [--events N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import socket
+import time
+from functools import partial
+from statistics import quantiles
+from typing import TYPE_CHECKING
+
+import trio
+from fleet_size import resident
+
+from qmpballoon.client import open_monitor
+
+if TYPE_CHECKING:
+    from qmpballoon.client import TrioMonitor
+
+GREETING = {"QMP": {"version": {}, "capabilities": []}}
+NAMES = ("BALLOON_CHANGE", "BALLOON_CHANGE", "BALLOON_CHANGE", "RTC_CHANGE")
+BURST = 2  # events with each reply
+
+
+def serve(sock: socket.socket, events: int) -> None:
+    """Answer every command, each with some events until there were so many."""
+    sock.sendall(line(GREETING))
+    timestamp = {"seconds": 1, "microseconds": 2}
+    sent = -BURST  # none with the negotiation
+    for text in sock.makefile("rb"):
+        reply = line({"return": {"actual": 1}, "id": json.loads(text)["id"]})
+        before = b"".join(
+            line({"timestamp": timestamp, "event": NAMES[n % 4], "data": {"actual": n}})
+            for n in range(max(sent, 0), min(sent + BURST, events))
+        )
+        sent += BURST
+        sock.sendall(before + reply)
+
+
+def line(message: object) -> bytes:
+    """Return a message as QEMU writes it."""
+    return json.dumps(message).encode() + b"\r\n"
+
+
+async def ask(monitor: TrioMonitor, times: int) -> list[float]:
+    """Ask again and again; return the latencies."""
+    latencies: list[float] = []
+    for _ in range(times):
+        start = time.perf_counter()
+        await monitor.execute("query-balloon")
+        latencies.append(time.perf_counter() - start)
+    return latencies
+
+
+async def measure(events: int, *, readers: bool) -> tuple[float, float, int, int]:
+    """Return median and 99th percentile, bytes of growth, and events lost or read."""
+    ours, theirs = socket.socketpair()
+    fake = multiprocessing.get_context("fork").Process(
+        target=serve, args=(theirs, events), daemon=True
+    )
+    fake.start()
+    theirs.close()
+    read = 0
+
+    async with open_monitor(ours) as monitor, trio.open_nursery() as nursery:
+        with monitor.subscribe() as subscription:
+
+            async def slow() -> None:
+                nonlocal read
+                async for _ in subscription:
+                    read += 1
+                    await trio.sleep(0.01)
+
+            if readers:
+                nursery.start_soon(slow)
+            await ask(monitor, 1000)
+            before = resident()
+            latencies = await ask(monitor, (events or 20_000) // BURST)
+            grown = resident() - before
+            lost = sum(subscription.lost.values())
+            nursery.cancel_scope.cancel()
+    fake.kill()
+    fake.join()
+    cuts = quantiles(latencies, n=100)
+    return cuts[49], cuts[98], grown, lost + read
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--events", type=int, default=100_000)
+    events = parser.parse_args().events
+    quiet = 0.0
+    for name, number, readers in (
+        ("quiet", 0, False),
+        ("no reader", events, False),
+        ("slow reader", events, True),
+    ):
+        middle, high, grown, seen = trio.run(partial(measure, number, readers=readers))
+        quiet = quiet or high
+        print(
+            f"{name:12} median {middle * 1e6:5.0f} µs, 99 % within {high * 1e6:5.0f} µs"
+            f" ({high / quiet:.2f}), {seen} events, memory {grown / 1024:+.0f} KiB",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""How long the command takes to start, beside Python itself.
+
+A fake VM is served on a socket, and asked for its status; ``python -c pass`` takes
+turns with it. Shown too is what importing takes.
+
+    python benchmarks/startup.py [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from statistics import median
+
+from qmpballoon.testing.background import serve
+from qmpballoon.testing.machine import MachineConfig
+
+COMMAND = "from qmpballoon.cli import main; main()"
+
+
+def seconds(*arguments: str) -> float:
+    """Return how long a Python program takes."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    rounds = parser.parse_args().rounds
+    with serve(MachineConfig()) as fake:
+        programs = {
+            "python -c pass": ("-c", "pass"),
+            "import qmpballoon": ("-c", "import qmpballoon"),
+            "import trio": ("-c", "import trio"),
+            "import click": ("-c", "import click"),
+            "import qmpballoon.client": ("-c", "import qmpballoon.client"),
+            "qmpballoon --version": ("-c", COMMAND, "--version"),
+            "qmpballoon status --json": (
+                *("-c", COMMAND, "status", fake.socket, "--json"),
+            ),
+        }
+        times: dict[str, list[float]] = {name: [] for name in programs}
+        for _ in range(rounds):
+            for name, arguments in programs.items():
+                times[name].append(seconds(*arguments))
+    base = median(times["python -c pass"])
+    for name, seen in times.items():
+        middle = median(seen)
+        print(f"{name:26} {middle * 1000:6.0f} ms, {(middle - base) * 1000:+5.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
