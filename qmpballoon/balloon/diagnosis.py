@@ -28,10 +28,24 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.balloon.tracker import Tracker
 
-__all__ = ["Diagnosis", "Evidence", "StallKind", "explain", "gather"]
+__all__ = [
+    "Diagnosis",
+    "Evidence",
+    "StallKind",
+    "explain",
+    "gather",
+    "inhibited",
+]
 
 StallKind = Literal[
-    "no-driver", "paused", "guest-at-floor", "slow", "reset", "hot-plug", "inhibited"
+    "no-driver",
+    "paused",
+    "guest-at-floor",
+    "slow",
+    "reset",
+    "hot-plug",
+    "inhibited",
+    "overridden",
 ]
 """What can keep a balloon from its target."""
 
@@ -117,7 +131,7 @@ def explain(
             f"the guest has no more to give: {end.reason}; choose a larger target, or"
             " make the guest use less",
         )
-    for suspect in (_inhibited, _at_floor, _fell_silent):
+    for suspect in (inhibited, _at_floor, _fell_silent, _overridden):
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis
@@ -172,8 +186,11 @@ def _hot_plug(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None
     )
 
 
-def _inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
-    """Suspect what makes QEMU keep the pages that the guest has given up."""
+def inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+    """Suspect what makes QEMU keep the pages that the guest has given up.
+
+    That can be so although the balloon has reached its target.
+    """
     taken = tracker.before - tracker.actual
     if None in (before.resident, after.resident) or taken < _SURE:
         return None
@@ -216,6 +233,22 @@ def _fell_silent(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | N
         "reset",
         "the guest no longer answers: it was restarted, or hangs; wait until it is up,"
         " and try again",
+    )
+
+
+def _overridden(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:
+    """Suspect another client: QEMU has one target, and the last to set it wins.
+
+    A target cannot be asked for. But no guest goes away from its own by itself, and
+    none that is well stops while it is given memory.
+    """
+    grows = tracker.target > tracker.before
+    if not tracker.strayed and not (grows and after.answers and tracker.stopped):
+        return None
+    return Diagnosis(
+        "overridden",
+        f"the guest was asked for {format_size(tracker.target)} and went elsewhere:"
+        " another client sets targets, too; turn its ballooning off for this VM",
     )
 
 

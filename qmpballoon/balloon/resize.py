@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from attrs import asdict, define, evolve, frozen
 
-from qmpballoon.balloon.diagnosis import explain, gather
+from qmpballoon.balloon.diagnosis import explain, gather, inhibited
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.guard import Guard, Limits
 from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, squeeze
@@ -97,7 +97,8 @@ class ResizeResult:
         actual: Bytes it has.
         target: Bytes it was told to have in the end: what it keeps to.
         seconds: How long it took.
-        diagnosis: Why the target was not reached; ``None`` if it was.
+        diagnosis: Why the target was not reached, or why the host has nothing of
+            it although it was; else ``None``.
     """
 
     outcome: Outcome
@@ -134,7 +135,7 @@ async def resize(
     try:
         end = await run.move(run.tracker, on_progress, timeout=deadline - now)
         if end.ending == "reached":
-            return run.result(target, "reached")
+            return run.result(target, "reached", run.doubt())
         after = await gather(balloon)
         diagnosis = explain(run.tracker, before, after, end)
         if on_stall == "rollback":
@@ -199,6 +200,11 @@ class _Run:
         return Governor(
             limits, tracker.actual, tracker.target, stats if known else None
         )
+
+    def doubt(self) -> Diagnosis | None:
+        """Tell if the host has nothing of what the guest gave."""
+        after = evolve(self.before, resident=self.balloon.resident())
+        return inhibited(self.tracker, self.before, after)
 
     async def roll_back(self, requested: int, diagnosis: Diagnosis) -> ResizeResult:
         """Go back to the size before."""

@@ -36,6 +36,8 @@ _SLOWING: Final = 0.25
 # Nothing but a reset or hot-plugged memory moves a balloon backwards this far
 # between two looks at it.
 _JUMP: Final = 64 * 1024 * 1024
+# Bytes that a balloon which was on its way may still go the other way.
+_STRAY: Final = 16 * 1024 * 1024
 _JUMPS_FORGIVEN: Final = 3
 
 
@@ -110,6 +112,17 @@ class Tracker:
     def distance(self) -> int:
         """Bytes between the balloon and its target."""
         return abs(self.actual - self.target)
+
+    @property
+    def strayed(self) -> bool:
+        """Tell whether it is much farther from its target than it was before."""
+        return self.distance > self._history[-1][1] + _STRAY
+
+    @property
+    def stopped(self) -> bool:
+        """Tell whether it moved, and has come no nearer for a whole window."""
+        far, near = self._history[0][1], self._history[-1][1]
+        return self.actual != self.before and self._stalled and far == near
 
     @property
     def elapsed(self) -> float:

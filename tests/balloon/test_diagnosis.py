@@ -123,6 +123,10 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
         STALLED,
     ),
     ("slow", moved(8 * GiB), HEALTHY, HEALTHY, STALLED),
+    ("slow", moved(8 * GiB, 5 * GiB, 6 * GiB), HEALTHY, HEALTHY, STALLED),
+    # It stands still where it could have more, or goes the other way.
+    ("overridden", moved(8 * GiB, *[5 * GiB] * 8), HEALTHY, HEALTHY, STALLED),
+    ("overridden", moved(8 * GiB, 5 * GiB, 4 * GiB), HEALTHY, HEALTHY, STALLED),
 ]
 
 

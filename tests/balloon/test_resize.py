@@ -502,3 +502,44 @@ def plug(machine: Machine, size: int) -> None:
     )
     assert b"error" not in session.output()
     machine.disconnect(session)
+
+
+# Somebody else
+
+
+def set_by_another(machine: Machine, target: int) -> None:
+    session = machine.connect()
+    session.receive(
+        b'{"execute": "qmp_capabilities"}'
+        b'{"execute": "balloon", "arguments": {"value": %d}}' % target
+    )
+    assert b"error" not in session.output()
+    machine.disconnect(session)
+
+
+@pytest.mark.parametrize("other", [GiB // 2, GiB + GiB // 4])
+def test_another_client_s_target_is_noticed_while_growing(other: int) -> None:
+    machine = make_machine(GuestConfig(deflate_rate=GiB), memory=2 * GiB)
+    run(make_balloon(machine).resize(GiB))
+    later(machine, 0.2, partial(set_by_another, machine, other))
+    result, balloon = resize_meanwhile(machine, 2 * GiB)
+    assert result.diagnosis is not None
+    assert (result.outcome, result.diagnosis.kind) == ("settled", "overridden")
+    assert balloon.target == result.actual
+
+
+def test_another_client_s_target_is_overruled_while_shrinking() -> None:
+    machine = make_machine(memory=4 * GiB)
+    later(machine, 0.5, partial(set_by_another, machine, 4 * GiB))
+    result, _ = resize_meanwhile(machine, 2 * GiB)
+    assert (result.outcome, result.actual) == ("reached", 2 * GiB)
+
+
+def test_that_the_host_has_nothing_is_told_although_it_was_reached() -> None:
+    guest = GuestConfig(used=GiB, cache=900 * MiB)
+    balloon = make_balloon(make_machine(guest, memory=2 * GiB))
+    balloon.resident = lambda: 2 * GiB  # type: ignore[method-assign]
+    result = run(balloon.resize(1536 * MiB))
+    assert result.outcome == "reached"
+    assert result.diagnosis is not None
+    assert result.diagnosis.kind == "inhibited"

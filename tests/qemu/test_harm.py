@@ -1,0 +1,159 @@
+"""Real guests: memory kept until it is needed, others' targets, hosts with nothing."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from command import start
+
+from qmpballoon import (
+    GiB,
+    MiB,
+    ReclaimReport,
+    Sample,
+    StallLimits,
+    open_balloon,
+    open_monitor,
+)
+from qmpballoon.testing import lab
+
+if TYPE_CHECKING:
+    from qmpballoon import ResizeResult
+
+pytestmark = pytest.mark.qemu
+
+
+def kind(result: ResizeResult) -> str | None:
+    return result.diagnosis.kind if result.diagnosis else None
+
+
+async def test_what_is_kept_is_there_when_the_guest_needs_it() -> None:
+    async with (
+        lab.boot(memory=GiB, cache=600 * MiB) as guest,
+        open_balloon(guest.socket) as balloon,
+    ):
+        kept = trio.Event()
+        reports: list[ReclaimReport] = []
+
+        def look(sample: Sample) -> None:
+            if sample.mark == "kept":
+                kept.set()
+
+        async def keep() -> None:
+            reports.append(await balloon.keep(seconds=120, on_progress=look))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep)
+            await kept.wait()
+            assert (await guest.meminfo())["MemTotal"] < 500 * MiB
+            await guest.hog(400 * MiB)
+        (report,) = reports
+        assert report.outcome == "done"
+        assert report.reason.startswith("kept for ")
+        assert report.after.actual == GiB == await balloon.actual()
+        assert await guest.oom_kills() == 0
+        # A second time it is only kept for a while.
+        await guest.release()
+        report = await balloon.keep(seconds=2)
+        assert "as long as it was to be" in report.reason
+        assert await balloon.actual() == GiB
+
+
+async def test_another_client_s_targets_are_noticed() -> None:
+    async with (
+        lab.boot(memory=2 * GiB, cache=300 * MiB) as guest,
+        open_balloon(guest.socket) as balloon,
+        open_monitor(guest.second_socket) as other,
+    ):
+        began = trio.Event()
+
+        async def interfere(target: int) -> None:
+            await began.wait()
+            await other.execute("balloon", {"value": target})
+
+        # While it shrinks our next step overrules a target that was set once.
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interfere, 2 * GiB)
+            result = await balloon.resize(
+                700 * MiB, on_progress=lambda _: began.set(), on_stall="settle"
+            )
+        assert (result.outcome, result.actual) == ("reached", 700 * MiB)
+        # While it grows nobody has to set another one but them.
+        began = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(interfere, 900 * MiB)
+            result = await balloon.resize(
+                2 * GiB, on_progress=lambda _: began.set(), on_stall="settle"
+            )
+        assert (result.outcome, kind(result)) == ("settled", "overridden")
+        assert await balloon.actual() == result.actual
+
+
+async def test_locked_memory_is_nothing_for_the_host() -> None:
+    extra = ("-overcommit", "mem-lock=on")
+    async with (
+        lab.boot(memory=GiB, cache=500 * MiB, extra=extra) as guest,
+        open_balloon(guest.socket) as balloon,
+    ):
+        result = await balloon.resize(600 * MiB)
+        assert (result.outcome, kind(result)) == ("reached", "inhibited")
+
+
+async def test_a_balloon_that_is_too_slow_is_called_slow() -> None:
+    async with (
+        lab.boot(memory=GiB) as guest,
+        open_balloon(guest.socket) as balloon,
+    ):
+        demanding = StallLimits(rate=1024 * GiB, window=0.3)
+        result = await balloon.resize(400 * MiB, on_stall="settle", limits=demanding)
+        assert (result.outcome, kind(result)) == ("settled", "slow")
+        assert await balloon.actual() == result.actual
+
+
+async def test_memory_plugged_meanwhile_is_named() -> None:
+    extra = ("-m", "slots=1,maxmem=4G")
+    async with (
+        lab.boot(memory=2 * GiB, extra=extra) as guest,
+        open_balloon(guest.socket) as balloon,
+        open_monitor(guest.second_socket) as other,
+        trio.open_nursery() as nursery,
+    ):
+        began = trio.Event()
+
+        async def plug() -> None:
+            await began.wait()
+            backend = {"qom-type": "memory-backend-ram", "id": "m", "size": GiB}
+            await other.execute("object-add", backend)
+            dimm = {"driver": "pc-dimm", "id": "d", "memdev": "m"}
+            await other.execute("device_add", dimm)
+
+        nursery.start_soon(plug)
+        result = await balloon.resize(
+            GiB, headroom=None, on_stall="settle", on_progress=lambda _: began.set()
+        )
+        assert kind(result) == "hot-plug"
+
+
+@pytest.mark.parametrize("moment", ["at once", "taking", "keeping"])
+async def test_ctrl_c_at_any_moment_gives_back(moment: str) -> None:
+    async with lab.boot(memory=GiB, cache=GiB // 2) as guest:
+        async with start(
+            *("reclaim", guest.socket, "--keep", "--headroom", "128M")
+        ) as command:
+            said = b""
+            while moment != "at once" and moment.encode() not in said:
+                said += await command.stdout.receive_some()
+            if moment == "at once":
+                await command.stdout.receive_some()  # its title
+            command.process.send_signal(signal.SIGINT)
+            assert await command.process.wait() == 130
+            assert "interrupted: " in await command.said()
+        async with open_balloon(guest.second_socket) as balloon:
+            with trio.fail_after(20):
+                # QEMU tells of a change at most once a second: asking is quicker.
+                while await balloon.actual() != GiB:  # noqa: ASYNC110
+                    await trio.sleep(0.05)
+        assert await guest.oom_kills() == 0
