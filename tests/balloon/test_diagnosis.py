@@ -126,7 +126,7 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
     ("slow", moved(8 * GiB, 5 * GiB, 6 * GiB), HEALTHY, HEALTHY, STALLED),
     # It stands still where it could have more, or goes the other way.
     ("overridden", moved(8 * GiB, *[5 * GiB] * 8), HEALTHY, HEALTHY, STALLED),
-    ("overridden", moved(8 * GiB, 5 * GiB, 4 * GiB), HEALTHY, HEALTHY, STALLED),
+    ("overridden", moved(8 * GiB, 5 * GiB, 5087 * MiB), HEALTHY, HEALTHY, STALLED),
 ]
 
 
