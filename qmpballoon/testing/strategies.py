@@ -103,7 +103,7 @@ def guests(memory: int = 4 * GiB) -> SearchStrategy[GuestConfig]:
         stats_delay=st.none() | st.integers(0, SECOND),
         silent_after=st.none() | st.integers(0, 60 * SECOND),
         frozen_after=st.none() | st.integers(0, 60 * SECOND),
-        claims=st.just({}) | _claims(),
+        claims=_claims(),
         extended_stats=st.booleans(),
         workload=workloads(memory // 2),
     )

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 # Test files are imported by their paths; what they share is not a test file.
 sys.path.insert(0, str(Path(__file__).parent))
 
+import real
+
 COMPARED = "requests compared with QEMU"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell whether a QEMU that cannot be had is a failure."""
+    real.required = bool(config.getoption("require_qemu"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -9,8 +9,9 @@ import os
 import select
 import socket
 import subprocess
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -74,6 +75,18 @@ class RealMonitor:
             return b""
 
 
+required = False
+"""Whether a QEMU that cannot be had is a failure."""
+
+
+def unavailable(version: str, error: LabError) -> NoReturn:
+    """Skip a test for want of its QEMU, or fail it where that is asked for."""
+    reason = f"no QEMU {version}: {error}"
+    if required:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
 @functools.cache
 def qemu_command(version: str) -> tuple[str, ...]:
     """Return how to start QEMU of a version; skips the test where it cannot be had.
@@ -85,13 +98,22 @@ def qemu_command(version: str) -> tuple[str, ...]:
     try:
         return find_qemu(os.environ.get(variable, version), lambda _: None).command
     except LabError as error:
-        pytest.skip(f"no QEMU {version}: {error}")
+        unavailable(version, error)
 
 
 @contextlib.contextmanager
 def real_qemu(
     command: Sequence[str], folder: Path, options: Sequence[str]
 ) -> Iterator[RealMonitor]:
+    """Run a QEMU as :func:`running_qemu` does, and connect to it."""
+    with running_qemu(command, folder, options) as path, connected(path) as sock:
+        yield RealMonitor(sock)
+
+
+@contextlib.contextmanager
+def running_qemu(
+    command: Sequence[str], folder: Path, options: Sequence[str]
+) -> Iterator[Path]:
     """Run a QEMU, stopped before its first instruction.
 
     Args:
@@ -110,15 +132,31 @@ def real_qemu(
         ],
     )
     try:
-        with _connected(path) as sock:
-            yield RealMonitor(sock)
+        yield path
     finally:
         process.kill()
         process.wait()
 
 
 @contextlib.contextmanager
-def _connected(path: Path) -> Iterator[socket.socket]:
+def fake_qemu(version: str, folder: Path) -> Iterator[Path]:
+    """Run ``qmpballoon fake``, and return its socket's path."""
+    path = folder / "fake"
+    program = "from qmpballoon.cli import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "fake", str(path), "--profile", version],
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield path
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@contextlib.contextmanager
+def connected(path: Path) -> Iterator[socket.socket]:
+    """Connect to a monitor that may have to start first."""
     deadline = time.monotonic() + DEADLINE
     with socket.socket(socket.AF_UNIX) as sock:
         while True:

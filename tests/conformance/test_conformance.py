@@ -63,8 +63,12 @@ def test_there_are_enough_requests() -> None:
 @given(chunks=request_scripts())
 @pytest.mark.parametrize("version", VERSIONS)
 def test_whatever_is_said_is_answered_alike(
-    version: str, chunks: list[bytes], tmp_path: Path
+    version: str,
+    chunks: list[bytes],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     script = Script("generated", (NEGOTIATION, b"".join(chunks)))
-    command = qemu_command(version)
-    assert list(compare(script, profile(version), command, tmp_path)) == []
+    found = list(compare(script, profile(version), qemu_command(version), tmp_path))
+    record_property(COMPARED, (version, len(chunks), len(found)))
+    assert found == []

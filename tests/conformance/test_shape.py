@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from real import unavailable
 
 from qmpballoon.client import TrioMonitor, open_monitor
 from qmpballoon.sizes import GiB, MiB
@@ -89,7 +90,7 @@ async def test_a_real_guest(version: str) -> None:
         ):
             await hold_the_shape(monitor, await balloon_path(monitor))
     except lab.LabError as error:
-        pytest.skip(f"no QEMU {version}: {error}")
+        unavailable(version, error)
 
 
 async def balloon_path(monitor: TrioMonitor) -> str:

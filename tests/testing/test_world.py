@@ -17,6 +17,8 @@ from qmpballoon.errors import MonitorClosed, MonitorTimeout, QmpBalloonError
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.faults import FaultPlan
 from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.reader import read_plain
+from qmpballoon.testing.profiles import profile
 from qmpballoon.testing.strategies import (
     fault_plans,
     guest_stats,
@@ -211,3 +213,47 @@ def test_what_is_malformed_leaves_qemu_in_step(garbage: bytes) -> None:
     session.output()
     session.receive(b'{"execute": "qmp_capabilities"}')
     assert session.output() == b'{"return": {}}\r\n'
+
+
+@given(script=request_scripts(), version=profiles())
+def test_the_short_way_to_read_a_request_is_as_good_as_the_long_one(
+    script: list[bytes], version: Profile
+) -> None:
+    """In one chunk most requests are read the short way, byte by byte none is."""
+    said = []
+    for size in (None, 1):
+        session = Machine(profile=version, rng=random.Random(0)).connect()
+        for chunk in script:
+            for start in range(0, len(chunk), size or len(chunk) or 1):
+                session.receive(chunk[start:][:size])
+        said.append(session.output())
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        '{"a": 1, "a": 2}', '{"a": 1.0}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 01}',
+        '{"a": 1e5}', '{"a": 1234567890123456789}', '{"a": "\\u0041"}', "{'a': 1}",
+        '{"a": 1}{"b": 2}', '{"a": 1}\r\n', '{"a": "\t"}', '{"a" 1}', "[]", "{",
+        '{"a":' * 100 + "1" + "}" * 100, '{"a": "\x7f"}', '{"a": "\xe9"}',
+    ],
+)  # fmt: skip
+def test_what_is_not_plain_is_read_the_long_way(request_: str) -> None:
+    assert read_plain(request_.encode()) is None
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_short_way_counts_lines_too(end: str) -> None:
+    """QEMU 11.1 tells where in all that it was sent an error is."""
+    request = '{"execute": "query-status", "id": 1}' + end
+    said = []
+    for size in (len(request), 1):
+        version = profile("11.1")
+        session = Machine(profile=version, rng=random.Random(0)).connect()
+        text = (request * 3 + "x\n").encode()
+        for start in range(0, len(text), size):
+            session.receive(text[start : start + size])
+        said.append(json.loads(session.output().splitlines()[-1])["error"]["desc"])
+    assert said[0] == said[1]
+    assert said[0].startswith("4:" if end else f"1:{3 * len(request) + 1}:")

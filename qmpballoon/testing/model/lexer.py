@@ -126,6 +126,20 @@ class Lexer:
         self._at = 0
         self._pending += data
 
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether it is between two tokens, and has nothing left to read."""
+        left = self._at < len(self._pending)
+        return self._state == "start" and not left and not self._counted
+
+    def pass_over(self, line: bytes) -> None:
+        """Take whole tokens of one line that somebody else has read, when idle."""
+        self._column += len(line)
+        if line.endswith(b"\n"):
+            self._line += 1
+            self._column = 0
+        self._mark_start()
+
     def next_token(self) -> Token | None:
         """Return the next token, or None once more bytes are needed."""
         while self._at < len(self._pending):

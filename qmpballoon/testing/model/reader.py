@@ -7,7 +7,9 @@ the reset by a stray character is all of QEMU's error recovery.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import json
+import re
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from attrs import frozen
 
@@ -17,7 +19,14 @@ from qmpballoon.testing.model.parser import Grammar, ParseError, Parser, decode_
 if TYPE_CHECKING:
     from qmpballoon.testing.model.qobject import Value
 
-__all__ = ["MAX_NESTING", "MAX_TOKEN_COUNT", "Malformed", "Parsed", "Reader"]
+__all__ = [
+    "MAX_NESTING",
+    "MAX_TOKEN_COUNT",
+    "Malformed",
+    "Parsed",
+    "Reader",
+    "read_plain",
+]
 
 MAX_NESTING: Final = 1024
 MAX_TOKEN_COUNT: Final = 2 << 20
@@ -40,6 +49,49 @@ class Malformed:
     desc: str
 
 
+def read_plain(data: bytes) -> Parsed | None:
+    """Read one plain request the short way; None: it needs the long one.
+
+    Most of what clients send is one object of printable ASCII without escapes and
+    with small whole numbers. Of that, Python's own parser makes the same as QEMU's,
+    in a twentieth of the time.
+    """
+    if not _PLAIN.fullmatch(data) or data.count(b"{") + data.count(b"[") > _FLAT:
+        return None
+    try:
+        return Parsed(_PLAIN_DECODER.decode(data.decode("ascii")))
+    except ValueError:
+        return None
+
+
+def _small(digits: str) -> int:
+    if len(digits) > _SMALL:
+        raise ValueError(digits)
+    return int(digits)
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _unique(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a key comes twice")
+    return members
+
+
+_PLAIN: Final = re.compile(rb"\{[ -&(-\[\]-~]{,4096}\}\n?")
+_FLAT: Final = 64
+_SMALL: Final = 18
+_PLAIN_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_int=_small,
+    parse_float=_refuse,
+    parse_constant=_refuse,
+)
+
+
 class Reader:
     """Turns bytes into messages, one at a time.
 
@@ -50,14 +102,26 @@ class Reader:
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
         self._lexer = Lexer()
+        self._plain: Parsed | None = None
         self._start_message()
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the client; any chunking will do."""
-        self._lexer.feed(data)
+        if self._is_idle and (parsed := read_plain(data)):
+            self._plain = parsed
+            self._lexer.pass_over(data)
+        else:
+            self._lexer.feed(data)
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._plain is None and self._tokens == 0 and self._lexer.is_idle
 
     def next_message(self) -> Parsed | Malformed | None:
         """Return the next message, or None once more bytes are needed."""
+        if self._plain is not None:
+            plain, self._plain = self._plain, None
+            return plain
         while token := self._lexer.next_token():
             message = self._take(token)
             if message is not None:
