@@ -81,6 +81,8 @@ class FakeQemu:
         self._origin = trio.current_time() - machine.now / SECOND
         self._changed = trio.Event()
         self._frozen = False
+        self._due: int | None = None
+        self._alarm = trio.CancelScope()
         self._outlet = _Outlet(faults, faults.cut_after)
         self._monitor = trio.Lock()
         # Tasks begin in no order; clients in memory are greeted in theirs.
@@ -94,12 +96,13 @@ class FakeQemu:
         """Let the machine live: whatever happens by itself happens in here."""
         while not self.machine.ended:
             await self._thaw()
-            changed = self._changed
-            event = self.machine.next_event_time()
-            with trio.move_on_at(self._to_clock(event)) as deadline:
-                await changed.wait()
-            if deadline.cancelled_caught and event is not None:
-                self._advance(event)
+            self._alarm = trio.CancelScope()
+            self._set_alarm()
+            with self._alarm:
+                await trio.sleep_forever()
+            due = self._due
+            if due is not None and self._to_clock(due) <= trio.current_time():
+                self._advance(due)
         self.ended.set()
 
     async def go_wrong(self) -> None:
@@ -153,6 +156,15 @@ class FakeQemu:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Wake :meth:`run` when something happens by itself, and not before."""
+        machine = self.machine
+        self._due = None if self._frozen else machine.next_event_time()
+        deadline = -math.inf if machine.ended else self._to_clock(self._due)
+        if deadline != self._alarm.deadline:
+            self._alarm.deadline = deadline
 
     # Clients
 
