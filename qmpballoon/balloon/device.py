@@ -302,7 +302,9 @@ class Balloon:
             BalloonStalled: It did not get there, with a diagnosis.
             NoBalloonDevice: The VM has no balloon.
             BalloonUnavailable: The host's KVM cannot drive it.
-            MonitorError: QEMU can no longer be asked; the target stands.
+            MonitorError: QEMU can no longer be asked. A stopped one leaves the guest
+                at the size it has come to when it goes on; otherwise the last
+                target stands.
 
         Cancellation: a guest that was shrinking stays at the size it has come to;
         one that was growing goes on growing.
@@ -357,7 +359,8 @@ class Balloon:
             StatsUnavailable: The guest reports nothing to go by; nothing was taken.
             NoBalloonDevice: The VM has no balloon.
             BalloonUnavailable: The host's KVM cannot drive it.
-            MonitorError: QEMU can no longer be asked.
+            MonitorError: QEMU can no longer be asked. A stopped one gives the guest
+                its memory back when it goes on; otherwise the last target stands.
 
         Cancellation: the guest gets its memory back, or keeps what it has come to
         if even that cannot be done in a few seconds.

@@ -156,7 +156,10 @@ async def reclaim(
     except BaseException:
         # If even that fails nothing more can be done, and the caller is told why.
         with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
-            await balloon.set_target(await run.whole())
+            # Before anything is asked: a stopped QEMU does it when it goes on.
+            await balloon.set_target(run.full)
+            if (whole := await run.whole()) != run.full:
+                await balloon.set_target(whole)
         raise
     return ReclaimReport(
         outcome="stopped" if end.ending == "trouble" else "done",

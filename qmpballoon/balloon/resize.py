@@ -142,7 +142,7 @@ async def resize(
             return await run.roll_back(target, diagnosis)
         await run.settle(after)
     except BaseException:
-        await _leave_in_peace(balloon)
+        await _leave_in_peace(balloon, run.tracker.actual)
         raise
     outcome: Outcome = "timed-out" if end.ending == "timed-out" else "settled"
     if on_stall == "raise" and outcome == "settled":
@@ -263,12 +263,20 @@ def _progress(tracker: Tracker, phase: Phase) -> Progress:
     )
 
 
-async def _leave_in_peace(balloon: Balloon) -> None:
-    """See to it that an abandoned balloon does not go on squeezing its guest."""
+async def _leave_in_peace(balloon: Balloon, seen: int) -> None:
+    """See to it that an abandoned balloon does not go on squeezing its guest.
+
+    Args:
+        balloon: Which.
+        seen: Bytes that the guest was last seen to have.
+    """
     # If even that fails nothing more can be done, and the caller is told why it began.
     with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
-        actual = await balloon.actual()
-        if balloon.target is None or balloon.target < actual:
+        if balloon.target is not None and balloon.target >= seen:
+            return
+        # Before anything is asked: a stopped QEMU does it when it goes on.
+        await balloon.set_target(seen)
+        if (actual := await balloon.actual()) != seen:
             await balloon.set_target(actual)
 
 
