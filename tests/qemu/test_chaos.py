@@ -1,0 +1,170 @@
+"""QEMU and its guest go wrong in the middle of a call.
+
+Every test has its row in docs/reference/faults.md; see tests/support/chaos.py.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio.testing
+from chaos import Row, ask, comes_to, ends, fault, in_the_middle, said, stays_at
+
+from qmpballoon.balloon.guard import Guard
+from qmpballoon.balloon.reclaim import ReclaimReport
+from qmpballoon.balloon.tracker import StallLimits
+from qmpballoon.client import open_balloon
+from qmpballoon.errors import BalloonStalled, NoBalloonDevice
+from qmpballoon.sizes import MiB
+from qmpballoon.testing import lab
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from qmpballoon.balloon.device import Balloon
+
+MEMORY = 512 * MiB
+TARGET = 160 * MiB
+# So that there is time for something to go wrong.
+SLOWLY = Guard(max_rate=64 * MiB)
+PATIENT = StallLimits(window=120)
+
+ALL = "all its memory"
+ASKED = "the size asked for"
+REACHED = "the size it had come to"
+
+
+@asynccontextmanager
+async def booted(
+    *,
+    command_timeout: float = 10,
+    **options: Any,  # noqa: ANN401 - what the lab takes
+) -> AsyncGenerator[tuple[lab.Guest, Balloon]]:
+    async with (
+        lab.boot(memory=MEMORY, cache=256 * MiB, **options) as guest,
+        open_balloon(guest.socket, command_timeout=command_timeout) as balloon,
+    ):
+        yield guest, balloon
+
+
+@fault("QEMU is killed during `resize`")
+async def test_killed_in_resize() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            guest.process.kill()
+        return said(call.got), await ends(guest)
+
+
+@fault("QEMU is killed during `reclaim`")
+async def test_killed_in_reclaim() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+            guest.process.kill()
+        return said(call.got), await ends(guest)
+
+
+@fault("QEMU is told to `quit` during `reclaim`")
+async def test_quit() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+            await ask(guest, "quit")
+        left = await ends(guest)
+        assert guest.process.returncode == 0
+        return said(call.got), left
+
+
+@fault("QEMU is stopped, and goes on before a command times out, during `resize`")
+async def test_stopped_for_a_moment() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            guest.process.send_signal(signal.SIGSTOP)
+            # The call has asked, and waits for the answer.
+            await trio.testing.wait_all_tasks_blocked(0.2)
+            assert call.got is None
+            guest.process.send_signal(signal.SIGCONT)
+        await stays_at(guest, TARGET)
+        return said(call.got), ASKED
+
+
+@fault("QEMU is stopped until a command times out during `resize`, and goes on then")
+async def test_stopped_in_resize() -> Row:
+    async with booted(command_timeout=1) as (guest, balloon):
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            guest.process.send_signal(signal.SIGSTOP)
+        guest.process.send_signal(signal.SIGCONT)
+        await stays_at(guest, call.actual)
+        return said(call.got), REACHED
+
+
+@fault("QEMU is stopped until a command times out during `reclaim`, and goes on then")
+async def test_stopped_in_reclaim() -> Row:
+    async with booted(command_timeout=1) as (guest, balloon):
+        interval = await balloon.get_stats_interval()
+        async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+            guest.process.send_signal(signal.SIGSTOP)
+        guest.process.send_signal(signal.SIGCONT)
+        await comes_to(guest, MEMORY)
+        assert await balloon.get_stats_interval() == interval
+        return said(call.got), ALL
+
+
+@fault("The VM is paused during `resize`")
+async def test_paused_in_resize() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            await ask(guest, "stop")
+        await ask(guest, "cont")
+        assert isinstance(call.got, BalloonStalled)
+        assert TARGET < call.got.result.actual < MEMORY
+        await stays_at(guest, call.got.result.actual)
+        return said(call.got), REACHED
+
+
+@fault("The VM is paused and resumed during `resize`")
+async def test_paused_and_resumed() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            await ask(guest, "stop")
+            await ask(guest, "cont")
+        await stays_at(guest, TARGET)
+        return said(call.got), ASKED
+
+
+@fault("The VM is paused during `reclaim`, and resumed later")
+async def test_paused_in_reclaim() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+            await ask(guest, "stop")
+        assert isinstance(call.got, ReclaimReport)
+        assert call.got.held
+        assert "has not answered" in call.got.reason
+        await ask(guest, "cont")
+        await comes_to(guest, MEMORY)
+        return said(call.got), ALL
+
+
+async def panic(guest: lab.Guest) -> None:
+    """Crash the guest's kernel, however busy it is."""
+    await ask(guest, "inject-nmi")
+    await guest.wait_for_console("Kernel panic")
+
+
+@fault("The balloon is unplugged during `resize`")
+async def test_unplugged_in_resize() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            await ask(guest, "device_del", id="balloon0")
+        assert isinstance(call.got, NoBalloonDevice)
+        return said(call.got), await without_balloon(guest)
+
+
+async def without_balloon(guest: lab.Guest) -> str:
+    """See that the guest has all that the balloon held."""
+    meminfo = await guest.meminfo()
+    # The kernel keeps some for itself.
+    assert meminfo["MemTotal"] > MEMORY - 64 * MiB
+    assert await guest.oom_kills() == 0
+    return ALL

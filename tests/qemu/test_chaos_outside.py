@@ -1,0 +1,126 @@
+"""What is around QEMU goes wrong in the middle of a call: sockets, disk, clock.
+
+Every test has its row in docs/reference/faults.md; see tests/support/chaos.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from chaos import Row, fault, in_the_middle, said, stays_at
+
+from qmpballoon.balloon.guard import Guard
+from qmpballoon.client import open_balloon, open_monitor
+from qmpballoon.errors import MonitorClosed, MonitorUnreachable
+from qmpballoon.sizes import MiB
+from qmpballoon.testing import lab
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+MEMORY = 512 * MiB
+TARGET = 160 * MiB
+CACHE = 256 * MiB
+# So that there is time for something to go wrong.
+SLOWLY = Guard(max_rate=64 * MiB)
+HOUR = 3600
+
+
+@asynccontextmanager
+async def proxied(path: Path, to: Path) -> AsyncGenerator[trio.Event]:
+    """Serve a monitor on another path, until the event that is handed out is set.
+
+    Then the next that QEMU says is cut off half-way, and the connection with it.
+    """
+    cut = trio.Event()
+
+    async def pass_on(
+        source: trio.SocketStream, sink: trio.SocketStream, stop: trio.Event
+    ) -> None:
+        async for data in source:
+            if stop.is_set():
+                await sink.send_all(data[: len(data) // 2])
+                break
+            await sink.send_all(data)
+        await source.aclose()
+        await sink.aclose()
+
+    async def serve() -> None:
+        client = trio.SocketStream((await listener.accept())[0])
+        with trio.socket.socket(trio.socket.AF_UNIX) as sock:
+            await sock.connect(os.fspath(to))
+            qemu = trio.SocketStream(sock)
+            async with trio.open_nursery() as both:
+                both.start_soon(pass_on, qemu, client, cut)
+                both.start_soon(commands, client, qemu)
+
+    async def commands(client: trio.SocketStream, qemu: trio.SocketStream) -> None:
+        try:
+            await pass_on(client, qemu, trio.Event())
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            assert cut.is_set()
+
+    with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+        await listener.bind(os.fspath(path))
+        listener.listen(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            yield cut
+            nursery.cancel_scope.cancel()
+
+
+@fault("The monitor is closed in mid-reply during `reclaim`")
+async def test_cut_off(tmp_path: Path) -> Row:
+    path = tmp_path / "proxy"
+    async with (
+        lab.boot(memory=MEMORY, cache=CACHE) as guest,
+        proxied(path, guest.socket) as cut,
+        open_balloon(path) as balloon,
+    ):
+        async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+            cut.set()
+        assert isinstance(call.got, MonitorClosed)
+        assert len(call.got.unknown_outcome) == 1
+        async with open_balloon(guest.socket) as again:
+            with trio.fail_after(30):
+                await again.resize(MEMORY)
+        await stays_at(guest, MEMORY)
+        left = "the size it was last asked for, until it is asked anew"
+        return said(call.got), left
+
+
+@fault("The socket's file is removed during `resize`")
+async def test_socket_removed() -> Row:
+    async with (
+        lab.boot(memory=MEMORY, cache=CACHE) as guest,
+        open_balloon(guest.socket) as balloon,
+    ):
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            guest.socket.unlink()
+        await stays_at(guest, TARGET)
+        with pytest.raises(MonitorUnreachable) as caught:
+            async with open_monitor(guest.socket):
+                pytest.fail("there is no such file")
+        got = f"{said(call.got)}; who comes later, {said(caught.value)}"
+        return got, "the size asked for"
+
+
+def on_a_full_disk(folder: Path) -> list[str]:
+    """Return what runs a program that sees a full file system in a folder."""
+    own = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "none", str(folder)]
+    if subprocess.run([*own, *mount], check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here, even in a namespace of our own")
+    script = f'{" ".join(mount)}; head -c 4096 /dev/zero >{folder}/full; exec "$@"'
+    return [*own, "sh", "-c", script, "sh"]
+
+
+def with_a_quota(_: Path) -> list[str]:
+    """Return what runs a program that can write no file of any length."""
+    return ["prlimit", "--fsize=100"]
