@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import qmpballoon
 
+HANDFUL = 5
 TESTS = Path(__file__).parent.parent
 PACKAGE = Path(qmpballoon.__file__).parent
 MUTATIONS: list[dict[str, str]] = tomllib.loads(
@@ -49,6 +51,10 @@ def test_a_planted_bug_is_caught(mutation: dict[str, str], tmp_path: Path) -> No
     # 1: tests were run, and some failed; anything else is no verdict.
     assert result.returncode == 1, result.stdout + result.stderr
     assert "AssertionError" in result.stdout or "assert" in result.stdout
+    if mutation["test"].endswith("TestMachines"):
+        # What hypothesis comes down to: the least that it takes, and no more.
+        steps = re.findall(r"state\.(?!teardown)\w+\(", result.stdout)
+        assert 0 < len(steps) <= HANDFUL, result.stdout
 
 
 def test_without_a_bug_nothing_is_caught(tmp_path: Path) -> None:
