@@ -1,4 +1,4 @@
-"""How long the command takes to start, beside Python itself.
+"""What CPU time it takes the command to start, beside Python itself.
 
 A fake VM is served on a socket, and asked for its status; ``python -c pass`` takes
 turns with it. Shown too is what importing takes.
@@ -9,9 +9,9 @@ turns with it. Shown too is what importing takes.
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
-import time
 from statistics import median
 
 from qmpballoon.testing.background import serve
@@ -21,10 +21,11 @@ COMMAND = "from qmpballoon.cli import main; main()"
 
 
 def seconds(*arguments: str) -> float:
-    """Return how long a Python program takes."""
-    start = time.perf_counter()
+    """Return how much CPU time a Python program takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
