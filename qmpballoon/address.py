@@ -85,7 +85,8 @@ def parse_address(
 
     Raises:
         TypeError: It is of no such type.
-        ValueError: It is of such a type and cannot be an address.
+        ValueError: It is of such a type and cannot be an address. So is
+            ``"libvirt:NAME"``: for such VMs there is :mod:`qmpballoon.libvirt`.
     """
     match address:
         case UnixAddress() | TcpAddress():
@@ -105,4 +106,9 @@ def _parse_text(text: str) -> Address:
         if not colon or not (port.isascii() and port.isdigit()):
             raise ValueError(f"{text!r} has no port: write tcp:HOST:PORT")
         return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+    if text.startswith("libvirt:"):
+        raise ValueError(
+            f"{text!r} is a VM of libvirt's, and no socket: give its domain to"
+            " qmpballoon.libvirt.find_balloon, or write unix:PATH"
+        )
     return UnixAddress(text.removeprefix("unix:"))

@@ -2,7 +2,7 @@
 
 ::
 
-    domain = libvirt.open("qemu:///system").lookupByName("vm1")
+    domain = find_domain("vm1")                       # or any virDomain of yours
     balloon = find_balloon(domain)                    # plain calls
     balloon = await find_balloon_asyncio(domain)      # or coroutines
     balloon = await find_balloon_trio(domain)
@@ -60,6 +60,9 @@ __all__ = [
     "find_balloon",
     "find_balloon_asyncio",
     "find_balloon_trio",
+    "find_domain",
+    "find_pid",
+    "silence",
 ]
 
 COMMAND_TIMEOUT: Final = 10.0
@@ -88,6 +91,41 @@ class Domain(Protocol):
         ...
 
 
+def find_domain(name: str, uri: str | None = None) -> Domain:
+    """Connect to libvirt and look a VM up by its name.
+
+    This waits for as long as libvirt does. The connection ends when the domain is
+    forgotten.
+
+    Args:
+        name: The domain's name, as ``virsh list`` shows it.
+        uri: Which libvirt, such as ``"qemu+ssh://host/system"``. By default what
+            the environment variable ``LIBVIRT_DEFAULT_URI`` says; without that,
+            libvirt takes ``qemu:///system`` for root, and else ``qemu:///session``.
+
+    Raises:
+        MonitorUnreachable: libvirt cannot be connected to, or has no such VM.
+        ImportError: libvirt-python is not installed.
+    """
+    libvirt = import_module("libvirt")
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise MonitorUnreachable(
+            f"libvirt cannot be reached: {error.get_error_message()}: is its daemon"
+            " running? LIBVIRT_DEFAULT_URI says which one is meant"
+        ) from error
+    try:
+        domain: Domain = connection.lookupByName(name)
+    except libvirt.libvirtError as error:
+        raise MonitorUnreachable(
+            f"libvirt at {connection.getURI()} has no VM {name!r}"
+            f" ({error.get_error_message()}): `virsh list` shows which it has, and"
+            " LIBVIRT_DEFAULT_URI chooses another libvirt, such as qemu:///system"
+        ) from error
+    return domain
+
+
 def find_balloon(
     domain: Domain,
     *,
@@ -110,10 +148,8 @@ def find_balloon(
         ImportError: libvirt-python is not installed.
     """
     monitor = LibvirtMonitor(domain, command_timeout=command_timeout)
-    pid = plain.run(_pid(domain, plain.Neutral(monitor)))
-    return plain.find_balloon(
-        monitor, resident=_resident_of(pid), wall_clock=wall_clock
-    )
+    monitor.pid = plain.run(find_pid(domain, plain.Neutral(monitor)))
+    return plain.find_balloon(monitor, resident=monitor.resident, wall_clock=wall_clock)
 
 
 async def find_balloon_asyncio(
@@ -129,7 +165,10 @@ async def find_balloon_asyncio(
     Cancellation: at once, with no effect.
     """
     monitor = AsyncioLibvirtMonitor(domain, command_timeout=command_timeout)
-    return await _find(domain, monitor, wall_clock)
+    monitor.pid = await find_pid(domain, monitor)
+    return await find.find_balloon(
+        monitor, resident=monitor.resident, wall_clock=wall_clock
+    )
 
 
 async def find_balloon_trio(
@@ -145,7 +184,34 @@ async def find_balloon_trio(
     Cancellation: at once, with no effect.
     """
     monitor = TrioLibvirtMonitor(domain, command_timeout=command_timeout)
-    return await _find(domain, monitor, wall_clock)
+    monitor.pid = await find_pid(domain, monitor)
+    return await find.find_balloon(
+        monitor, resident=monitor.resident, wall_clock=wall_clock
+    )
+
+
+def silence() -> None:
+    """Have libvirt-python, in all of this process, not print the errors it raises."""
+    import_module("libvirt").registerErrorHandler(_ignore, None)
+
+
+def _ignore(_context: object, _error: object) -> None:
+    """Leave an error to the exception that tells of it."""
+
+
+async def find_pid(domain: Domain, monitor: Monitor) -> int | None:
+    """Find the process id of a domain's QEMU, if libvirt's daemon is on this host.
+
+    Args:
+        domain: The domain.
+        monitor: The way to its QEMU.
+
+    Cancellation: at once, with no effect.
+    """
+    address: str = domain.connect().getURI()
+    if urlsplit(address).hostname:
+        return None
+    return await host.find_qemu_pid(monitor)
 
 
 class _Passthrough:
@@ -154,10 +220,15 @@ class _Passthrough:
     def __init__(self, domain: Domain, *, command_timeout: float) -> None:
         super().__init__()
         self.name: str = f"libvirt's monitor of {domain.name()}"
+        self.pid: int | None = None
         self._command_timeout = require_seconds(command_timeout, "command_timeout")
         self._domain = domain
         self._libvirt = import_module("libvirt")
         self._pass_on = import_module("libvirt_qemu").qemuMonitorCommand
+
+    def resident(self) -> int | None:
+        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
+        return None if self.pid is None else host.resident(self.pid)
 
     def _submit(
         self, command: str, arguments: Mapping[str, object] | None
@@ -220,6 +291,7 @@ class LibvirtMonitor(_Passthrough):
 
     Attributes:
         name: What messages call it.
+        pid: The process id of QEMU, ``None`` until :func:`find_balloon` has found it.
     """
 
     def execute(
@@ -328,22 +400,3 @@ class TrioLibvirtMonitor(_Passthrough):
         scope: AbstractContextManager[object]
         scope = self._trio.move_on_after(seconds, shield=True)
         return scope
-
-
-async def _find(
-    domain: Domain, monitor: Monitor, wall_clock: Callable[[], float]
-) -> Balloon:
-    resident = _resident_of(await _pid(domain, monitor))
-    return await find.find_balloon(monitor, resident=resident, wall_clock=wall_clock)
-
-
-async def _pid(domain: Domain, monitor: Monitor) -> int | None:
-    """Find QEMU's process, if libvirt's daemon is on this host."""
-    address: str = domain.connect().getURI()
-    if urlsplit(address).hostname:
-        return None
-    return await host.find_qemu_pid(monitor)
-
-
-def _resident_of(pid: int | None) -> Callable[[], int | None]:
-    return lambda: None if pid is None else host.resident(pid)

@@ -18,6 +18,7 @@ from qmpballoon.address import Address, TcpAddress, UnixAddress, parse_address
         ("vm.qmp", UnixAddress("vm.qmp")),
         ("unix:/run/vm.qmp", UnixAddress("/run/vm.qmp")),
         ("unix:tcp:1", UnixAddress("tcp:1")),
+        ("unix:libvirt:vm1", UnixAddress("libvirt:vm1")),
         ("unix:unix:a", UnixAddress("unix:a")),
         (Path("/run/vm.qmp"), UnixAddress("/run/vm.qmp")),
         ("tcp:localhost:4444", TcpAddress("localhost", 4444)),
@@ -44,6 +45,7 @@ def test_addresses(
         *("tcp:", "tcp:host", "tcp:host:", "tcp::4444", "tcp:[]:4444"),
         *("tcp:host:0", "tcp:host:65536", "tcp:host:-1", "tcp:host:+1"),
         *("tcp:host:1_0", "tcp:host:٤", "tcp:host: 1", "tcp:host:x"),
+        *("libvirt:vm1", "libvirt:"),
         *(("host", 0), ("host", 65536), ("", 1)),
     ],
 )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import threading
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
-from attrs import define, field
+from fake_libvirt import FakeConnection, FakeDomain, LibvirtError, install
 from frontends import on_each
 from scenarios import CACHE, MEMORY, SCENARIOS, a_second_client
 from through_libvirt import ALL
 
 from qmpballoon import (
-    CommandError,
     MonitorClosed,
     MonitorError,
     MonitorTimeout,
@@ -32,69 +27,11 @@ if TYPE_CHECKING:
     from frontends import FrontEnd, Scenario
 
 MACHINE = MachineConfig(memory=MEMORY, guest=GuestConfig(used=60 << 20, cache=CACHE))
-CODES = {
-    "VIR_ERR_NO_DOMAIN": 42,
-    "VIR_ERR_OPERATION_INVALID": 55,
-    "VIR_ERR_NO_SUPPORT": 3,
-    "VIR_ERR_OPERATION_DENIED": 29,
-    "VIR_ERR_AUTH_FAILED": 45,
-    "VIR_ERR_OPERATION_TIMEOUT": 68,
-    "VIR_ERR_OPERATION_FAILED": 9,
-}
-
-
-class LibvirtError(Exception):
-    """As much of libvirt's exception as is looked at."""
-
-    def get_error_code(self) -> int:
-        return CODES[self.args[0]]
-
-    def get_error_message(self) -> str:
-        return "libvirt's words"
-
-
-@define
-class FakeDomain:
-    """A domain whose commands go to a fake QEMU.
-
-    Attributes:
-        monitor: The way there.
-        fails: The error code with which it fails, if it does.
-        hang: Its commands wait for this.
-        uri: Of its connection.
-    """
-
-    monitor: blocking.BlockingMonitor
-    fails: str | None = None
-    hang: threading.Event = field(factory=threading.Event)
-    uri: str = "qemu:///system"
-
-    def name(self) -> str:
-        return "vm1"
-
-    def connect(self) -> SimpleNamespace:
-        return SimpleNamespace(getURI=lambda: self.uri)
-
-    def run(self, request: str, flags: int) -> str:
-        assert flags == 0
-        self.hang.wait(10)
-        if self.fails is not None:
-            raise LibvirtError(self.fails)
-        message = json.loads(request)
-        try:
-            value = self.monitor.execute(message["execute"], message.get("arguments"))
-        except CommandError as error:
-            told = {"class": error.error_class, "desc": error.desc}
-            return json.dumps({"error": told, "id": "libvirt-7"})
-        return json.dumps({"return": value, "id": "libvirt-7"})
 
 
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDomain]:
-    names = SimpleNamespace(libvirtError=LibvirtError, **CODES)
-    monkeypatch.setitem(sys.modules, "libvirt", names)
-    passthrough = SimpleNamespace(qemuMonitorCommand=FakeDomain.run)
-    monkeypatch.setitem(sys.modules, "libvirt_qemu", passthrough)
+    install(monkeypatch)
     with serve(MACHINE) as fake, blocking.open_monitor(fake.socket) as monitor:
         domain = FakeDomain(monitor)
         domain.hang.set()
@@ -159,3 +96,27 @@ def test_a_libvirt_that_hangs(front: FrontEnd, domain: FakeDomain) -> None:
 def test_a_qemu_elsewhere_is_not_looked_for_here(domain: FakeDomain) -> None:
     domain.uri = "qemu+ssh://other.example/system"
     assert libvirt.find_balloon(domain).resident() is None
+
+
+def test_a_vm_by_its_name(domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def connect(uri: str | None) -> FakeConnection:
+        asked.append(uri)
+        return FakeConnection(domain)
+
+    install(monkeypatch, connect)
+    assert libvirt.find_domain("vm1") is domain
+    assert libvirt.find_domain("vm1", "qemu:///session") is domain
+    assert asked == [None, "qemu:///session"]
+    with pytest.raises(MonitorUnreachable, match=r"qemu:///system has no VM 'vm2'"):
+        libvirt.find_domain("vm2")
+
+
+def test_no_libvirt_to_connect_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str | None) -> None:
+        raise LibvirtError("VIR_ERR_OPERATION_FAILED")
+
+    install(monkeypatch, refuse)
+    with pytest.raises(MonitorUnreachable, match="is its daemon running"):
+        libvirt.find_domain("vm1")

@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 _EXTRAS: Final = {
     "click": "cli",
+    "libvirt": "libvirt",
     "matplotlib": "charts",
     "plotext": "cli",
     "prometheus_client": "prometheus",

@@ -62,10 +62,10 @@ class _LazyGroup(click.Group):
         "show_default": True,
     },
     epilog="SOCKET is what QEMU was given as -qmp unix:SOCKET,server=on,wait=off, or"
-    " tcp:HOST:PORT. Sizes are like 2G, 512MiB or 50%. Exit status: 0 done, 1"
-    " unexpected, 2 wrong usage, 3 the balloon did not reach its target, 4 the monitor"
-    " cannot be reached or is busy, 5 no balloon device or no answer from the guest, 6"
-    " refused as unsafe, 130 interrupted.",
+    " tcp:HOST:PORT; or libvirt:NAME for a VM of libvirt's. Sizes are like 2G, 512MiB"
+    " or 50%. Exit status: 0 done, 1 unexpected, 2 wrong usage, 3 the balloon did not"
+    " reach its target, 4 the monitor cannot be reached or is busy, 5 no balloon device"
+    " or no answer from the guest, 6 refused as unsafe, 130 interrupted.",
 )
 @click.version_option(qmpballoon.__version__, message="%(prog)s %(version)s")
 def _qmpballoon() -> None:

@@ -10,21 +10,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Final
+from typing import Final, TypeAlias
 
 import click
 from attrs import frozen
 
 from qmpballoon import export
-from qmpballoon.address import parse_address
+from qmpballoon.address import Address, parse_address
 from qmpballoon.sizes import GiB, parse_size
-
-if TYPE_CHECKING:
-    from qmpballoon.address import Address
 
 __all__ = [
     "SECONDS",
+    "LibvirtVm",
     "RelativeSize",
+    "Vm",
     "connect_timeout_option",
     "json_option",
     "positive_share",
@@ -37,7 +36,27 @@ __all__ = [
     "socket_argument",
 ]
 
+_LIBVIRT: Final = "libvirt:"
 SECONDS: Final = click.FloatRange(min=0, min_open=True)
+
+
+@frozen
+class LibvirtVm:
+    """A VM whose monitor belongs to libvirt.
+
+    Attributes:
+        name: Its name there.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        """Return it as it was written."""
+        return f"{_LIBVIRT}{self.name}"
+
+
+Vm: TypeAlias = Address | LibvirtVm
+"""What a subcommand is about: a monitor's socket, or a VM of libvirt's."""
 
 
 @frozen
@@ -133,14 +152,18 @@ def _writable(path: Path) -> Path:
     return path
 
 
-def _address(text: str) -> Address:
+def _vm(text: str) -> Vm:
+    if text.startswith(_LIBVIRT):
+        if name := text.removeprefix(_LIBVIRT):
+            return LibvirtVm(name)
+        raise click.UsageError("libvirt's VM has no name: write libvirt:NAME")
     try:
         return parse_address(text)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
 
-socket_argument: Final = click.argument("socket", type=_address)
+socket_argument: Final = click.argument("socket", type=_vm)
 json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes."
 )

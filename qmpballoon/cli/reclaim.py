@@ -28,10 +28,10 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qmpballoon.address import Address
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.balloon.plan import Plan
     from qmpballoon.balloon.reclaim import ReclaimOutcome, ReclaimReport
+    from qmpballoon.cli.options import Vm
 
 __all__ = ["conclude", "reclaim", "reclaim_shown"]
 
@@ -117,7 +117,7 @@ class _Wishes:
 @json_option
 def reclaim(
     *,
-    socket: Address,
+    socket: Vm,
     amount: RelativeSize | None,
     amount_option: RelativeSize | None,
     headroom: RelativeSize | None,
@@ -190,8 +190,8 @@ def conclude(
     return _STATUS[seen.outcome]
 
 
-async def _plan(socket: Address, connect_timeout: float, wishes: _Wishes) -> Plan:
-    from qmpballoon.client import open_balloon  # noqa: PLC0415 - loads trio
+async def _plan(socket: Vm, connect_timeout: float, wishes: _Wishes) -> Plan:
+    from qmpballoon.cli.opening import open_balloon  # noqa: PLC0415 - loads trio
 
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
         amount, guard = wishes.given((await balloon.query()).total)
@@ -206,7 +206,7 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
 
 
 async def _reclaim(
-    socket: Address,
+    socket: Vm,
     connect_timeout: float,
     wishes: _Wishes,
     *,
@@ -214,8 +214,8 @@ async def _reclaim(
     keep_for: float | None,
     quiet: bool,
 ) -> tuple[str, ReclaimReport]:
+    from qmpballoon.cli.opening import open_balloon  # noqa: PLC0415 - loads trio
     from qmpballoon.cli.session import vm_name  # noqa: PLC0415 - loads trio
-    from qmpballoon.client import open_balloon  # noqa: PLC0415 - loads trio
 
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
         title = f"Reclaiming memory from {await vm_name(balloon.monitor, socket)}"

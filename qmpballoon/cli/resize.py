@@ -23,8 +23,8 @@ from qmpballoon.errors import BalloonStalled
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
-    from qmpballoon.address import Address
     from qmpballoon.balloon.resize import ResizeResult
+    from qmpballoon.cli.options import Vm
 
 __all__ = ["resize"]
 
@@ -56,7 +56,7 @@ __all__ = ["resize"]
 @json_option
 def resize(
     *,
-    socket: Address,
+    socket: Vm,
     target: RelativeSize,
     timeout: float | None,
     on_stall: OnStall,
@@ -65,9 +65,9 @@ def resize(
     as_json: bool,
 ) -> int:
     """Bring the guest to the size TARGET, like 2G, or 50% of the VM's memory."""
+    from qmpballoon.cli.opening import open_balloon  # noqa: PLC0415
     from qmpballoon.cli.progress import progress_shown  # noqa: PLC0415 - loads rich
     from qmpballoon.cli.session import last_word, run  # noqa: PLC0415 - loads trio
-    from qmpballoon.client import open_balloon  # noqa: PLC0415
 
     async def main() -> ResizeResult:
         async with open_balloon(socket, timeout=connect_timeout) as balloon:

@@ -20,8 +20,8 @@ from qmpballoon.errors import QmpBalloonError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from qmpballoon.address import Address
     from qmpballoon.balloon.device import Balloon
+    from qmpballoon.cli.options import Vm
     from qmpballoon.monitor import Monitor
 
 __all__ = ["last_word", "run", "vm_name"]
@@ -85,10 +85,10 @@ async def last_word(
         raise
 
 
-async def vm_name(monitor: Monitor, address: Address) -> str:
-    """Return the VM's name, or the address of one without a name."""
+async def vm_name(monitor: Monitor, vm: Vm) -> str:
+    """Return the VM's name, or where one is that is without a name."""
     match await monitor.execute("query-name"):
         case {"name": str(name)} if name:
             return name
         case _:
-            return str(address)
+            return str(vm)

@@ -17,10 +17,10 @@ from qmpballoon.cli.options import (
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from qmpballoon.address import Address
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.balloon.stats import GuestStats
-    from qmpballoon.client import TrioMonitor
+    from qmpballoon.cli.opening import VmMonitor
+    from qmpballoon.cli.options import Vm
 
 __all__ = ["status"]
 
@@ -39,7 +39,7 @@ _ANSWER_TIMEOUT: Final = 1.0  # seconds; a guest that is well takes milliseconds
 )
 @json_option
 def status(
-    socket: Address, connect_timeout: float, timeout: float, *, as_json: bool
+    socket: Vm, connect_timeout: float, timeout: float, *, as_json: bool
 ) -> None:
     """Show a VM, its balloon and its guest's memory.
 
@@ -55,13 +55,11 @@ def status(
         output.say(_describe(seen))
 
 
-async def _look(
-    socket: Address, connect_timeout: float, timeout: float
-) -> dict[str, Any]:
+async def _look(socket: Vm, connect_timeout: float, timeout: float) -> dict[str, Any]:
     import trio  # noqa: PLC0415 - loaded last
 
     from qmpballoon.balloon.find import find_balloon  # noqa: PLC0415
-    from qmpballoon.client import open_monitor  # noqa: PLC0415
+    from qmpballoon.cli.opening import open_monitor  # noqa: PLC0415
     from qmpballoon.errors import MonitorTimeout  # noqa: PLC0415
 
     async with open_monitor(socket, timeout=connect_timeout) as monitor:
@@ -76,16 +74,14 @@ async def _look(
     )
 
 
-async def _ask(monitor: TrioMonitor, balloon: Balloon) -> dict[str, Any]:
+async def _ask(monitor: VmMonitor, balloon: Balloon) -> dict[str, Any]:
     """Collect what is printed with ``--json``."""
-    greeting = monitor.greeting
-    version = greeting.version if greeting else None
     name = cast("dict[str, object]", await monitor.execute("query-name"))
     state = cast("dict[str, object]", await monitor.execute("query-status"))
     stats, interval = await _stats(balloon), await balloon.get_stats_interval()
     info = await balloon.query()
     return {
-        "qemu": {"version": str(version) if version else None, "pid": monitor.pid},
+        "qemu": {"version": await _version(monitor), "pid": monitor.pid},
         "vm": {"name": name.get("name"), "status": state.get("status")},
         "balloon": {
             "path": balloon.path,
@@ -98,6 +94,15 @@ async def _ask(monitor: TrioMonitor, balloon: Balloon) -> dict[str, Any]:
         "stats": {**stats.to_json(), "interval": interval},
         "host": {"resident": balloon.resident()},
     }
+
+
+async def _version(monitor: VmMonitor) -> str | None:
+    """Ask for QEMU's version: of libvirt's VMs, it is libvirt that was greeted."""
+    match await monitor.execute("query-version"):
+        case {"qemu": {"major": int(major), "minor": int(minor), "micro": int(micro)}}:
+            return f"{major}.{minor}.{micro}"
+        case _:
+            return None
 
 
 async def _stats(balloon: Balloon) -> GuestStats:

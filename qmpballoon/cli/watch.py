@@ -21,9 +21,9 @@ from qmpballoon.export.recording import recorder
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qmpballoon.address import Address
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.cli.live import Show
+    from qmpballoon.cli.options import Vm
 
 __all__ = ["watch"]
 
@@ -55,7 +55,7 @@ _SILENT: Final = 3.0  # seconds without an answer; then the guest counts as sile
 @json_option
 def watch(
     *,
-    socket: Address,
+    socket: Vm,
     interval: float,
     count: int | None,
     record: Path | None,
@@ -64,8 +64,8 @@ def watch(
 ) -> None:
     """Show what the guest has, says, and takes of the host, until Ctrl-C."""
     from qmpballoon.cli.live import timeline_shown  # noqa: PLC0415 - loaded late
+    from qmpballoon.cli.opening import open_balloon  # noqa: PLC0415 - loads trio
     from qmpballoon.cli.session import run, vm_name  # noqa: PLC0415 - loads trio
-    from qmpballoon.client import open_balloon  # noqa: PLC0415 - loads trio
 
     async def main() -> None:
         async with open_balloon(socket, timeout=connect_timeout) as balloon:

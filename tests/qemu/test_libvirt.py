@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 import libvirtd
 import pytest
+from command import PROGRAM
 from frontends import on_each
 from scenarios import wait_for
 from through_libvirt import ALL
@@ -33,14 +36,13 @@ if TYPE_CHECKING:
     from frontends import FrontEnd
     from libvirtd import Connection, Domain
 
-pytestmark = pytest.mark.qemu
+pytestmark = [pytest.mark.qemu, pytest.mark.libvirt]
 
 MEMORY = 256 * MiB
 
 
 @pytest.fixture(scope="module")
 def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
-    pytest.importorskip("libvirt", reason="needs the extra libvirt")
     reason = libvirtd.missing()
     if reason is None:
         with libvirtd.running() as connection:
@@ -168,3 +170,52 @@ def test_qemu_dies(connection: Connection) -> None:
         domain.destroy()
         with pytest.raises(MonitorClosed):
             balloon.query()
+
+
+def command(
+    connection: Connection, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command, as whoever uses that libvirt by default."""
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"LIBVIRT_DEFAULT_URI": connection.getURI()},
+    )
+
+
+def test_the_command(connection: Connection, domain: Domain) -> None:
+    vm = f"libvirt:{domain.name()}"
+    seen = json.loads(command(connection, "status", vm, "--json").stdout)
+    assert seen["socket"] == vm
+    assert seen["vm"] == {"name": domain.name(), "status": "running"}
+    assert seen["balloon"]["actual"] == MEMORY
+    assert seen["host"]["resident"] > 50 * MiB
+    resized = command(connection, "resize", vm, "200M", "--json")
+    assert json.loads(resized.stdout)["actual"] == 200 * MiB
+    reclaimed = command(connection, "reclaim", vm, "16M", "--json")
+    assert json.loads(reclaimed.stdout)["outcome"] == "done"
+    watched = command(connection, "watch", vm, "--count", "1", "--json")
+    assert json.loads(watched.stdout)["actual"] == 200 * MiB
+    assert command(connection, "resize", vm, "100%").returncode == 0
+
+
+def test_the_command_in_vain(connection: Connection) -> None:
+    missing = command(connection, "status", "libvirt:nobody")
+    assert missing.returncode == 4
+    (line,) = missing.stderr.splitlines()  # and none of libvirt's own
+    assert "has no VM 'nobody'" in line
+
+
+def test_the_command_and_a_daemon_that_stops(
+    connection: Connection, domain: Domain
+) -> None:
+    with stopped(libvirtd.pid(connection)):
+        late = command(
+            connection, "status", f"libvirt:{domain.name()}", "--connect-timeout", "1"
+        )
+    assert late.returncode == 4
+    (line,) = late.stderr.splitlines()
+    assert "within 1 s" in line

@@ -13,9 +13,11 @@ import subprocess
 import time
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import parse_qs, urlsplit
 
 from qmpballoon.testing.lab import ProgressBar, initramfs, parts
 
@@ -34,6 +36,8 @@ POLL = 0.05
 
 def missing() -> str | None:
     """Say why there can be no libvirtd here; ``None`` if there can."""
+    if find_spec("libvirt") is None:
+        return "there is no libvirt-python: install the extra libvirt"
     if os.geteuid() != 0:
         return "libvirtd has to be started as root"
     for command in ("libvirtd", "unshare", "qemu-system-x86_64"):
@@ -62,6 +66,12 @@ def running() -> Generator[Connection]:
         finally:
             daemon.terminate()
             daemon.wait(START)
+
+
+def pid(connection: Connection) -> int:
+    """Return the process id of the daemon behind a connection."""
+    folder = Path(parse_qs(urlsplit(connection.getURI()).query)["socket"][0]).parent
+    return int((folder / "pid").read_text())
 
 
 def _connected(folder: str, daemon: subprocess.Popen[bytes]) -> Connection:

@@ -1,0 +1,145 @@
+"""The command on VMs of libvirt's, where there is no libvirt.
+
+In this process, where libvirt's module can be stood in for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_libvirt import FakeConnection, FakeDomain, LibvirtError, install
+
+from qmpballoon import GiB, blocking, cli
+from qmpballoon.testing.background import serve
+from qmpballoon.testing.machine import MachineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMANDS = [["status"], ["resize", "1G"], ["reclaim"], ["watch"]]
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDomain]:
+    with (
+        serve(MachineConfig(memory=2 * GiB)) as fake,
+        blocking.open_monitor(fake.socket) as monitor,
+    ):
+        domain = FakeDomain(monitor)
+        domain.hang.set()
+        install(monkeypatch, lambda _: FakeConnection(domain))
+        yield domain
+
+
+def status_of(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def only_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return the line on standard error; nothing else was printed."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert line.startswith("qmpballoon: ")
+    return line
+
+
+def test_status(domain: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("status", "libvirt:vm1", "--json") == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["socket"] == "libvirt:vm1"
+    assert seen["qemu"]["version"].startswith("10.0.")
+    assert seen["balloon"]["actual"] == seen["balloon"]["total"] == 2 * GiB
+    assert domain.closed
+
+
+def test_resize(domain: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("resize", "libvirt:vm1", "75%", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["actual"] == 3 * GiB // 2
+    answer = domain.monitor.execute("query-balloon")
+    assert isinstance(answer, dict)
+    assert answer["actual"] == 3 * GiB // 2
+
+
+def test_reclaim(domain: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("reclaim", "libvirt:vm1", "256M", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "done"
+    assert status_of("reclaim", "libvirt:vm1", "--dry-run") == 0
+    assert domain.closed
+
+
+def test_watch(domain: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--count", "2", "--interval", "0.05", "--json")
+    assert status_of("watch", "libvirt:vm1", *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["actual"] for line in lines] == [2 * GiB, 2 * GiB]
+    assert domain.closed
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_no_such_vm(
+    command: list[str], domain: FakeDomain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del domain
+    name, *rest = command
+    assert status_of(name, "libvirt:vm2", *rest) == 4
+    assert "has no VM 'vm2'" in only_line(capsys)
+
+
+def test_a_vm_that_does_not_run(
+    domain: FakeDomain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    domain.fails = "VIR_ERR_OPERATION_INVALID"
+    assert status_of("status", "libvirt:vm1") == 4
+    assert "start the VM" in only_line(capsys)
+    assert domain.closed
+
+
+def test_no_daemon(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: str | None) -> None:
+        raise LibvirtError("VIR_ERR_OPERATION_FAILED")
+
+    install(monkeypatch, refuse)
+    assert status_of("status", "libvirt:vm1") == 4
+    assert "is its daemon running" in only_line(capsys)
+
+
+def test_a_daemon_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    let_go = threading.Event()
+    install(monkeypatch, lambda _: let_go.wait(10))
+    try:
+        assert status_of("status", "libvirt:vm1", "--connect-timeout", "0.2") == 4
+    finally:
+        let_go.set()
+    assert "within 0.2 s" in only_line(capsys)
+
+
+def test_no_libvirt_python(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Nowhere:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> None:
+            if name == "libvirt":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.delitem(sys.modules, "libvirt", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Nowhere, *sys.meta_path])
+    assert status_of("status", "libvirt:vm1") == 1
+    assert "pip install 'qmpballoon[libvirt]'" in only_line(capsys)
+
+
+def test_a_vm_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("status", "libvirt:") == 2
+    assert "libvirt:NAME" in only_line(capsys)

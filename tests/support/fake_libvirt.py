@@ -1,0 +1,123 @@
+"""A libvirt that is none: a module to be imported in its place, and a domain."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from qmpballoon import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+    from qmpballoon import blocking
+
+__all__ = ["CODES", "FakeConnection", "FakeDomain", "LibvirtError", "install"]
+
+CODES = {
+    "VIR_ERR_NO_DOMAIN": 42,
+    "VIR_ERR_OPERATION_INVALID": 55,
+    "VIR_ERR_NO_SUPPORT": 3,
+    "VIR_ERR_OPERATION_DENIED": 29,
+    "VIR_ERR_AUTH_FAILED": 45,
+    "VIR_ERR_OPERATION_TIMEOUT": 68,
+    "VIR_ERR_OPERATION_FAILED": 9,
+}
+
+
+class LibvirtError(Exception):
+    """As much of libvirt's exception as is looked at."""
+
+    def get_error_code(self) -> int:
+        return CODES[self.args[0]]
+
+    def get_error_message(self) -> str:
+        return "libvirt's words"
+
+
+@define
+class FakeDomain:
+    """A domain whose commands go to a fake QEMU.
+
+    Attributes:
+        monitor: The way there.
+        fails: The error code with which it fails, if it does.
+        hang: Its commands wait for this.
+        uri: Of its connection.
+        closed: Whether that was closed.
+    """
+
+    monitor: blocking.BlockingMonitor
+    fails: str | None = None
+    hang: threading.Event = field(factory=threading.Event)
+    uri: str = "qemu:///system"
+    closed: bool = False
+
+    def name(self) -> str:
+        return "vm1"
+
+    def connect(self) -> SimpleNamespace:
+        return SimpleNamespace(getURI=lambda: self.uri, close=self._close)
+
+    def _close(self) -> None:
+        self.closed = True
+
+    def run(self, request: str, flags: int) -> str:
+        assert flags == 0
+        self.hang.wait(10)
+        if self.fails is not None:
+            raise LibvirtError(self.fails)
+        message = json.loads(request)
+        try:
+            value = self.monitor.execute(message["execute"], message.get("arguments"))
+        except CommandError as error:
+            told = {"class": error.error_class, "desc": error.desc}
+            return json.dumps({"error": told, "id": "libvirt-7"})
+        return json.dumps({"return": value, "id": "libvirt-7"})
+
+
+@define
+class FakeConnection:
+    """A connection to a libvirt that has one domain.
+
+    Attributes:
+        domain: The domain.
+    """
+
+    domain: FakeDomain
+
+    def lookupByName(self, name: str) -> FakeDomain:  # noqa: N802 - libvirt's name
+        if name != self.domain.name():
+            raise LibvirtError("VIR_ERR_NO_DOMAIN")
+        return self.domain
+
+    def getURI(self) -> str:  # noqa: N802 - libvirt's name
+        return self.domain.uri
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch,
+    connect: Callable[[str | None], object] | None = None,
+) -> None:
+    """Have libvirt imported from here.
+
+    Args:
+        monkeypatch: Undoes it after the test.
+        connect: What ``libvirt.open`` does.
+    """
+    names = SimpleNamespace(
+        libvirtError=LibvirtError,
+        open=connect,
+        registerErrorHandler=lambda *_: None,
+        **CODES,
+    )
+    monkeypatch.setitem(sys.modules, "libvirt", names)
+    passthrough = SimpleNamespace(qemuMonitorCommand=FakeDomain.run)
+    monkeypatch.setitem(sys.modules, "libvirt_qemu", passthrough)
