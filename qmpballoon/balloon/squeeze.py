@@ -1,8 +1,7 @@
 """Shrinking a guest while looking at it many times a second.
 
-The loop that both ``resize`` and ``reclaim`` run: take a sample, let the
-:class:`~qmpballoon.balloon.governor.Governor` judge it, set the target it says. They
-differ in what they let the governor allow.
+The loop that both ``resize`` and ``reclaim`` run: take a sample, let a governor judge
+it, set the target it says. They differ in what they let the governor allow.
 """
 
 from __future__ import annotations
