@@ -127,10 +127,33 @@ def test_what_decides_touches_nothing(path: Path) -> None:
     assert IMPURE.isdisjoint(name.partition(".")[0] for name in imports(path))
 
 
-def test_importing_the_package_loads_no_event_loop() -> None:
-    program = "import sys, qmpballoon; print(*sys.modules, sep='\\n')"
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
-    ).stdout.split()
-    assert "qmpballoon" in loaded
-    assert {"asyncio", "qemu.qmp", "trio"}.isdisjoint(loaded)
+def loaded_by(statement: str) -> set[str]:
+    """Return the modules that are there after a statement, in a Python of its own."""
+    program = f"import sys; {statement}; print(*sys.modules)"
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
+
+
+def test_importing_the_package_loads_only_its_front_page() -> None:
+    needed = loaded_by("import __future__, importlib, typing")
+    assert loaded_by("import qmpballoon") - needed == {"qmpballoon"}
+
+
+@pytest.mark.parametrize(
+    ("front_end", "others"),
+    [
+        ("aio", {"trio"}),
+        ("blocking", {"asyncio", "trio"}),
+        ("client", {"asyncio"}),
+        ("plain", {"asyncio", "trio"}),
+    ],
+)
+def test_a_front_end_loads_no_other_event_loop(
+    front_end: str, others: set[str]
+) -> None:
+    loaded = loaded_by(f"import qmpballoon.{front_end}")
+    assert f"qmpballoon.{front_end}" in loaded
+    assert others.isdisjoint(loaded)

@@ -1,0 +1,74 @@
+"""What importing qmpballoon costs above the start of the interpreter.
+
+Starts Python with and without each import in turns, so that whatever else the machine
+does meets all of them, and compares the CPU time of the processes. Files are in the
+page cache and compiled: the first round is not counted.
+
+::
+
+    python benchmarks/import_time.py --rounds 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+from collections import Counter
+
+NOTHING = "pass"
+STATEMENTS = (
+    NOTHING,
+    "import typing",
+    "import qmpballoon",
+    "import qmpballoon.blocking",
+    "import qmpballoon.aio",
+    "import qmpballoon.client",
+)
+
+
+def cpu(statement: str) -> float:
+    """Run a statement in a Python of its own; return the seconds of CPU it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", statement], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def loaded(statement: str) -> set[str]:
+    """Return the names of the modules that are there after a statement."""
+    program = f"{statement}; import sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    return set(done.stdout.split())
+
+
+def measure(rounds: int) -> None:
+    """Print for each statement its CPU time, and what it loads."""
+    times = [[cpu(statement) for statement in STATEMENTS] for _ in range(rounds + 1)]
+    at_start = loaded(NOTHING)
+    base = statistics.median(row[0] for row in times[1:])
+    print(f"python -c pass: {base * 1e3:.1f} ms of CPU, median of {rounds}\n")
+    print("above that         median  slowest  modules")
+    for index, statement in enumerate(STATEMENTS[1:], start=1):
+        above = [(row[index] - row[0]) * 1e3 for row in times[1:]]
+        modules = loaded(statement) - at_start
+        parts = Counter(name.partition(".")[0] for name in modules)
+        most = ", ".join(f"{name} {count}" for name, count in parts.most_common(5))
+        print(f"{statement.removeprefix('import '):20}", end="")
+        print(f"{statistics.median(above):5.1f}    {max(above):5.1f}", end="")
+        print(f"  {len(modules):3} ({most})")
+
+
+def main() -> None:
+    """Read the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    measure(parser.parse_args().rounds)
+
+
+if __name__ == "__main__":
+    main()
