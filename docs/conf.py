@@ -19,6 +19,7 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "qmpballoon"
+html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 # Headings can be linked to, as in page.md#heading.
@@ -30,6 +31,8 @@ autodoc_use_legacy_class_based = True
 # In the order of the source, which tells a story; types from the annotations.
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+# Defaults as they are written.
+autodoc_preserve_defaults = True
 autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -45,5 +48,5 @@ nitpick_ignore_regex = [
     ("py:class", r"qmpballoon\.(.*\._\w+|aiotime\.\w+)"),
     # Two modules have a class Limits, and short type names know no modules: of this
     # one only what users need is documented.
-    ("py:class", r"qmpballoon\.balloon\.guard\.Governor"),
+    ("py:class", r"qmpballoon\.balloon\.(guard|governor)\.Governor"),
 ]

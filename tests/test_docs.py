@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from docblocks import DOCS, Block, blocks, commands
 
+from qmpballoon.fleet.discovery import from_file
 from qmpballoon.testing.background import serve
 from qmpballoon.testing.machine import GuestConfig, MachineConfig
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 SOCKET = "/run/vm1.qmp"
 # Of these nothing can be run; all others have a test below.
-NO_CODE = {"text", "ini"}
+NO_CODE = {"text", "ini", "yaml"}
 # Run by tests/qemu/test_tutorial.py, on a real QEMU.
 TUTORIAL = DOCS / "tutorial.md"
 BLOCKS = list(blocks(*(page for page in DOCS.rglob("*.md") if page != TUTORIAL)))
@@ -65,7 +66,7 @@ def socket(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def test_no_block_is_overlooked() -> None:
-    known = NO_CODE | {"python", "console", "sh", "pycon"}
+    known = NO_CODE | {"python", "console", "sh", "pycon", "toml"}
     for page in DOCS.rglob("*.md"):
         opened = re.findall(r"^```+([^`\n]+)$", page.read_text("utf-8"), re.MULTILINE)
         code = [word for word in opened if not re.match(r"\{(?!code-block)", word)]
@@ -106,6 +107,13 @@ def test_python_sessions(block: Block) -> None:
     test = parser.get_doctest(block.source, {}, block.place, None, 0)
     assert test.examples
     assert runner.run(test).failed == 0
+
+
+@pytest.mark.parametrize("block", of("toml"))
+def test_descriptions_of_fleets(block: Block, tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(block.source, encoding="utf-8")
+    assert from_file(file)()
 
 
 @pytest.mark.parametrize("block", of("console", "sh"))

@@ -74,7 +74,7 @@ def draw(timeline: Timeline, *, title: str) -> Figure:
         title: The heading. A second line with the outcome is made from the timeline.
 
     Returns:
-        A figure of 16:9 that belongs to the caller alone.
+        A figure, 16 to 9, that belongs to the caller alone.
     """
     samples = list(timeline)
     with mpl.rc_context(_STYLE):
