@@ -96,7 +96,7 @@ class Shape:
         And whether it leaves off in a string, and behind a backslash.
         """
         escaped = False
-        if self._escaped:
+        if self._escaped and piece[:1] in {b'"', b"\\"}:
             piece = piece[1:]
         if b"\\" in piece:
             escaped = (len(piece) - len(piece.rstrip(b"\\"))) % 2 == 1

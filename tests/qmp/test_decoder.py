@@ -358,6 +358,18 @@ def test_garbage_that_opens_brackets_holds_no_message_back(
     assert whole[:1] == decode(Decoder(), *single)[:1]
 
 
+@pytest.mark.parametrize("bad", [b"{\\}", b'{\\"}', b"{\\\\}", b'{\\""}'])
+def test_a_backslash_outside_strings_is_found_however_it_is_cut(bad: bytes) -> None:
+    data = bad + b"\n" + GOOD
+    for size in (1, 2, 3, len(data)):
+        cut = [data[n : n + size] for n in range(0, len(data), size)]
+        seen = decode(Decoder(), *cut)
+        assert len(errors(seen[:1])) == 1
+        assert seen[-1] == json.loads(GOOD)
+        # What is left of the bad line is one more error, at most.
+        assert len(seen) <= 3
+
+
 @pytest.mark.parametrize(
     ("banner", "hint"),
     [
