@@ -358,10 +358,10 @@ def test_garbage_that_opens_brackets_holds_no_message_back(
     assert whole[:1] == decode(Decoder(), *single)[:1]
 
 
-@pytest.mark.parametrize("bad", [b"{\\}", b'{\\"}', b"{\\\\}", b'{\\""}'])
+@pytest.mark.parametrize("bad", [b'{"a":{}\\}', b'{"a":{}\\\\}'])
 def test_a_backslash_outside_strings_is_found_however_it_is_cut(bad: bytes) -> None:
     data = bad + b"\n" + GOOD
-    for size in (1, 2, 3, len(data)):
+    for size in range(1, len(bad) + 1):
         cut = [data[n : n + size] for n in range(0, len(data), size)]
         seen = decode(Decoder(), *cut)
         assert len(errors(seen[:1])) == 1
