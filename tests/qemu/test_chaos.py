@@ -17,7 +17,7 @@ from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.reclaim import ReclaimReport
 from qmpballoon.balloon.tracker import StallLimits
 from qmpballoon.client import open_balloon
-from qmpballoon.errors import BalloonStalled, NoBalloonDevice
+from qmpballoon.errors import BalloonStalled, MonitorClosed, NoBalloonDevice
 from qmpballoon.sizes import MiB
 from qmpballoon.testing import lab
 
@@ -168,3 +168,33 @@ async def without_balloon(guest: lab.Guest) -> str:
     assert meminfo["MemTotal"] > MEMORY - 64 * MiB
     assert await guest.oom_kills() == 0
     return ALL
+
+
+@fault("The VM moves to another QEMU during `resize`, and the first one quits")
+async def test_migrated() -> Row:
+    async with booted() as (guest, balloon):
+        uri = f"unix:{guest.socket.parent / 'incoming'}"
+        async with lab.boot(memory=MEMORY, extra=("-incoming", uri)) as moved:
+            await balloon.set_stats_interval(7)
+            # The target itself, not step by step: nobody looks after it there.
+            async with in_the_middle(
+                balloon, balloon.resize, TARGET, headroom=None, limits=PATIENT
+            ) as call:
+                # It would be done before the migration is.
+                await ask(guest, "stop")
+                await ask(guest, "migrate", uri=uri)
+                while (  # noqa: ASYNC110 - QEMU has to be asked
+                    await ask(guest, "query-migrate")
+                )["status"] != "completed":
+                    await trio.sleep(0.05)
+                assert call.got is None
+                await ask(guest, "quit")
+            assert isinstance(call.got, MonitorClosed)
+            async with open_balloon(moved.socket) as there:
+                assert await there.actual() > TARGET
+                assert await there.get_stats_interval() == 0
+                assert (await there.stats()).last_update is None
+                await ask(moved, "cont")
+                await stays_at(moved, TARGET)
+                assert (await there.refresh_stats()).available is not None
+        return said(call.got), f"{ASKED}, in the new QEMU, which asks for no statistics"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from chaos import Row, fault, in_the_middle, said, stays_at
+from chaos import Row, ask, comes_to, fault, in_the_middle, said, stays_at
+from command import PROGRAM
 
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.client import open_balloon, open_monitor
@@ -21,7 +22,7 @@ from qmpballoon.sizes import MiB
 from qmpballoon.testing import lab
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
 MEMORY = 512 * MiB
@@ -124,3 +125,26 @@ def on_a_full_disk(folder: Path) -> list[str]:
 def with_a_quota(_: Path) -> list[str]:
     """Return what runs a program that can write no file of any length."""
     return ["prlimit", "--fsize=100"]
+
+
+@fault("The disk is full when `qmpballoon reclaim --report FILE` writes the report")
+@pytest.mark.parametrize("shortage", [on_a_full_disk, with_a_quota])
+async def test_no_room_for_the_report(
+    shortage: Callable[[Path], list[str]], tmp_path: Path
+) -> Row:
+    report = tmp_path / "report.json"
+    wrapped = [*shortage(tmp_path), *PROGRAM]
+    async with lab.boot(memory=MEMORY, cache=CACHE) as guest:
+        done = await trio.run_process(
+            [*wrapped, "reclaim", str(guest.socket), "--report", str(report)],
+            check=False,
+            capture_stdout=True,
+            capture_stderr=True,
+        )
+        (line,) = done.stderr.decode().splitlines()
+        assert str(report) in line
+        assert b"cache" in done.stdout  # the summary is there all the same
+        assert not await trio.Path(report).exists()
+        assert (await ask(guest, "query-balloon"))["actual"] == MEMORY
+        await comes_to(guest, MEMORY)
+        return f"exit status {done.returncode}, and one line", "all its memory"
