@@ -161,6 +161,15 @@ async def test_unplugged_in_resize() -> Row:
         return said(call.got), await without_balloon(guest)
 
 
+@fault("The balloon is unplugged during `reclaim`")
+async def test_unplugged_in_reclaim() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+            await ask(guest, "device_del", id="balloon0")
+        assert isinstance(call.got, NoBalloonDevice)
+        return said(call.got), await without_balloon(guest)
+
+
 async def without_balloon(guest: lab.Guest) -> str:
     """See that the guest has all that the balloon held."""
     meminfo = await guest.meminfo()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,28 @@ async def test_socket_removed() -> Row:
                 pytest.fail("there is no such file")
         got = f"{said(call.got)}; who comes later, {said(caught.value)}"
         return got, "the size asked for"
+
+
+@fault("The host's clock is set, by an hour either way, during `reclaim`")
+@pytest.mark.parametrize("step", [HOUR, -HOUR])
+async def test_clock_in_reclaim(step: int) -> Row:
+    offset = 0
+
+    def clock() -> float:
+        return time.time() + offset
+
+    async with (
+        lab.boot(memory=MEMORY, cache=CACHE) as guest,
+        open_balloon(guest.socket, wall_clock=clock) as balloon,
+    ):
+        assert ((await balloon.refresh_stats()).age or 0) < HOUR / 2
+        async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+            offset = step
+        await comes_to(guest, MEMORY)
+        age = (await balloon.refresh_stats()).age
+        # A sample from the future has no age.
+        assert age is None if step < 0 else age is not None and age > HOUR / 2
+        return said(call.got), "all its memory"
 
 
 def on_a_full_disk(folder: Path) -> list[str]:
