@@ -152,6 +152,18 @@ async def panic(guest: lab.Guest) -> None:
     await guest.wait_for_console("Kernel panic")
 
 
+@fault("The guest is restarted during `resize`, and is back before that is a stall")
+async def test_restarted() -> Row:
+    async with booted() as (guest, balloon):
+        async with in_the_middle(
+            balloon, balloon.resize, TARGET, limits=PATIENT
+        ) as call:
+            await ask(guest, "system_reset")
+            await guest.ready(boots=2)
+        await stays_at(guest, TARGET)
+        return said(call.got), ASKED
+
+
 @fault("The balloon is unplugged during `resize`")
 async def test_unplugged_in_resize() -> Row:
     async with booted() as (guest, balloon):

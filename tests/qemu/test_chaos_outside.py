@@ -135,6 +135,24 @@ async def test_clock_in_reclaim(step: int) -> Row:
         return said(call.got), "all its memory"
 
 
+@fault("The host's clock is set, by an hour either way, during `resize`")
+@pytest.mark.parametrize("step", [HOUR, -HOUR])
+async def test_clock_in_resize(step: int) -> Row:
+    offset = 0
+
+    def clock() -> float:
+        return time.time() + offset
+
+    async with (
+        lab.boot(memory=MEMORY, cache=CACHE) as guest,
+        open_balloon(guest.socket, wall_clock=clock) as balloon,
+    ):
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            offset = step
+        await stays_at(guest, TARGET)
+        return said(call.got), "the size asked for"
+
+
 def on_a_full_disk(folder: Path) -> list[str]:
     """Return what runs a program that sees a full file system in a folder."""
     own = ["unshare", "-m"] if os.geteuid() == 0 else ["unshare", "-Urm"]
