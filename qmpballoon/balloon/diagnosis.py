@@ -131,7 +131,7 @@ def explain(
             f"the guest has no more to give: {end.reason}; choose a larger target, or"
             " make the guest use less",
         )
-    for suspect in (inhibited, _at_floor, _fell_silent, _overridden):
+    for suspect in (_at_floor, _fell_silent, inhibited, _overridden):
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis

@@ -51,7 +51,7 @@ class Keeper:
     def __init__(
         self, limits: Limits, full: int, actual: int, stats: GuestStats
     ) -> None:
-        self.target = actual
+        self.target: int = actual
         self._limits = limits
         self._full = full
         self._kills = stats.oom_kills

@@ -106,7 +106,8 @@ def _fleet(views: Sequence[View]) -> Text:
         return Text("There are no VMs: name their sockets, like '/run/vms/*.qmp'")
     states = Counter(view.state for view in views)
     text = Text("1 VM: " if len(views) == 1 else f"{len(views)} VMs: ")
-    for number, state in enumerate(state for state in _COLOURS if states[state]):
+    seen: list[State] = [state for state in _COLOURS if states[state]]
+    for number, state in enumerate(seen):
         text.append(", " if number else "")
         text.append(f"{states[state]} {state}", _COLOURS[state])
     has = sum(view.actual or 0 for view in views)

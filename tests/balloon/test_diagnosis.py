@@ -77,6 +77,8 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
         evolve(HEALTHY, resident=2 * GiB, answers=False),
         STALLED,
     ),
+    # Nor does a panic, whatever the host has of the memory by then.
+    ("reset", moved(GiB, 2 * GiB), HEALTHY, evolve(HEALTHY, answers=False), STALLED),
     ("hot-plug", moved(GiB, 3 * GiB), HEALTHY, evolve(HEALTHY, total=5 * GiB), STALLED),
     ("inhibited", moved(GiB, 2 * GiB), HEALTHY, HEALTHY, STALLED),
     (

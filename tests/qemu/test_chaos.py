@@ -152,6 +152,37 @@ async def panic(guest: lab.Guest) -> None:
     await guest.wait_for_console("Kernel panic")
 
 
+@fault("The guest panics during `resize`")
+async def test_panic_in_resize() -> Row:
+    async with booted() as (guest, balloon):
+        await guest.run("echo 1 >/proc/sys/kernel/unknown_nmi_panic")
+        async with in_the_middle(balloon, balloon.resize, TARGET) as call:
+            await panic(guest)
+        assert isinstance(call.got, BalloonStalled)
+        result = call.got.result
+        assert TARGET < result.actual < MEMORY
+        assert await balloon.actual() == balloon.target == result.actual
+        return said(call.got), f"a dead kernel, and {REACHED}"
+
+
+@fault("The guest panics during `reclaim`")
+async def test_panic_in_reclaim() -> Row:
+    async with booted() as (guest, balloon):
+        await guest.run("echo 1 >/proc/sys/kernel/unknown_nmi_panic")
+        async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+            await panic(guest)
+        assert isinstance(call.got, ReclaimReport)
+        assert "has not answered" in call.got.reason
+        assert call.got.held
+        # What the next kernel is to have.
+        assert balloon.target == MEMORY
+        await ask(guest, "system_reset")
+        await guest.ready(boots=2)
+        # Its driver has nothing to do, and never tells QEMU 7.2 a size: ask itself.
+        assert (await guest.meminfo())["MemTotal"] > MEMORY * 0.85
+        return said(call.got), f"a dead kernel; {ALL} when it is restarted"
+
+
 @fault("The guest is restarted during `resize`, and is back before that is a stall")
 async def test_restarted() -> Row:
     async with booted() as (guest, balloon):
