@@ -239,11 +239,12 @@ def _fell_silent(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | N
 def _overridden(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:
     """Suspect another client: QEMU has one target, and the last to set it wins.
 
-    A target cannot be asked for. But no guest goes away from its own by itself, and
-    none that is well stops while it is given memory.
+    A target cannot be asked for. But no guest that is given memory goes away from its
+    target by itself, and none that is well stops. One that shrinks may have been given
+    memory back by us.
     """
-    grows = tracker.target > tracker.before
-    if not tracker.strayed and not (grows and after.answers and tracker.stopped):
+    stopped = after.answers and tracker.stopped
+    if tracker.target <= tracker.before or not (tracker.strayed or stopped):
         return None
     return Diagnosis(
         "overridden",

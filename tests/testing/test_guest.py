@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from talk import UNSET, Client, make
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import SECOND, GuestConfig, WorkloadStep
+from qmpballoon.testing.machine import (
+    SECOND,
+    GuestConfig,
+    Machine,
+    MachineConfig,
+    WorkloadStep,
+)
 from qmpballoon.testing.model.memory import PAGE
 
 
@@ -182,3 +188,10 @@ def test_a_lying_guest_says_what_it_was_told_to() -> None:
     assert stats["available-memory"] == 15 * GiB
     assert stats["disk-caches"] == UNSET
     assert 0 < stats["free-memory"] < 2 * GiB
+
+
+def test_no_cache_is_so_large_that_the_kernel_has_nothing_in_reserve() -> None:
+    machine = Machine(MachineConfig(memory=GiB, guest=GuestConfig(cache=2 * GiB)))
+    memory = machine.guest.memory
+    assert memory.cache > GiB // 2
+    assert memory.free >= memory.watermark

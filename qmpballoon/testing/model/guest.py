@@ -113,7 +113,7 @@ class Guest:
     def _settle_in(self, cache: int) -> None:
         config, memory = self.config, self.memory
         memory.used = min(config.used, memory.free)
-        memory.cache = min(cache, memory.free)
+        memory.cache = min(cache, memory.spare)  # as much as can be read
         memory.pinned = min(config.pinned, memory.cache)
 
     @property
