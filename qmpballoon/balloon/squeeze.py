@@ -79,7 +79,7 @@ async def squeeze(
     """
     monitor = balloon.monitor
     deadline = monitor.now() + timeout
-    reason, mark = "", None
+    reason, mark, held_up_at = "", None, 0
     while monitor.now() < deadline:
         sample = await sampler.take(mark)
         phase = tracker.observe(monitor.now(), sample.actual)
@@ -89,7 +89,12 @@ async def squeeze(
         decision = governor.decide(
             sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
         )
-        reason, mark = decision.reason, decision.mark
+        mark = decision.mark
+        # What holds a guest up does so until it gets farther than it was then.
+        if decision.reason:
+            reason, held_up_at = decision.reason, tracker.nearest
+        elif tracker.nearest < held_up_at:
+            reason = ""
         yielding = persist and decision.action == "trouble"
         if decision.action != "take" and not yielding:
             return Squeezed(decision.action, reason)

@@ -116,13 +116,18 @@ class Tracker:
     @property
     def strayed(self) -> bool:
         """Tell whether it is much farther from its target than it was before."""
-        return self.distance > self._history[-1][1] + _STRAY
+        return self.distance > self.nearest + _STRAY
 
     @property
     def stopped(self) -> bool:
         """Tell whether it moved, and has come no nearer for a whole window."""
         far, near = self._history[0][1], self._history[-1][1]
         return self.actual != self.before and self._stalled and far == near
+
+    @property
+    def nearest(self) -> int:
+        """Bytes that were left to the target when it had come nearest."""
+        return self._history[-1][1]
 
     @property
     def elapsed(self) -> float:
