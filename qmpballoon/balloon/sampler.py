@@ -38,8 +38,6 @@ class Sampler:
         basis: Bytes the guest had when it was asked for that answer. While the
             balloon moves it has less by now, and available less by as much.
         start: What the monitor's clock showed at the beginning.
-        aligned: Bytes the guest had when it was asked for that answer. A balloon
-            moves on meanwhile, and figures of two moments do not add up.
         silence: Seconds for which the guest has given no answer that was seen to
             be a new one; 0 if the last sample was new.
     """
@@ -49,7 +47,6 @@ class Sampler:
         self.basis: int = 0
         self.start: float = balloon.monitor.now()
         self.silence: float = 0.0
-        self.aligned = 0
         self._asked_with = 0
         self._balloon = balloon
         self._interval = interval

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from chaos import stays_at
 from command import start
 
 from qmpballoon import (
@@ -94,7 +95,7 @@ async def test_another_client_s_targets_are_noticed() -> None:
                 2 * GiB, on_progress=lambda _: began.set(), on_stall="settle"
             )
         assert (result.outcome, kind(result)) == ("settled", "overridden")
-        assert await balloon.actual() == result.actual
+        await stays_at(guest, result.actual)
 
 
 async def test_locked_memory_is_nothing_for_the_host() -> None:
@@ -115,7 +116,8 @@ async def test_a_balloon_that_is_too_slow_is_called_slow() -> None:
         demanding = StallLimits(rate=1024 * GiB, window=0.3)
         result = await balloon.resize(400 * MiB, on_stall="settle", limits=demanding)
         assert (result.outcome, kind(result)) == ("settled", "slow")
-        assert await balloon.actual() == result.actual
+        # A driver ends the batch of pages it is at, and comes back.
+        await stays_at(guest, result.actual)
 
 
 async def test_memory_plugged_meanwhile_is_named() -> None:
