@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
-from qmpballoon.sizes import MiB
+from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +33,8 @@ CLEANUP: Final = 5.0
 
 _TICK: Final = 0.04  # seconds between two samples; more often costs the guest
 _WATCHFUL: Final = 0.02  # where the guest may soon be in need
-_QUIET: Final = 0.1  # where it has more than a process could eat up meanwhile
-_PLENTY: Final = 256 * MiB  # bytes
+_QUIET: Final = 0.25  # where it has more than a process could eat up meanwhile
+_FASTEST_HOG: Final = 2 * GiB  # bytes a second that a process could
 _FASTEST: Final = 0.01  # seconds between two looks at the size alone, near the end
 _SLOWEST: Final = 0.25  # and far from it
 
@@ -103,7 +103,9 @@ async def squeeze(
         if decision.target != balloon.target:
             await balloon.set_target(decision.target)
         ahead = sample.actual - decision.target
-        await monitor.sleep(_until_next(sample, governor, tracker, ahead))
+        pause = _until_next(sample, governor, tracker, ahead)
+        # What a guest has not answered yet holds the next step up.
+        await monitor.sleep(min(pause, _TICK) if sampler.silence > 0 else pause)
     return Squeezed("timed-out", reason)
 
 
@@ -114,10 +116,10 @@ def _until_next(
 
     The poorer the guest the shorter; and back before what it was asked for is done.
     """
-    spare = None if sample.available is None else sample.available - governor.watchful
-    if spare is not None and spare < 0:
+    spare = (sample.available or 0) - governor.watchful
+    if sample.available is not None and spare < 0:
         return _WATCHFUL
-    pause = _TICK if spare is None or spare < _PLENTY else _QUIET
+    pause = min(max(spare / _FASTEST_HOG, _TICK), _QUIET)
     if tracker.rate > 0 and ahead > 0:
         pause = min(pause, max(ahead / 2 / tracker.rate, _WATCHFUL))
     return pause
