@@ -100,7 +100,8 @@ async def squeeze(
             return Squeezed(decision.action, reason)
         if phase == "stalled":
             return Squeezed("stalled", reason)
-        if decision.target != balloon.target:
+        # Another client may have set its own before the guest ever moved.
+        if decision.target != balloon.target or phase == "waiting":
             await balloon.set_target(decision.target)
         ahead = sample.actual - decision.target
         pause = _until_next(sample, governor, tracker, ahead)

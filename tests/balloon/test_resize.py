@@ -533,6 +533,23 @@ def test_another_client_s_target_is_overruled_while_shrinking() -> None:
     assert (result.outcome, result.actual) == ("reached", 2 * GiB)
 
 
+def test_another_client_s_target_is_overruled_before_the_guest_has_moved() -> None:
+    machine = make_machine(memory=4 * GiB)
+    balloon = make_balloon(machine)
+    monitor = monitor_of(balloon)
+    others: list[int] = []
+
+    def interfere(_: int) -> None:
+        if not others and monitor.targets():
+            others.append(4 * GiB)
+            set_by_another(machine, 4 * GiB)
+
+    monitor.after_call = interfere
+    # One step, after which there is no other target to set.
+    result = run(balloon.resize(4 * GiB - 64 * MiB, on_stall="settle"))
+    assert (result.outcome, others) == ("reached", [4 * GiB])
+
+
 def test_that_the_host_has_nothing_is_told_although_it_was_reached() -> None:
     guest = GuestConfig(used=GiB, cache=900 * MiB)
     balloon = make_balloon(make_machine(guest, memory=2 * GiB))
