@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
@@ -79,6 +79,22 @@ required = False
 """Whether a QEMU that cannot be had is a failure."""
 
 
+def wanted(version: str) -> str:
+    """Return the program to use, or the version itself where none is named.
+
+    Args:
+        version: Such as ``7.2``; ``QMPBALLOON_QEMU_7_2`` may name the program.
+    """
+    return os.environ.get(f"QMPBALLOON_QEMU_{version.replace('.', '_')}", version)
+
+
+FETCHED: Final = ("7.2", "10.0", "11.1")
+"""Versions that the lab fetches."""
+
+VERSIONS: Final = (*FETCHED, *(["8.2"] if wanted("8.2") != "8.2" else []))
+"""Versions that there are: no release of Debian has 8.2, so its program is named."""
+
+
 def unavailable(version: str, error: LabError) -> NoReturn:
     """Skip a test for want of its QEMU, or fail it where that is asked for."""
     reason = f"no QEMU {version}: {error}"
@@ -89,14 +105,9 @@ def unavailable(version: str, error: LabError) -> NoReturn:
 
 @functools.cache
 def qemu_command(version: str) -> tuple[str, ...]:
-    """Return how to start QEMU of a version; skips the test where it cannot be had.
-
-    Args:
-        version: Such as ``7.2``; ``QMPBALLOON_QEMU_7_2`` may name the program.
-    """
-    variable = f"QMPBALLOON_QEMU_{version.replace('.', '_')}"
+    """Return how to start QEMU of a version; skips the test where it cannot be had."""
     try:
-        return find_qemu(os.environ.get(variable, version), lambda _: None).command
+        return find_qemu(wanted(version), lambda _: None).command
     except LabError as error:
         unavailable(version, error)
 

@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 from conftest import COMPARED
 from hypothesis import HealthCheck, given, settings
-from real import qemu_command
+from real import VERSIONS, qemu_command
 from transcripts import NEGOTIATION, Script, compare, scripts
 
 from qmpballoon.testing.profiles import profile
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.qemu, pytest.mark.conformance]
 
-VERSIONS = ("7.2", "10.0", "11.1")
 WORDS = ("size_parameter", "virtio_device_words", "stat_names")
 
 

@@ -12,7 +12,7 @@ from transcripts import Script, replay
 
 from qmpballoon.testing.profiles import profile
 
-VERSIONS = ("7.2", "10.0", "11.1")
+VERSIONS = ("7.2", "8.2", "10.0", "11.1")
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from real import unavailable
+from real import VERSIONS, unavailable, wanted
 
 from qmpballoon.client import TrioMonitor, open_monitor
 from qmpballoon.sizes import GiB, MiB
@@ -81,11 +81,11 @@ def test_the_simulated_guest() -> None:
 
 @pytest.mark.qemu
 @pytest.mark.conformance
-@pytest.mark.parametrize("version", ["7.2", "10.0", "11.1"])
+@pytest.mark.parametrize("version", VERSIONS)
 async def test_a_real_guest(version: str) -> None:
     try:
         async with (
-            lab.boot(memory=MEMORY, cache=CACHE, qemu=version) as guest,
+            lab.boot(memory=MEMORY, cache=CACHE, qemu=wanted(version)) as guest,
             open_monitor(guest.socket) as monitor,
         ):
             await hold_the_shape(monitor, await balloon_path(monitor))

@@ -6,13 +6,19 @@ import contextlib
 from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
-from real import RealMonitor, connected, fake_qemu, qemu_command, running_qemu
+from real import (
+    VERSIONS,
+    RealMonitor,
+    connected,
+    fake_qemu,
+    qemu_command,
+    running_qemu,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-VERSIONS = ("7.2", "10.0", "11.1")
 NEGOTIATION = b'{"execute": "qmp_capabilities"}'
 
 
