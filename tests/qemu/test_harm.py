@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from command import start
 
 from qmpballoon import (
     GiB,
+    Guard,
+    KiB,
     MiB,
     Progress,
     ReclaimReport,
@@ -23,7 +26,9 @@ from qmpballoon import (
 from qmpballoon.testing import lab
 
 if TYPE_CHECKING:
-    from qmpballoon import ResizeResult
+    from pathlib import Path
+
+    from qmpballoon import Balloon, ResizeResult
 
 pytestmark = pytest.mark.qemu
 
@@ -64,12 +69,45 @@ async def test_what_is_kept_is_there_when_the_guest_needs_it() -> None:
         assert await balloon.actual() == GiB
 
 
+async def test_a_guest_that_begins_to_swap_is_let_alone(tmp_path: Path) -> None:
+    disk = tmp_path / "swap"
+    disk.touch()
+    os.truncate(disk, 512 * MiB)
+    extra = ("-drive", f"file={disk},format=raw,if=virtio")
+    async with (
+        lab.boot(
+            memory=512 * MiB, hog=200 * MiB, cache=150 * MiB, extra=extra
+        ) as guest,
+        open_balloon(guest.socket) as balloon,
+    ):
+        # The lab's own disk, the source of page cache, comes first.
+        await guest.run("mkswap /dev/vdb && swapon /dev/vdb")
+        # Nothing but its swapping holds it up: it keeps no headroom.
+        reckless = Guard(headroom=0, floor=64 * MiB, swap_rate=256 * KiB)
+        report = await balloon.reclaim(guard=reckless)
+        marks = [sample.mark for sample in report.timeline if sample.mark]
+        assert marks[0] == "held back"
+        assert (report.after.stats.swap_out or 0) > 0
+        # It had some 150 MiB more to push out to disk.
+        assert report.before.actual - report.handed_over > 200 * MiB
+        assert await balloon.actual() == 512 * MiB
+        assert await guest.oom_kills() == 0
+
+
 async def test_another_client_s_targets_are_noticed() -> None:
     async with (
         lab.boot(memory=2 * GiB, cache=300 * MiB) as guest,
         open_balloon(guest.socket) as balloon,
-        open_monitor(guest.second_socket) as other,
     ):
+        result = await shrink_and_grow_against_another(guest, balloon)
+        assert (result.outcome, kind(result)) == ("settled", "overridden")
+        await stays_at(guest, result.actual)
+
+
+async def shrink_and_grow_against_another(
+    guest: lab.Guest, balloon: Balloon
+) -> ResizeResult:
+    async with open_monitor(guest.second_socket) as other:
         began = trio.Event()
 
         async def interfere(target: int) -> None:
@@ -91,11 +129,9 @@ async def test_another_client_s_targets_are_noticed() -> None:
         began = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(interfere, 900 * MiB)
-            result = await balloon.resize(
+            return await balloon.resize(
                 2 * GiB, on_progress=lambda _: began.set(), on_stall="settle"
             )
-        assert (result.outcome, kind(result)) == ("settled", "overridden")
-        await stays_at(guest, result.actual)
 
 
 async def test_locked_memory_is_nothing_for_the_host() -> None:
