@@ -83,6 +83,7 @@ class Governor:
         self._first = stats
         self._in_need_at = -math.inf
         self._there_since: float | None = None
+        self._worth_asking = _SLACK
         self._meter = StrainMeter(limits.strain)
         self._strained_since: float | None = None
         self._holds = 0
@@ -146,12 +147,19 @@ class Governor:
             first_goal = max(self.bottom, min(basis - unused, actual))
             return self._take(max(goal, first_goal), seconds, actual)
         if goal > self.bottom:
+            if self._arrived_since(actual, basis) and abs(goal - actual) < _NEAR:
+                # What it says is of before.
+                return self._wait(seconds, actual, self._keeps(available))
             return self._approach(goal, seconds, actual, self._keeps(available))
         # Near it is not there: what still moves will come nearer.
         is_near = abs(self.bottom - actual) < LARGEST_PAGE and actual == basis
         if is_near and self._target == self.bottom:
             return Decision("reached", actual)
         return self._take(self.bottom, seconds, actual)
+
+    def _arrived_since(self, actual: int, basis: int) -> bool:
+        """Tell whether the balloon was still on its way when the guest was asked."""
+        return abs(self._target - actual) < _UNIT <= abs(basis - actual)
 
     def _usual(self, first: GuestStats) -> int:
         """Return the headroom; less for a guest that had less from the start.
@@ -187,7 +195,12 @@ class Governor:
     ) -> Decision:
         """Go for all that can be spared, which is less than was wanted."""
         goal = min(goal, self._start)
-        is_there = max(abs(goal - actual), self._target - actual) < _SLACK
+        lacks = goal - actual
+        if lacks >= _SLACK and self._target <= actual:
+            # Too much was asked for. Do not ask for as little again.
+            self._worth_asking = min(2 * self._worth_asking, _NEAR)
+        still_comes = self._target - actual
+        is_there = max(lacks, still_comes) < _SLACK and -lacks < self._worth_asking
         if not is_there or seconds < self._in_need_at + _RECOVERY:
             held_up = reason if goal > actual - _NEAR else ""
             return self._take(goal, seconds, actual, held_up)
