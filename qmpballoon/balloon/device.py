@@ -34,9 +34,9 @@ from qmpballoon.errors import (
     CommandError,
     CommandNotFound,
     DeviceNotFound,
-    MonitorError,
     NoBalloonDevice,
     ProtocolError,
+    QmpBalloonError,
     StatsUnavailable,
 )
 
@@ -453,8 +453,9 @@ class Balloon:
         try:
             yield interval
         finally:
-            # A monitor that is gone is known to whoever used it inside.
-            with self.monitor.shield(CLEANUP), suppress(MonitorError):
+            # Nothing more can be done if a monitor or a device is gone; and it would
+            # hide how the block came to its end, a cancellation most of all.
+            with self.monitor.shield(CLEANUP), suppress(QmpBalloonError):
                 await self.set_stats_interval(interval)
 
     async def _query_balloon(self) -> tuple[int, dict[str, object]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -230,6 +232,27 @@ def test_the_interval_is_kept_in_a_block_and_restored_behind_it() -> None:
     with pytest.raises(KeyError):
         run(use())
     assert run(balloon.get_stats_interval()) == 30
+
+
+@pytest.mark.parametrize("error", [None, KeyError(), asyncio.CancelledError()])
+def test_a_device_that_is_gone_hides_not_how_a_block_ended(
+    error: BaseException | None,
+) -> None:
+    machine = make_machine()
+    balloon = make_balloon(machine)
+
+    async def use() -> None:
+        async with balloon.stats_interval(2):
+            machine.device = None
+            machine.tree.remove(PATH)
+            with pytest.raises(NoBalloonDevice):
+                await balloon.stats()
+            if error is not None:
+                raise error
+
+    with nullcontext() if error is None else pytest.raises(type(error)) as caught:
+        run(use())
+    assert error is None or (caught is not None and caught.value is error)
 
 
 def test_an_interval_that_is_none_is_refused() -> None:
