@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -569,15 +570,27 @@ def _why_not_connected(name: str, cause: Exception) -> QmpBalloonError:
 
 
 async def _disconnect(client: QMPClient, sock: socket.socket) -> None:
-    """Close at once: qemu.qmp would wait for a peer that does not read."""
+    """Close at once: qemu.qmp would wait for a peer that does not read.
+
+    A cancellation waits for its end, or qemu.qmp would leave its tasks and the socket
+    behind.
+    """
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
+    clock = AsyncioTime()
+    try:
+        with clock.shield(math.inf):
+            await clock.wait(asyncio.create_task(_end(client)), math.inf)
+    finally:
+        sock.close()
+
+
+async def _end(client: QMPClient) -> object:
     if client.runstate is not Runstate.IDLE:
         # It raises again whatever ended the connection.
         with suppress(Exception):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await client.disconnect()
-    sock.close()
 
 
 def _line(error: Exception) -> str:

@@ -66,7 +66,9 @@ class AsyncioTime:
                 if shield is None:
                     raise
                 shield.struck = cancelled
-            else:
+            # Looked at here: who is cancelled in every turn of the loop, as anyio
+            # does it, is never told by the wait.
+            if future.done() or self.now() >= deadline:
                 return
 
 

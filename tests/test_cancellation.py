@@ -1,71 +1,59 @@
-"""Every coroutine of a balloon on trio, cancelled at each checkpoint that it has.
+"""Every coroutine of a balloon, cancelled wherever it waits, on trio and asyncio.
 
 Afterwards the monitor answers, or its block has been left and another can be opened;
-no task is left; and the guest is told to have no less than it has.
+no task and no descriptor is left; the statistics interval is what it was; and the
+guest is told to have no less than it has.
+
+An operation is cancelled at each of its first 50 places, and at some ten of the rest:
+the long ones do the same again and again.
 """
 
 from __future__ import annotations
 
+import asyncio
+import selectors
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import trio
+from attrs import define
+from cancelling import (
+    CONFIG,
+    INTERVAL,
+    OPERATIONS,
+    QUICK,
+    RAM,
+    check_left_behind,
+    descriptors,
+    places,
+    target_of,
+)
+from qemu.qmp import QMPClient
 from trio.testing import wait_all_tasks_blocked
 
-from qmpballoon import MiB
+from qmpballoon import aio
 from qmpballoon.client import open_balloon
-from qmpballoon.testing.machine import GuestConfig, MachineConfig
+from qmpballoon.testing.background import serve
 from qmpballoon.testing.simulated import SimulatedVm, simulate
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 
     from qmpballoon.balloon.device import Balloon
+    from qmpballoon.testing.background import BackgroundFake
 
-CONFIG: Final = MachineConfig(
-    memory=512 * MiB, guest=GuestConfig(used=40 * MiB, cache=200 * MiB)
-)
-MOST: Final = 60  # checkpoints of one operation to be cancelled at
-
-
-async def in_interval(balloon: Balloon) -> None:
-    async with balloon.stats_interval(3):
-        await balloon.monitor.sleep(0.01)
+NEVER: Final = 10**9  # no operation waits so often
+PACE: Final = 20  # seconds of asyncio's loop in one
 
 
-async def sample(balloon: Balloon) -> None:
-    async with balloon.sampler() as sampler:
-        await sampler.take()
+@pytest.fixture
+def fake() -> Iterator[BackgroundFake]:
+    with serve(QUICK) as fake:
+        yield fake
 
 
-async def an_event(balloon: Balloon) -> None:
-    monitor: Any = balloon.monitor
-    with monitor.subscribe("BALLOON_CHANGE") as events:
-        await balloon.set_target(500 * MiB)
-        await events.receive()
-
-
-OPERATIONS: Final[dict[str, Callable[[Balloon], Awaitable[object]]]] = {
-    "execute": lambda balloon: balloon.monitor.execute("query-status"),
-    "sleep": lambda balloon: balloon.monitor.sleep(0.01),
-    "event": an_event,
-    "query": lambda balloon: balloon.query(),
-    "actual": lambda balloon: balloon.actual(),
-    "set_target": lambda balloon: balloon.set_target(500 * MiB),
-    "stats": lambda balloon: balloon.stats(),
-    "refresh_stats": lambda balloon: balloon.refresh_stats(),
-    "get_stats_interval": lambda balloon: balloon.get_stats_interval(),
-    "set_stats_interval": lambda balloon: balloon.set_stats_interval(0),
-    "stats_interval": in_interval,
-    "sampler": sample,
-    "features": lambda balloon: balloon.features(),
-    "is_running": lambda balloon: balloon.is_running(),
-    "resize": lambda balloon: balloon.resize(480 * MiB),
-    "plan_reclaim": lambda balloon: balloon.plan_reclaim(32 * MiB),
-    "reclaim": lambda balloon: balloon.reclaim(32 * MiB),
-}
-# These leave a target behind that need not have been reached: it is what was asked.
-SETS_A_TARGET: Final = {"event", "set_target"}
+# trio
 
 
 class CancelAt(trio.abc.Instrument):
@@ -73,19 +61,20 @@ class CancelAt(trio.abc.Instrument):
 
     def __init__(self, scope: trio.CancelScope, number: int) -> None:
         self._scope = scope
-        self._left = number
+        self._number = number
         self._task = trio.lowlevel.current_task()
+        self.count = 0
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         """Count; trio calls this whenever a task has come to a checkpoint."""
         if task is self._task:
-            self._left -= 1
-            if self._left == 0:
+            self.count += 1
+            if self.count == self._number:
                 self._scope.cancel()
 
 
-async def struck(number: int, operation: Callable[[], Awaitable[object]]) -> bool:
-    """Cancel an operation at that checkpoint; tell whether it has so many."""
+async def struck(number: int, operation: Callable[[], Awaitable[object]]) -> int:
+    """Cancel an operation at that checkpoint; return how many it came to."""
     with trio.CancelScope() as scope:
         instrument = CancelAt(scope, number)
         trio.lowlevel.add_instrument(instrument)
@@ -93,51 +82,227 @@ async def struck(number: int, operation: Callable[[], Awaitable[object]]) -> boo
             await operation()
         finally:
             trio.lowlevel.remove_instrument(instrument)
-    return scope.cancel_called
+    return instrument.count
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_on_trio(name: str) -> None:
-    async def main(vm: SimulatedVm, number: int) -> bool:
+    async def main(vm: SimulatedVm, number: int) -> int:
         tasks = trio.lowlevel.current_statistics().tasks_living
         async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
-            await balloon.set_stats_interval(2 if name != "set_stats_interval" else 0)
-            cancelled = await struck(number, lambda: OPERATIONS[name](balloon))
-            actual = await balloon.actual()
-            device = vm.do(lambda machine: machine.device)
-            assert device is not None
-            target = 512 * MiB - device.asked * 4096
-            if name not in SETS_A_TARGET:
-                assert target >= actual
-            expected = 0 if name == "set_stats_interval" else 2
-            assert await balloon.get_stats_interval() == expected
+            await balloon.set_stats_interval(INTERVAL)
+            count = await struck(number, lambda: OPERATIONS[name](balloon))
+            if number != NEVER:
+                await balloon.actual()  # what was sent is done
+                await check_left_behind(name, balloon, vm.do(target_of))
         await wait_all_tasks_blocked()
         assert trio.lowlevel.current_statistics().tasks_living <= tasks
-        return cancelled
+        return count
 
-    for number in range(1, MOST):
-        cancelled = simulate(lambda vm, number=number: main(vm, number), CONFIG)
-        if not cancelled:
-            return
+    count = simulate(lambda vm: main(vm, NEVER), CONFIG)
+    for number in places(count):
+        simulate(lambda vm, number=number: main(vm, number), CONFIG)
 
 
-def test_opening_on_trio() -> None:
-    async def main(vm: SimulatedVm, number: int) -> bool:
-        async def use() -> None:
-            async with open_balloon(vm.connect()) as balloon:
-                await balloon.query()
+def test_opening_on_trio(fake: BackgroundFake) -> None:
+    async def use() -> None:
+        async with open_balloon(fake.socket) as balloon:
+            await balloon.query()
 
+    async def main() -> None:
         tasks = trio.lowlevel.current_statistics().tasks_living
-        cancelled = await struck(number, use)
-        await wait_all_tasks_blocked()
-        assert trio.lowlevel.current_statistics().tasks_living <= tasks
-        async with open_balloon(vm.connect(), timeout=1) as balloon:
-            await balloon.query()  # the place is free again
-        return cancelled
+        before = descriptors()
+        count = await struck(NEVER, use)
+        assert count > 5
+        for number in places(count):
+            await struck(number, use)
+            await wait_all_tasks_blocked()
+            assert trio.lowlevel.current_statistics().tasks_living <= tasks
+            with trio.fail_after(10):
+                # The other side closes its own, too, and nobody tells when.
+                while descriptors() != before:  # noqa: ASYNC110
+                    await trio.sleep(0.001)
+            await use()  # the place is free again
 
-    for number in range(1, MOST):
-        cancelled = simulate(lambda vm, number=number: main(vm, number), CONFIG)
-        if not cancelled:
-            assert number > 10
-            return
-    pytest.fail("it never ended")
+    trio.run(main)
+
+
+# asyncio
+
+
+class HurriedSelector(selectors.DefaultSelector):
+    """Waits for a part of the time that it is told."""
+
+    def select(
+        self, timeout: float | None = None
+    ) -> list[tuple[selectors.SelectorKey, int]]:
+        """Wait for what is registered."""
+        return super().select(timeout and timeout / PACE)
+
+
+class HurriedLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time passes faster than the clock's."""
+
+    def __init__(self) -> None:
+        super().__init__(HurriedSelector())
+
+    def time(self) -> float:
+        """Return the loop's time in seconds."""
+        return time.monotonic() * PACE
+
+
+@define
+class Struck:
+    """An awaitable that is cancelled where it waits for the so-manieth time.
+
+    Attributes:
+        operation: What to await.
+        number: Where to cancel.
+        how: ``"at once"``: what it waits for is not done. ``"late"``: it is, and
+            the task has not been told yet. ``"relentlessly"``: at once, and wherever
+            it waits after that.
+        count: How often it waited.
+    """
+
+    operation: Coroutine[Any, Any, object]
+    number: int
+    how: str
+    count: int = 0
+
+    def __await__(self) -> Generator[Any, Any, object]:
+        """Drive the operation, step by step."""
+        cancelled: BaseException | None = None
+        while True:
+            try:
+                if cancelled is None:
+                    waits_for = self.operation.send(None)
+                else:
+                    waits_for = self.operation.throw(cancelled)
+            except StopIteration as end:
+                return end.value
+            self.count += 1
+            self._strike(waits_for)
+            cancelled = None
+            try:
+                yield waits_for
+            except BaseException as error:  # noqa: BLE001 (it is passed on)
+                cancelled = error
+
+    def _strike(self, waits_for: asyncio.Future[object] | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if self.how == "late" and waits_for is not None:
+            if self.count == self.number:
+                waits_for.add_done_callback(lambda _: task.cancel())
+        elif self.count == self.number or (
+            self.how == "relentlessly" and self.count > self.number
+        ):
+            task.cancel()
+
+
+async def strike(
+    operation: Callable[[], Awaitable[object]], number: int, how: str
+) -> int:
+    """Cancel an operation there; see that it ends so, and return how often it waits."""
+
+    async def whole() -> object:
+        return await operation()
+
+    hit = Struck(whole(), number, how)
+
+    async def main() -> None:
+        await hit
+
+    task = asyncio.create_task(main())
+    await asyncio.wait({task})
+    if not task.cancelled():
+        await task
+    assert task.cancelled() == (number <= hit.count)
+    return hit.count
+
+
+async def settled(tasks: set[asyncio.Task[Any]], before: set[str]) -> None:
+    """Wait until no other tasks and descriptors are there than before."""
+    async with asyncio.timeout(10 * PACE):
+        # Nobody tells when.
+        while (  # noqa: ASYNC110
+            asyncio.all_tasks() != tasks or descriptors() != before
+        ):
+            await asyncio.sleep(0.001)
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run it on a loop that hurries."""
+    with asyncio.Runner(loop_factory=HurriedLoop) as runner:
+        runner.run(main)
+
+
+async def back(balloon: Balloon) -> None:
+    """Make everything what it was in the beginning."""
+    await balloon.monitor.execute("cont")
+    await balloon.set_target(RAM)
+    await balloon.set_stats_interval(INTERVAL)
+    async with asyncio.timeout(10 * PACE):
+        while await balloon.actual() != RAM:
+            pass
+
+
+@pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_on_asyncio(name: str, how: str, fake: BackgroundFake) -> None:
+    async def main() -> None:
+        async with aio.open_balloon(fake.socket) as balloon:
+            await back(balloon)
+            count = await strike(lambda: OPERATIONS[name](balloon), NEVER, how)
+            before, tasks = descriptors(), asyncio.all_tasks()
+            for number in places(count):
+                await back(balloon)
+                await strike(lambda: OPERATIONS[name](balloon), number, how)
+                await balloon.actual()  # what was sent is done
+                await check_left_behind(name, balloon, fake.do(target_of))
+                await settled(tasks, before)
+
+    run(main())
+
+
+async def use_monitor(path: str) -> None:
+    async with aio.open_monitor(path) as monitor:
+        await monitor.execute("query-status")
+
+
+async def use_balloon(path: str) -> None:
+    async with aio.open_balloon(path) as balloon:
+        await balloon.query()
+
+
+@pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
+@pytest.mark.parametrize("use", [use_monitor, use_balloon])
+def test_opening_on_asyncio(
+    use: Callable[[str], Awaitable[object]], how: str, fake: BackgroundFake
+) -> None:
+    async def main() -> None:
+        before, tasks = descriptors(), asyncio.all_tasks()
+        count = await strike(lambda: use(fake.socket), NEVER, how)
+        assert count > 5
+        for number in places(count):
+            await strike(lambda: use(fake.socket), number, how)
+            await settled(tasks, before)
+            await use(fake.socket)  # the place is free again
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
+def test_finding_with_a_client_of_ones_own(how: str, fake: BackgroundFake) -> None:
+    async def main() -> None:
+        client = QMPClient()
+        await client.connect(fake.socket)
+        count = await strike(lambda: aio.find_balloon(client), NEVER, how)
+        before, tasks = descriptors(), asyncio.all_tasks()
+        for number in places(count):
+            await strike(lambda: aio.find_balloon(client), number, how)
+            assert await client.execute("query-status")
+            await settled(tasks, before)
+        await client.disconnect()
+
+    run(main())
