@@ -585,7 +585,7 @@ async def _disconnect(client: QMPClient, sock: socket.socket) -> None:
         sock.close()
 
 
-async def _end(client: QMPClient) -> object:
+async def _end(client: QMPClient) -> None:
     if client.runstate is not Runstate.IDLE:
         # It raises again whatever ended the connection.
         with suppress(Exception):

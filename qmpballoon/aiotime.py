@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -50,7 +50,7 @@ class AsyncioTime:
         """
         return _Shield(self._shields, self.now() + seconds)
 
-    async def wait(self, future: asyncio.Future[object], deadline: float) -> None:
+    async def wait(self, future: asyncio.Future[Any], deadline: float) -> None:
         """Wait until that is done, or too late; it is not cancelled with us."""
         task = asyncio.current_task()
         shield = None if task is None else self._shields.get(task)
