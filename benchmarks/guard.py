@@ -96,10 +96,11 @@ class Verdict:
         return min(sample.available or 0 for sample in self.report.timeline)
 
     def longest_below(self, headroom: int) -> float:
-        """Seconds it was below its headroom at a stretch."""
+        """Seconds it was below its headroom at a stretch, by what counts as below."""
         longest, since = 0.0, None
+        enough = headroom - max(4 * MiB, headroom // 16)
         for sample in self.report.timeline:
-            if (sample.available or 0) >= headroom:
+            if (sample.available or 0) >= enough:
                 since = None
                 continue
             since = sample.t if since is None else since

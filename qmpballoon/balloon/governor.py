@@ -25,7 +25,7 @@ _UNIT: Final = MiB  # Linux's driver inflates by this much at a time
 # An answer is a tick late: who went after the last few of these units would go to
 # and fro about the goal for ever.
 _SLACK: Final = 4 * _UNIT
-_NEAR: Final = 16 * MiB  # bytes; from here on the headroom is what holds a guest up
+_CLOSE: Final = 16  # a guest's word is no more exact than this part of its headroom
 # A guest that came to need memory may go on to; so long, in seconds, it is let alone.
 _RECOVERY: Final = 1.0
 # One that allocates passes through its headroom, too; one that stays so long is there.
@@ -83,7 +83,10 @@ class Governor:
         self._first = stats
         self._in_need_at = -math.inf
         self._there_since: float | None = None
-        self._worth_asking = _SLACK
+        self._slack = max(_SLACK, limits.headroom // _CLOSE)
+        self._worth_asking = self._slack
+        # From here on the headroom is what holds the guest up.
+        self._near = 4 * self._slack
         self._meter = StrainMeter(limits.strain)
         self._strained_since: float | None = None
         self._holds = 0
@@ -147,7 +150,7 @@ class Governor:
             first_goal = max(self.bottom, min(basis - unused, actual))
             return self._take(max(goal, first_goal), seconds, actual)
         if goal > self.bottom:
-            if self._arrived_since(actual, basis) and abs(goal - actual) < _NEAR:
+            if self._arrived_since(actual, basis) and abs(goal - actual) < self._near:
                 # What it says is of before.
                 return self._wait(seconds, actual, self._keeps(available))
             return self._approach(goal, seconds, actual, self._keeps(available))
@@ -196,13 +199,14 @@ class Governor:
         """Go for all that can be spared, which is less than was wanted."""
         goal = min(goal, self._start)
         lacks = goal - actual
-        if lacks >= _SLACK and self._target <= actual:
+        if lacks >= self._slack and self._target <= actual:
             # Too much was asked for. Do not ask for as little again.
-            self._worth_asking = min(2 * self._worth_asking, _NEAR)
+            self._worth_asking = min(2 * self._worth_asking, self._near)
         still_comes = self._target - actual
-        is_there = max(lacks, still_comes) < _SLACK and -lacks < self._worth_asking
+        has_enough = max(lacks, still_comes) < self._slack
+        is_there = has_enough and -lacks < self._worth_asking
         if not is_there or seconds < self._in_need_at + _RECOVERY:
-            held_up = reason if goal > actual - _NEAR else ""
+            held_up = reason if goal > actual - self._near else ""
             return self._take(goal, seconds, actual, held_up)
         if self._there_since is None:
             self._there_since = seconds

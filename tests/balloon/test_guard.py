@@ -240,9 +240,9 @@ def test_a_guest_that_has_little_from_the_start_is_no_emergency() -> None:
 def test_passing_through_the_headroom_is_not_resting_there() -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
     governor = Governor(limits, GiB, 0, stats(600 * MiB))
-    for tick in range(20):  # it allocates 5 MiB a tick, and gets them
-        size = 500 * MiB + tick * 5 * MiB
-        said = stats(100 * MiB if tick == 0 else 95 * MiB)
+    for tick in range(20):  # it allocates 10 MiB a tick, and gets them
+        size = 500 * MiB + tick * 10 * MiB
+        said = stats(100 * MiB if tick == 0 else 90 * MiB)
         decision = governor.decide(tick * 0.02, size, size, said, 0.0)
         assert decision.action == "take"
     size += 5 * MiB
