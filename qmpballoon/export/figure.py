@@ -130,7 +130,8 @@ def _draw_lines(axes: Axes, samples: list[Sample], unit: int) -> None:
                 linewidth=line.width,
                 linestyle=line.style,
                 # A target is set at a moment; everything else moves.
-                drawstyle="steps-post" if line.name == "target" else "default",
+                # A sample's target is in force since the sample before.
+                drawstyle="steps-pre" if line.name == "target" else "default",
                 solid_capstyle="round",
             )
 
