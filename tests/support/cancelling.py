@@ -32,8 +32,8 @@ QUICK: Final = evolve(
     ),
 )
 
-_ALL_OF_THE_FIRST: Final = 50  # places of one operation
-_OF_THE_REST: Final = 10
+_ALL_OF_THE_FIRST: Final = 30  # places of one operation
+_OF_THE_REST: Final = 20
 
 
 async def _in_interval(balloon: Balloon) -> None:
