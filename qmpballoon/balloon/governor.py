@@ -30,6 +30,7 @@ _CLOSE: Final = 16  # a guest's word is no more exact than this part of its head
 _RECOVERY: Final = 1.0
 # One that allocates passes through its headroom, too; one that stays so long is there.
 _STILL: Final = 0.05
+_AT_REST: Final = 0.5  # and so is one that says the same for so long
 # Rates are taken over a second, so strain is seen for one after its end.
 _ENDURANCE: Final = 3.0
 _HOLDS: Final = 3  # times; a guest that suffers so often has no more to spare
@@ -132,7 +133,11 @@ class Governor:
         if self._holds >= _HOLDS:
             return Decision("spent", actual, "the guest suffers when more is taken")
         if silence > 0 and self._target != self._start:
-            # Nothing is known of what the last step did.
+            # Nothing is known of what the last step did. But one that says the same for
+            # long does nothing, and some MiB given to it need not show in its figures.
+            is_near = abs(available - self._limits.headroom) < self._near
+            if silence >= _AT_REST and is_near and self._there_since is None:
+                self._there_since = seconds
             return self._wait(seconds, actual, self._keeps(available))
         return None
 

@@ -251,6 +251,25 @@ def test_passing_through_the_headroom_is_not_resting_there() -> None:
     assert governor.decide(1.06, size, size, stats(100 * MiB), 0.06).action == "spent"
 
 
+@pytest.mark.parametrize(
+    ("available", "at_rest"), [(92, True), (108, True), (70, False)]
+)
+def test_a_guest_near_its_headroom_that_says_the_same_again_is_at_rest(
+    available: int, *, at_rest: bool
+) -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    said = stats(available * MiB)
+    size = governor.decide(1, 500 * MiB, 500 * MiB, said, 0.0).target
+    assert size == (600 - available) * MiB
+    ends = [
+        governor.decide(1 + tick / 20, size, size, said, tick / 20).action != "take"
+        for tick in range(1, 30)
+    ]
+    assert not any(ends[:9])
+    assert ends[14] is at_rest
+
+
 def test_a_guest_that_was_in_need_is_let_alone_for_a_while() -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
     governor = Governor(limits, GiB, 0, stats(600 * MiB))
