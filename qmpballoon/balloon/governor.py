@@ -136,8 +136,9 @@ class Governor:
             # Nothing is known of what the last step did. But one that says the same for
             # long does nothing, and some MiB given to it need not show in its figures.
             is_near = abs(available - self._limits.headroom) < self._near
-            if silence >= _AT_REST and is_near and self._there_since is None:
-                self._there_since = seconds
+            recovers = seconds < self._in_need_at + _RECOVERY
+            if silence >= _AT_REST and is_near and not recovers:
+                self._there_since = self._there_since or seconds
             return self._wait(seconds, actual, self._keeps(available))
         return None
 
