@@ -17,14 +17,14 @@ from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from qmpballoon.address import TcpAddress, UnixAddress
 from qmpballoon.client import open_monitor
+from qmpballoon.client.transport import describe
 from qmpballoon.errors import MonitorBusy, MonitorClosed, MonitorUnreachable
 from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
-from qmpballoon.transport import describe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
 
-    from qmpballoon.transport import Target
+    from qmpballoon.client.transport import Target
 
 GREETING = Greeting(Version(10, 0, 2), ("oob",))
 ROOT = 0

@@ -29,9 +29,11 @@ import trio
 from attrs import define
 
 from qmpballoon import host
-from qmpballoon.background import Background
 from qmpballoon.balloon.find import find_balloon
 from qmpballoon.checks import require_seconds
+from qmpballoon.client.background import Background
+from qmpballoon.client.subscription import EventFeed, EventSubscription
+from qmpballoon.client.transport import Target, Transport, connect, describe
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
@@ -48,8 +50,6 @@ from qmpballoon.failures import (
     retold,
 )
 from qmpballoon.qmp import Connection, Event, Failure, Greeting, Return, Role, State
-from qmpballoon.subscription import EventFeed, EventSubscription
-from qmpballoon.transport import Target, Transport, connect, describe
 
 if TYPE_CHECKING:
     import ssl
