@@ -1,0 +1,66 @@
+"""libvirt itself: its domains, and what it prints."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Protocol
+
+from qmpballoon.errors import MonitorUnreachable
+
+__all__ = ["Domain", "find_domain", "silence"]
+
+
+class Domain(Protocol):
+    """As much of ``libvirt.virDomain`` as is needed here."""
+
+    def name(self) -> str:
+        """Return the domain's name."""
+        ...
+
+    def connect(self) -> Any:  # noqa: ANN401 - libvirt-python has no usable types
+        """Return its connection."""
+        ...
+
+
+def find_domain(name: str, uri: str | None = None) -> Domain:
+    """Connect to libvirt and look a VM up by its name.
+
+    This waits for as long as libvirt does. The connection ends when the domain is
+    forgotten.
+
+    Args:
+        name: The domain's name, as ``virsh list`` shows it.
+        uri: Which libvirt, such as ``"qemu+ssh://host/system"``. By default what
+            the environment variable ``LIBVIRT_DEFAULT_URI`` says; without that,
+            libvirt takes ``qemu:///system`` for root, and else ``qemu:///session``.
+
+    Raises:
+        MonitorUnreachable: libvirt cannot be connected to, or has no such VM.
+        ImportError: libvirt-python is not installed.
+    """
+    libvirt = import_module("libvirt")
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise MonitorUnreachable(
+            f"libvirt cannot be reached: {error.get_error_message()}: is its daemon"
+            " running? LIBVIRT_DEFAULT_URI says which one is meant"
+        ) from error
+    try:
+        domain: Domain = connection.lookupByName(name)
+    except libvirt.libvirtError as error:
+        raise MonitorUnreachable(
+            f"libvirt at {connection.getURI()} has no VM {name!r}"
+            f" ({error.get_error_message()}): `virsh list` shows which it has, and"
+            " LIBVIRT_DEFAULT_URI chooses another libvirt, such as qemu:///system"
+        ) from error
+    return domain
+
+
+def silence() -> None:
+    """Have libvirt-python, in all of this process, not print the errors it raises."""
+    import_module("libvirt").registerErrorHandler(_ignore, None)
+
+
+def _ignore(_context: object, _error: object) -> None:
+    """Leave an error to the exception that tells of it."""
