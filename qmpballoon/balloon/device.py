@@ -4,44 +4,39 @@ QMP names the balloon in two ways. ``balloon`` and ``query-balloon`` mean the on
 device a VM can have, without naming it. Statistics are properties of the device
 object, which :mod:`~qmpballoon.balloon.find` looks for in QEMU's object tree.
 
-Sources: QAPI reference, ``balloon``, ``query-balloon``, ``qom-get``, ``qom-set``,
-``query-memory-size-summary``, ``query-memory-devices``.
+Source: QAPI reference, ``balloon`` and ``query-status``; the others are beside, in
+``commands.py``.
 """
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, cast
-
-from attrs import field, frozen
+from typing import TYPE_CHECKING, Final
 
 from qmpballoon.balloon import reclaim as _reclaim
 from qmpballoon.balloon import resize as _resize
+from qmpballoon.balloon.commands import NO_DEVICE, BalloonInfo, Commands
 from qmpballoon.balloon.guard import Guard
+from qmpballoon.balloon.refresh import refresh, why_silent
 from qmpballoon.balloon.sampler import Sampler
 from qmpballoon.balloon.squeeze import CLEANUP
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.checks import (
     is_interval,
-    is_size,
     require_interval,
     require_seconds,
     require_size,
 )
 from qmpballoon.errors import (
-    BalloonUnavailable,
     CommandError,
-    CommandNotFound,
-    DeviceNotFound,
-    NoBalloonDevice,
     ProtocolError,
     QmpBalloonError,
     StatsUnavailable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Callable
 
     from qmpballoon.balloon.plan import Plan
     from qmpballoon.balloon.reclaim import ReclaimReport
@@ -58,40 +53,6 @@ _FEATURES: Final = (
     "free-page-hint",
     "page-poison",
 )
-_ANSWER_POLL: Final = 0.01  # seconds between two looks for the guest's answer
-# A guest answers within milliseconds. After so many seconds without a change, a
-# sample of the very second of asking is the new one: it just says the same.
-_GRACE: Final = 0.1
-# Where that second cannot be told, the guest is asked so often, in seconds, until
-# an answer comes in another second than the last.
-_ASK_AGAIN: Final = 0.5
-NO_DEVICE: Final = (
-    "this VM has no balloon: start it with -device virtio-balloon-pci,id=balloon0"
-)
-
-
-@frozen
-class BalloonInfo:
-    """How large a guest is.
-
-    Attributes:
-        actual: Bytes the guest has: all its RAM less what is in the balloon.
-        total: Bytes of RAM the VM was given, plugged DIMMs included; ``None``
-            where QEMU is too old to tell.
-        target: Bytes the guest was last asked to come to *by this object*;
-            ``None`` if it never was. QEMU does not tell the target.
-        extra: What else QEMU says; Proxmox VE's adds some members.
-    """
-
-    actual: int
-    total: int | None = None
-    target: int | None = None
-    extra: Mapping[str, object] = field(factory=dict[str, object])
-
-    @property
-    def ballooned(self) -> int | None:
-        """Bytes in the balloon, where that is known."""
-        return None if self.total is None else self.total - self.actual
 
 
 class Balloon:
@@ -125,6 +86,7 @@ class Balloon:
         self.monitor = monitor
         self.path = path
         self.device_type = device_type
+        self._commands = Commands(monitor, path)
         self._resident = resident
         self._wall_clock = wall_clock
         self._target: int | None = None
@@ -147,15 +109,14 @@ class Balloon:
 
         Cancellation: at once, with no effect.
         """
-        actual, extra = await self._query_balloon()
-        return BalloonInfo(actual, await self._total(), self._target, extra)
+        return await self._commands.query(self._target)
 
     async def actual(self) -> int:
         """Ask only for the bytes the guest has now; one command.
 
         Raises and cancellation: as :meth:`query`.
         """
-        return (await self._query_balloon())[0]
+        return (await self._commands.query_balloon())[0]
 
     async def set_target(self, target: int) -> None:
         """Ask the guest to come to a size, and do not wait for it.
@@ -175,7 +136,7 @@ class Balloon:
         """
         require_size(target, "target", minimum=1)
         self._target = None  # until QEMU has taken the new one, nobody knows
-        await self._execute("balloon", {"value": target})
+        await self._commands.execute("balloon", {"value": target})
         self._target = -(-target // PAGE) * PAGE
 
     async def stats(self) -> GuestStats:
@@ -183,7 +144,7 @@ class Balloon:
 
         Cancellation: at once, with no effect.
         """
-        value = await self._get("guest-stats")
+        value = await self._commands.get("guest-stats")
         return GuestStats.from_wire(value, self._wall_clock())
 
     async def refresh_stats(self, *, timeout: float = 3.0) -> GuestStats:
@@ -201,16 +162,11 @@ class Balloon:
         Cancellation: the interval is put back.
         """
         require_seconds(timeout, "timeout")
-        deadline = self.monitor.now() + timeout
         async with self._interval_kept() as interval:
-            before, asked_at = await self.stats(), self._wall_clock()
-            while (now := self.monitor.now()) < deadline:
-                await self.request_stats(interval)
-                patience = min(now + _ASK_AGAIN, deadline)
-                stats = await self._answer(before, asked_at, now + _GRACE, patience)
-                if stats is not None:
-                    return stats
-        raise StatsUnavailable(await self._why_no_stats(timeout))
+            stats = await refresh(self, self._wall_clock, interval, timeout)
+        if stats is None:
+            raise StatsUnavailable(await why_silent(self, timeout))
+        return stats
 
     async def request_stats(self, interval: int) -> None:
         """Make QEMU ask the guest for statistics at once, and every interval on.
@@ -223,7 +179,7 @@ class Balloon:
 
     async def get_stats_interval(self) -> int:
         """Return how often QEMU asks the guest, in seconds; 0 is never."""
-        value = await self._get("guest-stats-polling-interval")
+        value = await self._commands.get("guest-stats-polling-interval")
         if not is_interval(value):
             raise ProtocolError(
                 f"the statistics interval of {self.path} is {value!r:.80}"
@@ -239,7 +195,7 @@ class Balloon:
         Cancellation: the interval may or may not have been set.
         """
         require_interval(seconds, "seconds")
-        await self._set("guest-stats-polling-interval", seconds)
+        await self._commands.set("guest-stats-polling-interval", seconds)
 
     @asynccontextmanager
     async def stats_interval(self, seconds: int) -> AsyncGenerator[None, None]:
@@ -260,7 +216,7 @@ class Balloon:
         features: dict[str, bool] = {}
         for name in _FEATURES:
             try:
-                features[name] = bool(await self._get(name))
+                features[name] = bool(await self._commands.get(name))
             except CommandError:
                 continue
         return features
@@ -412,7 +368,7 @@ class Balloon:
 
         Cancellation: at once, with no effect.
         """
-        match await self._execute("query-status"):
+        match await self._commands.execute("query-status"):
             case {"running": False}:
                 return False
             case _:
@@ -430,22 +386,6 @@ class Balloon:
             await sampler.begin()
             yield sampler
 
-    async def _answer(
-        self, before: GuestStats, asked_at: float | None, grace: float, patience: float
-    ) -> GuestStats | None:
-        """Wait for a sample that is a new one; ``None`` if none comes in time."""
-        while self.monitor.now() < patience:
-            await self.monitor.sleep(_ANSWER_POLL)
-            stats = await self.stats()
-            if stats.last_update is None:
-                continue
-            if not stats.same_sample(before):
-                return stats
-            is_new = _is_between(stats, asked_at, self._wall_clock())
-            if self.monitor.now() >= grace and is_new:
-                return stats
-        return None
-
     @asynccontextmanager
     async def _interval_kept(self) -> AsyncGenerator[int, None]:
         """Put the statistics interval back at the end, however that comes."""
@@ -457,89 +397,3 @@ class Balloon:
             # hide how the block came to its end, a cancellation most of all.
             with self.monitor.shield(CLEANUP), suppress(QmpBalloonError):
                 await self.set_stats_interval(interval)
-
-    async def _query_balloon(self) -> tuple[int, dict[str, object]]:
-        answer = await self._execute("query-balloon")
-        match answer:
-            case {"actual": int(actual)} if is_size(actual):
-                extra = dict(cast("Mapping[str, object]", answer))
-                del extra["actual"]
-                return actual, extra
-            case _:
-                raise ProtocolError(f"query-balloon returned {answer!r:.80}")
-
-    async def _total(self) -> int | None:
-        """Sum up the RAM that a balloon can be about: the base and the DIMMs."""
-        try:
-            summary = await self._execute("query-memory-size-summary")
-            match summary:
-                case {"base-memory": int(base), "plugged-memory": 0} if is_size(base):
-                    return base
-                case {"base-memory": int(base)} if is_size(base):
-                    # Virtio-mem and NVDIMMs count as plugged, but cannot be
-                    # ballooned: look which devices there are.
-                    return base + _dimms(await self._execute("query-memory-devices"))
-                case _:
-                    return None
-        except CommandNotFound:
-            return None
-
-    async def _why_no_stats(self, timeout: float) -> str:
-        """Say why a guest did not answer, as far as that can be told."""
-        if not await self.is_running():
-            why = "the VM is paused: resume it (cont)"
-        elif (await self.stats()).last_update is None:
-            why = (
-                "it never did: load virtio_balloon in the guest (on Windows install"
-                " the Balloon Service too)"
-            )
-        else:
-            why = "it did before: the guest hangs, or its balloon driver was unloaded"
-        return f"the guest did not report its memory within {timeout:g} s; {why}"
-
-    async def _get(self, name: str) -> object:
-        return await self._execute("qom-get", {"path": self.path, "property": name})
-
-    async def _set(self, name: str, value: object) -> None:
-        arguments = {"path": self.path, "property": name, "value": value}
-        await self._execute("qom-set", arguments)
-
-    async def _execute(
-        self, command: str, arguments: Mapping[str, object] | None = None
-    ) -> object:
-        """Run a command; say what its failures mean for a balloon."""
-        try:
-            return await self.monitor.execute(command, arguments)
-        except DeviceNotFound as error:
-            raise NoBalloonDevice(f"the balloon {self.path} is gone") from error
-        except CommandError as error:
-            match error.error_class:
-                case "DeviceNotActive":
-                    raise NoBalloonDevice(NO_DEVICE) from error
-                case "KVMMissingCap":
-                    raise BalloonUnavailable(
-                        f"this host cannot drive a balloon: {error.desc}"
-                    ) from error
-                case _:
-                    raise
-
-
-def _dimms(devices: object) -> int:
-    total = 0
-    for device in cast("list[object]", devices) if isinstance(devices, list) else []:
-        match device:
-            case {"type": "dimm", "data": {"size": int(size)}} if is_size(size):
-                total += size
-            case _:
-                pass
-    return total
-
-
-def _is_between(stats: GuestStats, start: float | None, end: float | None) -> bool:
-    """Tell whether a sample is of the seconds between two moments.
-
-    Both ends count: a clock that was set, or another host's, proves nothing.
-    """
-    if start is None or end is None or stats.last_update is None:
-        return False
-    return int(start) <= stats.last_update.timestamp() <= end

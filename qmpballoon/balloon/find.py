@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
-from qmpballoon.balloon.device import NO_DEVICE, Balloon
+from qmpballoon.balloon.commands import NO_DEVICE
+from qmpballoon.balloon.device import Balloon
 from qmpballoon.errors import DeviceNotFound, NoBalloonDevice, ProtocolError
 
 if TYPE_CHECKING:
