@@ -2,8 +2,8 @@
 
 Boots one guest after another, differing in size, kernel and what allocates in it,
 reclaims from each while that goes on, and prints a table: how it ended, how little
-the guest had available at worst, how long it was below its headroom at a stretch,
-and what it must never show, OOM kills and panics.
+the guest had available at worst, how long it was below its headroom at a stretch when
+it had allocated what it wanted, and what it must never show, OOM kills and panics.
 
 ::
 
@@ -15,11 +15,12 @@ Exit status 1 if any guest was harmed.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
 from qmpballoon import Guard, MiB, ReclaimReport, Sample, open_balloon
 from qmpballoon.sizes import format_size, parse_size
@@ -28,45 +29,70 @@ from qmpballoon.testing import lab
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-_PATIENCE: Final = 2.0  # seconds below the headroom that count as too long
+_PATIENCE: Final = 2.0  # seconds below the headroom that count as too long: two of
+# the shortest intervals at which QEMU asks for statistics by itself
 _BURST: Final = 0.35  # of the guest's memory
 _STEP: Final = 0.04
 _STEPS: Final = 8
 _TEETH: Final = 3
 
-Workload = "Callable[[lab.Guest, int, trio.Event], Awaitable[None]]"
+
+@define
+class Hog:
+    """What allocates in a guest, and when it did.
+
+    Attributes:
+        memory: The guest's, in bytes.
+        half_way: Set when half of what can be had was handed over.
+        spans: From when to when it allocated, in trio's seconds.
+    """
+
+    guest: lab.Guest
+    memory: int
+    half_way: trio.Event = field(factory=trio.Event)
+    spans: list[tuple[float, float]] = field(factory=list[tuple[float, float]])
+
+    async def take(self, share: float) -> None:
+        """Allocate a share of the guest's memory."""
+        began = trio.current_time()
+        self.spans.append((began, math.inf))
+        await self.guest.hog(int(self.memory * share))
+        self.spans[-1] = (began, trio.current_time())
 
 
-async def idle(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
+Workload: TypeAlias = "Callable[[Hog], Awaitable[None]]"
+
+
+async def idle(hog: Hog) -> None:
     """Do nothing."""
 
 
-async def static(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
+async def static(hog: Hog) -> None:
     """Do nothing, with a good part of the memory in use from the start."""
 
 
-async def burst_at_start(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
+async def burst_at_start(hog: Hog) -> None:
     """Allocate a good part of the memory as soon as the balloon moves."""
-    await guest.hog(int(memory * _BURST))
+    await hog.take(_BURST)
 
 
-async def burst_half_way(guest: lab.Guest, memory: int, half_way: trio.Event) -> None:
+async def burst_half_way(hog: Hog) -> None:
     """Allocate it when half of what can be had was handed over."""
-    await half_way.wait()
-    await guest.hog(int(memory * _BURST))
+    await hog.half_way.wait()
+    await hog.take(_BURST)
 
 
-async def growing(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
+async def growing(hog: Hog) -> None:
     """Allocate it step by step."""
     for _ in range(_STEPS):
-        await guest.hog(int(memory * _STEP))
+        await hog.take(_STEP)
 
 
-async def sawtooth(guest: lab.Guest, memory: int, _half_way: trio.Event) -> None:
+async def sawtooth(hog: Hog) -> None:
     """Allocate and free, again and again."""
     for _ in range(_TEETH):
-        await guest.hog(int(memory * _BURST / 2))
-        await guest.release()
+        await hog.take(_BURST / 2)
+        await hog.guest.release()
 
 
 WORKLOADS: Final = (idle, static, burst_at_start, burst_half_way, growing, sawtooth)
@@ -79,7 +105,7 @@ class Case:
     kernel: str
     qemu: str | None
     memory: int
-    workload: Callable[[lab.Guest, int, trio.Event], Awaitable[None]]
+    workload: Workload
 
 
 @frozen
@@ -87,6 +113,8 @@ class Verdict:
     """What became of a guest."""
 
     report: ReclaimReport
+    start: float  # by trio's clock
+    spans: Sequence[tuple[float, float]]
     oom_kills: int
     panic: bool
 
@@ -96,11 +124,13 @@ class Verdict:
         return min(sample.available or 0 for sample in self.report.timeline)
 
     def longest_below(self, headroom: int) -> float:
-        """Seconds it was below its headroom at a stretch, by what counts as below."""
+        """Seconds it was below its headroom at a stretch, and did not allocate."""
         longest, since = 0.0, None
-        enough = headroom - max(4 * MiB, headroom // 16)
+        enough = headroom - max(4 * MiB, headroom // 16)  # what counts as the headroom
         for sample in self.report.timeline:
-            if (sample.available or 0) >= enough:
+            now = self.start + sample.t
+            busy = any(began <= now <= ended for began, ended in self.spans)
+            if busy or (sample.available or 0) >= enough:
                 since = None
                 continue
             since = sample.t if since is None else since
@@ -110,32 +140,32 @@ class Verdict:
 
 async def run(case: Case) -> Verdict:
     """Reclaim from one guest while its workload runs."""
-    half_way = trio.Event()
-    hog = int(case.memory * _BURST) if case.workload is static else 0
-    cache = (case.memory - hog) // 2
-
-    def on_progress(sample: Sample) -> None:
-        if sample.actual < case.memory * 0.6:
-            half_way.set()
-
+    in_use = int(case.memory * _BURST) if case.workload is static else 0
     async with (
         lab.boot(
             memory=case.memory,
-            cache=cache,
-            hog=hog,
+            cache=(case.memory - in_use) // 2,
+            hog=in_use,
             kernel=case.kernel,
             qemu=case.qemu,
         ) as guest,
         open_balloon(guest.socket) as balloon,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(case.workload, guest, case.memory, half_way)
+        hog, starts = Hog(guest, case.memory), list[float]()
+
+        def on_progress(sample: Sample) -> None:
+            starts.append(trio.current_time() - sample.t)
+            if sample.actual < case.memory * 0.6:
+                hog.half_way.set()
+
+        nursery.start_soon(case.workload, hog)
         report = await balloon.reclaim(guard=Guard(), on_progress=on_progress)
-        half_way.set()
+        hog.half_way.set()
         panic = "Kernel panic" in guest.console
         kills = 0 if panic else await guest.oom_kills()
         nursery.cancel_scope.cancel()
-    return Verdict(report, kills, panic)
+    return Verdict(report, starts[0], hog.spans, kills, panic)
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
