@@ -48,5 +48,5 @@ nitpick_ignore_regex = [
     ("py:class", r"qmpballoon\.(.*\._\w+|aiotime\.\w+)"),
     # Two modules have a class Limits, and short type names know no modules: of this
     # one only what users need is documented.
-    ("py:class", r"qmpballoon\.balloon\.(guard|governor)\.Governor"),
+    ("py:class", r"qmpballoon\.balloon\.governor\.Governor"),
 ]

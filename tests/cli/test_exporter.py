@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from command import run, serve, start
-from prometheus_client.parser import text_string_to_metric_families
+from metrics import figures, url_of
 
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def figures(url: str) -> dict[str, float]:
-    """Return the metrics of the VM ``vm`` by their names."""
-    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own
-        text: bytes = answer.read()
-    return {
-        sample.name: sample.value
-        for family in text_string_to_metric_families(text.decode())
-        for sample in family.samples
-        if sample.labels.get("vm") == "vm"
-    }
-
-
-async def url_of(stream: trio.abc.ReceiveStream) -> str:
-    text = ""
-    with trio.fail_after(30):
-        while not (found := re.search(r"(http://127\.0\.0\.1:\d+/metrics)\n", text)):
-            text += (await stream.receive_some()).decode()
-    return found[1]
 
 
 @pytest.mark.parametrize("arguments", ["exporter --listen 0", "fleet run --metrics 0"])
@@ -47,10 +25,10 @@ async def test_metrics_are_served(tmp_path: Path, arguments: str) -> None:
         url = await url_of(running.stderr if is_run else running.stdout)
         with trio.fail_after(30):
             name = "qmpballoon_guest_memory_disk_caches_bytes"
-            seen = await trio.to_thread.run_sync(figures, url)
+            seen = (await figures(url)).get("vm", {})
             while name not in seen:
                 await trio.sleep(0.05)
-                seen = await trio.to_thread.run_sync(figures, url)
+                seen = (await figures(url)).get("vm", {})
         assert seen["qmpballoon_vm_memory_actual_bytes"] == 2 * GiB
         assert seen[name] == GiB
         assert machine.device is not None

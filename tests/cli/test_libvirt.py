@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from fake_libvirt import FakeConnection, FakeDomain, LibvirtError, install
+from in_process import only_line, status_of
 
-from qmpballoon import GiB, blocking, cli
+from qmpballoon import GiB, blocking
 from qmpballoon.testing.background import serve
 from qmpballoon.testing.machine import MachineConfig
 
@@ -33,22 +34,6 @@ def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDomain]:
         domain.hang.set()
         install(monkeypatch, lambda _: FakeConnection(domain))
         yield domain
-
-
-def status_of(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def only_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the line on standard error; nothing else was printed."""
-    out, err = capsys.readouterr()
-    assert out == ""
-    (line,) = err.splitlines()
-    assert line.startswith("qmpballoon: ")
-    return line
 
 
 def test_status(domain: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-
-from qmpballoon import cli
+from in_process import only_line, status_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -24,22 +23,6 @@ def listener(tmp_path: Path) -> Generator[socket.socket]:
         listening.listen()
         listening.settimeout(0)
         yield listening
-
-
-def status_of(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def only_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """Return the line on standard error; nothing else was printed."""
-    out, err = capsys.readouterr()
-    assert out == ""
-    (line,) = err.splitlines()
-    assert line.startswith("qmpballoon: ")
-    return line
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from attrs import define
 from chaos import Row, ask, comes_to, fault, in_the_middle, said, stays_at
 from command import PROGRAM
 
@@ -25,6 +26,8 @@ from qmpballoon.testing import lab
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
+
+    from qmpballoon.balloon.device import Balloon
 
 MEMORY = 512 * MiB
 TARGET = 160 * MiB
@@ -113,21 +116,34 @@ async def test_socket_removed() -> Row:
         return got, "the size asked for"
 
 
-@fault("The host's clock is set, by an hour either way, during `reclaim`")
-@pytest.mark.parametrize("step", [HOUR, -HOUR])
-async def test_clock_in_reclaim(step: int) -> Row:
-    offset = 0
+@define
+class HostClock:
+    """The host's clock, which somebody sets."""
 
-    def clock() -> float:
-        return time.time() + offset
+    offset: int = 0
 
+    def __call__(self) -> float:
+        """Return what it shows."""
+        return time.time() + self.offset
+
+
+@asynccontextmanager
+async def booted_with_a_clock() -> AsyncGenerator[tuple[lab.Guest, Balloon, HostClock]]:
+    clock = HostClock()
     async with (
         lab.boot(memory=MEMORY, cache=CACHE) as guest,
         open_balloon(guest.socket, wall_clock=clock) as balloon,
     ):
+        yield guest, balloon, clock
+
+
+@fault("The host's clock is set, by an hour either way, during `reclaim`")
+@pytest.mark.parametrize("step", [HOUR, -HOUR])
+async def test_clock_in_reclaim(step: int) -> Row:
+    async with booted_with_a_clock() as (guest, balloon, clock):
         assert ((await balloon.refresh_stats()).age or 0) < HOUR / 2
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
-            offset = step
+            clock.offset = step
         await comes_to(guest, MEMORY)
         age = (await balloon.refresh_stats()).age
         # A sample from the future has no age.
@@ -138,17 +154,9 @@ async def test_clock_in_reclaim(step: int) -> Row:
 @fault("The host's clock is set, by an hour either way, during `resize`")
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 async def test_clock_in_resize(step: int) -> Row:
-    offset = 0
-
-    def clock() -> float:
-        return time.time() + offset
-
-    async with (
-        lab.boot(memory=MEMORY, cache=CACHE) as guest,
-        open_balloon(guest.socket, wall_clock=clock) as balloon,
-    ):
+    async with booted_with_a_clock() as (guest, balloon, clock):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
-            offset = step
+            clock.offset = step
         await stays_at(guest, TARGET)
         return said(call.got), "the size asked for"
 
