@@ -46,7 +46,4 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!qmpballoon\b).*"),
     # Shown as bases, and nobody's to use.
     ("py:class", r"qmpballoon\.(.*\._\w+|aiotime\.\w+)"),
-    # Two modules have a class Limits, and short type names know no modules: of this
-    # one only what users need is documented.
-    ("py:class", r"qmpballoon\.balloon\.governor\.Governor"),
 ]
