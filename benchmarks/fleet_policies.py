@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.guard import Guard
+from qmpballoon.fleet.growth import Growth
 from qmpballoon.fleet.members import Host, Member
 from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
 from qmpballoon.sizes import GiB, MiB
@@ -62,6 +63,7 @@ class Vm:
     headroom: int
     floor: int
     pressed_since: float | None = None
+    growth: Growth = field(factory=Growth)
 
     @property
     def actual(self) -> int:
@@ -82,6 +84,11 @@ class Vm:
     def free(self) -> int:
         """Return what nothing in it uses."""
         return self.machine.guest.memory.free
+
+    @property
+    def untouched(self) -> int:
+        """Return what it could use and the host has not given yet."""
+        return max(0, min(self.actual - self.machine.resident, self.free))
 
     def ask(self, size: int) -> None:
         """Tell it to come to a size, within its limits."""
@@ -117,10 +124,11 @@ class Ours:
             lacking = vm.headroom - vm.available
             if vm.target < vm.actual and lacking > 0:
                 vm.ask(vm.actual + lacking)
-            untouched = max(0, vm.actual - vm.machine.resident)
-            self.promised[vm.name] = min(self.promised.get(vm.name, 0), untouched)
+            self.promised[vm.name] = min(self.promised.get(vm.name, 0), vm.untouched)
         if seconds % 1:
             return
+        for vm in vms:
+            vm.growth.see(seconds, vm.actual - vm.available)
         host = Host(HOST, available, sum(self.promised.values()))
         plan = make_plan(host, [member(vm) for vm in vms], self.rules)
         for move in plan.moves:
@@ -140,7 +148,8 @@ def member(vm: Vm) -> Member:
         ceiling=vm.total,
         target=None if abs(vm.target - vm.actual) < MiB else vm.target,
         free=vm.free,
-        untouched=max(0, vm.actual - vm.machine.resident),
+        untouched=vm.untouched,
+        growth=vm.growth.rate,
     )
 
 
@@ -228,24 +237,66 @@ class Score:
     relief: float
 
 
-def workload(rng: Random, total: int, seconds: int) -> Iterator[WorkloadStep]:
-    """Read files all the time, and need much memory now and then, for a while."""
-    time = rng.uniform(0, 60)
-    while time < seconds:
-        size = int(total * rng.uniform(0.05, 0.2))
-        yield WorkloadStep(int(time * SECOND), size, "cache")
-        time += rng.uniform(10, 60)
-    time = rng.uniform(30, 300)
-    while time < seconds:
-        size = int(total * rng.uniform(0.2, 0.5))
-        rise, hold = rng.uniform(10, 60), rng.uniform(30, 120)
-        end = time + rise + hold
-        yield from ramp(int(time * SECOND), int((time + rise) * SECOND), size, 64)
-        yield WorkloadStep(int(end * SECOND), -size)
-        time = end + rng.uniform(60, 400)
+COLUMNS: Final = [attribute.name for attribute in Score.__attrs_attrs__]
 
 
-def host(seed: int, seconds: int) -> list[Vm]:
+@frozen
+class Load:
+    """What each guest needs now and then, on top of reading files all the time.
+
+    Ranges, of which each time is drawn anew; in seconds but for the size.
+
+    Attributes:
+        size: Of its RAM.
+        rise: For how long the need grows.
+        hold: For how long it stays.
+        fall: For how long it shrinks.
+        rest: Until the next one.
+        first: Until the first one.
+    """
+
+    size: tuple[float, float]
+    rise: tuple[float, float]
+    hold: tuple[float, float]
+    rest: tuple[float, float]
+    fall: tuple[float, float] = (0, 0)
+    first: tuple[float, float] = (30, 300)
+
+    def steps(self, rng: Random, total: int, seconds: int) -> Iterator[WorkloadStep]:
+        """Return what a guest with so much RAM does in so many seconds."""
+        time = rng.uniform(0, 60)
+        while time < seconds:
+            size = int(total * rng.uniform(0.05, 0.2))
+            yield WorkloadStep(int(time * SECOND), size, "cache")
+            time += rng.uniform(10, 60)
+        time = rng.uniform(*self.first)
+        while time < seconds:
+            size = int(total * rng.uniform(*self.size))
+            top = time + rng.uniform(*self.rise)
+            ebb = top + rng.uniform(*self.hold)
+            end = ebb + rng.uniform(*self.fall)
+            yield from ramp(int(time * SECOND), int(top * SECOND), size, 64)
+            if end > ebb:
+                yield from ramp(int(ebb * SECOND), int(end * SECOND), -size, 64)
+            else:
+                yield WorkloadStep(int(ebb * SECOND), -size)
+            time = end + rng.uniform(*self.rest)
+
+
+LOADS: Final = {
+    "bursts": Load(size=(0.2, 0.5), rise=(10, 60), hold=(30, 120), rest=(60, 400)),
+    "tides": Load(
+        size=(0.2, 0.5),
+        rise=(180, 600),
+        hold=(60, 300),
+        fall=(60, 300),
+        rest=(60, 600),
+    ),
+    "spikes": Load(size=(0.05, 0.2), rise=(1, 5), hold=(5, 20), rest=(20, 200)),
+}
+
+
+def host(load: Load, seed: int, seconds: int) -> list[Vm]:
     """Make a host's VMs."""
     rng = Random(seed)  # noqa: S311 - a seed repeats it
     vms: list[Vm] = []
@@ -253,7 +304,7 @@ def host(seed: int, seconds: int) -> list[Vm]:
         total = size * GiB
         used = int(total * rng.uniform(0.1, 0.3))
         cache = int((total - used) * rng.uniform(0.1, 0.5))
-        steps = sorted(workload(rng, total, seconds), key=lambda step: step.at)
+        steps = sorted(load.steps(rng, total, seconds), key=lambda step: step.at)
         guest = GuestConfig(used=used, cache=cache, workload=tuple(steps))
         limits = Guard().limits(total)
         machine = Machine(MachineConfig(memory=total, guest=guest), rng=Random(number))  # noqa: S311
@@ -270,9 +321,9 @@ def host(seed: int, seconds: int) -> list[Vm]:
     return vms
 
 
-def run(policy: Policy, seed: int, minutes: int) -> Score:
+def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
     """Let a policy manage a host, and count what comes of it."""
-    vms = host(seed, minutes * 60)
+    vms = host(load, seed, minutes * 60)
     tick = TICK / SECOND
     below = swaps = pressed = moved = 0.0
     reliefs: list[float] = []
@@ -329,17 +380,24 @@ POLICIES: Final[dict[str, Callable[[], Policy]]] = {
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workload", choices=[*LOADS], action="append")
+    parser.add_argument("--policy", choices=[*POLICIES], action="append")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--minutes", type=int, default=30)
     arguments = parser.parse_args()
-    names = [attribute.name for attribute in Score.__attrs_attrs__]
-    print(f"{'policy':<14}" + "".join(f"{name:>10}" for name in names))
-    for name, make in POLICIES.items():
-        scores = [
-            run(make(), seed, arguments.minutes) for seed in range(arguments.seeds)
-        ]
-        means = [mean(getattr(score, column) for score in scores) for column in names]
-        print(f"{name:<14}" + "".join(f"{value:>10.1f}" for value in means), flush=True)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    for workload in arguments.workload or LOADS:
+        print(f"{workload:<14}" + "".join(f"{name:>10}" for name in COLUMNS))
+        for name in arguments.policy or POLICIES:
+            scores = [
+                run(POLICIES[name](), LOADS[workload], seed, arguments.minutes)
+                for seed in seeds
+            ]
+            means = [mean(getattr(score, name) for score in scores) for name in COLUMNS]
+            figures = "".join(f"{value:>10.1f}" for value in means)
+            print(f"{name:<14}{figures}", flush=True)
+        print()
 
 
 if __name__ == "__main__":

@@ -11,9 +11,18 @@ from typing import TypeAlias
 
 from attrs import field, frozen
 
-__all__ = ["Address", "TcpAddress", "UnixAddress", "parse_address"]
+__all__ = [
+    "Address",
+    "LibvirtVm",
+    "TcpAddress",
+    "UnixAddress",
+    "Vm",
+    "parse_address",
+    "parse_vm",
+]
 
 _HOW = "write unix:PATH, tcp:HOST:PORT, or the path of a socket"
+_LIBVIRT = "libvirt:"
 _PORT_MAX = 65535
 _SUN_PATH_MAX = 107  # bytes; see unix(7)
 
@@ -71,7 +80,43 @@ class TcpAddress:
         return f"tcp:{host}:{self.port}"
 
 
+@frozen
+class LibvirtVm:
+    """A VM whose monitor belongs to libvirt.
+
+    Attributes:
+        name: Its name there.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        """Return it as :func:`parse_vm` reads it."""
+        return f"{_LIBVIRT}{self.name}"
+
+
 Address: TypeAlias = UnixAddress | TcpAddress
+Vm: TypeAlias = Address | LibvirtVm
+"""Where a VM is reached: at its monitor's socket, or through libvirt."""
+
+
+def parse_vm(text: object) -> Vm:
+    """Read an address, or ``libvirt:NAME``.
+
+    Args:
+        text: As for :func:`parse_address`, or a VM of libvirt's.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It cannot be either.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is no monitor's address: {_HOW}")
+    if not text.startswith(_LIBVIRT):
+        return parse_address(text)
+    if name := text.removeprefix(_LIBVIRT):
+        return LibvirtVm(name)
+    raise ValueError("libvirt's VM has no name: write libvirt:NAME")
 
 
 def parse_address(
@@ -106,7 +151,7 @@ def _parse_text(text: str) -> Address:
         if not colon or not (port.isascii() and port.isdigit()):
             raise ValueError(f"{text!r} has no port: write tcp:HOST:PORT")
         return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
-    if text.startswith("libvirt:"):
+    if text.startswith(_LIBVIRT):
         raise ValueError(
             f"{text!r} is a VM of libvirt's, and no socket: give its domain to"
             " qmpballoon.libvirt.find_balloon, or write unix:PATH"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import click
 
+from qmpballoon.address import LibvirtVm
 from qmpballoon.cli.options import SECONDS, positive_size, size
 from qmpballoon.fleet.discovery import sources
 from qmpballoon.fleet.policy import PolicyName, Rules
@@ -35,9 +37,9 @@ _Command = TypeVar("_Command", bound="Callable[..., object]")
 
 VMS: Final = (
     "VMS are globs of monitor sockets (quoted: '/run/vms/*.qmp'), addresses like"
-    " tcp:HOST:PORT, or files (*.toml) that say what is wanted of each VM. Without any,"
-    " they are the QEMUs that run on this host. Their monitors are held meanwhile: give"
-    " a VM that others talk to as well a second -qmp."
+    " tcp:HOST:PORT or libvirt:NAME, or files (*.toml) that say what is wanted of"
+    " each VM. Without any, they are the QEMUs that run on this host. Sockets are"
+    " held meanwhile: give a VM that others talk to as well a second -qmp."
 )
 """What the help of each command ends in."""
 
@@ -142,9 +144,12 @@ def supervise(
 ) -> Any:  # noqa: ANN401 - what main returns
     """Supervise VMs while something is done with them."""
     source = _source(vms)
+    if any(isinstance(spec.address, LibvirtVm) for spec in source()):
+        import_module("libvirt")  # refused here where it is not installed
 
     import random  # noqa: PLC0415 - loaded late
 
+    from qmpballoon.cli.opening import open_monitor  # noqa: PLC0415 - loads trio
     from qmpballoon.cli.session import run  # noqa: PLC0415 - loads trio
     from qmpballoon.fleet.supervisor import Settings, open_fleet  # noqa: PLC0415
 
@@ -152,7 +157,9 @@ def supervise(
         settings = Settings(period=period, stale_after=max(5.0, 3 * period))
         # Looks are spread out: nothing secret about it.
         rng = random.Random()  # noqa: S311
-        async with open_fleet(source, rng, settings=settings) as supervisor:
+        async with open_fleet(
+            source, rng, settings=settings, opener=open_monitor
+        ) as supervisor:
             return await main(supervisor)
 
     return run(main_supervised)

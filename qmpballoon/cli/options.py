@@ -10,20 +10,21 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import click
 from attrs import frozen
 
 from qmpballoon import export
-from qmpballoon.address import Address, parse_address
+from qmpballoon.address import parse_vm
 from qmpballoon.sizes import GiB, parse_size
+
+if TYPE_CHECKING:
+    from qmpballoon.address import Vm
 
 __all__ = [
     "SECONDS",
-    "LibvirtVm",
     "RelativeSize",
-    "Vm",
     "connect_timeout_option",
     "json_option",
     "positive_share",
@@ -36,27 +37,7 @@ __all__ = [
     "socket_argument",
 ]
 
-_LIBVIRT: Final = "libvirt:"
 SECONDS: Final = click.FloatRange(min=0, min_open=True)
-
-
-@frozen
-class LibvirtVm:
-    """A VM whose monitor belongs to libvirt.
-
-    Attributes:
-        name: Its name there.
-    """
-
-    name: str
-
-    def __str__(self) -> str:
-        """Return it as it was written."""
-        return f"{_LIBVIRT}{self.name}"
-
-
-Vm: TypeAlias = Address | LibvirtVm
-"""What a subcommand is about: a monitor's socket, or a VM of libvirt's."""
 
 
 @frozen
@@ -153,12 +134,8 @@ def _writable(path: Path) -> Path:
 
 
 def _vm(text: str) -> Vm:
-    if text.startswith(_LIBVIRT):
-        if name := text.removeprefix(_LIBVIRT):
-            return LibvirtVm(name)
-        raise click.UsageError("libvirt's VM has no name: write libvirt:NAME")
     try:
-        return parse_address(text)
+        return parse_vm(text)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 

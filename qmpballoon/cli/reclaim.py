@@ -28,10 +28,10 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qmpballoon.address import Vm
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.balloon.plan import Plan
     from qmpballoon.balloon.reclaim import ReclaimOutcome, ReclaimReport
-    from qmpballoon.cli.options import Vm
 
 __all__ = ["conclude", "reclaim", "reclaim_shown"]
 

@@ -23,8 +23,8 @@ from qmpballoon.errors import BalloonStalled
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
+    from qmpballoon.address import Vm
     from qmpballoon.balloon.resize import ResizeResult
-    from qmpballoon.cli.options import Vm
 
 __all__ = ["resize"]
 

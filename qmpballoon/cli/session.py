@@ -20,8 +20,8 @@ from qmpballoon.errors import QmpBalloonError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+    from qmpballoon.address import Vm
     from qmpballoon.balloon.device import Balloon
-    from qmpballoon.cli.options import Vm
     from qmpballoon.monitor import Monitor
 
 __all__ = ["last_word", "run", "vm_name"]

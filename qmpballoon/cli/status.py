@@ -17,10 +17,10 @@ from qmpballoon.cli.options import (
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
+    from qmpballoon.address import Vm
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.cli.opening import VmMonitor
-    from qmpballoon.cli.options import Vm
 
 __all__ = ["status"]
 

@@ -21,9 +21,9 @@ from qmpballoon.export.recording import recorder
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qmpballoon.address import Vm
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.cli.live import Show
-    from qmpballoon.cli.options import Vm
 
 __all__ = ["watch"]
 

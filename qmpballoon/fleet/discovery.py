@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from attrs import evolve
 
-from qmpballoon.address import Address, UnixAddress, parse_address
+from qmpballoon.address import LibvirtVm, UnixAddress, Vm, parse_vm
 from qmpballoon.fleet import processes
 from qmpballoon.fleet.spec import Spec
 
@@ -60,8 +60,8 @@ def sources(wanted: Sequence[str]) -> Source:
     """Return the source that a list of arguments means.
 
     Args:
-        wanted: Files (``*.toml``), globs of sockets, or addresses; none means the
-            QEMUs that run on this host.
+        wanted: Files (``*.toml``), globs of sockets, or addresses, such as
+            ``libvirt:NAME``; none means the QEMUs that run on this host.
 
     Raises:
         OSError: A file cannot be read.
@@ -76,9 +76,9 @@ def sources(wanted: Sequence[str]) -> Source:
 def _source(text: str) -> Source:
     if text.endswith(".toml"):
         return from_file(Path(text))
-    if text.startswith("tcp:"):
-        address = parse_address(text)
-        return lambda: [Spec(text.removeprefix("tcp:"), address)]
+    if text.startswith(("tcp:", "libvirt:")):
+        named = _named(parse_vm(text))
+        return lambda: [named]
     return from_sockets(text.removeprefix("unix:"))
 
 
@@ -91,7 +91,7 @@ def from_sockets(pattern: str) -> Source:
         ValueError: It is no path that a socket can have.
     """
     if not glob.has_magic(pattern):
-        named = Spec(_socket_name(Path(pattern)), parse_address(pattern))
+        named = _named(UnixAddress(pattern))
         return lambda: [named]
     return lambda: [
         Spec(_socket_name(path), UnixAddress(str(path))) for path in _sockets(pattern)
@@ -147,9 +147,9 @@ def _entry(table: dict[str, Any]) -> Source:
             find = from_sockets(pattern)
             return lambda: [evolve(spec, **limits) for spec in find()]
         case {"address": address} if "sockets" not in table:
-            parsed = parse_address(address)
-            spec = Spec(str(table.get("name") or _name(parsed)), parsed)
-            named = evolve(spec, **limits)
+            spec = _named(parse_vm(address))
+            name = str(table.get("name") or spec.name)
+            named = evolve(spec, name=name, **limits)
             return lambda: [named]
         case _:
             raise ValueError("a [[vm]] needs either an address or sockets (a glob)")
@@ -182,10 +182,15 @@ def _sockets(pattern: str) -> list[Path]:
     return [path for path in found if path.is_socket()]
 
 
-def _name(address: Address) -> str:
-    if isinstance(address, UnixAddress):
-        return _socket_name(Path(address.path))
-    return str(address).removeprefix("tcp:")
+def _named(vm: Vm) -> Spec:
+    """Return a VM that is called after its address."""
+    match vm:
+        case UnixAddress(path):
+            return Spec(_socket_name(Path(path)), vm)
+        case LibvirtVm(name):
+            return Spec(name, vm)
+        case _:
+            return Spec(str(vm).removeprefix("tcp:"), vm)
 
 
 def _socket_name(path: Path) -> str:
@@ -194,7 +199,7 @@ def _socket_name(path: Path) -> str:
 
 def _distinct(specs: Iterable[Spec]) -> list[Spec]:
     """Leave each monitor out but once, and give each VM a name of its own."""
-    by_address: dict[Address, Spec] = {}
+    by_address: dict[Vm, Spec] = {}
     for spec in specs:
         by_address.setdefault(spec.address, spec)
     names = Counter(spec.name for spec in by_address.values())

@@ -59,7 +59,7 @@ class Gauge:
         ]
         return Host(
             total=total,
-            available=max(0, available),
+            available=available,
             promised=promised,
             pressed=_pressure(pressure) > _PRESSED,
         )

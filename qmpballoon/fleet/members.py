@@ -13,7 +13,14 @@ from attrs import frozen
 __all__ = ["STEP", "Host", "Member"]
 
 STEP: Final = 8
-"""RAM through this is what a guest in need gets at least, and others give at most."""
+"""RAM through this is what a guest gives in one plan at most."""
+AHEAD: Final = 1.0
+"""Seconds until the next plan: a guest that grows is to have enough until then."""
+_SUPPLY: Final = 4.0
+"""Seconds of its growth that a guest is given beyond what it lacks, and keeps when it
+is asked to give: it does not come back with every plan, nor for what it gave."""
+_MOST_SUPPLY: Final = 16
+"""RAM through this is what those come to at most: a spike is soon over."""
 
 
 @frozen
@@ -22,7 +29,8 @@ class Host:
 
     Attributes:
         total: Its memory.
-        available: What of it could be had without swapping.
+        available: What of it could be had without swapping; below 0 by what VMs hold
+            beyond the limit that was set for them.
         promised: What guests were given and have not touched yet.
         pressed: Whether tasks on the host wait for memory (PSI).
     """
@@ -50,9 +58,10 @@ class Member:
             much.
         target: Where it is going, while it does.
         free: What of ``available`` nothing uses, not even a cache.
-        untouched: What of its size the host has given no memory for yet. The host
-            gains nothing when a guest gives that up.
+        untouched: What of its size it could use and the host has given no memory for
+            yet. The host gains nothing when a guest gives that up.
         refuses: It lately did not give what it said it could.
+        growth: By how much its use grows, in bytes a second.
     """
 
     name: str
@@ -67,6 +76,7 @@ class Member:
     free: int = 0
     untouched: int = 0
     refuses: bool = False
+    growth: int = 0
 
     @property
     def moving(self) -> bool:
@@ -75,9 +85,14 @@ class Member:
 
     @property
     def spare(self) -> int:
-        """Bytes it could give: above its headroom and half as much, and its floor."""
-        comfort = self.headroom + self.headroom // 2
-        return max(0, min(self.available - comfort, self.actual - self.floor))
+        """Bytes it could give: above what it is to keep in comfort, and its floor."""
+        return max(0, min(self.available - self.comfort, self.actual - self.floor))
+
+    @property
+    def comfort(self) -> int:
+        """Bytes that are enough for a while: its headroom, half as much, its growth."""
+        supply = min(int(self.growth * _SUPPLY), self.total // _MOST_SUPPLY)
+        return self.headroom + self.headroom // 2 + supply
 
     @property
     def idle(self) -> int:
@@ -101,11 +116,15 @@ class Member:
     @property
     def need(self) -> int:
         """Bytes it is to get at once; 0 if it is not in need."""
-        if self.available >= self.headroom and self.actual >= self.floor:
+        return self.need_in(AHEAD)
+
+    def need_in(self, seconds: float) -> int:
+        """Return what it is to get if its use grows on for so many seconds."""
+        left = self.available - int(self.growth * seconds)
+        if left >= self.headroom and self.actual >= self.floor:
             return 0
-        comfort = self.headroom + self.headroom // 2
-        lacking = max(comfort - self.available, self.floor - self.actual)
-        return min(max(lacking, self.total // STEP), self.room)
+        lacking = max(self.comfort - self.available, self.floor - self.actual)
+        return max(0, min(lacking, self.room))
 
     @property
     def room(self) -> int:

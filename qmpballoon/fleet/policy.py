@@ -3,22 +3,24 @@
 Pure: the same state always makes the same plan. The rules, in their order:
 
 1. *What counts.* A guest has to spare what it has available, page cache included,
-   above its headroom and half as much again. It is in need when it has less
-   available than its headroom. Guests that do not say are left alone.
+   above its headroom and half as much again, and above what it is about to use if
+   its use grows on. It is in need when it has less available than its headroom, or
+   will have before the next plan. Guests that do not say are left alone.
 2. *The host comes first.* It keeps its reserve. Above the reserve it holds a
    buffer, out of which a guest in need is served at once. When the buffer is half
    gone, guests that have something to spare fill it up again.
 3. *Free first, then give.* Only memory that is free by now is given away. What a
    plan frees is given by the next one, if it did become free: a guest that does
-   not let go cannot push the host below its reserve.
+   not let go cannot push the host below its reserve. So memory is freed a plan
+   before it is needed, by how fast guests grow.
 4. *What was promised counts as gone.* A guest that was given memory and has not
    touched it yet will.
 5. *Shrink slowly, grow fast.* What a guest gives in one plan is capped, unless the
-   host is in distress. A guest in need gets all it lacks, an eighth of its RAM at
-   least.
-6. *Leave well alone.* Between a buffer half gone and a buffer and a half there is
-   nothing to do, and no move is made that is not worth its while; below the
-   reserve small ones are, too.
+   host is in distress. A guest in need gets all it lacks, and some seconds of its
+   growth, but no more than that: what it does not use would be taken back.
+6. *Leave well alone.* While nobody is in need, and the host has between half a
+   buffer and two, there is nothing to do: nothing is levelled for its own sake. No
+   move is made that is not worth its while; below the reserve small ones are, too.
 7. *Refusers are not rewarded.* Who did not give what it said it could is not asked
    again for a while, the others take over its part, and it gets nothing beyond its
    need, either.
@@ -35,7 +37,7 @@ from attrs import asdict, evolve, frozen
 
 from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.checks import require_size
-from qmpballoon.fleet.members import STEP, Host, Member
+from qmpballoon.fleet.members import AHEAD, STEP, Host, Member
 from qmpballoon.fleet.pouring import Vessel, pour
 from qmpballoon.sizes import MiB, format_size
 
@@ -53,9 +55,9 @@ __all__ = [
 
 PolicyName = Literal["available", "proportional", "shares"]
 """What is levelled out among the guests: what they have available above their
-headroom (ours); how far each is between its floor and its ceiling (XAPI squeezed's
-measure); how much each has (Proxmox VE's shares, but with cache counted as
-available). Each is divided by the guest's weight."""
+headroom, in proportion to their RAM (ours); how far each is between its floor and
+its ceiling (XAPI squeezed's measure); how much each has (Proxmox VE's shares, but with
+cache counted as available). Each is divided by the guest's weight."""
 
 
 @frozen
@@ -158,7 +160,8 @@ def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> FleetPlan:
     if host.pressed:
         free -= rules.buffer
     slack = max(0, free - host.promised)
-    need = sum(member.need for member in still)
+    # What is freed now is given by the next plan: the need of that one counts.
+    need = sum(member.need_in(2 * AHEAD) for member in still)
     wanted = max(0, need - slack) - sum(map(_on_its_way, everyone))
     if free < rules.buffer // 2:
         wanted += rules.buffer - free
@@ -172,7 +175,7 @@ def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> FleetPlan:
         donors, wanted, evolve(rules, dead_band=worth), reason, uncapped=distress
     )
     surplus = slack - need - rules.buffer
-    if wanted or surplus <= rules.buffer // 2:
+    if wanted or surplus <= rules.buffer:
         surplus = 0
     return FleetPlan(
         moves=(*shrinks, *_lids(still, shrinks), *_grows(still, slack, surplus, rules)),
@@ -297,7 +300,7 @@ def _vessel(member: Member, policy: PolicyName, limit: int) -> Vessel:
 
 # How full a guest is, and what that is divided by.
 _VIEWS: Final[Mapping[PolicyName, Callable[[Member], tuple[int, float]]]] = {
-    "available": lambda m: (m.available - m.headroom, m.weight),
+    "available": lambda m: (m.available - m.headroom, m.weight * m.total),
     "proportional": lambda m: (
         m.actual - m.floor,
         m.weight * max(PAGE, m.ceiling - m.floor),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.fleet.growth import Growth
 from qmpballoon.fleet.members import Member
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ class Record:
     _answered_at: float = -math.inf
     _rests_until: float = -math.inf
     _rest: float = _FIRST_REST
+    _growth: Growth = field(factory=Growth)
 
     # What happens to it
 
@@ -194,7 +196,7 @@ class Record:
         self._connected_at = now
         self._answered_at = self.looked_at = -math.inf
         self._steady_since = math.inf
-        self.stats = GuestStats()
+        self.stats, self._growth = GuestStats(), Growth()
 
     def lose(self, state: State, detail: str) -> None:
         """Note that it cannot be reached, and why; what was known is void."""
@@ -211,12 +213,15 @@ class Record:
         first = self.looked_at == -math.inf
         if actual != self.actual or first:
             self._steady_since = now
-        if stats.last_update != self.stats.last_update and not first:
+        is_news = stats.last_update != self.stats.last_update and not first
+        if is_news:
             self._asked_at, self._answered_at = self.looked_at, now
         self.looked_at = now
         if now >= self._rests_until:
             self._detail = ""
         self.actual, self.stats, self.resident = actual, stats, resident
+        if is_news and self._is_aligned and stats.reclaimable is not None:
+            self._growth.see(now, actual - stats.reclaimable)
         self.promised = min(self.promised, self._untouched)
 
     def learn_total(self, total: int | None) -> None:
@@ -306,6 +311,7 @@ class Record:
             free=min(self.stats.free or 0, actual),
             untouched=self._untouched,
             refuses=now < self._rests_until,
+            growth=self._growth.rate,
         )
 
     def view(self, now: float) -> View:
@@ -334,7 +340,10 @@ class Record:
 
     @property
     def _untouched(self) -> int:
-        """Bytes it has without the host having given memory for them."""
+        """Bytes it could use without the host having given memory for them."""
         if self.actual is None or self.resident is None:
             return 0
-        return max(0, self.actual - self.resident)
+        untouched = max(0, self.actual - self.resident)
+        # What a guest has not touched is free in it, or its kernel never uses it.
+        knows_free = self._is_aligned and self.stats.free is not None
+        return min(untouched, self.stats.free or 0) if knows_free else untouched

@@ -16,7 +16,7 @@ from qmpballoon.sizes import GiB, parse_size
 if TYPE_CHECKING:
     from attrs import Attribute
 
-    from qmpballoon.address import Address
+    from qmpballoon.address import Vm
 
 __all__ = ["Bounds", "Spec"]
 
@@ -56,7 +56,7 @@ class Spec:
 
     Attributes:
         name: What it is called; no two VMs of a fleet have the same name.
-        address: Where its monitor is.
+        address: Where it is reached.
         floor: What it never goes below, like ``"1GiB"`` or ``"25%"`` of its RAM; by
             default a 32nd of it, and at least 64 MiB.
         ceiling: What it never goes above; by default all its RAM.
@@ -65,7 +65,7 @@ class Spec:
     """
 
     name: str
-    address: Address
+    address: Vm
     floor: str | None = field(default=None, validator=_size)
     ceiling: str | None = field(default=None, validator=_size)
     headroom: str | None = field(default=None, validator=_size)

@@ -17,11 +17,12 @@ from __future__ import annotations
 import math
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from attrs import define, evolve, field, frozen
 
+from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon.find import find_balloon
 from qmpballoon.balloon.resize import HEADROOM
 from qmpballoon.balloon.tracker import StallLimits
@@ -30,23 +31,26 @@ from qmpballoon.errors import (
     BalloonUnavailable,
     MonitorBusy,
     MonitorTimeout,
+    MonitorUnreachable,
     NoBalloonDevice,
     QmpBalloonError,
 )
 from qmpballoon.fleet.record import Record
+from qmpballoon.monitor import Monitor
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from qmpballoon.address import Address
+    from qmpballoon.address import Vm
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.fleet.discovery import Source
     from qmpballoon.fleet.members import Member
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.record import State, View
 
-__all__ = ["Settings", "Supervisor", "open_fleet"]
+__all__ = ["FleetMonitor", "Opener", "Settings", "Supervisor", "open_fleet"]
 
 _TOTAL_EVERY: Final = 60  # looks; RAM changes only when some is plugged
 _STALL: Final = StallLimits(window=2.0)  # others can take over; there is no hurry
@@ -84,8 +88,46 @@ class Settings:
     longest_pause: float = 30.0
 
 
-def _itself(address: Address) -> Address:
-    return address
+class Opener(Protocol):
+    """Reaches a VM, and is done with it when the block is left."""
+
+    def __call__(
+        self, vm: Vm, /, *, timeout: float, command_timeout: float
+    ) -> AbstractAsyncContextManager[FleetMonitor]:
+        """Reach a VM.
+
+        Args:
+            vm: Where it is.
+            timeout: Seconds for that.
+            command_timeout: Seconds for each command.
+
+        Raises:
+            MonitorError: It cannot be reached.
+        """
+        ...
+
+
+class FleetMonitor(Monitor, Protocol):
+    """A monitor that knows what its QEMU holds."""
+
+    def resident(self) -> int | None:
+        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
+        ...
+
+
+@asynccontextmanager
+async def _open_socket(
+    vm: Vm, /, *, timeout: float, command_timeout: float
+) -> AsyncGenerator[FleetMonitor, None]:
+    if isinstance(vm, LibvirtVm):
+        raise MonitorUnreachable(
+            f"{vm} is libvirt's, and this fleet reaches sockets alone: the command"
+            " `qmpballoon fleet` reaches both"
+        )
+    async with open_monitor(
+        vm, timeout=timeout, command_timeout=command_timeout
+    ) as monitor:
+        yield monitor
 
 
 @define
@@ -111,7 +153,7 @@ async def open_fleet(
     rng: random.Random,
     *,
     settings: Settings | None = None,
-    dial: Callable[[Address], Address | trio.abc.Stream] = _itself,
+    opener: Opener = _open_socket,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Supervisor, None]:
     """Supervise a fleet within an ``async with`` block.
@@ -120,7 +162,7 @@ async def open_fleet(
         source: Tells which VMs there are.
         rng: Spreads looks and attempts to connect.
         settings: How often things are done, and how long they may take.
-        dial: Turns an address into what is connected to.
+        opener: Reaches a VM; by default those that have a socket of their own.
         wall_clock: Tells seconds since the epoch, for the age of statistics.
 
     Yields:
@@ -132,7 +174,11 @@ async def open_fleet(
     what the block does on its way out can still move balloons.
     """
     supervisor = Supervisor(
-        source, rng, settings=settings or Settings(), dial=dial, wall_clock=wall_clock
+        source,
+        rng,
+        settings=settings or Settings(),
+        opener=opener,
+        wall_clock=wall_clock,
     )
     failures: list[Exception] = []
     async with trio.open_nursery() as nursery:
@@ -156,13 +202,13 @@ class Supervisor:
         rng: random.Random,
         *,
         settings: Settings,
-        dial: Callable[[Address], Address | trio.abc.Stream],
+        opener: Opener,
         wall_clock: Callable[[], float],
     ) -> None:
         self._source = source
         self._rng = rng
         self._settings = settings
-        self._dial = dial
+        self._opener = opener
         self._wall_clock = wall_clock
         self._attendants: dict[str, _Attendant] = {}
         self._changed = trio.Event()
@@ -306,8 +352,8 @@ class Supervisor:
     async def _visit(self, attendant: _Attendant) -> None:
         """Connect to a VM and stay with it until the connection is lost."""
         record, settings = attendant.record, self._settings
-        async with open_monitor(
-            self._dial(record.spec.address),
+        async with self._opener(
+            record.spec.address,
             timeout=settings.open_timeout,
             command_timeout=settings.command_timeout,
         ) as monitor:

@@ -20,6 +20,7 @@ from qmpballoon.testing.machine import MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 COMMANDS = [["status"], ["resize", "1G"], ["reclaim"], ["watch"]]
 
@@ -110,9 +111,8 @@ def test_a_daemon_that_hangs(
     assert "within 0.2 s" in only_line(capsys)
 
 
-def test_no_libvirt_python(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def no_libvirt_python(monkeypatch: pytest.MonkeyPatch) -> None:
     class Nowhere:
         @staticmethod
         def find_spec(name: str, *_: object) -> None:
@@ -121,6 +121,12 @@ def test_no_libvirt_python(
 
     monkeypatch.delitem(sys.modules, "libvirt", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Nowhere, *sys.meta_path])
+
+
+def test_no_libvirt_python(
+    no_libvirt_python: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del no_libvirt_python
     assert status_of("status", "libvirt:vm1") == 1
     assert "pip install 'qmpballoon[libvirt]'" in only_line(capsys)
 
@@ -128,3 +134,73 @@ def test_no_libvirt_python(
 def test_a_vm_without_a_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("status", "libvirt:") == 2
     assert "libvirt:NAME" in only_line(capsys)
+
+
+# Fleets
+
+
+@pytest.fixture
+def neighbour() -> Iterator[str]:
+    """Have a VM with a socket of its own; its glob."""
+    with serve(MachineConfig(memory=GiB)) as fake:
+        yield str(fake.socket)
+
+
+def states(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    seen = json.loads(capsys.readouterr().out)
+    return {vm["address"]: vm["state"] for vm in seen["vms"]}
+
+
+def test_a_fleet_of_both_kinds(
+    domain: FakeDomain, neighbour: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of("fleet", "status", "libvirt:vm1", neighbour, "--json") == 0
+    assert states(capsys) == {"libvirt:vm1": "healthy", neighbour: "healthy"}
+    assert domain.closed
+
+
+def test_a_fleet_is_moved(
+    domain: FakeDomain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text('[[vm]]\naddress = "libvirt:vm1"\nceiling = "1536MiB"\n')
+    arguments = ("fleet", "run", str(file), "--once", "--reserve", "0", "--json")
+    assert status_of(*arguments) == 0
+    (move,) = json.loads(capsys.readouterr().out)["moves"]
+    assert (move["name"], move["target"]) == ("vm1", 3 * GiB // 2)
+    answer = domain.monitor.execute("query-balloon")
+    assert isinstance(answer, dict)
+    assert answer["actual"] == 3 * GiB // 2
+
+
+def test_a_fleet_and_a_vm_that_libvirt_does_not_have(
+    domain: FakeDomain, neighbour: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del domain
+    assert status_of("fleet", "status", "libvirt:vm2", neighbour, "--json") == 0
+    assert states(capsys) == {"libvirt:vm2": "gone", neighbour: "healthy"}
+
+
+def test_a_fleet_and_a_daemon_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+    neighbour: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It costs nobody else anything, and does not hold up the end."""
+    let_go = threading.Event()
+    install(monkeypatch, lambda _: let_go.wait(30))
+    arguments = ("libvirt:vm1", neighbour, "--timeout", "3", "--json")
+    try:
+        assert status_of("fleet", "status", *arguments) == 0
+        assert not let_go.is_set()
+    finally:
+        let_go.set()
+    assert states(capsys) == {"libvirt:vm1": "connecting", neighbour: "healthy"}
+
+
+def test_a_fleet_without_libvirt_python(
+    no_libvirt_python: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del no_libvirt_python
+    assert status_of("fleet", "status", "libvirt:vm1") == 1
+    assert "pip install 'qmpballoon[libvirt]'" in only_line(capsys)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpballoon.address import TcpAddress, UnixAddress
+from qmpballoon.address import LibvirtVm, TcpAddress, UnixAddress
 from qmpballoon.fleet import discovery
 from qmpballoon.fleet.discovery import from_file, from_sockets, sources
 from qmpballoon.fleet.processes import monitors, running
@@ -211,3 +211,23 @@ def test_a_host_is_its_processes_and_well_known_places(
     web = ("web", UnixAddress("run/web.qmp"))
     monkeypatch.setattr("qmpballoon.fleet.processes.running", lambda: iter([web]))
     assert [spec.name for spec in sources([])()] == ["web", "100"]
+
+
+def test_vms_of_libvirts(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text("""
+        [[vm]]
+        address = "libvirt:database"
+        floor = "1GiB"
+
+        [[vm]]
+        name = "front"
+        address = "libvirt:web"
+    """)
+    assert sources([str(file), "libvirt:vm1"])() == [
+        Spec("database", LibvirtVm("database"), floor="1GiB"),
+        Spec("front", LibvirtVm("web")),
+        Spec("vm1", LibvirtVm("vm1")),
+    ]
+    with pytest.raises(ValueError, match="write libvirt:NAME"):
+        sources(["libvirt:"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from attrs import evolve
 
 from qmpballoon.address import UnixAddress
 from qmpballoon.balloon.diagnosis import Diagnosis
@@ -175,6 +176,60 @@ def test_what_was_given_is_promised_until_it_is_touched() -> None:
     assert record.promised == 412 * MiB
     record.look(4.0, GiB + 512 * MiB, answer(4), GiB + 512 * MiB)
     assert record.promised == 0
+
+
+def test_what_is_not_free_in_the_guest_was_touched_or_never_will_be() -> None:
+    """A kernel keeps some memory to itself, and the host never gives that."""
+    record = seen((0.0, GiB, GuestStats()))
+    record.look(1.0, GiB, evolve(answer(1), free=200 * MiB), 900 * MiB)
+    member = record.member(1.0)
+    assert member is not None
+    assert member.untouched == 124 * MiB
+    record.look(2.0, GiB, evolve(answer(2), free=20 * MiB), 900 * MiB)
+    member = record.member(2.0)
+    assert member is not None
+    assert member.untouched == 20 * MiB
+
+
+def test_a_sample_from_before_a_grant_does_not_say_that_it_was_used() -> None:
+    record = seen((0.0, GiB, GuestStats()))
+    record.look(1.0, GiB, evolve(answer(1), free=0), GiB)
+    record.begin(GiB + 512 * MiB)
+    record.finish(1.5, ended("reached", GiB, GiB + 512 * MiB, GiB + 512 * MiB))
+    record.look(2.0, GiB + 512 * MiB, evolve(answer(2), free=0), GiB)
+    assert record.promised == 512 * MiB
+
+
+def growth(record: Record, now: float) -> int:
+    member = record.member(now)
+    assert member is not None
+    return member.growth
+
+
+def test_growth_is_of_what_is_used_whatever_the_size() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    assert growth(record, 1.0) == 0
+    record.look(2.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
+    assert growth(record, 2.0) == 100 * MiB
+    # A look that shows nothing new says nothing new.
+    record.look(3.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
+    assert growth(record, 3.0) == 100 * MiB
+    # 1 GiB more, which the sample does not know of yet: then it does.
+    record.look(4.0, 3 * GiB, answer(3, GiB - 100 * MiB), None)
+    record.look(5.0, 3 * GiB, answer(4, 2 * GiB - 160 * MiB), None)
+    assert growth(record, 5.0) == 20 * MiB
+    record.look(6.0, 3 * GiB, answer(5, 2 * GiB), None)
+    assert growth(record, 6.0) == 0
+
+
+def test_growth_begins_anew_with_the_connection() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    record.look(2.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
+    record.lose("gone", "it is gone")
+    record.connect(10.0)
+    record.look(10.0, 2 * GiB, answer(2, 0), None)
+    record.look(11.0, 2 * GiB, answer(3, 0), None)
+    assert growth(record, 11.0) == 0
 
 
 def test_where_qemu_does_not_tell_the_ram_it_is_the_most_that_was_seen() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from itertools import pairwise
 
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import GUEST, become, open_world, simulated, states, supervised, view
 
+from qmpballoon.address import LibvirtVm
 from qmpballoon.client import open_monitor
 from qmpballoon.fleet.policy import Move
-from qmpballoon.fleet.supervisor import Settings
+from qmpballoon.fleet.spec import Spec
+from qmpballoon.fleet.supervisor import Settings, open_fleet
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.machine import SECOND, MachineConfig
 
@@ -309,3 +312,13 @@ def inflict(fake: object, fault: str) -> None:
         case "stall":
             machine.guest.stall(20 * SECOND)
     fake.touch()  # type: ignore[attr-defined]
+
+
+@simulated
+async def test_a_vm_of_libvirts_needs_an_opener_that_knows_it() -> None:
+    def source() -> list[Spec]:
+        return [Spec("vm", LibvirtVm("vm"))]
+
+    async with open_fleet(source, random.Random(0)) as fleet:
+        await become(fleet, {"vm": "gone"})
+        assert "is libvirt's" in view(fleet, "vm").detail

@@ -202,6 +202,19 @@ def test_the_command(connection: Connection, domain: Domain) -> None:
     assert command(connection, "resize", vm, "100%").returncode == 0
 
 
+def test_the_command_on_a_fleet(connection: Connection, domain: Domain) -> None:
+    vms = (f"libvirt:{domain.name()}", "libvirt:nobody")
+    shown = command(connection, "fleet", "status", *vms, "--json", "--timeout", "30")
+    by_name = {vm["name"]: vm for vm in json.loads(shown.stdout)["vms"]}
+    ours = by_name[domain.name()]
+    assert (ours["state"], ours["balloon"]["actual"]) == ("healthy", MEMORY)
+    assert ours["stats"]["fresh"]
+    assert ours["host"]["resident"] > 50 * MiB
+    assert by_name["nobody"]["state"] == "gone"
+    planned = command(connection, "fleet", "plan", vms[0], "--reserve", "0", "--json")
+    assert json.loads(planned.stdout)["moves"] == []
+
+
 def test_the_command_in_vain(connection: Connection) -> None:
     missing = command(connection, "status", "libvirt:nobody")
     assert missing.returncode == 4

@@ -12,6 +12,7 @@ import trio.testing
 from attrs import define, evolve, field
 
 from qmpballoon.address import UnixAddress
+from qmpballoon.client import open_monitor
 from qmpballoon.fleet.members import Host
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.supervisor import Settings, Supervisor, open_fleet
@@ -22,8 +23,10 @@ from qmpballoon.testing.server import FakeQemu
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from qmpballoon.address import Address
+    from qmpballoon.address import Vm
+    from qmpballoon.client import TrioMonitor
     from qmpballoon.fleet.record import State, View
 
 EPOCH = 1_750_000_000
@@ -66,8 +69,15 @@ class World:
     def source(self) -> list[Spec]:
         return list(self.specs.values())
 
-    def dial(self, address: Address) -> trio.abc.Stream:
-        name = str(address)
+    def reach(
+        self, vm: Vm, /, *, timeout: float, command_timeout: float
+    ) -> AbstractAsyncContextManager[TrioMonitor]:
+        return open_monitor(
+            self.dial(vm), timeout=timeout, command_timeout=command_timeout
+        )
+
+    def dial(self, vm: Vm) -> trio.abc.Stream:
+        name = str(vm)
         self.dialled.append((trio.current_time(), name))
         if name in self.fakes and not self.fakes[name].machine.ended:
             return self.fakes[name].connect()
@@ -122,7 +132,7 @@ async def supervised(
         world.source,
         random.Random(seed),
         settings=settings,
-        dial=world.dial,
+        opener=world.reach,
         wall_clock=lambda: EPOCH + trio.current_time() - start,
     ) as supervisor:
         yield supervisor
