@@ -80,7 +80,13 @@ class MonitorBusy(MonitorError):
 
     QEMU serves one client on a monitor at a time; the next one connects and is
     not greeted before the first has left.
+
+    Attributes:
+        pid: The process id of the QEMU that did not greet, ``None`` where it cannot be
+            known.
     """
+
+    pid: int | None = None
 
 
 class MonitorClosed(MonitorError):

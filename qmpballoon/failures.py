@@ -18,13 +18,15 @@ __all__ = [
 ]
 
 
-def not_greeted(name: str) -> MonitorBusy:
+def not_greeted(name: str, pid: int | None) -> MonitorBusy:
     """Say that a connection was made, and no greeting came."""
-    return MonitorBusy(
+    busy = MonitorBusy(
         f"{name} did not greet in time: another client holds it, QEMU is stopped, or"
         " it is no QMP monitor; close that client, or give the VM a second -qmp"
         " monitor"
     )
+    busy.pid = pid
+    return busy
 
 
 def not_negotiated(name: str) -> MonitorTimeout:

@@ -129,7 +129,7 @@ async def open_monitor(
     client.logger = _quiet
     client.events.event_filter = refuse  # nobody can read there
     try:
-        await _greet(client, sock, name, deadline)
+        await _greet(client, sock, name, pid, deadline)
         monitor = AsyncioMonitor(client, name=name, command_timeout=command_timeout)
         monitor.pid = pid
         yield monitor
@@ -211,7 +211,7 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
 
 
 async def _greet(
-    client: QMPClient, sock: socket.socket, name: str, deadline: float
+    client: QMPClient, sock: socket.socket, name: str, pid: int | None, deadline: float
 ) -> None:
     """Have the client greeted and negotiate."""
     try:
@@ -219,7 +219,7 @@ async def _greet(
             await client.connect(sock)
     except TimeoutError:
         busy = client.greeting is None
-        raise (not_greeted(name) if busy else not_negotiated(name)) from None
+        raise (not_greeted(name, pid) if busy else not_negotiated(name)) from None
     except ConnectError as error:
         raise _why_not_connected(name, error.exc) from error
 

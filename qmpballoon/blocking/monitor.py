@@ -180,7 +180,7 @@ class BlockingMonitor:
 
     def _start(self, deadline: float) -> None:
         connection = self._connection
-        late: MonitorError = not_greeted(self.name)
+        late: MonitorError = not_greeted(self.name, self.pid)
         self._wait_until(lambda: connection.state is not State.GREETING, deadline, late)
         self._backlog += connection.send_negotiation()
         late = not_negotiated(self.name)

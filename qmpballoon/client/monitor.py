@@ -224,7 +224,7 @@ class TrioMonitor:
             await self._until(State.READY)
             return
         if self._connection.state is State.GREETING:
-            raise not_greeted(self.name)
+            raise not_greeted(self.name, self.pid)
         raise not_negotiated(self.name)
 
     async def _until(self, state: State) -> None:

@@ -198,12 +198,19 @@ class Record:
         self._steady_since = math.inf
         self.stats, self._growth = GuestStats(), Growth()
 
-    def lose(self, state: State, detail: str) -> None:
-        """Note that it cannot be reached, and why; what was known is void."""
+    def lose(self, state: State, detail: str, resident: int | None = None) -> None:
+        """Note that it cannot be reached, and why; what was known is void.
+
+        Args:
+            state: How it is.
+            detail: What is wrong and what can be done.
+            resident: Bytes its QEMU holds all the same.
+        """
         if self.connected:
             self.counters.losses += 1
         self._state, self._detail = state, detail
-        self.actual = self.resident = self.target = None
+        self.actual = self.target = None
+        self.resident = resident
         self.promised = 0
 
     def look(

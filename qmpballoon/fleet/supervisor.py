@@ -9,7 +9,8 @@ Looks are spread over the period, and so are new attempts to connect, at random:
 thousand VMs do not all come in the same millisecond.
 
 A monitor serves one client at a time. While a fleet is supervised, its monitors are
-held; give VMs that others talk to as well a second monitor (``-qmp``).
+held; give VMs that others talk to as well a second monitor (``-qmp``). libvirt shares
+those that are its own.
 """
 
 from __future__ import annotations
@@ -17,40 +18,37 @@ from __future__ import annotations
 import math
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, evolve, field, frozen
 
-from qmpballoon.address import LibvirtVm
+from qmpballoon import host
 from qmpballoon.balloon.find import find_balloon
 from qmpballoon.balloon.resize import HEADROOM
 from qmpballoon.balloon.tracker import StallLimits
-from qmpballoon.client import open_monitor
 from qmpballoon.errors import (
     BalloonUnavailable,
     MonitorBusy,
     MonitorTimeout,
-    MonitorUnreachable,
     NoBalloonDevice,
     QmpBalloonError,
 )
+from qmpballoon.fleet.opening import open_socket
 from qmpballoon.fleet.record import Record
-from qmpballoon.monitor import Monitor
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncGenerator, Callable
-    from contextlib import AbstractAsyncContextManager
 
-    from qmpballoon.address import Vm
     from qmpballoon.balloon.device import Balloon
     from qmpballoon.fleet.discovery import Source
     from qmpballoon.fleet.members import Member
+    from qmpballoon.fleet.opening import Opener
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.record import State, View
 
-__all__ = ["FleetMonitor", "Opener", "Settings", "Supervisor", "open_fleet"]
+__all__ = ["Settings", "Supervisor", "open_fleet"]
 
 _TOTAL_EVERY: Final = 60  # looks; RAM changes only when some is plugged
 _STALL: Final = StallLimits(window=2.0)  # others can take over; there is no hurry
@@ -88,48 +86,6 @@ class Settings:
     longest_pause: float = 30.0
 
 
-class Opener(Protocol):
-    """Reaches a VM, and is done with it when the block is left."""
-
-    def __call__(
-        self, vm: Vm, /, *, timeout: float, command_timeout: float
-    ) -> AbstractAsyncContextManager[FleetMonitor]:
-        """Reach a VM.
-
-        Args:
-            vm: Where it is.
-            timeout: Seconds for that.
-            command_timeout: Seconds for each command.
-
-        Raises:
-            MonitorError: It cannot be reached.
-        """
-        ...
-
-
-class FleetMonitor(Monitor, Protocol):
-    """A monitor that knows what its QEMU holds."""
-
-    def resident(self) -> int | None:
-        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
-        ...
-
-
-@asynccontextmanager
-async def _open_socket(
-    vm: Vm, /, *, timeout: float, command_timeout: float
-) -> AsyncGenerator[FleetMonitor, None]:
-    if isinstance(vm, LibvirtVm):
-        raise MonitorUnreachable(
-            f"{vm} is libvirt's, and this fleet reaches sockets alone: the command"
-            " `qmpballoon fleet` reaches both"
-        )
-    async with open_monitor(
-        vm, timeout=timeout, command_timeout=command_timeout
-    ) as monitor:
-        yield monitor
-
-
 @define
 class _Attendant:
     """A VM's record, and what its task is told."""
@@ -153,7 +109,7 @@ async def open_fleet(
     rng: random.Random,
     *,
     settings: Settings | None = None,
-    opener: Opener = _open_socket,
+    opener: Opener = open_socket,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Supervisor, None]:
     """Supervise a fleet within an ``async with`` block.
@@ -339,7 +295,7 @@ class Supervisor:
                     await self._visit(attendant)
                 except QmpBalloonError as error:
                     failures = 0 if record.connected else failures + 1
-                    record.lose(_state(error), str(error))
+                    record.lose(_state(error), str(error), _resident(error))
                     attendant.wanted = None
                     self._tell()
                 await trio.sleep(self._pause(failures))
@@ -422,3 +378,9 @@ class Supervisor:
 
 def _state(error: QmpBalloonError) -> State:
     return next(state for kind, state in _STATES.items() if isinstance(error, kind))
+
+
+def _resident(error: QmpBalloonError) -> int | None:
+    """Return what a QEMU holds that could not be talked to, if that can be known."""
+    pid = error.pid if isinstance(error, MonitorBusy) else None
+    return None if pid is None else host.resident(pid)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+from contextlib import asynccontextmanager
 from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -14,13 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import GUEST, become, open_world, simulated, states, supervised, view
 
-from qmpballoon.address import LibvirtVm
+from qmpballoon.address import LibvirtVm, UnixAddress
 from qmpballoon.client import open_monitor
+from qmpballoon.errors import MonitorBusy
 from qmpballoon.fleet.policy import Move
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.supervisor import Settings, open_fleet
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.machine import SECOND, MachineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from qmpballoon.client import TrioMonitor
 
 
 def interval(fake: object) -> int:
@@ -322,3 +331,24 @@ async def test_a_vm_of_libvirts_needs_an_opener_that_knows_it() -> None:
     async with open_fleet(source, random.Random(0)) as fleet:
         await become(fleet, {"vm": "gone"})
         assert "is libvirt's" in view(fleet, "vm").detail
+
+
+@simulated
+async def test_what_a_busy_vm_holds_counts() -> None:
+    """A limit is for all VMs, those that another client talks to included."""
+
+    @asynccontextmanager
+    async def busy(*_: object, **__: float) -> AsyncGenerator[TrioMonitor, None]:
+        error = MonitorBusy("another client is served")
+        error.pid = os.getpid()
+        raise error
+        yield
+
+    def source() -> list[Spec]:
+        return [Spec("vm", UnixAddress("vm"))]
+
+    async with open_fleet(source, random.Random(0), opener=busy) as fleet:
+        await become(fleet, {"vm": "busy"})
+        assert fleet.held > MiB
+        assert view(fleet, "vm").resident == fleet.held
+        assert fleet.members() == []

@@ -161,9 +161,11 @@ async def test_a_second_client_is_busy_and_then_served(tmp_path: Path) -> None:
 
         async with trio.open_nursery() as nursery:
             async with open_monitor(qemu.path, timeout=SECONDS) as monitor:
-                with pytest.raises(MonitorBusy, match="another client"):
+                with pytest.raises(MonitorBusy, match="another client") as caught:
                     async with open_monitor(qemu.path, timeout=0.3):
                         pytest.fail("there are two")
+                assert caught.value.pid == monitor.pid
+                assert monitor.pid is not None
                 nursery.start_soon(wait_for_service)
                 await monitor.execute("query-status")
                 assert not served.is_set()
