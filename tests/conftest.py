@@ -2,7 +2,8 @@
 
 The environment variable ``HYPOTHESIS_PROFILE`` chooses one: ``ci`` draws the same
 examples on every run, so that what fails there fails here; ``nightly`` looks for
-what nobody thought of. Without it, ``ci`` is used where ``CI`` is set.
+what nobody thought of; ``planted`` and ``shrunk`` are for tests/mutations. Without it,
+``ci`` is used where ``CI`` is set.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 if TYPE_CHECKING:
     import pytest
@@ -26,6 +27,14 @@ settings.register_profile(
     print_blob=True,
     # With so many examples, some take long to draw.
     suppress_health_check=[HealthCheck.too_slow],
+)
+# That a planted bug is found is all that is asked (tests/mutations); the least example
+# of it takes many times as long, and is asked for only of those that have steps.
+_planted = settings(settings.get_profile("ci"), report_multiple_bugs=False)
+_looking = (Phase.explicit, Phase.generate)
+settings.register_profile("planted", _planted, phases=_looking)
+settings.register_profile(
+    "shrunk", _planted, phases=(*_looking, Phase.shrink), stateful_step_count=12
 )
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["fake"]
 
 _DIMMS: Final = 4
+_IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_GRANULE: Final = 8192  # bytes; QEMU rounds a VM's RAM up to whole ones
+
+
+def _identifier(_: click.Context, __: click.Parameter, value: str) -> str:
+    """Refuse what QEMU refuses as an id."""
+    if not _IDENTIFIER.fullmatch(value):
+        raise click.BadParameter(
+            f"{value!r} is not an id: begin with a letter, and go on with letters,"
+            " digits, '-', '.' and '_'"
+        )
+    return value
 
 
 @click.command()
@@ -52,7 +65,12 @@ _DIMMS: Final = 4
 @click.option("--no-driver", is_flag=True, help="A guest without a balloon driver.")
 @click.option("--no-balloon", is_flag=True, help="A VM without a balloon.")
 @click.option(
-    "--id", "name", default="balloon0", metavar="ID", help="The balloon's id in QEMU."
+    "--id",
+    "name",
+    callback=_identifier,
+    default="balloon0",
+    metavar="ID",
+    help="The balloon's id in QEMU.",
 )
 @click.option("--seed", type=int, default=0, help="The same seed acts the same.")
 def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from above
@@ -73,9 +91,19 @@ async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewis
 
     from qmpballoon.testing.server import open_fake  # noqa: PLC0415
 
+    failure: OSError | None = None
     async with open_fake(_machine(**options)) as qemu, trio.open_nursery() as nursery:
-        await nursery.start(qemu.listen, socket)
-        click.echo(f"A simulated QEMU {options['profile']} listens on {socket}")
+        try:
+            await nursery.start(qemu.listen, socket)
+        except OSError as error:  # told outside, where it is put into no group
+            failure = error
+        else:
+            click.echo(f"A simulated QEMU {options['profile']} listens on {socket}")
+    if failure is not None:
+        raise click.UsageError(
+            f"cannot listen on {socket}: {failure.strerror or failure}; give a new"
+            " path, in a folder that is there"
+        )
 
 
 def _machine(
@@ -96,6 +124,7 @@ def _machine(
         MachineConfig,
     )
 
+    memory = -(-memory // _GRANULE) * _GRANULE
     config = MachineConfig(
         memory=memory,
         slots=_DIMMS,

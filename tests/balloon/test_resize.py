@@ -168,6 +168,19 @@ def test_a_deadline_is_for_all_of_it() -> None:
     assert left_alone(machine) == result.actual
 
 
+@pytest.mark.parametrize("timeout", [0.22, 0.24, 0.25, 0.26, 0.28])
+def test_a_guest_in_need_when_time_is_up_gets_its_headroom(timeout: float) -> None:
+    burst = WorkloadStep(at=BOOTED + SECOND // 4, delta=300 * MiB)
+    guest = GuestConfig(used=450 * MiB, cache=0, workload=(burst,))
+    machine = make_machine(guest, memory=GiB)
+    result, _ = resize(machine, 200 * MiB, timeout=timeout, on_stall="settle")
+    assert result.outcome == "timed-out"
+    left_alone(machine)
+    # Within the governor's own slack.
+    assert machine.guest.memory.available >= HEADROOM - 4 * MiB
+    assert machine.guest.oom_kills == 0
+
+
 @pytest.mark.parametrize("headroom", [HEADROOM, None])
 def test_without_a_driver_it_stalls_within_seconds(headroom: int | None) -> None:
     machine = make_machine(GuestConfig(driver=False))

@@ -37,7 +37,10 @@ from qmpballoon.testing.model.memory import PAGE, STEP
 from qmpballoon.testing.profiles import PROFILES, profile
 from qmpballoon.testing.strategies import workloads
 
-SIZES = st.integers(0, 3 * GiB)
+# Left to itself, hypothesis draws next to nothing but small numbers: no balloon would
+# ever get far, and no second ever pass.
+SIZES = st.integers(1, 3 * GiB) | st.integers(1, 3072).map(lambda size: size * MiB)
+TIMES = st.integers(0, 10 * SECOND) | st.integers(1, 10).map(lambda n: n * SECOND)
 WORKLOADS = workloads()
 GUESTS = st.builds(
     GuestConfig,
@@ -55,7 +58,7 @@ class Machines(RuleBasedStateMachine):
 
     @initialize(
         version=st.sampled_from(PROFILES),
-        memory=st.integers(64, 4096).map(lambda size: size * MiB),
+        memory=st.sampled_from([64 * MiB, 512 * MiB, 2 * GiB, 4 * GiB]),
         features=st.fixed_dictionaries(
             {"deflate_on_oom": st.booleans(), "free_page_reporting": st.booleans()}
         ),
@@ -82,11 +85,12 @@ class Machines(RuleBasedStateMachine):
         self.machine = machine
         self.plugged = 0
 
-    @rule(size=SIZES.filter(bool))
-    def set_target(self, size: int) -> None:
+    @rule(size=SIZES, duration=TIMES)
+    def set_target(self, size: int, duration: int) -> None:
         assert self.client.execute("balloon", value=size) == {}
+        self.client.advance(duration)
 
-    @rule(duration=st.integers(0, 10 * SECOND))
+    @rule(duration=TIMES)
     def wait(self, duration: int) -> None:
         self.client.advance(duration)
 
@@ -103,17 +107,21 @@ class Machines(RuleBasedStateMachine):
             value=seconds,
         )
 
+    @precondition(lambda self: self.machine.running)
     @rule()
     def stop(self) -> None:
         self.client.execute("stop")
 
+    @precondition(lambda self: not self.machine.running)
     @rule()
     def resume(self) -> None:
         self.client.execute("cont")
 
-    @rule()
-    def reset(self) -> None:
+    @precondition(lambda self: self.machine.guest.driver_ready)
+    @rule(duration=TIMES)
+    def reset(self, duration: int) -> None:
         self.client.execute("system_reset")
+        self.client.advance(duration)
 
     @precondition(lambda self: self.plugged < 2)
     @rule(size=st.integers(1, 8).map(lambda n: n * 128 * MiB))
@@ -157,7 +165,7 @@ class Machines(RuleBasedStateMachine):
         assert total < self.machine.guest.memory.ram or total == UNSET
 
 
-Machines.TestCase.settings = settings(max_examples=250, stateful_step_count=40)
+Machines.TestCase.settings = settings(max_examples=250)
 TestMachines = Machines.TestCase
 
 

@@ -92,7 +92,20 @@ def test_events_come_late_and_twice() -> None:
     assert names(run_world(conversation, machine(), plan)) == sorted(quiet * 2)
 
 
-def test_replies_are_delayed_and_events_overtake_them() -> None:
+def test_events_come_late_by_what_is_planned() -> None:
+    async def arrival(fake: FakeQemu) -> float:
+        async with open_monitor(fake.connect()) as monitor:
+            with monitor.subscribe("BALLOON_CHANGE") as events:
+                await monitor.execute("balloon", {"value": GiB})
+                await events.receive()
+                return trio.current_time()
+
+    on_time = run_world(arrival, machine())
+    late = run_world(arrival, machine(), FaultPlan(event_delay=3 * SECOND))
+    assert late == pytest.approx(on_time + 3)
+
+
+def test_replies_are_delayed() -> None:
     plan = FaultPlan(reply_delay=2 * SECOND)
 
     async def main(fake: FakeQemu) -> float:

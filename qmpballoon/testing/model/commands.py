@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon.testing.model.hmp import run_hmp
@@ -36,6 +37,7 @@ def build_commands(machine: Machine) -> dict[str, Command]:
     }
 
 
+@functools.cache
 def _not_simulated(name: str) -> Command:
     def run(_: dict[str, Value]) -> Value:
         raise QmpError(f"The simulated QEMU does not carry out {name}")

@@ -108,6 +108,12 @@ class Memory:
         """Free memory that is taken before page cache is."""
         return max(0, self.free - self.watermark * 5 // 4)
 
+    def at_hand(self) -> tuple[int, int, int]:
+        """Return :attr:`spare`, :attr:`droppable` and :attr:`reclaimable`."""
+        free, watermark, droppable = self.free, self.watermark, self.droppable
+        spare = max(0, free - watermark * 5 // 4)
+        return spare, droppable, max(0, free - watermark) + droppable
+
     @property
     def backed(self) -> int:
         """What of this the host has given real memory for."""

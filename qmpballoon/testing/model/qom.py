@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from qmpballoon.testing.model.visit import QmpError
 
@@ -47,6 +47,44 @@ class Property:
     type: str
     get: Callable[[], Value]
     set: Setter
+
+
+@frozen
+class _Measured:
+    """How a property answers of which nothing is known but what QEMU once said.
+
+    Attributes:
+        owner: The object's type.
+        name: The property's name.
+        value: Its value.
+        unreadable: What was said instead of a value.
+        refusal: What was said to whoever wrote to it; None: QEMU's usual words.
+        rename: Replacements in these words.
+    """
+
+    owner: str
+    name: str
+    value: Value = None
+    unreadable: str | None = None
+    refusal: str | None = None
+    rename: tuple[tuple[str, str], ...] = ()
+
+    def get(self) -> Value:
+        """Return the value, or raise what was said instead."""
+        if self.unreadable is not None:
+            raise QmpError(_renamed(self.unreadable, self.rename))
+        return self.value
+
+    def set(self, _: Value) -> None:
+        """Raise what was said to whoever wrote to it."""
+        default = f"Property '{self.owner}.{self.name}' is not writable"
+        raise QmpError(_renamed(self.refusal or default, self.rename))
+
+
+def _renamed(text: str, rename: tuple[tuple[str, str], ...]) -> str:
+    for old, new in rename:
+        text = text.replace(old, new)
+    return text
 
 
 @define
@@ -131,16 +169,25 @@ class Tree:
         rename: tuple[tuple[str, str], ...],
     ) -> None:
         name, type_ = entry["name"], entry["type"]
-        value = _renamed(entry.get("value"), rename)
+        value = entry.get("value")
+        if isinstance(value, str):
+            value = _renamed(value, rename)
         if type_.startswith("child<"):
             value = f"{path.rstrip('/')}/{name}"
             self._nodes.setdefault(value, Node(type_[6:-1]))
             leaf = self._nodes[value]
-            leaf.properties.setdefault("type", _constant("type", "string", leaf.type))
-        get = _getter(value, _renamed(entry.get("unreadable"), rename))
-        default = f"Property '{node.type}.{name}' is not writable"
-        set_ = _refusal(_renamed(entry.get("refuses", default), rename))
-        node.properties[name] = Property(name, type_, get, set_)
+            about = _Measured(leaf.type, "type", leaf.type)
+            own = Property("type", "string", about.get, about.set)
+            leaf.properties.setdefault("type", own)
+        about = _Measured(
+            node.type,
+            name,
+            value,
+            entry.get("unreadable"),
+            entry.get("refuses"),
+            rename,
+        )
+        node.properties[name] = Property(name, type_, about.get, about.set)
 
     def resolve(self, path: str) -> str:
         """Return the full path of the one object that a path names.
@@ -171,34 +218,3 @@ class Tree:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes)
-
-
-def _constant(name: str, type_: str, value: Value) -> Property:
-    refusal = _refusal(f"Property '{value}.{name}' is not writable")
-    return Property(name, type_, lambda: value, refusal)
-
-
-def _getter(value: Value, unreadable: str | None) -> Callable[[], Value]:
-    def get() -> Value:
-        if unreadable is not None:
-            raise QmpError(unreadable)
-        return value
-
-    return get
-
-
-def _refusal(desc: str) -> Setter:
-    def set_(_: Value) -> None:
-        raise QmpError(desc)
-
-    return set_
-
-
-def _renamed(value: Any, rename: tuple[tuple[str, str], ...]) -> Any:  # noqa: ANN401
-    """Replace names in a text; anything else stays as it is."""
-    if not isinstance(value, str):
-        return value
-    text = value
-    for old, new in rename:
-        text = text.replace(old, new)
-    return text
