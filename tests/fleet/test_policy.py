@@ -397,6 +397,16 @@ def test_many_small_shares_are_made_a_few_large_ones() -> None:
     assert all(-move.change >= RULES.dead_band for move in plan.moves)
 
 
+def test_a_floor_is_kept_whatever_the_host_lacks() -> None:
+    plan = make_plan(short_of(RULES.reserve), [member(floor=1920 * MiB)], RULES)
+    assert changes(plan) == {"vm": -128 * MiB}
+
+
+def test_a_ceiling_is_kept_whatever_a_guest_needs() -> None:
+    needy = member(available=MiB, ceiling=2 * GiB + 32 * MiB)
+    assert changes(make_plan(short_of(-4 * GiB), [needy], RULES)) == {"vm": 32 * MiB}
+
+
 def test_below_the_reserve_small_moves_are_made() -> None:
     """What several guests have to spare may be less than the dead band each."""
     fleet = [member(f"vm{n}", available=200 * MiB) for n in range(4)]
