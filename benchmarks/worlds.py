@@ -62,12 +62,14 @@ def guarded() -> None:
 
 
 def rate(what: Callable[[], None], seconds: float) -> float:
-    """Return how often a second something can be done."""
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    """Return how often something can be done in a second of processor time."""
+    # The process's own time: worlds wait for nothing, and other processes count for
+    # nothing.
+    count, began = 0, time.process_time()
+    while time.process_time() - began < seconds:
         what()
         count += 1
-    return count / (time.perf_counter() - began)
+    return count / (time.process_time() - began)
 
 
 if __name__ == "__main__":
@@ -78,4 +80,4 @@ if __name__ == "__main__":
         ("worlds with a reclaim", guarded),
     ):
         found = rate(what, duration)
-        print(f"{name}: {found:.1f} a second, {1000 / found:.1f} ms each")
+        print(f"{name}: {found:.1f} a second of CPU, {1000 / found:.1f} ms each")

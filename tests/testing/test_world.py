@@ -73,6 +73,19 @@ def test_chunks_change_nothing_but_the_pace(chunk: int, pause: int) -> None:
     assert run_world(conversation, machine(), plan) == QUIET
 
 
+@pytest.mark.parametrize("chunk", [1, 7])
+def test_no_more_than_a_chunk_comes_at_a_time(chunk: int) -> None:
+    async def main(fake: FakeQemu) -> list[tuple[float, int]]:
+        stream = fake.connect()
+        return [
+            (trio.current_time(), len(await stream.receive_some())) for _ in range(5)
+        ]
+
+    found = run_world(main, machine(), FaultPlan(chunk=chunk, chunk_pause=SECOND))
+    assert [size for _, size in found] == [chunk] * 5
+    assert [round(at) for at, _ in found] == [0, 0, 1, 2, 3]  # when it was asked for
+
+
 @given(cut=st.integers(0, len(QUIET) - 1))
 @settings(max_examples=30)
 def test_a_cut_comes_in_mid_message_and_once(cut: int) -> None:
