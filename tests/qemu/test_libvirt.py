@@ -203,6 +203,7 @@ def test_the_command(connection: Connection, domain: Domain) -> None:
 
 
 def test_the_command_on_a_fleet(connection: Connection, domain: Domain) -> None:
+    libvirt.find_balloon(domain).refresh_stats(timeout=60)  # it may still be booting
     vms = (f"libvirt:{domain.name()}", "libvirt:nobody")
     shown = command(connection, "fleet", "status", *vms, "--json", "--timeout", "30")
     by_name = {vm["name"]: vm for vm in json.loads(shown.stdout)["vms"]}
