@@ -6,6 +6,7 @@ Pure: samples in, decisions out.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from attrs import frozen
@@ -25,6 +26,7 @@ _UNIT: Final = MiB  # Linux's driver inflates by this much at a time
 # An answer is a tick late: who went after the last few of these units would go to
 # and fro about the goal for ever.
 _SLACK: Final = 4 * _UNIT
+_ANSWERS: Final = 5  # a guest's growth is taken over so many
 _CLOSE: Final = 16  # a guest's word is no more exact than this part of its headroom
 # A guest that came to need memory may go on to; so long, in seconds, it is let alone.
 _RECOVERY: Final = 1.0
@@ -84,6 +86,7 @@ class Governor:
         self._first = stats
         self._in_need_at = -math.inf
         self._there_since: float | None = None
+        self._uses = deque[int](maxlen=_ANSWERS)
         self._slack = max(_SLACK, limits.headroom // _CLOSE)
         self._worth_asking = self._slack
         # From here on the headroom is what holds the guest up.
@@ -142,14 +145,25 @@ class Governor:
             return self._wait(seconds, actual, self._keeps(available))
         return None
 
+    def _growth(self, use: int) -> int:
+        """Return what the guest may come to use until the balloon can have turned.
+
+        What it took in the last few answers it may take in the next few.
+        """
+        self._uses.append(use)
+        growth = use - self._uses[0]
+        return growth if growth >= self._near else 0
+
     def _steer(
         self, seconds: float, actual: int, basis: int, stats: GuestStats, available: int
     ) -> Decision:
         """Go for what can be had of a guest that is well."""
-        usual = self._usual(self._first or stats)
-        if available < usual * 3 // 4:
+        growth = self._growth(basis - available)
+        spare = available - self._limits.headroom
+        scarce = available < self._usual(self._first or stats) * 3 // 4
+        if scarce or growth > max(spare, 0) // 2:
             self._in_need_at = seconds
-        goal = basis - (available - self._limits.headroom)
+        goal = basis - spare + growth
         if self._looks_first and seconds < FIRST_LOOK and stats.free is not None:
             # Whatever the guest suffers meanwhile is nothing of our making.
             unused = max(0, stats.free - self._limits.headroom)

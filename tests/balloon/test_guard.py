@@ -147,7 +147,8 @@ def test_it_ends_at_the_headroom_whatever_the_guests_unit(
     guest = Guest(4 * GiB, used, unit, speed, noise)
     action = settle(Governor(limits, 4 * GiB, 0, stats(4 * GiB - used)), guest)
     assert action == "spent"
-    assert abs(guest.actual - used - 100 * MiB) <= 5 * MiB
+    # A 16th of the headroom, and what wavers.
+    assert abs(guest.actual - used - 100 * MiB) <= 7 * MiB
 
 
 # Pages that a processor keeps at hand count as neither free nor used: a guest may give
@@ -164,7 +165,7 @@ def test_it_ends_soon_though_the_guest_tells_small_changes_not(
     guest = Guest(GiB, used, PAGE, speed, 0, grain=grain)
     there_in = (GiB - used - 100 * MiB) // speed
     settle(Governor(limits, GiB, 0, stats(GiB - used)), guest, ticks=there_in + 40)
-    assert abs(guest.actual - used - 100 * MiB) <= 5 * MiB + grain
+    assert abs(guest.actual - used - 100 * MiB) <= 7 * MiB + grain
 
 
 @given(
@@ -245,10 +246,26 @@ def test_passing_through_the_headroom_is_not_resting_there() -> None:
         said = stats(100 * MiB if tick == 0 else 90 * MiB)
         decision = governor.decide(tick * 0.02, size, size, said, 0.0)
         assert decision.action == "take"
-    size += 5 * MiB
-    governor.decide(1, size, size, stats(100 * MiB), 0.0)
-    # It says the same in the same second: at rest, it is there.
-    assert governor.decide(1.06, size, size, stats(100 * MiB), 0.06).action == "spent"
+    # It says the same again and again: at rest, it is there.
+    for tick in range(5):
+        governor.decide(2 + tick, size, size, stats(100 * MiB), 0.0)
+    assert governor.decide(6.06, size, size, stats(100 * MiB), 0.06).action == "spent"
+
+
+def test_a_guest_that_allocates_gets_what_it_may_come_to_use() -> None:
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    # 20 MiB more in every answer; 50 MiB above its headroom after the fourth.
+    for tick in range(5):
+        said = stats((230 - 20 * tick) * MiB)
+        decision = governor.decide(1 + tick / 25, 600 * MiB, 600 * MiB, said, 0.0)
+    assert decision.target == (600 - 50 + 80) * MiB
+    # With plenty left it can have what it wants, and give the rest.
+    governor = Governor(limits, 8 * GiB, 0, stats(6 * GiB))
+    for tick in range(5):
+        said = stats(6 * GiB - 20 * tick * MiB)
+        decision = governor.decide(1 + tick / 25, 8 * GiB, 8 * GiB, said, 0.0)
+    assert decision.target == (2048 + 100 + 80 + 80) * MiB
 
 
 @pytest.mark.parametrize(
