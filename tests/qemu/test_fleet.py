@@ -29,7 +29,7 @@ BUFFER = 64 * MiB  # a quarter of it, which the host holds on top
 SHORT = 500 * MiB  # what the host lacks at first
 HEADROOM = 128 * MiB
 # What a burst leaves of what its guest has available: it is in need, and lives.
-LEFT = 48 * MiB
+LEFT = 64 * MiB
 GUESTS: dict[str, dict[str, Any]] = {
     "rich": {"memory": GiB, "cache": 850 * MiB},
     "bursts": {"memory": GiB, "cache": 550 * MiB, "hog": 200 * MiB},
