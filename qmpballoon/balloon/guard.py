@@ -76,7 +76,7 @@ class Guard:
         floor: Bytes the guest never goes below, whatever it says. By default a
             32nd of its RAM, and at least 64 MiB.
         step: Bytes the target runs ahead of the balloon at most. By default
-            128 MiB, or a 64th of the RAM where that is more.
+            128 MiB, or a 32nd of the RAM where that is more.
         max_rate: Bytes a second to take at most.
         swap_rate: Bytes a second that the guest may swap out more than it did by
             itself. By default a 4096th of its RAM, and at least 1 MiB.
@@ -109,7 +109,7 @@ class Guard:
         return Limits(
             headroom=self._headroom(total),
             floor=max(64 * MiB, total // 32) if floor is None else floor,
-            step=max(128 * MiB, total // 64) if step is None else step,
+            step=max(128 * MiB, total // 32) if step is None else step,
             max_rate=self.max_rate,
             stale_after=self.stale_after,
             strain=StrainLimits.of(total, self.swap_rate, self.fault_rate),

@@ -28,9 +28,10 @@ KEPT: Final = "kept"
 """The mark of the sample from which on memory is kept."""
 
 # Bytes a second; few processes write more. What a guest has above half its headroom
-# lasts for so long, and it is looked at again before that is over.
+# lasts for so long, and it is looked at twice before that is over: what is seen is the
+# answer to the look before.
 _FASTEST_HOG: Final = GiB
-_SHORTEST: Final = 0.04  # seconds between two looks
+_SHORTEST: Final = 0.02  # seconds between two looks
 _LONGEST: Final = 1.0
 _STRAY: Final = 16 * MiB  # bytes above its target that a balloon does not go by itself
 
@@ -94,7 +95,7 @@ class Keeper:
     def pause(self, available: int | None) -> float:
         """Return for how many seconds the guest need not be looked at."""
         spare = (available or 0) - self._usual // 2
-        return min(max(spare / _FASTEST_HOG, _SHORTEST), _LONGEST)
+        return min(max(spare / 2 / _FASTEST_HOG, _SHORTEST), _LONGEST)
 
 
 async def keep(

@@ -43,7 +43,7 @@ _REASONS: Final = {
     "reached": "all that was to be taken was taken",
     "stalled": "the guest gives no more",
 }
-_TICK: Final = 0.25  # seconds between two samples while memory is given back
+_TICK: Final = 0.5  # seconds between two samples while memory is given back
 
 
 @frozen

@@ -32,8 +32,9 @@ CLEANUP: Final = 5.0
 """Seconds for putting things back on the way out."""
 
 _TICK: Final = 0.04  # seconds between two samples; more often costs the guest
+_SLOWER: Final = 1.5  # times
 _WATCHFUL: Final = 0.02  # where the guest may soon be in need
-_QUIET: Final = 0.25  # where it has more than a process could eat up meanwhile
+_QUIET: Final = 0.5  # where it has more than a process could eat up meanwhile
 _FASTEST_HOG: Final = 2 * GiB  # bytes a second that a process could
 _FASTEST: Final = 0.01  # seconds between two looks at the size alone, near the end
 _SLOWEST: Final = 0.25  # and far from it
@@ -80,6 +81,7 @@ async def squeeze(
     monitor = balloon.monitor
     deadline = monitor.now() + timeout
     reason, mark, held_up_at = "", None, 0
+    pause = _TICK
     while monitor.now() < deadline:
         sample = await sampler.take(mark)
         phase = tracker.observe(monitor.now(), sample.actual)
@@ -96,6 +98,7 @@ async def squeeze(
         elif tracker.nearest < held_up_at:
             reason = ""
         yielding = persist and decision.action == "trouble"
+        arrived = balloon.target is not None and sample.actual <= balloon.target
         if decision.action != "take" and not yielding:
             return Squeezed(decision.action, reason)
         if phase == "stalled":
@@ -103,27 +106,25 @@ async def squeeze(
         # Another client may have set its own before the guest ever moved.
         if decision.target != balloon.target or phase == "waiting":
             await balloon.set_target(decision.target)
-        ahead = sample.actual - decision.target
-        pause = _until_next(sample, governor, tracker, ahead)
+        # Where it waits for us it could go faster than it is seen to.
+        pause = pause / 2 if arrived else pause * _SLOWER
+        pause = min(pause, _longest(sample, governor))
+        # Back before what it was asked for is done.
+        if tracker.rate > 0 and (ahead := sample.actual - decision.target) > 0:
+            pause = min(pause, ahead / 2 / tracker.rate)
+        pause = max(pause, _WATCHFUL)
         # What a guest has not answered yet holds the next step up.
-        await monitor.sleep(min(pause, _TICK) if sampler.silence > 0 else pause)
+        pause_now = min(pause, _TICK) if sampler.silence > 0 else pause
+        await monitor.sleep(min(pause_now, deadline - monitor.now()))
     return Squeezed("timed-out", reason)
 
 
-def _until_next(
-    sample: Sample, governor: Governor, tracker: Tracker, ahead: int
-) -> float:
-    """Return for how long to look away, in seconds.
-
-    The poorer the guest the shorter; and back before what it was asked for is done.
-    """
+def _longest(sample: Sample, governor: Governor) -> float:
+    """Return for how long to look away at most, in seconds; of a poor guest briefly."""
     spare = (sample.available or 0) - governor.watchful
     if sample.available is not None and spare < 0:
         return _WATCHFUL
-    pause = min(max(spare / _FASTEST_HOG, _TICK), _QUIET)
-    if tracker.rate > 0 and ahead > 0:
-        pause = min(pause, max(ahead / 2 / tracker.rate, _WATCHFUL))
-    return pause
+    return min(max(spare / _FASTEST_HOG, _TICK), _QUIET)
 
 
 async def follow(

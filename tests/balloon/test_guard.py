@@ -369,8 +369,8 @@ def test_what_is_less_than_a_page_is_nothing() -> None:
     ("total", "headroom", "floor", "step"),
     [
         (512 * MiB, 74 * MiB, 64 * MiB, 128 * MiB),
-        (16 * GiB, 392 * MiB, 512 * MiB, 256 * MiB),
-        (512 * GiB, 10_550 * MiB, 16 * GiB, 8 * GiB),
+        (16 * GiB, 392 * MiB, 512 * MiB, 512 * MiB),
+        (512 * GiB, 10_550 * MiB, 16 * GiB, 16 * GiB),
     ],
 )
 def test_defaults_fit_small_and_large_guests(

@@ -277,7 +277,7 @@ def test_a_burst_gets_its_memory(memory: int, begins: float, seconds: int) -> No
 
 def test_trouble_stops_it_and_gives_back_at_once_even_if_it_was_to_hold() -> None:
     # When it has little more than its headroom, and is not watched for a moment.
-    burst = (WorkloadStep(BOOTED + 3 * SECOND, 150 * MiB),)
+    burst = (WorkloadStep(BOOTED + 2800 * SECOND // 1000, 150 * MiB),)
     guest = GuestConfig(workload=burst, inflate_rate=GiB, reclaim_rate=GiB)
     machine = make_machine(guest, memory=2 * GiB)
     report = reclaim(machine, hold=True, guard=Guard(max_rate=600 * MiB))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
+from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.resize import HEADROOM, ResizeResult
 from qmpballoon.balloon.tracker import PAGE, StallLimits
 from qmpballoon.errors import (
@@ -168,7 +169,7 @@ def test_a_deadline_is_for_all_of_it() -> None:
     assert left_alone(machine) == result.actual
 
 
-@pytest.mark.parametrize("timeout", [0.22, 0.24, 0.25, 0.26, 0.28])
+@pytest.mark.parametrize("timeout", [0.26, 0.28, 0.3, 0.32, 0.34])
 def test_a_guest_in_need_when_time_is_up_gets_its_headroom(timeout: float) -> None:
     burst = WorkloadStep(at=BOOTED + SECOND // 4, delta=300 * MiB)
     guest = GuestConfig(used=450 * MiB, cache=0, workload=(burst,))
@@ -179,6 +180,15 @@ def test_a_guest_in_need_when_time_is_up_gets_its_headroom(timeout: float) -> No
     # Within the governor's own slack.
     assert machine.guest.memory.available >= HEADROOM - 4 * MiB
     assert machine.guest.oom_kills == 0
+
+
+@pytest.mark.parametrize("timeout", [0.1, 0.22, 0.5, 1.3])
+def test_it_takes_no_longer_than_it_may(timeout: float) -> None:
+    machine = make_machine(memory=16 * GiB)
+    start = machine.now
+    result, _ = resize(machine, GiB, timeout=timeout, on_stall="settle")
+    assert result.outcome == "timed-out"
+    assert machine.now - start < (timeout + 0.05) * SECOND
 
 
 @pytest.mark.parametrize("headroom", [HEADROOM, None])
@@ -289,8 +299,10 @@ def test_the_step_ahead_is_all_that_is_taken_unwatched() -> None:
     machine = make_machine(memory=8 * GiB)
     _, balloon = resize(machine, GiB)
     targets = monitor_of(balloon).targets()
-    assert targets[0] == 8 * GiB - 128 * MiB
-    assert all(one - two <= 256 * MiB for one, two in pairwise(targets))
+    step = Guard().limits(8 * GiB).step
+    assert step is not None
+    assert targets[0] == 8 * GiB - step
+    assert all(one - two <= 2 * step for one, two in pairwise(targets))
 
 
 def test_an_old_qemu_without_a_total_will_do() -> None:
