@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, Literal
 
-from attrs import frozen
+from attrs import define, frozen
 
 from qmpballoon.sizes import GiB
 
@@ -81,7 +81,7 @@ async def squeeze(
     monitor = balloon.monitor
     deadline = monitor.now() + timeout
     reason, mark, held_up_at = "", None, 0
-    pause = _TICK
+    pace = _Pace(governor, tracker)
     while monitor.now() < deadline:
         sample = await sampler.take(mark)
         phase = tracker.observe(monitor.now(), sample.actual)
@@ -106,25 +106,44 @@ async def squeeze(
         # Another client may have set its own before the guest ever moved.
         if decision.target != balloon.target or phase == "waiting":
             await balloon.set_target(decision.target)
-        # Where it waits for us it could go faster than it is seen to.
-        pause = pause / 2 if arrived else pause * _SLOWER
-        pause = min(pause, _longest(sample, governor))
-        # Back before what it was asked for is done.
-        if tracker.rate > 0 and (ahead := sample.actual - decision.target) > 0:
-            pause = min(pause, ahead / 2 / tracker.rate)
-        pause = max(pause, _WATCHFUL)
+        pause = pace.next(sample, decision.target, arrived=arrived)
         # What a guest has not answered yet holds the next step up.
         pause_now = min(pause, _TICK) if sampler.silence > 0 else pause
         await monitor.sleep(min(pause_now, deadline - monitor.now()))
     return Squeezed("timed-out", reason)
 
 
-def _longest(sample: Sample, governor: Governor) -> float:
-    """Return for how long to look away at most, in seconds; of a poor guest briefly."""
-    spare = (sample.available or 0) - governor.watchful
-    if sample.available is not None and spare < 0:
-        return _WATCHFUL
-    return min(max(spare / _FASTEST_HOG, _TICK), _QUIET)
+@define
+class _Pace:
+    """For how long to look away from a guest: the less, the poorer or quicker it is."""
+
+    _governor: Governor
+    _tracker: Tracker
+    _pause: float = _TICK
+
+    def next(self, sample: Sample, target: int, *, arrived: bool) -> float:
+        """Return for how many seconds.
+
+        Args:
+            sample: What was seen.
+            target: Bytes that the guest is to have now.
+            arrived: Whether it was where it was told to go before.
+        """
+        # Where it waits for us it could go faster than it is seen to.
+        pause = self._pause / 2 if arrived else self._pause * _SLOWER
+        pause = min(pause, self._longest(sample.available))
+        # Back before what it was asked for is done.
+        ahead, rate = sample.actual - target, self._tracker.rate
+        if rate > 0 and ahead > 0:
+            pause = min(pause, ahead / 2 / rate)
+        self._pause = max(pause, _WATCHFUL)
+        return self._pause
+
+    def _longest(self, available: int | None) -> float:
+        if available is None:
+            return _TICK
+        spare = available - self._governor.watchful
+        return min(max(spare / _FASTEST_HOG, _TICK), _QUIET) if spare > 0 else _WATCHFUL
 
 
 async def follow(
