@@ -69,10 +69,7 @@ async def find_balloon_asyncio(
     Cancellation: at once, with no effect.
     """
     monitor = AsyncioLibvirtMonitor(domain, command_timeout=command_timeout)
-    monitor.pid = await find_pid(domain, monitor)
-    return await find.find_balloon(
-        monitor, resident=monitor.resident, wall_clock=wall_clock
-    )
+    return await _find(domain, monitor, wall_clock)
 
 
 async def find_balloon_trio(
@@ -88,6 +85,14 @@ async def find_balloon_trio(
     Cancellation: at once, with no effect.
     """
     monitor = TrioLibvirtMonitor(domain, command_timeout=command_timeout)
+    return await _find(domain, monitor, wall_clock)
+
+
+async def _find(
+    domain: Domain,
+    monitor: AsyncioLibvirtMonitor | TrioLibvirtMonitor,
+    wall_clock: Callable[[], float],
+) -> Balloon:
     monitor.pid = await find_pid(domain, monitor)
     return await find.find_balloon(
         monitor, resident=monitor.resident, wall_clock=wall_clock
