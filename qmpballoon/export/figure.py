@@ -129,8 +129,8 @@ def _draw_lines(axes: Axes, samples: list[Sample], unit: int) -> None:
                 color=line.colour,
                 linewidth=line.width,
                 linestyle=line.style,
-                # A target is set at a moment; everything else moves.
-                # A sample's target is in force since the sample before.
+                # A target is set at a moment, right behind the sample before;
+                # everything else moves.
                 drawstyle="steps-pre" if line.name == "target" else "default",
                 solid_capstyle="round",
             )

@@ -10,7 +10,7 @@ from typing import Final
 
 from attrs import frozen
 
-__all__ = ["STEP", "Host", "Member"]
+__all__ = ["AHEAD", "STEP", "Host", "Member"]
 
 STEP: Final = 8
 """RAM through this is what a guest gives in one plan at most."""
