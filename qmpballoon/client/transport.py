@@ -131,17 +131,24 @@ class StreamTransport:
         self._stream = stream
         self._backlog = bytearray()
         self._flushing = False
+        self._idle = trio.lowlevel.ParkingLot()
 
     def write(self, data: bytes) -> bool:
         """Send without waiting; tell whether :meth:`flush` has to be run."""
         self._backlog += data
+        self._idle.unpark()
         start, self._flushing = not self._flushing, True
         return start
 
     async def flush(self) -> None:
-        """Send what :meth:`write` could not. A broken connection ends it."""
+        """Send what :meth:`write` is given, from now on. A broken connection ends it.
+
+        It stays: a task for each message would take as long as the message does.
+        """
         try:
-            while self._backlog:
+            while True:
+                while not self._backlog:
+                    await self._idle.park()
                 data = bytes(self._backlog)
                 self._backlog.clear()
                 await self._stream.send_all(data)

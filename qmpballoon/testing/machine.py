@@ -8,7 +8,7 @@ of nanoseconds that the caller moves on::
     monitor.receive(b'{"execute": "qmp_capabilities"}')
     monitor.output()                      # the greeting and the reply
     machine.advance(machine.now + 5 * SECOND)
-    machine.next_event_time()             # nothing happens by itself before then
+    machine.next_word_time()              # nothing is said by itself before then
 
 The same machine, driven by the same calls at the same times, says the same bytes.
 How often it is advanced in between makes no difference.
@@ -212,26 +212,34 @@ class Machine:
         Nothing is said to any client before then, and no statistic changes that
         the guest has told.
         """
+        times = [self.guest.next_event_time(), self._answer_at]
+        if self.device:
+            times.append(self.device.poll_at)
+        return self._earliest(times)
+
+    def next_word_time(self) -> int | None:
+        """Return until when nothing is said to any client by itself; None: for good.
+
+        Much goes on in a guest without a word: of its balloon there is one a second at
+        most, and its statistics have to be asked for. So this is looked up in a
+        fraction of the time of :meth:`next_event_time`, and later.
+        """
+        return self._earliest([])
+
+    def _earliest(self, guest_times: list[int | None]) -> int | None:
+        """Return the first of the times of words and of others on the guest's clock."""
         if self.ended:
             return None
         times = [s.due for s in self._sessions]
         times.append(self._throttle.due)
         if self.running:
-            offset = self.now - self.guest.now
-            times += [t + offset for t in self._guest_times() if t is not None]
+            guest, offset = self.guest, self.now - self.guest.now
+            guest_times += [dimm.leaves_at for dimm in self.dimms.values()]
+            if self._throttle.is_open:
+                guest_times += [guest.next_event_time(), guest.next_step_time()]
+            times += [t + offset for t in guest_times if t is not None]
         known = [t for t in times if t is not None]
         return max(self.now, min(known)) if known else None
-
-    def _guest_times(self) -> list[int | None]:
-        """Return the times on the guest's clock at which something happens."""
-        guest = self.guest
-        times = [guest.next_event_time(), self._answer_at]
-        if self.device:
-            times.append(self.device.poll_at)
-        if self._throttle.is_open:
-            times.append(guest.next_step_time())
-        times += [dimm.leaves_at for dimm in self.dimms.values()]
-        return times
 
     def advance(self, to: int) -> None:
         """Let time pass until ``to``, and everything happen that happens by then.

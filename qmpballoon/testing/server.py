@@ -64,14 +64,12 @@ class FakeQemu:
     """A simulated machine and the clients on its monitor; see :func:`open_fake`.
 
     Attributes:
-        machine: May be looked at, and be done things to, at any time; call
-            :meth:`touch` afterwards.
         faults: What goes wrong with it.
         ended: Set when QEMU has quit.
     """
 
     def __init__(self, machine: Machine, faults: FaultPlan = NO_FAULTS) -> None:
-        self.machine = machine
+        self._machine = machine
         self.faults = faults
         machine.reply_delay = machine.reply_delay or faults.reply_delay
         machine.event_delay = faults.event_delay
@@ -89,11 +87,20 @@ class FakeQemu:
             math.inf
         )
 
+    @property
+    def machine(self) -> Machine:
+        """The machine as it is now.
+
+        It may be looked at, and be done things to; call :meth:`touch` afterwards.
+        """
+        self._advance()
+        return self._machine
+
     # Time
 
     async def run(self) -> None:
-        """Let the machine live: whatever happens by itself happens in here."""
-        while not self.machine.ended:
+        """Let the machine live: what it says by itself is said from in here."""
+        while not self._machine.ended:
             await self._thaw()
             self._alarm = trio.CancelScope()
             self._set_alarm()
@@ -113,15 +120,15 @@ class FakeQemu:
             for at, action in happenings(self.faults):
                 await trio.sleep_until(self._to_clock(at))
                 await self._thaw()
-                if not self.machine.ended:
+                if not self._machine.ended:
                     self._advance(at)
-                    action(self.machine)
+                    action(self._machine)
                     self.touch()
 
     async def _freeze(self, at: int) -> None:
         """Stop QEMU's process for a while: the world goes on without it."""
         await trio.sleep_until(self._to_clock(at))
-        if self.machine.ended:
+        if self._machine.ended:
             return
         self._advance(at)
         self._frozen = True
@@ -130,7 +137,7 @@ class FakeQemu:
         await trio.sleep(duration / SECOND)
         self._frozen = False
         self._origin += duration / SECOND
-        self.machine.sleep(duration)
+        self._machine.sleep(duration)
         self._wake()
 
     async def _thaw(self) -> None:
@@ -140,18 +147,25 @@ class FakeQemu:
 
     def touch(self) -> None:
         """Bring the machine up to now, and its clients what comes of that."""
-        self._advance(self.machine.now)
-        self.machine.settle()
+        self._advance()
+        self._machine.advance(self._machine.now)  # if something is due by now
+        self._machine.settle()
         self._wake()
 
     def _to_clock(self, time: int | None) -> float:
         return math.inf if time is None else self._origin + time / SECOND
 
-    def _advance(self, at_least: int) -> None:
+    def _advance(self, at_least: int = 0) -> None:
         """Let the machine live up to now; :meth:`_wake` tells who waits."""
+        machine = self._machine
+        if self._frozen:
+            return
         # Seconds are floating-point: a timer that has fired may look early.
         now = round((trio.current_time() - self._origin) * SECOND)
-        self.machine.advance(max(now, at_least))
+        now = max(now, at_least, machine.now)
+        # Many a command comes at the time of the last: all is done by then.
+        if now > machine.now or (self._due is not None and self._due <= now):
+            machine.advance(now)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -159,9 +173,9 @@ class FakeQemu:
         self._set_alarm()
 
     def _set_alarm(self) -> None:
-        """Wake :meth:`run` when something happens by itself, and not before."""
-        machine = self.machine
-        self._due = None if self._frozen else machine.next_event_time()
+        """Wake :meth:`run` when something is said by itself, and not before."""
+        machine = self._machine
+        self._due = None if self._frozen else machine.next_word_time()
         deadline = -math.inf if machine.ended else self._to_clock(self._due)
         if deadline != self._alarm.deadline:
             self._alarm.deadline = deadline
@@ -188,20 +202,20 @@ class FakeQemu:
         Cancellation: closes the stream, in the middle of a message if need be.
         """
         async with stream, self._monitor:
-            if not self.machine.ended:
+            if not self._machine.ended:
                 await self._serve_session(stream)
 
     async def _serve_session(self, stream: trio.abc.Stream) -> None:
         await self._thaw()
-        self._advance(self.machine.now)
-        session = self.machine.connect()
+        self._advance()
+        session = self._machine.connect()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, stream, session, nursery.cancel_scope)
                 await self._write(stream, session)
                 nursery.cancel_scope.cancel()
         finally:
-            self.machine.disconnect(session)
+            self._machine.disconnect(session)
 
     async def _read(
         self, stream: trio.abc.Stream, session: Session, scope: trio.CancelScope
@@ -210,7 +224,7 @@ class FakeQemu:
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await stream.receive_some(_READ_SIZE):
                 await self._thaw()
-                self._advance(self.machine.now)
+                self._advance()
                 session.receive(bytes(data))
                 self._wake()
                 while not session.reading:
@@ -254,12 +268,12 @@ class FakeQemu:
 
     async def _accept(self, listener: trio.socket.SocketType) -> None:
         """Accept one client after the other; the others wait in the backlog."""
-        while not self.machine.ended:
+        while not self._machine.ended:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cancel_when_ended, nursery.cancel_scope)
                 accepted, _ = await listener.accept()
                 nursery.cancel_scope.cancel()
-            if not self.machine.ended:
+            if not self._machine.ended:
                 await self.serve(trio.SocketStream(accepted))
 
     async def _cancel_when_ended(self, scope: trio.CancelScope) -> None:
@@ -278,8 +292,8 @@ def _stream_pair() -> tuple[_End, _End]:
 class _End(trio.abc.Stream):
     """One end of a connection in memory.
 
-    It does what those of :mod:`trio.testing` do, in two turns of the scheduler for
-    each message, where those take five; most of the time of a world goes into turns.
+    It does what those of :mod:`trio.testing` do, in one turn of the scheduler for each
+    message, where those take five; most of the time of a world goes into turns.
     """
 
     _outgoing: trio.MemorySendChannel[bytes]
@@ -287,8 +301,8 @@ class _End(trio.abc.Stream):
     _left: bytes = field(init=False, default=b"")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes; there is always room for them."""
-        await trio.lowlevel.checkpoint()
+        """Send bytes; there is always room for them, so no other task has its turn."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         if data:
             self._outgoing.send_nowait(bytes(data))
 
