@@ -47,12 +47,7 @@ def machine() -> None:
 
 async def reclaim(fake: FakeQemu) -> None:
     """Let the guard take what it can and give it back, looking all the time."""
-    machine = fake.machine
-
-    def wall_clock() -> float:
-        return (machine.config.epoch + machine.now) / SECOND
-
-    async with open_balloon(fake.connect(), wall_clock=wall_clock) as balloon:
+    async with open_balloon(fake.connect(), wall_clock=fake.wall_clock) as balloon:
         await balloon.reclaim()
 
 

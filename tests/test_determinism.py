@@ -88,9 +88,8 @@ class Tap(trio.abc.Stream):
         await self.inner.aclose()
 
 async def main(fake):
-    machine = fake.machine
-    clock = lambda: (machine.config.epoch + machine.now) / SECOND
-    async with open_balloon(Tap(fake.connect()), wall_clock=clock) as balloon:
+    stream = Tap(fake.connect())
+    async with open_balloon(stream, wall_clock=fake.wall_clock) as balloon:
         report = await balloon.reclaim()
     print(report.to_json())
 

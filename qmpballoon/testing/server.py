@@ -75,7 +75,7 @@ class FakeQemu:
         machine.event_delay = faults.event_delay
         machine.event_copies = faults.event_copies
         self.ended: trio.Event = trio.Event()
-        self._origin = trio.current_time() - machine.now / SECOND
+        self._origin = self._began = trio.current_time() - machine.now / SECOND
         self._changed = trio.Event()
         self._frozen = False
         self._due: int | None = None
@@ -97,6 +97,10 @@ class FakeQemu:
         return self._machine
 
     # Time
+
+    def wall_clock(self) -> float:
+        """Return the host's time in seconds since the epoch, whatever QEMU does."""
+        return self._machine.config.epoch / SECOND + trio.current_time() - self._began
 
     async def run(self) -> None:
         """Let the machine live: what it says by itself is said from in here."""

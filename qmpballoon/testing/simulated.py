@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import frozen
 
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan
-from qmpballoon.testing.machine import SECOND, Machine, MachineConfig
+from qmpballoon.testing.machine import Machine, MachineConfig
 from qmpballoon.testing.profiles import profile
 from qmpballoon.testing.server import FakeQemu, open_fake
 from qmpballoon.testing.world import run_world
@@ -53,8 +53,7 @@ class SimulatedVm:
 
     def wall_clock(self) -> float:
         """Return the world's time in seconds since the epoch."""
-        machine = self.fake.machine
-        return (machine.config.epoch + machine.now) / SECOND
+        return self.fake.wall_clock()
 
     def do(self, action: Callable[[Machine], T]) -> T:
         """Look at the machine, or do something to it, and return what came of it.

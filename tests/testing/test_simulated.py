@@ -55,6 +55,35 @@ def test_the_wall_clock_is_the_worlds() -> None:
     assert 0 <= age < 2
 
 
+def test_the_wall_clock_goes_on_while_qemu_is_frozen_and_when_it_is_gone() -> None:
+    config = MachineConfig(epoch=1_000 * SECOND)
+    plan = FaultPlan(
+        freeze_at=10 * SECOND, freeze_for=20 * SECOND, kill_at=40 * SECOND
+    )
+
+    async def main(vm: SimulatedVm) -> list[float]:
+        times = []
+        for at in (5, 15, 35, 65):
+            await trio.sleep_until(at)
+            times.append(vm.wall_clock())
+        return times
+
+    assert simulate(main, config, faults=plan) == [1005, 1015, 1035, 1065]
+
+
+def test_a_guests_answer_after_a_freeze_is_of_now() -> None:
+    plan = FaultPlan(freeze_at=10 * SECOND, freeze_for=20 * SECOND)
+
+    async def main(vm: SimulatedVm) -> float | None:
+        await trio.sleep(50)
+        async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
+            return (await balloon.refresh_stats()).age
+
+    age = simulate(main, faults=plan)
+    assert age is not None
+    assert 0 <= age < 2
+
+
 def test_something_can_be_done_to_a_vm() -> None:
     async def main(vm: SimulatedVm) -> bool:
         async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
