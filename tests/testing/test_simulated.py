@@ -57,9 +57,7 @@ def test_the_wall_clock_is_the_worlds() -> None:
 
 def test_the_wall_clock_goes_on_while_qemu_is_frozen_and_when_it_is_gone() -> None:
     config = MachineConfig(epoch=1_000 * SECOND)
-    plan = FaultPlan(
-        freeze_at=10 * SECOND, freeze_for=20 * SECOND, kill_at=40 * SECOND
-    )
+    plan = FaultPlan(freeze_at=10 * SECOND, freeze_for=20 * SECOND, kill_at=40 * SECOND)
 
     async def main(vm: SimulatedVm) -> list[float]:
         times = []

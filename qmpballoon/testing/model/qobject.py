@@ -60,7 +60,8 @@ def _layout(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
     Within a bucket the youngest comes first.
     """
-    ordered = sorted(reversed(names), key=_bucket)
+    youngest_first = names[::-1]
+    ordered = sorted(youngest_first, key=_bucket)
     return tuple(
         (name, f"{', ' if i else ''}{_quoted(name)}: ")
         for i, name in enumerate(ordered)
