@@ -51,10 +51,16 @@ class Client:
         machine = self.machine
         until = machine.now + duration
         while (event := machine.next_event_time()) is not None and event <= until:
-            machine.advance(event)
-            self.read()
-        machine.advance(until)
+            self._advance(event)
+        self._advance(until)
+
+    def _advance(self, to: int) -> None:
+        """Let time pass; whatever is said in it was to be looked for by then."""
         self.read()
+        known, word = len(self.raw), self.machine.next_word_time()
+        self.machine.advance(to)
+        self.read()
+        assert len(self.raw) == known or (word is not None and word <= to)
 
     def stats(self) -> dict[str, int]:
         """Return the last sample."""
