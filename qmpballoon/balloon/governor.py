@@ -170,19 +170,12 @@ class Governor:
             first_goal = max(self.bottom, min(basis - unused, actual))
             return self._take(max(goal, first_goal), seconds, actual)
         if goal > self.bottom:
-            if self._arrived_since(actual, basis) and abs(goal - actual) < self._near:
-                # What it says is of before.
-                return self._wait(seconds, actual, self._keeps(available))
             return self._approach(goal, seconds, actual, self._keeps(available))
         # Near it is not there: what still moves will come nearer.
         is_near = abs(self.bottom - actual) < LARGEST_PAGE and actual == basis
         if is_near and self._target == self.bottom:
             return Decision("reached", actual)
         return self._take(self.bottom, seconds, actual)
-
-    def _arrived_since(self, actual: int, basis: int) -> bool:
-        """Tell whether the balloon was still on its way when the guest was asked."""
-        return abs(self._target - actual) < _UNIT <= abs(basis - actual)
 
     def _usual(self, first: GuestStats) -> int:
         """Return the headroom; less for a guest that had less from the start.
