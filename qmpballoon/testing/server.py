@@ -272,17 +272,17 @@ class FakeQemu:
 
     async def _accept(self, listener: trio.socket.SocketType) -> None:
         """Accept one client after the other; the others wait in the backlog."""
-        while not self._machine.ended:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cancel_when_ended, nursery.cancel_scope)
-                accepted, _ = await listener.accept()
-                nursery.cancel_scope.cancel()
-            if not self._machine.ended:
-                await self.serve(trio.SocketStream(accepted))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_when_ended, listener)
+            with contextlib.suppress(trio.ClosedResourceError):
+                while not self._machine.ended:
+                    # Nothing in between: a client must not be lost by a cancellation.
+                    accepted, _ = await listener.accept()
+                    await self.serve(trio.SocketStream(accepted))
 
-    async def _cancel_when_ended(self, scope: trio.CancelScope) -> None:
+    async def _close_when_ended(self, listener: trio.socket.SocketType) -> None:
         await self.ended.wait()
-        scope.cancel()
+        listener.close()
 
 
 def _stream_pair() -> tuple[_End, _End]:

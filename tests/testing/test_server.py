@@ -8,7 +8,7 @@ import json
 import socket
 import stat
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -229,6 +229,25 @@ async def test_listening_ends_when_qemu_quits(tmp_path: Path) -> None:
         async with open_monitor(str(path)) as monitor:
             await monitor.execute("quit")
     assert not path.exists()
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_client_that_comes_as_it_ends_is_not_left_open(
+    tmp_path: Path, turns: int
+) -> None:
+    path = tmp_path / "qmp"
+    async with open_fake() as fake, trio.open_nursery() as nursery:
+        await nursery.start(fake.listen, path)
+        async with await trio.open_unix_socket(path) as client:
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+            with (
+                trio.fail_after(5, shield=True),
+                suppress(trio.BrokenResourceError),
+            ):
+                while await client.receive_some():
+                    pass
 
 
 @pytest.fixture
