@@ -1,9 +1,9 @@
 """Running a subcommand on trio until it is done, or a signal says to end.
 
-SIGINT and SIGTERM cancel the subcommand, so that every ``finally`` of the library
-runs: what was taken from a guest is given back before the process exits. A second
-signal changes nothing. All that runs then has deadlines of its own, a few seconds
-each.
+SIGINT, SIGTERM and SIGHUP (the terminal was closed) cancel the subcommand, so that
+every ``finally`` of the library runs: what was taken from a guest is given back before
+the process exits. A second signal changes nothing. All that runs then has deadlines of
+its own, a few seconds each.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
             received.append(number)
             nursery.cancel_scope.cancel()
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_ending()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, signals)
             try:
@@ -62,6 +62,15 @@ async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
     if failures:
         raise failures[0]
     return results[0]
+
+
+def _ending() -> list[signal.Signals]:
+    """Name the signals that ask us to end."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # Ignored, it is nohup's word that we are to outlive the terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 @asynccontextmanager

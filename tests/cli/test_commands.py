@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from command import run, serve, start
+from command import PROGRAM, run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, WorkloadStep
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
     from pathlib import Path
 
@@ -266,7 +266,7 @@ async def test_watch_ends_with_whoever_reads_it(socket_path: Path) -> None:
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_an_interrupted_reclaim_gives_back(
     socket_path: Path, number: signal.Signals
 ) -> None:
@@ -277,6 +277,19 @@ async def test_an_interrupted_reclaim_gives_back(
         assert await command.process.wait() == 128 + number
         assert "its memory back" in await command.said()
         await until(lambda: actual(machine) == machine.config.memory)
+
+
+async def test_a_reclaim_under_nohup_goes_on(socket_path: Path) -> None:
+    arguments = ["reclaim", str(socket_path), "--max-rate", "1G"]
+    async with serve(socket_path) as machine:
+        process = await trio.lowlevel.open_process(
+            ["nohup", *PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        await until(lambda: actual(machine) < machine.config.memory)
+        process.send_signal(signal.SIGHUP)
+        assert await process.wait() == 0
 
 
 async def test_an_interrupted_resize_stays_where_it_is(socket_path: Path) -> None:
