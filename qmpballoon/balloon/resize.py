@@ -23,11 +23,17 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from attrs import asdict, define, evolve, frozen
 
-from qmpballoon.balloon.diagnosis import explain, gather, inhibited
+from qmpballoon.balloon.diagnosis import explain, gather, inhibited, outdated
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.guard import Guard, Limits
 from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, squeeze
-from qmpballoon.balloon.tracker import PAGE, Phase, StallLimits, Tracker
+from qmpballoon.balloon.tracker import (
+    LARGEST_PAGE,
+    PAGE,
+    Phase,
+    StallLimits,
+    Tracker,
+)
 from qmpballoon.checks import require_seconds, require_size
 from qmpballoon.errors import BalloonStalled, QmpBalloonError, UnsafeTarget
 from qmpballoon.sizes import MiB, format_size
@@ -137,10 +143,17 @@ async def resize(
         if end.ending == "reached":
             return run.result(target, "reached", run.doubt())
         after = await gather(balloon)
+        is_outdated = outdated(run.tracker, before, after) is not None
+        if is_outdated and end.ending == "stalled":
+            end = await run.rouse(on_progress, deadline)
+            if end.ending == "reached":
+                return run.result(target, "reached")
         diagnosis = explain(run.tracker, before, after, end)
-        if on_stall == "rollback":
-            return await run.roll_back(target, diagnosis)
-        await run.settle(after)
+        # To the size of which QEMU knows, such a guest would have to shrink.
+        if not is_outdated:
+            if on_stall == "rollback":
+                return await run.roll_back(target, diagnosis)
+            await run.settle(after)
     except BaseException:
         await _leave_in_peace(balloon, run.tracker.actual)
         raise
@@ -199,6 +212,18 @@ class _Run:
         known = self.before.answers and stats.reclaimable is not None
         return Governor(
             limits, tracker.actual, tracker.target, stats if known else None
+        )
+
+    async def rouse(
+        self, on_progress: Callable[[Progress], None] | None, deadline: float
+    ) -> Squeezed:
+        """Have a driver that found nothing to do tell the size: give it a little."""
+        balloon, monitor, goal = self.balloon, self.balloon.monitor, self.tracker.target
+        await balloon.set_target(goal - LARGEST_PAGE)
+        little = Tracker(goal - LARGEST_PAGE, self.tracker.actual, monitor.now())
+        await follow(balloon, little, timeout=deadline - monitor.now())
+        return await self.move(
+            self.tracker, on_progress, timeout=deadline - monitor.now()
         )
 
     def doubt(self) -> Diagnosis | None:
@@ -285,7 +310,8 @@ def _check(
 ) -> None:
     require_size(target, "target", minimum=1)
     require_size(floor, "floor")
-    require_size(headroom or 0, "headroom")
+    if headroom is not None:
+        require_size(headroom, "headroom")
     require_seconds(timeout, "timeout")
     if on_stall not in get_args(OnStall):
         choices = ", ".join(get_args(OnStall))
