@@ -26,14 +26,8 @@ from attrs import asdict, define, evolve, frozen
 from qmpballoon.balloon.diagnosis import explain, gather, inhibited, outdated
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.guard import Guard, Limits
-from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, squeeze
-from qmpballoon.balloon.tracker import (
-    LARGEST_PAGE,
-    PAGE,
-    Phase,
-    StallLimits,
-    Tracker,
-)
+from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, rouse, squeeze
+from qmpballoon.balloon.tracker import PAGE, Phase, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
 from qmpballoon.errors import BalloonStalled, QmpBalloonError, UnsafeTarget
 from qmpballoon.sizes import MiB, format_size
@@ -145,7 +139,10 @@ async def resize(
         after = await gather(balloon)
         is_outdated = outdated(run.tracker, before, after) is not None
         if is_outdated and end.ending == "stalled":
-            end = await run.rouse(on_progress, deadline)
+            left = deadline - balloon.monitor.now()
+            await rouse(balloon, goal, run.tracker.actual, timeout=left)
+            left = deadline - balloon.monitor.now()
+            end = await run.move(run.tracker, on_progress, timeout=left)
             if end.ending == "reached":
                 return run.result(target, "reached")
         diagnosis = explain(run.tracker, before, after, end)
@@ -212,18 +209,6 @@ class _Run:
         known = self.before.answers and stats.reclaimable is not None
         return Governor(
             limits, tracker.actual, tracker.target, stats if known else None
-        )
-
-    async def rouse(
-        self, on_progress: Callable[[Progress], None] | None, deadline: float
-    ) -> Squeezed:
-        """Have a driver that found nothing to do tell the size: give it a little."""
-        balloon, monitor, goal = self.balloon, self.balloon.monitor, self.tracker.target
-        await balloon.set_target(goal - LARGEST_PAGE)
-        little = Tracker(goal - LARGEST_PAGE, self.tracker.actual, monitor.now())
-        await follow(balloon, little, timeout=deadline - monitor.now())
-        return await self.move(
-            self.tracker, on_progress, timeout=deadline - monitor.now()
         )
 
     def doubt(self) -> Diagnosis | None:
