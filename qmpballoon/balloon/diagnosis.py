@@ -188,8 +188,8 @@ def outdated(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None
 
     A driver that finds nothing to do when it comes up tells QEMU nothing. So where the
     balloon was called off before that, QEMU goes on with what the last driver said. A
-    Windows guest counts what is in its balloon: one that does not grow is suspected
-    wrongly.
+    Windows guest, and a Linux one with deflate-on-oom, counts what is in its balloon:
+    one that does not grow is suspected wrongly, which does it no harm.
     """
     has = after.stats.total or 0
     grows = tracker.target > tracker.before == tracker.actual

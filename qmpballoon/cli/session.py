@@ -55,13 +55,20 @@ async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
             try:
                 results.append(await main())
             except Exception as error:  # noqa: BLE001 - a nursery would wrap it
-                failures.append(error)
+                failures.append(_alone(error))
             nursery.cancel_scope.cancel()
     if received and not results:
         raise output.Interrupted(received[0])
     if failures:
         raise failures[0]
     return results[0]
+
+
+def _alone(error: Exception) -> Exception:
+    """Take an exception out of the groups that nurseries have put it into alone."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        (error,) = error.exceptions
+    return error
 
 
 def _ending() -> list[signal.Signals]:

@@ -304,6 +304,16 @@ async def test_watch_ends_with_whoever_reads_it(socket_path: Path) -> None:
         assert await command.process.wait() == 128 + signal.SIGPIPE
 
 
+async def test_a_demo_ends_with_whoever_reads_it() -> None:
+    async with start(
+        "demo", "--simulated", "--memory", "512M", "--cache", "64M"
+    ) as demo:
+        await demo.stdout.receive_some()
+        await demo.stdout.aclose()
+        assert await demo.process.wait() == 128 + signal.SIGPIPE
+        assert await demo.said() == ""
+
+
 # Signals
 
 
