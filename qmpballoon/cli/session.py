@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import trio
 
@@ -66,9 +66,10 @@ async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
 
 def _alone(error: Exception) -> Exception:
     """Take an exception out of the groups that nurseries have put it into alone."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        (error,) = error.exceptions
-    return error
+    if not isinstance(error, ExceptionGroup):
+        return error
+    group = cast("ExceptionGroup[Exception]", error)
+    return _alone(group.exceptions[0]) if len(group.exceptions) == 1 else group
 
 
 def _ending() -> list[signal.Signals]:
