@@ -45,8 +45,10 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}: it must be a whole number of bytes")
-    if not minimum <= value <= _MAX_SIZE:
+    if value < minimum:
         raise ValueError(f"{name} is {value}: it must be at least {minimum} bytes")
+    if value > _MAX_SIZE:
+        raise ValueError(f"{name} is {value}: it must be at most {_MAX_SIZE} bytes")
     return value
 
 

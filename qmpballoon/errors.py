@@ -22,7 +22,8 @@
 The first level says whom to look at: the way to QEMU, QEMU itself, or the
 guest and its balloon. Bad arguments are plain :exc:`TypeError` or
 :exc:`ValueError`, raised before anything is sent. Every message says what
-happened, to which VM, and what can be done about it, in one line.
+happened, and what can be done about it, in one line. Those of a
+:exc:`MonitorError` name the monitor; the others may not say which VM it was.
 """
 
 from __future__ import annotations

@@ -11,26 +11,87 @@ import os
 import socket
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from qmpballoon.address import parse_address
 from qmpballoon.errors import MonitorBusy, MonitorUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from qmpballoon.address import TcpAddress, UnixAddress
+    from qmpballoon.address import Address, TcpAddress, UnixAddress
 
-__all__ = ["checked", "connect_unix", "no_tcp", "no_tcp_in_time", "no_tls"]
+__all__ = [
+    "Connectable",
+    "checked",
+    "connect_unix",
+    "named",
+    "no_tcp",
+    "no_tcp_in_time",
+    "no_tls",
+    "taken_over",
+]
+
+Connectable: TypeAlias = (
+    "str | os.PathLike[str] | tuple[str, int] | Address | int | socket.socket"
+)
+"""An address, or something connected: a socket, or its descriptor. What is connected
+is taken over, and closed at the end."""
 
 _RETRY_INTERVAL: Final = 0.02  # seconds between two tries at a full backlog
 
 
 def checked(sock: socket.socket) -> socket.socket:
     """Return a socket, made non-blocking, if QMP can be spoken over its kind."""
+    if sock.fileno() < 0:
+        raise ValueError(f"{sock!r} is closed: give a connected one")
     if sock.type != socket.SOCK_STREAM:
         raise ValueError(f"{sock!r} is no stream socket: QMP needs one")
     sock.setblocking(False)  # noqa: FBT003
     return sock
+
+
+def named(target: Connectable) -> str:
+    """Return what messages call the monitor behind an address, or a connection."""
+    if isinstance(target, socket.socket):
+        return "the connected monitor"
+    if isinstance(target, int):
+        return f"the monitor on descriptor {target}"
+    return f"the monitor on {parse_address(target)}"
+
+
+def taken_over(target: int | socket.socket) -> socket.socket:
+    """Make a socket ours that came in connected; what is none is left alone.
+
+    Raises:
+        ValueError: It is no stream socket, or closed.
+        MonitorUnreachable: It is not connected.
+    """
+    sock = target if isinstance(target, socket.socket) else _from_descriptor(target)
+    try:
+        sock = checked(sock)
+    except ValueError:
+        if sock is not target:
+            sock.detach()
+        raise
+    try:
+        sock.getpeername()
+    except OSError as error:
+        sock.close()
+        raise MonitorUnreachable(
+            f"{named(target)} is not connected: {error.strerror}"
+        ) from None
+    return sock
+
+
+def _from_descriptor(descriptor: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ValueError(
+            f"descriptor {descriptor} is no socket ({error.strerror}): give that of a"
+            " connected stream socket"
+        ) from None
 
 
 async def connect_unix(

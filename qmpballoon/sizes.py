@@ -48,9 +48,11 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         Bytes, from 0 to 2^63 - 1.
 
     Raises:
+        TypeError: ``text`` is no text.
         ValueError: ``text`` is no size; the message is one line and shows how
             to write one.
     """
+    text = _text(text)
     shown = repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
     match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None:
@@ -70,6 +72,12 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
     if size >= _LIMIT:
         raise ValueError(f"{shown} is more than QEMU can count: give less than 8192P")
     return size
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"the size is {value!r:.80}: it must be text, like 512MiB")
+    return value
 
 
 def _share(percent: Fraction, shown: str, whole: int | None) -> int:

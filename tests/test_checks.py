@@ -27,6 +27,11 @@ def test_sizes_out_of_range(value: int) -> None:
         require_size(value, "target", minimum=4096)
 
 
+def test_a_size_that_is_too_large_is_not_called_too_small() -> None:
+    with pytest.raises(ValueError, match="at most 9223372036854775807 bytes"):
+        require_size(2**63, "target", minimum=1)
+
+
 @pytest.mark.parametrize("value", [0, 0.25, 10, math.inf])
 def test_seconds(value: float) -> None:
     seconds = require_seconds(value, "timeout")

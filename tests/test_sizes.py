@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpballoon.sizes import GiB, KiB, MiB, PiB, TiB, format_size, parse_size
+
+
+@pytest.mark.parametrize("text", [1, 1.5, None, b"1G", []])
+def test_what_is_no_text_is_named(text: Any) -> None:  # noqa: ANN401 - anything
+    with pytest.raises(TypeError, match=r"size is .* it must be text, like 512MiB"):
+        parse_size(text)
+
 
 SIZES = st.integers(min_value=0, max_value=(1 << 63) - 1)
 

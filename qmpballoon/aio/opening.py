@@ -27,12 +27,19 @@ from qmpballoon.balloon import find
 from qmpballoon.checks import require_seconds
 from qmpballoon.errors import MonitorClosed, ProtocolError, QmpBalloonError
 from qmpballoon.failures import closed_by_peer, not_greeted, not_negotiated
-from qmpballoon.reach import checked, connect_unix, no_tcp, no_tcp_in_time
+from qmpballoon.reach import (
+    Connectable,
+    checked,
+    connect_unix,
+    named,
+    no_tcp,
+    no_tcp_in_time,
+    taken_over,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from qmpballoon.address import Address
     from qmpballoon.balloon.device import Balloon
 
 __all__ = ["OPEN_TIMEOUT", "Target", "find_balloon", "open_balloon", "open_monitor"]
@@ -41,9 +48,7 @@ __all__ = ["OPEN_TIMEOUT", "Target", "find_balloon", "open_balloon", "open_monit
 _quiet = logging.getLogger(f"{__name__}.client")
 _quiet.setLevel(logging.CRITICAL + 1)
 
-Target: TypeAlias = (
-    "str | os.PathLike[str] | tuple[str, int] | Address | int | socket.socket"
-)
+Target: TypeAlias = Connectable
 """An address, or something connected: a socket, or its descriptor. What is connected
 is taken over, and closed at the end."""
 
@@ -124,7 +129,7 @@ async def open_monitor(
     require_seconds(command_timeout, "command_timeout")
     deadline = asyncio.get_running_loop().time() + timeout
     sock = await _connect(target, deadline)
-    name, pid = f"the monitor on {target}", host.qemu_pid(sock)
+    name, pid = named(target), host.qemu_pid(sock)
     client = QMPClient()
     client.logger = _quiet
     client.events.event_filter = refuse  # nobody can read there
@@ -172,10 +177,8 @@ async def open_balloon(
 
 async def _connect(target: Target, deadline: float) -> socket.socket:
     """Return a connected, non-blocking socket."""
-    if isinstance(target, int):
-        target = socket.socket(fileno=target)
-    if isinstance(target, socket.socket):
-        return checked(target)
+    if isinstance(target, int | socket.socket):
+        return taken_over(target)
     address = parse_address(target)
     if isinstance(address, UnixAddress):
         now = asyncio.get_running_loop().time

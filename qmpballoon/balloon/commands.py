@@ -30,6 +30,12 @@ __all__ = ["NO_DEVICE", "BalloonInfo", "Commands"]
 NO_DEVICE: Final = (
     "this VM has no balloon: start it with -device virtio-balloon-pci,id=balloon0"
 )
+_FEATURES: Final = (
+    "deflate-on-oom",
+    "free-page-reporting",
+    "free-page-hint",
+    "page-poison",
+)
 
 
 @frozen
@@ -99,6 +105,16 @@ class Commands:
                     return None
         except CommandNotFound:
             return None
+
+    async def features(self) -> dict[str, bool]:
+        """Return which optional features are on, of those that this QEMU knows."""
+        features: dict[str, bool] = {}
+        for name in _FEATURES:
+            try:
+                features[name] = bool(await self.get(name))
+            except CommandError:
+                continue
+        return features
 
     async def get(self, name: str) -> object:
         """Read a property of the device."""

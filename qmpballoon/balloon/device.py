@@ -11,7 +11,7 @@ Source: QAPI reference, ``balloon`` and ``query-status``; the others are beside,
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from qmpballoon.balloon import reclaim as _reclaim
 from qmpballoon.balloon import resize as _resize
@@ -28,12 +28,7 @@ from qmpballoon.checks import (
     require_seconds,
     require_size,
 )
-from qmpballoon.errors import (
-    CommandError,
-    ProtocolError,
-    QmpBalloonError,
-    StatsUnavailable,
-)
+from qmpballoon.errors import ProtocolError, QmpBalloonError, StatsUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -46,13 +41,6 @@ if TYPE_CHECKING:
     from qmpballoon.monitor import Monitor
 
 __all__ = ["NO_DEVICE", "Balloon", "BalloonInfo"]
-
-_FEATURES: Final = (
-    "deflate-on-oom",
-    "free-page-reporting",
-    "free-page-hint",
-    "page-poison",
-)
 
 
 class Balloon:
@@ -142,6 +130,9 @@ class Balloon:
     async def stats(self) -> GuestStats:
         """Read the guest's last answer; it may be old, see ``age``.
 
+        Raises:
+            NoBalloonDevice: The VM has no balloon (any more).
+
         Cancellation: at once, with no effect.
         """
         value = await self._commands.get("guest-stats")
@@ -172,13 +163,21 @@ class Balloon:
         """Make QEMU ask the guest for statistics at once, and every interval on.
 
         Args:
-            interval: Seconds, of which 0 counts as 1.
+            interval: Seconds, 0 to 4294967295, whole; 0 counts as 1.
+
+        Raises: as :meth:`stats`.
+
+        Cancellation: the interval may be left at 0, at ``interval``, or as it was.
         """
+        require_interval(interval, "interval")
         await self.set_stats_interval(0)
         await self.set_stats_interval(max(interval, 1))
 
     async def get_stats_interval(self) -> int:
-        """Return how often QEMU asks the guest, in seconds; 0 is never."""
+        """Return how often QEMU asks the guest, in seconds; 0 is never.
+
+        Raises and cancellation: as :meth:`stats`.
+        """
         value = await self._commands.get("guest-stats-polling-interval")
         if not is_interval(value):
             raise ProtocolError(
@@ -192,6 +191,8 @@ class Balloon:
         Args:
             seconds: 0 to 4294967295, whole; 0 stops it.
 
+        Raises: as :meth:`stats`.
+
         Cancellation: the interval may or may not have been set.
         """
         require_interval(seconds, "seconds")
@@ -202,8 +203,9 @@ class Balloon:
         """Have the guest asked every so many seconds within an ``async with`` block.
 
         The interval is afterwards what it was before, also after an exception or
-        a cancellation.
+        a cancellation. Args and raises: as :meth:`set_stats_interval`.
         """
+        require_interval(seconds, "seconds")
         async with self._interval_kept():
             await self.set_stats_interval(seconds)
             yield
@@ -212,14 +214,10 @@ class Balloon:
         """Return which of the device's optional features are on.
 
         A feature that this QEMU does not know is left out.
+
+        Cancellation: at once, with no effect.
         """
-        features: dict[str, bool] = {}
-        for name in _FEATURES:
-            try:
-                features[name] = bool(await self._commands.get(name))
-            except CommandError:
-                continue
-        return features
+        return await self._commands.features()
 
     async def resize(
         self,

@@ -35,6 +35,7 @@ __all__ = [
     "explain",
     "gather",
     "inhibited",
+    "outdated",
 ]
 
 StallKind = Literal[
@@ -121,7 +122,7 @@ def explain(
         after: What could be seen when it had stalled.
         end: How the movement ended.
     """
-    for suspect in (_paused, _reset, _no_driver, _hot_plug):
+    for suspect in (_paused, _reset, _no_driver, _hot_plug, outdated):
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis
@@ -135,11 +136,7 @@ def explain(
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis
-    return Diagnosis(
-        "slow",
-        f"the balloon moves at {format_size(round(tracker.rate))}/s: the guest swaps,"
-        " or the host is overloaded; give it more time, or settle for less",
-    )
+    return _slow(tracker, timed_out=end.ending == "timed-out")
 
 
 def _paused(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
@@ -183,6 +180,25 @@ def _hot_plug(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None
         "hot-plug",
         f"memory was plugged meanwhile: the VM had {format_size(before.total or 0)}"
         f" and has {format_size(after.total or 0)}; choose the target anew",
+    )
+
+
+def outdated(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:
+    """Suspect that QEMU knows the guest's size of before a restart only.
+
+    A driver that finds nothing to do when it comes up tells QEMU nothing. So where the
+    balloon was called off before that, QEMU goes on with what the last driver said. A
+    Windows guest, and a Linux one with deflate-on-oom, counts what is in its balloon:
+    one that does not grow is suspected wrongly, which does it no harm.
+    """
+    has = after.stats.total or 0
+    grows = tracker.target > tracker.before == tracker.actual
+    if not after.answers or not grows or has <= tracker.actual:
+        return None
+    return Diagnosis(
+        "reset",
+        f"the guest says it has {format_size(has)}, and QEMU does not know of it: it"
+        " was restarted meanwhile; the target was left for it, try again",
     )
 
 
@@ -251,6 +267,18 @@ def _overridden(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | N
         f"the guest was asked for {format_size(tracker.target)} and went elsewhere:"
         " another client sets targets, too; turn its ballooning off for this VM",
     )
+
+
+def _slow(tracker: Tracker, *, timed_out: bool) -> Diagnosis:
+    pace = f"the balloon moves at {format_size(round(tracker.rate))}/s"
+    left = tracker.time_left
+    if not timed_out:
+        why = f"{pace}: the guest swaps, or the host is overloaded"
+    elif left is None:
+        why = "time was up, and the balloon did not move yet"
+    else:
+        why = f"time was up: {pace}, and needs {max(left, 0.1):.1f} s more"
+    return Diagnosis("slow", f"{why}; give it more time, or settle for less")
 
 
 _SURE: Final = 64 * _MIB  # bytes taken, below which the host's figures prove nothing

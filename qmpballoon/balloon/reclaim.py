@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
-from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, squeeze
+from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, rouse, squeeze
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
@@ -43,6 +43,7 @@ _REASONS: Final = {
     "reached": "all that was to be taken was taken",
     "stalled": "the guest gives no more",
 }
+_SILENT: Final = 1.5  # seconds without an answer, after which a guest says nothing
 _TICK: Final = 0.5  # seconds between two samples while memory is given back
 
 
@@ -152,7 +153,7 @@ async def reclaim(
             else:
                 await run.give_back(sampler, end)
             seconds = balloon.monitor.now() - sampler.start
-        after = await _look(balloon)
+        after, running = await _look(balloon), await balloon.is_running()
     except BaseException:
         # If even that fails nothing more can be done, and the caller is told why.
         with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
@@ -163,7 +164,7 @@ async def reclaim(
         raise
     return ReclaimReport(
         outcome="stopped" if end.ending == "trouble" else "done",
-        reason=run.explain(end),
+        reason=run.explain(end, running=running),
         requested=requested,
         handed_over=before.actual - run.lowest,
         seconds=seconds,
@@ -261,19 +262,29 @@ class _Run:
         await self.balloon.set_target(full)
         tracker = Tracker(full, self.actual, monitor.now())
         mark: str | None = end.ending
+        roused = False
         while True:
             sample = await sampler.take(mark)
             mark = None
             self._keep(sample)
             self.owed = max(0, full - self.actual)
-            if tracker.observe(monitor.now(), sample.actual) in ("reached", "stalled"):
+            phase = tracker.observe(monitor.now(), sample.actual)
+            # One that says it has more than QEMU knows of was restarted meanwhile.
+            has_more = sampler.silence < _SILENT and (sample.total or 0) > self.actual
+            if phase == "stalled" and has_more and not roused:
+                roused = True
+                await rouse(self.balloon, full, self.actual)
+                continue
+            if phase in ("reached", "stalled"):
                 return
             left = tracker.time_left
             await monitor.sleep(min(_TICK, math.inf if left is None else left))
 
-    def explain(self, end: Squeezed) -> str:
+    def explain(self, end: Squeezed, *, running: bool) -> str:
         """Say why it ended, and what came of giving back if that is not plain."""
         reason = end.reason or _REASONS[end.ending]
+        if not running:
+            reason += "; the VM is paused: resume it (cont)"
         if self.owed < LARGEST_PAGE:
             return reason
         return f"{reason}; it has yet to take {format_size(self.owed)} back"

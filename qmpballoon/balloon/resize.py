@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from attrs import asdict, define, evolve, frozen
 
-from qmpballoon.balloon.diagnosis import explain, gather, inhibited
+from qmpballoon.balloon.diagnosis import explain, gather, inhibited, outdated
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.guard import Guard, Limits
-from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, squeeze
+from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, rouse, squeeze
 from qmpballoon.balloon.tracker import PAGE, Phase, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
 from qmpballoon.errors import BalloonStalled, QmpBalloonError, UnsafeTarget
@@ -137,10 +137,20 @@ async def resize(
         if end.ending == "reached":
             return run.result(target, "reached", run.doubt())
         after = await gather(balloon)
+        is_outdated = outdated(run.tracker, before, after) is not None
+        if is_outdated and end.ending == "stalled":
+            left = deadline - balloon.monitor.now()
+            await rouse(balloon, goal, run.tracker.actual, timeout=left)
+            left = deadline - balloon.monitor.now()
+            end = await run.move(run.tracker, on_progress, timeout=left)
+            if end.ending == "reached":
+                return run.result(target, "reached")
         diagnosis = explain(run.tracker, before, after, end)
-        if on_stall == "rollback":
-            return await run.roll_back(target, diagnosis)
-        await run.settle(after)
+        # To the size of which QEMU knows, such a guest would have to shrink.
+        if not is_outdated:
+            if on_stall == "rollback":
+                return await run.roll_back(target, diagnosis)
+            await run.settle(after)
     except BaseException:
         await _leave_in_peace(balloon, run.tracker.actual)
         raise
@@ -285,7 +295,8 @@ def _check(
 ) -> None:
     require_size(target, "target", minimum=1)
     require_size(floor, "floor")
-    require_size(headroom or 0, "headroom")
+    if headroom is not None:
+        require_size(headroom, "headroom")
     require_seconds(timeout, "timeout")
     if on_stall not in get_args(OnStall):
         choices = ", ".join(get_args(OnStall))

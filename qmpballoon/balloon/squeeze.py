@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import define, frozen
 
+from qmpballoon.balloon.tracker import LARGEST_PAGE, Tracker
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.governor import Governor
     from qmpballoon.balloon.sampler import Sampler
     from qmpballoon.balloon.timeline import Sample
-    from qmpballoon.balloon.tracker import Phase, Tracker
+    from qmpballoon.balloon.tracker import Phase
 
-__all__ = ["CLEANUP", "Ending", "Squeezed", "follow", "squeeze"]
+__all__ = ["CLEANUP", "Ending", "Squeezed", "follow", "rouse", "squeeze"]
 
 Ending = Literal["reached", "stalled", "timed-out", "spent", "trouble", "given-back"]
 """How a movement of the balloon can end: at its target; no longer moving; out of
@@ -165,6 +166,27 @@ async def follow(
             return "stalled"
         await monitor.sleep(min(_pause(tracker, phase), deadline - monitor.now()))
     return "timed-out"
+
+
+async def rouse(
+    balloon: Balloon, goal: int, actual: int, *, timeout: float = math.inf
+) -> None:
+    """Have a driver that found nothing to do tell QEMU the size: ask it for a little.
+
+    A guest that was restarted, and whose balloon was called off before its new driver
+    was there, has ``goal``, while QEMU goes on with what the last driver said. The
+    target is ``goal`` again in the end.
+
+    Args:
+        balloon: Whose.
+        goal: Bytes the guest was asked to come to, and has.
+        actual: Bytes it has according to QEMU; fewer.
+        timeout: Seconds for it.
+    """
+    little = Tracker(goal - LARGEST_PAGE, actual, balloon.monitor.now())
+    await balloon.set_target(little.target)
+    await follow(balloon, little, timeout=timeout)
+    await balloon.set_target(goal)
 
 
 def _pause(tracker: Tracker, phase: Phase) -> float:

@@ -14,14 +14,21 @@ from qmpballoon.blocking.monitor import BlockingMonitor
 from qmpballoon.checks import require_seconds
 from qmpballoon.failures import closed_by_us
 from qmpballoon.plain import BlockingBalloon, find_balloon, run
-from qmpballoon.reach import checked, connect_unix, no_tcp, no_tcp_in_time, no_tls
+from qmpballoon.reach import (
+    Connectable,
+    checked,
+    connect_unix,
+    named,
+    no_tcp,
+    no_tcp_in_time,
+    no_tls,
+    taken_over,
+)
 
 if TYPE_CHECKING:
-    import os
     import ssl
     from collections.abc import Callable, Generator
 
-    from qmpballoon.address import Address
 
 __all__ = [
     "COMMAND_TIMEOUT",
@@ -31,9 +38,7 @@ __all__ = [
     "open_monitor",
 ]
 
-Target: TypeAlias = (
-    "str | os.PathLike[str] | tuple[str, int] | Address | int | socket.socket"
-)
+Target: TypeAlias = Connectable
 """An address, or something connected: a socket, or its descriptor. What is connected
 is taken over, and closed at the end."""
 
@@ -76,7 +81,7 @@ def open_monitor(
     require_seconds(command_timeout, "command_timeout")
     deadline = time.monotonic() + timeout
     sock, pid = _connect(target, deadline, tls)
-    name = f"the monitor on {target}"
+    name = named(target)
     monitor = BlockingMonitor(sock, name=name, pid=pid, command_timeout=command_timeout)
     try:
         monitor._start(deadline)  # noqa: SLF001
@@ -122,10 +127,8 @@ def _connect(
 ) -> tuple[socket.socket, int | None]:
     """Connect; return the socket, non-blocking, and QEMU's process id."""
     hostname = None
-    if isinstance(target, int):
-        target = socket.socket(fileno=target)
-    if isinstance(target, socket.socket):
-        sock = checked(target)
+    if isinstance(target, int | socket.socket):
+        sock = taken_over(target)
     else:
         address = parse_address(target)
         if isinstance(address, UnixAddress):

@@ -10,6 +10,8 @@ imported before :func:`main`, which tells what to install.
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -36,7 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: The command line without the program's name; by default the
             process' own.
     """
+    _make_writable()
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _make_writable() -> None:
+    """See to it that whatever is written can be, on any standard stream.
+
+    Names of VMs and files need not be what the terminal's encoding has. And streams
+    may be closed: what nobody wants to see goes nowhere, and above all not to a socket
+    that has come by the free descriptor.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, "r" if name == "stdin" else "w"))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: Sequence[str]) -> int:

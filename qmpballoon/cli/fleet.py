@@ -25,7 +25,7 @@ from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sized
     from pathlib import Path
 
     from qmpballoon.fleet.balance import Reclaimed
@@ -170,17 +170,25 @@ def plan(
     gauge = Gauge(limit=limit, cgroup=cgroup)
     rules = rules_for(gauge, reserve, policy)
 
-    async def main(supervisor: Supervisor) -> tuple[Host, FleetPlan]:
+    async def main(supervisor: Supervisor) -> None:
         from qmpballoon.fleet.balance import decide  # noqa: PLC0415 - loads trio
 
         await supervisor.known(timeout)
-        return decide(supervisor, gauge.read, rules)
+        host, made = decide(supervisor, gauge.read, rules)
+        _tell(host, rules, made, as_json=as_json, absent=_absent(supervisor.views()))
 
-    host, made = supervise(vms, _QUICK, main)
-    if as_json:
-        output.print_json({**made.to_json(), "host": _host(host, rules)})
-    else:
-        output.say(_describe(host, rules, made))
+    supervise(vms, _QUICK, main)
+
+
+def _absent(views: list[View]) -> list[str]:
+    """Name the VMs that take no part, and why."""
+    if not views:
+        return ["There are no VMs: name their sockets, like '/run/vms/*.qmp'."]
+    return [
+        f"{v.name} takes no part: {v.detail or v.state}"
+        for v in views
+        if not v.is_fresh
+    ]
 
 
 def _describe(host: Host, rules: Rules, plan: FleetPlan) -> str:
@@ -263,7 +271,8 @@ def run(
 
         def tell(host: Host, plan: FleetPlan) -> None:
             if plan.moves or once:
-                _tell(host, rules, plan, as_json=as_json)
+                absent = _absent(supervisor.views()) if once else []
+                _tell(host, rules, plan, as_json=as_json, absent=absent)
 
         await supervisor.known(timeout)
         if not once:
@@ -286,11 +295,13 @@ def run(
     return output.DONE
 
 
-def _tell(host: Host, rules: Rules, plan: FleetPlan, *, as_json: bool) -> None:
+def _tell(
+    host: Host, rules: Rules, plan: FleetPlan, *, as_json: bool, absent: list[str]
+) -> None:
     if as_json:
         output.print_json({**plan.to_json(), "host": _host(host, rules)})
     else:
-        output.say(_describe(host, rules, plan))
+        output.say("\n".join([*absent, _describe(host, rules, plan)]))
 
 
 def _outcome(plan: FleetPlan, views: list[View]) -> int:
@@ -336,6 +347,9 @@ def reclaim(
         from qmpballoon.fleet.balance import reclaim  # noqa: PLC0415 - loads trio
 
         await supervisor.known(timeout)
+        absent = _absent(supervisor.views())
+        if absent and not as_json:
+            output.say("\n".join(absent))
         show = _progress(amount, quiet=as_json)
         return await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
 
@@ -367,6 +381,10 @@ def _progress(amount: int, *, quiet: bool) -> Callable[[int], None]:
     return show
 
 
+def _count(vms: Sized) -> str:
+    return "1 guest" if len(vms) == 1 else f"{len(vms)} guests"
+
+
 def _report(report: Reclaimed, before: int, after: int) -> str:
     lines = [
         f"{vm.name}: gave {format_size(vm.handed_over)} of"
@@ -376,7 +394,7 @@ def _report(report: Reclaimed, before: int, after: int) -> str:
     kept = "and keeps it from them" if report.held else "and gave the sizes back"
     lines.append(
         f"Took {format_size(report.handed_over)} of {format_size(report.requested)}"
-        f" from {len(report.vms)} guests, {kept}; the host had {format_size(before)}"
+        f" from {_count(report.vms)}, {kept}; the host had {format_size(before)}"
         f" available, and has {format_size(after)}."
     )
     return "\n".join(lines)

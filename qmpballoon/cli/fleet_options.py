@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
@@ -132,7 +132,14 @@ def metrics_served(
         return trio.from_thread.run_sync(snapshot, trio_token=token)
 
     token = trio.lowlevel.current_trio_token()
-    with serve(scrape, *listen) as (host, port):
+    with ExitStack() as stack:
+        try:
+            host, port = stack.enter_context(serve(scrape, *listen))
+        except OSError as error:
+            raise click.UsageError(
+                f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror or error};"
+                " choose another HOST:PORT"
+            ) from error
         at = f"[{host}]" if ":" in host else host
         yield f"http://{at}:{port}/metrics"
 

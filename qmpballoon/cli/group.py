@@ -65,7 +65,7 @@ class _LazyGroup(click.Group):
     " tcp:HOST:PORT; or libvirt:NAME for a VM of libvirt's. Sizes are like 2G, 512MiB"
     " or 50%. Exit status: 0 done, 1 unexpected, 2 wrong usage, 3 the balloon did not"
     " reach its target, 4 the monitor cannot be reached or is busy, 5 no balloon device"
-    " or no answer from the guest, 6 refused as unsafe, 130 interrupted.",
+    " or no answer from the guest, 6 refused as unsafe, 129, 130 or 143 interrupted.",
 )
 @click.version_option(qmpballoon.__version__, message="%(prog)s %(version)s")
 def _qmpballoon() -> None:

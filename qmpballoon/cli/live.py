@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon.timeline import Sample
 
-__all__ = ["Phases", "Show", "can_draw", "timeline_shown"]
+__all__ = ["Phases", "Show", "can_draw", "has_braille", "timeline_shown"]
 
 _LINE_EVERY: Final = 1.0  # seconds
 
@@ -45,10 +45,14 @@ def timeline_shown(title: str) -> Generator[Show]:
 
 
 def can_draw() -> bool:
-    """Tell whether standard output is a terminal that can show braille."""
-    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    """Tell whether standard output is a terminal that can show a moving chart."""
     capable = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
-    return sys.stdout.isatty() and encoding == "utf8" and capable
+    return sys.stdout.isatty() and has_braille() and capable
+
+
+def has_braille() -> bool:
+    """Tell whether standard output can have braille, which charts are drawn with."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
 @define

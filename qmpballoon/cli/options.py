@@ -7,10 +7,11 @@ or a usage error out.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from attrs import frozen
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SECONDS",
     "RelativeSize",
+    "Seconds",
     "connect_timeout_option",
     "json_option",
     "positive_share",
@@ -37,7 +39,24 @@ __all__ = [
     "socket_argument",
 ]
 
-SECONDS: Final = click.FloatRange(min=0, min_open=True)
+
+class Seconds(click.FloatRange):
+    """A number of seconds; without end is one, and NaN is none."""
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - click has it so
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Read it."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):  # which no range refuses
+            self.fail(f"{value} is no number of seconds", param, ctx)
+        return seconds
+
+
+SECONDS: Final = Seconds(min=0, min_open=True)
 
 
 @frozen

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -93,7 +94,9 @@ def print_json(value: Mapping[str, object]) -> None:
 
 def note(message: str) -> None:
     """Say on standard error what is wrong, or takes its time, in one line."""
-    click.echo(f"qmpballoon: {' '.join(message.split())}", err=True)
+    # Where it cannot be said, as on a terminal that was closed, nobody is to be told.
+    with suppress(OSError):
+        click.echo(f"qmpballoon: {' '.join(message.split())}", err=True)
 
 
 def fail(error: Exception) -> int:

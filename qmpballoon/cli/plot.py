@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from qmpballoon import export
+from qmpballoon.cli.live import has_braille
 from qmpballoon.cli.options import report_file
 from qmpballoon.export.recording import read_recording
 
@@ -38,6 +39,11 @@ def plot(recording: Path, output: Path | None, title: str | None) -> None:
     heading = title or recording.stem
     if output:
         export.save(output, timeline, title=heading)
+    elif not has_braille():
+        raise click.UsageError(
+            "a chart cannot be shown here, where text is not UTF-8: give a file with"
+            " --output"
+        )
     else:
         from qmpballoon.cli.screen import print_chart  # noqa: PLC0415 - loads rich
 

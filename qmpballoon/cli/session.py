@@ -1,16 +1,16 @@
 """Running a subcommand on trio until it is done, or a signal says to end.
 
-SIGINT and SIGTERM cancel the subcommand, so that every ``finally`` of the library
-runs: what was taken from a guest is given back before the process exits. A second
-signal changes nothing. All that runs then has deadlines of its own, a few seconds
-each.
+SIGINT, SIGTERM and SIGHUP (the terminal was closed) cancel the subcommand, so that
+every ``finally`` of the library runs: what was taken from a guest is given back before
+the process exits. A second signal changes nothing. All that runs then has deadlines of
+its own, a few seconds each.
 """
 
 from __future__ import annotations
 
 import signal
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import trio
 
@@ -49,19 +49,36 @@ async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
             received.append(number)
             nursery.cancel_scope.cancel()
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*_ending()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, signals)
             try:
                 results.append(await main())
             except Exception as error:  # noqa: BLE001 - a nursery would wrap it
-                failures.append(error)
+                failures.append(_alone(error))
             nursery.cancel_scope.cancel()
     if received and not results:
         raise output.Interrupted(received[0])
     if failures:
         raise failures[0]
     return results[0]
+
+
+def _alone(error: Exception) -> Exception:
+    """Take an exception out of the groups that nurseries have put it into alone."""
+    if not isinstance(error, ExceptionGroup):
+        return error
+    group = cast("ExceptionGroup[Exception]", error)
+    return _alone(group.exceptions[0]) if len(group.exceptions) == 1 else group
+
+
+def _ending() -> list[signal.Signals]:
+    """Name the signals that ask us to end."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # Ignored, it is nohup's word that we are to outlive the terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 @asynccontextmanager

@@ -132,7 +132,7 @@ def _describe(seen: dict[str, Any]) -> str:
 
 def _describe_qemu(qemu: dict[str, Any]) -> str:
     version = qemu["version"] or "of unknown version"
-    return f"{version}, pid {qemu['pid']}" if qemu["pid"] else f"{version}, not here"
+    return f"{version}, pid {qemu['pid'] or 'unknown'}"
 
 
 def _describe_balloon(balloon: dict[str, Any]) -> dict[str, str]:

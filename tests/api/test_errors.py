@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import os
 import socket
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
@@ -324,6 +326,49 @@ async def test_a_datagram_socket_is_refused(front: FrontEnd) -> None:
     with ours, theirs, pytest.raises(ValueError, match="QMP needs one"):
         async with front.open_balloon(ours):
             pytest.fail("it opened")
+
+
+@on(*CONNECTING)
+async def test_what_is_no_connection_is_left_alone(
+    front: FrontEnd, tmp_path: Path
+) -> None:
+    with (
+        (tmp_path / "file").open("w") as file,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
+        socket.socket() as closed,
+    ):
+        closed.close()
+        for target in (file.fileno(), datagrams.fileno(), closed, -1):
+            with pytest.raises(
+                ValueError, match=r"no socket|needs one|closed|negative"
+            ):
+                async with front.open_balloon(target):
+                    pytest.fail("it opened")
+        gc.collect()  # a socket that was made of a descriptor must not close it
+        os.fstat(datagrams.fileno())
+        file.write("still open")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_socket_that_is_not_connected() -> None:
+    made = [socket.socket(socket.AF_UNIX) for _ in CONNECTING]
+    errors = [
+        front.run(error_of(front, sock))
+        for front, sock in zip(CONNECTING, made, strict=True)
+    ]
+    (said,) = {(type(error), str(error)) for error in errors}
+    assert said[0] is MonitorUnreachable
+    assert said[1].startswith("the connected monitor is not connected: ")
+    assert [sock.fileno() for sock in made] == [-1] * len(made)
+
+
+@on(*CONNECTING)
+async def test_a_monitor_is_called_the_same_whatever_its_address_is_written_as(
+    front: FrontEnd,
+) -> None:
+    with serve(lambda _: None, family=socket.AF_INET) as (host, port):
+        error = await error_of(front, (host, port), timeout=0.2)
+    assert str(error).startswith(f"the monitor on tcp:{host}:{port} ")
 
 
 @on(*CONNECTING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
@@ -261,6 +261,10 @@ def test_an_interval_that_is_none_is_refused() -> None:
     balloon = make_balloon(make_machine())
     with pytest.raises(ValueError, match="seconds"):
         run(balloon.set_stats_interval(-1))
+    for interval, error in ((-1, ValueError), (1.0, TypeError), ("1", TypeError)):
+        with pytest.raises(error, match="interval is"):
+            run(balloon.request_stats(cast("Any", interval)))
+    assert monitor_of(balloon).calls == 0
     with pytest.raises(ProtocolError, match="interval"):
         run(scripted(qom_get="soon").get_stats_interval())
 

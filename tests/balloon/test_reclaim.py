@@ -302,6 +302,31 @@ def test_a_reset_meanwhile_ends_it_with_the_guest_whole(version: str) -> None:
     assert told(machine) == 2 * GiB
 
 
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+@pytest.mark.parametrize("boot_time", [4, 5])
+def test_a_reset_meanwhile_leaves_qemu_with_the_size_that_the_guest_has(
+    boot_time: int, version: str
+) -> None:
+    # Its driver comes back when all has been given back: it finds nothing to do.
+    guest = GuestConfig(boot_time=boot_time * SECOND)
+    machine = make_machine(guest, version=version, memory=2 * GiB)
+    at = machine.now + SECOND
+    done: list[bool] = []
+
+    def reset(_: Sample) -> None:
+        if machine.now >= at and not done:
+            done.append(True)
+            machine.reset(by_guest=False)
+
+    report = reclaim(machine, on_progress=reset)
+    assert done
+    assert (report.outcome, report.held) == ("stopped", False)
+    assert "has yet to take" not in report.reason
+    assert report.after.actual == told(machine) == 2 * GiB
+    assert machine.device is not None
+    assert machine.device.actual(2 * GiB) == 2 * GiB
+
+
 def test_a_vm_paused_meanwhile_is_told_what_it_is_owed() -> None:
     machine = make_machine(memory=2 * GiB)
     at = machine.now + SECOND
@@ -313,6 +338,7 @@ def test_a_vm_paused_meanwhile_is_told_what_it_is_owed() -> None:
     report = reclaim(machine, on_progress=pause)
     assert (report.outcome, report.held) == ("stopped", True)
     assert "has yet to take" in report.reason
+    assert "the VM is paused" in report.reason
     assert told(machine) == 2 * GiB
 
 

@@ -169,6 +169,15 @@ def test_a_deadline_is_for_all_of_it() -> None:
     assert left_alone(machine) == result.actual
 
 
+@pytest.mark.parametrize(("timeout", "word"), [(0.0, "did not move"), (0.5, "more")])
+def test_time_that_is_up_is_not_blamed_on_the_guest(timeout: float, word: str) -> None:
+    balloon = make_balloon(make_machine(memory=2 * GiB))
+    with pytest.raises(BalloonStalled, match=f"time was up.*{word}") as caught:
+        run(balloon.resize(GiB, timeout=timeout))
+    assert caught.value.result.outcome == "timed-out"
+    assert "swaps" not in str(caught.value)
+
+
 @pytest.mark.parametrize("timeout", [0.26, 0.28, 0.3, 0.32, 0.34])
 def test_a_guest_in_need_when_time_is_up_gets_its_headroom(timeout: float) -> None:
     burst = WorkloadStep(at=BOOTED + SECOND // 4, delta=300 * MiB)
@@ -227,6 +236,47 @@ def test_a_reset_is_recovered_from_or_named(version: str, boot_time: int) -> Non
     else:
         assert result.diagnosis is not None
         assert result.diagnosis.kind == "reset"
+
+
+def restarted_unseen(memory: int, version: str = "10.0") -> Machine:
+    """Return a VM whose guest has all, while QEMU says that it has half.
+
+    It was restarted, and its balloon called off before the new driver was there: that
+    one has nothing to do, and so says nothing.
+    """
+    machine = make_machine(memory=memory, version=version)
+    run(make_balloon(machine).resize(memory // 2))
+    machine.reset(by_guest=True)
+    run(make_balloon(machine).set_target(memory))
+    machine.advance(machine.now + 60 * SECOND)
+    assert machine.device is not None
+    assert machine.device.actual(memory) == memory // 2
+    assert machine.guest.memory.balloon == 0
+    return machine
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+@pytest.mark.parametrize("on_stall", ["raise", "settle", "rollback"])
+def test_a_guest_that_has_more_than_qemu_says_is_made_to_tell(
+    on_stall: str, version: str
+) -> None:
+    machine = restarted_unseen(2 * GiB, version)
+    result, balloon = resize(machine, 2 * GiB, on_stall=on_stall)
+    assert (result.outcome, result.actual) == ("reached", 2 * GiB)
+    assert run(balloon.actual()) == 2 * GiB
+    assert left_alone(machine) == 2 * GiB
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.5, 5.001, 5.03])
+@pytest.mark.parametrize("on_stall", ["raise", "settle", "rollback"])
+def test_a_guest_that_has_more_than_qemu_says_is_not_shrunk_to_that(
+    on_stall: str, timeout: float
+) -> None:
+    machine = restarted_unseen(2 * GiB)
+    result, _ = resize(machine, 2 * GiB, on_stall=on_stall, timeout=timeout)
+    assert result.outcome in {"timed-out", "reached"}
+    left_alone(machine)
+    assert machine.guest.memory.balloon < MiB
 
 
 @pytest.mark.parametrize("headroom", [HEADROOM, None])
@@ -350,6 +400,9 @@ def test_the_device_taken_away_meanwhile_is_told() -> None:
         ({"target": GiB, "floor": -1}, ValueError),
         ({"target": GiB, "headroom": -1}, ValueError),
         ({"target": GiB, "headroom": 0.5}, TypeError),
+        ({"target": GiB, "headroom": 0.0}, TypeError),
+        ({"target": GiB, "headroom": False}, TypeError),
+        ({"target": GiB, "headroom": ""}, TypeError),
         ({"target": GiB, "timeout": -1}, ValueError),
         ({"target": GiB, "timeout": None}, TypeError),
         ({"target": GiB, "on_stall": "hope"}, ValueError),

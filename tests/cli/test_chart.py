@@ -153,12 +153,16 @@ def test_phases() -> None:
 class Terminal:
     """A terminal of 80 columns and 24 lines with the command in it."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, term: str = "xterm-256color") -> None:
         self.arguments = [*PROGRAM, *map(str, arguments)]
+        self.term = term
         self.shown = ""
 
-    async def run(self, until: Callable[[str], bool], keys: bytes) -> int:
-        """Run the command; type the keys once it shows what is waited for."""
+    async def run(self, until: Callable[[str], bool], keys: bytes | None) -> int:
+        """Run the command; type the keys once it shows what is waited for.
+
+        ``None`` closes the terminal.
+        """
         master, terminal = pty.openpty()
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
         process = await trio.lowlevel.open_process(
@@ -169,12 +173,15 @@ class Terminal:
             # The terminal becomes its own: typed there, Ctrl-C is a signal.
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env={**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1"},
+            env={**os.environ, "TERM": self.term, "PYTHONUTF8": "1"},
         )
         os.close(terminal)
         with trio.fail_after(30):
             while not until(self.shown):
                 await self._read(master)
+            if keys is None:
+                os.close(master)
+                return await process.wait()
             os.write(master, keys)
             while await self._read(master):
                 pass
@@ -190,6 +197,17 @@ class Terminal:
             return False
         self.shown += data.decode(errors="replace")
         return bool(data)
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
+async def test_a_terminal_that_is_closed_gives_back(
+    socket_path: Path, term: str
+) -> None:
+    terminal = Terminal("reclaim", socket_path, "--max-rate", "100M", term=term)
+    async with serve(socket_path) as machine:
+        await terminal.run(lambda shown: "taking" in shown, None)
+        assert machine.device is not None
+        assert machine.device.asked == 0
 
 
 async def test_ctrl_c_leaves_the_terminal_as_it_was(socket_path: Path) -> None:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from command import run, serve, start
+from command import PROGRAM, run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, WorkloadStep
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
     from pathlib import Path
 
@@ -232,6 +233,46 @@ async def test_a_vm_without_a_balloon(socket_path: Path) -> None:
             assert "virtio-balloon-pci" in line_of(result)
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["status", "watch --count 1 --json", "reclaim 1M"])
+async def test_output_that_is_closed(
+    command: str, closed: str, socket_path: Path
+) -> None:
+    name, *rest = command.split()
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *PROGRAM]
+    async with serve(socket_path):
+        done = await trio.run_process(
+            [*shell, name, str(socket_path), *rest],
+            check=False,
+            capture_stderr=True,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_a_socket_whose_name_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"qmp-\xff")
+    async with serve(path):
+        for command in (["status"], ["reclaim", "--dry-run"], ["reclaim", "1M"]):
+            name, *rest = command
+            result = await run(name, path, *rest)
+            assert (result.returncode, result.stderr) == (0, "")
+        seen = object_of(await run("status", path, "--json"))
+    assert seen["socket"] == str(path)
+
+
+async def test_a_vm_whose_name_the_terminal_cannot_show(socket_path: Path) -> None:
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    async with serve(socket_path, name="Bär"):
+        for command in (["status", socket_path], ["fleet", "status", socket_path]):
+            done = await trio.run_process(
+                [*PROGRAM, *map(str, command)],
+                capture_stdout=True,
+                capture_stderr=True,
+                env=ascii_only,
+            )
+            assert done.stderr == b""
+
+
 # watch and plot
 
 
@@ -263,10 +304,20 @@ async def test_watch_ends_with_whoever_reads_it(socket_path: Path) -> None:
         assert await command.process.wait() == 128 + signal.SIGPIPE
 
 
+async def test_a_demo_ends_with_whoever_reads_it() -> None:
+    async with start(
+        "demo", "--simulated", "--memory", "512M", "--cache", "64M"
+    ) as demo:
+        await demo.stdout.receive_some()
+        await demo.stdout.aclose()
+        assert await demo.process.wait() == 128 + signal.SIGPIPE
+        assert await demo.said() == ""
+
+
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_an_interrupted_reclaim_gives_back(
     socket_path: Path, number: signal.Signals
 ) -> None:
@@ -277,6 +328,19 @@ async def test_an_interrupted_reclaim_gives_back(
         assert await command.process.wait() == 128 + number
         assert "its memory back" in await command.said()
         await until(lambda: actual(machine) == machine.config.memory)
+
+
+async def test_a_reclaim_under_nohup_goes_on(socket_path: Path) -> None:
+    arguments = ["reclaim", str(socket_path), "--max-rate", "1G"]
+    async with serve(socket_path) as machine:
+        process = await trio.lowlevel.open_process(
+            ["nohup", *PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        await until(lambda: actual(machine) < machine.config.memory)
+        process.send_signal(signal.SIGHUP)
+        assert await process.wait() == 0
 
 
 async def test_an_interrupted_resize_stays_where_it_is(socket_path: Path) -> None:

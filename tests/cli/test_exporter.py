@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,3 +44,20 @@ async def test_an_address_without_a_port() -> None:
     result = await run("exporter", "--listen", "everywhere")
     assert result.returncode == 2
     assert "has no port" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("exporter", "--listen"), ("fleet", "run", "--metrics")]
+)
+async def test_an_address_that_cannot_be_listened_on(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        *name, option = command
+        result = await run(*name, tmp_path / "qmp", option, port)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert f"cannot listen on 127.0.0.1:{port}: " in line

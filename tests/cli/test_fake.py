@@ -112,7 +112,7 @@ async def test_dimms_can_be_plugged_in(tmp_path: Path) -> None:
         assert (await balloon.query()).total == 3 * GiB
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_interrupted_it_ends_well_and_leaves_nothing(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -148,6 +148,24 @@ async def test_a_balanced_host_has_nothing_to_plan(tmp_path: Path) -> None:
     assert shown.stdout.splitlines()[-1] == "Nothing is to be moved."
 
 
+@pytest.mark.parametrize(
+    "command", [("plan",), ("run", "--once"), ("reclaim", "256M")], ids=" ".join
+)
+async def test_vms_that_take_no_part_are_named(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone.qmp"
+    async with fleet(tmp_path, mute=True) as machines:
+        assert machines
+        vms = [tmp_path / "*.qmp", gone]
+        shown = await run("fleet", *command, *vms)
+    assert f"gone takes no part: there is no socket at {gone}" in shown.stdout
+    assert "mute takes no part: the guest never answered" in shown.stdout
+    assert "large takes no part" not in shown.stdout
+    nobody = await run("fleet", *command, tmp_path / "none" / "*.qmp")
+    assert "There are no VMs: name their sockets" in nobody.stdout
+
+
 async def test_running_once(tmp_path: Path) -> None:
     group = short(tmp_path, 512 * MiB)
     arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB", "--once")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from command import PROGRAM
 from in_process import only_line, status_of
 
 if TYPE_CHECKING:
@@ -66,7 +68,10 @@ def test_bad_sizes(
         ["watch", "SOCKET", "--count", "0"],
         ["watch", "SOCKET", "--interval", "0"],
         ["resize", "SOCKET", "1G", "--on-stall", "hope"],
+        ["watch", "SOCKET", "--interval", "nan"],
         ["resize", "SOCKET", "1G", "--timeout", "0"],
+        ["resize", "SOCKET", "1G", "--timeout", "nan"],
+        ["status", "SOCKET", "--connect-timeout", "nan"],
         ["resize", "SOCKET"],
         ["status"],
         ["status", "SOCKET", "--jsn"],
@@ -116,6 +121,25 @@ def test_a_recording_that_is_none(
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(*arguments) == (0 if arguments else 2)
     assert "Usage: qmpballoon" in "".join(capsys.readouterr())
+
+
+SAMPLE = '{"t": 1.0, "target": null, "actual": 1073741824}\n'
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_chart_that_cannot_be_shown(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "record.jsonl"
+    file.write_text(SAMPLE)
+    result = subprocess.run(
+        [*PROGRAM, "plot", str(file)],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert result.returncode == 2
+    assert "--output" in result.stderr
+    assert result.stdout == ""
 
 
 def loaded_by(*arguments: str) -> set[str]:

@@ -90,9 +90,13 @@ async def _fetch(options: argparse.Namespace) -> int:
 async def _run(options: argparse.Namespace) -> int:
     if len(options.qemu) > 1 or len(options.kernel) > 1:
         raise ValueError("give one --qemu and one --kernel, or --fetch")
-    # Both signals mean the same: clean up and go.
+    # All of them mean the same: clean up and go. The last is a closed terminal's, and
+    # is ignored under nohup.
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     scope = trio.CancelScope()
-    with scope, _cancelled_by(signal.SIGINT, signal.SIGTERM, scope=scope):
+    with scope, _cancelled_by(*numbers, scope=scope):
         await _show(options)
     return 0
 
