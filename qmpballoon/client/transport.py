@@ -11,26 +11,30 @@ comes as a :class:`trio.abc.Stream`.
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import trio
 
 from qmpballoon import host
-from qmpballoon.address import Address, TcpAddress, parse_address
-from qmpballoon.errors import MonitorBusy, MonitorUnreachable
-from qmpballoon.reach import checked, connect_unix, no_tcp, no_tcp_in_time, no_tls
+from qmpballoon.address import TcpAddress, parse_address
+from qmpballoon.errors import MonitorBusy
+from qmpballoon.reach import (
+    Connectable,
+    connect_unix,
+    named,
+    no_tcp,
+    no_tcp_in_time,
+    no_tls,
+    taken_over,
+)
 
 if TYPE_CHECKING:
     import ssl
 
 __all__ = ["Target", "Transport", "connect", "describe"]
 
-PlainTarget: TypeAlias = (
-    str | os.PathLike[str] | tuple[str, int] | Address | int | socket.socket
-)
-Target: TypeAlias = PlainTarget | trio.abc.Stream
+Target: TypeAlias = "Connectable | trio.abc.Stream"
 """An address, or something connected: a socket, its descriptor, a trio stream.
 What is connected is taken over, and closed at the end."""
 
@@ -173,11 +177,9 @@ class StreamTransport:
 
 def describe(target: Target) -> str:
     """Return what messages call the monitor."""
-    if isinstance(target, trio.abc.Stream | socket.socket):
+    if isinstance(target, trio.abc.Stream):
         return "the connected monitor"
-    if isinstance(target, int):
-        return f"the monitor on descriptor {target}"
-    return f"the monitor on {parse_address(target)}"
+    return named(target)
 
 
 async def connect(
@@ -215,11 +217,11 @@ async def connect(
 
 
 async def _socket(
-    target: PlainTarget, deadline: float
+    target: Connectable, deadline: float
 ) -> tuple[socket.socket, str | None]:
     """Return a connected socket, and its host's name if it has one."""
     if isinstance(target, int | socket.socket):
-        return _take_over(target), None
+        return taken_over(target), None
     address = parse_address(target)
     if isinstance(address, TcpAddress):
         return await _connect_tcp(address, deadline), address.host
@@ -227,35 +229,6 @@ async def _socket(
         address, deadline, now=trio.current_time, sleep=trio.sleep
     )
     return sock, None
-
-
-def _take_over(target: int | socket.socket) -> socket.socket:
-    """Make a socket ours that came in connected; what is none is left alone."""
-    sock = target if isinstance(target, socket.socket) else _from_descriptor(target)
-    try:
-        sock = checked(sock)
-    except ValueError:
-        if sock is not target:
-            sock.detach()
-        raise
-    try:
-        sock.getpeername()
-    except OSError as error:
-        sock.close()
-        raise MonitorUnreachable(
-            f"{describe(target)} is not connected: {error.strerror}"
-        ) from None
-    return sock
-
-
-def _from_descriptor(descriptor: int) -> socket.socket:
-    try:
-        return socket.socket(fileno=descriptor)
-    except OSError as error:
-        raise ValueError(
-            f"descriptor {descriptor} is no socket ({error.strerror}): give that of a"
-            " connected stream socket"
-        ) from None
 
 
 async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
