@@ -7,10 +7,11 @@ or a usage error out.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from attrs import frozen
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from qmpballoon.address import Vm
 
 __all__ = [
+    "PERIOD",
     "SECONDS",
     "RelativeSize",
+    "Seconds",
     "connect_timeout_option",
     "json_option",
     "positive_share",
@@ -37,7 +40,25 @@ __all__ = [
     "socket_argument",
 ]
 
-SECONDS: Final = click.FloatRange(min=0, min_open=True)
+
+class Seconds(click.FloatRange):
+    """A number of seconds within a range; NaN is in none, and passes every bound."""
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - whatever click was given
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Read it, or refuse it."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no time: give seconds, like 1.5", param, ctx)
+        return seconds
+
+
+SECONDS: Final = Seconds(min=0, min_open=True)
+PERIOD: Final = Seconds(min=0, min_open=True, max=86400)  # a day
 
 
 @frozen

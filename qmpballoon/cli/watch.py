@@ -10,6 +10,7 @@ import click
 
 from qmpballoon.cli import output
 from qmpballoon.cli.options import (
+    Seconds,
     connect_timeout_option,
     json_option,
     record_file,
@@ -34,7 +35,7 @@ _SILENT: Final = 3.0  # seconds without an answer; then the guest counts as sile
 @socket_argument
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.04),
+    type=Seconds(min=0.04),
     default=1.0,
     metavar="SECONDS",
     help="How long to wait between two samples.",
