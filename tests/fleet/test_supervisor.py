@@ -200,6 +200,7 @@ async def test_attempts_become_rarer_and_are_spread() -> None:
             assert max(gaps) <= 31
             assert min(gaps[8:]) >= 15
             assert 20 < len(times) < 50
+            assert len({round(gap, 3) for gap in gaps[8:]}) > 1
         assert not set(by_name[0]) & set(by_name[1])
 
 
