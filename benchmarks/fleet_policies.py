@@ -113,9 +113,10 @@ class Nothing:
 
 @define
 class Ours:
-    """A plan a second; guests are watched while they give, as by ``resize``."""
+    """A plan a period; guests are watched while they give, as by ``resize``."""
 
     rules: Rules
+    period: float
     promised: dict[str, int] = field(factory=dict[str, int])
 
     def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
@@ -125,18 +126,18 @@ class Ours:
             if vm.target < vm.actual and lacking > 0:
                 vm.ask(vm.actual + lacking)
             self.promised[vm.name] = min(self.promised.get(vm.name, 0), vm.untouched)
-        if seconds % 1:
+        if seconds % self.period:
             return
         for vm in vms:
             vm.growth.see(seconds, vm.actual - vm.available)
         host = Host(HOST, available, sum(self.promised.values()))
-        plan = make_plan(host, [member(vm) for vm in vms], self.rules)
+        plan = make_plan(host, [member(vm, self.period) for vm in vms], self.rules)
         for move in plan.moves:
             next(vm for vm in vms if vm.name == move.name).ask(move.target)
             self.promised[move.name] += max(0, move.change)
 
 
-def member(vm: Vm) -> Member:
+def member(vm: Vm, period: float) -> Member:
     """Return a VM as plans take it."""
     return Member(
         name=vm.name,
@@ -149,7 +150,7 @@ def member(vm: Vm) -> Member:
         target=None if abs(vm.target - vm.actual) < MiB else vm.target,
         free=vm.free,
         untouched=vm.untouched,
-        growth=vm.growth.rate,
+        growth=vm.growth.until_next(period),
     )
 
 
@@ -361,19 +362,20 @@ def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
     )
 
 
-def ours(policy: PolicyName) -> Callable[[], Policy]:
+def ours(policy: PolicyName) -> Callable[[float], Policy]:
     """Return what makes one of ours."""
     rules = evolve(Rules.for_host(HOST, RESERVE), policy=policy)
-    return lambda: Ours(rules)
+    return lambda period: Ours(rules, period)
 
 
-POLICIES: Final[dict[str, Callable[[], Policy]]] = {
-    "none": Nothing,
+# Each with the seconds between two plans, which are ours to choose.
+POLICIES: Final[dict[str, Callable[[float], Policy]]] = {
+    "none": lambda _: Nothing(),
     "available": ours("available"),
     "proportional": ours("proportional"),
     "shares": ours("shares"),
-    "Proxmox's": Proxmox,
-    "MoM's": Mom,
+    "Proxmox's": lambda _: Proxmox(),
+    "MoM's": lambda _: Mom(),
 }
 
 
@@ -385,13 +387,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--minutes", type=int, default=30)
+    parser.add_argument(
+        "--period", type=float, default=1.0, help="seconds between two plans of ours"
+    )
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for workload in arguments.workload or LOADS:
         print(f"{workload:<14}" + "".join(f"{name:>10}" for name in COLUMNS))
         for name in arguments.policy or POLICIES:
             scores = [
-                run(POLICIES[name](), LOADS[workload], seed, arguments.minutes)
+                run(
+                    POLICIES[name](arguments.period),
+                    LOADS[workload],
+                    seed,
+                    arguments.minutes,
+                )
                 for seed in seeds
             ]
             means = [mean(getattr(score, name) for score in scores) for name in COLUMNS]

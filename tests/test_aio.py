@@ -7,6 +7,7 @@ import gc
 import math
 import os
 import socket
+import threading
 import tracemalloc
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
@@ -243,6 +244,39 @@ def test_no_more_than_eight_of_ours_are_with_qemu() -> None:
     with serve(script) as path:
         asyncio.run(asyncio.wait_for(main(path), 30))
     assert most == MAX_IN_FLIGHT
+
+
+def test_a_command_cancelled_before_its_turn_is_not_sent() -> None:
+    came: list[str] = []
+
+    def script(session: Session) -> None:
+        session.greet()
+        held = [session.request() for _ in range(MAX_IN_FLIGHT)]
+        released.wait(10)
+        for request in held:
+            session.answer(request, {})
+        while not came or came[-1] != "last":
+            request = session.request()
+            came.append(request.command)
+            session.answer(request, {})
+
+    async def main(path: str) -> None:
+        async with aio.open_monitor(path) as monitor:
+            execute = monitor.execute
+            calls = [asyncio.create_task(execute("x")) for _ in range(MAX_IN_FLIGHT)]
+            late = asyncio.create_task(execute("given-up"))
+            await asyncio.sleep(0)  # it is in the queue by now
+            await asyncio.sleep(0)
+            late.cancel()
+            await asyncio.wait({late})
+            released.set()
+            await asyncio.gather(*calls)
+            await execute("last")
+
+    released = threading.Event()
+    with serve(script) as path:
+        asyncio.run(asyncio.wait_for(main(path), 30))
+    assert came == ["last"]
 
 
 def test_a_cancelled_command_keeps_the_connection(fake: BackgroundFake) -> None:

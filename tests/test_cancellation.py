@@ -1,5 +1,7 @@
 """Every coroutine of a balloon, cancelled wherever it waits, on trio and asyncio.
 
+On asyncio over libvirt's passthrough as well, with a libvirt that is none.
+
 Afterwards the monitor answers, or its block has been left and another can be opened;
 no task and no descriptor is left; the statistics interval is what it was; and the
 guest is told to have no less than it has.
@@ -12,9 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+import fake_libvirt
 import pytest
 import trio
 from attrs import define
@@ -29,10 +33,11 @@ from cancelling import (
     places,
     target_of,
 )
+from fake_libvirt import FakeDomain
 from qemu.qmp import QMPClient
 from trio.testing import wait_all_tasks_blocked
 
-from qmpballoon import aio
+from qmpballoon import aio, blocking, libvirt
 from qmpballoon.client import open_balloon
 from qmpballoon.testing.background import serve
 from qmpballoon.testing.simulated import SimulatedVm, simulate
@@ -264,20 +269,72 @@ async def back(balloon: Balloon) -> None:
             pass
 
 
+async def cancelled_everywhere(
+    name: str, how: str, balloon: Balloon, fake: BackgroundFake
+) -> None:
+    """Cancel an operation at each of its places; look at what it leaves behind."""
+    await back(balloon)
+    count = await strike(lambda: OPERATIONS[name](balloon), NEVER, how)
+    before, tasks = descriptors(), asyncio.all_tasks()
+    for number in places(count):
+        await back(balloon)
+        await strike(lambda: OPERATIONS[name](balloon), number, how)
+        await balloon.actual()  # what was sent is done
+        await check_left_behind(name, balloon, fake.do(target_of))
+        await settled(tasks, before)
+
+
 @pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_on_asyncio(name: str, how: str, fake: BackgroundFake) -> None:
     async def main() -> None:
         async with aio.open_balloon(fake.socket) as balloon:
-            await back(balloon)
-            count = await strike(lambda: OPERATIONS[name](balloon), NEVER, how)
-            before, tasks = descriptors(), asyncio.all_tasks()
-            for number in places(count):
-                await back(balloon)
-                await strike(lambda: OPERATIONS[name](balloon), number, how)
-                await balloon.actual()  # what was sent is done
-                await check_left_behind(name, balloon, fake.do(target_of))
-                await settled(tasks, before)
+            await cancelled_everywhere(name, how, balloon, fake)
+
+    run(main())
+
+
+@pytest.fixture
+def domain(
+    fake: BackgroundFake, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeDomain]:
+    fake_libvirt.install(monkeypatch)
+    with blocking.open_monitor(fake.socket) as monitor:
+        domain = FakeDomain(monitor)
+        domain.hang.set()
+        yield domain
+
+
+@pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"receive"}))
+def test_on_asyncio_through_libvirt(
+    name: str, how: str, domain: FakeDomain, fake: BackgroundFake
+) -> None:
+    """But for events, which the passthrough has none of."""
+
+    async def main() -> None:
+        threads = threading.active_count()
+        balloon = await libvirt.find_balloon_asyncio(domain)
+        await cancelled_everywhere(name, how, balloon, fake)
+        async with asyncio.timeout(30):
+            while threading.active_count() > threads:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.001)
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
+def test_finding_through_libvirt(how: str, domain: FakeDomain) -> None:
+    async def main() -> None:
+        def find() -> Awaitable[Balloon]:
+            return libvirt.find_balloon_asyncio(domain)
+
+        count = await strike(find, NEVER, how)
+        before, tasks = descriptors(), asyncio.all_tasks()
+        for number in places(count):
+            await strike(find, number, how)
+            assert await (await find()).actual() == RAM
+            await settled(tasks, before)
 
     run(main())
 

@@ -93,6 +93,30 @@ def test_a_libvirt_that_hangs(front: FrontEnd, domain: FakeDomain) -> None:
     assert caught.value.unknown_outcome == ("query-balloon",)
 
 
+@on_each(*ALL)
+def test_what_was_given_up_comes_before_what_undoes_it(
+    front: FrontEnd, domain: FakeDomain
+) -> None:
+    """Where several threads wait for a VM, libvirt serves them in any order."""
+
+    async def scenario() -> None:
+        async with front.open_balloon(domain, command_timeout=1) as balloon:  # type: ignore[arg-type]
+            domain.came.clear()
+            domain.hang.clear()
+            for give_up in (balloon.set_target(MEMORY // 2), balloon.actual()):
+                with pytest.raises(MonitorTimeout):
+                    await give_up
+            assert domain.came == ["balloon"]
+            domain.hang.set()
+            await balloon.set_target(MEMORY)
+        assert domain.came == ["balloon", "query-balloon", "balloon"]
+
+    try:
+        front.run(scenario())
+    finally:
+        domain.hang.set()
+
+
 def test_a_qemu_elsewhere_is_not_looked_for_here(domain: FakeDomain) -> None:
     domain.uri = "qemu+ssh://other.example/system"
     assert libvirt.find_balloon(domain).resident() is None

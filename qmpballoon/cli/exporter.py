@@ -13,11 +13,12 @@ from qmpballoon.cli.fleet_options import (
     fleet_options,
     listen_address,
     metrics_served,
+    note_nobody,
     rules_for,
     supervise,
     vms_argument,
 )
-from qmpballoon.cli.options import SECONDS
+from qmpballoon.cli.options import PERIOD
 from qmpballoon.fleet.gauge import Gauge
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ __all__ = ["exporter"]
 @fleet_options
 @click.option(
     "--period",
-    type=SECONDS,
+    type=PERIOD,
     default=5.0,
     metavar="SECONDS",
     help="Between two looks at a VM.",
@@ -67,6 +68,7 @@ def exporter(
     async def main(supervisor: Supervisor) -> None:
         import trio  # noqa: PLC0415 - loaded late
 
+        note_nobody(supervisor)
         with metrics_served(supervisor, gauge, rules, listen) as url:
             output.say(f"metrics at {url}")
             await trio.sleep_forever()

@@ -13,13 +13,14 @@ from qmpballoon.cli.fleet_options import (
     fleet_options,
     listen_address,
     metrics_served,
+    note_nobody,
     policy_option,
     rules_for,
     supervise,
     timeout_option,
     vms_argument,
 )
-from qmpballoon.cli.options import SECONDS, json_option, positive_size
+from qmpballoon.cli.options import PERIOD, json_option, positive_size
 from qmpballoon.fleet.gauge import Gauge
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import format_size
@@ -173,6 +174,7 @@ def plan(
     async def main(supervisor: Supervisor) -> None:
         from qmpballoon.fleet.balance import decide  # noqa: PLC0415 - loads trio
 
+        note_nobody(supervisor)
         await supervisor.known(timeout)
         host, made = decide(supervisor, gauge.read, rules)
         _tell(host, rules, made, as_json=as_json, absent=_absent(supervisor.views()))
@@ -228,7 +230,7 @@ def _sums(plan: FleetPlan) -> list[str]:
 @click.option("--once", is_flag=True, help="Make one plan, carry it out, and end.")
 @click.option(
     "--period",
-    type=SECONDS,
+    type=PERIOD,
     default=1.0,
     metavar="SECONDS",
     help="Between two looks at a VM, and between two plans.",
@@ -274,6 +276,7 @@ def run(
                 absent = _absent(supervisor.views()) if once else []
                 _tell(host, rules, plan, as_json=as_json, absent=absent)
 
+        note_nobody(supervisor)
         await supervisor.known(timeout)
         if not once:
             with contextlib.ExitStack() as stack:
@@ -346,12 +349,19 @@ def reclaim(
     async def main(supervisor: Supervisor) -> Reclaimed:
         from qmpballoon.fleet.balance import reclaim  # noqa: PLC0415 - loads trio
 
+        note_nobody(supervisor)
         await supervisor.known(timeout)
         absent = _absent(supervisor.views())
         if absent and not as_json:
             output.say("\n".join(absent))
         show = _progress(amount, quiet=as_json)
-        return await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
+        report = await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
+        if supervisor.views() and not report.handed_over:
+            output.note(
+                "no guest had anything to give: `qmpballoon fleet status` says how"
+                " they are, `--sort need` what they have above their headroom"
+            )
+        return report
 
     before = gauge.read().available
     report: Reclaimed = supervise(vms, _QUICK, main)

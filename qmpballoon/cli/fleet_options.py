@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 import click
 
 from qmpballoon.address import LibvirtVm
+from qmpballoon.cli import output
 from qmpballoon.cli.options import SECONDS, positive_size, size
 from qmpballoon.fleet.discovery import sources
 from qmpballoon.fleet.policy import PolicyName, Rules
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -26,6 +28,7 @@ __all__ = [
     "fleet_options",
     "listen_address",
     "metrics_served",
+    "note_nobody",
     "policy_option",
     "rules_for",
     "supervise",
@@ -103,8 +106,23 @@ def rules_for(gauge: Gauge, reserve: int | None, policy: PolicyName) -> Rules:
 
     Raises:
         OSError: The host's memory cannot be read.
+        click.UsageError: The options contradict each other, or the host.
     """
-    return Rules.for_host(gauge.read().total, reserve, policy)
+    group = gauge.cgroup
+    if group is not None and not (group / "memory.max").exists():
+        raise click.UsageError(
+            f"{group} has no memory.max: give a group of cgroup v2, not its root, that"
+            " has the memory controller"
+        )
+    total = gauge.read().total
+    rules = Rules.for_host(total, reserve, policy)
+    if rules.reserve >= total:
+        raise click.UsageError(
+            f"a reserve of {format_size(rules.reserve)} leaves nothing of the"
+            f" {format_size(total)} there are: give the host less to keep (--reserve),"
+            " or VMs a higher limit"
+        )
+    return rules
 
 
 def listen_address(text: str) -> tuple[str, int]:
@@ -138,10 +156,16 @@ def metrics_served(
         except OSError as error:
             raise click.UsageError(
                 f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror or error};"
-                " choose another HOST:PORT"
+                " give another HOST:PORT, or port 0 for one that is free"
             ) from error
         at = f"[{host}]" if ":" in host else host
         yield f"http://{at}:{port}/metrics"
+
+
+def note_nobody(supervisor: Supervisor) -> None:
+    """Say so where there are no VMs; some may come yet."""
+    if not supervisor.views():
+        output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
 
 
 def supervise(

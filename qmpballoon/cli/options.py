@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qmpballoon.address import Vm
 
 __all__ = [
+    "PERIOD",
     "SECONDS",
     "RelativeSize",
     "Seconds",
@@ -41,22 +42,23 @@ __all__ = [
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds; without end is one, and NaN is none."""
+    """A number of seconds within a range; NaN is in none, and passes every bound."""
 
     def convert(
         self,
-        value: Any,  # noqa: ANN401 - click has it so
+        value: Any,  # noqa: ANN401 - whatever click was given
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> float:
-        """Read it."""
+        """Read it, or refuse it."""
         seconds: float = super().convert(value, param, ctx)
-        if math.isnan(seconds):  # which no range refuses
-            self.fail(f"{value} is no number of seconds", param, ctx)
+        if math.isnan(seconds):
+            self.fail(f"{value} is no time: give seconds, like 1.5", param, ctx)
         return seconds
 
 
 SECONDS: Final = Seconds(min=0, min_open=True)
+PERIOD: Final = Seconds(min=0, min_open=True, max=86400)  # a day
 
 
 @frozen

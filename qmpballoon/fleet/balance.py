@@ -70,7 +70,7 @@ async def balance(
         supervisor: Knows the VMs, and moves them.
         read: As for :func:`decide`.
         rules: What to keep to.
-        period: Seconds between two plans.
+        period: Seconds between two plans; the supervisor's own is to be the same.
         on_plan: Told of each plan, empty ones included.
 
     Cancellation: at once; moves go on for as long as the fleet is supervised.

@@ -25,7 +25,7 @@ import glob
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 from attrs import evolve
 
@@ -117,21 +117,40 @@ def from_file(path: Path) -> Source:
     """
     try:
         entries = _entries(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError, AttributeError) as error:
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}: save it as UTF-8") from error
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return lambda: [spec for entry in entries for spec in entry()]
 
 
 def _entries(document: dict[str, Any]) -> list[Source]:
     _only(document, {"defaults", "vm"})
-    defaults = document.get("defaults", {})
+    defaults, vms = document.get("defaults", {}), document.get("vm", [])
+    if not _are_tables([defaults]):
+        raise TypeError(f"defaults are {defaults!r}: write [defaults] above them")
+    if not _are_tables(vms):
+        raise TypeError(f"vm is {vms!r}: write [[vm]] above each VM's lines")
     _only(defaults, _LIMITS)
-    tables: list[dict[str, Any]] = [{**defaults, **vm} for vm in document.get("vm", [])]
-    names = Counter(table["name"] for table in tables if "name" in table)
-    for name, count in names.items():
+    tables: list[dict[str, Any]] = [{**defaults, **vm} for vm in vms]
+    entries = [_entry(table) for table in tables]
+    _each_once("of the name", [repr(vm["name"]) for vm in tables if "name" in vm])
+    alone = [number for number, vm in enumerate(tables) if "address" in vm]
+    specs = [spec for number in alone for spec in entries[number]()]
+    _each_once("at", [str(spec.address) for spec in specs])
+    return entries
+
+
+def _are_tables(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) for each in cast("list[object]", value)
+    )
+
+
+def _each_once(what: str, said: Iterable[str]) -> None:
+    for text, count in Counter(said).items():
         if count > 1:
-            raise ValueError(f"there are {count} VMs of the name {name!r}")
-    return [_entry(table) for table in tables]
+            raise ValueError(f"there are {count} VMs {what} {text}: leave one")
 
 
 def _entry(table: dict[str, Any]) -> Source:
@@ -140,7 +159,11 @@ def _entry(table: dict[str, Any]) -> Source:
     limits: dict[str, Any] = {
         name: _limit(name, table[name]) for name in _LIMITS & table.keys()
     }
+    # Refused now, and not once a socket is there.
+    evolve(Spec("any", UnixAddress("any")), **limits)
     match table:
+        case {"name": name} if not (isinstance(name, str) and name):
+            raise ValueError(f'name is {name!r}: give text, like "database"')
         case {"sockets": _, "name": _}:
             raise ValueError("sockets name their VMs themselves: leave name out")
         case {"sockets": str(pattern)} if "address" not in table:
@@ -148,8 +171,7 @@ def _entry(table: dict[str, Any]) -> Source:
             return lambda: [evolve(spec, **limits) for spec in find()]
         case {"address": address} if "sockets" not in table:
             spec = _named(parse_vm(address))
-            name = str(table.get("name") or spec.name)
-            named = evolve(spec, name=name, **limits)
+            named = evolve(spec, name=table.get("name", spec.name), **limits)
             return lambda: [named]
         case _:
             raise ValueError("a [[vm]] needs either an address or sockets (a glob)")

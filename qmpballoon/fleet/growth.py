@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from attrs import define
 
 __all__ = ["Growth"]
+
+_LEAST: Final = 1.0  # seconds: a move takes some time, however soon the next plan comes
 
 
 @define
@@ -31,3 +35,11 @@ class Growth:
                 return
             self.rate = max(0, int((used - self._used) / (at - self._at)))
         self._at, self._used = at, used
+
+    def until_next(self, period: float) -> int:
+        """Return the bytes by which it grows until the next plan.
+
+        Args:
+            period: Seconds between two plans; less than one counts as one.
+        """
+        return int(self.rate * max(period, _LEAST))

@@ -10,15 +10,13 @@ from typing import Final
 
 from attrs import frozen
 
-__all__ = ["AHEAD", "STEP", "Host", "Member"]
+__all__ = ["STEP", "Host", "Member"]
 
 STEP: Final = 8
 """RAM through this is what a guest gives in one plan at most."""
-AHEAD: Final = 1.0
-"""Seconds until the next plan: a guest that grows is to have enough until then."""
-_SUPPLY: Final = 4.0
-"""Seconds of its growth that a guest is given beyond what it lacks, and keeps when it
-is asked to give: it does not come back with every plan, nor for what it gave."""
+_SUPPLY: Final = 4
+"""Plans for whose time a guest is given its growth beyond what it lacks, and keeps it
+when it is asked to give: it does not come back with each, nor for what it gave."""
 _MOST_SUPPLY: Final = 16
 """RAM through this is what those come to at most: a spike is soon over."""
 
@@ -61,7 +59,7 @@ class Member:
         untouched: What of its size it could use and the host has given no memory for
             yet. The host gains nothing when a guest gives that up.
         refuses: It lately did not give what it said it could.
-        growth: By how much its use grows, in bytes a second.
+        growth: By how much its use grows until the next plan.
     """
 
     name: str
@@ -91,7 +89,7 @@ class Member:
     @property
     def comfort(self) -> int:
         """Bytes that are enough for a while: its headroom, half as much, its growth."""
-        supply = min(int(self.growth * _SUPPLY), self.total // _MOST_SUPPLY)
+        supply = min(self.growth * _SUPPLY, self.total // _MOST_SUPPLY)
         return self.headroom + self.headroom // 2 + supply
 
     @property
@@ -115,12 +113,12 @@ class Member:
 
     @property
     def need(self) -> int:
-        """Bytes it is to get at once; 0 if it is not in need."""
-        return self.need_in(AHEAD)
+        """Bytes it is to get at once; 0 if it has enough until the next plan."""
+        return self.need_until(1)
 
-    def need_in(self, seconds: float) -> int:
-        """Return what it is to get if its use grows on for so many seconds."""
-        left = self.available - int(self.growth * seconds)
+    def need_until(self, plan: int) -> int:
+        """Return what it is to get if it has to do until so many plans from now."""
+        left = self.available - self.growth * plan
         if left >= self.headroom and self.actual >= self.floor:
             return 0
         lacking = max(self.comfort - self.available, self.floor - self.actual)

@@ -16,8 +16,8 @@ Pure: the same state always makes the same plan. The rules, in their order:
 4. *What was promised counts as gone.* A guest that was given memory and has not
    touched it yet will.
 5. *Shrink slowly, grow fast.* What a guest gives in one plan is capped, unless the
-   host is in distress. A guest in need gets all it lacks, and some seconds of its
-   growth, but no more than that: what it does not use would be taken back.
+   host is in distress. A guest in need gets all it lacks, and its growth until a few
+   plans later, but no more than that: what it does not use would be taken back.
 6. *Leave well alone.* While nobody is in need, and the host has between half a
    buffer and two, there is nothing to do: nothing is levelled for its own sake. No
    move is made that is not worth its while; below the reserve small ones are, too.
@@ -37,7 +37,7 @@ from attrs import asdict, evolve, frozen
 
 from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.checks import require_size
-from qmpballoon.fleet.members import AHEAD, STEP, Host, Member
+from qmpballoon.fleet.members import STEP, Host, Member
 from qmpballoon.fleet.pouring import Vessel, pour
 from qmpballoon.sizes import MiB, format_size
 
@@ -161,7 +161,7 @@ def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> FleetPlan:
         free -= rules.buffer
     slack = max(0, free - host.promised)
     # What is freed now is given by the next plan: the need of that one counts.
-    need = sum(member.need_in(2 * AHEAD) for member in still)
+    need = sum(member.need_until(2) for member in still)
     wanted = max(0, need - slack) - sum(map(_on_its_way, everyone))
     if free < rules.buffer // 2:
         wanted += rules.buffer - free

@@ -155,6 +155,7 @@ class Record:
     Attributes:
         spec: What is wanted of it.
         stale_after: Seconds without an answer after which the guest is silent.
+        period: Seconds between two looks, and two plans.
         actual: Bytes it has, ``None`` if unknown.
         total: Bytes of its RAM.
         resident: Bytes QEMU holds.
@@ -168,6 +169,7 @@ class Record:
 
     spec: Spec
     stale_after: float
+    period: float = 1.0
     actual: int | None = None
     total: int | None = None
     resident: int | None = None
@@ -318,7 +320,7 @@ class Record:
             free=min(self.stats.free or 0, actual),
             untouched=self._untouched,
             refuses=now < self._rests_until,
-            growth=self._growth.rate,
+            growth=self._growth.until_next(self.period),
         )
 
     def view(self, now: float) -> View:

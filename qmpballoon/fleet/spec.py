@@ -62,6 +62,9 @@ class Spec:
         ceiling: What it never goes above; by default all its RAM.
         headroom: What it keeps available; by default 64 MiB and 2 % of its RAM.
         weight: Above 0; one with twice the weight is left with twice as much.
+
+    Raises:
+        ValueError: A limit makes no sense, or contradicts another.
     """
 
     name: str
@@ -70,6 +73,21 @@ class Spec:
     ceiling: str | None = field(default=None, validator=_size)
     headroom: str | None = field(default=None, validator=_size)
     weight: float = field(default=1.0, validator=_weight)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what no RAM can make sense of."""
+        if self.ceiling is None:
+            return
+        ceiling = parse_size(self.ceiling, whole=GiB)
+        if ceiling == 0:
+            raise ValueError(f"ceiling is {self.ceiling}: give more than nothing")
+        floor = self.floor or "0"
+        alike = ("%" in floor) == ("%" in self.ceiling)
+        if alike and parse_size(floor, whole=GiB) > ceiling:
+            raise ValueError(
+                f"floor {floor} is above the ceiling {self.ceiling}: lower the one or"
+                " raise the other"
+            )
 
     def bounds(self, total: int) -> Bounds:
         """Return the limits as they are for a VM with so many bytes of RAM.

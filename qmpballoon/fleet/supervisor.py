@@ -66,7 +66,8 @@ class Settings:
     """How often things are done, and how long they may take; in seconds.
 
     Attributes:
-        period: Between two looks at a VM.
+        period: Between two looks at a VM, and two plans: guests that grow are to have
+            enough until the next.
         stale_after: Without an answer of the guest, after which it is silent.
         rescan: Between two looks for VMs that have come or gone.
         open_timeout: For connecting and greeting.
@@ -281,7 +282,8 @@ class Supervisor:
                 del self._attendants[name]
         for name, spec in specs.items():
             if name not in self._attendants:
-                record = Record(spec, self._settings.stale_after)
+                settings = self._settings
+                record = Record(spec, settings.stale_after, settings.period)
                 attendant = self._attendants[name] = _Attendant(record)
                 nursery.start_soon(self._attend, attendant)
 

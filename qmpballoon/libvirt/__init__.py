@@ -13,7 +13,8 @@ libvirt keeps QEMU's monitor to itself, and passes commands through
 
 That call waits for as long as QEMU takes and cannot be broken off. So each command
 has a thread of its own, and whoever asks waits for it with a deadline. An event
-loop is not held up; neither is Ctrl-C, nor the end of the program.
+loop is not held up; neither is Ctrl-C, nor the end of the program. Commands of one
+monitor are passed on in the order in which they are given.
 
 ``libvirt-python`` is needed, by ``pip install 'qmpballoon[libvirt]'``.
 """

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib import import_module
@@ -53,7 +54,11 @@ _NOT_ALLOWED: Final = (
 
 
 class _Passthrough:
-    """Commands to a domain, each in a thread of its own."""
+    """Commands to a domain, one after the other, from threads.
+
+    In the order in which they were given: libvirt serves threads that wait for the
+    same VM in any, and what undoes a command that was given up has to come after it.
+    """
 
     def __init__(self, domain: Domain, *, command_timeout: float) -> None:
         super().__init__()
@@ -63,6 +68,8 @@ class _Passthrough:
         self._domain = domain
         self._libvirt = import_module("libvirt")
         self._pass_on = import_module("libvirt_qemu").qemuMonitorCommand
+        self._given: deque[tuple[Future[object], str, str]] = deque()
+        self._turn = threading.Lock()
 
     def resident(self) -> int | None:
         """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
@@ -74,16 +81,21 @@ class _Passthrough:
         """Begin to run a command; what comes of it is the future's."""
         request = encode({"execute": command, "arguments": dict(arguments or {})})
         future = Future[object]()
-
-        def work() -> None:
-            try:
-                future.set_result(self._run(command, request.decode()))
-            except BaseException as error:  # noqa: BLE001 - whoever waits is told
-                future.set_exception(error)
-
+        self._given.append((future, command, request.decode()))
         # A daemon: one that hangs is not to hold up the end of the program.
-        threading.Thread(target=work, name=self.name, daemon=True).start()
+        threading.Thread(target=self._work, name=self.name, daemon=True).start()
         return future
+
+    def _work(self) -> None:
+        """Pass on what was given and not passed on yet."""
+        with self._turn:
+            # All of it: where Ctrl-C strikes, one may be without a thread.
+            while self._given:
+                future, command, request = self._given.popleft()
+                try:
+                    future.set_result(self._run(command, request))
+                except BaseException as error:  # noqa: BLE001 - whoever waits is told
+                    future.set_exception(error)
 
     def _run(self, command: str, request: str) -> object:
         try:

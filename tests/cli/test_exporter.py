@@ -46,18 +46,18 @@ async def test_an_address_without_a_port() -> None:
     assert "has no port" in result.stderr
 
 
-@pytest.mark.parametrize(
-    "command", [("exporter", "--listen"), ("fleet", "run", "--metrics")]
-)
-async def test_an_address_that_cannot_be_listened_on(
-    command: tuple[str, ...], tmp_path: Path
-) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+@pytest.mark.parametrize("arguments", ["exporter --listen", "fleet run --metrics"])
+async def test_a_port_that_is_taken(tmp_path: Path, arguments: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        *name, option = command
-        result = await run(*name, tmp_path / "qmp", option, port)
+        result = await run(*arguments.split(), port, tmp_path / "vm.qmp")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert f"cannot listen on 127.0.0.1:{port}: " in line
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; give" in line
+
+
+async def test_a_host_that_is_none(tmp_path: Path) -> None:
+    result = await run("exporter", "--listen", "nowhere.invalid:0", tmp_path / "x")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "cannot listen on nowhere.invalid:0: " in line

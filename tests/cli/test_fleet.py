@@ -243,7 +243,15 @@ async def test_nothing_to_reclaim_from(tmp_path: Path) -> None:
     [
         (("status", "/nowhere/fleet.toml"), "No such file"),
         (("status", "tcp:nowhere"), "has no port"),
+        (("status", "x", "--timeout", "nan"), "nan is no time"),
+        (("run", "x", "--period", "nan"), "nan is no time"),
+        (("run", "x", "--period", "inf"), "86400"),
+        (("run", "x", "--period", "1e300"), "86400"),
         (("plan", "--policy", "fair"), "'fair' is not one of"),
+        (("plan", "x", "--reserve", "64TiB"), "give the host less to keep"),
+        (("plan", "x", "--limit", "1GiB", "--reserve", "1GiB"), "less to keep"),
+        (("plan", "x", "--limit", "1MiB"), "less to keep"),
+        (("plan", "x", "--cgroup", "/proc"), "no memory.max: give a group"),
         (("reclaim", "0"), "give a size above 0"),
     ],
 )
@@ -252,3 +260,19 @@ async def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
     assert result.returncode in (1, 2)
     (line,) = result.stderr.splitlines()
     assert message in line
+
+
+@pytest.mark.parametrize("arguments", [("plan",), ("run", "--once"), ("reclaim", "1G")])
+async def test_nobody_is_there(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    result = await run("fleet", *arguments, tmp_path / "*.qmp")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("qmpballoon: there are no VMs: name their sockets")
+
+
+async def test_nobody_has_anything_to_give(tmp_path: Path) -> None:
+    async with serve(tmp_path / "mute.qmp", GuestConfig(driver=False)):
+        arguments = ("1G", tmp_path / "*.qmp", "--timeout", "1")
+        result = await run("fleet", "reclaim", *arguments)
+    assert result.returncode == 6
+    (line,) = result.stderr.splitlines()
+    assert "`qmpballoon fleet status` says how they are" in line

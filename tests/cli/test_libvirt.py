@@ -6,21 +6,27 @@ In this process, where libvirt's module can be stood in for.
 from __future__ import annotations
 
 import json
+import queue
+import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from fake_libvirt import FakeConnection, FakeDomain, LibvirtError, install
 from in_process import only_line, status_of
+from metrics import figures
 
-from qmpballoon import GiB, blocking
+from qmpballoon import GiB, MiB, blocking
+from qmpballoon.cli import output
 from qmpballoon.testing.background import serve
 from qmpballoon.testing.machine import MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 COMMANDS = [["status"], ["resize", "1G"], ["reclaim"], ["watch"]]
 
@@ -171,6 +177,54 @@ def test_a_fleet_is_moved(
     answer = domain.monitor.execute("query-balloon")
     assert isinstance(answer, dict)
     assert answer["actual"] == 3 * GiB // 2
+
+
+def test_a_fleet_is_reclaimed_from(
+    domain: FakeDomain, capsys: pytest.CaptureFixture[str]
+) -> None:
+    amount = 256 * MiB
+    arguments = ("fleet", "reclaim", amount, "libvirt:vm1", "--hold", "--json")
+    assert status_of(*arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    (vm,) = report["vms"]
+    assert (vm["name"], vm["requested"]) == ("vm1", amount)
+    answer = domain.monitor.execute("query-balloon")
+    assert answer == {"actual": 2 * GiB - report["handed_over"]}
+    assert 0 <= amount - report["handed_over"] < MiB
+    assert domain.closed
+
+
+async def until_sizes_are(wanted: dict[str, int], url: str) -> None:
+    """Wait until the page of metrics tells of VMs of these sizes."""
+    name = "qmpballoon_vm_memory_actual_bytes"
+    with trio.fail_after(30):
+        while True:
+            seen = await figures(url)
+            if wanted == {vm: seen[vm].get(name) for vm in seen if vm}:
+                return
+            await trio.sleep(0.05)
+
+
+def test_metrics_of_both_kinds(
+    domain: FakeDomain, neighbour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"vm1": 2 * GiB, Path(neighbour).parent.name: GiB}
+    said: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(output, "say", said.put)
+
+    def look() -> None:
+        url = said.get(timeout=30).removeprefix("metrics at ")
+        try:
+            trio.run(until_sizes_are, wanted, url)
+        finally:
+            signal.raise_signal(signal.SIGINT)  # the command goes on until Ctrl-C
+
+    with ThreadPoolExecutor(1) as thread:
+        looked = thread.submit(look)
+        arguments = ("--listen", "0", "--period", "0.2")
+        assert status_of("exporter", "libvirt:vm1", neighbour, *arguments) == 0
+        looked.result()
+    assert domain.closed
 
 
 def test_a_fleet_and_a_vm_that_libvirt_does_not_have(

@@ -10,9 +10,9 @@ from attrs import evolve
 from worlds import GUEST, World, become, open_world, simulated, supervised, view
 
 from qmpballoon.fleet.balance import balance, carry_out, decide, reclaim
-from qmpballoon.fleet.policy import FleetPlan, PolicyName, Rules
+from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import SECOND, MachineConfig, WorkloadStep
+from qmpballoon.testing.machine import SECOND, MachineConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from qmpballoon.fleet.supervisor import Supervisor
@@ -63,20 +63,27 @@ async def test_a_host_gets_its_reserve_back(policy: PolicyName) -> None:
 
 @simulated
 async def test_a_burst_is_fed_from_others_whatever_happens_to_some() -> None:
-    burst = (WorkloadStep(60 * SECOND, 900 * MiB), WorkloadStep(62 * SECOND, 500 * MiB))
+    more = ramp(62 * SECOND, 112 * SECOND, 600 * MiB, 200)
+    burst = (WorkloadStep(60 * SECOND, 900 * MiB), *more)
     async with open_world() as world:
         start(world, "bursts", GiB, *burst)
         for name in ("b", "c", "killed", "paused"):
             start(world, name, 3 * GiB)
-        world.memory = 13 * GiB
         async with supervised(world) as fleet, trio.open_nursery() as nursery:
             await fleet.known(5)
+            # Without what others give, its bursts are more than it has.
+            fleet.order(Move("bursts", 4 * GiB, GiB + 512 * MiB, "test"))
+            await fleet.still()
+            world.memory -= available(world) - RULES.reserve - RULES.buffer
             nursery.start_soon(balance, fleet, world.read, RULES)
-            await trio.sleep(50)
+            await trio.sleep_until(55)
+            # Somebody else takes its memory: it is not the bursts'.
+            world.memory -= world.fakes["killed"].machine.resident
             world.fakes["killed"].machine.quit()
             world.fakes["killed"].touch()
             world.fakes["paused"].machine.stop()
-            await trio.sleep(22)
+            await trio.sleep_until(120)
+            assert view(fleet, "bursts").counters.given > 256 * MiB
             needy = view(fleet, "bursts")
             assert needy.bounds is not None
             assert (needy.stats.available or 0) >= needy.bounds.headroom
@@ -89,15 +96,17 @@ async def test_a_burst_is_fed_from_others_whatever_happens_to_some() -> None:
 @simulated
 async def test_others_take_over_from_a_guest_that_does_not_let_go() -> None:
     async with open_world() as world:
-        for name in ("a", "b", "refuses"):
-            start(world, name, 3 * GiB)
-        world.memory = 11 * GiB
-        world.fakes["refuses"].machine.guest.stall(3600 * SECOND)
+        for name in ("a", "b"):
+            start(world, name, 2 * GiB)
+        start(world, "refuses", 3 * GiB)  # the richest, who is asked first
+        world.memory -= available(world) - 700 * MiB
         async with supervised(world) as fleet, trio.open_nursery() as nursery:
             await fleet.known(5)
+            world.fakes["refuses"].machine.guest.stall(3600 * SECOND)
             nursery.start_soon(balance, fleet, world.read, RULES)
             await trio.sleep(40)
             assert available(world) >= RULES.reserve
+            assert view(fleet, "refuses").counters.stalls
             nursery.cancel_scope.cancel()
 
 

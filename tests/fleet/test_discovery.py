@@ -114,8 +114,18 @@ def test_a_file_says_what_is_wanted(bind: Callable[[str], Path]) -> None:
         ("[[vm]]\naddress = 7", "7 is no monitor's address"),
         ("[[vm]]\naddress='/a'\nname='x'\n[[vm]]\naddress='/b'\nname='x'", "2 VMs"),
         ("[defaults]\nname = 'x'", "'name' is not known here"),
-        ("vm = 3", "not iterable"),
-        ("vm = [3]", "mapping"),
+        ("[[vm]]\naddress='/a'\n[[vm]]\naddress='unix:/a'", "2 VMs at /a"),
+        ("[[vm]]\naddress = '/a'\nname = ['x']", "name is \\['x'\\]: give text"),
+        ("[[vm]]\naddress = '/a'\nname = ''", "name is '': give text"),
+        ("[[vm]]\nsockets = '*'\nfloor = 'lots'", "floor: 'lots' is not a size"),
+        ("[[vm]]\nsockets = '*'\nweight = -1", "weight: -1.0 is none"),
+        ("[[vm]]\naddress='/a'\nfloor='4G'\nceiling='2G'", "floor 4G is above"),
+        ("[defaults]\nfloor='50%'\n[[vm]]\naddress='/a'\nceiling='9%'", "is above"),
+        ("[[vm]]\naddress = '/a'\nceiling = 0", "ceiling is 0: give more"),
+        ("defaults = 3", r"write \[defaults\] above them"),
+        ("vm = 3", r"write \[\[vm\]\] above each"),
+        ("vm = [3]", r"write \[\[vm\]\] above each"),
+        ("[vm]\naddress = '/a'", r"write \[\[vm\]\] above each"),
         ("[[vm]", "Expected"),
     ],
 )
@@ -126,6 +136,13 @@ def test_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> No
         from_file(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"fleet\.toml: .*: save it as UTF-8"):
+        from_file(path)
 
 
 def test_bounds_follow_from_the_ram() -> None:

@@ -43,17 +43,27 @@ def changes(plan: FleetPlan) -> dict[str, int]:
     return {move.name: move.change for move in plan.moves}
 
 
-# What was drawn is as odd as guests can be: they lie.
+# What was drawn is as odd as guests can be: they lie. Small ones beside large ones, and
+# eighths, so that limits bind and guests are alike; of a wide range alone most of what
+# hypothesis draws is next to nothing.
+
+
+def between(low: int, high: int) -> st.SearchStrategy[int]:
+    eighths = st.integers(0, 8).map(lambda eighth: low + (high - low) * eighth // 8)
+    return eighths | st.integers(low, high)
+
+
+seldom = st.sampled_from([False, False, False, True])
 
 
 @st.composite
 def members_drawn(draw: st.DrawFn) -> list[Member]:
     def sizes(maximum: int) -> st.SearchStrategy[int]:
-        return st.integers(0, maximum // PAGE).map(lambda pages: pages * PAGE)
+        return between(0, maximum // PAGE).map(lambda pages: pages * PAGE)
 
     drawn = []
     for number in range(draw(st.integers(0, 8))):
-        total = draw(sizes(64 * GiB)) + 128 * MiB
+        total = draw(sizes(GiB) | sizes(64 * GiB)) + 128 * MiB
         ceiling = draw(sizes(total))
         actual = draw(sizes(total))
         available = draw(sizes(total))
@@ -64,14 +74,14 @@ def members_drawn(draw: st.DrawFn) -> list[Member]:
                 total=total,
                 available=available,
                 free=draw(st.just(0) | sizes(available)),
-                headroom=draw(sizes(GiB)),
-                floor=draw(sizes(ceiling)),
+                headroom=draw(sizes(total // 8)),
+                floor=draw(sizes(ceiling if draw(seldom) else min(actual, ceiling))),
                 ceiling=ceiling,
                 weight=draw(st.sampled_from([0.5, 1.0, 3.0])),
-                target=draw(st.none() | sizes(total)),
+                target=draw(sizes(total)) if draw(seldom) else None,
                 untouched=draw(st.just(0) | sizes(actual)),
-                refuses=draw(st.booleans()),
-                growth=draw(st.just(0) | sizes(4 * GiB)),
+                refuses=draw(seldom),
+                growth=draw(sizes(total // 16)) if draw(seldom) else 0,
             )
         )
     return drawn
@@ -80,14 +90,14 @@ def members_drawn(draw: st.DrawFn) -> list[Member]:
 hosts = st.builds(
     Host,
     total=st.just(256 * GiB),
-    available=st.integers(-4 * GiB, 16 * GiB),
-    promised=st.just(0) | st.integers(0, 8 * GiB),
-    pressed=st.booleans(),
+    available=between(-4 * GiB, 16 * GiB),
+    promised=st.just(0) | between(0, GiB),
+    pressed=seldom,
 )
 rules_drawn = st.builds(
     Rules,
-    reserve=st.integers(0, 8 * GiB),
-    buffer=st.integers(0, GiB),
+    reserve=between(0, 4 * GiB),
+    buffer=between(0, GiB),
     dead_band=st.sampled_from([0, PAGE, 16 * MiB]),
     policy=st.sampled_from(POLICIES),
 )
@@ -114,10 +124,13 @@ def test_no_plan_breaks_a_limit(host: Host, fleet: list[Member], rules: Rules) -
             assert vm.need or not vm.refuses
 
 
-@given(hosts, members_drawn(), rules_drawn)
+@given(hosts, members_drawn(), rules_drawn, st.booleans())
 def test_what_is_given_leaves_the_host_its_reserve(
-    host: Host, fleet: list[Member], rules: Rules
+    host: Host, fleet: list[Member], rules: Rules, is_one_insatiable: bool
 ) -> None:
+    if is_one_insatiable:
+        sizes = {"total": 64 * GiB, "ceiling": 64 * GiB, "headroom": 32 * GiB}
+        fleet = [*fleet, member("insatiable", available=0, **sizes)]
     given = sum(max(0, move.change) for move in make_plan(host, fleet, rules).moves)
     assert given == 0 or host.available - host.promised - given >= rules.reserve
 
@@ -143,8 +156,9 @@ def test_taking_keeps_to_the_limits_and_the_amount(
         assert vm.floor <= move.target < vm.actual
         assert vm.available + move.change >= vm.headroom
         freed += gained(vm, -move.change)
-    assert freed <= amount
-    assert plan.lacking <= amount
+    assert freed + plan.lacking <= amount
+    if not rules.dead_band:
+        assert amount - freed - plan.lacking <= PAGE * len(fleet)
 
 
 @given(members_drawn(), rules_drawn, st.integers(0, 16 * GiB))

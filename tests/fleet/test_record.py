@@ -222,6 +222,21 @@ def test_growth_is_of_what_is_used_whatever_the_size() -> None:
     assert growth(record, 6.0) == 0
 
 
+@pytest.mark.parametrize(
+    ("period", "ahead"), [(0.25, 100 * MiB), (1.0, 100 * MiB), (5.0, 500 * MiB)]
+)
+def test_growth_is_looked_ahead_to_the_next_plan_and_a_second_at_least(
+    period: float, ahead: int
+) -> None:
+    record = Record(Spec("vm", UnixAddress("/run/vm.qmp")), 15.0, period)
+    record.connect(0.0)
+    record.learn_total(4 * GiB)
+    for second in range(3):
+        stats = answer(second, GiB - second * 100 * MiB)
+        record.look(float(second), 2 * GiB, stats, None)
+    assert growth(record, 2.0) == ahead
+
+
 def test_growth_begins_anew_with_the_connection() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
     record.look(2.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)

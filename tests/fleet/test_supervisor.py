@@ -24,7 +24,7 @@ from qmpballoon.fleet.policy import Move
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.supervisor import Settings, open_fleet
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import SECOND, MachineConfig
+from qmpballoon.testing.machine import SECOND, MachineConfig, ramp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -62,6 +62,20 @@ async def test_statistics_are_polled_and_the_interval_is_restored() -> None:
             await become(fleet, {"vm": "healthy"})
             assert interval(fake) == 1
         assert interval(fake) == 7
+
+
+@pytest.mark.parametrize(("period", "seconds"), [(1.0, 1), (5.0, 5)])
+@simulated
+async def test_growth_is_that_until_the_next_plan(period: float, seconds: int) -> None:
+    workload = ramp(0, 100 * SECOND, 1000 * MiB, 1000)
+    config = MachineConfig(memory=4 * GiB, guest=evolve(GUEST, workload=workload))
+    async with open_world() as world:
+        world.start("vm", config)
+        settings = Settings(period=period, stale_after=3 * period)
+        async with supervised(world, settings) as fleet:
+            await trio.sleep(60)
+            (member,) = fleet.members()
+            assert member.growth == pytest.approx(seconds * 10 * MiB, rel=0.2)
 
 
 @simulated
@@ -186,6 +200,7 @@ async def test_attempts_become_rarer_and_are_spread() -> None:
             assert max(gaps) <= 31
             assert min(gaps[8:]) >= 15
             assert 20 < len(times) < 50
+            assert len({round(gap, 3) for gap in gaps[8:]}) > 1
         assert not set(by_name[0]) & set(by_name[1])
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import libvirtd
 import pytest
-from command import PROGRAM
+import trio
+from command import PROGRAM, start
 from frontends import on_each
+from metrics import figures, state, url_of
 from scenarios import wait_for
 from through_libvirt import ALL
 
@@ -214,6 +216,50 @@ def test_the_command_on_a_fleet(connection: Connection, domain: Domain) -> None:
     assert by_name["nobody"]["state"] == "gone"
     planned = command(connection, "fleet", "plan", vms[0], "--reserve", "0", "--json")
     assert json.loads(planned.stdout)["moves"] == []
+
+
+def test_the_command_reclaims_from_a_fleet(
+    connection: Connection, domain: Domain
+) -> None:
+    balloon = libvirt.find_balloon(domain)
+    balloon.refresh_stats(timeout=60)  # it may still be booting
+    vm = f"libvirt:{domain.name()}"
+    arguments = (vm, "--hold", "--json", "--timeout", "30")
+    done = command(connection, "fleet", "reclaim", "16M", *arguments)
+    try:
+        report = json.loads(done.stdout)
+        assert [vm["name"] for vm in report["vms"]] == [domain.name()]
+        assert 0 < report["handed_over"] <= 16 * MiB
+        assert balloon.actual() == MEMORY - report["handed_over"]
+    finally:
+        balloon.resize(MEMORY)
+
+
+async def test_the_command_serves_metrics(
+    connection: Connection, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", connection.getURI())
+    vms = (f"libvirt:{domain.name()}", "libvirt:nobody")
+    names = (
+        "qmpballoon_vm_memory_actual_bytes",
+        "qmpballoon_vm_memory_resident_bytes",
+        "qmpballoon_guest_memory_available_bytes",
+    )
+    async with start("exporter", *vms, "--listen", "0", "--period", "0.5") as running:
+        url = await url_of(running.stdout)
+        with trio.fail_after(60):
+            seen: dict[str, dict[str, float]] = {}
+            while not {*names} <= seen.get(domain.name(), {}).keys():
+                await trio.sleep(0.1)
+                seen = await figures(url)
+            ours = seen[domain.name()]
+            assert ours[names[0]] == MEMORY
+            assert ours[names[1]] > 50 * MiB
+            while state(seen["nobody"]) != "gone":
+                await trio.sleep(0.1)
+                seen = await figures(url)
+            running.process.send_signal(signal.SIGINT)
+            assert await running.process.wait() == 0
 
 
 def test_the_command_in_vain(connection: Connection) -> None:

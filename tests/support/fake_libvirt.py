@@ -52,6 +52,7 @@ class FakeDomain:
         hang: Its commands wait for this.
         uri: Of its connection.
         closed: Whether that was closed.
+        came: What was passed on, in this order.
     """
 
     monitor: blocking.BlockingMonitor
@@ -59,6 +60,7 @@ class FakeDomain:
     hang: threading.Event = field(factory=threading.Event)
     uri: str = "qemu:///system"
     closed: bool = False
+    came: list[str] = field(factory=list[str])
 
     def name(self) -> str:
         return "vm1"
@@ -71,10 +73,11 @@ class FakeDomain:
 
     def run(self, request: str, flags: int) -> str:
         assert flags == 0
+        message = json.loads(request)
+        self.came.append(message["execute"])
         self.hang.wait(10)
         if self.fails is not None:
             raise LibvirtError(self.fails)
-        message = json.loads(request)
         try:
             value = self.monitor.execute(message["execute"], message.get("arguments"))
         except CommandError as error:
