@@ -204,18 +204,18 @@ async def test_a_terminal_that_is_closed_gives_back(
     socket_path: Path, term: str
 ) -> None:
     terminal = Terminal("reclaim", socket_path, "--max-rate", "100M", term=term)
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         await terminal.run(lambda shown: "taking" in shown, None)
-        assert machine.device is not None
-        assert machine.device.asked == 0
+        assert fake.machine.device is not None
+        assert fake.machine.device.asked == 0
 
 
 async def test_ctrl_c_leaves_the_terminal_as_it_was(socket_path: Path) -> None:
     terminal = Terminal("reclaim", socket_path, "--max-rate", "100M")
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         status = await terminal.run(lambda shown: "taking" in shown, b"\x03")
-        assert machine.device is not None
-        assert machine.device.asked == 0
+        assert fake.machine.device is not None
+        assert fake.machine.device.asked == 0
     assert status == 130
     before, _, after = terminal.shown.rpartition("\x1b[?1049l")
     assert before.startswith("\x1b[?1049h\x1b[H\x1b[?25l")

@@ -15,11 +15,13 @@ import trio
 from command import PROGRAM, run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, WorkloadStep
+from qmpballoon.testing.machine import SECOND, GuestConfig, WorkloadStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from qmpballoon.testing.server import FakeQemu
 
 
 SAMPLE = {"t", "target", "actual", "free", "available", "disk_caches", "resident"}
@@ -40,15 +42,16 @@ def object_of(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return value
 
 
-def actual(machine: Machine) -> int:
-    return machine.guest.memory.ram - machine.guest.memory.balloon
+def actual(fake: FakeQemu) -> int:
+    memory = fake.machine.guest.memory
+    return memory.ram - memory.balloon
 
 
 # status
 
 
 async def test_status(socket_path: Path) -> None:
-    async with serve(socket_path, name="vm1") as machine:
+    async with serve(socket_path, name="vm1") as fake:
         seen = object_of(await run("status", socket_path, "--json"))
         shown = await run("status", socket_path)
     assert seen["socket"] == str(socket_path)
@@ -57,12 +60,14 @@ async def test_status(socket_path: Path) -> None:
     assert seen["balloon"]["path"] == "/machine/peripheral/balloon0"
     assert seen["balloon"]["type"] == "virtio-balloon-pci"
     assert (
-        seen["balloon"]["actual"] == seen["balloon"]["total"] == machine.config.memory
+        seen["balloon"]["actual"]
+        == seen["balloon"]["total"]
+        == fake.machine.config.memory
     )
     assert seen["balloon"]["target"] is None
     assert seen["balloon"]["features"]["free-page-reporting"] is False
     assert datetime.fromisoformat(seen["stats"]["last_update"]).tzinfo is not None
-    assert seen["stats"]["disk_caches"] == machine.config.guest.cache
+    assert seen["stats"]["disk_caches"] == fake.machine.config.guest.cache
     assert seen["stats"]["interval"] == 0
     assert seen["host"] == {"resident": None}  # it is no QEMU that serves here
     assert shown.returncode == 0
@@ -84,11 +89,11 @@ async def test_status_of_a_guest_that_says_nothing(socket_path: Path) -> None:
 
 
 async def test_resize(socket_path: Path) -> None:
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         result = await run("resize", socket_path, "75%", "--json")
-        assert actual(machine) == 3 * GiB // 2
+        assert actual(fake) == 3 * GiB // 2
         shown = await run("resize", socket_path, "2G")
-        assert actual(machine) == 2 * GiB
+        assert actual(fake) == 2 * GiB
     assert result.returncode == 0
     assert result.stderr == ""
     seen = object_of(result)
@@ -115,7 +120,7 @@ async def test_resize_that_does_not_get_there(
     outcome: str,
     size: int | None,
 ) -> None:
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         result = await run(
             "resize", socket_path, "64M", "--on-stall", on_stall, "--json"
         )
@@ -124,9 +129,9 @@ async def test_resize_that_does_not_get_there(
         assert seen["outcome"] == outcome
         assert seen["diagnosis"]["kind"] == "guest-at-floor"
         assert seen["diagnosis"]["detail"]
-        assert seen["actual"] == actual(machine) == seen["target"]
-        assert size is None or actual(machine) == size
-        assert machine.guest.oom_kills == 0
+        assert seen["actual"] == actual(fake) == seen["target"]
+        assert size is None or actual(fake) == size
+        assert fake.machine.guest.oom_kills == 0
 
 
 async def test_resize_without_a_driver_is_named(socket_path: Path) -> None:
@@ -137,9 +142,9 @@ async def test_resize_without_a_driver_is_named(socket_path: Path) -> None:
 
 
 async def test_resize_below_the_floor(socket_path: Path) -> None:
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         result = await run("resize", socket_path, "8M", "--json")
-        assert actual(machine) == machine.config.memory
+        assert actual(fake) == fake.machine.config.memory
     assert result.returncode == 6
     assert result.stdout == ""
     assert "floor" in line_of(result)
@@ -150,41 +155,45 @@ async def test_resize_below_the_floor(socket_path: Path) -> None:
 
 async def test_reclaim(socket_path: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         result = await run("reclaim", socket_path, "--json", "--report", report)
-        assert actual(machine) == machine.config.memory
-        assert machine.guest.memory.cache < machine.config.guest.cache // 5
+        assert actual(fake) == fake.machine.config.memory
+        assert fake.machine.guest.memory.cache < fake.machine.config.guest.cache // 5
     assert result.returncode == 0
     assert result.stderr == ""
     seen = object_of(result)
     assert seen == json.loads(report.read_text())
     assert seen["outcome"] == "done"
     assert seen["held"] is False
-    assert seen["before"]["actual"] == seen["after"]["actual"] == machine.config.memory
-    assert seen["before"]["stats"]["disk_caches"] == machine.config.guest.cache
-    assert seen["after"]["stats"]["disk_caches"] == machine.guest.memory.cache
+    assert (
+        seen["before"]["actual"]
+        == seen["after"]["actual"]
+        == fake.machine.config.memory
+    )
+    assert seen["before"]["stats"]["disk_caches"] == fake.machine.config.guest.cache
+    assert seen["after"]["stats"]["disk_caches"] == fake.machine.guest.memory.cache
     assert seen["handed_over"] >= seen["requested"] - 2 * MiB
     assert seen["seconds"] > 0
     assert all(sample.keys() >= SAMPLE for sample in seen["timeline"])
     smallest = min(sample["actual"] for sample in seen["timeline"])
-    assert smallest == machine.config.memory - seen["handed_over"]
+    assert smallest == fake.machine.config.memory - seen["handed_over"]
 
 
 async def test_reclaim_and_hold_an_amount(socket_path: Path) -> None:
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         result = await run("reclaim", socket_path, "25%", "--hold")
-        assert actual(machine) == machine.config.memory * 3 // 4
+        assert actual(fake) == fake.machine.config.memory * 3 // 4
     assert result.returncode == 0
     assert "held" in result.stdout
     assert "taking: requested" in result.stdout
 
 
 async def test_a_dry_run_takes_nothing(socket_path: Path) -> None:
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         shown = await run("reclaim", socket_path, "--dry-run")
         plan = object_of(await run("reclaim", socket_path, "--dry-run", "--json"))
-        assert machine.device is not None
-        assert machine.device.asked == 0
+        assert fake.machine.device is not None
+        assert fake.machine.device.asked == 0
     assert shown.returncode == 0
     assert "can be taken" in shown.stdout
     assert plan["binding"] == "headroom"
@@ -205,12 +214,12 @@ async def test_reclaim_from_a_guest_that_comes_to_need_its_memory(
     socket_path: Path,
 ) -> None:
     burst = WorkloadStep(at=5 * SECOND // 2, delta=900 * MiB)
-    async with serve(socket_path, guest=GuestConfig(workload=(burst,))) as machine:
+    async with serve(socket_path, guest=GuestConfig(workload=(burst,))) as fake:
         result = await run(
             "reclaim", socket_path, "--max-rate", "400M", "--headroom", "600M", "--json"
         )
-        assert machine.guest.oom_kills == 0
-        assert actual(machine) == machine.config.memory
+        assert fake.machine.guest.oom_kills == 0
+        assert actual(fake) == fake.machine.config.memory
     seen = object_of(result)
     assert (seen["outcome"], result.returncode) in {("stopped", 3), ("done", 0)}
 
@@ -322,23 +331,23 @@ async def test_an_interrupted_reclaim_gives_back(
     socket_path: Path, number: signal.Signals
 ) -> None:
     slowly = ("reclaim", socket_path, "--max-rate", "100M")
-    async with serve(socket_path) as machine, start(*slowly) as command:
-        await until(lambda: actual(machine) < machine.config.memory)
+    async with serve(socket_path) as fake, start(*slowly) as command:
+        await until(lambda: actual(fake) < fake.machine.config.memory)
         command.process.send_signal(number)
         assert await command.process.wait() == 128 + number
         assert "its memory back" in await command.said()
-        await until(lambda: actual(machine) == machine.config.memory)
+        await until(lambda: actual(fake) == fake.machine.config.memory)
 
 
 async def test_a_reclaim_under_nohup_goes_on(socket_path: Path) -> None:
     arguments = ["reclaim", str(socket_path), "--max-rate", "1G"]
-    async with serve(socket_path) as machine:
+    async with serve(socket_path) as fake:
         process = await trio.lowlevel.open_process(
             ["nohup", *PROGRAM, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        await until(lambda: actual(machine) < machine.config.memory)
+        await until(lambda: actual(fake) < fake.machine.config.memory)
         process.send_signal(signal.SIGHUP)
         assert await process.wait() == 0
 
@@ -347,16 +356,16 @@ async def test_an_interrupted_resize_stays_where_it_is(socket_path: Path) -> Non
     # Slow enough to be caught on its way, fast enough not to have stalled.
     guest = GuestConfig(inflate_rate=100 * MiB, reclaim_rate=100 * MiB)
     async with (
-        serve(socket_path, guest=guest) as machine,
+        serve(socket_path, guest=guest) as fake,
         start("resize", socket_path, "1G") as command,
     ):
-        await until(lambda: actual(machine) < machine.config.memory)
+        await until(lambda: actual(fake) < fake.machine.config.memory)
         command.process.send_signal(signal.SIGINT)
         assert await command.process.wait() == 128 + signal.SIGINT
         assert "interrupted: the guest stays" in await command.said()
-        assert machine.device is not None
-        left = machine.config.memory - machine.device.asked * 4096
-        assert GiB < left == actual(machine)
+        assert fake.machine.device is not None
+        left = fake.machine.config.memory - fake.machine.device.asked * 4096
+        assert GiB < left == actual(fake)
 
 
 async def test_an_interrupted_watch_just_ends(socket_path: Path) -> None:

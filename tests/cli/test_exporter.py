@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 async def test_metrics_are_served(tmp_path: Path, arguments: str) -> None:
     path = tmp_path / "vm.qmp"
     command = [*arguments.split(), "--period", "0.3", "--reserve", "0", path]
-    async with serve(path, memory=2 * GiB) as machine, start(*command) as running:
+    async with serve(path, memory=2 * GiB) as fake, start(*command) as running:
         is_run = command[0] == "fleet"
         url = await url_of(running.stderr if is_run else running.stdout)
         with trio.fail_after(30):
@@ -32,12 +32,12 @@ async def test_metrics_are_served(tmp_path: Path, arguments: str) -> None:
                 seen = (await figures(url)).get("vm", {})
         assert seen["qmpballoon_vm_memory_actual_bytes"] == 2 * GiB
         assert seen[name] == GiB
-        assert machine.device is not None
-        assert machine.device.interval == 1
+        assert fake.machine.device is not None
+        assert fake.machine.device.interval == 1
         running.process.send_signal(signal.SIGINT)
         with trio.fail_after(30):
             assert await running.process.wait() == 0
-        assert machine.device.interval == 0
+        assert fake.machine.device.interval == 0
 
 
 async def test_an_address_without_a_port() -> None:

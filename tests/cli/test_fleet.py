@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.server import FakeQemu
 
 
 @asynccontextmanager
 async def fleet(
     folder: Path, *, mute: bool = False
-) -> AsyncGenerator[dict[str, Machine]]:
+) -> AsyncGenerator[dict[str, FakeQemu]]:
     """Serve a large VM, a small one, and perhaps one without a driver."""
     async with AsyncExitStack() as stack:
 
-        async def vm(name: str, memory: int, *, driver: bool = True) -> Machine:
+        async def vm(name: str, memory: int, *, driver: bool = True) -> FakeQemu:
             guest = GuestConfig(driver=driver)
             path = folder / f"{name}.qmp"
             return await stack.enter_async_context(serve(path, guest, memory=memory))
@@ -60,8 +60,9 @@ def object_of(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return value
 
 
-def actual(machine: Machine) -> int:
-    return machine.guest.memory.ram - machine.guest.memory.balloon
+def actual(fake: FakeQemu) -> int:
+    memory = fake.machine.guest.memory
+    return memory.ram - memory.balloon
 
 
 async def test_status(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ async def test_no_vms(tmp_path: Path) -> None:
 
 async def test_watching_ends_on_ctrl_c(tmp_path: Path) -> None:
     async with (
-        fleet(tmp_path) as machines,
+        fleet(tmp_path) as fakes,
         start("fleet", "status", tmp_path / "*.qmp", "--watch", "--json") as running,
     ):
         text = b""
@@ -116,7 +117,7 @@ async def test_watching_ends_on_ctrl_c(tmp_path: Path) -> None:
             running.process.send_signal(signal.SIGINT)
             assert await running.process.wait() == 0
         assert [json.loads(line)["vms"][0]["name"] for line in text.splitlines()]
-        device = machines["large"].device
+        device = fakes["large"].machine.device
         assert device is not None
         assert device.interval == 0
 
@@ -124,10 +125,10 @@ async def test_watching_ends_on_ctrl_c(tmp_path: Path) -> None:
 async def test_a_plan_moves_nothing(tmp_path: Path) -> None:
     group = short(tmp_path, 512 * MiB)
     arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB")
-    async with fleet(tmp_path) as machines:
+    async with fleet(tmp_path) as fakes:
         made = object_of(await run("fleet", "plan", *arguments, "--json"))
         shown = await run("fleet", "plan", *arguments)
-        assert actual(machines["large"]) == 4 * GiB
+        assert actual(fakes["large"]) == 4 * GiB
     # 512 MiB to the reserve, and a quarter of it for the buffer: first from the
     # richest, but no more than an eighth of its RAM at a time.
     assert made["wanted"] == 768 * MiB
@@ -155,8 +156,8 @@ async def test_vms_that_take_no_part_are_named(
     command: tuple[str, ...], tmp_path: Path
 ) -> None:
     gone = tmp_path / "gone.qmp"
-    async with fleet(tmp_path, mute=True) as machines:
-        assert machines
+    async with fleet(tmp_path, mute=True) as fakes:
+        assert fakes
         vms = [tmp_path / "*.qmp", gone]
         shown = await run("fleet", *command, *vms)
     assert f"gone takes no part: there is no socket at {gone}" in shown.stdout
@@ -169,9 +170,9 @@ async def test_vms_that_take_no_part_are_named(
 async def test_running_once(tmp_path: Path) -> None:
     group = short(tmp_path, 512 * MiB)
     arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB", "--once")
-    async with fleet(tmp_path) as machines:
+    async with fleet(tmp_path) as fakes:
         result = await run("fleet", "run", *arguments)
-        assert actual(machines["large"]) == 3 * GiB + 512 * MiB
+        assert actual(fakes["large"]) == 3 * GiB + 512 * MiB
     assert result.returncode == 0
     assert "large: 4 GiB -> 3.5 GiB" in result.stdout
 
@@ -180,19 +181,19 @@ async def test_running_until_a_signal_leaves_nothing_half_moved(tmp_path: Path) 
     group = short(tmp_path, 0)
     arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB")
     async with (
-        fleet(tmp_path) as machines,
+        fleet(tmp_path) as fakes,
         start("fleet", "run", *arguments, "--json") as running,
     ):
-        machine = machines["large"]
+        fake = fakes["large"]
         with trio.fail_after(30):
             assert await running.stdout.receive_some()
-            while actual(machine) == 4 * GiB:  # noqa: ASYNC110 - nothing tells us
+            while actual(fake) == 4 * GiB:  # noqa: ASYNC110 - nothing tells us
                 await trio.sleep(0.02)
             running.process.terminate()
             assert await running.process.wait() == 0
-        assert machine.device is not None
-        assert machine.device.asked * 4096 == machine.guest.memory.balloon
-        assert machine.device.interval == 0
+        assert fake.machine.device is not None
+        assert fake.machine.device.asked * 4096 == fake.machine.guest.memory.balloon
+        assert fake.machine.device.interval == 0
 
 
 async def test_a_file_sets_limits(tmp_path: Path) -> None:
@@ -203,20 +204,20 @@ async def test_a_file_sets_limits(tmp_path: Path) -> None:
         address = "{tmp_path}/large.qmp"
         ceiling = "3GiB"
     """)
-    async with fleet(tmp_path) as machines:
+    async with fleet(tmp_path) as fakes:
         result = await run("fleet", "run", path, "--reserve", "0", "--once")
         assert result.returncode == 0
-        assert actual(machines["large"]) == 3 * GiB
+        assert actual(fakes["large"]) == 3 * GiB
     assert "its ceiling is 3 GiB" in result.stdout
 
 
 async def test_reclaiming(tmp_path: Path) -> None:
-    async with fleet(tmp_path) as machines:
+    async with fleet(tmp_path) as fakes:
         arguments = ("fleet", "reclaim", "2G", tmp_path / "*.qmp", "--json")
         given_back = await run(*arguments)
-        assert actual(machines["large"]) == 4 * GiB
+        assert actual(fakes["large"]) == 4 * GiB
         held = await run(*arguments, "--hold")
-        assert actual(machines["large"]) < 3 * GiB
+        assert actual(fakes["large"]) < 3 * GiB
     for result, is_held in ((given_back, False), (held, True)):
         report = object_of(result)
         assert report["held"] is is_held

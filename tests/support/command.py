@@ -11,7 +11,7 @@ import trio
 from attrs import frozen
 
 from qmpballoon.testing.machine import GuestConfig, Machine, MachineConfig
-from qmpballoon.testing.server import open_fake
+from qmpballoon.testing.server import FakeQemu, open_fake
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -72,10 +72,10 @@ async def serve(
     path: Path,
     guest: GuestConfig | None = None,
     **config: Any,  # noqa: ANN401 - whatever MachineConfig takes
-) -> AsyncGenerator[Machine]:
+) -> AsyncGenerator[FakeQemu]:
     """Serve a simulated VM on a socket; by default one with plenty of cache."""
     machine = Machine(MachineConfig(guest=guest or GuestConfig(), **config))
     async with open_fake(machine) as fake, trio.open_nursery() as nursery:
         await nursery.start(fake.listen, path)
-        yield machine
+        yield fake
         nursery.cancel_scope.cancel()
