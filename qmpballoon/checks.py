@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = [
     "is_interval",
     "is_size",
+    "require_command",
     "require_interval",
     "require_seconds",
     "require_size",
@@ -50,6 +52,38 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
     if value > _MAX_SIZE:
         raise ValueError(f"{name} is {value}: it must be at most {_MAX_SIZE} bytes")
     return value
+
+
+def require_command(command: object, arguments: object) -> None:
+    """Refuse what cannot be a command; its values are no part of any message.
+
+    QEMU could not tell to which command its complaint belongs, and JSON would make
+    names of other keys.
+
+    Raises:
+        TypeError: The command is no name, or the arguments have none.
+    """
+    if not isinstance(command, str):
+        raise TypeError(
+            f"the command is of type {_kind(command)}: it must be a name, like"
+            " query-status"
+        )
+    if arguments is None:
+        return
+    if not isinstance(arguments, Mapping):
+        raise TypeError(
+            f"the arguments are of type {_kind(arguments)}: give a mapping of the"
+            " values by their names"
+        )
+    for name in arguments:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"an argument's name is of type {_kind(name)}: it must be text"
+            )
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__
 
 
 def require_interval(value: object, name: str) -> int:

@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "monitor": {"errors"},
     "sizes": set(),
     "address": {"errors"},
-    "qmp": {"errors"},
+    "qmp": {"checks", "errors"},
     "events": {"errors", "qmp"},
     "host": {"errors", "monitor"},
     "balloon": VALUES,

@@ -18,7 +18,7 @@ from qemu.qmp import (
 from qmpballoon import host
 from qmpballoon.aio.subscription import EventSubscription, bound
 from qmpballoon.aiotime import AsyncioTime
-from qmpballoon.checks import require_seconds
+from qmpballoon.checks import require_command, require_seconds
 from qmpballoon.errors import MonitorClosed, ProtocolError, command_error
 from qmpballoon.events import EventBuffer
 from qmpballoon.failures import not_answered, retold
@@ -98,7 +98,7 @@ class AsyncioMonitor(AsyncioTime):
             MonitorTimeout: No answer in time. The monitor stays usable.
             MonitorClosed: The client is not connected (any more).
             ProtocolError: The peer sent nonsense.
-            TypeError: The arguments are nothing that JSON knows.
+            TypeError: The command is no name, or the arguments are no JSON.
             ValueError: Likewise, by their values.
 
         Cancellation: if a call is cancelled, the command may or may not have
@@ -108,6 +108,7 @@ class AsyncioMonitor(AsyncioTime):
             timeout = self._command_timeout
         else:
             require_seconds(timeout, "timeout")
+        require_command(command, arguments)
         call = _Call(command, _copied(arguments))
         task = asyncio.create_task(self._exchange(call))
         self._tasks.add(task)

@@ -110,7 +110,7 @@ class BlockingMonitor:
             MonitorTimeout: No answer in time. The monitor stays usable.
             MonitorClosed: The connection is gone.
             ProtocolError: The peer sent nonsense; the connection is closed.
-            TypeError: The arguments are nothing that JSON knows.
+            TypeError: The command is no name, or the arguments are no JSON.
             ValueError: Likewise, by their values.
 
         Ctrl-C: the command may or may not have been carried out; its answer is

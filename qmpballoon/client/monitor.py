@@ -118,7 +118,7 @@ class TrioMonitor:
             MonitorTimeout: No answer in time. The monitor stays usable.
             MonitorClosed: The connection is gone.
             ProtocolError: The peer sent nonsense; the connection is closed.
-            TypeError: The arguments are nothing that JSON knows.
+            TypeError: The command is no name, or the arguments are no JSON.
             ValueError: Likewise, by their values.
 
         Cancellation: if a call is cancelled, the command may or may not have

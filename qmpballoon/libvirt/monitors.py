@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon import host
 from qmpballoon.aiotime import AsyncioTime
-from qmpballoon.checks import require_seconds
+from qmpballoon.checks import require_command, require_seconds
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
@@ -79,6 +79,7 @@ class _Passthrough:
         self, command: str, arguments: Mapping[str, object] | None
     ) -> Future[object]:
         """Begin to run a command; what comes of it is the future's."""
+        require_command(command, arguments)
         request = encode({"execute": command, "arguments": dict(arguments or {})})
         future = Future[object]()
         self._given.append((future, command, request.decode()))

@@ -38,6 +38,7 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Final, cast
 
+from qmpballoon.checks import require_command
 from qmpballoon.errors import ProtocolError
 from qmpballoon.qmp.decoder import Decoder, Limits
 from qmpballoon.qmp.messages import (
@@ -146,10 +147,12 @@ class Connection:
 
         Raises:
             RuntimeError: Not ready, or eight commands wait already.
-            TypeError: The arguments are nothing that JSON knows.
+            TypeError: The command is no name, or the arguments are nothing that JSON
+                knows.
             ValueError: Likewise, by their values: NaN, a lone surrogate, a
                 reference to themselves.
         """
+        require_command(command, arguments)
         self._expect(Role.CLIENT, State.READY)
         if oob and not self.oob:
             raise RuntimeError("out-of-band execution was not negotiated")

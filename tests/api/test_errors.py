@@ -22,6 +22,7 @@ from qmpballoon import (
     ProtocolError,
     StatsUnavailable,
 )
+from qmpballoon.sizes import GiB
 from qmpballoon.testing.background import serve as serve_fake
 from qmpballoon.testing.machine import GuestConfig, MachineConfig
 
@@ -377,3 +378,29 @@ async def test_over_tcp(front: FrontEnd) -> None:
         for target in (place, f"tcp:{place[0]}:{place[1]}"):
             async with front.open_balloon(target) as balloon:
                 assert await balloon.actual() == 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "complaint"),
+    [
+        (123, None, "the command is of type int"),
+        (b"query-status", None, "the command is of type bytes"),
+        (["query-status"], {}, "the command is of type list"),
+        ("balloon", "value", "the arguments are of type str"),
+        ("balloon", [("value", 1)], "the arguments are of type list"),
+        ("balloon", {1: 2}, "an argument's name is of type int"),
+        ("balloon", {"value": 1, None: 2}, "an argument's name is of type NoneType"),
+    ],
+)
+@on(*ALL)
+async def test_what_is_no_command_is_refused_before_anything_is_sent(
+    front: FrontEnd,
+    fake: BackgroundFake,
+    command: Any,  # noqa: ANN401 - that is the point
+    arguments: Any,  # noqa: ANN401
+    complaint: str,
+) -> None:
+    async with front.open_balloon(fake.socket) as balloon:
+        with pytest.raises(TypeError, match=complaint):
+            await balloon.monitor.execute(command, arguments)
+        assert await balloon.actual() == 2 * GiB
