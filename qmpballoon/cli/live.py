@@ -1,4 +1,4 @@
-"""Samples as they come: a moving chart on a terminal, a line a second elsewhere."""
+"""Samples as they come: a moving chart on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["Phases", "Show", "can_draw", "has_braille", "timeline_shown"]
 
 _LINE_EVERY: Final = 1.0  # seconds
+# What is kept may be for months, and each line goes into somebody's journal.
+_KEPT_LINE_EVERY: Final = 60.0
 
 
 class Show(Protocol):
@@ -79,17 +81,23 @@ class Phases:
 
 @define
 class _Lines:
-    """Shows a line about each second, and whenever the phase changes."""
+    """Shows a line about each second, and whenever the phase changes.
+
+    While memory is kept and nothing moves, it is one a minute.
+    """
 
     _phases: Phases = field(factory=Phases)
     _phase: str = ""
-    _due: float = 0.0
+    _shown: Sample | None = None
 
     def show(self, sample: Sample, note: str = "") -> None:
         phase = note or self._phases.of(sample)
-        if sample.t < self._due and phase == self._phase:
-            return
-        self._phase, self._due = phase, sample.t + _LINE_EVERY
+        if self._shown and phase == self._phase:
+            rests = phase == "keeping" and sample.actual == self._shown.actual
+            pause = _KEPT_LINE_EVERY if rests else _LINE_EVERY
+            if sample.t < self._shown.t + pause:
+                return
+        self._phase, self._shown = phase, sample
         output.say(_line(sample, phase))
 
 

@@ -9,7 +9,7 @@ it is now at the look before the one that first showed the sample.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from attrs import define, evolve, field, frozen
 
@@ -39,25 +39,18 @@ State = Literal[
 * ``healthy``: it answers, and its balloon can be moved.
 * ``stalled``: it answers, but lately did not give what it said it could.
 * ``stale``: it answered once, and does not now: paused, hung, or out of its driver.
-* ``no-driver``: its guest never answered: no virtio_balloon is loaded in it.
+* ``no-driver``: its guest never answered: no virtio_balloon is loaded in it, or it has
+  been paused since it was first seen.
 * ``no-balloon``: it has no balloon device.
 * ``busy``: another client holds its monitor.
 * ``gone``: its monitor cannot be reached.
 """
-STATES: Final[tuple[State, ...]] = (
-    "connecting",
-    "healthy",
-    "stalled",
-    "stale",
-    "no-driver",
-    "no-balloon",
-    "busy",
-    "gone",
-)
+STATES: Final[tuple[State, ...]] = get_args(State)
 
 _DETAILS: Final[dict[State, str]] = {
     "stale": "the guest does not answer: it is paused, hangs, or lost its driver",
-    "no-driver": "the guest never answered: load virtio_balloon in it",
+    "no-driver": "the guest never answered: load virtio_balloon in it, or resume it if"
+    " it is paused",
 }
 _FIRST_REST: Final = 30.0  # seconds for which a guest that stalled is not asked again
 _LONGEST_REST: Final = 600.0
