@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, happenings
 from qmpballoon.testing.machine import SECOND, Machine
+from qmpballoon.testing.streams import stream_pair
 
 if TYPE_CHECKING:
     import os
@@ -47,17 +48,22 @@ async def open_fake(
             where it is.
         faults: What goes wrong.
 
+    Raises: what the block raises, as it is.
+
     Cancellation: ends QEMU as a crash would; its clients see the stream close.
     """
-    async with trio.open_nursery() as nursery:
-        fake = FakeQemu(machine or Machine(), faults)
-        nursery.start_soon(fake.run)
-        nursery.start_soon(fake.attend)
-        nursery.start_soon(fake.go_wrong)
-        try:
-            yield fake
-        finally:
-            nursery.cancel_scope.cancel()
+    manager = trio.open_nursery()
+    nursery = await manager.__aenter__()
+    fake = FakeQemu(machine or Machine(), faults)
+    nursery.start_soon(fake.run)
+    nursery.start_soon(fake.attend)
+    nursery.start_soon(fake.go_wrong)
+    try:
+        yield fake
+    finally:
+        nursery.cancel_scope.cancel()
+        # The nursery is not shown what the block raises: it would put it into a group.
+        await manager.__aexit__(None, None, None)
 
 
 class FakeQemu:
@@ -188,7 +194,7 @@ class FakeQemu:
 
     def connect(self) -> trio.abc.Stream:
         """Connect a client in memory; return its end of the stream."""
-        ours, theirs = _stream_pair()
+        ours, theirs = stream_pair()
         self._connected.send_nowait(ours)
         return theirs
 
@@ -283,55 +289,6 @@ class FakeQemu:
     async def _close_when_ended(self, listener: trio.socket.SocketType) -> None:
         await self.ended.wait()
         listener.close()
-
-
-def _stream_pair() -> tuple[_End, _End]:
-    """Return both ends of a connection in memory that takes whatever is sent."""
-    to_left, from_right = trio.open_memory_channel[bytes](math.inf)
-    to_right, from_left = trio.open_memory_channel[bytes](math.inf)
-    return _End(to_right, from_right), _End(to_left, from_left)
-
-
-@define(eq=False, slots=False)
-class _End(trio.abc.Stream):
-    """One end of a connection in memory.
-
-    It does what those of :mod:`trio.testing` do, in one turn of the scheduler for each
-    message, where those take five; most of the time of a world goes into turns.
-    """
-
-    _outgoing: trio.MemorySendChannel[bytes]
-    _incoming: trio.MemoryReceiveChannel[bytes]
-    _left: bytes = field(init=False, default=b"")
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send bytes; there is always room for them, so no other task has its turn."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        if data:
-            self._outgoing.send_nowait(bytes(data))
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """Return at once."""
-        await trio.lowlevel.checkpoint()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Return what has come, none at the end."""
-        if self._left:
-            await trio.lowlevel.checkpoint()
-        else:
-            try:
-                self._left = await self._incoming.receive()
-            except trio.EndOfChannel:
-                return b""
-        data = self._left[:max_bytes]
-        self._left = self._left[len(data) :]
-        return data
-
-    async def aclose(self) -> None:
-        """Close both ways; the other end still gets what was sent."""
-        self._outgoing.close()
-        self._incoming.close()
-        await trio.lowlevel.checkpoint()
 
 
 @define

@@ -8,6 +8,7 @@ import trio
 from qmpballoon import GiB, MonitorClosed, open_balloon
 from qmpballoon.testing.faults import FaultPlan
 from qmpballoon.testing.machine import SECOND, Machine, MachineConfig
+from qmpballoon.testing.server import open_fake
 from qmpballoon.testing.simulated import SimulatedVm, simulate
 
 
@@ -80,6 +81,27 @@ def test_a_guests_answer_after_a_freeze_is_of_now() -> None:
     age = simulate(main, faults=plan)
     assert age is not None
     assert 0 <= age < 2
+
+
+def test_what_goes_wrong_in_a_world_is_raised_as_it_is() -> None:
+    async def main(*vms: SimulatedVm) -> None:
+        async with open_balloon(vms[-1].connect()) as balloon:
+            await balloon.set_target(0)
+
+    for vms in (1, 2, 3):
+        with pytest.raises(ValueError, match="at least 1"):
+            simulate(main, *[MachineConfig()] * vms)
+
+
+def test_a_world_that_is_cancelled_is_left() -> None:
+    async def main(vm: SimulatedVm) -> str:
+        with trio.move_on_after(5):
+            async with open_fake():
+                await trio.sleep_forever()
+        assert trio.current_time() == 5
+        return str(await actual(vm))
+
+    assert simulate(main) == str(2 * GiB)
 
 
 def test_something_can_be_done_to_a_vm() -> None:
