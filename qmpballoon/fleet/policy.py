@@ -192,13 +192,15 @@ def take(amount: int, members: Iterable[Member], rules: Rules) -> FleetPlan:
     Args:
         amount: Bytes.
         members: As for :func:`make_plan`.
-        rules: Whose policy and dead band are kept to.
+        rules: Whose policy is kept to, and whose dead band where the amount is not
+            smaller.
     """
     everyone = sorted(members, key=lambda member: member.name)
     donors = _donors([member for member in everyone if not member.moving])
     reason = f"{format_size(amount)} were asked for"
+    exact = evolve(rules, dead_band=min(rules.dead_band, max(amount, PAGE)))
     return FleetPlan(
-        moves=tuple(_shrinks(donors, amount, rules, reason, uncapped=True)),
+        moves=tuple(_shrinks(donors, amount, exact, reason, uncapped=True)),
         wanted=amount,
         lacking=max(0, amount - sum(donor.gain for donor in donors)),
     )

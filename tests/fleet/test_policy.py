@@ -385,6 +385,12 @@ def test_others_take_over_from_who_refuses() -> None:
     assert changes(plan) == {"rich": -RULES.buffer}
 
 
+@pytest.mark.parametrize("amount", [PAGE, MiB, 10 * MiB, 16 * MiB, 20 * MiB])
+def test_a_little_is_taken_where_no_more_is_asked_for(amount: int) -> None:
+    plan = take(amount, [member("a"), member("b")], RULES)
+    assert [move.change for move in plan.moves] == [-amount]
+
+
 def test_refusing_is_not_rewarded() -> None:
     plenty = Host(total=64 * GiB, available=32 * GiB)
     fleet = [member("refuses", refuses=True), member("willing")]
