@@ -139,10 +139,7 @@ async def resize(
         after = await gather(balloon)
         is_outdated = outdated(run.tracker, before, after) is not None
         if is_outdated and end.ending == "stalled":
-            left = deadline - balloon.monitor.now()
-            await rouse(balloon, goal, run.tracker.actual, timeout=left)
-            left = deadline - balloon.monitor.now()
-            end = await run.move(run.tracker, on_progress, timeout=left)
+            end = await run.move_on(deadline, on_progress)
             if end.ending == "reached":
                 return run.result(target, "reached")
         diagnosis = explain(run.tracker, before, after, end)
@@ -199,6 +196,16 @@ class _Run:
                 timeout=timeout,
                 persist=True,
             )
+
+    async def move_on(
+        self, deadline: float, on_progress: Callable[[Progress], None] | None
+    ) -> Squeezed:
+        """Have a guest that was restarted tell its size, and go the rest of the way."""
+        monitor, tracker = self.balloon.monitor, self.tracker
+        left = deadline - monitor.now()
+        await rouse(self.balloon, tracker.target, tracker.actual, timeout=left)
+        left = deadline - monitor.now()
+        return await self.move(tracker, on_progress, timeout=left)
 
     def _governor(self, tracker: Tracker, headroom: int) -> Governor:
         """Have the guest asked for no more than it says it can give."""

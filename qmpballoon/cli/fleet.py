@@ -13,6 +13,7 @@ from qmpballoon.cli.fleet_options import (
     fleet_options,
     listen_address,
     metrics_served,
+    note_absent,
     note_nobody,
     policy_option,
     rules_for,
@@ -20,13 +21,14 @@ from qmpballoon.cli.fleet_options import (
     timeout_option,
     vms_argument,
 )
+from qmpballoon.cli.fleet_text import host_json, print_plan, report_text
 from qmpballoon.cli.options import PERIOD, json_option, positive_size
 from qmpballoon.fleet.gauge import Gauge
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sized
+    from collections.abc import Callable
     from pathlib import Path
 
     from qmpballoon.fleet.balance import Reclaimed
@@ -118,18 +120,7 @@ async def _watch(
 
 
 def _status(host: Host, rules: Rules, views: list[View]) -> dict[str, object]:
-    return {"vms": [view.to_json() for view in views], "host": _host(host, rules)}
-
-
-def _host(host: Host, rules: Rules) -> dict[str, object]:
-    return {
-        "total": host.total,
-        "available": host.available,
-        "reserve": rules.reserve,
-        "buffer": rules.buffer,
-        "promised": host.promised,
-        "pressed": host.pressed,
-    }
+    return {"vms": [view.to_json() for view in views], "host": host_json(host, rules)}
 
 
 def _sorted(views: list[View], sort: str) -> list[View]:
@@ -176,52 +167,11 @@ def plan(
 
         note_nobody(supervisor)
         await supervisor.known(timeout)
+        note_absent(supervisor)
         host, made = decide(supervisor, gauge.read, rules)
-        _tell(host, rules, made, as_json=as_json, absent=_absent(supervisor.views()))
+        print_plan(host, rules, made, as_json=as_json)
 
     supervise(vms, _QUICK, main)
-
-
-def _absent(views: list[View]) -> list[str]:
-    """Name the VMs that take no part, and why."""
-    if not views:
-        return ["There are no VMs: name their sockets, like '/run/vms/*.qmp'."]
-    return [
-        f"{v.name} takes no part: {v.detail or v.state}"
-        for v in views
-        if not v.is_fresh
-    ]
-
-
-def _describe(host: Host, rules: Rules, plan: FleetPlan) -> str:
-    about = (
-        f"The host has {format_size(host.available)} available of"
-        f" {format_size(host.total)}, and is to keep {format_size(rules.reserve)}"
-        f" and a buffer of {format_size(rules.buffer)}."
-    )
-    moves = [
-        f"{move.name}: {format_size(move.before)} -> {format_size(move.target)}"
-        f" ({format_size(move.change)}): {move.reason}"
-        for move in plan.moves
-    ]
-    lines = [about, *moves, *_sums(plan)]
-    if plan.lacking:
-        lines.append(f"Nobody can free the {format_size(plan.lacking)} still lacking.")
-    elif not plan.moves:
-        lines.append("Nothing is to be moved.")
-    return "\n".join(lines)
-
-
-def _sums(plan: FleetPlan) -> list[str]:
-    """Say what the moves come to."""
-    taken = sum(max(0, -move.change) for move in plan.moves)
-    given = sum(max(0, move.change) for move in plan.moves)
-    lines: list[str] = []
-    if taken:
-        lines.append(f"Guests give {format_size(taken)} in all.")
-    if given:
-        lines.append(f"Guests get {format_size(given)} in all.")
-    return lines
 
 
 @fleet.command()
@@ -273,8 +223,7 @@ def run(
 
         def tell(host: Host, plan: FleetPlan) -> None:
             if plan.moves or once:
-                absent = _absent(supervisor.views()) if once else []
-                _tell(host, rules, plan, as_json=as_json, absent=absent)
+                print_plan(host, rules, plan, as_json=as_json)
 
         note_nobody(supervisor)
         await supervisor.known(timeout)
@@ -286,6 +235,7 @@ def run(
                 await balance(
                     supervisor, gauge.read, rules, period=period, on_plan=tell
                 )
+        note_absent(supervisor)
         host, plan = decide(supervisor, gauge.read, rules)
         tell(host, plan)
         await carry_out(supervisor, plan)
@@ -296,15 +246,6 @@ def run(
         outcome: int = supervise(vms, period, main)
         return outcome
     return output.DONE
-
-
-def _tell(
-    host: Host, rules: Rules, plan: FleetPlan, *, as_json: bool, absent: list[str]
-) -> None:
-    if as_json:
-        output.print_json({**plan.to_json(), "host": _host(host, rules)})
-    else:
-        output.say("\n".join([*absent, _describe(host, rules, plan)]))
 
 
 def _outcome(plan: FleetPlan, views: list[View]) -> int:
@@ -351,9 +292,7 @@ def reclaim(
 
         note_nobody(supervisor)
         await supervisor.known(timeout)
-        absent = _absent(supervisor.views())
-        if absent and not as_json:
-            output.say("\n".join(absent))
+        note_absent(supervisor)
         show = _progress(amount, quiet=as_json)
         report = await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
         if supervisor.views() and not report.handed_over:
@@ -371,7 +310,7 @@ def reclaim(
             {**report.to_json(), "host": {"before": before, "after": after}}
         )
     else:
-        output.say(_report(report, before, after))
+        output.say(report_text(report, before, after))
     if report.handed_over == 0:
         return output.REFUSED
     missing = amount - report.handed_over
@@ -389,22 +328,3 @@ def _progress(amount: int, *, quiet: bool) -> Callable[[int], None]:
             output.say(f"{percent:3} %  {format_size(taken)} of {format_size(amount)}")
 
     return show
-
-
-def _count(vms: Sized) -> str:
-    return "1 guest" if len(vms) == 1 else f"{len(vms)} guests"
-
-
-def _report(report: Reclaimed, before: int, after: int) -> str:
-    lines = [
-        f"{vm.name}: gave {format_size(vm.handed_over)} of"
-        f" {format_size(vm.requested)} that were asked for"
-        for vm in report.vms
-    ]
-    kept = "and keeps it from them" if report.held else "and gave the sizes back"
-    lines.append(
-        f"Took {format_size(report.handed_over)} of {format_size(report.requested)}"
-        f" from {_count(report.vms)}, {kept}; the host had {format_size(before)}"
-        f" available, and has {format_size(after)}."
-    )
-    return "\n".join(lines)
