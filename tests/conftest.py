@@ -44,6 +44,10 @@ settings.load_profile(
 def pytest_configure() -> None:
     """Let Ctrl-C strike: a shell that starts pytest in the background prevents it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What nohup has ignored stays so in all that is started, and what has a handler
+    # does not: commands are to meet the signal, and the tests to outlive it.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
