@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -75,7 +75,7 @@ def require_command(command: object, arguments: object) -> None:
             f"the arguments are of type {_kind(arguments)}: give a mapping of the"
             " values by their names"
         )
-    for name in arguments:
+    for name in cast("Mapping[object, object]", arguments):
         if not isinstance(name, str):
             raise TypeError(
                 f"an argument's name is of type {_kind(name)}: it must be text"
