@@ -22,8 +22,8 @@
 The first level says whom to look at: the way to QEMU, QEMU itself, or the
 guest and its balloon. Bad arguments are plain :exc:`TypeError` or
 :exc:`ValueError`, raised before anything is sent. Every message says what
-happened, and what can be done about it, in one line. Those of a
-:exc:`MonitorError` name the monitor; the others may not say which VM it was.
+happened, to which VM (as its monitor is called), and what can be done about it, in one
+line.
 """
 
 from __future__ import annotations
@@ -112,8 +112,11 @@ class CommandError(QmpBalloonError):
             changes between versions.
     """
 
-    def __init__(self, command: str, error_class: str, desc: str) -> None:
-        super().__init__(f"QEMU refused {command!r}: {desc} ({error_class})")
+    def __init__(
+        self, command: str, error_class: str, desc: str, monitor: str = ""
+    ) -> None:
+        where = f"{monitor}: " if monitor else ""
+        super().__init__(f"{where}QEMU refused {command!r}: {desc} ({error_class})")
         self.command = command
         self.error_class = error_class
         self.desc = desc
@@ -130,9 +133,19 @@ class DeviceNotFound(CommandError):
 _BY_CLASS = {"CommandNotFound": CommandNotFound, "DeviceNotFound": DeviceNotFound}
 
 
-def command_error(command: str, error_class: str, desc: str) -> CommandError:
-    """Make the exception for a QMP error class, the general one where none fits."""
-    return _BY_CLASS.get(error_class, CommandError)(command, error_class, desc)
+def command_error(
+    command: str, error_class: str, desc: str, monitor: str = ""
+) -> CommandError:
+    """Make the exception for a QMP error class, the general one where none fits.
+
+    Args:
+        command: What was refused.
+        error_class: QEMU's.
+        desc: QEMU's.
+        monitor: What messages call it.
+    """
+    kind = _BY_CLASS.get(error_class, CommandError)
+    return kind(command, error_class, desc, monitor)
 
 
 class BalloonError(QmpBalloonError):

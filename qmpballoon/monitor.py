@@ -3,7 +3,8 @@
 Everything in :mod:`qmpballoon.balloon` is written against :class:`Monitor` and
 awaits nothing else. So the same source runs on trio, on asyncio over a
 connection that somebody else owns, in blocking code, and on a virtual clock in
-tests. To drive a balloon over a transport of your own, write these methods.
+tests. To drive a balloon over a transport of your own, write these methods. If it has
+a ``name``, messages begin with it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ["Monitor"]
+__all__ = ["Monitor", "said_of"]
 
 
 @runtime_checkable
@@ -65,3 +66,9 @@ class Monitor(Protocol):
             seconds: For so long at most.
         """
         ...
+
+
+def said_of(monitor: object, message: str) -> str:
+    """Put the name of a monitor, if it has one, before a message on its VM."""
+    name = getattr(monitor, "name", None)
+    return f"{name}: {message}" if name else message

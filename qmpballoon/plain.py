@@ -112,6 +112,7 @@ class Neutral:
 
     def __init__(self, monitor: PlainMonitor) -> None:
         self._monitor = monitor
+        self.name: str | None = getattr(monitor, "name", None)
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None

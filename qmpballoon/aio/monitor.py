@@ -148,7 +148,8 @@ class AsyncioMonitor(AsyncioTime):
         """Say in this library's exceptions what qemu.qmp raised."""
         match error:
             case ExecuteError():
-                return command_error(call.command, error.error_class, str(error))
+                kind, desc = error.error_class, str(error)
+                return command_error(call.command, kind, desc, self.name)
             case StateError():
                 return self._closed()
             case ExecInterruptedError():

@@ -19,6 +19,7 @@ from qmpballoon.errors import (
     NoBalloonDevice,
     ProtocolError,
 )
+from qmpballoon.monitor import said_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,7 +89,9 @@ class Commands:
                 del extra["actual"]
                 return actual, extra
             case _:
-                raise ProtocolError(f"query-balloon returned {answer!r:.80}")
+                raise ProtocolError(
+                    said_of(self.monitor, f"query-balloon returned {answer!r:.80}")
+                )
 
     async def total(self) -> int | None:
         """Sum up the RAM that a balloon can be about: the base and the DIMMs."""
@@ -132,15 +135,15 @@ class Commands:
         try:
             return await self.monitor.execute(command, arguments)
         except DeviceNotFound as error:
-            raise NoBalloonDevice(f"the balloon {self.path} is gone") from error
+            gone = f"the balloon {self.path} is gone"
+            raise NoBalloonDevice(said_of(self.monitor, gone)) from error
         except CommandError as error:
             match error.error_class:
                 case "DeviceNotActive":
-                    raise NoBalloonDevice(NO_DEVICE) from error
+                    raise NoBalloonDevice(said_of(self.monitor, NO_DEVICE)) from error
                 case "KVMMissingCap":
-                    raise BalloonUnavailable(
-                        f"this host cannot drive a balloon: {error.desc}"
-                    ) from error
+                    why = f"this host cannot drive a balloon: {error.desc}"
+                    raise BalloonUnavailable(said_of(self.monitor, why)) from error
                 case _:
                     raise
 

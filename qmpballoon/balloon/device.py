@@ -29,6 +29,7 @@ from qmpballoon.checks import (
     require_size,
 )
 from qmpballoon.errors import ProtocolError, QmpBalloonError, StatsUnavailable
+from qmpballoon.monitor import said_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -156,7 +157,8 @@ class Balloon:
         async with self._interval_kept() as interval:
             stats = await refresh(self, self._wall_clock, interval, timeout)
         if stats is None:
-            raise StatsUnavailable(await why_silent(self, timeout))
+            why = await why_silent(self, timeout)
+            raise StatsUnavailable(said_of(self.monitor, why))
         return stats
 
     async def request_stats(self, interval: int) -> None:
@@ -180,9 +182,8 @@ class Balloon:
         """
         value = await self._commands.get("guest-stats-polling-interval")
         if not is_interval(value):
-            raise ProtocolError(
-                f"the statistics interval of {self.path} is {value!r:.80}"
-            )
+            what = f"the statistics interval of {self.path} is {value!r:.80}"
+            raise ProtocolError(said_of(self.monitor, what))
         return value
 
     async def set_stats_interval(self, seconds: int) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 from qmpballoon.balloon.commands import NO_DEVICE
 from qmpballoon.balloon.device import Balloon
 from qmpballoon.errors import DeviceNotFound, NoBalloonDevice, ProtocolError
+from qmpballoon.monitor import said_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ async def find_balloon(
                 return Balloon(
                     monitor, path, kind, resident=resident, wall_clock=wall_clock
                 )
-    raise NoBalloonDevice(NO_DEVICE)
+    raise NoBalloonDevice(said_of(monitor, NO_DEVICE))
 
 
 async def _children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
@@ -72,7 +73,7 @@ async def _children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
     except DeviceNotFound:
         return []
     if not isinstance(entries, list):
-        raise ProtocolError(f"qom-list returned {entries!r:.80}")
+        raise ProtocolError(said_of(monitor, f"qom-list returned {entries!r:.80}"))
     children: list[tuple[str, str]] = []
     for entry in cast("list[object]", entries):
         match entry:

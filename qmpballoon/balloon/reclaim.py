@@ -21,6 +21,7 @@ from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
 from qmpballoon.errors import QmpBalloonError, StatsUnavailable
+from qmpballoon.monitor import said_of
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -186,10 +187,11 @@ async def _prepare(
     limits = guard.limits(info.total or info.actual)
     planned = make_plan(limits, info.actual, stats, amount)
     if planned is None:
-        raise StatsUnavailable(
+        why = (
             "the guest's driver does not report free or available memory: nothing"
             " can be taken safely; use resize with a target of your own"
         )
+        raise StatsUnavailable(said_of(balloon.monitor, why))
     return Snapshot(stats, info.actual, balloon.resident()), limits, planned
 
 

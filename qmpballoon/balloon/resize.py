@@ -30,6 +30,7 @@ from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, rouse, squeeze
 from qmpballoon.balloon.tracker import PAGE, Phase, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
 from qmpballoon.errors import BalloonStalled, QmpBalloonError, UnsafeTarget
+from qmpballoon.monitor import said_of
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ async def resize(
 ) -> ResizeResult:
     """Bring the guest to a size; see :meth:`Balloon.resize`."""
     _check(target, timeout, on_stall, floor, headroom)
+    if target < floor:
+        raise UnsafeTarget(said_of(balloon.monitor, _unsafe(target, floor)))
     deadline = balloon.monitor.now() + timeout
     before = await gather(balloon)
     actual, now = await balloon.actual(), balloon.monitor.now()
@@ -156,7 +159,7 @@ async def resize(
         outcome = "stalled"
     result = run.result(target, outcome, diagnosis)
     if on_stall == "raise":
-        raise BalloonStalled(_say(result), result)
+        raise BalloonStalled(said_of(balloon.monitor, _say(result)), result)
     return result
 
 
@@ -308,11 +311,13 @@ def _check(
     if on_stall not in get_args(OnStall):
         choices = ", ".join(get_args(OnStall))
         raise ValueError(f"on_stall is {on_stall!r}: it must be one of {choices}")
-    if target < floor:
-        raise UnsafeTarget(
-            f"a target of {format_size(target)} is below the floor of"
-            f" {format_size(floor)}, which no guest survives; nothing was sent"
-        )
+
+
+def _unsafe(target: int, floor: int) -> str:
+    return (
+        f"a target of {format_size(target)} is below the floor of"
+        f" {format_size(floor)}, which no guest survives; nothing was sent"
+    )
 
 
 def _say(result: ResizeResult) -> str:

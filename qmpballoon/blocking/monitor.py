@@ -132,7 +132,7 @@ class BlockingMonitor:
         finally:
             self._turn.release()
         if isinstance(reply, Failure):
-            raise command_error(command, reply.error_class, reply.desc)
+            raise command_error(command, reply.error_class, reply.desc, self.name)
         return reply.value
 
     @contextmanager

@@ -200,7 +200,7 @@ class TrioMonitor:
             return waiter.reply.value
         match waiter.reply:
             case Failure(error_class, desc):
-                raise command_error(waiter.command, error_class, desc)
+                raise command_error(waiter.command, error_class, desc, self.name)
             case MonitorError() as failure:
                 raise retold(failure, waiter.unknown)
             case _:

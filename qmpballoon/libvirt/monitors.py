@@ -107,7 +107,7 @@ class _Passthrough:
             case Return(value):
                 return value
             case Failure(error_class, desc):
-                raise command_error(command, error_class, desc)
+                raise command_error(command, error_class, desc, self.name)
             case other:
                 raise AssertionError(f"libvirt passed on {other!r}")
 

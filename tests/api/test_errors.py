@@ -13,6 +13,8 @@ from frontends import ALL, CONNECTING, elsewhere, on
 from scripted import Session, attend, serve, standard_answer
 
 from qmpballoon import (
+    BalloonStalled,
+    CommandError,
     MonitorBusy,
     MonitorClosed,
     MonitorError,
@@ -21,6 +23,7 @@ from qmpballoon import (
     NoBalloonDevice,
     ProtocolError,
     StatsUnavailable,
+    UnsafeTarget,
 )
 from qmpballoon.sizes import GiB
 from qmpballoon.testing.background import serve as serve_fake
@@ -404,3 +407,44 @@ async def test_what_is_no_command_is_refused_before_anything_is_sent(
         with pytest.raises(TypeError, match=complaint):
             await balloon.monitor.execute(command, arguments)
         assert await balloon.actual() == 2 * GiB
+
+
+def called(front: FrontEnd, fake: BackgroundFake) -> str:
+    """Return what messages call a fake's monitor."""
+    return "the monitor " + ("of vm" if front.name == "client" else f"on {fake.socket}")
+
+
+@pytest.mark.parametrize("fake", [WITHOUT_DRIVER], indirect=True)
+@on(*ALL)
+async def test_every_error_says_of_which_vm_it_is(
+    front: FrontEnd, fake: BackgroundFake
+) -> None:
+    messages = []
+    async with front.open_balloon(fake.socket) as balloon:
+        with pytest.raises(UnsafeTarget) as unsafe:
+            await balloon.resize(1)
+        messages.append(str(unsafe.value))
+        with pytest.raises(CommandError) as refused:
+            await balloon.monitor.execute("balloon", {"value": -1})
+        messages.append(str(refused.value))
+        with pytest.raises(StatsUnavailable) as silent:
+            await balloon.refresh_stats(timeout=0.2)
+        messages.append(str(silent.value))
+        with pytest.raises(BalloonStalled) as stalled:
+            await balloon.resize(GiB, on_stall="raise", headroom=None)
+        messages.append(str(stalled.value))
+    name = called(front, fake)
+    assert [message.partition(": ")[0] for message in messages] == [name] * 4
+
+
+@pytest.mark.parametrize("fake", [MachineConfig(balloon=None)], indirect=True)
+@on(*ALL)
+async def test_a_vm_without_a_balloon_is_named(
+    front: FrontEnd, fake: BackgroundFake
+) -> None:
+    with pytest.raises(NoBalloonDevice) as caught:
+        async with front.open_balloon(fake.socket):
+            pytest.fail("it opened")
+    assert str(caught.value).startswith(
+        f"{called(front, fake)}: this VM has no balloon"
+    )
