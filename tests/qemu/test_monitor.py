@@ -47,6 +47,9 @@ class Qemu:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+        if number == signal.SIGSTOP:
+            # A thread that runs meanwhile stops when it comes to it, and may greet.
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 @asynccontextmanager
