@@ -163,6 +163,27 @@ def test_a_flood_of_events_holds_up_no_deadline() -> None:
         assert time.monotonic() - began < 2
 
 
+def test_a_peer_that_never_pauses_holds_up_no_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is always something to move, however fast it is moved."""
+
+    def script(session: Session) -> None:
+        session.greet()
+        session.request()
+
+    with serve(script) as path, blocking.open_monitor(path) as monitor:
+        began = time.monotonic()
+
+        def transfer() -> bool:
+            assert time.monotonic() < began + 3
+            return True
+
+        monkeypatch.setattr(monitor, "_transfer", transfer)
+        with pytest.raises(MonitorTimeout):
+            monitor.execute("unanswered", timeout=0.1)
+
+
 def test_a_command_larger_than_the_socket_takes_at_once() -> None:
     def script(session: Session) -> None:
         session.greet()
