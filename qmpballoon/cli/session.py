@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
@@ -55,21 +55,13 @@ async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
             try:
                 results.append(await main())
             except Exception as error:  # noqa: BLE001 - a nursery would wrap it
-                failures.append(_alone(error))
+                failures.append(error)
             nursery.cancel_scope.cancel()
     if received and not results:
         raise output.Interrupted(received[0])
     if failures:
         raise failures[0]
     return results[0]
-
-
-def _alone(error: Exception) -> Exception:
-    """Take an exception out of the groups that nurseries have put it into alone."""
-    if not isinstance(error, ExceptionGroup):
-        return error
-    group = cast("ExceptionGroup[Exception]", error)
-    return _alone(group.exceptions[0]) if len(group.exceptions) == 1 else group
 
 
 def _ending() -> list[signal.Signals]:
