@@ -287,9 +287,10 @@ def test_trouble_stops_it_and_gives_back_at_once_even_if_it_was_to_hold() -> Non
     assert [sample.mark for sample in report.timeline if sample.mark] == ["trouble"]
 
 
-@pytest.mark.parametrize("version", ["7.2", "10.0"])
-def test_a_reset_meanwhile_ends_it_with_the_guest_whole(version: str) -> None:
-    machine = make_machine(version=version, memory=2 * GiB)
+def reset_after_a_second(
+    machine: Machine,
+) -> tuple[Callable[[Sample], None], list[bool]]:
+    """Return what resets it at the first look after that, and notes that it has."""
     at = machine.now + SECOND
     done: list[bool] = []
 
@@ -298,6 +299,13 @@ def test_a_reset_meanwhile_ends_it_with_the_guest_whole(version: str) -> None:
             done.append(True)
             machine.reset(by_guest=False)
 
+    return reset, done
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_a_reset_meanwhile_ends_it_with_the_guest_whole(version: str) -> None:
+    machine = make_machine(version=version, memory=2 * GiB)
+    reset, _ = reset_after_a_second(machine)
     reclaim(machine, on_progress=reset)
     assert told(machine) == 2 * GiB
 
@@ -310,14 +318,7 @@ def test_a_reset_meanwhile_leaves_qemu_with_the_size_that_the_guest_has(
     # Its driver comes back when all has been given back: it finds nothing to do.
     guest = GuestConfig(boot_time=boot_time * SECOND)
     machine = make_machine(guest, version=version, memory=2 * GiB)
-    at = machine.now + SECOND
-    done: list[bool] = []
-
-    def reset(_: Sample) -> None:
-        if machine.now >= at and not done:
-            done.append(True)
-            machine.reset(by_guest=False)
-
+    reset, done = reset_after_a_second(machine)
     report = reclaim(machine, on_progress=reset)
     assert done
     assert (report.outcome, report.held) == ("stopped", False)
