@@ -145,4 +145,5 @@ def test_what_is_shown_is_printed(
     output: dict[str, str], name: str, shown: str
 ) -> None:
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    assert doctest.OutputChecker().check_output(shown, output[name], flags), output
+    printed = output[name]
+    assert doctest.OutputChecker().check_output(shown, printed, flags), printed
