@@ -1,6 +1,6 @@
 """Every coroutine of a balloon, cancelled wherever it waits, on trio and asyncio.
 
-On asyncio over libvirt's passthrough as well, with a libvirt that is none.
+Over libvirt's passthrough as well, with a libvirt that is none.
 
 Afterwards the monitor answers, or its block has been left and another can be opened;
 no task and no descriptor is left; the statistics interval is what it was; and the
@@ -35,7 +35,7 @@ from cancelling import (
 )
 from fake_libvirt import FakeDomain
 from qemu.qmp import QMPClient
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from qmpballoon import aio, blocking, libvirt
 from qmpballoon.client import open_balloon
@@ -49,13 +49,38 @@ if TYPE_CHECKING:
     from qmpballoon.testing.background import BackgroundFake
 
 NEVER: Final = 10**9  # no operation waits so often
-PACE: Final = 50  # so much shorter are sleeps on asyncio
+PACE: Final = 50  # so much shorter are sleeps on a real clock
+PATIENCE: Final = 30 * PACE  # seconds on such a clock
 
 
 @pytest.fixture
 def fake() -> Iterator[BackgroundFake]:
     with serve(QUICK) as fake:
         yield fake
+
+
+@pytest.fixture
+def domain(
+    fake: BackgroundFake, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeDomain]:
+    fake_libvirt.install(monkeypatch)
+    with blocking.open_monitor(fake.socket) as monitor:
+        domain = FakeDomain(monitor)
+        domain.hang.set()
+        yield domain
+
+
+# The passthrough has no events.
+THROUGH_LIBVIRT: Final = sorted(OPERATIONS.keys() - {"receive"})
+
+
+async def back(balloon: Balloon) -> None:
+    """Make everything what it was in the beginning."""
+    await balloon.monitor.execute("cont")
+    await balloon.set_target(RAM)
+    await balloon.set_stats_interval(INTERVAL)
+    while await balloon.actual() != RAM:
+        pass
 
 
 # trio
@@ -130,6 +155,26 @@ def test_opening_on_trio(fake: BackgroundFake) -> None:
             await use()  # the place is free again
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("name", THROUGH_LIBVIRT)
+def test_on_trio_through_libvirt(
+    name: str, domain: FakeDomain, fake: BackgroundFake
+) -> None:
+    async def main() -> None:
+        balloon = await libvirt.find_balloon_trio(domain, command_timeout=PATIENCE)
+        await back(balloon)
+        count = await struck(NEVER, lambda: OPERATIONS[name](balloon))
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        for number in places(count):
+            await back(balloon)
+            await struck(number, lambda: OPERATIONS[name](balloon))
+            await balloon.actual()  # what was sent is done
+            target = await trio.to_thread.run_sync(fake.do, target_of)
+            await check_left_behind(name, balloon, target)
+            assert trio.lowlevel.current_statistics().tasks_living <= tasks
+
+    trio.run(main, clock=MockClock(rate=PACE))
 
 
 # asyncio
@@ -259,16 +304,6 @@ def run(main: Coroutine[Any, Any, None]) -> None:
         runner.run(main)
 
 
-async def back(balloon: Balloon) -> None:
-    """Make everything what it was in the beginning."""
-    await balloon.monitor.execute("cont")
-    await balloon.set_target(RAM)
-    await balloon.set_stats_interval(INTERVAL)
-    async with asyncio.timeout(30):
-        while await balloon.actual() != RAM:
-            pass
-
-
 async def cancelled_everywhere(
     name: str, how: str, balloon: Balloon, fake: BackgroundFake
 ) -> None:
@@ -294,24 +329,11 @@ def test_on_asyncio(name: str, how: str, fake: BackgroundFake) -> None:
     run(main())
 
 
-@pytest.fixture
-def domain(
-    fake: BackgroundFake, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FakeDomain]:
-    fake_libvirt.install(monkeypatch)
-    with blocking.open_monitor(fake.socket) as monitor:
-        domain = FakeDomain(monitor)
-        domain.hang.set()
-        yield domain
-
-
 @pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
-@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"receive"}))
+@pytest.mark.parametrize("name", THROUGH_LIBVIRT)
 def test_on_asyncio_through_libvirt(
     name: str, how: str, domain: FakeDomain, fake: BackgroundFake
 ) -> None:
-    """But for events, which the passthrough has none of."""
-
     async def main() -> None:
         threads = threading.active_count()
         balloon = await libvirt.find_balloon_asyncio(domain)
