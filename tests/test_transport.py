@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trustme
+from permissions import as_somebody_else
 from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
 
 from qmpballoon.address import TcpAddress, UnixAddress
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from qmpballoon.client.transport import Target
 
 GREETING = Greeting(Version(10, 0, 2), ("oob",))
-ROOT = 0
-NOBODY = 65534
 
 
 async def serve(stream: trio.abc.Stream) -> None:
@@ -282,23 +281,6 @@ async def test_no_permission(tmp_path: Path) -> None:
     refused = pytest.raises(MonitorUnreachable, match="no permission")
     with unix_listener(path), as_somebody_else(path), refused:
         await speaks_qmp(path)
-
-
-@contextmanager
-def as_somebody_else(path: Path) -> Generator[None]:
-    """Take away our permission for a file: root has to become somebody else."""
-    path.chmod(0)
-    if os.geteuid() != ROOT:
-        yield
-        return
-    for folder in path.parents:  # pytest's folders are for their owner alone
-        if folder.stat().st_uid == ROOT and not folder.stat().st_mode & stat.S_IXOTH:
-            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(ROOT)
 
 
 async def test_a_tcp_port_that_nobody_listens_on() -> None:

@@ -21,9 +21,12 @@ A file says what is wanted of each VM::
 
 from __future__ import annotations
 
+import errno
 import glob
+import os
 import tomllib
 from collections import Counter
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
@@ -64,7 +67,7 @@ def sources(wanted: Sequence[str]) -> Source:
             ``libvirt:NAME``; none means the QEMUs that run on this host.
 
     Raises:
-        OSError: A file cannot be read.
+        OSError: A file, or the folder of a glob, cannot be read.
         ValueError: A file or an address makes no sense; says what.
     """
     if not wanted:
@@ -79,7 +82,7 @@ def _source(text: str) -> Source:
     if text.startswith(("tcp:", "libvirt:")):
         named = _named(parse_vm(text))
         return lambda: [named]
-    return from_sockets(text.removeprefix("unix:"))
+    return _readable(text.removeprefix("unix:"))
 
 
 def from_sockets(pattern: str) -> Source:
@@ -98,6 +101,24 @@ def from_sockets(pattern: str) -> Source:
     ]
 
 
+def _readable(pattern: str) -> Source:
+    """Return the source of a glob that somebody has asked for.
+
+    Raises:
+        OSError: Its folder may not be looked into: there would seem to be no VMs.
+        ValueError: It is no path that a socket can have.
+    """
+    source = from_sockets(pattern)
+    if not glob.has_magic(pattern):
+        return source
+    parts = takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
+    folder = Path(*parts)
+    # One that is not there yet may come.
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return source
+
+
 def from_host() -> list[Spec]:
     """Return the VMs whose QEMUs run here, and those at well-known places."""
     found = [Spec(name, address) for name, address in processes.running()]
@@ -112,7 +133,7 @@ def from_file(path: Path) -> Source:
         path: A TOML file, see the module's description.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: It cannot be read, or the folder of a glob in it.
         ValueError: It makes no sense; says where.
     """
     try:
@@ -167,7 +188,7 @@ def _entry(table: dict[str, Any]) -> Source:
         case {"sockets": _, "name": _}:
             raise ValueError("sockets name their VMs themselves: leave name out")
         case {"sockets": str(pattern)} if "address" not in table:
-            find = from_sockets(pattern)
+            find = _readable(pattern)
             return lambda: [evolve(spec, **limits) for spec in find()]
         case {"address": address} if "sockets" not in table:
             spec = _named(parse_vm(address))

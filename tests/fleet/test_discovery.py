@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from permissions import as_somebody_else
 
 from qmpballoon.address import LibvirtVm, TcpAddress, UnixAddress
 from qmpballoon.fleet import discovery
@@ -56,6 +57,23 @@ def test_sockets_of_plain_names_are_called_like_their_folders(
     bind("incus/db/qemu.monitor")
     found = from_sockets("incus/*/qemu.monitor")()
     assert [spec.name for spec in found] == ["db", "web"]
+
+
+@pytest.mark.parametrize("pattern", ["vms/*.qmp", "vms/**/*.qmp"])
+def test_a_folder_that_may_not_be_read(
+    pattern: str, bind: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "vms.toml"
+    file.write_text(f"[[vm]]\nsockets = {pattern!r}\n", encoding="utf-8")
+    file.chmod(0o644)
+    bind("vms/web.qmp")
+    with as_somebody_else(tmp_path / "vms"):
+        for wanted in (pattern, str(file)):
+            with pytest.raises(PermissionError) as caught:
+                sources([wanted])
+            assert caught.value.filename == "vms"
+        (spec,) = sources(["vms/web.qmp"])()  # its monitor says that
+        assert spec.name == "web"
 
 
 def test_names_are_distinct_and_monitors_too(bind: Callable[[str], Path]) -> None:
