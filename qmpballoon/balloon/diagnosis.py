@@ -8,8 +8,6 @@ memory; :func:`gather` collects what can be seen from outside, and :func:`explai
 Whether a driver has taken the device, ``x-query-virtio-status`` would tell; but it
 is unstable, and QEMU 11.1.3 dies of it. A guest that answers no statistics and does
 not move has none, as far as anybody outside is concerned.
-
-Source: QAPI reference, ``query-status``.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 from attrs import asdict, frozen
 
+from qmpballoon.balloon.runstate import why_stopped
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import format_size
 
@@ -80,14 +79,14 @@ class Evidence:
         total: Bytes of the VM's RAM, ``None`` if unknown.
         resident: Bytes of host memory QEMU holds, ``None`` if unknown.
         stats: What the guest last said of its memory.
-        running: Whether the VM runs.
+        stopped: Why the VM does not run; ``None`` if it does.
         answers: Whether the guest answered when it was asked for statistics.
     """
 
     total: int | None
     resident: int | None
     stats: GuestStats
-    running: bool = True
+    stopped: str | None = None
     answers: bool = False
 
 
@@ -96,9 +95,9 @@ async def gather(balloon: Balloon) -> Evidence:
 
     The guest is made to answer anew, which takes up to a second.
     """
-    running, answers = await balloon.is_running(), False
+    stopped, answers = await why_stopped(balloon.monitor), False
     stats = await balloon.stats()
-    if running:
+    if stopped is None:
         with suppress(StatsUnavailable):
             stats = await balloon.refresh_stats(timeout=_ANSWER_TIMEOUT)
             answers = True
@@ -106,7 +105,7 @@ async def gather(balloon: Balloon) -> Evidence:
         total=(await balloon.query()).total,
         resident=balloon.resident(),
         stats=stats,
-        running=running,
+        stopped=stopped,
         answers=answers,
     )
 
@@ -140,9 +139,9 @@ def explain(
 
 
 def _paused(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
-    if after.running:
+    if after.stopped is None:
         return None
-    return Diagnosis("paused", "the VM is paused: resume it (cont), and try again")
+    return Diagnosis("paused", f"{after.stopped}, and try again")
 
 
 def _no_driver(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:

@@ -16,6 +16,7 @@ from attrs import define, field, frozen
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
+from qmpballoon.balloon.runstate import why_stopped
 from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, rouse, squeeze
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
@@ -154,7 +155,7 @@ async def reclaim(
             else:
                 await run.give_back(sampler, end)
             seconds = balloon.monitor.now() - sampler.start
-        after, running = await _look(balloon), await balloon.is_running()
+        after, stopped = await _look(balloon), await why_stopped(balloon.monitor)
     except BaseException:
         # If even that fails nothing more can be done, and the caller is told why.
         with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
@@ -165,7 +166,7 @@ async def reclaim(
         raise
     return ReclaimReport(
         outcome="stopped" if end.ending == "trouble" else "done",
-        reason=run.explain(end, running=running),
+        reason=run.explain(end, stopped),
         requested=requested,
         handed_over=before.actual - run.lowest,
         seconds=seconds,
@@ -282,11 +283,11 @@ class _Run:
             left = tracker.time_left
             await monitor.sleep(min(_TICK, math.inf if left is None else left))
 
-    def explain(self, end: Squeezed, *, running: bool) -> str:
+    def explain(self, end: Squeezed, stopped: str | None) -> str:
         """Say why it ended, and what came of giving back if that is not plain."""
         reason = end.reason or _REASONS[end.ending]
-        if not running:
-            reason += "; the VM is paused: resume it (cont)"
+        if stopped is not None:
+            reason += f"; {stopped}"
         if self.owed < LARGEST_PAGE:
             return reason
         return f"{reason}; it has yet to take {format_size(self.owed)} back"
