@@ -211,7 +211,7 @@ def inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis 
         return None
     freed = cast("int", before.resident) - cast("int", after.resident)
     # Pages the guest never touched were not resident; those free no memory.
-    untouched = (before.total or 0) - cast("int", before.resident)
+    untouched = _whole(tracker, before) - cast("int", before.resident)
     if freed > taken // 10 or untouched > taken // 2:
         return None
     return Diagnosis(
@@ -220,6 +220,12 @@ def inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis 
         f" {format_size(max(freed, 0))} of it: a VFIO device, memory locking or huge"
         " pages keep QEMU from freeing it",
     )
+
+
+def _whole(tracker: Tracker, before: Evidence) -> int:
+    """Return the guest's bytes of RAM, with what a virtio-mem device plugged in."""
+    known = before.total or 0
+    return max(known, (before.stats.total or 0) + known - tracker.before)
 
 
 def _at_floor(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:

@@ -124,6 +124,14 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
         evolve(HEALTHY, resident=GiB),
         STALLED,
     ),
+    # What a virtio-mem device plugged in is the guest's, too, and may be untouched.
+    (
+        "slow",
+        moved(GiB, 2 * GiB),
+        evolve(HEALTHY, stats=stats(total=8 * GiB)),
+        evolve(HEALTHY, stats=stats(total=6 * GiB)),
+        STALLED,
+    ),
     ("slow", moved(8 * GiB), HEALTHY, HEALTHY, STALLED),
     ("slow", moved(8 * GiB, 5 * GiB, 6 * GiB), HEALTHY, HEALTHY, STALLED),
     # It stands still where it could have more, or goes the other way.
