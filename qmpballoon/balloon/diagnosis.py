@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.tracker import Tracker
 
 __all__ = [
+    "OVERRIDDEN",
     "Diagnosis",
     "Evidence",
     "StallKind",
@@ -48,6 +49,11 @@ StallKind = Literal[
     "overridden",
 ]
 """What can keep a balloon from its target."""
+
+OVERRIDDEN: Final = (
+    "another client sets targets, too; turn its ballooning off for this VM"
+)
+"""What is said of a balloon that goes elsewhere than it was sent."""
 
 _MIB: Final = 1024 * 1024
 _LITTLE: Final = 32 * _MIB  # bytes available, below which a guest has no more to give
@@ -270,7 +276,7 @@ def _overridden(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | N
     return Diagnosis(
         "overridden",
         f"the guest was asked for {format_size(tracker.target)} and went elsewhere:"
-        " another client sets targets, too; turn its ballooning off for this VM",
+        f" {OVERRIDDEN}",
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import define, field, frozen
 
+from qmpballoon.balloon.diagnosis import OVERRIDDEN
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
@@ -215,6 +216,7 @@ class _Run:
         actual: Bytes the guest has.
         lowest: The least it had.
         owed: Bytes that were given back and that it has not taken yet.
+        overridden: It went elsewhere with them.
     """
 
     balloon: Balloon
@@ -225,6 +227,7 @@ class _Run:
     actual: int
     lowest: int
     owed: int = 0
+    overridden: bool = False
     timeline: Timeline = field(factory=Timeline)
 
     @classmethod
@@ -279,6 +282,9 @@ class _Run:
                 await rouse(self.balloon, full, self.actual)
                 continue
             if phase in ("reached", "stalled"):
+                # A guest that is well takes all that it is given.
+                is_well = sampler.silence < _SILENT
+                self.overridden = is_well and (tracker.strayed or tracker.stopped)
                 return
             left = tracker.time_left
             await monitor.sleep(min(_TICK, math.inf if left is None else left))
@@ -290,7 +296,8 @@ class _Run:
             reason += f"; {stopped}"
         if self.owed < LARGEST_PAGE:
             return reason
-        return f"{reason}; it has yet to take {format_size(self.owed)} back"
+        reason += f"; it has yet to take {format_size(self.owed)} back"
+        return f"{reason}: {OVERRIDDEN}" if self.overridden else reason
 
     async def whole(self) -> int:
         """Return what the guest is to have: memory plugged meanwhile is its own."""

@@ -343,6 +343,23 @@ def test_a_vm_paused_meanwhile_is_told_what_it_is_owed() -> None:
     assert told(machine) == 2 * GiB
 
 
+@pytest.mark.parametrize("size", [768 * MiB, 1536 * MiB])
+def test_another_client_s_target_in_place_of_what_is_given_back_is_told(
+    size: int,
+) -> None:
+    machine = make_machine(memory=2 * GiB)
+
+    def interfere(sample: Sample) -> None:
+        if sample.target == 2 * GiB:  # it is given back
+            machine.set_target(size)
+
+    report = reclaim(machine, GiB, on_progress=interfere)
+    assert (report.outcome, report.held) == ("done", True)
+    assert report.after.actual == size
+    assert "has yet to take" in report.reason
+    assert "another client sets targets" in report.reason
+
+
 @pytest.mark.parametrize(
     "guest", [GuestConfig(driver=False), GuestConfig(stats_delay=None)]
 )
