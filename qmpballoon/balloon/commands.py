@@ -135,7 +135,10 @@ class Commands:
         try:
             return await self.monitor.execute(command, arguments)
         except DeviceNotFound as error:
-            gone = f"the balloon {self.path} is gone"
+            gone = (
+                f"the balloon {self.path} is gone: it was unplugged; open the VM anew"
+                " once it has one again"
+            )
             raise NoBalloonDevice(said_of(self.monitor, gone)) from error
         except CommandError as error:
             match error.error_class:
