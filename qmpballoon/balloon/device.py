@@ -315,7 +315,8 @@ class Balloon:
             NoBalloonDevice: The VM has no balloon.
             BalloonUnavailable: The host's KVM cannot drive it.
             MonitorError: QEMU can no longer be asked. A stopped one gives the guest
-                its memory back when it goes on; otherwise the last target stands.
+                its memory back when it goes on while the connection stands; otherwise
+                the last target does, and a note of the exception tells it.
 
         Cancellation: the guest gets its memory back, or keeps what it has come to
         if even that cannot be done in a few seconds.

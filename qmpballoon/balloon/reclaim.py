@@ -18,7 +18,7 @@ from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
 from qmpballoon.balloon.runstate import why_stopped
-from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, rouse, squeeze
+from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, note_left, rouse, squeeze
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
@@ -157,13 +157,16 @@ async def reclaim(
                 await run.give_back(sampler, end)
             seconds = balloon.monitor.now() - sampler.start
         after, stopped = await _look(balloon), await why_stopped(balloon.monitor)
-    except BaseException:
+    except BaseException as error:
+        asked = balloon.target
         # If even that fails nothing more can be done, and the caller is told why.
         with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
             # Before anything is asked: a stopped QEMU does it when it goes on.
             await balloon.set_target(run.full)
+            asked = run.full
             if (whole := await run.whole()) != run.full:
                 await balloon.set_target(whole)
+        note_left(error, asked, run.full)
         raise
     return ReclaimReport(
         outcome="stopped" if end.ending == "trouble" else "done",
