@@ -202,7 +202,10 @@ async def test_what_could_not_be_given_back_is_said(
                 balloon.run({"value": GiB})
             return answer
 
-        fake.machine.commands["balloon"] = evolve(balloon, run=overridden)
+        fake.machine.commands = {
+            **fake.machine.commands,
+            "balloon": evolve(balloon, run=overridden),
+        }
         result = await run("reclaim", socket_path, *form)
     assert result.returncode == 3
     assert "another client sets targets" in line_of(result)
