@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 from pathlib import Path
@@ -38,6 +39,7 @@ Connectable: TypeAlias = (
 """An address, or something connected: a socket, or its descriptor. What is connected
 is taken over, and closed at the end."""
 
+_PORT: Final = re.compile(r"[^/]+:[0-9]+")  # what would be one after "tcp:"
 _RETRY_INTERVAL: Final = 0.02  # seconds between two tries at a full backlog
 
 
@@ -161,6 +163,8 @@ def no_tls(error: BaseException) -> MonitorUnreachable:
 def _why_unreachable(address: UnixAddress, error: int) -> str:
     path = address.path
     match error:
+        case errno.ENOENT if _PORT.fullmatch(path):
+            return f"there is no socket at {path}: write tcp:{path} for a TCP port"
         case errno.ENOENT:
             return f"there is no socket at {path}: is the VM running?"
         case errno.EACCES | errno.EPERM:

@@ -135,17 +135,25 @@ class Commands:
         try:
             return await self.monitor.execute(command, arguments)
         except DeviceNotFound as error:
-            gone = f"the balloon {self.path} is gone"
-            raise NoBalloonDevice(said_of(self.monitor, gone)) from error
+            raise NoBalloonDevice(self._gone) from error
         except CommandError as error:
             match error.error_class:
                 case "DeviceNotActive":
-                    raise NoBalloonDevice(said_of(self.monitor, NO_DEVICE)) from error
+                    raise NoBalloonDevice(self._gone) from error
                 case "KVMMissingCap":
                     why = f"this host cannot drive a balloon: {error.desc}"
                     raise BalloonUnavailable(said_of(self.monitor, why)) from error
                 case _:
                     raise
+
+    @property
+    def _gone(self) -> str:
+        """Say what has become of a device that was found before."""
+        gone = (
+            f"the balloon {self.path} is gone: it was unplugged; open the VM anew once"
+            " it has one again"
+        )
+        return said_of(self.monitor, gone)
 
 
 def _dimms(devices: object) -> int:

@@ -4,8 +4,7 @@ QMP names the balloon in two ways. ``balloon`` and ``query-balloon`` mean the on
 device a VM can have, without naming it. Statistics are properties of the device
 object, which :mod:`~qmpballoon.balloon.find` looks for in QEMU's object tree.
 
-Source: QAPI reference, ``balloon`` and ``query-status``; the others are beside, in
-``commands.py``.
+Source: QAPI reference, ``balloon``; the others are beside, in ``commands.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from qmpballoon.balloon import resize as _resize
 from qmpballoon.balloon.commands import NO_DEVICE, BalloonInfo, Commands
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.refresh import refresh, why_silent
+from qmpballoon.balloon.runstate import why_stopped
 from qmpballoon.balloon.sampler import Sampler
 from qmpballoon.balloon.squeeze import CLEANUP
 from qmpballoon.balloon.stats import GuestStats
@@ -315,7 +315,8 @@ class Balloon:
             NoBalloonDevice: The VM has no balloon.
             BalloonUnavailable: The host's KVM cannot drive it.
             MonitorError: QEMU can no longer be asked. A stopped one gives the guest
-                its memory back when it goes on; otherwise the last target stands.
+                its memory back when it goes on while the connection stands; otherwise
+                the last target does, and a note of the exception tells it.
 
         Cancellation: the guest gets its memory back, or keeps what it has come to
         if even that cannot be done in a few seconds.
@@ -367,11 +368,7 @@ class Balloon:
 
         Cancellation: at once, with no effect.
         """
-        match await self._commands.execute("query-status"):
-            case {"running": False}:
-                return False
-            case _:
-                return True
+        return await why_stopped(self.monitor) is None
 
     @asynccontextmanager
     async def sampler(self) -> AsyncGenerator[Sampler, None]:

@@ -8,8 +8,6 @@ memory; :func:`gather` collects what can be seen from outside, and :func:`explai
 Whether a driver has taken the device, ``x-query-virtio-status`` would tell; but it
 is unstable, and QEMU 11.1.3 dies of it. A guest that answers no statistics and does
 not move has none, as far as anybody outside is concerned.
-
-Source: QAPI reference, ``query-status``.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 
 from attrs import asdict, frozen
 
+from qmpballoon.balloon.runstate import why_stopped
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import format_size
 
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.tracker import Tracker
 
 __all__ = [
+    "OVERRIDDEN",
     "Diagnosis",
     "Evidence",
     "StallKind",
@@ -49,6 +49,11 @@ StallKind = Literal[
     "overridden",
 ]
 """What can keep a balloon from its target."""
+
+OVERRIDDEN: Final = (
+    "another client sets targets, too; turn its ballooning off for this VM"
+)
+"""What is said of a balloon that goes elsewhere than it was sent."""
 
 _MIB: Final = 1024 * 1024
 _LITTLE: Final = 32 * _MIB  # bytes available, below which a guest has no more to give
@@ -80,14 +85,14 @@ class Evidence:
         total: Bytes of the VM's RAM, ``None`` if unknown.
         resident: Bytes of host memory QEMU holds, ``None`` if unknown.
         stats: What the guest last said of its memory.
-        running: Whether the VM runs.
+        stopped: Why the VM does not run; ``None`` if it does.
         answers: Whether the guest answered when it was asked for statistics.
     """
 
     total: int | None
     resident: int | None
     stats: GuestStats
-    running: bool = True
+    stopped: str | None = None
     answers: bool = False
 
 
@@ -96,9 +101,9 @@ async def gather(balloon: Balloon) -> Evidence:
 
     The guest is made to answer anew, which takes up to a second.
     """
-    running, answers = await balloon.is_running(), False
+    stopped, answers = await why_stopped(balloon.monitor), False
     stats = await balloon.stats()
-    if running:
+    if stopped is None:
         with suppress(StatsUnavailable):
             stats = await balloon.refresh_stats(timeout=_ANSWER_TIMEOUT)
             answers = True
@@ -106,7 +111,7 @@ async def gather(balloon: Balloon) -> Evidence:
         total=(await balloon.query()).total,
         resident=balloon.resident(),
         stats=stats,
-        running=running,
+        stopped=stopped,
         answers=answers,
     )
 
@@ -140,9 +145,9 @@ def explain(
 
 
 def _paused(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
-    if after.running:
+    if after.stopped is None:
         return None
-    return Diagnosis("paused", "the VM is paused: resume it (cont), and try again")
+    return Diagnosis("paused", f"{after.stopped}, and try again")
 
 
 def _no_driver(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
@@ -212,7 +217,7 @@ def inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis 
         return None
     freed = cast("int", before.resident) - cast("int", after.resident)
     # Pages the guest never touched were not resident; those free no memory.
-    untouched = (before.total or 0) - cast("int", before.resident)
+    untouched = _whole(tracker, before) - cast("int", before.resident)
     if freed > taken // 10 or untouched > taken // 2:
         return None
     return Diagnosis(
@@ -221,6 +226,12 @@ def inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis 
         f" {format_size(max(freed, 0))} of it: a VFIO device, memory locking or huge"
         " pages keep QEMU from freeing it",
     )
+
+
+def _whole(tracker: Tracker, before: Evidence) -> int:
+    """Return the guest's bytes of RAM, with what a virtio-mem device plugged in."""
+    known = before.total or 0
+    return max(known, (before.stats.total or 0) + known - tracker.before)
 
 
 def _at_floor(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
@@ -265,7 +276,7 @@ def _overridden(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | N
     return Diagnosis(
         "overridden",
         f"the guest was asked for {format_size(tracker.target)} and went elsewhere:"
-        " another client sets targets, too; turn its ballooning off for this VM",
+        f" {OVERRIDDEN}",
     )
 
 

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import define, field, frozen
 
+from qmpballoon.balloon.diagnosis import OVERRIDDEN
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
-from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, rouse, squeeze
+from qmpballoon.balloon.runstate import why_stopped
+from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, note_left, rouse, squeeze
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
@@ -154,18 +156,21 @@ async def reclaim(
             else:
                 await run.give_back(sampler, end)
             seconds = balloon.monitor.now() - sampler.start
-        after, running = await _look(balloon), await balloon.is_running()
-    except BaseException:
+        after, stopped = await _look(balloon), await why_stopped(balloon.monitor)
+    except BaseException as error:
+        asked = balloon.target
         # If even that fails nothing more can be done, and the caller is told why.
         with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
             # Before anything is asked: a stopped QEMU does it when it goes on.
             await balloon.set_target(run.full)
+            asked = run.full
             if (whole := await run.whole()) != run.full:
                 await balloon.set_target(whole)
+        note_left(error, asked, run.full)
         raise
     return ReclaimReport(
         outcome="stopped" if end.ending == "trouble" else "done",
-        reason=run.explain(end, running=running),
+        reason=run.explain(end, stopped),
         requested=requested,
         handed_over=before.actual - run.lowest,
         seconds=seconds,
@@ -214,6 +219,7 @@ class _Run:
         actual: Bytes the guest has.
         lowest: The least it had.
         owed: Bytes that were given back and that it has not taken yet.
+        overridden: It went elsewhere with them.
     """
 
     balloon: Balloon
@@ -224,6 +230,7 @@ class _Run:
     actual: int
     lowest: int
     owed: int = 0
+    overridden: bool = False
     timeline: Timeline = field(factory=Timeline)
 
     @classmethod
@@ -278,18 +285,22 @@ class _Run:
                 await rouse(self.balloon, full, self.actual)
                 continue
             if phase in ("reached", "stalled"):
+                # A guest that is well takes all that it is given.
+                is_well = sampler.silence < _SILENT
+                self.overridden = is_well and (tracker.strayed or tracker.stopped)
                 return
             left = tracker.time_left
             await monitor.sleep(min(_TICK, math.inf if left is None else left))
 
-    def explain(self, end: Squeezed, *, running: bool) -> str:
+    def explain(self, end: Squeezed, stopped: str | None) -> str:
         """Say why it ended, and what came of giving back if that is not plain."""
         reason = end.reason or _REASONS[end.ending]
-        if not running:
-            reason += "; the VM is paused: resume it (cont)"
+        if stopped is not None:
+            reason += f"; {stopped}"
         if self.owed < LARGEST_PAGE:
             return reason
-        return f"{reason}; it has yet to take {format_size(self.owed)} back"
+        reason += f"; it has yet to take {format_size(self.owed)} back"
+        return f"{reason}: {OVERRIDDEN}" if self.overridden else reason
 
     async def whole(self) -> int:
         """Return what the guest is to have: memory plugged meanwhile is its own."""

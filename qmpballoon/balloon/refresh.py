@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
+from qmpballoon.balloon.runstate import why_stopped
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -56,8 +58,9 @@ async def refresh(
 
 async def why_silent(balloon: Balloon, timeout: float) -> str:
     """Say why a guest did not answer, as far as that can be told."""
-    if not await balloon.is_running():
-        why = "the VM is paused: resume it (cont)"
+    stopped = await why_stopped(balloon.monitor)
+    if stopped is not None:
+        why = stopped
     elif (await balloon.stats()).last_update is None:
         why = (
             "it never did: load virtio_balloon in the guest (on Windows install"

@@ -26,7 +26,14 @@ from attrs import asdict, define, evolve, frozen
 from qmpballoon.balloon.diagnosis import explain, gather, inhibited, outdated
 from qmpballoon.balloon.governor import Governor
 from qmpballoon.balloon.guard import Guard, Limits
-from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, follow, rouse, squeeze
+from qmpballoon.balloon.squeeze import (
+    CLEANUP,
+    Squeezed,
+    follow,
+    note_left,
+    rouse,
+    squeeze,
+)
 from qmpballoon.balloon.tracker import PAGE, Phase, StallLimits, Tracker
 from qmpballoon.checks import require_seconds, require_size
 from qmpballoon.errors import BalloonStalled, QmpBalloonError, UnsafeTarget
@@ -151,8 +158,8 @@ async def resize(
             if on_stall == "rollback":
                 return await run.roll_back(target, diagnosis)
             await run.settle(after)
-    except BaseException:
-        await _leave_in_peace(balloon, run.tracker.actual)
+    except BaseException as error:
+        await _leave_in_peace(balloon, run.tracker.actual, error)
         raise
     outcome: Outcome = "timed-out" if end.ending == "timed-out" else "settled"
     if on_stall == "raise" and outcome == "settled":
@@ -283,21 +290,25 @@ def _progress(tracker: Tracker, phase: Phase) -> Progress:
     )
 
 
-async def _leave_in_peace(balloon: Balloon, seen: int) -> None:
+async def _leave_in_peace(balloon: Balloon, seen: int, error: BaseException) -> None:
     """See to it that an abandoned balloon does not go on squeezing its guest.
 
     Args:
         balloon: Which.
         seen: Bytes that the guest was last seen to have.
+        error: What made it so.
     """
+    asked = balloon.target
     # If even that fails nothing more can be done, and the caller is told why it began.
     with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
         if balloon.target is not None and balloon.target >= seen:
             return
         # Before anything is asked: a stopped QEMU does it when it goes on.
         await balloon.set_target(seen)
+        asked = seen
         if (actual := await balloon.actual()) != seen:
             await balloon.set_target(actual)
+    note_left(error, asked, seen)
 
 
 def _check(

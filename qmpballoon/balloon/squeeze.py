@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, frozen
 
 from qmpballoon.balloon.tracker import LARGEST_PAGE, Tracker
-from qmpballoon.sizes import GiB
+from qmpballoon.errors import MonitorError
+from qmpballoon.sizes import GiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.timeline import Sample
     from qmpballoon.balloon.tracker import Phase
 
-__all__ = ["CLEANUP", "Ending", "Squeezed", "follow", "rouse", "squeeze"]
+__all__ = [
+    "CLEANUP",
+    "Ending",
+    "Squeezed",
+    "follow",
+    "note_left",
+    "rouse",
+    "squeeze",
+]
 
 Ending = Literal["reached", "stalled", "timed-out", "spent", "trouble", "given-back"]
 """How a movement of the balloon can end: at its target; no longer moving; out of
@@ -187,6 +196,29 @@ async def rouse(
     await balloon.set_target(little.target)
     await follow(balloon, little, timeout=timeout)
     await balloon.set_target(goal)
+
+
+def note_left(error: BaseException, asked: int | None, due: int) -> None:
+    """Have an error tell what a guest is left with that could be given no more.
+
+    A QEMU that stands still would carry out what it was sent when it goes on; but what
+    it has not read by the time the connection ends, it drops.
+
+    Args:
+        error: Why it could not be given more.
+        asked: Bytes that it was last asked to come to, if that is known.
+        due: Bytes that it should have been asked for.
+    """
+    if not isinstance(error, MonitorError):
+        return
+    if asked is None and "balloon" not in error.unknown_outcome:
+        return
+    if asked is None or asked < due:
+        size = "a size not known" if asked is None else format_size(asked)
+        error.add_note(
+            f"the guest was last asked for {size}, and may keep to it: ask it anew"
+            " (resize) once QEMU answers"
+        )
 
 
 def _pause(tracker: Tracker, phase: Phase) -> float:

@@ -109,7 +109,7 @@ def fail(error: Exception) -> int:
         case Interrupted():
             return _SIGNALLED + error.number
         case QmpBalloonError():
-            note(str(error))
+            note("; ".join((str(error), *getattr(error, "__notes__", ()))))
             known = (
                 status for kind, status in _STATUS.items() if isinstance(error, kind)
             )

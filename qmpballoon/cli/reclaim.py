@@ -172,21 +172,29 @@ def reclaim(
     )
     if as_json:
         output.print_json(seen.to_json())
-    return conclude(seen, title, report, quiet=as_json)
+    return conclude(seen, title, report, hold=hold, quiet=as_json)
 
 
 def conclude(
-    seen: ReclaimReport, title: str, report: Path | None, *, quiet: bool
+    seen: ReclaimReport,
+    title: str,
+    report: Path | None,
+    *,
+    hold: bool = False,
+    quiet: bool,
 ) -> int:
     """Say what came of a reclaim, write its report, and return the exit status."""
     if not quiet and seen.outcome != "refused":
         from qmpballoon.cli.summary import print_summary  # noqa: PLC0415 - loads rich
 
-        print_summary(seen)
+        print_summary(seen, hold=hold)
     if report:
         export.save(report, seen.timeline, title=title, document=seen.to_json())
     if seen.outcome != "done":
         output.note(f"{seen.outcome}: {seen.reason}")
+    elif seen.held and not hold:
+        output.note(f"not all of it was given back: {seen.reason}")
+        return output.NOT_REACHED
     return _STATUS[seen.outcome]
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["print_summary", "prove"]
 
 
-def print_summary(report: ReclaimReport) -> None:
-    """Print what came of a reclaim."""
+def print_summary(report: ReclaimReport, *, hold: bool) -> None:
+    """Print what came of a reclaim; ``hold``: its memory was to be held."""
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
     table.add_column("")
     for heading in ("before", "after", "change"):
@@ -29,10 +29,11 @@ def print_summary(report: ReclaimReport) -> None:
     console.print()
     console.print(table)
     console.print()
+    end = "held" if hold else "and not all of it given back"
     console.print(
         f"requested {format_size(report.requested)}, handed over"
         f" {format_size(report.handed_over)} in {report.seconds:.1f} s,"
-        f" {'held' if report.held else 'and given back'}"
+        f" {end if report.held else 'and given back'}"
     )
     console.print(prove(report))
 
@@ -47,6 +48,8 @@ def prove(report: ReclaimReport) -> str:
     freed = _fall(before.resident, after.resident)
     if freed is None:
         return f"{share}; what the host has got for it cannot be seen from here."
+    if freed <= 0:
+        return f"{share}, and QEMU's resident memory did not: the host has no more."
     return (
         f"{share}, and QEMU's resident memory by {freed / lost:.0%} of that: the host"
         f" has {format_size(freed)} more."

@@ -82,6 +82,12 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert errors_of(path) == {(MonitorUnreachable, said)}
 
 
+@pytest.mark.parametrize("path", ["[::1]:4444", "localhost:4444"])
+def test_a_port_that_is_not_said_to_be_one(path: str) -> None:
+    said = f"there is no socket at {path}: write tcp:{path} for a TCP port"
+    assert errors_of(path) == {(MonitorUnreachable, said)}
+
+
 def test_no_socket_but_a_file(tmp_path: Path) -> None:
     path = tmp_path / "qmp"
     path.touch()

@@ -131,6 +131,13 @@ def test_refusals_are_told_for_what_they_mean(
         run(scripted(query_balloon=error).actual())
 
 
+@pytest.mark.parametrize("error_class", ["DeviceNotActive", "DeviceNotFound"])
+def test_a_balloon_that_was_there_is_not_to_be_started_with(error_class: str) -> None:
+    error = command_error("query-balloon", error_class, "words")
+    with pytest.raises(NoBalloonDevice, match="it was unplugged"):
+        run(scripted(query_balloon=error).actual())
+
+
 def test_features_that_this_qemu_knows() -> None:
     balloon = make_balloon(make_machine(deflate_on_oom=True))
     features = run(balloon.features())

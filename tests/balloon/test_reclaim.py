@@ -18,7 +18,7 @@ from qmpballoon.errors import (
     MonitorTimeout,
     StatsUnavailable,
 )
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing.machine import SECOND, GuestConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
@@ -343,6 +343,23 @@ def test_a_vm_paused_meanwhile_is_told_what_it_is_owed() -> None:
     assert told(machine) == 2 * GiB
 
 
+@pytest.mark.parametrize("size", [768 * MiB, 1536 * MiB])
+def test_another_client_s_target_in_place_of_what_is_given_back_is_told(
+    size: int,
+) -> None:
+    machine = make_machine(memory=2 * GiB)
+
+    def interfere(sample: Sample) -> None:
+        if sample.target == 2 * GiB:  # it is given back
+            machine.set_target(size)
+
+    report = reclaim(machine, GiB, on_progress=interfere)
+    assert (report.outcome, report.held) == ("done", True)
+    assert report.after.actual == size
+    assert "has yet to take" in report.reason
+    assert "another client sets targets" in report.reason
+
+
 @pytest.mark.parametrize(
     "guest", [GuestConfig(driver=False), GuestConfig(stats_delay=None)]
 )
@@ -425,3 +442,23 @@ def test_a_callback_that_raises_leaves_the_guest_whole(number: int) -> None:
     assert told(machine) == 512 * MiB
     assert machine.device is not None
     assert machine.device.interval == 7
+
+
+def test_what_a_qemu_that_does_not_answer_again_leaves_is_noted() -> None:
+    machine = make_machine(memory=2 * GiB)
+    balloon = make_balloon(machine)
+    monitor = monitor_of(balloon)
+
+    async def late(command: str, arguments: object = None) -> object:
+        del arguments
+        raise MonitorTimeout("too late", (command,))
+
+    def stop(seen: Any) -> None:  # noqa: ANN401 - a Sample or a Progress
+        if seen.actual < 2 * GiB:
+            monitor.execute = late  # type: ignore[method-assign]
+
+    with pytest.raises(MonitorTimeout) as caught:
+        run(balloon.reclaim(on_progress=stop))
+    (note,) = caught.value.__notes__
+    assert "was last asked for" in note
+    assert format_size(told(machine)) in note

@@ -24,7 +24,7 @@ from qmpballoon.errors import (
     NoBalloonDevice,
     UnsafeTarget,
 )
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing.machine import SECOND, GuestConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
@@ -636,3 +636,25 @@ def test_that_the_host_has_nothing_is_told_although_it_was_reached() -> None:
     assert result.outcome == "reached"
     assert result.diagnosis is not None
     assert result.diagnosis.kind == "inhibited"
+
+
+def test_what_a_qemu_that_does_not_answer_again_leaves_is_noted() -> None:
+    machine = make_machine(memory=2 * GiB)
+    balloon = make_balloon(machine)
+    monitor = monitor_of(balloon)
+
+    async def late(command: str, arguments: object = None) -> object:
+        del arguments
+        raise MonitorTimeout("too late", (command,))
+
+    def stop(seen: Any) -> None:  # noqa: ANN401 - a Sample or a Progress
+        if seen.actual < 2 * GiB:
+            monitor.execute = late  # type: ignore[method-assign]
+
+    with pytest.raises(MonitorTimeout) as caught:
+        run(balloon.resize(GiB, on_progress=stop))
+    (note,) = caught.value.__notes__
+    assert "was last asked for" in note
+    assert machine.device is not None
+    asked = 2 * GiB - machine.device.asked * PAGE
+    assert format_size(asked) in note

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from attrs import evolve
 from command import PROGRAM, run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
@@ -186,6 +187,29 @@ async def test_reclaim_and_hold_an_amount(socket_path: Path) -> None:
     assert result.returncode == 0
     assert "held" in result.stdout
     assert "taking: requested" in result.stdout
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+async def test_what_could_not_be_given_back_is_said(
+    socket_path: Path, form: tuple[str, ...]
+) -> None:
+    async with serve(socket_path) as fake:
+        balloon = fake.machine.commands["balloon"]
+
+        def overridden(arguments: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+            answer = balloon.run(arguments)
+            if arguments["value"] == fake.machine.config.memory:  # it is given back
+                balloon.run({"value": GiB})
+            return answer
+
+        fake.machine.commands = {
+            **fake.machine.commands,
+            "balloon": evolve(balloon, run=overridden),
+        }
+        result = await run("reclaim", socket_path, *form)
+    assert result.returncode == 3
+    assert "another client sets targets" in line_of(result)
+    assert form or "not all of it given back" in result.stdout
 
 
 async def test_a_dry_run_takes_nothing(socket_path: Path) -> None:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 import trio.testing
-from chaos import Row, ask, comes_to, ends, fault, in_the_middle, said, stays_at
+from chaos import (
+    SECONDS,
+    Row,
+    ask,
+    comes_to,
+    ends,
+    fault,
+    in_the_middle,
+    said,
+    stays_at,
+)
 
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.reclaim import ReclaimReport
@@ -250,3 +260,25 @@ async def test_migrated() -> Row:
                 await stays_at(moved, TARGET)
                 assert (await there.refresh_stats()).available is not None
         return said(call.got), f"{ASKED}, in the new QEMU, which asks for no statistics"
+
+
+@fault("The VM moves to another QEMU during `reclaim`")
+async def test_migrated_in_reclaim() -> Row:
+    async with booted() as (guest, balloon):
+        uri = f"unix:{guest.socket.parent / 'incoming'}"
+        async with lab.boot(memory=MEMORY, extra=("-incoming", uri)) as moved:
+            async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
+                await ask(guest, "stop")
+                await ask(guest, "migrate", uri=uri)
+            assert isinstance(call.got, ReclaimReport)
+            # Resumed, it would run twice.
+            assert "where it runs now" in call.got.reason
+            assert not await balloon.is_running()
+            async with open_balloon(moved.socket) as there:
+                assert await there.actual() < MEMORY
+                await ask(moved, "cont")
+                with trio.fail_after(SECONDS):
+                    await there.resize(MEMORY)
+            await stays_at(moved, MEMORY)
+        left = "the size it was last asked for, in the new QEMU, until it is asked anew"
+        return said(call.got), left

@@ -122,6 +122,8 @@ async def test_a_qemu_that_stops_in_mid_reclaim_holds_nobody_up() -> None:
                 guest.process.send_signal(signal.SIGCONT)
             (line,) = (await command.said()).splitlines()
             assert "did not answer" in line
+            # The command's last words to a QEMU that stands still are lost with it.
+            assert "was last asked for" in line
 
 
 async def test_an_interrupted_reclaim_gives_back() -> None:

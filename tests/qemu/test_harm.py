@@ -134,6 +134,29 @@ async def shrink_and_grow_against_another(
             )
 
 
+async def test_another_client_s_target_in_place_of_what_is_given_back_is_told() -> None:
+    async with (
+        lab.boot(memory=GiB, cache=300 * MiB) as guest,
+        open_balloon(guest.socket) as balloon,
+        open_monitor(guest.second_socket) as other,
+        trio.open_nursery() as nursery,
+    ):
+        given_back = trio.Event()
+
+        async def interfere() -> None:
+            await given_back.wait()
+            await other.execute("balloon", {"value": 600 * MiB})
+
+        def look(sample: Sample) -> None:
+            if sample.target == GiB:
+                given_back.set()
+
+        nursery.start_soon(interfere)
+        report = await balloon.reclaim(on_progress=look)
+        assert (report.held, report.after.actual) == (True, 600 * MiB)
+        assert "another client sets targets" in report.reason
+
+
 async def test_locked_memory_is_nothing_for_the_host() -> None:
     extra = ("-overcommit", "mem-lock=on")
     async with (
