@@ -12,6 +12,7 @@ __all__ = [
     "is_interval",
     "is_size",
     "require_command",
+    "require_count",
     "require_interval",
     "require_seconds",
     "require_size",
@@ -51,6 +52,20 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
         raise ValueError(f"{name} is {value}: it must be at least {minimum} bytes")
     if value > _MAX_SIZE:
         raise ValueError(f"{name} is {value}: it must be at most {_MAX_SIZE} bytes")
+    return value
+
+
+def require_count(value: object, name: str, of: str, *, minimum: int) -> int:
+    """Return ``value`` if it is a number of things, at least ``minimum``.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: it must be a whole number of {of}")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}: it must be at least {minimum} {of}")
     return value
 
 

@@ -147,6 +147,18 @@ def test_events(fake: BackgroundFake) -> None:
         assert monitor.resident() is None
 
 
+def test_events_come_in_a_block(fake: BackgroundFake) -> None:
+    with blocking.open_monitor(fake.socket) as monitor:
+        with monitor.subscribe("STOP", "RESUME") as events:
+            monitor.execute("stop")
+            monitor.execute("query-status")
+        received = events.receive()
+        assert received is not None
+        assert received.name == "STOP"
+        with pytest.raises(RuntimeError, match="with block"):
+            events.receive(timeout=10)
+
+
 def test_a_flood_of_events_holds_up_no_deadline() -> None:
     def script(session: Session) -> None:
         session.greet()
