@@ -313,6 +313,15 @@ async def test_watch_ends_with_whoever_reads_it(socket_path: Path) -> None:
         assert await command.process.wait() == 128 + signal.SIGPIPE
 
 
+async def test_a_plot_ends_with_whoever_reads_it(tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    record.write_text('{"t": 1.0, "target": null, "actual": 1073741824}\n')
+    async with start("plot", record) as command:
+        await command.stdout.aclose()
+        assert await command.process.wait() == 128 + signal.SIGPIPE
+        assert await command.said() == ""
+
+
 async def test_a_demo_ends_with_whoever_reads_it() -> None:
     async with start(
         "demo", "--simulated", "--memory", "512M", "--cache", "64M"
