@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from qmpballoon.balloon import reclaim as _reclaim
 from qmpballoon.balloon import resize as _resize
 from qmpballoon.balloon.commands import NO_DEVICE, BalloonInfo, Commands
-from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.refresh import refresh, why_silent
 from qmpballoon.balloon.sampler import Sampler
 from qmpballoon.balloon.squeeze import CLEANUP
@@ -34,6 +33,7 @@ from qmpballoon.monitor import said_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from qmpballoon.balloon.guard import Guard
     from qmpballoon.balloon.plan import Plan
     from qmpballoon.balloon.reclaim import ReclaimReport
     from qmpballoon.balloon.resize import OnStall, Progress, ResizeResult
@@ -284,7 +284,7 @@ class Balloon:
 
         Cancellation: at once; the statistics interval is put back.
         """
-        return await _reclaim.plan(self, amount, guard or Guard())
+        return await _reclaim.plan(self, amount, guard)
 
     async def reclaim(
         self,
@@ -321,7 +321,7 @@ class Balloon:
         if even that cannot be done in a few seconds.
         """
         return await _reclaim.reclaim(
-            self, amount, guard or Guard(), hold=hold, on_progress=on_progress
+            self, amount, guard, hold=hold, on_progress=on_progress
         )
 
     async def keep(
@@ -356,7 +356,7 @@ class Balloon:
         return await _reclaim.reclaim(
             self,
             amount,
-            guard or Guard(),
+            guard,
             hold=False,
             keep_for=seconds,
             on_progress=on_progress,

@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import define, field, frozen
 
 from qmpballoon.balloon.governor import Governor
+from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
 from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, rouse, squeeze
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
-from qmpballoon.checks import require_seconds, require_size
+from qmpballoon.checks import (
+    require_callback,
+    require_kind,
+    require_seconds,
+    require_size,
+)
 from qmpballoon.errors import QmpBalloonError, StatsUnavailable
 from qmpballoon.monitor import said_of
 from qmpballoon.sizes import format_size
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.guard import Guard, Limits
+    from qmpballoon.balloon.guard import Limits
     from qmpballoon.balloon.sampler import Sampler
     from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.balloon.timeline import Sample
@@ -112,7 +118,7 @@ class ReclaimReport:
         }
 
 
-async def plan(balloon: Balloon, amount: int | None, guard: Guard) -> Plan:
+async def plan(balloon: Balloon, amount: int | None, guard: Guard | None) -> Plan:
     """Tell what a reclaim would take; see :meth:`Balloon.plan_reclaim`."""
     return (await _prepare(balloon, amount, guard))[2]
 
@@ -120,7 +126,7 @@ async def plan(balloon: Balloon, amount: int | None, guard: Guard) -> Plan:
 async def reclaim(
     balloon: Balloon,
     amount: int | None,
-    guard: Guard,
+    guard: Guard | None,
     *,
     hold: bool,
     keep_for: float | None = None,
@@ -129,6 +135,7 @@ async def reclaim(
     """Take what the guest can spare; see :meth:`Balloon.reclaim` and ``keep``."""
     if keep_for is not None:
         require_seconds(keep_for, "seconds")
+    require_callback(on_progress, "on_progress")
     before, limits, planned = await _prepare(balloon, amount, guard)
     requested = planned.amount if amount is None else amount
     if planned.amount == 0:
@@ -177,14 +184,15 @@ async def reclaim(
 
 
 async def _prepare(
-    balloon: Balloon, amount: int | None, guard: Guard
+    balloon: Balloon, amount: int | None, guard: Guard | None
 ) -> tuple[Snapshot, Limits, Plan]:
     """Look at the guest, and make a plan from what it says now."""
     if amount is not None:
         require_size(amount, "amount", minimum=1)
+    require_kind(guard, Guard, "guard")
     info = await balloon.query()
     stats = await balloon.refresh_stats()
-    limits = guard.limits(info.total or info.actual)
+    limits = (guard or Guard()).limits(info.total or info.actual)
     planned = make_plan(limits, info.actual, stats, amount)
     if planned is None:
         why = (

@@ -160,6 +160,17 @@ def test_amounts_that_are_none_are_refused(amount: int) -> None:
     assert monitor_of(balloon).calls == 0
 
 
+@pytest.mark.parametrize(
+    "arguments", [{"guard": 0}, {"guard": "much"}, {"on_progress": 5}], ids=str
+)
+def test_nonsense_is_refused_before_anything_is_sent(arguments: dict[str, Any]) -> None:
+    balloon = make_balloon(make_machine())
+    for way in (balloon.reclaim, balloon.keep):
+        with pytest.raises(TypeError, match=f"^{next(iter(arguments))} is "):
+            run(way(**arguments))
+    assert monitor_of(balloon).calls == 0
+
+
 def test_a_guest_without_anything_to_spare_is_left_alone() -> None:
     machine = make_machine(GuestConfig(used=980 * MiB, cache=0), memory=GiB)
     balloon = make_balloon(machine)
