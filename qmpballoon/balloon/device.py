@@ -335,7 +335,7 @@ class Balloon:
         """Reclaim, and keep the memory until the guest comes to need it.
 
         As :meth:`reclaim`, and then the guest is looked at as often as what it has
-        available demands: from once a second to 50 times. If it falls under its
+        available demands: from once a second to 50 times. If it falls well under its
         headroom it gets what it lacks. If it falls under half of that, has a process
         killed, or falls silent, or when the time is over, it gets everything, and
         this returns. Run it in a task of its own and cancel it to have the memory

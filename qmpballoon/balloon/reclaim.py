@@ -157,7 +157,7 @@ async def reclaim(
             if keep_for is not None and end.ending != "trouble":
                 end = await run.keep(sampler, limits, keep_for)
             if held:
-                await balloon.set_target(run.actual)
+                await run.hold(sampler, end)
             else:
                 await run.give_back(sampler, end)
             seconds = balloon.monitor.now() - sampler.start
@@ -265,6 +265,11 @@ class _Run:
         keeper = Keeper(limits, self.full, self.actual, sampler.stats)
         why = await keep(balloon, sampler, keeper, seconds, self._keep)
         return Squeezed("given-back", why)
+
+    async def hold(self, sampler: Sampler, end: Squeezed) -> None:
+        """Leave the guest at the size that it has come to."""
+        await self.balloon.set_target(self.actual)
+        self._keep(await sampler.take(end.ending))
 
     async def give_back(self, sampler: Sampler, end: Squeezed) -> None:
         """Let the guest have all it had, and wait until it does."""

@@ -83,6 +83,7 @@ def test_holding_keeps_it() -> None:
     report = reclaim(machine, hold=True)
     check(report)
     assert report.held
+    assert report.timeline[-1].mark == "spent"
     assert told(machine) == report.after.actual
     machine.advance(machine.now + 60 * SECOND)
     assert machine.guest.memory.available >= Guard().limits(2 * GiB).headroom - MiB
