@@ -90,10 +90,11 @@ def taken_over(target: int | socket.socket) -> socket.socket:
 def _from_descriptor(descriptor: int) -> socket.socket:
     try:
         return socket.socket(fileno=descriptor)
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"descriptor {descriptor} is no socket ({error.strerror}): give that of a"
-            " connected stream socket"
+            f"descriptor {descriptor} is no socket ({why}): give that of a connected"
+            " stream socket"
         ) from None
 
 

@@ -2,8 +2,8 @@
 
 :class:`Keeper` (pure) judges sample by sample; :func:`keep` looks. A guest that lives
 on in a small size may drift, or burst. One that drifts under three quarters of its
-headroom gets what it lacks of it, and the rest is kept. One that falls under half of it,
-has a process killed, or falls silent gets everything, and that is the end.
+headroom gets what it lacks of it, and the rest is kept. One that falls under half of
+it, has a process killed, or falls silent gets everything, and that is the end.
 """
 
 from __future__ import annotations

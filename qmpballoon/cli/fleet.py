@@ -214,6 +214,8 @@ def run(
     The host keeps its reserve, and each guest its headroom. Guests are watched while
     they give. When it ends, guests stay at the sizes they have come to.
     """
+    if once and metrics:
+        raise click.UsageError("--once ends before anybody asks: leave --metrics out")
     gauge = Gauge(limit=limit, cgroup=cgroup)
     rules = rules_for(gauge, reserve, policy)
 

@@ -386,6 +386,14 @@ async def test_a_datagram_socket_is_refused(front: FrontEnd) -> None:
             pytest.fail("it opened")
 
 
+@pytest.mark.parametrize("descriptor", [-1, 10**20])
+@on(*CONNECTING)
+async def test_a_number_that_is_no_descriptor(front: FrontEnd, descriptor: int) -> None:
+    with pytest.raises(ValueError, match=f"descriptor {descriptor} is no socket"):
+        async with front.open_balloon(descriptor):
+            pytest.fail("it opened")
+
+
 @on(*CONNECTING)
 async def test_what_is_no_connection_is_left_alone(
     front: FrontEnd, tmp_path: Path

@@ -268,6 +268,7 @@ async def test_nothing_to_reclaim_from(tmp_path: Path) -> None:
         (("status", "tcp:nowhere"), "has no port"),
         (("status", "x", "--timeout", "nan"), "nan is no time"),
         (("run", "x", "--period", "nan"), "nan is no time"),
+        (("run", "x", "--once", "--metrics", "0"), "leave --metrics out"),
         (("run", "x", "--period", "inf"), "86400"),
         (("run", "x", "--period", "1e300"), "86400"),
         (("plan", "--policy", "fair"), "'fair' is not one of"),
