@@ -145,10 +145,10 @@ def _paused(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
     return Diagnosis("paused", "the VM is paused: resume it (cont), and try again")
 
 
-def _no_driver(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:
+def _no_driver(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
     if tracker.actual != tracker.before or tracker.jumps:
         return None
-    if after.answers:
+    if before.answers or after.answers:
         return None
     return Diagnosis(
         "no-driver",

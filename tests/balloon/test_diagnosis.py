@@ -79,6 +79,8 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
     ),
     # Nor does a panic, whatever the host has of the memory by then.
     ("reset", moved(GiB, 2 * GiB), HEALTHY, evolve(HEALTHY, answers=False), STALLED),
+    # One that answered a moment ago has a driver, though it never moved.
+    ("reset", moved(), HEALTHY, evolve(HEALTHY, answers=False), STALLED),
     ("hot-plug", moved(GiB, 3 * GiB), HEALTHY, evolve(HEALTHY, total=5 * GiB), STALLED),
     ("inhibited", moved(GiB, 2 * GiB), HEALTHY, HEALTHY, STALLED),
     (
