@@ -11,8 +11,11 @@ if TYPE_CHECKING:
 __all__ = [
     "is_interval",
     "is_size",
+    "require_callback",
     "require_command",
+    "require_count",
     "require_interval",
+    "require_kind",
     "require_seconds",
     "require_size",
 ]
@@ -54,6 +57,20 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
     return value
 
 
+def require_count(value: object, name: str, of: str, *, minimum: int) -> int:
+    """Return ``value`` if it is a number of things, at least ``minimum``.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}: it must be a whole number of {of}")
+    if value < minimum:
+        raise ValueError(f"{name} is {value}: it must be at least {minimum} {of}")
+    return value
+
+
 def require_command(command: object, arguments: object) -> None:
     """Refuse what cannot be a command; its values are no part of any message.
 
@@ -84,6 +101,26 @@ def require_command(command: object, arguments: object) -> None:
 
 def _kind(value: object) -> str:
     return type(value).__name__
+
+
+def require_kind(value: object, kind: type, name: str) -> None:
+    """Refuse what is neither of a type nor ``None``.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} is {value!r:.80}: it must be a {kind.__name__}")
+
+
+def require_callback(value: object, name: str) -> None:
+    """Refuse what can neither be called nor is ``None``.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} is {value!r:.80}: it must be a function")
 
 
 def require_interval(value: object, name: str) -> int:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
+from qmpballoon.checks import require_count
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -26,13 +28,19 @@ class EventBuffer:
         names: Which events to keep; none means all.
         capacity: How many to hold, at least 1.
 
+    Raises:
+        TypeError: A name is no text, or the capacity no whole number.
+        ValueError: The capacity is below 1.
+
     Attributes:
         lost: How many events of each name were dropped unread.
     """
 
     def __init__(self, names: Collection[str] = (), capacity: int = 64) -> None:
-        if capacity < 1:
-            raise ValueError(f"capacity is {capacity}: it must be at least 1 event")
+        require_count(capacity, "capacity", "events", minimum=1)
+        for name in names:
+            if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"an event's name is {name!r}: it must be text")
         self.lost: Counter[str] = Counter()
         self._names = frozenset(names)
         self._capacity = capacity

@@ -14,6 +14,7 @@ __all__ = [
     "not_answered",
     "not_greeted",
     "not_negotiated",
+    "not_subscribed",
     "retold",
 ]
 
@@ -50,6 +51,11 @@ def closed_by_peer(name: str) -> MonitorClosed:
 def closed_by_us(name: str) -> MonitorClosed:
     """Say that this end closed the connection."""
     return MonitorClosed(f"{name} was closed by us")
+
+
+def not_subscribed() -> RuntimeError:
+    """Say that nobody takes in the events that are waited for."""
+    return RuntimeError("events come in a with block of the subscription")
 
 
 def retold(failure: MonitorError, unknown: tuple[str, ...] = ()) -> MonitorError:

@@ -251,6 +251,11 @@ class BlockingSampler(_Plain[Sampler]):
         return self.original.stats
 
     @property
+    def basis(self) -> int:
+        """Bytes the guest had when it was asked for that answer."""
+        return self.original.basis
+
+    @property
     def start(self) -> float:
         """What the monitor's clock showed at the beginning."""
         return self.original.start

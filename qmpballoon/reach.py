@@ -18,6 +18,7 @@ from qmpballoon.address import parse_address
 from qmpballoon.errors import MonitorBusy, MonitorUnreachable
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
     from qmpballoon.address import Address, TcpAddress, UnixAddress
@@ -30,6 +31,8 @@ __all__ = [
     "no_tcp",
     "no_tcp_in_time",
     "no_tls",
+    "no_tls_in_time",
+    "require_name",
     "taken_over",
 ]
 
@@ -89,10 +92,11 @@ def taken_over(target: int | socket.socket) -> socket.socket:
 def _from_descriptor(descriptor: int) -> socket.socket:
     try:
         return socket.socket(fileno=descriptor)
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise ValueError(
-            f"descriptor {descriptor} is no socket ({error.strerror}): give that of a"
-            " connected stream socket"
+            f"descriptor {descriptor} is no socket ({why}): give that of a connected"
+            " stream socket"
         ) from None
 
 
@@ -152,11 +156,31 @@ def no_tcp_in_time(address: TcpAddress) -> MonitorUnreachable:
     )
 
 
-def no_tls(error: BaseException) -> MonitorUnreachable:
-    """Say that the peer did not agree to TLS, or to nothing in time."""
+def require_name(tls: ssl.SSLContext, host_name: str | None) -> None:
+    """Refuse a TLS context that checks the name of a host which has none.
+
+    Raises:
+        ValueError: Left to itself, ssl would say nothing, or not what to do.
+    """
+    if tls.check_hostname and host_name is None:
+        raise ValueError(
+            "the TLS context checks the host's name, and there is none: give"
+            " tcp:HOST:PORT, or set its check_hostname to False"
+        )
+
+
+def no_tls(name: str, error: BaseException) -> MonitorUnreachable:
+    """Say that the peer did not agree to TLS."""
     return MonitorUnreachable(
-        "no TLS handshake in time, or none at all: does the monitor's -chardev have"
-        f" tls-creds=…? ({error})"
+        f"{name}: no TLS handshake: does its -chardev have tls-creds=…? ({error})"
+    )
+
+
+def no_tls_in_time(name: str) -> MonitorBusy:
+    """Say that a connection was made, and nobody shook hands."""
+    return MonitorBusy(
+        f"{name}: no TLS handshake in time: another client holds the monitor, QEMU is"
+        " stopped, or the monitor has no TLS"
     )
 
 

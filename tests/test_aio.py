@@ -191,6 +191,26 @@ def test_events_reach_our_subscribers_and_the_orchestrators(
     run(main())
 
 
+def test_events_come_in_a_block(fake: BackgroundFake) -> None:
+    async def main() -> None:
+        async with aio.open_monitor(fake.socket) as monitor:
+            subscription = monitor.subscribe("STOP")
+            with pytest.raises(RuntimeError, match="with block"):
+                await subscription.receive()
+            with subscription as events:
+                waiting = asyncio.create_task(events.receive())
+                await asyncio.sleep(0)
+                await monitor.execute("stop")
+                assert (await waiting).name == "STOP"
+                waiting = asyncio.create_task(events.receive())
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="with block"):
+                await waiting
+
+    run(main())
+
+
 def test_an_event_that_is_none_harms_nobody() -> None:
     def script(session: Session) -> None:
         session.greet()

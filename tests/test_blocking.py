@@ -91,7 +91,7 @@ print(struck)
 def test_ctrl_c_at_any_moment(fake: BackgroundFake) -> None:
     """Wherever it strikes, replies and commands still belong together."""
     command = [sys.executable, "-c", STORM, fake.socket]
-    done = subprocess.run(command, check=True, capture_output=True, timeout=60)
+    done = subprocess.run(command, check=True, capture_output=True, timeout=100)
     assert done.stdout == b"300\n"
 
 
@@ -145,6 +145,18 @@ def test_events(fake: BackgroundFake) -> None:
                 events.receive()
         assert monitor.greeting is not None
         assert monitor.resident() is None
+
+
+def test_events_come_in_a_block(fake: BackgroundFake) -> None:
+    with blocking.open_monitor(fake.socket) as monitor:
+        with monitor.subscribe("STOP", "RESUME") as events:
+            monitor.execute("stop")
+            monitor.execute("query-status")
+        received = events.receive()
+        assert received is not None
+        assert received.name == "STOP"
+        with pytest.raises(RuntimeError, match="with block"):
+            events.receive(timeout=10)
 
 
 def test_a_flood_of_events_holds_up_no_deadline() -> None:

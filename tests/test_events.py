@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -77,4 +78,16 @@ def test_what_is_put_is_read_or_counted_as_lost(
 @pytest.mark.parametrize("capacity", [0, -1])
 def test_a_buffer_holds_something(capacity: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        EventBuffer(capacity=capacity)
+        EventBuffer(capacity=cast("Any", capacity))
+
+
+@pytest.mark.parametrize("capacity", [2.5, "2", None, True])
+def test_a_bound_that_is_no_number_is_none(capacity: object) -> None:
+    with pytest.raises(TypeError, match="whole number of events"):
+        EventBuffer(capacity=cast("Any", capacity))
+
+
+@pytest.mark.parametrize("name", [("STOP", "RESUME"), None, b"STOP"])
+def test_what_no_event_is_called_is_refused(name: object) -> None:
+    with pytest.raises(TypeError, match="an event's name is"):
+        EventBuffer([cast("Any", name)])

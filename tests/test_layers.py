@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sizes": set(),
     "address": {"errors"},
     "qmp": {"checks", "errors"},
-    "events": {"errors", "qmp"},
+    "events": {"checks", "errors", "qmp"},
     "host": {"errors", "monitor"},
     "balloon": VALUES,
     "failures": {"errors"},

@@ -144,3 +144,14 @@ def test_no_libvirt_to_connect_to(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, refuse)
     with pytest.raises(MonitorUnreachable, match="is its daemon running"):
         libvirt.find_domain("vm1")
+
+
+def test_a_libvirt_that_cannot_be_reached_is_told_with_the_vms_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: object) -> None:
+        raise LibvirtError("VIR_ERR_AUTH_FAILED")
+
+    install(monkeypatch, refuse)
+    with pytest.raises(MonitorUnreachable, match="'vm1': libvirt cannot be reached"):
+        libvirt.find_domain("vm1")

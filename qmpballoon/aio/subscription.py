@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from qemu.qmp import EventListener
 
+from qmpballoon.checks import require_count
 from qmpballoon.errors import ProtocolError
+from qmpballoon.failures import not_subscribed
 from qmpballoon.qmp import Event
 from qmpballoon.qmp.messages import parse
 
@@ -48,10 +50,12 @@ class EventSubscription:
         # The filter takes the events and lets none pass: what does, a listener
         # keeps in a history without end.
         self._listener = EventListener(event_filter=self._put)
+        self._is_open = False
 
     def __enter__(self) -> Self:
         """Begin to take events in."""
         self._monitor.client.register_listener(self._listener)
+        self._is_open = True
         return self
 
     def __exit__(
@@ -62,6 +66,8 @@ class EventSubscription:
     ) -> None:
         """Take no more in; what was is still there to be read."""
         self._monitor.client.remove_listener(self._listener)
+        self._is_open = False
+        self._arrived.set()
 
     @property
     def lost(self) -> Mapping[str, int]:
@@ -73,11 +79,15 @@ class EventSubscription:
 
         Raises:
             MonitorClosed: The client is not connected; no more will come.
+            RuntimeError: No more will come, as this is outside the block.
 
         Cancellation: at once, and no event is lost.
         """
         await asyncio.sleep(0)
         while (event := self._buffer.get()) is None:
+            self._monitor._raise_if_closed()  # noqa: SLF001
+            if not self._is_open:
+                raise not_subscribed()
             await self._wait_for_more()
         return event
 
@@ -143,8 +153,7 @@ class _Bound:
 
 def bound(listener: EventListener, limit: int) -> None:
     """Let no more than so many events pile up there unread, if nothing else does."""
-    if limit < 0:
-        raise ValueError(f"unread_events is {limit}: it must be at least 0 events")
+    require_count(limit, "unread_events", "events", minimum=0)
     if not isinstance(listener.event_filter, _Bound) and (
         listener.event_filter is not refuse
     ):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from qmpballoon.balloon import reclaim as _reclaim
 from qmpballoon.balloon import resize as _resize
 from qmpballoon.balloon.commands import NO_DEVICE, BalloonInfo, Commands
-from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.refresh import refresh, why_silent
 from qmpballoon.balloon.runstate import why_stopped
 from qmpballoon.balloon.sampler import Sampler
@@ -34,6 +33,7 @@ from qmpballoon.monitor import said_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from qmpballoon.balloon.guard import Guard
     from qmpballoon.balloon.plan import Plan
     from qmpballoon.balloon.reclaim import ReclaimReport
     from qmpballoon.balloon.resize import OnStall, Progress, ResizeResult
@@ -284,7 +284,7 @@ class Balloon:
 
         Cancellation: at once; the statistics interval is put back.
         """
-        return await _reclaim.plan(self, amount, guard or Guard())
+        return await _reclaim.plan(self, amount, guard)
 
     async def reclaim(
         self,
@@ -322,7 +322,7 @@ class Balloon:
         if even that cannot be done in a few seconds.
         """
         return await _reclaim.reclaim(
-            self, amount, guard or Guard(), hold=hold, on_progress=on_progress
+            self, amount, guard, hold=hold, on_progress=on_progress
         )
 
     async def keep(
@@ -336,7 +336,7 @@ class Balloon:
         """Reclaim, and keep the memory until the guest comes to need it.
 
         As :meth:`reclaim`, and then the guest is looked at as often as what it has
-        available demands: from once a second to 50 times. If it falls under its
+        available demands: from once a second to 50 times. If it falls well under its
         headroom it gets what it lacks. If it falls under half of that, has a process
         killed, or falls silent, or when the time is over, it gets everything, and
         this returns. Run it in a task of its own and cancel it to have the memory
@@ -357,7 +357,7 @@ class Balloon:
         return await _reclaim.reclaim(
             self,
             amount,
-            guard or Guard(),
+            guard,
             hold=False,
             keep_for=seconds,
             on_progress=on_progress,

@@ -1,9 +1,9 @@
 """Keeping what a guest gave, until it comes to need it.
 
 :class:`Keeper` (pure) judges sample by sample; :func:`keep` looks. A guest that lives
-on in a small size may drift, or burst. One that drifts under its headroom gets what it
-lacks, and the rest is kept. One that falls under half of it, has a process killed, or
-falls silent gets everything, and that is the end.
+on in a small size may drift, or burst. One that drifts under three quarters of its
+headroom gets what it lacks of it, and the rest is kept. One that falls under half of
+it, has a process killed, or falls silent gets everything, and that is the end.
 """
 
 from __future__ import annotations

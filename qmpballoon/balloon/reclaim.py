@@ -15,13 +15,19 @@ from attrs import define, field, frozen
 
 from qmpballoon.balloon.diagnosis import OVERRIDDEN
 from qmpballoon.balloon.governor import Governor
+from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
 from qmpballoon.balloon.runstate import why_stopped
 from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, note_left, rouse, squeeze
 from qmpballoon.balloon.timeline import Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
-from qmpballoon.checks import require_seconds, require_size
+from qmpballoon.checks import (
+    require_callback,
+    require_kind,
+    require_seconds,
+    require_size,
+)
 from qmpballoon.errors import QmpBalloonError, StatsUnavailable
 from qmpballoon.monitor import said_of
 from qmpballoon.sizes import format_size
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.guard import Guard, Limits
+    from qmpballoon.balloon.guard import Limits
     from qmpballoon.balloon.sampler import Sampler
     from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.balloon.timeline import Sample
@@ -114,7 +120,7 @@ class ReclaimReport:
         }
 
 
-async def plan(balloon: Balloon, amount: int | None, guard: Guard) -> Plan:
+async def plan(balloon: Balloon, amount: int | None, guard: Guard | None) -> Plan:
     """Tell what a reclaim would take; see :meth:`Balloon.plan_reclaim`."""
     return (await _prepare(balloon, amount, guard))[2]
 
@@ -122,7 +128,7 @@ async def plan(balloon: Balloon, amount: int | None, guard: Guard) -> Plan:
 async def reclaim(
     balloon: Balloon,
     amount: int | None,
-    guard: Guard,
+    guard: Guard | None,
     *,
     hold: bool,
     keep_for: float | None = None,
@@ -131,6 +137,7 @@ async def reclaim(
     """Take what the guest can spare; see :meth:`Balloon.reclaim` and ``keep``."""
     if keep_for is not None:
         require_seconds(keep_for, "seconds")
+    require_callback(on_progress, "on_progress")
     before, limits, planned = await _prepare(balloon, amount, guard)
     requested = planned.amount if amount is None else amount
     if planned.amount == 0:
@@ -152,7 +159,7 @@ async def reclaim(
             if keep_for is not None and end.ending != "trouble":
                 end = await run.keep(sampler, limits, keep_for)
             if held:
-                await balloon.set_target(run.actual)
+                await run.hold(sampler, end)
             else:
                 await run.give_back(sampler, end)
             seconds = balloon.monitor.now() - sampler.start
@@ -182,14 +189,15 @@ async def reclaim(
 
 
 async def _prepare(
-    balloon: Balloon, amount: int | None, guard: Guard
+    balloon: Balloon, amount: int | None, guard: Guard | None
 ) -> tuple[Snapshot, Limits, Plan]:
     """Look at the guest, and make a plan from what it says now."""
     if amount is not None:
         require_size(amount, "amount", minimum=1)
+    require_kind(guard, Guard, "guard")
     info = await balloon.query()
     stats = await balloon.refresh_stats()
-    limits = guard.limits(info.total or info.actual)
+    limits = (guard or Guard()).limits(info.total or info.actual)
     planned = make_plan(limits, info.actual, stats, amount)
     if planned is None:
         why = (
@@ -264,6 +272,11 @@ class _Run:
         keeper = Keeper(limits, self.full, self.actual, sampler.stats)
         why = await keep(balloon, sampler, keeper, seconds, self._keep)
         return Squeezed("given-back", why)
+
+    async def hold(self, sampler: Sampler, end: Squeezed) -> None:
+        """Leave the guest at the size that it has come to."""
+        await self.balloon.set_target(self.actual)
+        self._keep(await sampler.take(end.ending))
 
     async def give_back(self, sampler: Sampler, end: Squeezed) -> None:
         """Let the guest have all it had, and wait until it does."""

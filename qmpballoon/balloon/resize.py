@@ -35,7 +35,12 @@ from qmpballoon.balloon.squeeze import (
     squeeze,
 )
 from qmpballoon.balloon.tracker import PAGE, Phase, StallLimits, Tracker
-from qmpballoon.checks import require_seconds, require_size
+from qmpballoon.checks import (
+    require_callback,
+    require_kind,
+    require_seconds,
+    require_size,
+)
 from qmpballoon.errors import BalloonStalled, QmpBalloonError, UnsafeTarget
 from qmpballoon.monitor import said_of
 from qmpballoon.sizes import MiB, format_size
@@ -135,6 +140,8 @@ async def resize(
 ) -> ResizeResult:
     """Bring the guest to a size; see :meth:`Balloon.resize`."""
     _check(target, timeout, on_stall, floor, headroom)
+    require_callback(on_progress, "on_progress")
+    require_kind(limits, StallLimits, "limits")
     if target < floor:
         raise UnsafeTarget(said_of(balloon.monitor, _unsafe(target, floor)))
     deadline = balloon.monitor.now() + timeout

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import asdict, frozen
 
+from qmpballoon.checks import require_count
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -61,8 +63,7 @@ class Timeline:
     """
 
     def __init__(self, capacity: int = 10_000) -> None:
-        if capacity < _SMALLEST:
-            raise ValueError(f"capacity is {capacity}: it must be at least {_SMALLEST}")
+        require_count(capacity, "capacity", "samples", minimum=_SMALLEST)
         self._capacity = capacity
         self._samples: list[Sample] = []
 

@@ -143,10 +143,14 @@ class BlockingMonitor:
 
         Args:
             names: Which events, such as ``"BALLOON_CHANGE"``; none means all.
-            capacity: How many to hold while nobody reads.
+            capacity: How many to hold while nobody reads, at least 1.
 
         Yields:
             The subscription, from which events are read.
+
+        Raises:
+            TypeError: A name is no text, or the capacity no whole number.
+            ValueError: The capacity is below 1.
         """
         buffer = EventBuffer(names, capacity)
         self._buffers = (*self._buffers, buffer)

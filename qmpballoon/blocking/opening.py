@@ -22,6 +22,8 @@ from qmpballoon.reach import (
     no_tcp,
     no_tcp_in_time,
     no_tls,
+    no_tls_in_time,
+    require_name,
     taken_over,
 )
 
@@ -139,7 +141,9 @@ def _connect(
             hostname = address.host
             sock = checked(_connect_tcp(address, deadline))
     pid = host.qemu_pid(sock)
-    return (sock if tls is None else _secure(sock, hostname, tls, deadline)), pid
+    if tls is not None:
+        sock = _secure(sock, hostname, tls, deadline, name=named(target))
+    return sock, pid
 
 
 async def _sleep(seconds: float) -> None:
@@ -162,15 +166,20 @@ def _secure(
     hostname: str | None,
     tls: ssl.SSLContext,
     deadline: float,
+    *,
+    name: str,
 ) -> socket.socket:
     """Wrap a connected socket in TLS."""
     left = max(deadline - time.monotonic(), 0.001)
     sock.settimeout(None if math.isinf(left) else left)
     try:
+        require_name(tls, hostname)
         secure = tls.wrap_socket(sock, server_hostname=hostname)
     except BaseException as error:
         sock.close()
+        if isinstance(error, TimeoutError):
+            raise no_tls_in_time(name) from None
         if isinstance(error, OSError):
-            raise no_tls(error) from None
+            raise no_tls(name, error) from None
         raise
     return checked(secure)

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from qmpballoon.checks import require_seconds
+from qmpballoon.failures import not_subscribed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,12 +49,15 @@ class EventSubscription:
 
         Raises:
             MonitorError: The connection ended; no more will come.
+            RuntimeError: No more will come, as this is outside the block.
         """
         require_seconds(timeout, "timeout")
         monitor = self._monitor
         deadline = monitor.now() + timeout
         while (event := self._buffer.get()) is None:
             monitor._raise_if_failed()  # noqa: SLF001
+            if self._buffer not in monitor._buffers:  # noqa: SLF001
+                raise not_subscribed()
             if monitor._transfer():  # noqa: SLF001
                 continue
             left = deadline - monitor.now()

@@ -91,19 +91,23 @@ async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewis
 
     from qmpballoon.testing.server import open_fake  # noqa: PLC0415
 
-    failure: OSError | None = None
+    failure: Exception | None = None  # raised outside, where it is put into no group
     async with open_fake(_machine(**options)) as qemu, trio.open_nursery() as nursery:
         try:
             await nursery.start(qemu.listen, socket)
-        except OSError as error:  # told outside, where it is put into no group
-            failure = error
+        except OSError as error:
+            failure = click.UsageError(
+                f"cannot listen on {socket}: {error.strerror or error}; give a new"
+                " path, in a folder that is there"
+            )
         else:
-            click.echo(f"A simulated QEMU {options['profile']} listens on {socket}")
+            try:
+                output.say(f"A simulated QEMU {options['profile']} listens on {socket}")
+            except (OSError, output.Interrupted) as error:
+                failure = error
+                nursery.cancel_scope.cancel()
     if failure is not None:
-        raise click.UsageError(
-            f"cannot listen on {socket}: {failure.strerror or failure}; give a new"
-            " path, in a folder that is there"
-        )
+        raise failure
 
 
 def _machine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -109,10 +110,12 @@ async def _watch(
 
     from qmpballoon.cli.fleet_table import table_shown  # noqa: PLC0415 - loads rich
 
-    with table_shown() if not as_json else contextlib.nullcontext() as show:
+    # In a file or a pipe there is no place to show it in again: one follows the other.
+    moves = sys.stdout.isatty() and not as_json
+    with table_shown() if moves else contextlib.nullcontext() as show:
         while True:
             if show is None:
-                _show(supervisor, gauge, rules, sort, as_json=True)
+                _show(supervisor, gauge, rules, sort, as_json=as_json)
             else:
                 host = gauge.read(supervisor.held, supervisor.promised)
                 show(host, rules, _sorted(supervisor.views(), sort))
@@ -211,6 +214,8 @@ def run(
     The host keeps its reserve, and each guest its headroom. Guests are watched while
     they give. When it ends, guests stay at the sizes they have come to.
     """
+    if once and metrics:
+        raise click.UsageError("--once ends before anybody asks: leave --metrics out")
     gauge = Gauge(limit=limit, cgroup=cgroup)
     rules = rules_for(gauge, reserve, policy)
 

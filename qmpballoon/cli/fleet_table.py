@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from qmpballoon.cli import output
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def print_table(host: Host, rules: Rules, views: Sequence[View]) -> None:
     if not console.is_terminal:
         console = Console(highlight=False, width=_PIPED)
     notes = [_note(view) for view in views if view.detail]
-    console.print(_page(host, rules, views, views, notes))
+    output.draw(console, _page(host, rules, views, views, notes))
 
 
 @contextmanager

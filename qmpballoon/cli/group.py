@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -81,6 +82,8 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return output.USAGE
+    except click.Abort:  # Ctrl-C, where there is nothing to put in order (any more)
+        return output.fail(output.Interrupted(signal.SIGINT))
     except click.ClickException as error:
         output.note(_explain(error))
         return output.USAGE

@@ -136,20 +136,21 @@ def report_file(text: str) -> Path:
 def record_file(text: str) -> Path:
     """Take the name of a file that can be written now, and so probably later."""
     path = Path(text)
-    # A device or a pipe is written to; its folder need not be writable.
-    return path if path.exists() and os.access(path, os.W_OK) else _writable(path)
+    # A file that is there, a device or a pipe: its folder need not be writable.
+    is_there = os.access(path, os.W_OK) and not os.path.isdir(path)  # noqa: PTH112 - a name may be too long
+    return path if is_there else _writable(path)
 
 
 def _writable(path: Path) -> Path:
     """Make sure that a file can be put in its folder, by putting one there."""
     try:
         with TemporaryFile(dir=path.parent):
-            pass
+            is_folder = path.is_dir()
     except OSError as error:
         raise click.UsageError(
             f"{str(path)!r} cannot be written ({error.strerror}): choose another place"
         ) from error
-    if path.is_dir():
+    if is_folder:
         raise click.UsageError(f"{str(path)!r} is a folder: add a file's name")
     return path
 

@@ -28,6 +28,8 @@ from qmpballoon.errors import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rich.console import Console, RenderableType
+
 __all__ = [
     "DONE",
     "NOT_REACHED",
@@ -35,6 +37,7 @@ __all__ = [
     "UNEXPECTED",
     "USAGE",
     "Interrupted",
+    "draw",
     "fail",
     "note",
     "print_json",
@@ -90,6 +93,14 @@ def say(text: str) -> None:
 def print_json(value: Mapping[str, object]) -> None:
     """Print one object in one line, at once; raises as :func:`say`."""
     say(json.dumps(value))
+
+
+def draw(console: Console, *parts: RenderableType) -> None:
+    """Print what rich has drawn; raises as :func:`say`, where rich would just exit."""
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    say(capture.get().removesuffix("\n"))
 
 
 def note(message: str) -> None:

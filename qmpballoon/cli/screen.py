@@ -16,6 +16,7 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from qmpballoon.balloon.timeline import Timeline
+from qmpballoon.cli import output
 from qmpballoon.cli.chart import SERIES, canvas
 from qmpballoon.cli.live import Phases
 from qmpballoon.sizes import GiB, MiB
@@ -86,7 +87,8 @@ class Chart:
     def print_still(self, console: Console) -> None:
         """Print it as it is, if there is anything to see."""
         if len(self._timeline):
-            console.print(self.render(console, min(console.height, _STILL_HEIGHT)))
+            height = min(console.height, _STILL_HEIGHT)
+            output.draw(console, self.render(console, height))
 
     def render(self, console: Console, height: int) -> Group:
         """Draw it for a terminal, so many lines high."""

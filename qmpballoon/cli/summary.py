@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from qmpballoon.cli import output
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -25,17 +26,14 @@ def print_summary(report: ReclaimReport, *, hold: bool) -> None:
     for name, old in before.items():
         new = after[name]
         table.add_row(name, _size(old), _size(new), _change(old, new))
-    console = Console(highlight=False)
-    console.print()
-    console.print(table)
-    console.print()
     end = "held" if hold else "and not all of it given back"
-    console.print(
+    came = (
         f"requested {format_size(report.requested)}, handed over"
         f" {format_size(report.handed_over)} in {report.seconds:.1f} s,"
         f" {end if report.held else 'and given back'}"
     )
-    console.print(prove(report))
+    console = Console(highlight=False)
+    output.draw(console, "", table, "", came, prove(report))
 
 
 def prove(report: ReclaimReport) -> str:

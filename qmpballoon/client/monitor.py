@@ -140,7 +140,11 @@ class TrioMonitor:
 
         Args:
             names: Which events, such as ``"BALLOON_CHANGE"``; none means all.
-            capacity: How many to hold while nobody reads.
+            capacity: How many to hold while nobody reads, at least 1.
+
+        Raises:
+            TypeError: A name is no text, or the capacity no whole number.
+            ValueError: The capacity is below 1.
         """
         return EventSubscription(self._events, EventBuffer(names, capacity))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from qmpballoon.failures import retold
+from qmpballoon.failures import not_subscribed, retold
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +100,7 @@ class EventSubscription:
             if self._feed.failure is not None:
                 raise retold(self._feed.failure)
             if self not in self._feed.subscriptions:
-                raise RuntimeError("events come in a with block of the subscription")
+                raise not_subscribed()
             await self._readers.park()
         return event
 

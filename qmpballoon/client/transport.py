@@ -18,7 +18,6 @@ import trio
 
 from qmpballoon import host
 from qmpballoon.address import TcpAddress, parse_address
-from qmpballoon.errors import MonitorBusy
 from qmpballoon.reach import (
     Connectable,
     connect_unix,
@@ -26,6 +25,8 @@ from qmpballoon.reach import (
     no_tcp,
     no_tcp_in_time,
     no_tls,
+    no_tls_in_time,
+    require_name,
     taken_over,
 )
 
@@ -212,7 +213,7 @@ async def connect(
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     if tls is None:
         return StreamTransport(stream)
-    stream = await _shake_hands(stream, tls, host_name, deadline)
+    stream = await _shake_hands(stream, tls, host_name, deadline, name=describe(target))
     return StreamTransport(stream, pid, _TLS_TRAILER)
 
 
@@ -247,6 +248,8 @@ async def _shake_hands(
     tls: ssl.SSLContext,
     host_name: str | None,
     deadline: float,
+    *,
+    name: str,
 ) -> trio.abc.Stream:
     """Wrap a stream in TLS."""
     try:
@@ -256,12 +259,9 @@ async def _shake_hands(
     except BaseException as error:
         await StreamTransport(stream).aclose()
         if isinstance(error, trio.TooSlowError):
-            raise MonitorBusy(
-                "connected, and no TLS handshake in time: another client holds the"
-                " monitor, QEMU is stopped, or the monitor has no TLS"
-            ) from None
+            raise no_tls_in_time(name) from None
         if isinstance(error, trio.BrokenResourceError):
-            raise no_tls(error.__cause__ or error) from None
+            raise no_tls(name, error.__cause__ or error) from None
         raise
     return secure
 
@@ -269,12 +269,7 @@ async def _shake_hands(
 def _wrap(
     stream: trio.abc.Stream, tls: ssl.SSLContext, host_name: str | None
 ) -> trio.SSLStream[trio.abc.Stream]:
-    if tls.check_hostname and host_name is None:
-        # Left to itself, ssl would check nothing and say nothing.
-        raise ValueError(
-            "the TLS context checks the host's name, and there is none: give"
-            " tcp:HOST:PORT, or set its check_hostname to False"
-        )
+    require_name(tls, host_name)
     return trio.SSLStream(
         stream,
         tls,

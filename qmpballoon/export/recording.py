@@ -58,7 +58,7 @@ def read_recording(lines: Iterable[str]) -> Timeline:
     for number, line in enumerate(lines, 1):
         try:
             timeline.add(_sample(line))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             if line.endswith("\n"):  # only the last one can have been cut off
                 raise ValueError(
                     f"line {number} is no sample, or older than the one before: give a"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import asdict, define, field, frozen
 
+from qmpballoon.checks import require_size
 from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
 
 if TYPE_CHECKING:
@@ -136,14 +137,19 @@ async def reclaim(
 
     Args:
         supervisor: Knows the VMs, and moves them.
-        amount: Bytes.
+        amount: Bytes, 1 or more.
         rules: Whose policy decides who gives.
         hold: Keep the memory. By default the guests get their sizes back in the end,
             and the host keeps what they do not touch again.
         on_progress: Told a few times a second how many bytes were taken so far.
 
+    Raises:
+        TypeError: The amount is no whole number of bytes.
+        ValueError: It is out of range.
+
     Cancellation: the guests get their sizes back.
     """
+    require_size(amount, "amount", minimum=1)
     run = _Reclaim(supervisor)
     kept = False
     try:

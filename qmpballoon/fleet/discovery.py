@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import math
 import os
 import tomllib
 from collections import Counter
@@ -140,6 +141,8 @@ def from_file(path: Path) -> Source:
         entries = _entries(tomllib.loads(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: {error}: save it as UTF-8") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: it is nested too deep") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     return lambda: [spec for entry in entries for spec in entry()]
@@ -209,7 +212,7 @@ def _limit(name: str, value: object) -> str | float:
     """Take sizes as text or as bytes, weights as numbers."""
     match name, value:
         case "weight", int() | float() if not isinstance(value, bool):
-            return float(value)
+            return _weight(value)
         case "floor" | "ceiling" | "headroom", str():
             return value
         case "floor" | "ceiling" | "headroom", int() if not isinstance(value, bool):
@@ -217,6 +220,13 @@ def _limit(name: str, value: object) -> str | float:
         case _:
             kind = "a number" if name == "weight" else 'a size, like "2GiB" or "25%"'
             raise ValueError(f"{name} is {value!r}: give {kind}")
+
+
+def _weight(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # which is no weight, as a file can have it too
 
 
 def _sockets(pattern: str) -> list[Path]:

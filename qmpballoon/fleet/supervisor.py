@@ -21,12 +21,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon import host
 from qmpballoon.balloon.find import find_balloon
 from qmpballoon.balloon.resize import HEADROOM
 from qmpballoon.balloon.tracker import StallLimits
+from qmpballoon.checks import require_seconds
 from qmpballoon.errors import (
     BalloonUnavailable,
     MonitorBusy,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Settings", "Supervisor", "open_fleet"]
 
+_DAY: Final = 86400  # seconds
 _TOTAL_EVERY: Final = 60  # looks; RAM changes only when some is plugged
 _STALL: Final = StallLimits(window=2.0)  # others can take over; there is no hurry
 _MOST: Final = 2.0  # each attempt to connect waits up to so many times longer
@@ -67,14 +69,18 @@ class Settings:
 
     Attributes:
         period: Between two looks at a VM, and two plans: guests that grow are to have
-            enough until the next.
+            enough until the next. Above 0, and a day at most.
         stale_after: Without an answer of the guest, after which it is silent.
-        rescan: Between two looks for VMs that have come or gone.
+        rescan: Between two looks for VMs that have come or gone; likewise.
         open_timeout: For connecting and greeting.
         command_timeout: For one command.
         move_timeout: For one move of a balloon.
         first_pause: Before the first new attempt to connect.
         longest_pause: Between two attempts.
+
+    Raises:
+        TypeError: One of them is no number.
+        ValueError: One of them is out of range.
     """
 
     period: float = 1.0
@@ -85,6 +91,18 @@ class Settings:
     move_timeout: float = 30.0
     first_pause: float = 0.5
     longest_pause: float = 30.0
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what would make tasks fail, or spin, later on."""
+        for name, seconds in asdict(self).items():
+            require_seconds(seconds, name)
+        for name in ("period", "rescan"):
+            seconds = getattr(self, name)
+            if not 0 < seconds <= _DAY:
+                raise ValueError(
+                    f"{name} is {seconds}: it must be above 0, and {_DAY} seconds at"
+                    " most"
+                )
 
 
 @define

@@ -43,8 +43,9 @@ def find_domain(name: str, uri: str | None = None) -> Domain:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
         raise MonitorUnreachable(
-            f"libvirt cannot be reached: {error.get_error_message()}: is its daemon"
-            " running? LIBVIRT_DEFAULT_URI says which one is meant"
+            f"libvirt's VM {name!r}: libvirt cannot be reached"
+            f" ({error.get_error_message()}): is its daemon running?"
+            " LIBVIRT_DEFAULT_URI says which one is meant"
         ) from error
     try:
         domain: Domain = connection.lookupByName(name)

@@ -53,8 +53,19 @@ __all__ = [
     "ramp",
 ]
 
+_BALLOONS: Final = (
+    "virtio-balloon-pci",
+    "virtio-balloon-pci-transitional",
+    "virtio-balloon-pci-non-transitional",
+    "virtio-balloon-device",
+)
 _OWN_MEMORY: Final = 60 << 20
 """Bytes that QEMU itself keeps resident, whatever its guest does."""
+
+
+def _is_balloon(_: object, __: object, value: str | None) -> None:
+    if value is not None and value not in _BALLOONS:
+        raise ValueError(f"balloon is {value!r}: there are {', '.join(_BALLOONS)}")
 
 
 @frozen
@@ -65,7 +76,9 @@ class MachineConfig:
         memory: RAM at the start.
         slots: For DIMMs that are plugged in later.
         max_memory: RAM with all of them; 0: none can be plugged.
-        balloon: The device's type; None: there is no balloon.
+        balloon: The device's type: virtio-balloon-device, as on a microvm, or
+            virtio-balloon-pci, -pci-transitional or -pci-non-transitional. None: there
+            is no balloon.
         balloon_id: The device's id; None: it is anonymous.
         deflate_on_oom: The device's property of that name.
         free_page_reporting: Likewise.
@@ -82,7 +95,7 @@ class MachineConfig:
     memory: int = field(default=2 << 30, validator=gt(0))
     slots: int = field(default=0, validator=ge(0))
     max_memory: int = field(default=0, validator=ge(0))
-    balloon: str | None = "virtio-balloon-pci"
+    balloon: str | None = field(default="virtio-balloon-pci", validator=_is_balloon)
     balloon_id: str | None = "balloon0"
     deflate_on_oom: bool = False
     free_page_reporting: bool = False

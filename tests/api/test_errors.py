@@ -6,9 +6,11 @@ import errno
 import gc
 import os
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import pytest
+import trio
 from frontends import ALL, CONNECTING, elsewhere, on
 from scripted import Session, attend, serve, standard_answer
 
@@ -24,6 +26,8 @@ from qmpballoon import (
     ProtocolError,
     StatsUnavailable,
     UnsafeTarget,
+    blocking,
+    client,
 )
 from qmpballoon.sizes import GiB
 from qmpballoon.testing.background import serve as serve_fake
@@ -141,10 +145,14 @@ def test_a_full_backlog(tmp_path: Path) -> None:
                 sock.close()
 
 
-def greet_and_stop(session: Session) -> None:
-    session.sock.sendall(b'{"QMP": {"version": {}, "capabilities": []}}\r\n')
+def say_nothing(session: Session) -> None:
     while session.sock.recv(1000):
         pass
+
+
+def greet_and_stop(session: Session) -> None:
+    session.sock.sendall(b'{"QMP": {"version": {}, "capabilities": []}}\r\n')
+    say_nothing(session)
 
 
 def say(text: bytes) -> Callable[[Session], None]:
@@ -174,6 +182,52 @@ def test_a_peer_that_hangs_up() -> None:
     with serve(lambda session: session.sock.close()) as path:
         said = f"the monitor on {path} was closed by QEMU"
         assert errors_of(path) == {(MonitorClosed, said)}
+
+
+def over_tls(target: Target, tls: ssl.SSLContext) -> tuple[type, str]:
+    """Return what is raised where TLS does not come about, alike on trio and without.
+
+    qemu.qmp, and so asyncio, has it from its user.
+    """
+
+    async def on_trio() -> None:
+        async with client.open_monitor(target, tls=tls, timeout=0.2):
+            pytest.fail("it opened")
+
+    with pytest.raises((MonitorError, ValueError)) as caught:
+        trio.run(on_trio)
+    with (
+        pytest.raises(type(caught.value)) as plain,
+        blocking.open_monitor(target, tls=tls, timeout=0.2),
+    ):
+        pytest.fail("it opened")
+    assert str(plain.value) == str(caught.value)
+    return type(caught.value), str(caught.value)
+
+
+def test_a_peer_that_does_not_speak_tls() -> None:
+    tls = ssl.create_default_context()
+    tls.check_hostname = False
+    with serve(say(b'{"QMP": {}}\r\n')) as path:
+        kind, said = over_tls(path, tls)
+    assert kind is MonitorUnreachable
+    assert said.startswith(f"the monitor on {path}: no TLS handshake: ")
+
+
+def test_no_tls_handshake_in_time() -> None:
+    tls = ssl.create_default_context()
+    tls.check_hostname = False
+    with serve(say_nothing) as path:
+        kind, said = over_tls(path, tls)
+    assert kind is MonitorBusy
+    assert said.startswith(f"the monitor on {path}: no TLS handshake in time: ")
+
+
+def test_tls_without_a_name_to_check() -> None:
+    with serve(say_nothing) as path:
+        kind, said = over_tls(path, ssl.create_default_context())
+    assert kind is ValueError
+    assert "set its check_hostname to False" in said
 
 
 @pytest.mark.parametrize("text", [b"SSH-2.0-OpenSSH\r\n", b"[]\r\n", b'{"x": 1}\r\n'])
@@ -335,6 +389,14 @@ async def test_a_datagram_socket_is_refused(front: FrontEnd) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs, pytest.raises(ValueError, match="QMP needs one"):
         async with front.open_balloon(ours):
+            pytest.fail("it opened")
+
+
+@pytest.mark.parametrize("descriptor", [-1, 10**20])
+@on(*CONNECTING)
+async def test_a_number_that_is_no_descriptor(front: FrontEnd, descriptor: int) -> None:
+    with pytest.raises(ValueError, match=f"descriptor {descriptor} is no socket"):
+        async with front.open_balloon(descriptor):
             pytest.fail("it opened")
 
 

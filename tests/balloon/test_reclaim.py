@@ -83,6 +83,7 @@ def test_holding_keeps_it() -> None:
     report = reclaim(machine, hold=True)
     check(report)
     assert report.held
+    assert report.timeline[-1].mark == "spent"
     assert told(machine) == report.after.actual
     machine.advance(machine.now + 60 * SECOND)
     assert machine.guest.memory.available >= Guard().limits(2 * GiB).headroom - MiB
@@ -157,6 +158,17 @@ def test_amounts_that_are_none_are_refused(amount: int) -> None:
     balloon = make_balloon(make_machine())
     with pytest.raises(ValueError, match="amount"):
         run(balloon.reclaim(amount))
+    assert monitor_of(balloon).calls == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"guard": 0}, {"guard": "much"}, {"on_progress": 5}], ids=str
+)
+def test_nonsense_is_refused_before_anything_is_sent(arguments: dict[str, Any]) -> None:
+    balloon = make_balloon(make_machine())
+    for way in (balloon.reclaim, balloon.keep):
+        with pytest.raises(TypeError, match=f"^{next(iter(arguments))} is "):
+            run(way(**arguments))
     assert monitor_of(balloon).calls == 0
 
 

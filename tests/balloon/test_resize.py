@@ -406,6 +406,8 @@ def test_the_device_taken_away_meanwhile_is_told() -> None:
         ({"target": GiB, "timeout": -1}, ValueError),
         ({"target": GiB, "timeout": None}, TypeError),
         ({"target": GiB, "on_stall": "hope"}, ValueError),
+        ({"target": GiB, "on_progress": 5}, TypeError),
+        ({"target": GiB, "limits": 5}, TypeError),
     ],
 )
 def test_nonsense_is_refused_before_anything_is_sent(

@@ -173,7 +173,8 @@ async def test_reclaim(socket_path: Path, tmp_path: Path) -> None:
     )
     assert seen["before"]["stats"]["disk_caches"] == fake.machine.config.guest.cache
     assert seen["after"]["stats"]["disk_caches"] == fake.machine.guest.memory.cache
-    assert seen["handed_over"] >= seen["requested"] - 2 * MiB
+    # The guard stops near enough: within a sixteenth of the headroom, 7 MiB here.
+    assert seen["handed_over"] >= seen["requested"] - 7 * MiB
     assert seen["seconds"] > 0
     assert all(sample.keys() >= SAMPLE for sample in seen["timeline"])
     smallest = min(sample["actual"] for sample in seen["timeline"])
@@ -335,6 +336,15 @@ async def test_watch_ends_with_whoever_reads_it(socket_path: Path) -> None:
         assert json.loads(await command.stdout.receive_some())["actual"] == 2 * GiB
         await command.stdout.aclose()
         assert await command.process.wait() == 128 + signal.SIGPIPE
+
+
+async def test_a_plot_ends_with_whoever_reads_it(tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    record.write_text('{"t": 1.0, "target": null, "actual": 1073741824}\n')
+    async with start("plot", record) as command:
+        await command.stdout.aclose()
+        assert await command.process.wait() == 128 + signal.SIGPIPE
+        assert await command.said() == ""
 
 
 async def test_a_demo_ends_with_whoever_reads_it() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from command import run, start
+from command import PROGRAM, run, start
 
 from qmpballoon.client import open_balloon, open_monitor
 from qmpballoon.errors import NoBalloonDevice
@@ -184,3 +186,20 @@ async def test_where_it_cannot_listen(tmp_path: Path) -> None:
             assert complaint in line
     assert file.read_text() == "precious"
     assert taken.is_socket()
+
+
+def test_where_it_cannot_say_that_it_listens(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    full = os.open("/dev/full", os.O_WRONLY)
+    done = subprocess.run(
+        [*PROGRAM, "fake", str(path)],
+        check=False,
+        stdout=full,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+    )
+    os.close(full)
+    assert done.returncode == 1
+    assert done.stderr == "qmpballoon: No space left on device: standard output\n"
+    assert not path.exists()

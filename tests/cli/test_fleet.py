@@ -122,6 +122,28 @@ async def test_watching_ends_on_ctrl_c(tmp_path: Path) -> None:
         assert device.interval == 0
 
 
+async def test_watching_without_a_terminal_shows_one_table_after_the_other(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "vm.qmp"
+    async with serve(path), start("fleet", "status", path, "--watch") as running:
+        text = b""
+        with trio.fail_after(30):
+            while text.count(b"The host has") < 2:
+                text += await running.stdout.receive_some()
+            await running.stdout.aclose()
+            await running.process.wait()
+        assert await running.said() == ""
+
+
+async def test_status_ends_with_whoever_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "vm.qmp"
+    async with serve(path), start("fleet", "status", path) as running:
+        await running.stdout.aclose()
+        assert await running.process.wait() == 128 + signal.SIGPIPE
+        assert await running.said() == ""
+
+
 async def test_a_plan_moves_nothing(tmp_path: Path) -> None:
     group = short(tmp_path, 512 * MiB)
     arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB")
@@ -246,6 +268,7 @@ async def test_nothing_to_reclaim_from(tmp_path: Path) -> None:
         (("status", "tcp:nowhere"), "has no port"),
         (("status", "x", "--timeout", "nan"), "nan is no time"),
         (("run", "x", "--period", "nan"), "nan is no time"),
+        (("run", "x", "--once", "--metrics", "0"), "leave --metrics out"),
         (("run", "x", "--period", "inf"), "86400"),
         (("run", "x", "--period", "1e300"), "86400"),
         (("plan", "--policy", "fair"), "'fair' is not one of"),

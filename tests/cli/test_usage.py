@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -65,6 +66,10 @@ def test_bad_sizes(
         ["reclaim", "SOCKET", "--headroom", "much"],
         ["reclaim", "SOCKET", "--max-rate", "0"],
         ["watch", "SOCKET", "--record", "/nowhere/record.jsonl"],
+        ["watch", "SOCKET", "--record", "."],
+        ["watch", "SOCKET", "--record", ""],
+        ["watch", "SOCKET", "--record", f"{'x' * 300}.jsonl"],
+        ["reclaim", "SOCKET", "--report", f"{'x' * 300}.csv"],
         ["watch", "SOCKET", "--count", "0"],
         ["watch", "SOCKET", "--interval", "0"],
         ["resize", "SOCKET", "1G", "--on-stall", "hope"],
@@ -112,9 +117,24 @@ def test_a_recording_that_is_none(
     file.write_text("")
     assert status_of("plot", file) == 2
     assert "empty" in only_line(capsys)
-    file.write_text('{"t": 1}\n{"t": 2}\n')
-    assert status_of("plot", file) == 2
-    assert "line 1" in only_line(capsys)
+    for line in ('{"t": 1}', "[" * 200_000):
+        file.write_text(f"{line}\n{SAMPLE}")
+        assert status_of("plot", file) == 2
+        assert "line 1" in only_line(capsys)
+
+
+def test_ctrl_c_where_nothing_is_to_be_put_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("qmpballoon.cli.plot.read_recording", interrupt)
+    file = tmp_path / "record.jsonl"
+    file.write_text(SAMPLE)
+    assert status_of("plot", file) == 130
+    out, err = capsys.readouterr()
+    assert (out, err.strip()) == ("", "")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["resize", "--help"]])

@@ -145,6 +145,8 @@ def test_a_file_says_what_is_wanted(bind: Callable[[str], Path]) -> None:
         ("vm = [3]", r"write \[\[vm\]\] above each"),
         ("[vm]\naddress = '/a'", r"write \[\[vm\]\] above each"),
         ("[[vm]", "Expected"),
+        (f"[[vm]]\naddress = '/a'\nweight = 1{'0' * 400}", "weight: inf is none"),
+        (f"vm = {'[' * 5000}", "nested too deep"),
     ],
 )
 def test_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> None:

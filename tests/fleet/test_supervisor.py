@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
@@ -367,3 +368,21 @@ async def test_what_a_busy_vm_holds_counts() -> None:
         assert fleet.held > MiB
         assert view(fleet, "vm").resident == fleet.held
         assert fleet.members() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("period", 0, ValueError),
+        ("period", math.inf, ValueError),
+        ("period", math.nan, ValueError),
+        ("rescan", 100_000, ValueError),
+        ("open_timeout", -1, ValueError),
+        ("command_timeout", "5", TypeError),
+    ],
+)
+def test_settings_that_make_no_sense(
+    name: str, value: object, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"^{name} is"):
+        Settings(**{name: cast("Any", value)})

@@ -81,6 +81,7 @@ def test_stateful_tests_are_put_to_it() -> None:
     assert sum(is_stateful(each["test"]) for each in MUTATIONS) >= 3
 
 
+@pytest.mark.timeout(400)  # all of those tests, one after the other
 def test_without_a_bug_nothing_is_caught(tmp_path: Path) -> None:
     shutil.copytree(PACKAGE, tmp_path / "qmpballoon")
     tests = dict.fromkeys(each["test"] for each in MUTATIONS)

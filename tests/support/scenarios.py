@@ -83,6 +83,7 @@ async def statistics(front: FrontEnd, path: str) -> None:
             sample = await sampler.take("here")
             assert (sample.actual, sample.mark) == (MEMORY, "here")
             assert sample.disk_caches == sampler.stats.disk_caches
+            assert sampler.basis == MEMORY
             assert sampler.start <= balloon.monitor.now()
             assert sampler.silence <= balloon.monitor.now() - sampler.start
         assert await balloon.get_stats_interval() == 5

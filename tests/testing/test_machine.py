@@ -634,3 +634,9 @@ def test_the_same_seed_says_the_same_in_other_processes() -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         (transcript,) = set(pool.map(run, range(100)))
     assert transcript.count(b"BALLOON_CHANGE") > 10
+
+
+@pytest.mark.parametrize("balloon", ["virtio-balloon-ccw", "virtio-net-pci", ""])
+def test_a_balloon_that_it_cannot_have_is_refused(balloon: str) -> None:
+    with pytest.raises(ValueError, match=r"^balloon is "):
+        MachineConfig(balloon=balloon)
