@@ -35,7 +35,8 @@ from qmpballoon.fleet.balance import balance
 from qmpballoon.fleet.discovery import sources
 from qmpballoon.fleet.gauge import Gauge
 from qmpballoon.fleet.policy import Rules
-from qmpballoon.fleet.supervisor import Settings, open_fleet
+from qmpballoon.fleet.settings import Settings
+from qmpballoon.fleet.supervisor import open_fleet
 from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
 from qmpballoon.sizes import GiB, MiB
 

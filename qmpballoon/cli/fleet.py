@@ -319,7 +319,8 @@ def reclaim(
     if report.handed_over == 0:
         return output.REFUSED
     missing = amount - report.handed_over
-    return output.NOT_REACHED if missing > amount // 100 else output.DONE
+    is_done = missing <= amount // 100 and not any(vm.owed for vm in report.vms)
+    return output.DONE if is_done else output.NOT_REACHED
 
 
 def _progress(amount: int, *, quiet: bool) -> Callable[[int], None]:

@@ -190,7 +190,8 @@ def supervise(
 
     from qmpballoon.cli.opening import open_monitor  # noqa: PLC0415 - loads trio
     from qmpballoon.cli.session import run  # noqa: PLC0415 - loads trio
-    from qmpballoon.fleet.supervisor import Settings, open_fleet  # noqa: PLC0415
+    from qmpballoon.fleet.settings import Settings  # noqa: PLC0415 - loaded late
+    from qmpballoon.fleet.supervisor import open_fleet  # noqa: PLC0415 - loads trio
 
     async def main_supervised() -> Any:  # noqa: ANN401
         settings = Settings(period=period, stale_after=max(5.0, 3 * period))

@@ -75,6 +75,12 @@ def report_text(report: Reclaimed, before: int, after: int) -> str:
         f" {format_size(vm.requested)} that were asked for"
         for vm in report.vms
     ]
+    lines += [
+        f"{vm.name}: has yet to take {format_size(vm.owed)} back; see how it is"
+        " (fleet status), and resize it anew"
+        for vm in report.vms
+        if vm.owed
+    ]
     kept = "and keeps it from them" if report.held else "and gave the sizes back"
     lines.append(
         f"Took {format_size(report.handed_over)} of {format_size(report.requested)}"

@@ -6,8 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import asdict, define, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 
+from qmpballoon.balloon.tracker import LARGEST_PAGE
 from qmpballoon.checks import require_size
 from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
 
@@ -93,12 +94,14 @@ class ReclaimedFrom:
         before: What it had.
         requested: What it was to give.
         handed_over: What it gave.
+        owed: What it was to get back, and has not taken yet.
     """
 
     name: str
     before: int
     requested: int
     handed_over: int
+    owed: int = 0
 
 
 @frozen
@@ -108,7 +111,7 @@ class Reclaimed:
     Attributes:
         requested: What was to be taken.
         handed_over: What was taken.
-        held: Whether the guests are still without it.
+        held: Whether the guests are to be without it.
         vms: Who gave what.
     """
 
@@ -158,12 +161,13 @@ async def reclaim(
             if not plan.moves:
                 break
             await run.take(plan, on_progress)
+        report = run.report(amount, held=hold)
         kept = hold
-        return run.report(amount, held=hold)
     finally:
         if not kept:
             with trio.move_on_after(_CLEANUP, shield=True):
                 await run.give_back()
+    return report if hold else evolve(report, vms=run.owed(report.vms))
 
 
 @define
@@ -193,6 +197,15 @@ class _Reclaim:
                 move = Move(name, size, self.before[name], "it was borrowed")
                 self.supervisor.order(move)
         await self.supervisor.still()
+
+    def owed(self, vms: tuple[ReclaimedFrom, ...]) -> tuple[ReclaimedFrom, ...]:
+        """Tell who has not got back what it gave."""
+        sizes = self._sizes()
+        lacking = [max(0, vm.before - sizes.get(vm.name, vm.before)) for vm in vms]
+        return tuple(
+            evolve(vm, owed=lacks if lacks >= LARGEST_PAGE else 0)
+            for vm, lacks in zip(vms, lacking, strict=True)
+        )
 
     def handed_over(self) -> int:
         return sum(vm.handed_over for vm in self.vms())

@@ -21,13 +21,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import asdict, define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from qmpballoon import host
 from qmpballoon.balloon.find import find_balloon
 from qmpballoon.balloon.resize import HEADROOM
 from qmpballoon.balloon.tracker import StallLimits
-from qmpballoon.checks import require_seconds
 from qmpballoon.errors import (
     BalloonUnavailable,
     MonitorBusy,
@@ -37,6 +36,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.fleet.opening import open_socket
 from qmpballoon.fleet.record import Record
+from qmpballoon.fleet.settings import Settings
 
 if TYPE_CHECKING:
     import random
@@ -49,9 +49,8 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.record import State, View
 
-__all__ = ["Settings", "Supervisor", "open_fleet"]
+__all__ = ["Supervisor", "open_fleet"]
 
-_DAY: Final = 86400  # seconds
 _TOTAL_EVERY: Final = 60  # looks; RAM changes only when some is plugged
 _STALL: Final = StallLimits(window=2.0)  # others can take over; there is no hurry
 _MOST: Final = 2.0  # each attempt to connect waits up to so many times longer
@@ -61,48 +60,6 @@ _STATES: Final[dict[type[QmpBalloonError], State]] = {
     BalloonUnavailable: "no-balloon",
     QmpBalloonError: "gone",
 }
-
-
-@frozen
-class Settings:
-    """How often things are done, and how long they may take; in seconds.
-
-    Attributes:
-        period: Between two looks at a VM, and two plans: guests that grow are to have
-            enough until the next. Above 0, and a day at most.
-        stale_after: Without an answer of the guest, after which it is silent.
-        rescan: Between two looks for VMs that have come or gone; likewise.
-        open_timeout: For connecting and greeting.
-        command_timeout: For one command.
-        move_timeout: For one move of a balloon.
-        first_pause: Before the first new attempt to connect.
-        longest_pause: Between two attempts.
-
-    Raises:
-        TypeError: One of them is no number.
-        ValueError: One of them is out of range.
-    """
-
-    period: float = 1.0
-    stale_after: float = 5.0
-    rescan: float = 5.0
-    open_timeout: float = 5.0
-    command_timeout: float = 5.0
-    move_timeout: float = 30.0
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
-
-    def __attrs_post_init__(self) -> None:
-        """Refuse what would make tasks fail, or spin, later on."""
-        for name, seconds in asdict(self).items():
-            require_seconds(seconds, name)
-        for name in ("period", "rescan"):
-            seconds = getattr(self, name)
-            if not 0 < seconds <= _DAY:
-                raise ValueError(
-                    f"{name} is {seconds}: it must be above 0, and {_DAY} seconds at"
-                    " most"
-                )
 
 
 @define

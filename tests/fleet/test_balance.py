@@ -9,9 +9,10 @@ import trio
 from attrs import evolve
 from worlds import GUEST, World, become, open_world, simulated, supervised, view
 
+from qmpballoon.cli.fleet_text import report_text
 from qmpballoon.fleet.balance import balance, carry_out, decide, reclaim
 from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing.machine import SECOND, MachineConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
@@ -148,6 +149,27 @@ async def test_taking_and_giving_back() -> None:
             assert available(world) > before
             assert progress == sorted(progress)
             assert progress[-1] == report.handed_over
+
+
+@simulated
+async def test_who_does_not_take_it_back_is_told() -> None:
+    async with open_world() as world:
+        await reclaimable(world)
+
+        def hang(taken: int) -> None:
+            if taken > GiB:
+                world.fakes["rich"].machine.guest.stall(3600 * SECOND)
+
+        async with supervised(world) as fleet:
+            await fleet.known(5)
+            report = await reclaim(fleet, 2 * GiB, RULES, on_progress=hang)
+            owed = {vm.name: vm.owed for vm in report.vms}
+            assert owed["poor"] == 0
+            assert owed["rich"] == 4 * GiB - sizes(fleet)["rich"] > 0
+            assert not report.held
+    assert f"rich: has yet to take {format_size(owed['rich'])} back" in report_text(
+        report, 0, 0
+    )
 
 
 @simulated

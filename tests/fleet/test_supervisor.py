@@ -22,8 +22,9 @@ from qmpballoon.address import LibvirtVm, UnixAddress
 from qmpballoon.client import open_monitor
 from qmpballoon.errors import MonitorBusy
 from qmpballoon.fleet.policy import Move
+from qmpballoon.fleet.settings import Settings
 from qmpballoon.fleet.spec import Spec
-from qmpballoon.fleet.supervisor import Settings, open_fleet
+from qmpballoon.fleet.supervisor import open_fleet
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.machine import SECOND, MachineConfig, ramp
 

@@ -15,7 +15,7 @@ from qmpballoon.address import UnixAddress
 from qmpballoon.client import open_monitor
 from qmpballoon.fleet.members import Host
 from qmpballoon.fleet.spec import Spec
-from qmpballoon.fleet.supervisor import Settings, Supervisor, open_fleet
+from qmpballoon.fleet.supervisor import Supervisor, open_fleet
 from qmpballoon.sizes import GiB
 from qmpballoon.testing.machine import Machine, MachineConfig
 from qmpballoon.testing.profiles import profile
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qmpballoon.address import Vm
     from qmpballoon.client import TrioMonitor
     from qmpballoon.fleet.record import State, View
+    from qmpballoon.fleet.settings import Settings
 
 EPOCH = 1_750_000_000
 GUEST = MachineConfig().guest
