@@ -174,7 +174,15 @@ def test_arguments(tmp_path: Path) -> None:
     assert not any("balloon" in argument for argument in other)
 
 
-@pytest.mark.parametrize("wishes", [{"memory": MiB}, {"machine": "z80"}, {"cpus": 0}])
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"memory": MiB},
+        {"machine": "z80"},
+        {"cpus": 0},
+        {"memory": GiB, "cache": GiB - MiB, "hog": MiB},
+    ],
+)
 async def test_wishes_that_cannot_be_had(wishes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
         async with lab.boot(**wishes):  # type: ignore[arg-type]
@@ -271,9 +279,12 @@ def test_the_command_says_in_one_line_what_is_wrong(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--qemu", "/nowhere/qemu"]) == 1
+    assert main(["--memory=1G", "--cache=99G"]) == 1
+    assert main(["--cpus=0"]) == 1
     said = capsys.readouterr().err
     assert "cannot be run as a QEMU" in said
-    assert said.count("\n") == 1
+    assert "must be less than that, and not 99 GiB" in said
+    assert said.count("\n") == 3
 
 
 def test_the_program_is_taken_and_not_another_file_of_its_name(

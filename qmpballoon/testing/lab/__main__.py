@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", type=_size, default="2G", help="the guest's memory [2G]")
     add("--cache", type=_size, default="0", help="page cache to fill [0]")
     add("--hog", type=_size, default="0", help="memory to hold [0]")
+    add("--cpus", type=int, default=1, help="the guest's processors [1]")
     add("--qemu", action="append", default=[], metavar="PATH|VERSION")
     add("--kernel", action="append", default=[], metavar="PATH|VERSION")
     add("--device", default=BALLOON, help=f"QEMU's -device argument [{BALLOON}]")
@@ -109,6 +110,7 @@ async def _show(options: argparse.Namespace) -> None:
         device=None if options.no_device else options.device,
         driver=not options.no_driver,
         machine=options.machine,
+        cpus=options.cpus,
         qemu=next(iter(options.qemu), None),
         kernel=next(iter(options.kernel), None),
         accel=options.accel,

@@ -12,7 +12,7 @@ import trio
 import trio.socket
 from attrs import frozen
 
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing.lab import accelerator, initramfs, parts
 from qmpballoon.testing.lab.channel import Channel
 from qmpballoon.testing.lab.command import BALLOON, Files, Wishes, arguments
@@ -98,7 +98,8 @@ async def boot(
         LabError: Something is missing and cannot be fetched, or the guest did not
             boot; the message says what to install, or ends with what QEMU and the
             guest's console said last.
-        ValueError: A paused guest cannot fill its cache or hold memory.
+        ValueError: A paused guest cannot fill its cache or hold memory, and none can
+            fill or hold all that it has.
     """
     wishes = Wishes(
         memory=memory,
@@ -112,6 +113,11 @@ async def boot(
     if wishes.waits and (cache or hog):
         raise ValueError(
             "a paused guest runs nothing: call fill_cache and hog once it is ready"
+        )
+    if cache + hog >= memory:
+        raise ValueError(
+            f"what a guest of {format_size(memory)} caches and holds must be less than"
+            f" that, and not {format_size(cache + hog)}: give it more memory"
         )
     gathered = await gather(qemu, kernel, progress or ProgressBar())
     if accel is None:
