@@ -41,8 +41,13 @@ settings.load_profile(
 )
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C strike: a shell that starts pytest in the background prevents it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Let tests and what they start behave alike, however pytest is run."""
+    # What runs tests is measured, be it a worker of pytest-xdist; programs that they
+    # start are not, as some are to keep pace with signals.
+    if config.getoption("dist", "no") == "no":
+        os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+    # Ctrl-C strikes: a shell that starts pytest in the background prevents it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What nohup has ignored stays so in all that is started, and what has a handler
     # does not: commands are to meet the signal, and the tests to outlive it.
