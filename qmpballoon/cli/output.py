@@ -80,14 +80,17 @@ def say(text: str) -> None:
 
     Raises:
         Interrupted: Nobody reads it any more; as if by SIGPIPE, which Python ignores.
+        OSError: It cannot be written, on a disk that is full, say.
     """
     try:
         click.echo(text)
         sys.stdout.flush()
-    except BrokenPipeError as error:
+    except OSError as error:
         # Nothing more must be written, not even what Python still holds in the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise Interrupted(signal.SIGPIPE) from error
+        if isinstance(error, BrokenPipeError):
+            raise Interrupted(signal.SIGPIPE) from error
+        raise
 
 
 def print_json(value: Mapping[str, object]) -> None:
