@@ -83,10 +83,14 @@ async def test_the_whole_path() -> None:
         assert report.after.resident == pytest.approx(resident(guest.pid), abs=32 * MiB)
         async with open_monitor(guest.second_socket) as second:
             assert await second.execute("query-balloon") == {"actual": memory}
-        meminfo = await guest.meminfo()
         assert report.after.stats.free is not None
-        assert report.after.stats.free == pytest.approx(
-            meminfo["MemFree"], abs=32 * MiB
+        # Its kernel may drop some more of the cache by now: what is freed so is both.
+        meminfo = await guest.meminfo()
+        assert report.after.stats.free + report.after.stats.disk_caches == (
+            pytest.approx(
+                meminfo["MemFree"] + meminfo["Buffers"] + meminfo["Cached"],
+                abs=32 * MiB,
+            )
         )
         lowest = min(sample.available or 0 for sample in report.timeline)
         headroom = Guard().limits(memory).headroom
