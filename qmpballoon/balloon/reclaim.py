@@ -20,7 +20,7 @@ from qmpballoon.balloon.keep import Keeper, keep
 from qmpballoon.balloon.plan import Plan, make_plan
 from qmpballoon.balloon.runstate import why_stopped
 from qmpballoon.balloon.squeeze import CLEANUP, Squeezed, note_left, rouse, squeeze
-from qmpballoon.balloon.timeline import Timeline
+from qmpballoon.balloon.timeline import Sample, Timeline
 from qmpballoon.balloon.tracker import LARGEST_PAGE, StallLimits, Tracker
 from qmpballoon.checks import (
     require_callback,
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.guard import Limits
     from qmpballoon.balloon.sampler import Sampler
     from qmpballoon.balloon.stats import GuestStats
-    from qmpballoon.balloon.timeline import Sample
     from qmpballoon.balloon.tracker import Phase
 
 __all__ = ["ReclaimOutcome", "ReclaimReport", "Snapshot", "plan", "reclaim"]
@@ -92,7 +91,7 @@ class ReclaimReport:
         held: Whether the guest is still without that memory.
         before: Guest and host before.
         after: Guest and host after, the memory given back unless it is held.
-        timeline: What was seen in between.
+        timeline: What was seen in between; the last sample is of ``after``.
     """
 
     outcome: ReclaimOutcome
@@ -162,8 +161,9 @@ async def reclaim(
                 await run.hold(sampler, end)
             else:
                 await run.give_back(sampler, end)
-            seconds = balloon.monitor.now() - sampler.start
         after, stopped = await _look(balloon), await why_stopped(balloon.monitor)
+        seconds = balloon.monitor.now() - sampler.start
+        run.keep_last(after, seconds)
     except BaseException as error:
         asked = balloon.target
         # If even that fails nothing more can be done, and the caller is told why.
@@ -320,6 +320,15 @@ class _Run:
         ram = (await self.balloon.query()).total
         plugged = 0 if ram is None or self.ram is None else ram - self.ram
         return self.full + max(0, plugged)
+
+    def keep_last(self, after: Snapshot, seconds: float) -> None:
+        """End with what the guest says once all is done, not a moment before."""
+        target, actual, resident = self.balloon.target, after.actual, after.resident
+        self._keep(
+            Sample.of(
+                seconds, after.stats, target=target, actual=actual, resident=resident
+            )
+        )
 
     def _keep(self, sample: Sample, _: Phase | None = None) -> None:
         self.actual = sample.actual

@@ -71,14 +71,11 @@ class Sampler:
         stats = await balloon.stats()
         actual = await balloon.actual()
         self._note(stats, actual, balloon.monitor.now())
-        sample = Sample(
-            t=balloon.monitor.now() - self.start,
+        sample = Sample.of(
+            balloon.monitor.now() - self.start,
+            stats,
             target=balloon.target,
             actual=actual,
-            total=stats.total,
-            free=stats.free,
-            available=stats.reclaimable,
-            disk_caches=stats.disk_caches,
             resident=balloon.resident(),
             mark=mark,
         )

@@ -15,6 +15,8 @@ from qmpballoon.checks import require_count
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from qmpballoon.balloon.stats import GuestStats
+
 __all__ = ["Sample", "Timeline"]
 
 _SMALLEST: Final = 2  # samples: the first and the last
@@ -45,6 +47,30 @@ class Sample:
     disk_caches: int | None = None
     resident: int | None = None
     mark: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        t: float,
+        stats: GuestStats,
+        *,
+        target: int | None,
+        actual: int,
+        resident: int | None,
+        mark: str | None = None,
+    ) -> Sample:
+        """Return what a guest says, with what is known of its balloon and its host."""
+        return cls(
+            t=t,
+            target=target,
+            actual=actual,
+            total=stats.total,
+            free=stats.free,
+            available=stats.reclaimable,
+            disk_caches=stats.disk_caches,
+            resident=resident,
+            mark=mark,
+        )
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""

@@ -43,7 +43,9 @@ def timeline_shown(title: str) -> Generator[Show]:
             yield show
     else:
         output.say(title)
-        yield _Lines().show
+        lines = _Lines()
+        yield lines.show
+        lines.end()
 
 
 def can_draw() -> bool:
@@ -81,7 +83,7 @@ class Phases:
 
 @define
 class _Lines:
-    """Shows a line about each second, and whenever the phase changes.
+    """Shows a line about each second, whenever the phase changes, and in the end.
 
     While memory is kept and nothing moves, it is one a minute.
     """
@@ -89,9 +91,11 @@ class _Lines:
     _phases: Phases = field(factory=Phases)
     _phase: str = ""
     _shown: Sample | None = None
+    _last: Sample | None = None
 
     def show(self, sample: Sample, note: str = "") -> None:
         phase = note or self._phases.of(sample)
+        self._last = sample
         if self._shown and phase == self._phase:
             rests = phase == "keeping" and sample.actual == self._shown.actual
             pause = _KEPT_LINE_EVERY if rests else _LINE_EVERY
@@ -99,6 +103,11 @@ class _Lines:
                 return
         self._phase, self._shown = phase, sample
         output.say(_line(sample, phase))
+
+    def end(self) -> None:
+        """Show how it ended, if that is not to be seen yet."""
+        if self._last is not None and self._last is not self._shown:
+            output.say(_line(self._last, self._phase))
 
 
 def _line(sample: Sample, phase: str) -> str:
