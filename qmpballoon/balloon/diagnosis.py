@@ -151,9 +151,7 @@ def _paused(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
 
 
 def _no_driver(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
-    if tracker.actual != tracker.before or tracker.jumps:
-        return None
-    if before.answers or after.answers:
+    if tracker.moved or before.answers or after.answers:
         return None
     return Diagnosis(
         "no-driver",

@@ -94,7 +94,7 @@ async def squeeze(
     pace = _Pace(governor, tracker)
     while monitor.now() < deadline:
         sample = await sampler.take(mark)
-        phase = tracker.observe(monitor.now(), sample.actual)
+        phase = tracker.observe(monitor.now(), sample.actual, asked=balloon.target)
         on_sample(sample, phase)
         if phase == "reached":
             return Squeezed("reached")

@@ -38,7 +38,7 @@ _SLOWING: Final = 0.25
 _JUMP: Final = 64 * 1024 * 1024
 # Bytes that a balloon which was on its way may still go the other way.
 _STRAY: Final = 16 * 1024 * 1024
-_JUMPS_FORGIVEN: Final = 3
+_JUMPS_FORGIVEN: Final = 3  # and ways back that we sent it
 
 
 @frozen
@@ -84,6 +84,9 @@ class Tracker:
         self.before = actual
         self.actual: int = actual
         self.jumps: int = 0
+        self._restarts = 0
+        # How far from its target it was sent since it last came nearer.
+        self._sent_back = 0
         self._limits = limits or StallLimits()
         self._start = self._now = now
         self._rate = 0.0
@@ -91,12 +94,26 @@ class Tracker:
         # Times, and how near to the target the balloon had come by then.
         self._history = deque([(now, self.distance)])
 
-    def observe(self, now: float, actual: int) -> Phase:
-        """Take in that the balloon is at ``actual`` at ``now``; return the phase."""
+    def observe(self, now: float, actual: int, *, asked: int | None = None) -> Phase:
+        """Take in how far the balloon is.
+
+        Args:
+            now: Seconds, on the clock of the beginning.
+            actual: Bytes the guest has.
+            asked: Bytes it was last asked to come to, if that is not the target.
+
+        Returns:
+            How it fares.
+        """
         nearest = self._history[-1][1]
         self.actual = actual
-        if self.distance > nearest + _JUMP and self.jumps < _JUMPS_FORGIVEN:
-            self.jumps += 1
+        if self.distance < nearest:
+            self._sent_back = 0
+        if asked is not None:
+            self._sent_back = max(self._sent_back, abs(asked - self.target))
+        if self.distance > nearest + _JUMP and self._restarts < _JUMPS_FORGIVEN:
+            self._restarts += 1
+            self.jumps += self.distance > self._sent_back
             self._history.clear()
             nearest = self.distance
         self._smooth_rate(now - self._now, nearest - min(nearest, self.distance))
@@ -112,6 +129,11 @@ class Tracker:
     def distance(self) -> int:
         """Bytes between the balloon and its target."""
         return abs(self.actual - self.target)
+
+    @property
+    def moved(self) -> bool:
+        """Tell whether it ever moved, in whatever direction."""
+        return self.actual != self.before or self._fastest > 0 or self.jumps > 0
 
     @property
     def strayed(self) -> bool:

@@ -77,6 +77,23 @@ def test_a_jump_back_begins_anew() -> None:
         assert tracker.observe(now, 2 * GiB - (now - 6) * 10 * MiB) != "stalled"
 
 
+def test_a_balloon_that_goes_back_as_it_was_asked_to_is_not_thrown_back() -> None:
+    # As a guest does that came to need memory on its way.
+    tracker = Tracker(GiB, 2 * GiB, 0.0)
+    tracker.observe(1, 1100 * MiB, asked=GiB)
+    # By the time it is seen it may be on its way down again.
+    tracker.observe(2, 1110 * MiB, asked=2 * GiB)
+    tracker.observe(3, 2 * GiB, asked=1500 * MiB)
+    assert (tracker.jumps, tracker.moved) == (0, True)
+    # Its way down is not to count against it nevertheless.
+    for now in range(4, 9):
+        size = 2 * GiB - (now - 3) * 100 * MiB
+        assert tracker.observe(now, size, asked=size) != "stalled"
+    # It was not asked to do so this time.
+    tracker.observe(9, 2 * GiB, asked=1548 * MiB)
+    assert tracker.jumps == 1
+
+
 @pytest.mark.parametrize(("start", "target"), [(2 * GiB, GiB), (GiB, 2 * GiB)])
 def test_a_guest_with_large_pages_arrives(start: int, target: int) -> None:
     tracker = Tracker(target, start, 0.0)
