@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from qmpballoon.cli import output
+from qmpballoon.cli.fleet_news import News, note_absent
 from qmpballoon.cli.fleet_options import (
     VMS,
     fleet_options,
     listen_address,
     metrics_served,
-    note_absent,
     note_nobody,
     policy_option,
     rules_for,
@@ -170,7 +170,7 @@ def plan(
 
         note_nobody(supervisor)
         await supervisor.known(timeout)
-        note_absent(supervisor)
+        note_absent(supervisor.views())
         host, made = decide(supervisor, gauge.read, rules)
         print_plan(host, rules, made, as_json=as_json)
 
@@ -226,8 +226,11 @@ def run(
             decide,
         )
 
+        news = News()
+
         def tell(host: Host, plan: FleetPlan) -> None:
-            if plan.moves or once:
+            news.tell(supervisor.views())
+            if plan.moves:
                 print_plan(host, rules, plan, as_json=as_json)
 
         note_nobody(supervisor)
@@ -240,9 +243,9 @@ def run(
                 await balance(
                     supervisor, gauge.read, rules, period=period, on_plan=tell
                 )
-        note_absent(supervisor)
+        note_absent(supervisor.views())
         host, plan = decide(supervisor, gauge.read, rules)
-        tell(host, plan)
+        print_plan(host, rules, plan, as_json=as_json)
         await carry_out(supervisor, plan)
         return _outcome(plan, supervisor.views())
 
@@ -297,7 +300,7 @@ def reclaim(
 
         note_nobody(supervisor)
         await supervisor.known(timeout)
-        note_absent(supervisor)
+        note_absent(supervisor.views())
         show = _progress(amount, quiet=as_json)
         report = await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
         if supervisor.views() and not report.handed_over:

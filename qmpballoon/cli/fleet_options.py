@@ -28,7 +28,6 @@ __all__ = [
     "fleet_options",
     "listen_address",
     "metrics_served",
-    "note_absent",
     "note_nobody",
     "policy_option",
     "rules_for",
@@ -167,13 +166,6 @@ def note_nobody(supervisor: Supervisor) -> None:
     """Say so where there are no VMs; some may come yet."""
     if not supervisor.views():
         output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
-
-
-def note_absent(supervisor: Supervisor) -> None:
-    """Name the VMs that take no part, and why."""
-    for view in supervisor.views():
-        if not view.is_fresh:
-            output.note(f"{view.name} takes no part: {view.detail or view.state}")
 
 
 def supervise(

@@ -218,6 +218,27 @@ async def test_running_until_a_signal_leaves_nothing_half_moved(tmp_path: Path) 
         assert fake.machine.device.interval == 0
 
 
+async def test_running_says_who_goes_and_who_comes_back(tmp_path: Path) -> None:
+    large, small, said = tmp_path / "large.qmp", tmp_path / "small.qmp", b""
+
+    async def wait_for_line(start: bytes) -> None:
+        nonlocal said
+        while b"\n" not in said:
+            said += await running.stderr.receive_some()
+        line, _, said = said.partition(b"\n")
+        assert line.startswith(start)
+
+    with trio.fail_after(60):
+        async with serve(large), start("fleet", "run", large, small) as running:
+            await wait_for_line(b"qmpballoon: small takes no part: there is no socket")
+            async with serve(small):
+                await wait_for_line(b"qmpballoon: small takes part again")
+            await wait_for_line(b"qmpballoon: small takes no part: ")
+            running.process.terminate()
+            assert await running.process.wait() == 0
+            assert said.decode() + await running.said() == ""
+
+
 async def test_a_file_sets_limits(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text(f"""
