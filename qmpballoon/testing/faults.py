@@ -11,14 +11,28 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen
 from attrs.validators import ge, gt, optional
 
-from qmpballoon.testing.model.objects import add_backend, add_dimm
+from qmpballoon.sizes import MiB, format_size
+from qmpballoon.testing.model.dimms import (
+    ALIGNMENT,
+    PERIPHERAL,
+    add_backend,
+    add_dimm,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from attrs import Attribute
+
     from qmpballoon.testing.machine import Machine
 
 __all__ = ["NO_FAULTS", "FaultPlan", "happenings"]
+
+
+def _pluggable(_: FaultPlan, attribute: Attribute[int], size: int) -> None:
+    if size % ALIGNMENT:
+        unit = format_size(ALIGNMENT)
+        raise ValueError(f"{attribute.name} is {size}: it must be whole {unit}")
 
 
 @frozen
@@ -55,7 +69,7 @@ class FaultPlan:
     stall_for: int = field(default=0, validator=ge(0))
     reset_at: int | None = field(default=None, validator=optional(ge(0)))
     plug_at: int | None = field(default=None, validator=optional(ge(0)))
-    plug_size: int = field(default=128 << 20, validator=gt(0))
+    plug_size: int = field(default=128 * MiB, validator=[gt(0), _pluggable])
 
 
 NO_FAULTS: Final = FaultPlan()
@@ -67,7 +81,7 @@ def happenings(plan: FaultPlan) -> list[tuple[int, Callable[[Machine], None]]]:
     def plug(machine: Machine) -> None:
         if len(machine.dimms) < machine.config.slots:
             add_backend(machine, "fault", plan.plug_size)
-            add_dimm(machine, "fault-dimm", "fault")
+            add_dimm(machine, PERIPHERAL, "fault-dimm", "fault")
 
     planned: list[tuple[int | None, Callable[[Machine], None]]] = [
         (plan.stall_at, lambda machine: machine.guest.stall(plan.stall_for)),

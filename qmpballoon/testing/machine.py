@@ -37,7 +37,7 @@ from qmpballoon.testing.profiles import profile
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qmpballoon.testing.model.objects import Dimm
+    from qmpballoon.testing.model.dimms import Dimm
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.qom import Tree
     from qmpballoon.testing.model.session import Command
@@ -122,7 +122,8 @@ class Machine:
         guest: The guest.
         device: The balloon device, if there is one.
         tree: QEMU's objects.
-        dimms: What was plugged in, by id.
+        dimms: What was plugged in, by path.
+        anonymous: How many devices without an id there were.
         backends: The memory that DIMMs can be made of: sizes, by id.
         commands: What each command does.
         reply_delay: Between reading a request and answering it, in nanoseconds.
@@ -140,6 +141,7 @@ class Machine:
     device: BalloonDevice | None = field(init=False, default=None)
     tree: Tree = field(init=False)
     dimms: dict[str, Dimm] = field(init=False, factory=dict[str, "Dimm"])
+    anonymous: int = field(init=False, default=0)
     backends: dict[str, int] = field(init=False, factory=dict[str, int])
     commands: Mapping[str, Command] = field(init=False)
     reply_delay: int = field(init=False)
@@ -166,6 +168,7 @@ class Machine:
             self.device = BalloonDevice(
                 self.profile.stat_names, self.profile.reset_clears_stats
             )
+            self.anonymous += config.balloon_id is None
         self.tree = build_tree(self)
         self.commands = build_commands(self)
         if config.paused:
@@ -326,17 +329,17 @@ class Machine:
         self.device.take_sample(self.guest.statistics(), self.guest.now, epoch)
 
     def _unplug(self) -> None:
-        for name, dimm in list(self.dimms.items()):
+        for path, dimm in list(self.dimms.items()):
             if dimm.leaves_at is not None and dimm.leaves_at <= self.guest.now:
-                self.remove_dimm(name)
+                self.remove_dimm(path)
 
-    def remove_dimm(self, name: str) -> None:
+    def remove_dimm(self, path: str) -> None:
         """Take a DIMM away that the guest has let go."""
-        dimm = self.dimms.pop(name)
+        dimm = self.dimms.pop(path)
         self.guest.plug(-dimm.size)
-        path = f"/machine/peripheral/{name}"
-        self.tree.remove(path)
-        self.emit("DEVICE_DELETED", {"path": path, "device": name})
+        self.tree.remove_child(dimm.parent, dimm.name)
+        about = {} if dimm.id is None else {"device": dimm.id}
+        self.emit("DEVICE_DELETED", {"path": path, **about})
 
     # What is done to it
 

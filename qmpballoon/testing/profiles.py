@@ -84,6 +84,12 @@ class Profile:
         singlestep: ``query-status`` has a member of that name.
         reset_clears_stats: A machine reset forgets the last statistics.
         busy_memory: How ``object-del`` refuses memory that a DIMM is made of.
+        devices_are_options: ``device_add`` turns values into options, which are text.
+        bad_device_id: How ``device_add`` refuses an id that is none; empty: it takes
+            any, or refuses it as an option.
+        not_a_device: How ``device_del`` refuses another object.
+        full_bus_is_found: ``device_add`` tells a bus that is full from none at all.
+        binary_numbers: The human monitor reads numbers such as 0b101.
         cpu_type_shown: ``query-cpus-fast`` has a member ``qom-type``.
         no_virtio_is_an_error: ``x-query-virtio`` fails where there is no device.
         virtio_device_words: What ``x-query-virtio-status`` misses at a wrong path.
@@ -106,6 +112,11 @@ class Profile:
     singlestep: bool
     reset_clears_stats: bool
     busy_memory: str
+    devices_are_options: bool
+    bad_device_id: str
+    not_a_device: str
+    full_bus_is_found: bool
+    binary_numbers: bool
     cpu_type_shown: bool
     no_virtio_is_an_error: bool
     virtio_device_words: str
@@ -141,6 +152,11 @@ def _qemu_7_2() -> Profile:
         singlestep=True,
         reset_clears_stats=False,
         busy_memory="object '{}' is in use, can not be deleted",
+        devices_are_options=True,
+        bad_device_id="",
+        not_a_device="{} is not a hotpluggable device",
+        full_bus_is_found=False,
+        binary_numbers=False,
         cpu_type_shown=False,
         no_virtio_is_an_error=False,
         virtio_device_words="VirtIODevice",
@@ -157,6 +173,9 @@ def _qemu_8_2() -> Profile:
         version="8.2",
         stat_names=_STATS,
         singlestep=True,
+        devices_are_options=True,
+        not_a_device="{} is not a hotpluggable device",
+        binary_numbers=False,
         reset_clears_stats=False,
         **_measured("8.2"),
     )
@@ -184,6 +203,11 @@ def _qemu_10_0() -> Profile:
         singlestep=False,
         reset_clears_stats=True,
         busy_memory="object '{}' is in use, can not be deleted",
+        devices_are_options=False,
+        bad_device_id="",
+        not_a_device="{} is not a device",
+        full_bus_is_found=False,
+        binary_numbers=True,
         cpu_type_shown=False,
         no_virtio_is_an_error=True,
         virtio_device_words="realized VirtIODevice",
@@ -200,6 +224,8 @@ def _qemu_11_1() -> Profile:
         version="11.1",
         grammar=_GRAMMAR_11,
         busy_memory="Cannot delete host memory backend '{}' which is mapped",
+        bad_device_id="Invalid qdev ID '{}'",
+        full_bus_is_found=True,
         cpu_type_shown=True,
         virtio_status_aborts=True,
         **_measured("11.1"),

@@ -186,9 +186,50 @@ def _arguments() -> SearchStrategy[tuple[str, dict[str, Any]]]:
         ),
         st.tuples(
             st.sampled_from(["nope", "balloon", "query-balloon"]),
-            st.dictionaries(st.sampled_from(["value", "x"]), value, max_size=2),
+            st.dictionaries(st.sampled_from(["value", "x", "y", "z"]), value),
+        ),
+        _plugging(),
+        _lines(),
+    )
+
+
+def _plugging() -> SearchStrategy[tuple[str, dict[str, Any]]]:
+    name = st.sampled_from(["m1", "m2", "d1", "balloon0", "3", ""])
+    size = st.sampled_from([MiB, 2 * MiB, 128 * MiB, 4096, 0]) | ids()
+    # With sizes close to this QEMU dies.
+    size = size.filter(lambda value: not isinstance(value, int) or abs(value) < 1 << 63)
+    backend = {"qom-type": st.just("memory-backend-ram"), "id": name, "size": size}
+    flag = st.booleans() | ids()
+    dimm = {
+        "id": name | ids(),
+        "memdev": name | ids(),
+        "slot": st.integers(-2, 3) | ids(),
+        "addr": sizes() | ids(),
+        "node": st.integers(0, 1) | ids(),
+        "x": ids(),
+    }
+    return st.one_of(
+        st.tuples(
+            st.just("object-add"),
+            st.fixed_dictionaries(backend, optional={"share": flag, "x": flag}),
+        ),
+        st.tuples(
+            st.just("device_add"),
+            st.fixed_dictionaries({"driver": st.just("pc-dimm")}, optional=dimm),
+        ),
+        st.tuples(
+            st.sampled_from(["object-del", "device_del"]),
+            st.fixed_dictionaries({"id": name}),
         ),
     )
+
+
+def _lines() -> SearchStrategy[tuple[str, dict[str, Any]]]:
+    """Lines for the human monitor: sums, and what looks like one."""
+    words = "1 300 0x10 08 2M + - ~ * / % & | ^ ( ) 'a' ' x 9223372036854775807"
+    word = st.sampled_from([*words.split(), " "])
+    line = st.lists(word, max_size=6).map(lambda words: f"balloon {''.join(words)}")
+    return line.map(lambda each: ("human-monitor-command", {"command-line": each}))
 
 
 def requests() -> SearchStrategy[dict[str, Any]]:

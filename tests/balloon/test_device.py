@@ -250,7 +250,7 @@ def test_a_device_that_is_gone_hides_not_how_a_block_ended(
     async def use() -> None:
         async with balloon.stats_interval(2):
             machine.device = None
-            machine.tree.remove(PATH)
+            machine.tree.remove_child(*PATH.rsplit("/", 1))
             with pytest.raises(NoBalloonDevice):
                 await balloon.stats()
             if error is not None:

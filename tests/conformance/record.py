@@ -27,6 +27,7 @@ LEFT_OUT = (
     "deep",
     "limits",
     "DIMMs",
+    "several",
 )
 
 

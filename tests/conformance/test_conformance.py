@@ -67,7 +67,7 @@ def test_whatever_is_said_is_answered_alike(
     tmp_path: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
-    script = Script("generated", (NEGOTIATION, b"".join(chunks)))
+    script = Script("generated", (NEGOTIATION, b"".join(chunks)), dimms=True)
     found = list(compare(script, profile(version), qemu_command(version), tmp_path))
     record_property(COMPARED, (version, len(chunks), len(found)))
     assert found == []

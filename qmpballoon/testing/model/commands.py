@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon.testing.model.hmp import run_hmp
 from qmpballoon.testing.model.object_commands import object_commands
+from qmpballoon.testing.model.plug_commands import plug_commands
 from qmpballoon.testing.model.session import Command
 from qmpballoon.testing.model.virtio import virtio_list, virtio_status
 from qmpballoon.testing.model.visit import Argument, QmpError
@@ -30,6 +31,7 @@ def build_commands(machine: Machine) -> dict[str, Command]:
         **_balloon_commands(machine),
         **_query_commands(machine),
         **object_commands(machine),
+        **plug_commands(machine),
     }
     return {
         name: simulated.get(name) or _not_simulated(name)
@@ -93,6 +95,8 @@ def _balloon_commands(machine: Machine) -> dict[str, Command]:
         return {"actual": machine.device.actual(machine.guest.memory.ram)}
 
     def human(arguments: dict[str, Any]) -> Value:
+        if arguments.get("cpu-index", 0) != 0:
+            raise QmpError("Parameter 'cpu-index' expects a CPU number")
         return run_hmp(machine, arguments["command-line"])
 
     line = (

@@ -1,13 +1,12 @@
-"""The objects of a machine with a balloon, and memory that is plugged into it."""
+"""The objects that a machine with a balloon begins with."""
 
 from __future__ import annotations
 
 import functools
 from typing import TYPE_CHECKING, Final
 
-from attrs import define
-
 from qmpballoon.testing.model.balloon import MAX_INTERVAL
+from qmpballoon.testing.model.dimms import add_memory
 from qmpballoon.testing.model.qom import Tree
 from qmpballoon.testing.model.visit import QmpError, check_type
 
@@ -17,29 +16,9 @@ if TYPE_CHECKING:
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.qom import Node
 
-__all__ = ["Dimm", "add_backend", "add_dimm", "balloon_path", "build_tree"]
+__all__ = ["balloon_path", "build_tree"]
 
 _MEASURED_ON: Final = "balloon0"
-_DIMM_BASE: Final = 4 << 30
-
-
-@define
-class Dimm:
-    """A DIMM that was plugged in.
-
-    Attributes:
-        backend: The id of the memory behind it.
-        size: In bytes.
-        slot: Its slot's number.
-        address: Where the guest sees it.
-        leaves_at: When the guest lets it go, on the guest's clock, if it was asked.
-    """
-
-    backend: str
-    size: int
-    slot: int
-    address: int
-    leaves_at: int | None = None
 
 
 def balloon_path(machine: Machine) -> str:
@@ -55,13 +34,15 @@ def build_tree(machine: Machine) -> Tree:
     objects = machine.profile.objects
     tree = Tree()
     tree.add("/", "container", entries=objects["/"])
+    # What was there because something was plugged, or could be.
+    absent = {"m1"} if machine.config.max_memory else {"m1", "device-memory[0]"}
     for path in ("/machine", "/machine/unattached", "/chardevs", "/objects"):
         entries = objects[path]
         type_ = next(e["value"] for e in entries if e["name"] == "type")
-        own = [e for e in entries if e["name"] not in {"m1", "device-memory[0]"}]
+        own = [e for e in entries if e["name"] not in absent]
         tree.add(path, str(type_), entries=own)
     _describe_memory(tree["/machine"], machine)
-    _add_memory(tree, machine, "pc.ram", machine.config.memory)
+    add_memory(tree, machine.profile, "pc.ram", machine.config.memory)
     if machine.config.balloon:
         _add_balloon(tree, machine, machine.config.balloon)
     return tree
@@ -79,7 +60,8 @@ def _add_balloon(tree: Tree, machine: Machine, type_: str) -> None:
     objects = machine.profile.objects
     path = balloon_path(machine)
     rename = ((f"/machine/peripheral/{_MEASURED_ON}", path), *_anonymous(machine))
-    front = tree.add_child(path, type_, entries=objects[type_], rename=rename)
+    parent, _, name = path.rpartition("/")
+    front = tree.add_child(parent, name, type_, entries=objects[type_], rename=rename)
     nodes = [front]
     if type_ != "virtio-balloon-device":
         backend, bus = "virtio-balloon-device", "virtio-pci-bus"
@@ -122,48 +104,3 @@ def _bind(node: Node, machine: Machine, device: BalloonDevice) -> None:
 
     name = "guest-stats-polling-interval"
     node.override(name, lambda: device.interval, set_interval)
-
-
-def _add_memory(tree: Tree, machine: Machine, name: str, size: int) -> None:
-    kind = "memory-backend-ram"
-    entries = [
-        {**entry, "name": f"{name}[0]"} if entry["name"] == "m1[0]" else entry
-        for entry in machine.profile.objects[kind]
-    ]
-    node = tree.add_child(f"/objects/{name}", kind, entries=entries)
-    node.override("size", lambda: size)
-
-
-def add_backend(machine: Machine, name: str, size: int) -> None:
-    """Add memory that a DIMM can be made of."""
-    if f"/objects/{name}" in machine.tree:
-        raise QmpError(
-            f"attempt to add duplicate property '{name}' to object (type 'container')"
-        )
-    machine.backends[name] = size
-    _add_memory(machine.tree, machine, name, size)
-
-
-def add_dimm(machine: Machine, name: str, backend: str) -> None:
-    """Plug a DIMM in; the guest takes it into use at once."""
-    config = machine.config
-    if not config.max_memory:
-        raise QmpError("no slots where allocated, please specify the 'slots' option")
-    taken = {dimm.slot for dimm in machine.dimms.values()}
-    free = [slot for slot in range(config.slots) if slot not in taken]
-    if not free:
-        raise QmpError("no free slots available")
-    size = machine.backends[backend]
-    plugged = sum(dimm.size for dimm in machine.dimms.values())
-    dimm = Dimm(backend, size, free[0], _DIMM_BASE + plugged)
-    machine.dimms[name] = dimm
-    node = machine.tree.add_child(
-        f"/machine/peripheral/{name}",
-        "pc-dimm",
-        entries=machine.profile.objects["pc-dimm"],
-        rename=(("'d1'", f"'{name}'"), ("/objects/m1", f"/objects/{backend}")),
-    )
-    node.override("size", lambda: dimm.size)
-    node.override("slot", lambda: dimm.slot)
-    node.override("addr", lambda: dimm.address)
-    machine.guest.plug(size)

@@ -7,6 +7,7 @@ end of one.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import define, field, frozen
@@ -41,12 +42,14 @@ class Property:
         type: Its type, as ``qom-list`` prints it.
         get: Returns its value.
         set: Takes a value; raises :exc:`QmpError` when it refuses.
+        target: The type of the objects it points to, if it does, and can be set.
     """
 
     name: str
     type: str
     get: Callable[[], Value]
     set: Setter
+    target: str | None = None
 
 
 @frozen
@@ -68,6 +71,11 @@ class _Measured:
     unreadable: str | None = None
     refusal: str | None = None
     rename: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nobody can write to it at any time."""
+        return self.refusal is None or self.refusal.endswith("is not writable")
 
     def get(self) -> Value:
         """Return the value, or raise what was said instead."""
@@ -147,16 +155,25 @@ class Tree:
                 self._put(path, node, entry, rename)
         return node
 
-    def add_child(self, path: str, type_: str, **options: Any) -> Node:  # noqa: ANN401
+    def add_child(
+        self,
+        parent: str,
+        name: str,
+        type_: str,
+        **options: Any,  # noqa: ANN401
+    ) -> Node:
         """Add an object as :meth:`add` does, and list it at its parent's."""
-        parent, _, name = path.rpartition("/")
         entry = {"name": name, "type": f"child<{type_}>"}
-        self._put(parent or "/", self._nodes[parent or "/"], entry, ())
-        return self.add(path, type_, **options)
+        self._put(parent, self._nodes[parent], entry, ())
+        return self.add(f"{parent}/{name}", type_, **options)
 
-    def remove(self, path: str) -> None:
+    def has_child(self, parent: str, name: str) -> bool:
+        """Tell whether an object has a child, or another property, of a name."""
+        return name in self._nodes[parent].properties
+
+    def remove_child(self, parent: str, name: str) -> None:
         """Remove an object and all below it."""
-        parent, _, name = path.rpartition("/")
+        path = f"{parent}/{name}"
         del self._nodes[parent].properties[name]
         for each in [p for p in self._nodes if f"{p}/".startswith(f"{path}/")]:
             del self._nodes[each]
@@ -187,10 +204,17 @@ class Tree:
             entry.get("refuses"),
             rename,
         )
-        node.properties[name] = Property(name, type_, about.get, about.set)
+        target = None
+        if type_.startswith("link<") and not about.is_read_only:
+            target = type_[len("link<") : -1]
+        node.properties[name] = Property(name, type_, about.get, about.set, target)
 
-    def resolve(self, path: str) -> str:
+    def resolve(self, path: str, shown: str | None = None) -> str:
         """Return the full path of the one object that a path names.
+
+        Args:
+            path: The path.
+            shown: What the error names, if that is not the path.
 
         Raises:
             AmbiguousPath: It names several.
@@ -201,7 +225,7 @@ class Tree:
             full = "/" + "/".join(parts)
             if full in self._nodes:
                 return full
-            raise device_not_found(path)
+            raise device_not_found(path if shown is None else shown)
         tail = "/" + "/".join(parts)
         found = [full for full in self._nodes if full.endswith(tail) or not parts]
         if len(found) > 1:
@@ -209,6 +233,30 @@ class Tree:
         if not found:
             raise device_not_found(path)
         return found[0]
+
+    def check_link(self, name: str, target: str, value: Value) -> str | None:
+        """Check what a property is set to that points to another object.
+
+        Args:
+            name: The property's name.
+            target: The type of object it points to.
+            value: A path, of an object of that type.
+
+        Returns:
+            The full path; ``None`` for an empty one, which points to nothing.
+
+        Raises:
+            QmpError: It is no path, or leads to nothing, or to another thing.
+        """
+        if not isinstance(value, str):
+            raise QmpError(f"Invalid parameter type for '{name}', expected: string")
+        if not value:
+            return None
+        with contextlib.suppress(AmbiguousPath):
+            full = self.resolve(value)
+            if f"{self._nodes[full].type}-".startswith(f"{target}-"):
+                return full
+        raise QmpError(f"Invalid parameter type for '{name}', expected: {target}")
 
     def __getitem__(self, path: str) -> Node:
         return self._nodes[path]

@@ -6,10 +6,11 @@ wrong type is complained of; only then comes what does not belong there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
+from qmpballoon.testing.model.hashtable import first_left
 from qmpballoon.testing.model.qobject import INT64_MAX, UINT64_MAX, in_table_order
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Aborted", "Argument", "Kind", "QmpError", "check_type", "visit"]
 
-Kind = Literal["integer", "uint64", "string", "boolean", "strings", "any"]
+Kind = Literal["integer", "uint64", "string", "boolean", "strings", "uint64s", "any"]
+
+_ARRAYS: Final[dict[Kind, Kind]] = {"strings": "string", "uint64s": "uint64"}
 
 
 class Aborted(Exception):
@@ -60,10 +63,10 @@ def visit(schema: Sequence[Argument], given: dict[str, Value]) -> None:
             check_type(argument.name, argument.kind, given[argument.name])
         elif not argument.optional:
             raise QmpError(f"Parameter '{argument.name}' is missing")
-    known = {argument.name for argument in schema}
-    for name, _ in in_table_order(given):
-        if name not in known:
-            raise QmpError(f"Parameter '{name}' is unexpected")
+    names = [name for name, _ in in_table_order(given)]
+    left = first_left(names, [argument.name for argument in schema])
+    if left is not None:
+        raise QmpError(f"Parameter '{left}' is unexpected")
 
 
 def check_type(name: str, kind: Kind, value: Value) -> None:
@@ -72,8 +75,8 @@ def check_type(name: str, kind: Kind, value: Value) -> None:
     Raises:
         QmpError: In QEMU's words.
     """
-    if kind == "strings":
-        _check_strings(name, value)
+    if kind in _ARRAYS:
+        _check_array(name, _ARRAYS[kind], value)
         return
     if _fits(kind, value):
         return
@@ -82,11 +85,11 @@ def check_type(name: str, kind: Kind, value: Value) -> None:
     raise QmpError(f"Invalid parameter type for '{name}', expected: {kind}")
 
 
-def _check_strings(name: str, value: Value) -> None:
+def _check_array(name: str, kind: Kind, value: Value) -> None:
     if not isinstance(value, list):
         raise QmpError(f"Invalid parameter type for '{name}', expected: array")
     for i, each in enumerate(value):
-        check_type(f"{name}[{i}]", "string", each)
+        check_type(f"{name}[{i}]", kind, each)
 
 
 def _fits(kind: Kind, value: Value) -> bool:

@@ -1,0 +1,330 @@
+"""The commands that plug memory, and devices, into a running machine.
+
+Up to 9.1 QEMU turned what ``device_add`` was given into options of its command line
+first, which are text; later versions take each value as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from qmpballoon.testing.model.dimms import PERIPHERAL, add_backend, add_dimm, is_busy
+from qmpballoon.testing.model.hashtable import first_left
+from qmpballoon.testing.model.qobject import in_table_order
+from qmpballoon.testing.model.session import Command
+from qmpballoon.testing.model.visit import Argument, QmpError, check_type, visit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.qobject import Value
+
+__all__ = ["plug_commands"]
+
+_ANONYMOUS: Final = "/machine/peripheral-anon"
+_UNPLUG_TIME: Final = 100_000_000
+_ID: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_BAD_ID: Final = QmpError("Parameter 'id' expects an identifier")
+_NUMBER: Final = re.compile(r"\s*[-+]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
+_BUSES: Final = {"pcie.0": "PCIE", "isa.0": "ISA", "main-system-bus": "System"}
+_ABSTRACT: Final = ("device", "pci-device", "virtio-pci")
+_DIMMS: Final = ("pc-dimm", "nvdimm")
+_POLICIES: Final = ("default", "preferred", "bind", "interleave")
+_BACKEND: Final = (
+    Argument("dump", "boolean", optional=True),
+    Argument("host-nodes", "uint64s", optional=True),
+    Argument("merge", "boolean", optional=True),
+    Argument("policy", "string", optional=True),
+    Argument("prealloc", "boolean", optional=True),
+    Argument("prealloc-threads", "uint64", optional=True),
+    Argument("prealloc-context", "string", optional=True),
+    Argument("share", "boolean", optional=True),
+    Argument("reserve", "boolean", optional=True),
+    Argument("size", "uint64"),
+    Argument("x-use-canonical-path-for-ramblock-id", "boolean", optional=True),
+)
+
+
+def plug_commands(machine: Machine) -> dict[str, Command]:
+    """Return the commands that plug and unplug."""
+    identity = (Argument("id", "string"),)
+    return {
+        "object-add": Command(lambda a: _object_add(machine, a), schema=None),
+        "object-del": Command(lambda a: _object_del(machine, str(a["id"])), identity),
+        "device_add": Command(lambda a: _device_add(machine, a), schema=None),
+        "device_del": Command(lambda a: _device_del(machine, str(a["id"])), identity),
+        "query-memory-devices": Command(lambda _: _memory_devices(machine)),
+    }
+
+
+# Memory
+
+
+def _object_add(machine: Machine, given: dict[str, Any]) -> Value:
+    kind = _required(given, "qom-type")
+    if kind != "memory-backend-ram":
+        raise QmpError(f"Parameter 'qom-type' does not accept value '{kind}'")
+    name = _required(given, "id")
+    _check_backend(given)
+    if not _ID.fullmatch(name):
+        raise _BAD_ID
+    for member, value in in_table_order(given):
+        if member in {"size", "prealloc-threads"} and value == 0:
+            raise QmpError(f"property '{member}' of {kind} doesn't take value '0'")
+        if member == "prealloc-context":
+            machine.tree.check_link(member, "thread-context", value)
+    add_backend(machine, name, given["size"] % (1 << 64))
+    _check_nodes(machine, given)
+    return {}
+
+
+def _required(given: dict[str, Value], name: str) -> str:
+    if name not in given:
+        raise QmpError(f"Parameter '{name}' is missing")
+    check_type(name, "string", given[name])
+    return cast("str", given[name])
+
+
+def _check_backend(given: dict[str, Value]) -> None:
+    """Check types in the schema's order, and each value with its type."""
+    names = [name for name, _ in in_table_order(given)]
+    known = ["qom-type", "id"]
+    for argument in _BACKEND:
+        own = {argument.name: given[argument.name]} if argument.name in given else {}
+        visit((argument,), own)
+        known.append(argument.name)
+        for value in own.values():
+            _check_value(argument.name, value)
+    left = first_left(names, known)
+    if left is not None:
+        raise QmpError(f"Parameter '{left}' is unexpected")
+
+
+def _check_value(name: str, value: Value) -> None:
+    if name == "host-nodes" and any(node >> 16 for node in cast("list[int]", value)):
+        raise QmpError("Parameter 'null' expects uint16_t")
+    if name == "prealloc-threads" and cast("int", value) >> 32:
+        raise QmpError(f"Parameter '{name}' expects uint32_t")
+    if name == "policy" and value not in _POLICIES:
+        raise QmpError(f"Parameter '{name}' does not accept value '{value}'")
+
+
+def _check_nodes(machine: Machine, given: dict[str, Any]) -> None:
+    """Undo what was added for a policy that does not go with its nodes."""
+    policy, nodes = given.get("policy", "default"), given.get("host-nodes", [])
+    if bool(nodes) == (policy != "default"):
+        return
+    _remove_backend(machine, given["id"])
+    if nodes:
+        raise QmpError(
+            "host-nodes must be empty for policy default, or you should explicitly"
+            " specify a policy other than default"
+        )
+    raise QmpError(f"host-nodes must be set for policy {policy}")
+
+
+def _object_del(machine: Machine, name: str) -> Value:
+    if f"/objects/{name}" not in machine.tree or not _ID.fullmatch(name):
+        raise QmpError(f"object '{name}' not found")
+    if is_busy(machine, name):
+        raise QmpError(machine.profile.busy_memory.format(name))
+    _remove_backend(machine, name)
+    return {}
+
+
+def _remove_backend(machine: Machine, name: str) -> None:
+    del machine.backends[name]
+    machine.tree.remove_child("/objects", name)
+
+
+def _memory_devices(machine: Machine) -> Value:
+    return [
+        {
+            "type": "dimm",
+            "data": {
+                "memdev": f"/objects/{dimm.backend}",
+                "hotplugged": True,
+                "addr": dimm.address,
+                "hotpluggable": True,
+                "size": dimm.size,
+                "slot": dimm.slot,
+                "node": 0,
+                **({} if dimm.id is None else {"id": dimm.id}),
+            },
+        }
+        for dimm in sorted(machine.dimms.values(), key=lambda dimm: dimm.address)
+    ]
+
+
+# Devices
+
+
+def _device_del(machine: Machine, name: str) -> Value:
+    tree = machine.tree
+    path = tree.resolve(name if name.startswith("/") else f"{PERIPHERAL}/{name}", name)
+    if path in machine.dimms:
+        if machine.guest.driver_ready:
+            machine.dimms[path].leaves_at = machine.guest.now + _UNPLUG_TIME
+        return {}
+    kind = tree[path].type
+    if kind.endswith("-cpu"):
+        raise QmpError("Boot CPU is unpluggable")
+    if not kind.endswith(("-device", "-pci", "-transitional")):
+        raise QmpError(machine.profile.not_a_device.format(name))
+    bus = "virtio-bus" if kind == "virtio-balloon-device" else "pcie.0"
+    raise QmpError(f"Bus '{bus}' does not support hotplugging")
+
+
+def _device_add(machine: Machine, given: dict[str, Any]) -> Value:
+    profile = machine.profile
+    name = given.get("id") if isinstance(given.get("id"), str) else None
+    if profile.devices_are_options:
+        given = _as_options(given)
+        if name is not None and not _ID.fullmatch(name):
+            raise _BAD_ID
+    driver, bus = (
+        text if isinstance(text := given.get(key), str) else None
+        for key in ("driver", "bus")
+    )
+    if driver is None:
+        raise QmpError("Parameter 'driver' is missing")
+    _check_driver(machine, driver)
+    _check_bus(machine, driver, bus)
+    parent, name = _identify(machine, name)
+    wanted = {
+        key: _property(machine, key, value)
+        for key, value in in_table_order(given)
+        if key not in {"driver", "bus", "id"}
+    }
+    add_dimm(
+        machine,
+        parent,
+        name,
+        cast("str | None", wanted.get("memdev")),
+        type_=driver,
+        slot=cast("int", wanted.get("slot", -1)),
+        address=cast("int", wanted.get("addr", 0)),
+        node=cast("int", wanted.get("node", 0)),
+    )
+    return {}
+
+
+def _as_options(given: dict[str, Value]) -> dict[str, Value]:
+    """Return what options, which are text, make of values; some they leave out."""
+    options: dict[str, Value] = {}
+    for name, value in given.items():
+        match value:
+            case bool():
+                options[name] = "on" if value else "off"
+            case int() | str():
+                options[name] = str(value)
+            case float():
+                options[name] = f"{value:.17g}"
+            case _:
+                pass
+    return options
+
+
+def _check_driver(machine: Machine, driver: str) -> None:
+    kinds = {str(entry["name"]): entry for entry in machine.profile.types}
+    abstract = kinds.get(driver, {}).get("abstract") or driver in _ABSTRACT
+    if driver.startswith("memory-backend") or not (abstract or driver in kinds):
+        raise QmpError(f"'{driver}' is not a valid device model name")
+    if abstract:
+        raise QmpError("Parameter 'driver' expects a non-abstract device type")
+
+
+def _check_bus(machine: Machine, driver: str, bus: str | None) -> None:
+    """Find a bus for a device; only DIMMs, which need none, can be plugged in."""
+    has_virtio_bus = bool(machine.config.balloon)
+    is_pci = driver.startswith("virtio-balloon-pci")
+    is_virtio = not is_pci and driver not in _DIMMS
+    if bus == "virtio-bus" and has_virtio_bus and is_virtio:
+        raise QmpError("Bus 'virtio-bus' is full")
+    if bus is not None and bus not in _BUSES:
+        raise QmpError(f"Bus '{bus}' not found")
+    if bus is not None and not (is_pci and bus == "pcie.0"):
+        raise QmpError(f"Device '{driver}' can't go on {_BUSES[bus]} bus")
+    if is_pci:
+        raise QmpError("Bus 'pcie.0' does not support hotplugging")
+    if is_virtio and machine.profile.full_bus_is_found and has_virtio_bus:
+        raise QmpError("A 'virtio-bus' bus was found but is full")
+    if is_virtio:
+        raise QmpError(f"No 'virtio-bus' bus found for device '{driver}'")
+
+
+def _identify(machine: Machine, name: str | None) -> tuple[str, str]:
+    """Return the object that a device belongs to, and its name there."""
+    if name is None:
+        machine.anonymous += 1
+        return _ANONYMOUS, f"device[{machine.anonymous - 1}]"
+    if machine.profile.bad_device_id and not _ID.fullmatch(name):
+        raise QmpError(machine.profile.bad_device_id.format(name))
+    if machine.tree.has_child(PERIPHERAL, name):
+        raise QmpError(f"Duplicate device ID '{name}'")
+    return PERIPHERAL, name
+
+
+def _property(machine: Machine, name: str, value: Value) -> Value:
+    """Return what a DIMM's property is set to."""
+    kinds = {
+        str(entry["name"]): str(entry["type"])
+        for entry in machine.profile.properties["pc-dimm"]["qom-list-properties"]
+    }
+    if name not in kinds:
+        raise QmpError(f"Property 'pc-dimm.{name}' not found")
+    if name not in _SETTERS:
+        raise QmpError(f"Property 'pc-dimm.{name}' is not writable")
+    return _SETTERS[name](machine, name, value)
+
+
+def _memdev(machine: Machine, name: str, value: Value) -> Value:
+    path = machine.tree.check_link(name, "memory-backend", value)
+    return None if path is None else path.rpartition("/")[2]
+
+
+def _slot(machine: Machine, name: str, value: Value) -> Value:
+    slot = _number(machine, name, "integer", value)
+    if not -(1 << 31) <= slot < 1 << 31:
+        raise QmpError(f"Parameter '{name}' expects int32_t")
+    return slot
+
+
+def _node(machine: Machine, name: str, value: Value) -> Value:
+    node = _number(machine, name, "uint64", value) % (1 << 64)
+    if node >> 32:
+        raise QmpError(f"Parameter '{name}' expects uint32_t")
+    return node
+
+
+def _addr(machine: Machine, name: str, value: Value) -> Value:
+    return _number(machine, name, "uint64", value) % (1 << 64)
+
+
+def _number(machine: Machine, name: str, kind: Any, value: Value) -> int:  # noqa: ANN401
+    if machine.profile.devices_are_options:
+        text = str(value)
+        if not _NUMBER.fullmatch(text):
+            raise QmpError(f"Parameter '{name}' expects integer")
+        digits = text.strip()
+        octal = digits.lstrip("+-").startswith("0") and digits.lstrip("+-").isdigit()
+        return int(digits, 8 if octal else 0)
+    check_type(name, kind, value)
+    return cast("int", value)
+
+
+def _realized(machine: Machine, name: str, value: Value) -> Value:
+    if not machine.profile.devices_are_options:
+        check_type(name, "boolean", value)
+    return value
+
+
+_SETTERS: Final[dict[str, Callable[[Machine, str, Value], Value]]] = {
+    "memdev": _memdev,
+    "slot": _slot,
+    "node": _node,
+    "addr": _addr,
+    "realized": _realized,
+}
