@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.testing.machine import Machine
     from qmpballoon.testing.model.qobject import Value
+    from qmpballoon.testing.model.visit import Kind
 
 __all__ = ["plug_commands"]
 
@@ -303,7 +304,7 @@ def _addr(machine: Machine, name: str, value: Value) -> Value:
     return _number(machine, name, "uint64", value) % (1 << 64)
 
 
-def _number(machine: Machine, name: str, kind: Any, value: Value) -> int:  # noqa: ANN401
+def _number(machine: Machine, name: str, kind: Kind, value: Value) -> int:
     if machine.profile.devices_are_options:
         text = str(value)
         if not _NUMBER.fullmatch(text):
