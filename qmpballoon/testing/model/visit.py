@@ -63,10 +63,11 @@ def visit(schema: Sequence[Argument], given: dict[str, Value]) -> None:
             check_type(argument.name, argument.kind, given[argument.name])
         elif not argument.optional:
             raise QmpError(f"Parameter '{argument.name}' is missing")
+    known = [argument.name for argument in schema]
+    if given.keys() <= set(known):
+        return  # as nearly always: no table need be laid out
     names = [name for name, _ in in_table_order(given)]
-    left = first_left(names, [argument.name for argument in schema])
-    if left is not None:
-        raise QmpError(f"Parameter '{left}' is unexpected")
+    raise QmpError(f"Parameter '{first_left(names, known)}' is unexpected")
 
 
 def check_type(name: str, kind: Kind, value: Value) -> None:
