@@ -79,6 +79,7 @@ def test_what_was_not_taken_is_left(names: list[str], data: st.DataObject) -> No
     [
         ({}, "'memdev' property must be set"),
         ({"memdev": "nope"}, "Device 'nope' not found"),
+        ({"memdev": "d", "id": "d"}, "Invalid parameter type for 'memdev', expected:"),
         ({"memdev": "/machine"}, "Invalid parameter type for 'memdev', expected:"),
         ({"memdev": "pc.ram"}, "can't use already busy memdev: pc.ram"),
         ({"memdev": "odd"}, "backend memory size must be multiple of 0x200000"),

@@ -195,7 +195,7 @@ def _device_add(machine: Machine, given: dict[str, Any]) -> Value:
     _check_bus(machine, driver, bus)
     parent, name = _identify(machine, name)
     wanted = {
-        key: _property(machine, key, value)
+        key: _property(machine, f"{parent}/{name}", key, value)
         for key, value in in_table_order(given)
         if key not in {"driver", "bus", "id"}
     }
@@ -268,22 +268,20 @@ def _identify(machine: Machine, name: str | None) -> tuple[str, str]:
     return PERIPHERAL, name
 
 
-def _property(machine: Machine, name: str, value: Value) -> Value:
-    """Return what a DIMM's property is set to."""
+def _property(machine: Machine, path: str, name: str, value: Value) -> Value:
+    """Return what a property of the DIMM that is to be at a path is set to."""
     kinds = {
         str(entry["name"]): str(entry["type"])
         for entry in machine.profile.properties["pc-dimm"]["qom-list-properties"]
     }
     if name not in kinds:
         raise QmpError(f"Property 'pc-dimm.{name}' not found")
-    if name not in _SETTERS:
+    if name != "memdev" and name not in _SETTERS:
         raise QmpError(f"Property 'pc-dimm.{name}' is not writable")
+    if name == "memdev":
+        found = machine.tree.check_link(name, "memory-backend", value, itself=path)
+        return None if found is None else found.rpartition("/")[2]
     return _SETTERS[name](machine, name, value)
-
-
-def _memdev(machine: Machine, name: str, value: Value) -> Value:
-    path = machine.tree.check_link(name, "memory-backend", value)
-    return None if path is None else path.rpartition("/")[2]
 
 
 def _slot(machine: Machine, name: str, value: Value) -> Value:
@@ -323,7 +321,6 @@ def _realized(machine: Machine, name: str, value: Value) -> Value:
 
 
 _SETTERS: Final[dict[str, Callable[[Machine, str, Value], Value]]] = {
-    "memdev": _memdev,
     "slot": _slot,
     "node": _node,
     "addr": _addr,

@@ -7,7 +7,6 @@ end of one.
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import define, field, frozen
@@ -15,7 +14,7 @@ from attrs import define, field, frozen
 from qmpballoon.testing.model.visit import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from qmpballoon.testing.model.qobject import Value
 
@@ -125,6 +124,15 @@ class Node:
             found.set = set_ or found.set
 
 
+def _named_by(path: str, paths: Collection[str]) -> list[str]:
+    """Return those of full paths that a path, or the end of one, names."""
+    parts = [part for part in path.split("/") if part]
+    full = "/" + "/".join(parts)
+    if path.startswith("/"):
+        return [full] if full in paths else []
+    return [each for each in paths if each.endswith(full) or not parts]
+
+
 @define
 class Tree:
     """All objects, by their paths."""
@@ -220,27 +228,23 @@ class Tree:
             AmbiguousPath: It names several.
             QmpError: It names none.
         """
-        parts = [part for part in path.split("/") if part]
-        if path.startswith("/"):
-            full = "/" + "/".join(parts)
-            if full in self._nodes:
-                return full
-            raise device_not_found(path if shown is None else shown)
-        tail = "/" + "/".join(parts)
-        found = [full for full in self._nodes if full.endswith(tail) or not parts]
+        found = _named_by(path, self._nodes)
         if len(found) > 1:
             raise AmbiguousPath(f"Path '{path}' is ambiguous")
         if not found:
-            raise device_not_found(path)
+            raise device_not_found(path if shown is None else shown)
         return found[0]
 
-    def check_link(self, name: str, target: str, value: Value) -> str | None:
+    def check_link(
+        self, name: str, target: str, value: Value, itself: str | None = None
+    ) -> str | None:
         """Check what a property is set to that points to another object.
 
         Args:
             name: The property's name.
             target: The type of object it points to.
             value: A path, of an object of that type.
+            itself: The path of the property's object, if that is about to be added.
 
         Returns:
             The full path; ``None`` for an empty one, which points to nothing.
@@ -252,11 +256,13 @@ class Tree:
             raise QmpError(f"Invalid parameter type for '{name}', expected: string")
         if not value:
             return None
-        with contextlib.suppress(AmbiguousPath):
-            full = self.resolve(value)
+        named = _named_by(value, self._nodes)
+        for full in named:
             if f"{self._nodes[full].type}-".startswith(f"{target}-"):
                 return full
-        raise QmpError(f"Invalid parameter type for '{name}', expected: {target}")
+        if named or (itself and _named_by(value, [itself])):
+            raise QmpError(f"Invalid parameter type for '{name}', expected: {target}")
+        raise device_not_found(value)
 
     def __getitem__(self, path: str) -> Node:
         return self._nodes[path]
