@@ -10,10 +10,9 @@ import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from qmpballoon.testing.model.dimms import PERIPHERAL, add_backend, add_dimm, is_busy
-from qmpballoon.testing.model.hashtable import first_left
 from qmpballoon.testing.model.qobject import in_table_order
 from qmpballoon.testing.model.session import Command
-from qmpballoon.testing.model.visit import Argument, QmpError, check_type, visit
+from qmpballoon.testing.model.visit import Argument, QmpError, check_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,13 +32,37 @@ _BUSES: Final = {"pcie.0": "PCIE", "isa.0": "ISA", "main-system-bus": "System"}
 _ABSTRACT: Final = ("device", "pci-device", "virtio-pci")
 _DIMMS: Final = ("pc-dimm", "nvdimm")
 _POLICIES: Final = ("default", "preferred", "bind", "interleave")
+
+
+def _check_kind(kind: Value) -> None:
+    if kind != "memory-backend-ram":
+        raise QmpError(f"Parameter 'qom-type' does not accept value '{kind}'")
+
+
+def _check_host_nodes(nodes: Value) -> None:
+    if any(node >> 16 for node in cast("list[int]", nodes)):
+        raise QmpError("Parameter 'null' expects uint16_t")
+
+
+def _check_policy(policy: Value) -> None:
+    if policy not in _POLICIES:
+        raise QmpError(f"Parameter 'policy' does not accept value '{policy}'")
+
+
+def _check_threads(threads: Value) -> None:
+    if cast("int", threads) >> 32:
+        raise QmpError("Parameter 'prealloc-threads' expects uint32_t")
+
+
 _BACKEND: Final = (
+    Argument("qom-type", "string", check=_check_kind),
+    Argument("id", "string"),
     Argument("dump", "boolean", optional=True),
-    Argument("host-nodes", "uint64s", optional=True),
+    Argument("host-nodes", "uint64s", optional=True, check=_check_host_nodes),
     Argument("merge", "boolean", optional=True),
-    Argument("policy", "string", optional=True),
+    Argument("policy", "string", optional=True, check=_check_policy),
     Argument("prealloc", "boolean", optional=True),
-    Argument("prealloc-threads", "uint64", optional=True),
+    Argument("prealloc-threads", "uint64", optional=True, check=_check_threads),
     Argument("prealloc-context", "string", optional=True),
     Argument("share", "boolean", optional=True),
     Argument("reserve", "boolean", optional=True),
@@ -52,7 +75,7 @@ def plug_commands(machine: Machine) -> dict[str, Command]:
     """Return the commands that plug and unplug."""
     identity = (Argument("id", "string"),)
     return {
-        "object-add": Command(lambda a: _object_add(machine, a), schema=None),
+        "object-add": Command(lambda a: _object_add(machine, a), _BACKEND),
         "object-del": Command(lambda a: _object_del(machine, str(a["id"])), identity),
         "device_add": Command(lambda a: _device_add(machine, a), schema=None),
         "device_del": Command(lambda a: _device_del(machine, str(a["id"])), identity),
@@ -64,11 +87,7 @@ def plug_commands(machine: Machine) -> dict[str, Command]:
 
 
 def _object_add(machine: Machine, given: dict[str, Any]) -> Value:
-    kind = _required(given, "qom-type")
-    if kind != "memory-backend-ram":
-        raise QmpError(f"Parameter 'qom-type' does not accept value '{kind}'")
-    name = _required(given, "id")
-    _check_backend(given)
+    kind, name = given["qom-type"], given["id"]
     if not _ID.fullmatch(name):
         raise _BAD_ID
     for member, value in in_table_order(given):
@@ -79,37 +98,6 @@ def _object_add(machine: Machine, given: dict[str, Any]) -> Value:
     add_backend(machine, name, given["size"] % (1 << 64))
     _check_nodes(machine, given)
     return {}
-
-
-def _required(given: dict[str, Value], name: str) -> str:
-    if name not in given:
-        raise QmpError(f"Parameter '{name}' is missing")
-    check_type(name, "string", given[name])
-    return cast("str", given[name])
-
-
-def _check_backend(given: dict[str, Value]) -> None:
-    """Check types in the schema's order, and each value with its type."""
-    names = [name for name, _ in in_table_order(given)]
-    known = ["qom-type", "id"]
-    for argument in _BACKEND:
-        own = {argument.name: given[argument.name]} if argument.name in given else {}
-        visit((argument,), own)
-        known.append(argument.name)
-        for value in own.values():
-            _check_value(argument.name, value)
-    left = first_left(names, known)
-    if left is not None:
-        raise QmpError(f"Parameter '{left}' is unexpected")
-
-
-def _check_value(name: str, value: Value) -> None:
-    if name == "host-nodes" and any(node >> 16 for node in cast("list[int]", value)):
-        raise QmpError("Parameter 'null' expects uint16_t")
-    if name == "prealloc-threads" and cast("int", value) >> 32:
-        raise QmpError(f"Parameter '{name}' expects uint32_t")
-    if name == "policy" and value not in _POLICIES:
-        raise QmpError(f"Parameter '{name}' does not accept value '{value}'")
 
 
 def _check_nodes(machine: Machine, given: dict[str, Any]) -> None:
@@ -270,17 +258,14 @@ def _identify(machine: Machine, name: str | None) -> tuple[str, str]:
 
 def _property(machine: Machine, path: str, name: str, value: Value) -> Value:
     """Return what a property of the DIMM that is to be at a path is set to."""
-    kinds = {
-        str(entry["name"]): str(entry["type"])
-        for entry in machine.profile.properties["pc-dimm"]["qom-list-properties"]
-    }
-    if name not in kinds:
+    known = machine.profile.properties["pc-dimm"]["qom-list-properties"]
+    if all(entry["name"] != name for entry in known):
         raise QmpError(f"Property 'pc-dimm.{name}' not found")
-    if name != "memdev" and name not in _SETTERS:
-        raise QmpError(f"Property 'pc-dimm.{name}' is not writable")
     if name == "memdev":
         found = machine.tree.check_link(name, "memory-backend", value, itself=path)
         return None if found is None else found.rpartition("/")[2]
+    if name not in _SETTERS:
+        raise QmpError(f"Property 'pc-dimm.{name}' is not writable")
     return _SETTERS[name](machine, name, value)
 
 

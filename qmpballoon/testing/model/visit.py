@@ -14,7 +14,7 @@ from qmpballoon.testing.model.hashtable import first_left
 from qmpballoon.testing.model.qobject import INT64_MAX, UINT64_MAX, in_table_order
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from qmpballoon.testing.model.qobject import Value
 
@@ -45,11 +45,12 @@ class QmpError(Exception):
 
 @frozen
 class Argument:
-    """One argument of a command."""
+    """One argument of a command; ``check`` refuses values that are of its type."""
 
     name: str
     kind: Kind
     optional: bool = False
+    check: Callable[[Value], None] | None = None
 
 
 def visit(schema: Sequence[Argument], given: dict[str, Value]) -> None:
@@ -61,6 +62,8 @@ def visit(schema: Sequence[Argument], given: dict[str, Value]) -> None:
     for argument in schema:
         if argument.name in given:
             check_type(argument.name, argument.kind, given[argument.name])
+            if argument.check is not None:
+                argument.check(given[argument.name])
         elif not argument.optional:
             raise QmpError(f"Parameter '{argument.name}' is missing")
     known = [argument.name for argument in schema]
