@@ -31,11 +31,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.fleet.growth import Growth
 from qmpballoon.fleet.members import Host, Member
 from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
+from qmpballoon.fleet.usage_rate import Growth
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import (
+from qmpballoon.testing.model.machine import (
     SECOND,
     GuestConfig,
     Machine,

@@ -30,12 +30,12 @@ from attrs import frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from qmpballoon.export.prometheus import FleetCollector, Snapshot
-from qmpballoon.fleet.balance import balance
-from qmpballoon.fleet.discovery import sources
-from qmpballoon.fleet.gauge import Gauge
+from qmpballoon.fleet.control_loop import balance
+from qmpballoon.fleet.host_memory import Gauge
+from qmpballoon.fleet.metrics import FleetCollector, Snapshot
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.settings import Settings
+from qmpballoon.fleet.sources import sources
 from qmpballoon.fleet.supervisor import open_fleet
 from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
 from qmpballoon.sizes import GiB, MiB

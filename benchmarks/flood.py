@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 import trio
 from fleet_size import resident
 
-from qmpballoon.client import open_monitor
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
-    from qmpballoon.client import TrioMonitor
+    from qmpballoon.trio import TrioMonitor
 
 GREETING = {"QMP": {"version": {}, "capabilities": []}}
 NAMES = ("BALLOON_CHANGE", "BALLOON_CHANGE", "BALLOON_CHANGE", "RTC_CHANGE")

@@ -24,8 +24,8 @@ STATEMENTS = (
     "import typing",
     "import qmpballoon",
     "import qmpballoon.blocking",
-    "import qmpballoon.aio",
-    "import qmpballoon.client",
+    "import qmpballoon.asyncio",
+    "import qmpballoon.trio",
 )
 
 

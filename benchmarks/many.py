@@ -25,7 +25,7 @@ from attrs import frozen
 from fleet_size import resident, serve
 from qemu.qmp import QMPClient
 
-from qmpballoon.client import TrioMonitor, open_monitor
+from qmpballoon.trio import TrioMonitor, open_monitor
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

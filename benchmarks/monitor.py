@@ -30,7 +30,7 @@ import trio
 from attrs import Factory, frozen
 from qemu.qmp import QMPClient
 
-from qmpballoon.client import open_monitor
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,7 +15,7 @@ import sys
 from statistics import median
 
 from qmpballoon.testing.background import serve
-from qmpballoon.testing.machine import MachineConfig
+from qmpballoon.testing.model.machine import MachineConfig
 
 COMMAND = "from qmpballoon.cli import main; main()"
 
@@ -39,7 +39,7 @@ def main() -> None:
             "import qmpballoon": ("-c", "import qmpballoon"),
             "import trio": ("-c", "import trio"),
             "import click": ("-c", "import click"),
-            "import qmpballoon.client": ("-c", "import qmpballoon.client"),
+            "import qmpballoon.trio": ("-c", "import qmpballoon.trio"),
             "qmpballoon --version": ("-c", COMMAND, "--version"),
             "qmpballoon status --json": (
                 *("-c", COMMAND, "status", fake.socket, "--json"),

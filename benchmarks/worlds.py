@@ -12,10 +12,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from qmpballoon.client import open_balloon
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine, MachineConfig
 from qmpballoon.testing.world import run_world
+from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from qmpballoon import GiB, MiB, QmpBalloonError
 from qmpballoon.testing.background import serve
-from qmpballoon.testing.machine import GuestConfig, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -12,7 +12,7 @@ from _common import parsed, vm_parser
 from qemu.qmp import EventListener, QMPClient
 
 from qmpballoon import format_size
-from qmpballoon.aio import find_balloon
+from qmpballoon.asyncio import find_balloon
 
 
 async def listen(listener: EventListener) -> None:

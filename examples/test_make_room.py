@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from make_room import SMALLEST, make_room
 
 from qmpballoon import GiB, Guard, open_balloon
-from qmpballoon.testing.machine import GuestConfig, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
     from qmpballoon.testing.simulated import SimulatedVm
 
 MEMORY = 2 * GiB

@@ -21,23 +21,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.device import Balloon as Balloon
-    from qmpballoon.balloon.device import BalloonInfo as BalloonInfo
-    from qmpballoon.balloon.diagnosis import Diagnosis as Diagnosis
+    from qmpballoon.balloon._diagnosis import Diagnosis as Diagnosis
+    from qmpballoon.balloon._reclaim import ReclaimReport as ReclaimReport
+    from qmpballoon.balloon._reclaim import Snapshot as Snapshot
+    from qmpballoon.balloon._resize import Progress as Progress
+    from qmpballoon.balloon._resize import ResizeResult as ResizeResult
+    from qmpballoon.balloon._tracker import StallLimits as StallLimits
+    from qmpballoon.balloon.balloon import Balloon as Balloon
+    from qmpballoon.balloon.balloon import BalloonInfo as BalloonInfo
     from qmpballoon.balloon.find import find_balloon as find_balloon
     from qmpballoon.balloon.guard import Guard as Guard
     from qmpballoon.balloon.plan import Plan as Plan
-    from qmpballoon.balloon.reclaim import ReclaimReport as ReclaimReport
-    from qmpballoon.balloon.reclaim import Snapshot as Snapshot
-    from qmpballoon.balloon.resize import Progress as Progress
-    from qmpballoon.balloon.resize import ResizeResult as ResizeResult
+    from qmpballoon.balloon.sampling import Sample as Sample
+    from qmpballoon.balloon.sampling import Timeline as Timeline
     from qmpballoon.balloon.stats import GuestStats as GuestStats
-    from qmpballoon.balloon.timeline import Sample as Sample
-    from qmpballoon.balloon.timeline import Timeline as Timeline
-    from qmpballoon.balloon.tracker import StallLimits as StallLimits
-    from qmpballoon.client import TrioMonitor as TrioMonitor
-    from qmpballoon.client import open_balloon as open_balloon
-    from qmpballoon.client import open_monitor as open_monitor
     from qmpballoon.errors import BalloonError as BalloonError
     from qmpballoon.errors import BalloonStalled as BalloonStalled
     from qmpballoon.errors import BalloonUnavailable as BalloonUnavailable
@@ -62,21 +59,24 @@ if TYPE_CHECKING:
     from qmpballoon.sizes import TiB as TiB
     from qmpballoon.sizes import format_size as format_size
     from qmpballoon.sizes import parse_size as parse_size
+    from qmpballoon.trio import TrioMonitor as TrioMonitor
+    from qmpballoon.trio import open_balloon as open_balloon
+    from qmpballoon.trio import open_monitor as open_monitor
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "balloon.device": ("Balloon", "BalloonInfo"),
-    "balloon.diagnosis": ("Diagnosis",),
+    "balloon.balloon": ("Balloon", "BalloonInfo"),
+    "balloon._diagnosis": ("Diagnosis",),
     "balloon.find": ("find_balloon",),
     "balloon.guard": ("Guard",),
     "balloon.plan": ("Plan",),
-    "balloon.reclaim": ("ReclaimReport", "Snapshot"),
-    "balloon.resize": ("Progress", "ResizeResult"),
+    "balloon._reclaim": ("ReclaimReport", "Snapshot"),
+    "balloon._resize": ("Progress", "ResizeResult"),
     "balloon.stats": ("GuestStats",),
-    "balloon.timeline": ("Sample", "Timeline"),
-    "balloon.tracker": ("StallLimits",),
-    "client": ("TrioMonitor", "open_balloon", "open_monitor"),
+    "balloon.sampling": ("Sample", "Timeline"),
+    "balloon._tracker": ("StallLimits",),
+    "trio": ("TrioMonitor", "open_balloon", "open_monitor"),
     "errors": (
         "BalloonError",
         "BalloonStalled",

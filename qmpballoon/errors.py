@@ -31,8 +31,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.diagnosis import Diagnosis
-    from qmpballoon.balloon.resize import ResizeResult
+    from qmpballoon.balloon._diagnosis import Diagnosis
+    from qmpballoon.balloon._resize import ResizeResult
 
 __all__ = [
     "BalloonError",

@@ -37,15 +37,16 @@ from fake_libvirt import FakeDomain
 from qemu.qmp import QMPClient
 from trio.testing import wait_all_tasks_blocked
 
-from qmpballoon import aio, blocking, libvirt
-from qmpballoon.client import open_balloon
+from qmpballoon import asyncio as aio
+from qmpballoon import blocking, libvirt
 from qmpballoon.testing.background import serve
 from qmpballoon.testing.simulated import SimulatedVm, simulate
+from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 
-    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.testing.background import BackgroundFake
 
 NEVER: Final = 10**9  # no operation waits so often

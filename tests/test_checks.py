@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from qmpballoon.checks import require_interval, require_seconds, require_size
+from qmpballoon._checks import require_interval, require_seconds, require_size
 
 
 @pytest.mark.parametrize("value", [0, 1, 2**63 - 1])

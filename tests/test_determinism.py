@@ -64,9 +64,10 @@ WORLD = """
 import random, sys
 import trio
 from qmpballoon import GiB, MiB
-from qmpballoon.client import open_balloon
+from qmpballoon.trio import open_balloon
 from qmpballoon.testing.faults import FaultPlan
-from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, MachineConfig, ramp
+from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine
+from qmpballoon.testing.model.machine import MachineConfig, ramp
 from qmpballoon.testing.world import run_world
 
 class Tap(trio.abc.Stream):

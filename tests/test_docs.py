@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 import pytest
 from docblocks import DOCS, Block, blocks, commands
 
-from qmpballoon.fleet.discovery import from_file
+from qmpballoon.fleet.sources import from_file
 from qmpballoon.testing.background import serve
-from qmpballoon.testing.machine import GuestConfig, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,33 +20,27 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import of the other parts, for type checking too. A part is a
 # module or a folder right below the package; "" is the package's own front page.
-VALUES = {"checks", "errors", "monitor", "sizes"}
-BELOW_CLIENTS = VALUES | {"address", "balloon", "events", "host", "qmp"}
-SHARED = {"failures", "reach"}  # by the front ends
-CLIENTS = {"aio", "blocking", "client", "libvirt"}
+VALUES = {"_checks", "errors", "monitor", "sizes"}
+BELOW_CLIENTS = VALUES | {"address", "balloon", "qmp"}
+CLIENTS = {"asyncio", "blocking", "libvirt", "trio"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "checks": set(),
+    "_checks": set(),
     "errors": set(),
     "monitor": {"errors"},
     "sizes": set(),
     "address": {"errors"},
-    "qmp": {"checks", "errors"},
-    "events": {"checks", "errors", "qmp"},
-    "host": {"errors", "monitor"},
+    "qmp": {"_checks", "errors"},
     "balloon": VALUES,
-    "failures": {"errors"},
-    "reach": {"address", "errors"},
-    "plain": BELOW_CLIENTS,
-    "client": BELOW_CLIENTS | SHARED,
-    "aiotime": set(),
-    "aio": BELOW_CLIENTS | SHARED | {"aiotime"},
-    "blocking": BELOW_CLIENTS | SHARED | {"plain"},
-    "libvirt": BELOW_CLIENTS | {"aiotime", "failures", "plain"},
+    "_transport": {"address", "errors", "monitor"},
+    "trio": BELOW_CLIENTS | {"_transport"},
+    "asyncio": BELOW_CLIENTS | {"_transport"},
+    "blocking": BELOW_CLIENTS | {"_transport"},
+    "libvirt": BELOW_CLIENTS | {"_transport", "blocking"},
     "": BELOW_CLIENTS | CLIENTS,
-    "fleet": BELOW_CLIENTS | {"client"},
-    "export": BELOW_CLIENTS | {"fleet"},
+    "fleet": BELOW_CLIENTS | {"_transport", "trio"},
+    "export": BELOW_CLIENTS,
     "testing": VALUES | {"qmp"},
-    "cli": BELOW_CLIENTS | CLIENTS | {"", "export", "fleet", "testing"},
+    "cli": BELOW_CLIENTS | CLIENTS | {"", "_transport", "export", "fleet", "testing"},
 }
 # The parts that decide, and what would make them touch something.
 PURE = {"balloon", "qmp"}
@@ -142,10 +136,9 @@ def test_importing_the_package_loads_only_its_front_page() -> None:
 @pytest.mark.parametrize(
     ("front_end", "others"),
     [
-        ("aio", {"trio"}),
+        ("asyncio", {"trio"}),
         ("blocking", {"asyncio", "trio"}),
-        ("client", {"asyncio"}),
-        ("plain", {"asyncio", "trio"}),
+        ("trio", {"asyncio"}),
     ],
 )
 def test_a_front_end_loads_no_other_event_loop(

@@ -14,7 +14,7 @@ from frontends import CONNECTING, FrontEnd, on_each
 from scripted import Session, serve
 
 import qmpballoon
-from qmpballoon.cli import fleet_options
+from qmpballoon.cli import _fleet_options
 from qmpballoon.cli.exporter import exporter
 from qmpballoon.errors import CommandError, MonitorTimeout
 from qmpballoon.qmp import Failure
@@ -94,10 +94,10 @@ def test_the_labs_folder_is_private() -> None:
 def test_metrics_are_for_this_machine_unless_told() -> None:
     (listen,) = [option for option in exporter.params if option.name == "listen"]
     assert isinstance(listen.default, str)
-    assert fleet_options.listen_address(listen.default)[0] == "127.0.0.1"
-    assert fleet_options.listen_address("9729") == ("127.0.0.1", 9729)
-    assert fleet_options.listen_address(":9729") == ("127.0.0.1", 9729)
-    assert fleet_options.listen_address("0.0.0.0:9729") == ("0.0.0.0", 9729)  # noqa: S104
+    assert _fleet_options.listen_address(listen.default)[0] == "127.0.0.1"
+    assert _fleet_options.listen_address("9729") == ("127.0.0.1", 9729)
+    assert _fleet_options.listen_address(":9729") == ("127.0.0.1", 9729)
+    assert _fleet_options.listen_address("0.0.0.0:9729") == ("0.0.0.0", 9729)  # noqa: S104
 
 
 # Secrets.

@@ -14,13 +14,13 @@ import pytest
 import trio
 from hypothesis import given, settings
 
-from qmpballoon.client import open_balloon
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.sizes import GiB
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan
-from qmpballoon.testing.machine import SECOND, MachineConfig
+from qmpballoon.testing.model.machine import SECOND, MachineConfig
 from qmpballoon.testing.simulated import SimulatedVm, simulate
 from qmpballoon.testing.strategies import fault_plans
+from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, cast
 
-from qmpballoon.balloon.commands import NO_DEVICE
-from qmpballoon.balloon.device import Balloon
+from qmpballoon.balloon.balloon import Balloon
+from qmpballoon.balloon.device import NO_DEVICE
 from qmpballoon.errors import DeviceNotFound, NoBalloonDevice, ProtocolError
 from qmpballoon.monitor import said_of
 

@@ -2,7 +2,7 @@
 
 :class:`Guard` is what the caller wants, and :class:`Limits` the same as figures for
 one guest. :mod:`~qmpballoon.balloon.plan` tells what follows from them at one moment,
-and :mod:`~qmpballoon.balloon.governor` steers by them while the balloon moves.
+and :mod:`~qmpballoon.balloon._controller` steers by them while the balloon moves.
 
 The rules:
 
@@ -13,7 +13,7 @@ The rules:
 3. A guest that falls under its headroom gets back what it lacks. One that falls
    under half of it, or has a process killed, or falls silent, gets everything.
 4. A guest that begins to suffer in other ways is let alone until that is over, and
-   gets everything if it is not: :mod:`~qmpballoon.balloon.strain`.
+   gets everything if it is not: :mod:`~qmpballoon.balloon._pressure`.
 
 A guest's statistics are hints from somebody who may be wrong, or lie. They can
 make a guard more careful than it need be; they can never take it below the floor.
@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
-from qmpballoon.balloon.strain import NO_STRAIN, StrainLimits
-from qmpballoon.checks import require_seconds, require_size
+from qmpballoon._checks import require_seconds, require_size
+from qmpballoon.balloon._pressure import NO_STRAIN, StrainLimits
 from qmpballoon.sizes import MiB
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
-from qmpballoon.balloon.tracker import PAGE
+from qmpballoon.balloon._tracker import PAGE
 from qmpballoon.sizes import GiB, format_size
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmpballoon.balloon.sampling import Sample
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.balloon.timeline import Sample
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.balloon import Balloon
 
 __all__ = ["Sampler"]
 

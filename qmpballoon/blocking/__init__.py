@@ -17,18 +17,18 @@ a guest its memory back.
 
 from __future__ import annotations
 
-from qmpballoon.blocking.monitor import BlockingMonitor
-from qmpballoon.blocking.opening import COMMAND_TIMEOUT as COMMAND_TIMEOUT
-from qmpballoon.blocking.opening import OPEN_TIMEOUT as OPEN_TIMEOUT
-from qmpballoon.blocking.opening import Target as Target
-from qmpballoon.blocking.opening import open_balloon, open_monitor
-from qmpballoon.blocking.subscription import EventSubscription
-from qmpballoon.plain import (
+from qmpballoon.blocking.balloon import (
     BlockingBalloon,
     BlockingSampler,
     PlainMonitor,
     find_balloon,
 )
+from qmpballoon.blocking.connect import COMMAND_TIMEOUT as COMMAND_TIMEOUT
+from qmpballoon.blocking.connect import OPEN_TIMEOUT as OPEN_TIMEOUT
+from qmpballoon.blocking.connect import Target as Target
+from qmpballoon.blocking.connect import open_balloon, open_monitor
+from qmpballoon.blocking.monitor import BlockingMonitor
+from qmpballoon.blocking.subscription import EventSubscription
 
 __all__ = [
     "BlockingBalloon",

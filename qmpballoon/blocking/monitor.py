@@ -10,25 +10,25 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
-from qmpballoon import host
-from qmpballoon.blocking.interrupts import ctrl_c_waits
-from qmpballoon.blocking.subscription import EventSubscription
-from qmpballoon.checks import require_seconds
-from qmpballoon.errors import (
-    MonitorClosed,
-    MonitorError,
-    ProtocolError,
-    command_error,
-)
-from qmpballoon.events import EventBuffer
-from qmpballoon.failures import (
+from qmpballoon._checks import require_seconds
+from qmpballoon._transport import proc
+from qmpballoon._transport.errors import (
     closed_by_peer,
     not_answered,
     not_greeted,
     not_negotiated,
     retold,
 )
+from qmpballoon.blocking._interrupts import ctrl_c_waits
+from qmpballoon.blocking.subscription import EventSubscription
+from qmpballoon.errors import (
+    MonitorClosed,
+    MonitorError,
+    ProtocolError,
+    command_error,
+)
 from qmpballoon.qmp import Connection, Event, Failure, Greeting, Return, Role, State
+from qmpballoon.qmp.events import EventBuffer
 
 if TYPE_CHECKING:
     import socket
@@ -80,7 +80,7 @@ class BlockingMonitor:
 
     def resident(self) -> int | None:
         """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
-        return None if self.pid is None else host.resident(self.pid)
+        return None if self.pid is None else proc.resident(self.pid)
 
     def now(self) -> float:
         """Return the monotonic time in seconds."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
-from qmpballoon.checks import require_seconds
-from qmpballoon.failures import not_subscribed
+from qmpballoon._checks import require_seconds
+from qmpballoon._transport.errors import not_subscribed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from qmpballoon.blocking.monitor import BlockingMonitor
-    from qmpballoon.events import EventBuffer
     from qmpballoon.qmp import Event
+    from qmpballoon.qmp.events import EventBuffer
 
 __all__ = ["EventSubscription"]
 

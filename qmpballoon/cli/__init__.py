@@ -60,7 +60,7 @@ def _make_writable() -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        from qmpballoon.cli.group import run  # noqa: PLC0415 - needs the extra
+        from qmpballoon.cli._group import run  # noqa: PLC0415 - needs the extra
 
         return run(arguments)
     except ModuleNotFoundError as error:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 import click
 from attrs import asdict, frozen
 
-from qmpballoon.cli import output
-from qmpballoon.cli.options import json_option, positive_size, report_file, size
+from qmpballoon.cli import _output
+from qmpballoon.cli._options import json_option, positive_size, report_file, size
 from qmpballoon.cli.reclaim import conclude, reclaim_shown
 from qmpballoon.sizes import MiB, format_size
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.reclaim import ReclaimReport
+    from qmpballoon.balloon._reclaim import ReclaimReport
+    from qmpballoon.balloon.balloon import Balloon
 
 __all__ = ["demo"]
 
@@ -81,7 +81,7 @@ def demo(
     QEMU and a kernel are fetched from the distribution's packages where they are not
     installed, without root. Where that cannot be done, the guest is a simulated one.
     """
-    from qmpballoon.cli.session import run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
     if memory < _SMALLEST or cache > memory * _MOST_CACHE:
         raise click.UsageError(
@@ -97,7 +97,7 @@ def demo(
 
     cast, title, seen = run(main)
     if as_json:
-        output.print_json({**seen.to_json(), "guest": asdict(cast)})
+        _output.print_json({**seen.to_json(), "guest": asdict(cast)})
     return conclude(seen, title, report, quiet=as_json)
 
 
@@ -114,7 +114,7 @@ async def _guest(
             try:
                 found = await stack.enter_async_context(_real_guest(memory, cache))
             except LabError as error:
-                output.note(f"no real guest, so a simulated one: {error}")
+                _output.note(f"no real guest, so a simulated one: {error}")
         if found is None:
             found = await stack.enter_async_context(_simulated_guest(memory, cache))
         yield found
@@ -122,10 +122,10 @@ async def _guest(
 
 @asynccontextmanager
 async def _real_guest(memory: int, cache: int) -> AsyncGenerator[tuple[Balloon, _Cast]]:
-    from qmpballoon.client import open_balloon  # noqa: PLC0415 - loads trio
     from qmpballoon.testing import lab  # noqa: PLC0415 - loads trio
+    from qmpballoon.trio import open_balloon  # noqa: PLC0415 - loads trio
 
-    output.note(
+    _output.note(
         f"booting a guest of {format_size(memory)}, and filling {format_size(cache)} of"
         " its page cache"
     )
@@ -146,13 +146,13 @@ async def _simulated_guest(
     memory: int, cache: int
 ) -> AsyncGenerator[tuple[Balloon, _Cast]]:
     from qmpballoon.balloon.find import find_balloon  # noqa: PLC0415 - rarely used
-    from qmpballoon.client import open_monitor  # noqa: PLC0415 - loads trio
-    from qmpballoon.testing.machine import (  # noqa: PLC0415 - rarely used
+    from qmpballoon.testing.model.machine import (  # noqa: PLC0415 - rarely used
         GuestConfig,
         Machine,
         MachineConfig,
     )
     from qmpballoon.testing.server import open_fake  # noqa: PLC0415 - loads trio
+    from qmpballoon.trio import open_monitor  # noqa: PLC0415 - loads trio
 
     machine = Machine(
         MachineConfig(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qmpballoon.cli import output
-from qmpballoon.cli.fleet_options import (
+from qmpballoon.cli import _output
+from qmpballoon.cli._fleet_options import (
     VMS,
     fleet_options,
     listen_address,
@@ -18,8 +18,8 @@ from qmpballoon.cli.fleet_options import (
     supervise,
     vms_argument,
 )
-from qmpballoon.cli.options import PERIOD
-from qmpballoon.fleet.gauge import Gauge
+from qmpballoon.cli._options import PERIOD
+from qmpballoon.fleet.host_memory import Gauge
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,9 +70,9 @@ def exporter(
 
         note_nobody(supervisor)
         with metrics_served(supervisor, gauge, rules, listen) as url:
-            output.say(f"metrics at {url}")
+            _output.say(f"metrics at {url}")
             await trio.sleep_forever()
 
     # An interruption is how it is meant to end.
-    with contextlib.suppress(output.Interrupted):
+    with contextlib.suppress(_output.Interrupted):
         supervise(vms, period, main)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from qmpballoon.cli import output
-from qmpballoon.cli.options import positive_size, size
+from qmpballoon.cli import _output
+from qmpballoon.cli._options import positive_size, size
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import profiles
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
 
 __all__ = ["fake"]
 
@@ -79,10 +79,10 @@ def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from 
     It answers as QEMU does, word for word, and has a guest whose memory acts as a
     Linux guest's does. DIMMs can be plugged in.
     """
-    from qmpballoon.cli.session import run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
     # An interruption is how it is meant to end.
-    with contextlib.suppress(output.Interrupted):
+    with contextlib.suppress(_output.Interrupted):
         run(lambda: _serve(socket, **options))
 
 
@@ -102,8 +102,10 @@ async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewis
             )
         else:
             try:
-                output.say(f"A simulated QEMU {options['profile']} listens on {socket}")
-            except (OSError, output.Interrupted) as error:
+                _output.say(
+                    f"A simulated QEMU {options['profile']} listens on {socket}"
+                )
+            except (OSError, _output.Interrupted) as error:
                 failure = error
                 nursery.cancel_scope.cancel()
     if failure is not None:
@@ -122,7 +124,7 @@ def _machine(
     name: str,
     seed: int,
 ) -> Machine:
-    from qmpballoon.testing.machine import (  # noqa: PLC0415 - likewise
+    from qmpballoon.testing.model.machine import (  # noqa: PLC0415 - likewise
         GuestConfig,
         Machine,
         MachineConfig,

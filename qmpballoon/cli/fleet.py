@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from qmpballoon.cli import output
-from qmpballoon.cli.fleet_news import News, note_absent
-from qmpballoon.cli.fleet_options import (
+from qmpballoon.cli import _output
+from qmpballoon.cli._fleet_options import (
     VMS,
     fleet_options,
     listen_address,
@@ -22,9 +21,10 @@ from qmpballoon.cli.fleet_options import (
     timeout_option,
     vms_argument,
 )
-from qmpballoon.cli.fleet_text import host_json, print_plan, report_text
-from qmpballoon.cli.options import PERIOD, json_option, positive_size
-from qmpballoon.fleet.gauge import Gauge
+from qmpballoon.cli._options import PERIOD, json_option, positive_size
+from qmpballoon.cli.render.fleet_news import News, note_absent
+from qmpballoon.cli.render.fleet_text import host_json, print_plan, report_text
+from qmpballoon.fleet.host_memory import Gauge
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import format_size
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from qmpballoon.fleet.balance import Reclaimed
+    from qmpballoon.fleet.control_loop import Reclaimed
     from qmpballoon.fleet.members import Host
     from qmpballoon.fleet.policy import FleetPlan, PolicyName
-    from qmpballoon.fleet.record import View
     from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.fleet.vm import View
 
 __all__ = ["fleet"]
 
@@ -87,7 +87,9 @@ def status(
             await supervisor.known(timeout)
             _show(supervisor, gauge, rules, sort, as_json=as_json)
 
-    with contextlib.suppress(output.Interrupted) if watch else contextlib.nullcontext():
+    with (
+        contextlib.suppress(_output.Interrupted) if watch else contextlib.nullcontext()
+    ):
         supervise(vms, 1.0 if watch else _QUICK, main)
 
 
@@ -96,9 +98,9 @@ def _show(
 ) -> None:
     host = gauge.read(supervisor.held, supervisor.promised)
     if as_json:
-        output.print_json(_status(host, rules, _sorted(supervisor.views(), sort)))
+        _output.print_json(_status(host, rules, _sorted(supervisor.views(), sort)))
         return
-    from qmpballoon.cli.fleet_table import print_table  # noqa: PLC0415 - loads rich
+    from qmpballoon.cli.render.table import print_table  # noqa: PLC0415 - loads rich
 
     print_table(host, rules, _sorted(supervisor.views(), sort))
 
@@ -108,7 +110,7 @@ async def _watch(
 ) -> None:
     import trio  # noqa: PLC0415 - loaded late
 
-    from qmpballoon.cli.fleet_table import table_shown  # noqa: PLC0415 - loads rich
+    from qmpballoon.cli.render.table import table_shown  # noqa: PLC0415 - loads rich
 
     # In a file or a pipe there is no place to show it in again: one follows the other.
     moves = sys.stdout.isatty() and not as_json
@@ -166,7 +168,7 @@ def plan(
     rules = rules_for(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
-        from qmpballoon.fleet.balance import decide  # noqa: PLC0415 - loads trio
+        from qmpballoon.fleet.control_loop import decide  # noqa: PLC0415 - loads trio
 
         note_nobody(supervisor)
         await supervisor.known(timeout)
@@ -220,7 +222,7 @@ def run(
     rules = rules_for(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> int:
-        from qmpballoon.fleet.balance import (  # noqa: PLC0415 - loads trio
+        from qmpballoon.fleet.control_loop import (  # noqa: PLC0415 - loads trio
             balance,
             carry_out,
             decide,
@@ -239,7 +241,7 @@ def run(
             with contextlib.ExitStack() as stack:
                 if metrics:
                     served = metrics_served(supervisor, gauge, rules, metrics)
-                    output.note(f"metrics at {stack.enter_context(served)}")
+                    _output.note(f"metrics at {stack.enter_context(served)}")
                 await balance(
                     supervisor, gauge.read, rules, period=period, on_plan=tell
                 )
@@ -250,10 +252,10 @@ def run(
         return _outcome(plan, supervisor.views())
 
     # An interruption is how the loop is meant to end.
-    with contextlib.nullcontext() if once else contextlib.suppress(output.Interrupted):
+    with contextlib.nullcontext() if once else contextlib.suppress(_output.Interrupted):
         outcome: int = supervise(vms, period, main)
         return outcome
-    return output.DONE
+    return _output.DONE
 
 
 def _outcome(plan: FleetPlan, views: list[View]) -> int:
@@ -263,8 +265,8 @@ def _outcome(plan: FleetPlan, views: list[View]) -> int:
     for move in stuck:
         size = sizes.get(move.name)
         at = "is gone" if size is None else f"stopped at {format_size(size)}"
-        output.note(f"{move.name} {at}, not {format_size(move.target)}")
-    return output.NOT_REACHED if stuck else output.DONE
+        _output.note(f"{move.name} {at}, not {format_size(move.target)}")
+    return _output.NOT_REACHED if stuck else _output.DONE
 
 
 # reclaim
@@ -296,7 +298,7 @@ def reclaim(
     rules = Rules.for_host(gauge.read().total, policy=policy)
 
     async def main(supervisor: Supervisor) -> Reclaimed:
-        from qmpballoon.fleet.balance import reclaim  # noqa: PLC0415 - loads trio
+        from qmpballoon.fleet.control_loop import reclaim  # noqa: PLC0415 - loads trio
 
         note_nobody(supervisor)
         await supervisor.known(timeout)
@@ -304,7 +306,7 @@ def reclaim(
         show = _progress(amount, quiet=as_json)
         report = await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
         if supervisor.views() and not report.handed_over:
-            output.note(
+            _output.note(
                 "no guest had anything to give: `qmpballoon fleet status` says how"
                 " they are, `--sort need` what they have above their headroom"
             )
@@ -314,16 +316,16 @@ def reclaim(
     report: Reclaimed = supervise(vms, _QUICK, main)
     after = gauge.read().available
     if as_json:
-        output.print_json(
+        _output.print_json(
             {**report.to_json(), "host": {"before": before, "after": after}}
         )
     else:
-        output.say(report_text(report, before, after))
+        _output.say(report_text(report, before, after))
     if report.handed_over == 0:
-        return output.REFUSED
+        return _output.REFUSED
     missing = amount - report.handed_over
     is_done = missing <= amount // 100 and not any(vm.owed for vm in report.vms)
-    return output.DONE if is_done else output.NOT_REACHED
+    return _output.DONE if is_done else _output.NOT_REACHED
 
 
 def _progress(amount: int, *, quiet: bool) -> Callable[[int], None]:
@@ -334,6 +336,6 @@ def _progress(amount: int, *, quiet: bool) -> Callable[[int], None]:
         percent = taken * 100 // amount
         if not quiet and percent // 10 > shown // 10:
             shown = percent
-            output.say(f"{percent:3} %  {format_size(taken)} of {format_size(amount)}")
+            _output.say(f"{percent:3} %  {format_size(taken)} of {format_size(amount)}")
 
     return show

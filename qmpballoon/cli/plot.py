@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from qmpballoon import export
-from qmpballoon.cli.live import has_braille
-from qmpballoon.cli.options import report_file
+from qmpballoon.cli._options import report_file
+from qmpballoon.cli.render.live import has_braille
 from qmpballoon.export.recording import read_recording
 
 __all__ = ["plot"]
@@ -45,6 +45,6 @@ def plot(recording: Path, output: Path | None, title: str | None) -> None:
             " --output"
         )
     else:
-        from qmpballoon.cli.screen import print_chart  # noqa: PLC0415 - loads rich
+        from qmpballoon.cli.render.screen import print_chart  # noqa: PLC0415 - loads rich
 
         print_chart(heading, timeline)

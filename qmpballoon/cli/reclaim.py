@@ -11,8 +11,8 @@ from attrs import asdict, frozen
 
 from qmpballoon import export
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.cli import output
-from qmpballoon.cli.options import (
+from qmpballoon.cli import _output
+from qmpballoon.cli._options import (
     SECONDS,
     RelativeSize,
     connect_timeout_option,
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qmpballoon.address import Vm
-    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon._reclaim import ReclaimOutcome, ReclaimReport
+    from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.plan import Plan
-    from qmpballoon.balloon.reclaim import ReclaimOutcome, ReclaimReport
 
 __all__ = ["conclude", "reclaim", "reclaim_shown"]
 
 _STATUS: Final[dict[ReclaimOutcome, int]] = {
-    "done": output.DONE,
-    "stopped": output.NOT_REACHED,
-    "refused": output.REFUSED,
+    "done": _output.DONE,
+    "stopped": _output.NOT_REACHED,
+    "refused": _output.REFUSED,
 }
 
 
@@ -138,7 +138,7 @@ def reclaim(
     does not touch again. It is watched all the time, and has its memory back at once
     if it comes to need it.
     """
-    from qmpballoon.cli.session import run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
     if amount and amount_option:
         raise click.UsageError("AMOUNT is given twice: leave --amount out")
@@ -159,7 +159,7 @@ def reclaim(
         _print_plan(
             run(lambda: _plan(socket, connect_timeout, wishes)), as_json=as_json
         )
-        return output.DONE
+        return _output.DONE
     title, seen = run(
         lambda: _reclaim(
             socket,
@@ -171,7 +171,7 @@ def reclaim(
         )
     )
     if as_json:
-        output.print_json(seen.to_json())
+        _output.print_json(seen.to_json())
     return conclude(seen, title, report, hold=hold, quiet=as_json)
 
 
@@ -185,21 +185,21 @@ def conclude(
 ) -> int:
     """Say what came of a reclaim, write its report, and return the exit status."""
     if not quiet and seen.outcome != "refused":
-        from qmpballoon.cli.summary import print_summary  # noqa: PLC0415 - loads rich
+        from qmpballoon.cli.render.summary import print_summary  # noqa: PLC0415 - loads rich
 
         print_summary(seen, hold=hold)
     if report:
         export.save(report, seen.timeline, title=title, document=seen.to_json())
     if seen.outcome != "done":
-        output.note(f"{seen.outcome}: {seen.reason}")
+        _output.note(f"{seen.outcome}: {seen.reason}")
     elif seen.held and not hold:
-        output.note(f"not all of it was given back: {seen.reason}")
-        return output.NOT_REACHED
+        _output.note(f"not all of it was given back: {seen.reason}")
+        return _output.NOT_REACHED
     return _STATUS[seen.outcome]
 
 
 async def _plan(socket: Vm, connect_timeout: float, wishes: _Wishes) -> Plan:
-    from qmpballoon.cli.opening import open_balloon  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
 
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
         amount, guard = wishes.given((await balloon.query()).total)
@@ -208,9 +208,9 @@ async def _plan(socket: Vm, connect_timeout: float, wishes: _Wishes) -> Plan:
 
 def _print_plan(plan: Plan, *, as_json: bool) -> None:
     if as_json:
-        output.print_json(asdict(plan))
+        _output.print_json(asdict(plan))
     else:
-        output.say(plan.describe())
+        _output.say(plan.describe())
 
 
 async def _reclaim(
@@ -222,8 +222,8 @@ async def _reclaim(
     keep_for: float | None,
     quiet: bool,
 ) -> tuple[str, ReclaimReport]:
-    from qmpballoon.cli.opening import open_balloon  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli.session import vm_name  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import vm_name  # noqa: PLC0415 - loads trio
 
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
         title = f"Reclaiming memory from {await vm_name(balloon.monitor, socket)}"
@@ -244,8 +244,8 @@ async def reclaim_shown(
     quiet: bool,
 ) -> ReclaimReport:
     """Reclaim, show it, and say what became of the guest if that is interrupted."""
-    from qmpballoon.cli.live import timeline_shown  # noqa: PLC0415 - loaded late
-    from qmpballoon.cli.session import last_word  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import last_word  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli.render.live import timeline_shown  # noqa: PLC0415 - loaded late
 
     async with last_word(balloon, _became):
         with nullcontext() if quiet else timeline_shown(title) as show:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from qmpballoon.balloon.resize import HEADROOM, OnStall
-from qmpballoon.cli import output
-from qmpballoon.cli.options import (
+from qmpballoon.balloon._resize import HEADROOM, OnStall
+from qmpballoon.cli import _output
+from qmpballoon.cli._options import (
     SECONDS,
     RelativeSize,
     connect_timeout_option,
@@ -24,7 +24,7 @@ from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
     from qmpballoon.address import Vm
-    from qmpballoon.balloon.resize import ResizeResult
+    from qmpballoon.balloon._resize import ResizeResult
 
 __all__ = ["resize"]
 
@@ -65,9 +65,9 @@ def resize(
     as_json: bool,
 ) -> int:
     """Bring the guest to the size TARGET, like 2G, or 50% of the VM's memory."""
-    from qmpballoon.cli.opening import open_balloon  # noqa: PLC0415
-    from qmpballoon.cli.progress import progress_shown  # noqa: PLC0415 - loads rich
-    from qmpballoon.cli.session import last_word, run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415
+    from qmpballoon.cli._session import last_word, run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli.render.bar import progress_shown  # noqa: PLC0415 - loads rich
 
     async def main() -> ResizeResult:
         async with open_balloon(socket, timeout=connect_timeout) as balloon:
@@ -86,13 +86,13 @@ def resize(
         result = run(main)
     except BalloonStalled as error:
         if as_json:
-            output.print_json(error.result.to_json())
+            _output.print_json(error.result.to_json())
         raise
     if as_json:
-        output.print_json(result.to_json())
+        _output.print_json(result.to_json())
     else:
-        output.say(_describe(result))
-    return output.DONE if result.outcome == "reached" else output.NOT_REACHED
+        _output.say(_describe(result))
+    return _output.DONE if result.outcome == "reached" else _output.NOT_REACHED
 
 
 def _describe(result: ResizeResult) -> str:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
-from qmpballoon.cli import output
-from qmpballoon.cli.options import (
+from qmpballoon.cli import _output
+from qmpballoon.cli._options import (
     SECONDS,
     connect_timeout_option,
     json_option,
@@ -18,9 +18,9 @@ from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from qmpballoon.address import Vm
-    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.stats import GuestStats
-    from qmpballoon.cli.opening import VmMonitor
+    from qmpballoon.cli._connect import VmMonitor
 
 __all__ = ["status"]
 
@@ -46,20 +46,20 @@ def status(
     The guest is asked to report anew. One that does not answer shows with what it
     said last.
     """
-    from qmpballoon.cli.session import run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
     seen = run(lambda: _look(socket, connect_timeout, timeout))
     if as_json:
-        output.print_json(seen)
+        _output.print_json(seen)
     else:
-        output.say(_describe(seen))
+        _output.say(_describe(seen))
 
 
 async def _look(socket: Vm, connect_timeout: float, timeout: float) -> dict[str, Any]:
     import trio  # noqa: PLC0415 - loaded last
 
     from qmpballoon.balloon.find import find_balloon  # noqa: PLC0415
-    from qmpballoon.cli.opening import open_monitor  # noqa: PLC0415
+    from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415
     from qmpballoon.errors import MonitorTimeout  # noqa: PLC0415
 
     async with open_monitor(socket, timeout=connect_timeout) as monitor:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from qmpballoon.cli import output
-from qmpballoon.cli.options import (
+from qmpballoon.cli import _output
+from qmpballoon.cli._options import (
     Seconds,
     connect_timeout_option,
     json_option,
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qmpballoon.address import Vm
-    from qmpballoon.balloon.device import Balloon
-    from qmpballoon.cli.live import Show
+    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.cli.render.live import Show
 
 __all__ = ["watch"]
 
@@ -64,9 +64,9 @@ def watch(
     as_json: bool,
 ) -> None:
     """Show what the guest has, says, and takes of the host, until Ctrl-C."""
-    from qmpballoon.cli.live import timeline_shown  # noqa: PLC0415 - loaded late
-    from qmpballoon.cli.opening import open_balloon  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli.session import run, vm_name  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import run, vm_name  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli.render.live import timeline_shown  # noqa: PLC0415 - loaded late
 
     async def main() -> None:
         async with open_balloon(socket, timeout=connect_timeout) as balloon:
@@ -78,7 +78,7 @@ def watch(
                     shows.append(lambda sample, _="": keep(sample))
                 if as_json:
                     shows.append(
-                        lambda sample, _="": output.print_json(sample.to_json())
+                        lambda sample, _="": _output.print_json(sample.to_json())
                     )
                 else:
                     shows.append(stack.enter_context(timeline_shown(title)))

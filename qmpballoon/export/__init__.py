@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qmpballoon.balloon.timeline import Timeline
+    from qmpballoon.balloon.sampling import Timeline
 
 __all__ = ["CHOICE", "SUFFIXES", "require", "save"]
 
@@ -95,7 +95,7 @@ def _render(
 ) -> bytes:
     match suffix:
         case ".csv":
-            from qmpballoon.export.table import write_csv  # noqa: PLC0415 - rarely used
+            from qmpballoon.export.csv import write_csv  # noqa: PLC0415 - rarely used
 
             return write_csv(timeline).encode()
         case ".json":

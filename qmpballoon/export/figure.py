@@ -25,7 +25,7 @@ from qmpballoon.sizes import GiB, MiB, format_size
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from qmpballoon.balloon.timeline import Sample, Timeline
+    from qmpballoon.balloon.sampling import Sample, Timeline
 
 __all__ = ["draw", "render"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from attrs import fields
 
-from qmpballoon.balloon.timeline import Sample, Timeline
+from qmpballoon.balloon.sampling import Sample, Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable

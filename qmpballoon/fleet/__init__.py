@@ -1,6 +1,6 @@
 """Many VMs on one host: memory moves to where it is needed.
 
-* :mod:`~qmpballoon.fleet.discovery` finds the VMs: by sockets, by a file, by the
+* :mod:`~qmpballoon.fleet.sources` finds the VMs: by sockets, by a file, by the
   QEMU processes that run.
 * :mod:`~qmpballoon.fleet.supervisor` keeps in touch with all of them at once, and
   moves their balloons.

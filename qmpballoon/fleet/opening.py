@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from qmpballoon.address import LibvirtVm
-from qmpballoon.client import open_monitor
 from qmpballoon.errors import MonitorUnreachable
 from qmpballoon.monitor import Monitor
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -35,10 +35,10 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import asdict, evolve, frozen
 
-from qmpballoon.balloon.tracker import PAGE
-from qmpballoon.checks import require_size
+from qmpballoon._checks import require_size
+from qmpballoon.balloon._tracker import PAGE
 from qmpballoon.fleet.members import STEP, Host, Member
-from qmpballoon.fleet.pouring import Vessel, pour
+from qmpballoon.fleet.water_filling import Vessel, pour
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Final
 
 from attrs import asdict, frozen
 
-from qmpballoon.checks import require_seconds
+from qmpballoon._checks import require_seconds
 
 __all__ = ["Settings"]
 

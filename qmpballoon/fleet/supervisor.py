@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, evolve, field
 
-from qmpballoon import host
+from qmpballoon._transport import proc
+from qmpballoon.balloon._resize import HEADROOM
+from qmpballoon.balloon._tracker import StallLimits
 from qmpballoon.balloon.find import find_balloon
-from qmpballoon.balloon.resize import HEADROOM
-from qmpballoon.balloon.tracker import StallLimits
 from qmpballoon.errors import (
     BalloonUnavailable,
     MonitorBusy,
@@ -35,19 +35,19 @@ from qmpballoon.errors import (
     QmpBalloonError,
 )
 from qmpballoon.fleet.opening import open_socket
-from qmpballoon.fleet.record import Record
 from qmpballoon.fleet.settings import Settings
+from qmpballoon.fleet.vm import Record
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncGenerator, Callable
 
-    from qmpballoon.balloon.device import Balloon
-    from qmpballoon.fleet.discovery import Source
+    from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.fleet.members import Member
     from qmpballoon.fleet.opening import Opener
     from qmpballoon.fleet.policy import Move
-    from qmpballoon.fleet.record import State, View
+    from qmpballoon.fleet.sources import Source
+    from qmpballoon.fleet.vm import State, View
 
 __all__ = ["Supervisor", "open_fleet"]
 
@@ -360,4 +360,4 @@ def _state(error: QmpBalloonError) -> State:
 def _resident(error: QmpBalloonError) -> int | None:
     """Return what a QEMU holds that could not be talked to, if that can be known."""
     pid = error.pid if isinstance(error, MonitorBusy) else None
-    return None if pid is None else host.resident(pid)
+    return None if pid is None else proc.resident(pid)

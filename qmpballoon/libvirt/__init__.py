@@ -21,15 +21,15 @@ monitor are passed on in the order in which they are given.
 
 from __future__ import annotations
 
-from qmpballoon.libvirt.domain import Domain, find_domain, silence
-from qmpballoon.libvirt.finding import (
+from qmpballoon.libvirt.connect import (
     find_balloon,
     find_balloon_asyncio,
     find_balloon_trio,
     find_pid,
 )
-from qmpballoon.libvirt.monitors import COMMAND_TIMEOUT as COMMAND_TIMEOUT
-from qmpballoon.libvirt.monitors import (
+from qmpballoon.libvirt.domain import Domain, find_domain, silence
+from qmpballoon.libvirt.monitor import COMMAND_TIMEOUT as COMMAND_TIMEOUT
+from qmpballoon.libvirt.monitor import (
     AsyncioLibvirtMonitor,
     LibvirtMonitor,
     TrioLibvirtMonitor,

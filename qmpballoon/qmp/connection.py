@@ -38,7 +38,7 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Final, cast
 
-from qmpballoon.checks import require_command
+from qmpballoon._checks import require_command
 from qmpballoon.errors import ProtocolError
 from qmpballoon.qmp.decoder import Decoder, Limits
 from qmpballoon.qmp.messages import (

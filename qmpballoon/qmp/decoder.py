@@ -34,7 +34,7 @@ from typing import Final, NoReturn
 from attrs import frozen
 
 from qmpballoon.errors import ProtocolError
-from qmpballoon.qmp.shape import Shape
+from qmpballoon.qmp._shape import Shape
 
 __all__ = ["Decoder", "Limits"]
 

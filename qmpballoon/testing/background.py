@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from attrs import evolve, field, frozen
 
-from qmpballoon.testing.machine import Machine, MachineConfig
+from qmpballoon.testing.model.machine import Machine, MachineConfig
 from qmpballoon.testing.profiles import profile
 from qmpballoon.testing.server import FakeQemu, open_fake
 

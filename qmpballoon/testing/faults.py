@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from attrs import Attribute
 
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
 
 __all__ = ["NO_FAULTS", "FaultPlan", "happenings"]
 

@@ -1,6 +1,6 @@
 """A simulated machine on trio's clock, for clients on streams and on sockets.
 
-:class:`FakeQemu` gives a :class:`~qmpballoon.testing.machine.Machine` the three
+:class:`FakeQemu` gives a :class:`~qmpballoon.testing.model.machine.Machine` the three
 things that it does without: time, which is trio's (a ``MockClock`` in tests, the
 real one for ``qmpballoon fake``), and a way in and out for bytes. Nothing about
 QMP is decided here.
@@ -22,14 +22,14 @@ import trio
 from attrs import define
 
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, happenings
-from qmpballoon.testing.machine import SECOND, Machine
+from qmpballoon.testing.model.machine import SECOND, Machine
 from qmpballoon.testing.streams import stream_pair
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Generator
 
-    from qmpballoon.testing.machine import Session
+    from qmpballoon.testing.model.machine import Session
 
 __all__ = ["FakeQemu", "open_fake"]
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 from attrs import frozen
 
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan
-from qmpballoon.testing.machine import Machine, MachineConfig
+from qmpballoon.testing.model.machine import Machine, MachineConfig
 from qmpballoon.testing.profiles import profile
 from qmpballoon.testing.server import FakeQemu, open_fake
 from qmpballoon.testing.world import run_world

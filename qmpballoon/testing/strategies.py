@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.faults import FaultPlan
-from qmpballoon.testing.machine import (
+from qmpballoon.testing.model.machine import (
     SECOND,
     GuestConfig,
     Machine,

@@ -27,7 +27,7 @@ from qmpballoon.testing.server import FakeQemu, open_fake
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
 
 __all__ = ["run_world"]
 

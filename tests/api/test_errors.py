@@ -27,11 +27,11 @@ from qmpballoon import (
     StatsUnavailable,
     UnsafeTarget,
     blocking,
-    client,
 )
+from qmpballoon import trio as client
 from qmpballoon.sizes import GiB
 from qmpballoon.testing.background import serve as serve_fake
-from qmpballoon.testing.machine import GuestConfig, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from frontends import ALL, on_each
 from scenarios import CACHE, MEMORY, SCENARIOS
 
 from qmpballoon.testing.background import serve
-from qmpballoon.testing.machine import GuestConfig, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
     from frontends import FrontEnd, Scenario

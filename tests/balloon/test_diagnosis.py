@@ -9,12 +9,12 @@ import pytest
 from attrs import evolve
 from simulation import make_balloon, make_machine, run
 
-from qmpballoon.balloon.diagnosis import Evidence, StallKind, explain, gather
-from qmpballoon.balloon.squeeze import Squeezed
+from qmpballoon.balloon._diagnosis import Evidence, StallKind, explain, gather
+from qmpballoon.balloon._shrink import Squeezed
+from qmpballoon.balloon._tracker import Tracker
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.balloon.tracker import Tracker
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import GuestConfig
+from qmpballoon.testing.model.machine import GuestConfig
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HEALTHY = Evidence(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon.governor import Governor
+from qmpballoon.balloon._controller import Governor
+from qmpballoon.balloon._pressure import StrainLimits
+from qmpballoon.balloon._tracker import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.guard import Guard, Limits
 from qmpballoon.balloon.plan import Plan, make_plan
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.balloon.strain import StrainLimits
-from qmpballoon.balloon.tracker import LARGEST_PAGE, PAGE
 from qmpballoon.sizes import GiB, MiB, TiB
 
 pages = st.integers(1, 4 * GiB // PAGE).map(lambda count: count * PAGE)

@@ -10,15 +10,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine
 
+from qmpballoon.balloon._tracker import PAGE
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import MiB, TiB
-from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, WorkloadStep, ramp
+from qmpballoon.testing.model.machine import (
+    SECOND,
+    GuestConfig,
+    Machine,
+    WorkloadStep,
+    ramp,
+)
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.reclaim import ReclaimReport
+    from qmpballoon.balloon._reclaim import ReclaimReport
+    from qmpballoon.balloon.balloon import Balloon
 
 BOOTED = 60 * SECOND
 MILLISECOND = SECOND // 1000

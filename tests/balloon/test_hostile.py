@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon.device import Balloon
+from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.find import find_balloon
+from qmpballoon.blocking.balloon import run
 from qmpballoon.errors import ProtocolError, QmpBalloonError, command_error
-from qmpballoon.plain import run
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
+from qmpballoon.balloon._keep import Keeper
+from qmpballoon.balloon._tracker import PAGE
 from qmpballoon.balloon.guard import Guard, Limits
-from qmpballoon.balloon.keep import Keeper
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, WorkloadStep
+from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine, WorkloadStep
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.reclaim import ReclaimReport
-    from qmpballoon.balloon.timeline import Sample
+    from qmpballoon.balloon._reclaim import ReclaimReport
+    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.sampling import Sample
 
 BOOTED = 60 * SECOND
 LIMITS = Limits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
+from qmpballoon.balloon._tracker import PAGE
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.balloon.tracker import PAGE
 from qmpballoon.errors import (
     CommandNotFound,
     MonitorClosed,
@@ -19,15 +19,15 @@ from qmpballoon.errors import (
     StatsUnavailable,
 )
 from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing.machine import SECOND, GuestConfig, WorkloadStep, ramp
+from qmpballoon.testing.model.machine import SECOND, GuestConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.reclaim import ReclaimReport
-    from qmpballoon.balloon.timeline import Sample
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.balloon._reclaim import ReclaimReport
+    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.sampling import Sample
+    from qmpballoon.testing.model.machine import Machine
 
 BOOTED = 60 * SECOND
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
+from qmpballoon.balloon._resize import HEADROOM, ResizeResult
+from qmpballoon.balloon._tracker import PAGE, StallLimits
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.balloon.resize import HEADROOM, ResizeResult
-from qmpballoon.balloon.tracker import PAGE, StallLimits
 from qmpballoon.errors import (
     BalloonStalled,
     CommandError,
@@ -25,14 +25,14 @@ from qmpballoon.errors import (
     UnsafeTarget,
 )
 from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing.machine import SECOND, GuestConfig, WorkloadStep, ramp
+from qmpballoon.testing.model.machine import SECOND, GuestConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from qmpballoon.balloon.device import Balloon
-    from qmpballoon.balloon.resize import Progress
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.balloon._resize import Progress
+    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.testing.model.machine import Machine
 
 BOOTED = 60 * SECOND  # by then make_machine's guest is up
 

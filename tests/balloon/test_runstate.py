@@ -12,7 +12,7 @@ from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import MiB
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.timeline import Sample
+    from qmpballoon.balloon.sampling import Sample
 
 # All of QEMU's RunState but "running", and a word of what helps.
 REMEDIES = {

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon.tracker import LARGEST_PAGE, PAGE, StallLimits, Tracker
+from qmpballoon.balloon._tracker import LARGEST_PAGE, PAGE, StallLimits, Tracker
 from qmpballoon.sizes import GiB, MiB
 
 limits = st.builds(

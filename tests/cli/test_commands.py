@@ -16,7 +16,7 @@ from attrs import evolve
 from command import PROGRAM, run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import SECOND, GuestConfig, WorkloadStep
+from qmpballoon.testing.model.machine import SECOND, GuestConfig, WorkloadStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable

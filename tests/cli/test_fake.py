@@ -13,10 +13,10 @@ import pytest
 import trio
 from command import PROGRAM, run, start
 
-from qmpballoon.client import open_balloon, open_monitor
 from qmpballoon.errors import NoBalloonDevice
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.profiles import PROFILES
+from qmpballoon.trio import open_balloon, open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -12,7 +12,7 @@ import trio
 from command import run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import GuestConfig
+from qmpballoon.testing.model.machine import GuestConfig
 
 if TYPE_CHECKING:
     import subprocess

@@ -21,9 +21,9 @@ from in_process import only_line, status_of
 from metrics import figures
 
 from qmpballoon import GiB, MiB, blocking
-from qmpballoon.cli import output
+from qmpballoon.cli import _output
 from qmpballoon.testing.background import serve
-from qmpballoon.testing.machine import MachineConfig
+from qmpballoon.testing.model.machine import MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,7 +210,7 @@ def test_metrics_of_both_kinds(
 ) -> None:
     wanted = {"vm1": 2 * GiB, Path(neighbour).parent.name: GiB}
     said: queue.Queue[str] = queue.Queue()
-    monkeypatch.setattr(output, "say", said.put)
+    monkeypatch.setattr(_output, "say", said.put)
 
     def look() -> None:
         url = said.get(timeout=30).removeprefix("metrics at ")

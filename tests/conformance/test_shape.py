@@ -9,11 +9,11 @@ import pytest
 import trio
 from real import VERSIONS, unavailable, wanted
 
-from qmpballoon.client import TrioMonitor, open_monitor
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import lab
-from qmpballoon.testing.machine import GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
 from qmpballoon.testing.world import run_world
+from qmpballoon.trio import TrioMonitor, open_monitor
 
 if TYPE_CHECKING:
     from qmpballoon.testing.server import FakeQemu

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 from real import real_qemu
 
-from qmpballoon.testing.machine import GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,19 +19,19 @@ from hypothesis import strategies as st
 from worlds import GUEST, become, open_world, simulated, states, supervised, view
 
 from qmpballoon.address import LibvirtVm, UnixAddress
-from qmpballoon.client import open_monitor
 from qmpballoon.errors import MonitorBusy
 from qmpballoon.fleet.policy import Move
 from qmpballoon.fleet.settings import Settings
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.supervisor import open_fleet
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import SECOND, MachineConfig, ramp
+from qmpballoon.testing.model.machine import SECOND, MachineConfig, ramp
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from qmpballoon.client import TrioMonitor
+    from qmpballoon.trio import TrioMonitor
 
 
 def interval(fake: object) -> int:

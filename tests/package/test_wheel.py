@@ -24,7 +24,7 @@ from attrs import frozen
 
 from qmpballoon import GiB
 from qmpballoon.testing.background import serve
-from qmpballoon.testing.machine import GuestConfig, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -193,7 +193,7 @@ for file in top.rglob("*.py"):
 print(*sys.modules)
 """
     loaded = install("").python(program).split()
-    assert {"qmpballoon.aio", "qmpballoon.fleet", "qmpballoon.libvirt"} <= {*loaded}
+    assert {"qmpballoon.asyncio", "qmpballoon.fleet", "qmpballoon.libvirt"} <= {*loaded}
     parts = {".".join(name.split(".")[:2]) for name in loaded}
     assert {"qmpballoon.cli", "qmpballoon.testing"}.isdisjoint(parts)
 
@@ -255,7 +255,7 @@ for name in ("it.svg", "it.png"):
 def test_prometheus(install: Callable[[str], Installed]) -> None:
     program = """
 from prometheus_client import CollectorRegistry, generate_latest
-from qmpballoon.export.prometheus import FleetCollector, Snapshot
+from qmpballoon.fleet.metrics import FleetCollector, Snapshot
 from qmpballoon.fleet.policy import Host, Rules
 seen = Snapshot(Host(total=8, available=3, promised=0), Rules(reserve=1, buffer=1), [])
 registry = CollectorRegistry()
@@ -274,7 +274,7 @@ from hypothesis import given, settings
 from qmpballoon import GiB, open_balloon
 from qmpballoon.blocking import open_balloon as open_blocking
 from qmpballoon.testing import strategies
-from qmpballoon.testing.machine import MachineConfig
+from qmpballoon.testing.model.machine import MachineConfig
 
 def test_over_a_socket(fake_qemu):
     with open_blocking(fake_qemu.socket) as balloon:

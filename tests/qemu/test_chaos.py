@@ -23,18 +23,18 @@ from chaos import (
     stays_at,
 )
 
+from qmpballoon.balloon._reclaim import ReclaimReport
+from qmpballoon.balloon._tracker import StallLimits
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.balloon.reclaim import ReclaimReport
-from qmpballoon.balloon.tracker import StallLimits
-from qmpballoon.client import open_balloon
 from qmpballoon.errors import BalloonStalled, MonitorClosed, NoBalloonDevice
 from qmpballoon.sizes import MiB
 from qmpballoon.testing import lab
+from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.balloon import Balloon
 
 MEMORY = 512 * MiB
 TARGET = 160 * MiB

@@ -18,16 +18,16 @@ from chaos import Row, ask, comes_to, fault, in_the_middle, said, stays_at
 from command import PROGRAM
 
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.client import open_balloon, open_monitor
 from qmpballoon.errors import MonitorClosed, MonitorUnreachable
 from qmpballoon.sizes import MiB
 from qmpballoon.testing import lab
+from qmpballoon.trio import open_balloon, open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.balloon import Balloon
 
 MEMORY = 512 * MiB
 TARGET = 160 * MiB

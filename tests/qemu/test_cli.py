@@ -11,9 +11,9 @@ from typing import Any
 import trio
 from command import run, start
 
-from qmpballoon.client import open_monitor
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import lab
+from qmpballoon.trio import open_monitor
 
 # What may happen to a quiet guest between two looks at it.
 SLACK = 32 * MiB

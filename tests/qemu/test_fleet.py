@@ -17,9 +17,9 @@ from attrs import define, field
 from command import start
 from metrics import figures, state, url_of
 
-from qmpballoon.client import open_monitor
 from qmpballoon.testing import lab
 from qmpballoon.testing.lab import GiB, Guest, MiB
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable

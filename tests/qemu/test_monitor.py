@@ -16,7 +16,6 @@ import trustme
 from attrs import frozen
 from trio.testing import wait_all_tasks_blocked
 
-from qmpballoon.client import TrioMonitor, open_monitor
 from qmpballoon.errors import (
     CommandError,
     CommandNotFound,
@@ -29,6 +28,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.testing.lab import ProgressBar, parts
 from qmpballoon.testing.lab.process import running, wait_ended
+from qmpballoon.trio import TrioMonitor, open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence

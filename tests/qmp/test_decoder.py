@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from qmpballoon.errors import ProtocolError
 from qmpballoon.qmp import decoder as module
+from qmpballoon.qmp._shape import Shape
 from qmpballoon.qmp.decoder import Decoder, Limits
-from qmpballoon.qmp.shape import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,16 +15,16 @@ import trio
 from attrs import define
 from docblocks import DOCS
 
-from qmpballoon.balloon.reclaim import ReclaimReport
-from qmpballoon.balloon.resize import ResizeResult
-from qmpballoon.client import open_monitor
+from qmpballoon.balloon._reclaim import ReclaimReport
+from qmpballoon.balloon._resize import ResizeResult
 from qmpballoon.errors import BalloonStalled, QmpBalloonError
 from qmpballoon.testing.lab.process import wait_ended
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from qmpballoon.balloon.device import Balloon
+    from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.testing.lab import Guest
 
 __all__ = [

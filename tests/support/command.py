@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import frozen
 
-from qmpballoon.testing.machine import GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
 from qmpballoon.testing.server import FakeQemu, open_fake
 
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from attrs import frozen
 from hypothesis import settings
 from simulation import SimulatedMonitor, make_balloon, run
 
-from qmpballoon.balloon.tracker import PAGE
+from qmpballoon.balloon._tracker import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from qmpballoon.balloon.device import Balloon
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.testing.model.machine import Machine
 
 __all__ = ["Aftermath", "Cancelled", "at_every_call", "monitor_of"]
 

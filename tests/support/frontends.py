@@ -20,9 +20,12 @@ import trio
 from attrs import define
 from qemu.qmp import QMPClient
 
-from qmpballoon import aio, blocking, client, plain
-from qmpballoon.balloon.device import Balloon
+from qmpballoon import asyncio as aio
+from qmpballoon import blocking
+from qmpballoon import trio as client
+from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.sampler import Sampler
+from qmpballoon.blocking import balloon
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -137,7 +140,7 @@ class Blocking(FrontEnd):
     name = "blocking"
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        return plain.run(main)
+        return balloon.run(main)
 
     @asynccontextmanager
     async def open_balloon(

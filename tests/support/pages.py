@@ -9,11 +9,11 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.export.prometheus import FleetCollector, Snapshot
 from qmpballoon.fleet.members import Host
+from qmpballoon.fleet.metrics import FleetCollector, Snapshot
 from qmpballoon.fleet.policy import Rules
-from qmpballoon.fleet.record import Counters, View
 from qmpballoon.fleet.spec import Bounds
+from qmpballoon.fleet.vm import Counters, View
 from qmpballoon.sizes import GiB, MiB
 
 __all__ = ["GONE", "HOST", "RULES", "SEEN", "STALE", "WELL", "page"]

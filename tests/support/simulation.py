@@ -12,9 +12,9 @@ import random
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qmpballoon.balloon.device import Balloon
+from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.errors import MonitorClosed, command_error
-from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine, MachineConfig
 from qmpballoon.testing.profiles import profile
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any, cast
 
-from qmpballoon.testing.machine import GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
 from qmpballoon.testing.profiles import profile
 
 __all__ = ["UNSET", "Client", "make"]

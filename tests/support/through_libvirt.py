@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack, cast
 from frontends import Asyncio, Awaited, Blocking, Options, Trio
 
 from qmpballoon import libvirt
-from qmpballoon.balloon.device import Balloon
+from qmpballoon.balloon.balloon import Balloon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

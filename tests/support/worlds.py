@@ -12,23 +12,23 @@ import trio.testing
 from attrs import define, evolve, field
 
 from qmpballoon.address import UnixAddress
-from qmpballoon.client import open_monitor
 from qmpballoon.fleet.members import Host
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.supervisor import Supervisor, open_fleet
 from qmpballoon.sizes import GiB
-from qmpballoon.testing.machine import Machine, MachineConfig
+from qmpballoon.testing.model.machine import Machine, MachineConfig
 from qmpballoon.testing.profiles import profile
 from qmpballoon.testing.server import FakeQemu
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.address import Vm
-    from qmpballoon.client import TrioMonitor
-    from qmpballoon.fleet.record import State, View
     from qmpballoon.fleet.settings import Settings
+    from qmpballoon.fleet.vm import State, View
+    from qmpballoon.trio import TrioMonitor
 
 EPOCH = 1_750_000_000
 GUEST = MachineConfig().guest

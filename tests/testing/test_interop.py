@@ -16,7 +16,7 @@ from qemu.qmp import Message, QMPClient
 from qemu.qmp.protocol import AsyncProtocol
 
 from qmpballoon import GiB, MiB, open_balloon
-from qmpballoon.testing.machine import Machine
+from qmpballoon.testing.model.machine import Machine
 from qmpballoon.testing.profiles import PROFILES
 
 if TYPE_CHECKING:

@@ -16,12 +16,12 @@ import trio
 import trio.testing
 from qemu.qmp import QMPClient
 
-from qmpballoon.client import open_balloon, open_monitor
 from qmpballoon.errors import MonitorBusy, MonitorClosed, NoBalloonDevice
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.machine import GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
 from qmpballoon.testing.server import FakeQemu, open_fake
 from qmpballoon.testing.world import run_world
+from qmpballoon.trio import open_balloon, open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

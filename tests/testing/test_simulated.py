@@ -7,7 +7,7 @@ import trio
 
 from qmpballoon import GiB, MonitorClosed, open_balloon
 from qmpballoon.testing.faults import FaultPlan
-from qmpballoon.testing.machine import SECOND, Machine, MachineConfig
+from qmpballoon.testing.model.machine import SECOND, Machine, MachineConfig
 from qmpballoon.testing.server import open_fake
 from qmpballoon.testing.simulated import SimulatedVm, simulate
 

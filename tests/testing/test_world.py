@@ -12,11 +12,10 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qmpballoon.client import open_balloon, open_monitor
 from qmpballoon.errors import MonitorClosed, MonitorTimeout, QmpBalloonError
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.faults import FaultPlan
-from qmpballoon.testing.machine import SECOND, GuestConfig, Machine, MachineConfig
+from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine, MachineConfig
 from qmpballoon.testing.model.reader import read_plain
 from qmpballoon.testing.profiles import profile
 from qmpballoon.testing.strategies import (
@@ -29,6 +28,7 @@ from qmpballoon.testing.strategies import (
     sizes,
 )
 from qmpballoon.testing.world import run_world
+from qmpballoon.trio import open_balloon, open_monitor
 
 if TYPE_CHECKING:
     from qmpballoon.testing.profiles import Profile

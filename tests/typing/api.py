@@ -28,7 +28,6 @@ from qmpballoon import (
     Snapshot,
     Timeline,
     TrioMonitor,
-    aio,
     blocking,
     find_balloon,
     format_size,
@@ -36,8 +35,9 @@ from qmpballoon import (
     open_monitor,
     parse_size,
 )
+from qmpballoon import asyncio as aio
 from qmpballoon.testing.background import BackgroundFake, serve
-from qmpballoon.testing.machine import MachineConfig
+from qmpballoon.testing.model.machine import MachineConfig
 from qmpballoon.testing.simulated import SimulatedVm, simulate
 
 if TYPE_CHECKING:

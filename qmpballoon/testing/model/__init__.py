@@ -23,6 +23,6 @@
     plug_commands    those that plug
     hmp, expression  the human monitor's few commands, and their sums
 
-:mod:`qmpballoon.testing.machine` puts them together. All times in here are
+:mod:`qmpballoon.testing.model.machine` puts them together. All times in here are
 integer nanoseconds, all sizes integer bytes.
 """

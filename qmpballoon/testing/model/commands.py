@@ -13,7 +13,7 @@ from qmpballoon.testing.model.virtio import virtio_list, virtio_status
 from qmpballoon.testing.model.visit import Argument, QmpError
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
     from qmpballoon.testing.model.qobject import Value
 
 __all__ = ["build_commands"]

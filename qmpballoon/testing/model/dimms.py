@@ -10,7 +10,7 @@ from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.model.visit import QmpError
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
     from qmpballoon.testing.model.qom import Tree
     from qmpballoon.testing.profiles import Profile
 

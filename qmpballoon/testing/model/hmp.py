@@ -16,7 +16,7 @@ from qmpballoon.testing.model.qobject import INT64_MAX, UINT64_MAX
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
 
 __all__ = ["run_hmp"]
 

@@ -12,7 +12,7 @@ from qmpballoon.testing.model.visit import Argument, QmpError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.qom import Node
 

@@ -11,8 +11,8 @@ from qmpballoon.testing.model.qom import Tree
 from qmpballoon.testing.model.visit import QmpError, check_type
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.machine import Machine
     from qmpballoon.testing.model.balloon import BalloonDevice
+    from qmpballoon.testing.model.machine import Machine
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.qom import Node
 

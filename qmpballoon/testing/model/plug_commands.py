@@ -17,7 +17,7 @@ from qmpballoon.testing.model.visit import Argument, QmpError, check_type
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.visit import Kind
 

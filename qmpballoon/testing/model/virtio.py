@@ -8,7 +8,7 @@ from qmpballoon.testing.model.objects import balloon_path
 from qmpballoon.testing.model.visit import QmpError
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.machine import Machine
+    from qmpballoon.testing.model.machine import Machine
     from qmpballoon.testing.model.qobject import Value
 
 __all__ = ["virtio_list", "virtio_status"]

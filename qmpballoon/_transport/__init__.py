@@ -1,0 +1,1 @@
+"""What the doors to QEMU share: sockets, deadlines, the words for failures, /proc."""

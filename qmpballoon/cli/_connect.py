@@ -1,0 +1,90 @@
+"""The way to the VMs that a subcommand is about: sockets, or libvirt's passthrough.
+
+libvirt's calls wait for as long as its daemon does, and cannot be broken off. So they
+have a thread, which is left behind where they take too long.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import trio
+
+from qmpballoon import trio as client
+from qmpballoon.address import LibvirtVm
+from qmpballoon.balloon.find import find_balloon
+from qmpballoon.errors import MonitorTimeout
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from qmpballoon.address import Vm
+    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.libvirt import Domain, TrioLibvirtMonitor
+    from qmpballoon.trio import TrioMonitor
+
+__all__ = ["VmMonitor", "open_balloon", "open_monitor"]
+
+VmMonitor: TypeAlias = "TrioMonitor | TrioLibvirtMonitor"
+_CLOSE_TIMEOUT: Final = 1.0  # seconds
+# Threads that a daemon does not let go are none that others wait for.
+_THREADS: Final = trio.CapacityLimiter(40)
+
+
+@asynccontextmanager
+async def open_balloon(vm: Vm, *, timeout: float) -> AsyncGenerator[Balloon]:
+    """Reach a VM's monitor and find its balloon; as :func:`open_monitor`."""
+    async with open_monitor(vm, timeout=timeout) as monitor:
+        yield await find_balloon(
+            monitor, resident=monitor.resident, wall_clock=time.time
+        )
+
+
+@asynccontextmanager
+async def open_monitor(
+    vm: Vm, *, timeout: float, command_timeout: float = client.COMMAND_TIMEOUT
+) -> AsyncGenerator[VmMonitor]:
+    """Reach a VM's monitor.
+
+    Args:
+        vm: Where it is.
+        timeout: Seconds for that.
+        command_timeout: Seconds for each command.
+    """
+    if not isinstance(vm, LibvirtVm):
+        async with client.open_monitor(
+            vm, timeout=timeout, command_timeout=command_timeout
+        ) as monitor:
+            yield monitor
+        return
+    # Loaded where it is needed: most VMs are no libvirt's.
+    from qmpballoon import libvirt  # noqa: PLC0415
+
+    domain = await _find_domain(vm, timeout)
+    try:
+        passthrough = libvirt.TrioLibvirtMonitor(
+            domain, command_timeout=command_timeout
+        )
+        passthrough.pid = await libvirt.find_pid(domain, passthrough)
+        yield passthrough
+    finally:
+        with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
+            await trio.to_thread.run_sync(
+                domain.connect().close, abandon_on_cancel=True, limiter=_THREADS
+            )
+
+
+async def _find_domain(vm: LibvirtVm, timeout: float) -> Domain:
+    from qmpballoon.libvirt import find_domain, silence  # noqa: PLC0415
+
+    silence()
+    with trio.move_on_after(timeout):
+        return await trio.to_thread.run_sync(
+            find_domain, vm.name, abandon_on_cancel=True, limiter=_THREADS
+        )
+    raise MonitorTimeout(
+        f"libvirt did not tell of {vm.name!r} within {timeout:g} s: its daemon is"
+        " stopped or overloaded, or its host cannot be reached"
+    )

@@ -1,0 +1,25 @@
+"""A timeline as comma-separated values, for spreadsheets."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+from attrs import astuple, fields
+
+from qmpballoon.balloon.sampling import Sample
+
+if TYPE_CHECKING:
+    from qmpballoon.balloon.sampling import Timeline
+
+__all__ = ["write_csv"]
+
+
+def write_csv(timeline: Timeline) -> str:
+    """Return a header and a line for each sample; unknown figures are left empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(attribute.name for attribute in fields(Sample))
+    writer.writerows(astuple(sample) for sample in timeline)
+    return text.getvalue()

@@ -1,0 +1,443 @@
+"""asyncio's own: sharing a client, cancellation that strikes twice, unread events."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import os
+import socket
+import threading
+import tracemalloc
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from frontends import elsewhere
+from qemu.qmp import QMPClient
+from scripted import Session, attend, serve, standard_answer
+
+from qmpballoon import MiB, MonitorClosed, MonitorTimeout, ProtocolError
+from qmpballoon import asyncio as aio
+from qmpballoon.qmp import MAX_IN_FLIGHT, Event
+from qmpballoon.testing.background import serve as serve_fake
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+    from qemu.qmp import Message
+
+    from qmpballoon.qmp import Request
+    from qmpballoon.testing.background import BackgroundFake
+
+
+@pytest.fixture
+def fake() -> Iterator[BackgroundFake]:
+    with serve_fake() as fake:
+        yield fake
+
+
+def run(main: Coroutine[object, object, None]) -> None:
+    """Run a test; nothing may be left running after it."""
+
+    async def whole() -> None:
+        async with asyncio.timeout(60):
+            await main
+        await asyncio.sleep(0)
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not [task for task in rest if not task.done()]
+
+    asyncio.run(whole())
+
+
+def greet_and_attend(session: Session) -> None:
+    session.greet()
+    attend(session)
+
+
+def event(number: int) -> Event:
+    """Return an event as large as QEMU's usually are."""
+    return Event("BLOCK_IO_ERROR", {"reason": "x" * 200, "number": number}, 1.0)
+
+
+def number_of(message: Message) -> int:
+    """Return the number of such an event, as qemu.qmp has it."""
+    data = cast("dict[str, int]", message["data"])
+    return data["number"]
+
+
+def chatter(session: Session) -> None:
+    """Send ten thousand events, a hundred with each answer to ``talk``."""
+    session.greet()
+    while True:
+        request = session.request()
+        if request.command == "talk":
+            for number in range(100):
+                session.sock.sendall(session.qmp.send_event(event(number)))
+        session.answer(request, standard_answer(request))
+
+
+def test_a_busy_client_and_events_nobody_reads() -> None:
+    """A thousand commands of others, and 10,000 events: memory does not grow."""
+
+    async def main(path: str) -> None:
+        client = QMPClient("orchestrator")
+        await client.connect(path)
+        balloon = await aio.find_balloon(client, unread_events=100)
+
+        async def others(count: int) -> None:
+            for _ in range(count):
+                await client.execute("query-status")
+
+        async def ours(count: int) -> None:
+            for _ in range(count):
+                assert await balloon.actual() == 1 << 30
+
+        async def talk(count: int) -> None:
+            for _ in range(count):
+                await client.execute("talk")
+
+        monitor = balloon.monitor
+        assert isinstance(monitor, aio.AsyncioMonitor)
+        with monitor.subscribe("BLOCK_IO_ERROR", capacity=10) as unread:
+            await talk(2)  # until all that is bounded is full
+            gc.collect()
+            tracemalloc.start()
+            try:
+                before = tracemalloc.get_traced_memory()[0]
+                async with asyncio.TaskGroup() as group:
+                    for task in (others(1000), ours(200), talk(100)):
+                        group.create_task(task)
+                gc.collect()
+                grown = tracemalloc.get_traced_memory()[0] - before
+            finally:
+                tracemalloc.stop()
+            assert grown < 200_000  # bytes; the events alone would be millions
+            assert len(client.events.clear()) == 100
+            assert len(client.events.history) == 100
+            assert unread.lost["BLOCK_IO_ERROR"] == 10_200 - 10
+            assert (await unread.receive()).data["number"] == 90
+        await client.disconnect()
+
+    with serve(chatter) as path:
+        run(main(path))
+
+
+def test_without_a_bound_the_events_are_all_there() -> None:
+    async def main(path: str) -> None:
+        client = QMPClient()
+        await client.connect(path)
+        await aio.find_balloon(client, unread_events=None)
+        await client.execute("talk")
+        assert len(client.events.clear()) == 100
+        with pytest.raises(ValueError, match="unread_events is -1"):
+            await aio.find_balloon(client, unread_events=-1)
+        await client.disconnect()
+
+    with serve(chatter) as path:
+        run(main(path))
+
+
+def test_events_flow_again_once_somebody_reads(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main(path: str) -> None:
+        client = QMPClient()
+        client.events.event_filter = lambda event: number_of(event) % 2 == 0
+        await client.connect(path)
+        await aio.find_balloon(client, unread_events=10)
+        await aio.find_balloon(client, unread_events=5)  # the first bound stays
+        await client.execute("talk")
+        assert [number_of(message) for message in client.events.clear()] == [
+            *range(0, 20, 2)
+        ]
+        assert caplog.text.count("lie unread in client.events") == 1
+        await client.execute("talk")
+        assert number_of(await client.events.get()) == 0
+        await client.disconnect()
+
+    with serve(chatter) as path:
+        run(main(path))
+
+
+def test_events_reach_our_subscribers_and_the_orchestrators(
+    fake: BackgroundFake,
+) -> None:
+    async def main() -> None:
+        client = QMPClient()
+        await client.connect(fake.socket)
+        monitor = aio.AsyncioMonitor(client)
+        with (
+            monitor.subscribe("STOP", "RESUME") as events,
+            client.listener("STOP") as listener,
+        ):
+            waiting = asyncio.create_task(events.receive())
+            await asyncio.sleep(0)
+            await client.execute("stop")
+            assert (await waiting).name == "STOP"
+            await client.execute("cont")
+            assert (await anext(aiter(events))).name == "RESUME"
+            assert (await listener.get())["event"] == "STOP"
+            assert events.lost == {}
+            end = asyncio.create_task(events.receive())
+            await asyncio.sleep(0)
+            elsewhere(fake.kill)
+            with pytest.raises(MonitorClosed):
+                await end
+        with suppress(EOFError):
+            await client.disconnect()
+        with pytest.raises(MonitorClosed):
+            await events.receive()
+
+    run(main())
+
+
+def test_events_come_in_a_block(fake: BackgroundFake) -> None:
+    async def main() -> None:
+        async with aio.open_monitor(fake.socket) as monitor:
+            subscription = monitor.subscribe("STOP")
+            with pytest.raises(RuntimeError, match="with block"):
+                await subscription.receive()
+            with subscription as events:
+                waiting = asyncio.create_task(events.receive())
+                await asyncio.sleep(0)
+                await monitor.execute("stop")
+                assert (await waiting).name == "STOP"
+                waiting = asyncio.create_task(events.receive())
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="with block"):
+                await waiting
+
+    run(main())
+
+
+def test_an_event_that_is_none_harms_nobody() -> None:
+    def script(session: Session) -> None:
+        session.greet()
+        session.request()
+        session.sock.sendall(b'{"event": "X", "data": 5}\r\n')
+        session.sock.sendall(session.qmp.send_event(event(1)))
+        attend(session)
+
+    async def main(path: str) -> None:
+        async with aio.open_monitor(path) as monitor:
+            with monitor.subscribe() as events:
+                with suppress(MonitorTimeout):
+                    await monitor.execute("unanswered", timeout=0.01)
+                assert (await events.receive()).name == "BLOCK_IO_ERROR"
+            assert await monitor.execute("query-status") == {}
+
+    with serve(script) as path:
+        run(main(path))
+
+
+def test_no_more_than_eight_of_ours_are_with_qemu() -> None:
+    most = 0
+
+    def script(session: Session) -> None:
+        nonlocal most
+        session.greet()
+        held: list[Request] = []
+        while True:
+            held.append(session.request())
+            most = max(most, len(held))
+            if len(held) == MAX_IN_FLIGHT:
+                # One more comes for each that is answered, and none before.
+                session.sock.settimeout(0.05)
+                with suppress(TimeoutError):
+                    held.append(session.request())
+                session.sock.settimeout(None)
+                most = max(most, len(held))
+                session.answer(held.pop(0), {})
+
+    async def main(path: str) -> None:
+        async with aio.open_monitor(path) as monitor:
+            calls = [
+                asyncio.create_task(monitor.execute("x", timeout=math.inf))
+                for _ in range(20)
+            ]
+            await asyncio.wait(calls[:13])  # the last seven are kept waiting
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls)
+
+    with serve(script) as path:
+        asyncio.run(asyncio.wait_for(main(path), 30))
+    assert most == MAX_IN_FLIGHT
+
+
+def test_a_command_cancelled_before_its_turn_is_not_sent() -> None:
+    came: list[str] = []
+
+    def script(session: Session) -> None:
+        session.greet()
+        held = [session.request() for _ in range(MAX_IN_FLIGHT)]
+        released.wait(10)
+        for request in held:
+            session.answer(request, {})
+        while not came or came[-1] != "last":
+            request = session.request()
+            came.append(request.command)
+            session.answer(request, {})
+
+    async def main(path: str) -> None:
+        async with aio.open_monitor(path) as monitor:
+            execute = monitor.execute
+            calls = [asyncio.create_task(execute("x")) for _ in range(MAX_IN_FLIGHT)]
+            late = asyncio.create_task(execute("given-up"))
+            await asyncio.sleep(0)  # it is in the queue by now
+            await asyncio.sleep(0)
+            late.cancel()
+            await asyncio.wait({late})
+            released.set()
+            await asyncio.gather(*calls)
+            await execute("last")
+
+    released = threading.Event()
+    with serve(script) as path:
+        asyncio.run(asyncio.wait_for(main(path), 30))
+    assert came == ["last"]
+
+
+def test_a_cancelled_command_keeps_the_connection(fake: BackgroundFake) -> None:
+    async def main() -> None:
+        async with aio.open_balloon(fake.socket) as balloon:
+            task = asyncio.create_task(balloon.set_target(1 << 30))
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.wait_for(balloon.query(), 5)
+
+    run(main())
+
+
+def test_a_second_cancellation_waits_for_the_cleaning_up(fake: BackgroundFake) -> None:
+    async def main() -> None:
+        async with aio.open_balloon(fake.socket) as balloon:
+            await balloon.set_stats_interval(9)
+            fell = asyncio.Event()
+            task = asyncio.create_task(
+                balloon.reclaim(
+                    on_progress=lambda s: fell.set() if s.actual < 2 << 30 else None
+                )
+            )
+            await fell.wait()
+            for _ in range(5):  # as often as it takes anything to come to its end
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert balloon.target == 2 << 30
+            assert await balloon.get_stats_interval() == 9
+
+    run(main())
+
+
+def test_what_a_shield_holds_back_comes_at_its_end(fake: BackgroundFake) -> None:
+    async def main() -> None:
+        async with aio.open_monitor(fake.socket) as monitor:
+            went_on: list[object] = []
+
+            async def shielded() -> None:
+                with monitor.shield(5):
+                    with monitor.shield(5):
+                        await monitor.sleep(0.01)
+                    pytest.fail("the inner one ended without a cancellation")
+                pytest.fail("so did the outer one")
+
+            async def outer_only() -> None:
+                with monitor.shield(5):
+                    went_on.append(await monitor.execute("query-status"))
+                    went_on.append("more")
+                pytest.fail("it ended without a cancellation")
+
+            for coroutine in (shielded(), outer_only()):
+                task = asyncio.create_task(coroutine)
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            assert went_on[-1] == "more"
+            with monitor.shield(5):
+                pass
+            await monitor.execute("query-status")
+
+    run(main())
+
+
+def test_a_shield_ends_in_time() -> None:
+    def script(session: Session) -> None:
+        session.greet()
+        session.request()
+        session.sock.recv(1)
+
+    async def main(path: str) -> None:
+        async with aio.open_monitor(path) as monitor:
+            with pytest.raises(MonitorTimeout), monitor.shield(0.05):
+                await monitor.execute("x", timeout=3600)
+
+    with serve(script) as path:
+        asyncio.run(asyncio.wait_for(main(path), 10))
+
+
+def test_timeouts_around_a_shield_still_are_timeouts(fake: BackgroundFake) -> None:
+    async def main() -> None:
+        async with aio.open_monitor(fake.socket) as monitor:
+
+            async def shielded() -> None:
+                async with asyncio.timeout(0.01):
+                    with monitor.shield(5):
+                        await monitor.sleep(0.05)
+                    pytest.fail("it went on behind the shield")
+
+            with pytest.raises(TimeoutError):
+                await shielded()
+
+    run(main())
+
+
+def test_a_peer_that_does_not_read_is_left_at_once() -> None:
+    left = socket.socketpair()
+
+    def script(session: Session) -> None:
+        session.greet()
+        left[0].recv(1)  # until the client has gone
+
+    async def main(path: str) -> None:
+        with pytest.raises(MonitorTimeout) as caught:
+            async with aio.open_monitor(path) as monitor:
+                await monitor.execute("x", {"text": "x" * 5_000_000}, timeout=0.1)
+        assert caught.value.unknown_outcome == ("x",)
+
+    with serve(script) as path:
+        run(main(path))
+        left[0].close()
+        left[1].close()
+
+
+def test_pretty_output_is_said_to_be_the_matter() -> None:
+    def script(session: Session) -> None:
+        session.sock.sendall(b'{\r\n    "QMP": {\r\n    }\r\n}\r\n')
+        session.sock.recv(100)
+
+    async def main(path: str) -> None:
+        async with aio.open_monitor(path):
+            pytest.fail("it opened")
+
+    with serve(script) as path, pytest.raises(ProtocolError, match="pretty=on"):
+        run(main(path))
+
+
+def test_the_process_is_found_or_taken_as_told(fake: BackgroundFake) -> None:
+    async def main() -> None:
+        client = QMPClient()
+        await client.connect(fake.socket)
+        assert (await aio.find_balloon(client)).resident() is None
+        known = await aio.find_balloon(client, pid=os.getpid())
+        assert (known.resident() or 0) > MiB
+        assert (await aio.find_balloon(client, pid=0)).resident() is None
+        await client.disconnect()
+
+    run(main())

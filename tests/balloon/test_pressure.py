@@ -1,0 +1,252 @@
+"""A guest that suffers is seen to, and one that always did is not our doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpballoon.balloon._controller import Decision, Governor
+from qmpballoon.balloon._pressure import NO_STRAIN, Strain, StrainLimits, StrainMeter
+from qmpballoon.balloon.guard import Limits
+from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.sizes import GiB, MiB
+
+TICK = 0.05
+LIMITS = StrainLimits.of(GiB, None, None)
+COUNTERS = (
+    *("swap_out", "major_faults", "alloc_stalls", "async_scans", "async_reclaims"),
+    *("direct_scans", "direct_reclaims"),
+)
+
+
+def said(figures: dict[str, Any]) -> GuestStats:
+    return GuestStats(**figures)
+
+
+def live(
+    before: dict[str, float],
+    then: dict[str, float],
+    *,
+    seconds: float = 3.0,
+    limits: StrainLimits = LIMITS,
+) -> list[Strain]:
+    """Judge a guest that counts at some rates for a second, and then at others."""
+    meter = StrainMeter(limits)
+    counts = dict.fromkeys({*before, *then}, 1e6)
+    seen = []
+    for tick in range(round(seconds / TICK)):
+        rates = before if tick * TICK <= 1 else then
+        for name, rate in rates.items():
+            counts[name] += rate * TICK
+        stats = said({name: int(value) for name, value in counts.items()})
+        seen.append(meter.observe(tick * TICK, stats))
+    return seen
+
+
+def worst(*lives: Any, **options: Any) -> Strain:  # noqa: ANN401 - as live takes them
+    order = ("none", "some", "critical")
+    seen = live(*lives, **options)[::-1]  # of equals, the last
+    return max(seen, key=lambda strain: order.index(strain.level))
+
+
+HEALTHY: list[dict[str, float]] = [
+    # As measured: a balloon that grows at the cost of clean cache.
+    {
+        "alloc_stalls": 100,
+        "async_scans": 200 * MiB,
+        "async_reclaims": 200 * MiB,
+        "direct_scans": 24 * MiB,
+        "direct_reclaims": 24 * MiB,
+    },
+    {"swap_out": MiB / 2, "major_faults": 50},
+    # A reader goes through pages that are in use.
+    {"async_scans": 300 * MiB, "async_reclaims": 140 * MiB},
+    # Next to nothing was looked at, and little of it was free.
+    {"direct_scans": MiB, "alloc_stalls": 3},
+]
+
+
+@pytest.mark.parametrize("rates", HEALTHY)
+def test_what_healthy_guests_show_is_no_strain(rates: dict[str, float]) -> None:
+    assert worst({}, rates).level == "none"
+
+
+@pytest.mark.parametrize(
+    ("rates", "level", "words"),
+    [
+        ({"swap_out": 4 * MiB}, "some", "swaps 4 MiB/s"),
+        ({"major_faults": 300}, "some", "300 major faults/s"),
+        (
+            {"async_scans": 100 * MiB, "async_reclaims": 30 * MiB},
+            "some",
+            "free 30% of the pages it looks at",
+        ),
+        (
+            {"direct_scans": 100 * MiB, "direct_reclaims": MiB, "alloc_stalls": 10},
+            "critical",
+            "tasks wait",
+        ),
+        # Nobody waits for them.
+        ({"direct_scans": 100 * MiB, "direct_reclaims": MiB}, "some", "1%"),
+    ],
+)
+def test_strain_is_told_in_words(
+    rates: dict[str, float], level: str, words: str
+) -> None:
+    seen = worst({}, rates)
+    assert seen.level == level
+    assert words in seen.reason
+    assert "\n" not in seen.reason
+
+
+@pytest.mark.parametrize("rates", [{"swap_out": 4 * MiB}, {"major_faults": 300}])
+def test_a_guest_that_always_did_is_no_emergency(rates: dict[str, float]) -> None:
+    assert worst(rates, rates).level == "none"
+    more = {name: rate * 3 for name, rate in rates.items()}
+    assert worst(rates, more).level == "some"
+
+
+@pytest.mark.parametrize("rates", [{"swap_out": 4 * MiB}, {"major_faults": 300}])
+def test_strain_passes(rates: dict[str, float]) -> None:
+    meter = StrainMeter(LIMITS)
+    (name, rate), *_ = rates.items()
+    levels = []
+    for tick in range(100):
+        seconds = tick * TICK
+        count = int(rate * min(max(seconds - 1, 0), 1))  # for one second
+        levels.append(meter.observe(seconds, said({name: count})).level)
+    changes = [
+        one for one, other in zip(levels, [None, *levels], strict=False) if one != other
+    ]
+    assert changes == ["none", "some", "none"]
+
+
+def test_a_restarted_guest_counts_anew() -> None:
+    meter = StrainMeter(LIMITS)
+    meter.observe(0.0, GuestStats(swap_out=GiB))
+    meter.observe(1.0, GuestStats(swap_out=GiB))
+    assert meter.observe(1.1, GuestStats(swap_out=0)).level == "none"
+    assert meter.observe(1.2, GuestStats(swap_out=5 * MiB)).level == "some"
+
+
+def test_a_larger_guest_may_do_more() -> None:
+    small, large = (StrainLimits.of(size, None, None) for size in (GiB // 2, GiB * 512))
+    assert (small.swap_rate, small.fault_rate, small.scanned) == (MiB, 100, 2 * MiB)
+    assert large.swap_rate == 128 * MiB
+    assert large.fault_rate == 3200
+    assert large.scanned == 32 * MiB
+    rates: dict[str, float] = {"swap_out": 50 * MiB, "major_faults": 2000}
+    assert worst({}, rates, limits=small).level == "some"
+    assert worst({}, rates, limits=large).level == "none"
+
+
+counts = st.fixed_dictionaries(
+    {name: st.none() | st.integers(0, 2**63) for name in COUNTERS}
+)
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.5), counts), max_size=20))
+def test_whatever_a_guest_says_is_judged(
+    looks: list[tuple[float, dict[str, int | None]]],
+) -> None:
+    meters = StrainMeter(LIMITS), StrainMeter(NO_STRAIN)
+    now = 0.0
+    for pause, figures in looks:
+        now += pause
+        strain, none = (meter.observe(now, said(figures)) for meter in meters)
+        assert (strain.level == "none") == (strain.reason == "")
+        assert none.level == "none"
+
+
+# What the governor makes of it
+
+
+class Suffering:
+    """A guest with plenty available, in the hands of a governor."""
+
+    def __init__(self, **limits: Any) -> None:  # noqa: ANN401 - as Limits takes them
+        defaults: dict[str, Any] = {"headroom": 100 * MiB, "floor": 64 * MiB}
+        strain = StrainLimits.of(4 * GiB, None, None)
+        self.governor = Governor(
+            Limits(**defaults, step=128 * MiB, strain=strain, **limits),
+            4 * GiB,
+            0,
+            self.stats(),
+        )
+        self.seconds = 0.0
+        self.actual = 4 * GiB
+
+    counters: dict[str, int] = {}  # noqa: RUF012 - replaced, not changed
+
+    def stats(self) -> GuestStats:
+        return said({"available": 2 * GiB, "free": GiB, **self.counters})
+
+    def look(self, seconds: float = TICK, **counters: int) -> Decision:
+        self.seconds += seconds
+        self.counters = counters or self.counters
+        decision = self.governor.decide(
+            self.seconds, self.actual, self.actual, self.stats(), 0.0
+        )
+        self.actual = decision.target
+        return decision
+
+
+def test_a_strained_guest_is_let_alone_until_it_is_better() -> None:
+    guest = Suffering()
+    guest.look(1.0, swap_out=0)
+    size = guest.actual
+    held = guest.look(swap_out=50 * MiB)
+    assert (held.action, held.target, held.mark) == ("take", size, "held back")
+    assert "swaps" in held.reason
+    for _ in range(30):  # a second until it is over, and another of recovery
+        again = guest.look()
+        assert (again.target, again.mark) == (size, None)
+    for _ in range(15):
+        guest.look()
+    assert guest.actual < size
+
+
+def test_one_that_goes_on_suffering_gets_everything() -> None:
+    guest = Suffering()
+    guest.look(1.0, major_faults=0)
+    faults, decisions = 0, []
+    while guest.seconds < 4.5:
+        faults += 500
+        decisions.append(guest.look(major_faults=faults))
+    assert decisions[-1].action == "trouble"
+    assert decisions[-1].target == 4 * GiB
+    assert "although no more is taken" in decisions[-1].reason
+    assert sum(decision.mark is not None for decision in decisions) == 1
+
+
+def test_one_in_a_critical_state_gets_everything_at_once() -> None:
+    guest = Suffering()
+    guest.look(1.0, direct_scans=0, alloc_stalls=0)
+    decision = guest.look(direct_scans=100 * MiB, alloc_stalls=5)
+    assert (decision.action, decision.target) == ("trouble", 4 * GiB)
+
+
+def test_one_that_suffers_time_and_again_has_no_more_to_spare() -> None:
+    guest = Suffering()
+    guest.look(1.0, swap_out=0)
+    swapped = 0
+    for _ in range(3):
+        swapped += 50 * MiB
+        assert guest.look(swap_out=swapped).mark == "held back"
+        for _ in range(21):
+            last = guest.look()
+    assert (last.action, last.target) == ("spent", guest.actual)
+    assert "suffers" in last.reason
+
+
+def test_at_first_only_free_memory_is_taken() -> None:
+    answer = GuestStats(available=2 * GiB, free=GiB)
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB, strain=LIMITS)
+    governor = Governor(limits, 4 * GiB, 0, answer)
+    first = governor.decide(0.1, 4 * GiB, 4 * GiB, answer, 0.0)
+    assert first.target == 3 * GiB + 100 * MiB
+    later = governor.decide(0.6, 4 * GiB, 4 * GiB, answer, 0.0)
+    assert later.target == 2 * GiB + 100 * MiB

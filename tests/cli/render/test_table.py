@@ -1,0 +1,69 @@
+"""The fleet's table: what is seen on screens of several sizes."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import pages
+from attrs import evolve
+from pages import HOST, RULES
+from rich.console import Console
+
+from qmpballoon.cli.render.table import print_table, table_shown
+from qmpballoon.sizes import MiB
+
+if TYPE_CHECKING:
+    import pytest
+
+    from qmpballoon.fleet.vm import View
+
+WELL = evolve(pages.WELL, name="well")
+GONE = evolve(WELL, name="away", state="gone", detail="there is no socket " * 20)
+RED = "\x1b[1;31m"
+
+
+def drawn(views: list[View], *, width: int = 80, height: int = 24) -> list[str]:
+    """Return the lines of a screen that a live table is shown on."""
+    file = io.StringIO()
+    console = Console(file=file, width=width, height=height, force_terminal=True)
+    with table_shown(console) as show:
+        show(HOST, RULES, views)
+        return file.getvalue().rstrip().splitlines()
+
+
+def test_nothing_is_drawn_beyond_the_screen() -> None:
+    fleet = [evolve(WELL, name=f"vm{number:03}") for number in range(100)]
+    lines = drawn([*fleet, *[GONE] * 9], height=20)
+    assert len(lines) < 20
+    assert "109 VMs" in lines[1]
+    assert "vm000" in "".join(lines)
+    (hidden,) = [line for line in lines if "more" in line]
+    shown = sum("vm0" in line for line in lines)
+    assert f"and {109 - shown} more" in hidden
+
+
+def test_what_is_wrong_is_one_line_below_the_table() -> None:
+    lines = drawn([WELL, GONE], width=60)
+    (note,) = [line for line in lines if "no socket" in line]
+    assert "away" in note
+    assert "…" in note
+
+
+def test_who_is_in_need_is_red() -> None:
+    needy = evolve(WELL, stats=evolve(WELL.stats, available=100 * MiB))
+    assert f"{RED}  100 MiB" in "".join(drawn([needy]))
+    assert RED not in "".join(drawn([WELL]))
+    # What a guest said before it fell silent does not count any more.
+    assert RED not in "".join(drawn([evolve(needy, state="stale")]))
+
+
+def test_where_nobody_watches_nothing_is_cut(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fleet = [evolve(WELL, name=f"vm{number:03}") for number in range(100)]
+    print_table(HOST, RULES, [*fleet, GONE])
+    shown = capsys.readouterr().out
+    assert "vm099" in shown
+    assert "more" not in shown
+    assert shown.count("no socket") == 20

@@ -1,0 +1,239 @@
+"""Whole hosts in balance, and memory taken from them, on a mock clock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from attrs import evolve
+from worlds import GUEST, World, become, open_world, simulated, supervised, view
+
+from qmpballoon.cli.render.fleet_text import report_text
+from qmpballoon.fleet.control_loop import balance, carry_out, decide, reclaim
+from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
+from qmpballoon.sizes import GiB, MiB, format_size
+from qmpballoon.testing.model.machine import SECOND, MachineConfig, WorkloadStep, ramp
+
+if TYPE_CHECKING:
+    from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.testing.model.machine import GuestConfig
+
+RULES = Rules(reserve=GiB, buffer=256 * MiB)
+
+
+def guest(cache: int, *workload: WorkloadStep) -> GuestConfig:
+    return evolve(GUEST, cache=cache, workload=workload)
+
+
+def start(world: World, name: str, cache: int, *workload: WorkloadStep) -> None:
+    config = MachineConfig(memory=4 * GiB, guest=guest(cache, *workload))
+    world.start(name, config)
+
+
+def available(world: World) -> int:
+    for fake in world.fakes.values():
+        fake.touch()
+    return world.read(0, 0).available
+
+
+def kills(world: World) -> int:
+    return sum(fake.machine.guest.oom_kills for fake in world.fakes.values())
+
+
+@pytest.mark.parametrize("policy", ["available", "proportional", "shares"])
+@simulated
+async def test_a_host_gets_its_reserve_back(policy: PolicyName) -> None:
+    rules = evolve(RULES, policy=policy)
+    async with open_world() as world:
+        for number in range(4):
+            start(world, f"vm{number}", 2 * GiB)
+        world.memory -= available(world) - 300 * MiB
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await fleet.known(5)
+            nursery.start_soon(balance, fleet, world.read, rules)
+            await trio.sleep(40)
+            assert available(world) >= RULES.reserve
+            # And having come to rest, nothing moves any more.
+            before = [seen.counters.moves for seen in fleet.views()]
+            await trio.sleep(60)
+            assert [seen.counters.moves for seen in fleet.views()] == before
+            nursery.cancel_scope.cancel()
+        assert kills(world) == 0
+
+
+@simulated
+async def test_a_burst_is_fed_from_others_whatever_happens_to_some() -> None:
+    more = ramp(62 * SECOND, 112 * SECOND, 600 * MiB, 200)
+    burst = (WorkloadStep(60 * SECOND, 900 * MiB), *more)
+    async with open_world() as world:
+        start(world, "bursts", GiB, *burst)
+        for name in ("b", "c", "killed", "paused"):
+            start(world, name, 3 * GiB)
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await fleet.known(5)
+            # Without what others give, its bursts are more than it has.
+            fleet.order(Move("bursts", 4 * GiB, GiB + 512 * MiB, "test"))
+            await fleet.still()
+            world.memory -= available(world) - RULES.reserve - RULES.buffer
+            nursery.start_soon(balance, fleet, world.read, RULES)
+            await trio.sleep_until(55)
+            # Somebody else takes its memory: it is not the bursts'.
+            world.memory -= world.fakes["killed"].machine.resident
+            world.fakes["killed"].machine.quit()
+            world.fakes["killed"].touch()
+            world.fakes["paused"].machine.stop()
+            await trio.sleep_until(120)
+            assert view(fleet, "bursts").counters.given > 256 * MiB
+            needy = view(fleet, "bursts")
+            assert needy.bounds is not None
+            assert (needy.stats.available or 0) >= needy.bounds.headroom
+            await become(fleet, {"killed": "gone", "paused": "stale", "b": "healthy"})
+            assert available(world) >= RULES.reserve
+            nursery.cancel_scope.cancel()
+        assert kills(world) == 0
+
+
+@simulated
+async def test_others_take_over_from_a_guest_that_does_not_let_go() -> None:
+    async with open_world() as world:
+        for name in ("a", "b"):
+            start(world, name, 2 * GiB)
+        start(world, "refuses", 3 * GiB)  # the richest, who is asked first
+        world.memory -= available(world) - 700 * MiB
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await fleet.known(5)
+            world.fakes["refuses"].machine.guest.stall(3600 * SECOND)
+            nursery.start_soon(balance, fleet, world.read, RULES)
+            await trio.sleep(40)
+            assert available(world) >= RULES.reserve
+            assert view(fleet, "refuses").counters.stalls
+            nursery.cancel_scope.cancel()
+
+
+@simulated
+async def test_a_plan_is_carried_out_once() -> None:
+    async with open_world() as world:
+        start(world, "a", 3 * GiB)
+        start(world, "b", GiB)
+        world.memory -= available(world) - 900 * MiB
+        async with supervised(world) as fleet:
+            await fleet.known(5)
+            host, plan = decide(fleet, world.read, RULES)
+            assert host.available == 900 * MiB
+            assert plan.moves
+            await carry_out(fleet, plan)
+            for move in plan.moves:
+                assert view(fleet, move.name).actual == move.target
+
+
+async def reclaimable(world: World) -> None:
+    start(world, "rich", 3 * GiB)
+    start(world, "poor", 512 * MiB)
+
+
+@simulated
+async def test_taking_and_giving_back() -> None:
+    progress: list[int] = []
+    async with open_world() as world:
+        await reclaimable(world)
+        async with supervised(world) as fleet:
+            await fleet.known(5)
+            before = available(world)
+            report = await reclaim(fleet, 2 * GiB, RULES, on_progress=progress.append)
+            assert [vm.name for vm in report.vms] == ["poor", "rich"]
+            assert 0 <= 2 * GiB - report.handed_over < MiB
+            assert not report.held
+            assert sizes(fleet) == {"rich": 4 * GiB, "poor": 4 * GiB}
+            # Memory that a guest had never touched was free to begin with.
+            assert available(world) > before
+            assert progress == sorted(progress)
+            assert progress[-1] == report.handed_over
+
+
+@simulated
+async def test_who_does_not_take_it_back_is_told() -> None:
+    async with open_world() as world:
+        await reclaimable(world)
+
+        def hang(taken: int) -> None:
+            if taken > GiB:
+                world.fakes["rich"].machine.guest.stall(3600 * SECOND)
+
+        async with supervised(world) as fleet:
+            await fleet.known(5)
+            report = await reclaim(fleet, 2 * GiB, RULES, on_progress=hang)
+            owed = {vm.name: vm.owed for vm in report.vms}
+            assert owed["poor"] == 0
+            assert owed["rich"] == 4 * GiB - sizes(fleet)["rich"] > 0
+            assert not report.held
+    assert f"rich: has yet to take {format_size(owed['rich'])} back" in report_text(
+        report, 0, 0
+    )
+
+
+@simulated
+async def test_taking_and_holding() -> None:
+    async with open_world() as world:
+        await reclaimable(world)
+        async with supervised(world) as fleet:
+            await fleet.known(5)
+            report = await reclaim(fleet, 5 * GiB, RULES, hold=True)
+            assert report.held
+            assert report.handed_over == 8 * GiB - sum(sizes(fleet).values())
+            assert 4 * GiB < report.handed_over <= 5 * GiB
+        assert kills(world) == 0
+
+
+@simulated
+async def test_more_than_there_is_cannot_be_taken() -> None:
+    async with open_world() as world:
+        await reclaimable(world)
+        async with supervised(world) as fleet:
+            await fleet.known(5)
+            report = await reclaim(fleet, 64 * GiB, RULES, hold=True)
+            assert 6 * GiB < report.handed_over < 8 * GiB
+            for seen in fleet.views():
+                assert seen.bounds is not None
+                assert await fleet.known(5)
+                assert (seen.stats.available or 0) >= seen.bounds.headroom
+        assert kills(world) == 0
+
+
+@simulated
+async def test_what_one_does_not_give_others_do() -> None:
+    async with open_world() as world:
+        await reclaimable(world)
+        start(world, "refuses", 3 * GiB)
+        async with supervised(world) as fleet:
+            await fleet.known(5)
+            world.fakes["refuses"].machine.guest.stall(3600 * SECOND)
+            report = await reclaim(fleet, 4 * GiB, RULES, hold=True)
+            gave = {vm.name: vm.handed_over for vm in report.vms}
+            assert gave["refuses"] == 0
+            assert 0 <= 4 * GiB - report.handed_over < MiB
+
+
+@simulated
+async def test_who_is_interrupted_gives_back() -> None:
+    async with open_world() as world:
+        await reclaimable(world)
+        async with supervised(world) as fleet:
+            await fleet.known(5)
+            with trio.move_on_after(2):
+                await reclaim(fleet, 3 * GiB, RULES, hold=True)
+            assert sizes(fleet) == {"rich": 4 * GiB, "poor": 4 * GiB}
+
+
+def sizes(fleet: Supervisor) -> dict[str, int]:
+    return {seen.name: seen.actual or 0 for seen in fleet.views()}
+
+
+def test_an_empty_fleet_has_nothing_to_plan() -> None:
+    @simulated
+    async def nobody() -> None:
+        async with open_world() as world, supervised(world) as fleet:
+            assert await fleet.known(1)
+            assert decide(fleet, world.read, RULES)[1] == FleetPlan()
+
+    nobody()

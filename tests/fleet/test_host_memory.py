@@ -1,0 +1,68 @@
+"""What the host has left, by meminfo, by a limit, by a control group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qmpballoon.fleet.host_memory import Gauge
+from qmpballoon.sizes import GiB, MiB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MEMINFO = "MemTotal:  16777216 kB\nMemFree: 1 kB\nMemAvailable:   4194304 kB\nHuge: 0\n"
+CALM = "some avg10=0.00 avg60=90.00 avg300=0.00 total=0\nfull avg10=0.00 total=0\n"
+PRESSED = CALM.replace("avg10=0.00", "avg10=12.50", 1)
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    (tmp_path / "pressure").mkdir()
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    (tmp_path / "pressure" / "memory").write_text(CALM)
+    return tmp_path
+
+
+def group(folder: Path, limit: str) -> Path:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{3 * GiB}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {100 * MiB}\n")
+    (folder / "memory.pressure").write_text(PRESSED)
+    return folder
+
+
+def test_the_host(proc: Path) -> None:
+    host = Gauge(proc=proc).read(promised=5)
+    assert (host.total, host.available) == (16 * GiB, 4 * GiB)
+    assert (host.promised, host.pressed) == (5, False)
+
+
+def test_a_limit_counts_what_the_vms_hold(proc: Path) -> None:
+    host = Gauge(limit=3 * GiB, proc=proc).read(held=2 * GiB)
+    assert (host.total, host.available) == (3 * GiB, GiB)
+    # One plan is to free it all: how far they are beyond the limit is told, too.
+    assert Gauge(limit=3 * GiB, proc=proc).read(held=4 * GiB).available == -GiB
+    assert Gauge(limit=12 * GiB, proc=proc).read(held=GiB).available == 4 * GiB
+
+
+def test_a_control_group_has_its_own_limit_and_pressure(proc: Path) -> None:
+    host = Gauge(cgroup=group(proc, str(4 * GiB)), proc=proc).read()
+    assert (host.total, host.available) == (4 * GiB, GiB + 100 * MiB)
+    assert host.pressed
+    assert Gauge(cgroup=group(proc, "max"), proc=proc).read().available == 4 * GiB
+
+
+def test_pressure(proc: Path) -> None:
+    (proc / "pressure" / "memory").write_text(PRESSED)
+    assert Gauge(proc=proc).read().pressed
+    (proc / "pressure" / "memory").unlink()
+    assert not Gauge(proc=proc).read().pressed
+    (proc / "pressure" / "memory").write_text("")
+    assert not Gauge(proc=proc).read().pressed
+
+
+def test_this_host_tells() -> None:
+    host = Gauge().read()
+    assert 0 < host.available < host.total

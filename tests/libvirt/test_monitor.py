@@ -1,0 +1,157 @@
+"""libvirt's passthrough with a libvirt that is none, for where there is no daemon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from fake_libvirt import FakeConnection, FakeDomain, LibvirtError, install
+from frontends import on_each
+from scenarios import CACHE, MEMORY, SCENARIOS, a_second_client
+from through_libvirt import ALL
+
+from qmpballoon import (
+    MonitorClosed,
+    MonitorError,
+    MonitorTimeout,
+    MonitorUnreachable,
+    blocking,
+    libvirt,
+)
+from qmpballoon.testing.background import serve
+from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from frontends import FrontEnd, Scenario
+
+MACHINE = MachineConfig(memory=MEMORY, guest=GuestConfig(used=60 << 20, cache=CACHE))
+
+
+@pytest.fixture
+def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDomain]:
+    install(monkeypatch)
+    with serve(MACHINE) as fake, blocking.open_monitor(fake.socket) as monitor:
+        domain = FakeDomain(monitor)
+        domain.hang.set()
+        yield domain
+
+
+@on_each(*ALL)
+@pytest.mark.parametrize(
+    "scenario",
+    [scenario for scenario in SCENARIOS if scenario is not a_second_client],
+    ids=lambda scenario: scenario.__name__,
+)
+def test_scenarios(front: FrontEnd, scenario: Scenario, domain: FakeDomain) -> None:
+    front.run(scenario(front, domain))
+
+
+@on_each(*ALL)
+@pytest.mark.parametrize(
+    ("code", "error", "unknown"),
+    [
+        ("VIR_ERR_NO_DOMAIN", MonitorClosed, ()),
+        ("VIR_ERR_OPERATION_INVALID", MonitorClosed, ()),
+        ("VIR_ERR_NO_SUPPORT", MonitorUnreachable, ()),
+        ("VIR_ERR_OPERATION_DENIED", MonitorUnreachable, ()),
+        ("VIR_ERR_AUTH_FAILED", MonitorUnreachable, ()),
+        ("VIR_ERR_OPERATION_TIMEOUT", MonitorTimeout, ()),
+        ("VIR_ERR_OPERATION_FAILED", MonitorClosed, ("query-balloon",)),
+    ],
+)
+def test_errors(
+    front: FrontEnd,
+    domain: FakeDomain,
+    code: str,
+    error: type[MonitorError],
+    unknown: tuple[str, ...],
+) -> None:
+    async def fail() -> None:
+        async with front.open_balloon(domain) as balloon:  # type: ignore[arg-type]
+            domain.fails = code
+            await balloon.query()
+
+    with pytest.raises(error, match="vm1: libvirt's words") as caught:
+        front.run(fail())
+    assert caught.value.unknown_outcome == unknown
+
+
+@on_each(*ALL)
+def test_a_libvirt_that_hangs(front: FrontEnd, domain: FakeDomain) -> None:
+    async def hang() -> None:
+        async with front.open_balloon(domain, command_timeout=1) as balloon:  # type: ignore[arg-type]
+            domain.hang.clear()
+            await balloon.query()
+
+    try:
+        with pytest.raises(MonitorTimeout, match=r"within 1 s") as caught:
+            front.run(hang())
+    finally:
+        domain.hang.set()
+    assert caught.value.unknown_outcome == ("query-balloon",)
+
+
+@on_each(*ALL)
+def test_what_was_given_up_comes_before_what_undoes_it(
+    front: FrontEnd, domain: FakeDomain
+) -> None:
+    """Where several threads wait for a VM, libvirt serves them in any order."""
+
+    async def scenario() -> None:
+        async with front.open_balloon(domain, command_timeout=1) as balloon:  # type: ignore[arg-type]
+            domain.came.clear()
+            domain.hang.clear()
+            for give_up in (balloon.set_target(MEMORY // 2), balloon.actual()):
+                with pytest.raises(MonitorTimeout):
+                    await give_up
+            assert domain.came == ["balloon"]
+            domain.hang.set()
+            await balloon.set_target(MEMORY)
+        assert domain.came == ["balloon", "query-balloon", "balloon"]
+
+    try:
+        front.run(scenario())
+    finally:
+        domain.hang.set()
+
+
+def test_a_qemu_elsewhere_is_not_looked_for_here(domain: FakeDomain) -> None:
+    domain.uri = "qemu+ssh://other.example/system"
+    assert libvirt.find_balloon(domain).resident() is None
+
+
+def test_a_vm_by_its_name(domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+
+    def connect(uri: str | None) -> FakeConnection:
+        asked.append(uri)
+        return FakeConnection(domain)
+
+    install(monkeypatch, connect)
+    assert libvirt.find_domain("vm1") is domain
+    assert libvirt.find_domain("vm1", "qemu:///session") is domain
+    assert asked == [None, "qemu:///session"]
+    with pytest.raises(MonitorUnreachable, match=r"qemu:///system has no VM 'vm2'"):
+        libvirt.find_domain("vm2")
+
+
+def test_no_libvirt_to_connect_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str | None) -> None:
+        raise LibvirtError("VIR_ERR_OPERATION_FAILED")
+
+    install(monkeypatch, refuse)
+    with pytest.raises(MonitorUnreachable, match="is its daemon running"):
+        libvirt.find_domain("vm1")
+
+
+def test_a_libvirt_that_cannot_be_reached_is_told_with_the_vms_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: object) -> None:
+        raise LibvirtError("VIR_ERR_AUTH_FAILED")
+
+    install(monkeypatch, refuse)
+    with pytest.raises(MonitorUnreachable, match="'vm1': libvirt cannot be reached"):
+        libvirt.find_domain("vm1")
