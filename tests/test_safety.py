@@ -19,7 +19,7 @@ from qmpballoon.cli.exporter import exporter
 from qmpballoon.errors import CommandError, MonitorTimeout
 from qmpballoon.qmp import Failure
 from qmpballoon.testing.background import serve as serve_fake
-from qmpballoon.testing.lab import booting
+from qmpballoon.testing.lab import _boot
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +87,7 @@ def test_a_fakes_socket_is_private() -> None:
 
 
 def test_the_labs_folder_is_private() -> None:
-    with booting._folder() as folder:  # noqa: SLF001
+    with _boot._make_folder() as folder:  # noqa: SLF001
         assert mode(folder) == 0o700
 
 

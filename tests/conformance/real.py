@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
-from qmpballoon.testing.lab.errors import LabError
-from qmpballoon.testing.lab.parts import find_qemu
+from qmpballoon.testing.lab import LabError
+from qmpballoon.testing.lab._parts import find_qemu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qmpballoon.testing.lab import LabError, ProgressBar, parts
+from qmpballoon.testing.lab import LabError, ProgressBar
+from qmpballoon.testing.lab._parts import find_busybox, find_kernel, find_qemu
 
 HERE = Path(__file__).parent
 
@@ -30,9 +31,9 @@ def _qemu_can_be_had(request: pytest.FixtureRequest) -> None:
     """Look for all that a guest is made of, and fetch what is missing."""
     bar = ProgressBar()
     try:
-        parts.find_qemu(None, bar)
-        parts.find_kernel(None, bar)
-        parts.find_busybox(bar)
+        find_qemu(None, bar)
+        find_kernel(None, bar)
+        find_busybox(bar)
     except LabError as error:
         reason = f"no QEMU to test on: {error}"
     else:

@@ -26,8 +26,9 @@ from qmpballoon.errors import (
     MonitorUnreachable,
     ProtocolError,
 )
-from qmpballoon.testing.lab import ProgressBar, parts
-from qmpballoon.testing.lab.process import running, wait_ended
+from qmpballoon.testing.lab import ProgressBar
+from qmpballoon.testing.lab._parts import find_qemu
+from qmpballoon.testing.lab._qemu import run_process, wait_ended
 from qmpballoon.trio import TrioMonitor, open_monitor
 
 if TYPE_CHECKING:
@@ -59,14 +60,14 @@ async def running_qemu(
     """Run a QEMU with a monitor on a unix socket."""
     path = folder / "qmp"
     command = [
-        *parts.find_qemu(None, ProgressBar()).command,
+        *find_qemu(None, ProgressBar()).command,
         *("-machine", "none", "-accel", "tcg", "-display", "none", "-nodefaults"),
         *("-chardev", f"socket,id=qmp,path={path},server=on,wait=off"),
         *("-mon", f"chardev=qmp,{mode}"),
         *options,
     ]
     errors = folder / "stderr"
-    async with running(command, errors) as process:
+    async with run_process(command, errors) as process:
         with trio.fail_after(SECONDS):
             # There is a moment when it is bound, and not listened on yet.
             while not is_listening(path):
@@ -317,7 +318,7 @@ async def test_tcp(tmp_path: Path) -> None:
 @pytest.fixture
 def tls_folder(tmp_path: Path) -> Path:
     """Return a folder as QEMU wants it, for the name localhost."""
-    command = parts.find_qemu(None, ProgressBar()).command
+    command = find_qemu(None, ProgressBar()).command
     known = subprocess.run(
         [*command, "-object", "help"], check=True, capture_output=True
     ).stdout

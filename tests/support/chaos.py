@@ -18,7 +18,7 @@ from docblocks import DOCS
 from qmpballoon.balloon._reclaim import ReclaimReport
 from qmpballoon.balloon._resize import ResizeResult
 from qmpballoon.errors import BalloonStalled, QmpBalloonError
-from qmpballoon.testing.lab.process import wait_ended
+from qmpballoon.testing.lab._qemu import wait_ended
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:

@@ -19,7 +19,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
-from qmpballoon.testing.lab import ProgressBar, initramfs, parts
+from qmpballoon.testing.lab import ProgressBar
+from qmpballoon.testing.lab._initramfs import build_initramfs
+from qmpballoon.testing.lab._parts import find_busybox, find_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -94,10 +96,10 @@ def domain(
 ) -> Generator[Domain]:
     """Boot a guest; yield its domain once its balloon's driver is there."""
     bar = ProgressBar()
-    kernel, busybox = parts.find_kernel(None, bar), parts.find_busybox(bar)
+    kernel, busybox = find_kernel(None, bar), find_busybox(bar)
     with TemporaryDirectory(prefix="lv-") as folder:
         initrd = Path(folder, "initrd")
-        initrd.write_bytes(initramfs.build(busybox, kernel.modules, driver=True))
+        initrd.write_bytes(build_initramfs(busybox, kernel.modules, driver=True))
         created = connection.createXML(
             f"""
             <domain type="qemu">

@@ -1,4 +1,4 @@
-"""A lab: a real QEMU with a throwaway Linux guest, for tests and for trying out.
+"""The lab: a real QEMU with a throwaway Linux guest, for tests and experiments.
 
 ::
 
@@ -9,35 +9,40 @@
         await guest.hog(200 * lab.MiB)
         (await guest.meminfo())["MemAvailable"]
 
-``python -m qmpballoon.testing.lab`` boots one until Ctrl-C, and with ``--fetch``
-only fetches what tests will need later.
+``python -m qmpballoon.testing.lab`` boots a guest and keeps it until Ctrl-C. With
+``--fetch`` it only fetches what later tests need.
 
-What it needs: Linux on x86-64, and a QEMU (``qemu-system-x86_64``), a Linux kernel
-with its modules and a static busybox. It uses what is installed. What is missing,
-or wanted in another version, it fetches from the package archive that the machine's
-own apt uses, without root, into ``~/.cache/qmpballoon`` (``$QMPBALLOON_CACHE``,
-``$XDG_CACHE_HOME``): about 40 MB for a QEMU, which become 200, and 35 for a kernel.
-After that it needs no network. Debian machines can have the QEMUs and kernels of
-all of Debian's releases; elsewhere they are those of the machine's own release.
+The lab needs Linux on x86-64, a QEMU (``qemu-system-x86_64``), a Linux kernel with
+its modules, and a static busybox. It uses what is installed. It fetches what is
+missing, or installed in another version than asked for, from the package archive
+that the machine's apt uses, without root, into ``~/.cache/qmpballoon``
+(``$QMPBALLOON_CACHE``, ``$XDG_CACHE_HOME``). A QEMU is a download of about 40 MB,
+which becomes 200 MB on disk, and a kernel one of 35 MB. After that the lab needs no
+network. A Debian machine can fetch the QEMUs and kernels of all of Debian's
+releases, other machines those of their own release.
 
-The guest runs from memory: a kernel and an initramfs with busybox and the virtio
-drivers. It is ready in about 2.5 seconds without KVM, which is used only where it
-is proven to boot. Its commands come over a serial line of their own, its console is
-kept in a file. A panic stays on the console and QEMU stays up; a reboot reboots.
-Memory that is plugged in comes online by itself.
+The guest consists of a kernel and an initramfs with busybox and the virtio drivers.
+It has no disk but the one that :meth:`Guest.fill_cache` reads. It boots in about 2.5
+seconds without KVM; KVM is used only where it has booted a guest. Commands go over a
+serial line of their own. The console is written to a file. A panic is seen on the
+console, and QEMU stays. A reboot reboots. Plugged memory comes online by itself.
 
-Nothing is left behind: at the end of the block QEMU is killed and its folder is
-removed, and if this process is killed itself, the kernel kills QEMU (its folder
-then remains, in the temporary folder).
+Nothing is left behind. At the end of the block QEMU is killed and its folder is
+removed. If this process is killed, the kernel kills QEMU; its folder then stays in
+the temporary folder.
 """
 
 from __future__ import annotations
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.lab.booting import boot
-from qmpballoon.testing.lab.errors import GuestCommandError, LabError
-from qmpballoon.testing.lab.guest import Guest
-from qmpballoon.testing.lab.progress import Progress, ProgressBar
+from qmpballoon.testing.lab._boot import boot
+from qmpballoon.testing.lab._guest import Guest
+from qmpballoon.testing.lab._report import (
+    GuestCommandError,
+    LabError,
+    Progress,
+    ProgressBar,
+)
 
 __all__ = [
     "GiB",

@@ -1,4 +1,4 @@
-"""``python -m qmpballoon.testing.lab``: a guest to try things on, until Ctrl-C."""
+"""``python -m qmpballoon.testing.lab``: boot a guest, and keep it until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import trio
 
 from qmpballoon.sizes import format_size, parse_size
 from qmpballoon.testing.lab import LabError, ProgressBar, boot
-from qmpballoon.testing.lab.booting import gather
-from qmpballoon.testing.lab.command import BALLOON
-from qmpballoon.testing.lab.process import wait_ended
+from qmpballoon.testing.lab._boot import find_parts
+from qmpballoon.testing.lab._qemu import BALLOON, wait_ended
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -54,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--kernel", action="append", default=[], metavar="PATH|VERSION")
     add("--device", default=BALLOON, help=f"QEMU's -device argument [{BALLOON}]")
     add("--no-device", action="store_true", help="no balloon")
-    add("--no-driver", action="store_true", help="a guest that ignores its balloon")
+    add("--no-driver", action="store_true", help="do not load the balloon's driver")
     add("--machine", default="pc", choices=("pc", "q35", "microvm"))
-    add("--accel", choices=("kvm", "tcg"), help="[KVM where it is proven to boot]")
+    add("--accel", choices=("kvm", "tcg"), help="[KVM where it has booted a guest]")
     add("--paused", action="store_true", help="QEMU waits for a cont")
     add("--socket", type=Path, metavar="PATH", help="make the monitor a link here")
     add(
@@ -72,7 +71,7 @@ def _size(text: str) -> int:
     try:
         return parse_size(text)
     except ValueError as error:
-        # argparse shows the text of this one only.
+        # argparse shows the message of no other exception.
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -80,7 +79,7 @@ async def _fetch(options: argparse.Namespace) -> int:
     bar = ProgressBar()
     pairs = itertools.zip_longest(options.qemu or [None], options.kernel or [None])
     for qemu, kernel in pairs:
-        found = await gather(qemu, kernel, bar)
+        found = await find_parts(qemu, kernel, bar)
         sys.stdout.write(
             f"QEMU {found.qemu.version}, Linux {found.kernel.release}, "
             f"{found.busybox}\n"
@@ -91,18 +90,18 @@ async def _fetch(options: argparse.Namespace) -> int:
 async def _run(options: argparse.Namespace) -> int:
     if len(options.qemu) > 1 or len(options.kernel) > 1:
         raise ValueError("give one --qemu and one --kernel, or --fetch")
-    # All of them mean the same: clean up and go. The last is a closed terminal's, and
-    # is ignored under nohup.
+    # Each of these ends the guest. SIGHUP comes from a terminal that is closed; nohup
+    # ignores it.
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     scope = trio.CancelScope()
     with scope, _cancelled_by(*numbers, scope=scope):
-        await _show(options)
+        await _boot_and_wait(options)
     return 0
 
 
-async def _show(options: argparse.Namespace) -> None:
+async def _boot_and_wait(options: argparse.Namespace) -> None:
     async with boot(
         memory=options.memory,
         cache=options.cache,
@@ -118,14 +117,14 @@ async def _show(options: argparse.Namespace) -> None:
         paused=options.paused,
     ) as guest:
         with _linked(options.socket, guest.socket) as socket:
-            _introduce(guest, socket, options.memory)
+            _print_guest(guest, socket, options.memory)
             status = await wait_ended(guest.process)
     raise LabError(f"QEMU ended with {status}")
 
 
 @contextmanager
 def _cancelled_by(*signals: signal.Signals, scope: trio.CancelScope) -> Generator[None]:
-    """Cancel a scope on signals, which trio would else turn into an exception."""
+    """Cancel a scope on signals. trio would raise KeyboardInterrupt on SIGINT."""
     token = trio.lowlevel.current_trio_token()
 
     def cancel(_number: int, _frame: object) -> None:
@@ -154,7 +153,7 @@ def _linked(link: Path | None, socket: Path) -> Generator[Path]:
         link.unlink(missing_ok=True)
 
 
-def _introduce(guest: Guest, socket: Path, memory: int) -> None:
+def _print_guest(guest: Guest, socket: Path, memory: int) -> None:
     sys.stdout.write(
         f"QEMU {guest.qemu_version} ({guest.accel}, pid {guest.pid}), "
         f"Linux {guest.kernel_release or 'not booted yet'}, {format_size(memory)}\n"

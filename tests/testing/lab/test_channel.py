@@ -9,7 +9,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.testing.lab.channel import Answer, Channel, Decoder, Ready, encode
+from qmpballoon.testing.lab._channel import Answer, Channel, Decoder, Ready, encode
 
 OUTPUTS = st.text(st.characters(exclude_characters="@", codec="utf-8"), max_size=40)
 ANSWERS = st.builds(Answer, st.integers(0, 999), st.integers(0, 255), OUTPUTS)

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.testing.lab import initramfs
+from qmpballoon.testing.lab._initramfs import (
+    build_initramfs,
+    load_modules,
+    write_cpio,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +46,7 @@ def unpacked(archive: bytes) -> dict[str, tuple[int, bytes]]:
 def test_files_come_out_as_they_went_in_after_their_folders(
     files: dict[str, bytes],
 ) -> None:
-    found = unpacked(initramfs.cpio(files))
+    found = unpacked(write_cpio(files))
     contents = {
         name: data for name, (mode, data) in found.items() if stat.S_ISREG(mode)
     }
@@ -54,7 +58,7 @@ def test_files_come_out_as_they_went_in_after_their_folders(
 
 
 def test_links_and_empty_folders() -> None:
-    archive = initramfs.cpio({}, links={"bin/sh": "busybox"}, folders=("proc",))
+    archive = write_cpio({}, links={"bin/sh": "busybox"}, folders=("proc",))
     found = unpacked(archive)
     assert stat.S_ISLNK(found["bin/sh"][0])
     assert found["bin/sh"][1] == b"busybox"
@@ -76,17 +80,17 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
     module(tmp_path, "right", "bottom")
     module(tmp_path, "bottom")
     module(tmp_path, "unwanted")
-    loaded = list(initramfs.load_modules(tmp_path, ["top"]))
+    loaded = list(load_modules(tmp_path, ["top"]))
     assert loaded == ["bottom", "right", "left", "top"]
 
 
 def test_packed_modules_and_dashes(tmp_path: Path) -> None:
     content = module(tmp_path, "virtio-rng", packed=True)
-    assert initramfs.load_modules(tmp_path, ["virtio_rng"]) == {"virtio_rng": content}
+    assert load_modules(tmp_path, ["virtio_rng"]) == {"virtio_rng": content}
 
 
 def test_a_module_that_is_built_in_is_left_out(tmp_path: Path) -> None:
-    assert initramfs.load_modules(tmp_path, ["virtio_balloon"]) == {}
+    assert load_modules(tmp_path, ["virtio_balloon"]) == {}
 
 
 def test_the_guest_gets_its_modules_and_scripts(tmp_path: Path) -> None:
@@ -96,7 +100,7 @@ def test_the_guest_gets_its_modules_and_scripts(tmp_path: Path) -> None:
     balloon = module(modules, "virtio_balloon", "virtio")
     busybox = tmp_path / "busybox"
     busybox.write_bytes(b"a program")
-    found = unpacked(initramfs.build(busybox, modules, driver=True))
+    found = unpacked(build_initramfs(busybox, modules, driver=True))
     assert found["bin/busybox"][1] == b"a program"
     assert found["init"][1].startswith(b"#!/bin/busybox sh")
     # The balloon's driver is there, but for its own script to load.
@@ -105,5 +109,5 @@ def test_the_guest_gets_its_modules_and_scripts(tmp_path: Path) -> None:
     dependencies = found["lib/modules/6.1.0-test/modules.dep"][1].decode()
     assert "virtio_balloon.ko: virtio.ko\n" in dependencies
     assert "lab/driver" in found
-    without = unpacked(initramfs.build(busybox, modules, driver=False))
+    without = unpacked(build_initramfs(busybox, modules, driver=False))
     assert "lab/driver" not in without

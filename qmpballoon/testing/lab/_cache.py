@@ -1,4 +1,4 @@
-"""The folder for what was fetched and found out, safe for many processes at once."""
+"""The cache folder: safe for many processes at once."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _POLL: Final = 0.1
 
 
 def cache_folder() -> Path:
-    """Say where things are kept: ``$QMPBALLOON_CACHE``, or ``~/.cache/qmpballoon``.
+    """Return the folder's path: ``$QMPBALLOON_CACHE``, or ``~/.cache/qmpballoon``.
 
-    ``XDG_CACHE_HOME`` is heeded. The folder may not exist yet.
+    Where ``XDG_CACHE_HOME`` is set, it stands for ``~/.cache``. The folder may not
+    exist yet.
     """
     if own := os.environ.get(_VARIABLE):
         return Path(own).absolute()
@@ -31,7 +32,7 @@ def cache_folder() -> Path:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody ever sees a part of it."""
+    """Write a file so that no process ever sees a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         file.write(text)
@@ -40,12 +41,14 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Generator[None]:
-    """Be the only process in the block; a killed process holds no lock.
+    """Hold a lock, so that no other process is in the block.
+
+    The kernel releases the lock of a process that ends.
 
     Args:
-        path: The lock file; made if need be, and left behind.
-        waiting: Called ten times a second while another process holds it; may
-            raise to give up.
+        path: The lock file. It is made if it does not exist, and stays.
+        waiting: Called ten times a second while another process has the lock. An
+            exception that it raises ends the waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:

@@ -1,4 +1,4 @@
-"""Which archive a machine uses: both formats, and what is not the distribution's."""
+"""apt: which archive a machine uses, and what apt says has to be fetched."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpballoon.testing.lab.sources import (
+from qmpballoon.testing.lab._apt import (
     Archive,
-    choose,
-    installed_sources,
+    Package,
+    choose_archive,
+    installed_archives,
     parse_deb822,
     parse_one_line,
+    parse_uris,
 )
 
 if TYPE_CHECKING:
@@ -72,12 +74,12 @@ def test_all_files_are_read_and_disabled_ones_are_not(tmp_path: Path) -> None:
         "Types: deb\nURIs: http://c.example\nSuites: x\nComponents: main\n"
     )
     (folder / "d.list.disabled").write_text("deb http://d.example x main\n")
-    uris = [archive.uri for archive in installed_sources(tmp_path)]
+    uris = [archive.uri for archive in installed_archives(tmp_path)]
     assert uris == ["http://a.example", "http://b.example", "http://c.example"]
 
 
 def test_a_machine_without_sources_has_none(tmp_path: Path) -> None:
-    assert installed_sources(tmp_path) == []
+    assert installed_archives(tmp_path) == []
 
 
 THIRD = Archive("http://third.example", "bookworm", ("main",), "/etc/keys/third.gpg")
@@ -102,9 +104,23 @@ SID = Archive("http://own.example", "sid", ("main",), KEYRING)
 def test_only_the_distributions_own_archive_counts(
     archives: list[Archive], codename: str, expected: Archive | None
 ) -> None:
-    assert choose(archives, codename) == expected
+    assert choose_archive(archives, codename) == expected
 
 
 def test_a_line_reads_back() -> None:
-    (again,) = parse_one_line(OWN.line())
+    (again,) = parse_one_line(OWN.to_line())
     assert again == OWN
+
+
+def test_apt_says_what_is_to_be_fetched() -> None:
+    text = (
+        "'http://mirror.example/q/qemu_10.0%2bds-1_amd64.deb' "
+        "qemu-system-x86_1%3a10.0.13+ds-0+deb13u1_amd64.deb 10278596 SHA256:0a\n"
+        "'http://mirror.example/p/seabios_1.16.3-2_all.deb' "
+        "seabios_1.16.3-2_all.deb 163272 \n"
+        "Reading package lists...\n"
+    )
+    qemu, seabios = parse_uris(text)
+    assert qemu == Package("qemu-system-x86", "1:10.0.13+ds-0+deb13u1", 10278596)
+    assert qemu.upstream == "10.0.13"
+    assert seabios.upstream == "1.16.3"

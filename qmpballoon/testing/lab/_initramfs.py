@@ -1,9 +1,8 @@
 """The guest's root file system: busybox, a few scripts, a few kernel modules.
 
-A Linux kernel unpacks a cpio archive into memory and runs ``/init`` from it. The
-archive is written here rather than with the cpio command, which need not be
-installed, and anew for each boot: it takes milliseconds, so there is nothing to
-cache and nothing to go stale.
+A Linux kernel unpacks a cpio archive into memory and runs ``/init`` from it. This
+module writes the archive itself, because the cpio command may not be installed. It
+takes milliseconds, so each boot gets an archive of its own and none is cached.
 """
 
 from __future__ import annotations
@@ -16,15 +15,15 @@ import subprocess
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
-from qmpballoon.testing.lab.errors import LabError
+from qmpballoon.testing.lab._report import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-__all__ = ["build", "cpio", "load_modules"]
+__all__ = ["build_initramfs", "load_modules", "write_cpio"]
 
-# Both transports: which one finds a device depends on the machine type.
+# Both transports: a microvm's devices are on virtio_mmio, others' on virtio_pci.
 _TRANSPORTS: Final = ("virtio_pci", "virtio_mmio", "virtio_blk")
 _BALLOON: Final = "virtio_balloon"
 _SCRIPTS: Final = ("hog", "release", "load-driver", "unload-driver")
@@ -34,19 +33,19 @@ _PROGRAM: Final = stat.S_IFREG | 0o755
 _LINK: Final = stat.S_IFLNK | 0o777
 _END: Final = "TRAILER!!!"
 
-# Every module names the modules it needs in its own .modinfo section. That is the
-# one source that is always there: modules.dep is made when a kernel is installed,
-# and a package that was only unpacked has none.
+# Every module names the modules that it needs in its .modinfo section. modules.dep has
+# them too, but it is made when a kernel is installed. A package that was only unpacked
+# has none.
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
 
 
-def build(busybox: Path, modules: Path, *, driver: bool) -> bytes:
+def build_initramfs(busybox: Path, modules: Path, *, driver: bool) -> bytes:
     """Make the guest's initramfs.
 
     Args:
         busybox: A statically linked busybox.
         modules: The kernel's module folder, ``.../lib/modules/RELEASE``.
-        driver: Whether the balloon's driver takes its device at boot.
+        driver: Whether the balloon's driver is loaded at boot.
 
     Returns:
         An uncompressed "newc" cpio archive.
@@ -68,22 +67,25 @@ def build(busybox: Path, modules: Path, *, driver: bool) -> bytes:
     }
     if driver:
         files["lab/driver"] = b""
-    return cpio(files, links={"bin/sh": "busybox"}, folders=("proc", "sys", "dev"))
+    return write_cpio(
+        files, links={"bin/sh": "busybox"}, folders=("proc", "sys", "dev")
+    )
 
 
-def cpio(
+def write_cpio(
     files: Mapping[str, bytes],
     *,
     links: Mapping[str, str] | None = None,
     folders: Iterable[str] = (),
 ) -> bytes:
-    """Write a "newc" cpio archive, as the kernel's initramfs documentation has it.
+    """Write a "newc" cpio archive.
+
+    The kernel's documentation describes the format (initramfs buffer format).
 
     Args:
-        files: Contents by path, relative to the root; all are made executable.
-        links: Symbolic links' targets by path.
-        folders: Further, empty folders; those of files and links come by
-            themselves.
+        files: Contents by path, relative to the root. All are executable.
+        links: Targets of symbolic links by path.
+        folders: Empty folders. The folders of files and links need not be named.
 
     Returns:
         The archive.
@@ -120,18 +122,18 @@ def _padded(data: bytes) -> bytes:
 
 
 def load_modules(modules: Path, wanted: Iterable[str]) -> dict[str, bytes]:
-    """Read kernel modules and all that they depend on.
+    """Read kernel modules and all modules that they depend on.
 
     Args:
         modules: The kernel's module folder.
-        wanted: Module names. One that is built into this kernel, or that this
+        wanted: Module names. A module that is built into the kernel, or that the
             kernel does not have, is left out.
 
     Returns:
-        Contents by module name, uncompressed, dependencies before dependents.
+        Uncompressed contents by module name, dependencies before dependents.
 
     Raises:
-        LabError: A module is compressed in a way that cannot be undone here.
+        LabError: A module is compressed, and this machine has no program for it.
     """
     paths = {_module_name(path): path for path in (modules / "kernel").rglob("*.ko*")}
     loaded: dict[str, bytes] = {}
@@ -164,7 +166,7 @@ def _uncompressed(path: Path) -> bytes:
         return path.read_bytes()
     if path.suffix == ".xz":
         return lzma.decompress(path.read_bytes())
-    # Python reads zstd itself only from 3.14 on.
+    # Python has no zstd before 3.14.
     tool = shutil.which({".zst": "zstd", ".gz": "gzip"}.get(path.suffix, ""))
     if tool is None:
         raise LabError(f"cannot unpack the kernel module {path}: install zstd")
@@ -184,7 +186,7 @@ def _module_tree(loaded: dict[str, bytes], release: str) -> dict[str, bytes]:
 
 
 def _closure(loaded: dict[str, bytes], name: str) -> list[str]:
-    """Name all that a module needs; like depmod, what to load first comes last."""
+    """List all modules that a module needs, the first to load last, as depmod does."""
     needed: set[str] = set()
     queue = [name]
     while queue:

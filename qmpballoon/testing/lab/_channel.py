@@ -1,8 +1,8 @@
 """Commands to the guest and their answers, over one serial line.
 
-The protocol is described in ``init.sh``, which is its other end. Many commands
-may run at once and their answers may come in any order. There is no background
-task: of all that wait for an answer, one at a time reads, for everybody.
+``init.sh``, which is the other end, describes the protocol. Many commands can run at
+once, and their answers can come in any order. There is no background task: one of
+the callers that wait for an answer reads, and stores the answers of the others.
 """
 
 from __future__ import annotations
@@ -27,15 +27,24 @@ _ANSWER: Final = re.compile(rb"@(\d+) (\d+)\n(.*?)\n@end \1\n", re.DOTALL)
 
 @frozen
 class Ready:
-    """The guest's user space has started, for the first time or once more."""
+    """The guest's user space has started.
+
+    Attributes:
+        release: The kernel's release, as ``uname -r`` prints it.
+    """
 
     release: str
-    """The kernel's release, as in ``uname -r``."""
 
 
 @frozen
 class Answer:
-    """What a command gave."""
+    """The answer to a command.
+
+    Attributes:
+        number: The request's number.
+        status: The command's exit status.
+        output: Standard output and standard error, as one text.
+    """
 
     number: int
     status: int
@@ -43,25 +52,25 @@ class Answer:
 
 
 def encode(number: int, command: str) -> bytes:
-    """Write a request: one line, whatever the command's text is."""
+    """Write a request: one line, also where the command has several."""
     escaped = command.replace("\\", "\\\\").replace("\n", "\\n")
     return f"{number} {escaped}\n".encode()
 
 
 @define
 class Decoder:
-    """Bytes in, messages out; pure."""
+    """Turns bytes into messages."""
 
     _buffer: bytes = b""
 
     def feed(self, data: bytes) -> Iterator[Ready | Answer]:
-        """Take what was read and give the messages it completes."""
+        """Take bytes, and yield the messages that they complete."""
         self._buffer += data
         while (message := self._next()) is not None:
             yield message
 
     def _next(self) -> Ready | Answer | None:
-        # Looked for first: a reboot cuts short the answer that was under way.
+        # This comes first: a reboot cuts off the answer that was being sent.
         if ready := _READY.search(self._buffer):
             self._buffer = self._buffer[ready.end() :]
             return Ready(ready[1].decode())
@@ -75,11 +84,11 @@ class Decoder:
 
 @define(eq=False)
 class Channel:
-    """The host's end of the line.
+    """The host's end of the serial line.
 
     Attributes:
-        boots: How often the guest was seen to become ready.
-        release: The guest kernel's release; empty before it is ready.
+        boots: How often the guest became ready.
+        release: The guest kernel's release; empty before the guest is ready.
     """
 
     _socket: trio.socket.SocketType
@@ -94,10 +103,10 @@ class Channel:
     _writing: trio.Lock = field(factory=trio.Lock)
 
     async def ready(self, boots: int = 1) -> None:
-        """Wait until the guest was ready ``boots`` times.
+        """Wait until the guest has become ready ``boots`` times.
 
         Raises:
-            ConnectionError: QEMU went away.
+            ConnectionError: QEMU closed the connection.
         """
         while self.boots < boots:
             await self._read_for_all(lambda: self.boots >= boots)
@@ -105,10 +114,11 @@ class Channel:
     async def run(self, command: str) -> Answer:
         """Run a command in the guest.
 
-        Cancelling it gives up the answer, not the command: that runs, or runs on.
+        When it is cancelled, the guest still runs the command, and the answer is
+        dropped.
 
         Raises:
-            ConnectionError: QEMU went away, or the guest was rebooted meanwhile.
+            ConnectionError: QEMU closed the connection, or the guest was rebooted.
         """
         self._count += 1
         number = self._count
@@ -127,20 +137,20 @@ class Channel:
         return answer
 
     async def _flush(self) -> None:
-        # What a cancelled caller leaves unsent goes out with the next request:
-        # there is never half a request on the line.
+        # The next request also sends what a cancelled caller left unsent, so the
+        # guest never gets a part of a request.
         async with self._writing:
             while self._outgoing:
-                with _told_as_end():
+                with _qemu_end_as_reset():
                     sent = await self._socket.send(self._outgoing)
                 self._outgoing = self._outgoing[sent:]
 
     async def _read_for_all(self, done: Callable[[], bool]) -> None:
         async with self._reading:
-            # Whoever read before may have read what this caller waits for.
+            # The previous reader may have read the answer for this caller.
             if done():
                 return
-            with _told_as_end():
+            with _qemu_end_as_reset():
                 data = await self._socket.recv(_CHUNK)
                 if not data:
                     raise ConnectionResetError
@@ -151,7 +161,7 @@ class Channel:
         if isinstance(message, Ready):
             self.boots += 1
             self.release = message.release
-            # What was asked of the guest before its reboot is never answered.
+            # The guest never answers a request from before its reboot.
             if self.boots > 1:
                 self._answers.update(dict.fromkeys(self._waiting))
         elif message.number in self._waiting:
@@ -159,8 +169,8 @@ class Channel:
 
 
 @contextmanager
-def _told_as_end() -> Generator[None]:
-    """Say the same however the end of QEMU shows: as an end, a reset or a pipe."""
+def _qemu_end_as_reset() -> Generator[None]:
+    """Raise one error for all ways in which a socket shows that QEMU has ended."""
     try:
         yield
     except OSError as error:

@@ -1,49 +1,64 @@
 """Fetching what is missing: the distribution's own packages, without root.
 
 Packages are unpacked into the cache folder and run from there; nothing is installed.
-A tree is moved to its name only once it is complete, so that whatever is found under
-a name can be used: by a process that comes later, without any network.
+A tree gets its final name only once it is complete. So a tree that has its name can
+be used, also by a later process and without a network.
 
-Debian's mirrors carry all of its releases, and so a Debian machine can have the QEMU
-and the kernel of each. Other distributions' machines get those of their own release.
+Debian's mirrors have all of its releases, so a Debian machine can fetch the QEMU and
+the kernel of each release. Other distributions' machines fetch those of their own
+release.
 """
 
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
 
-from qmpballoon.testing.lab import apt, bundle, sources
-from qmpballoon.testing.lab.apt import Apt
-from qmpballoon.testing.lab.cache import cache_folder, locked
-from qmpballoon.testing.lab.errors import LabError
-from qmpballoon.testing.lab.progress import Progress
-from qmpballoon.testing.lab.versions import matches, numbers
+from qmpballoon.testing.lab._apt import (
+    Apt,
+    choose_archive,
+    installed_archives,
+    unpack,
+)
+from qmpballoon.testing.lab._cache import cache_folder, locked
+from qmpballoon.testing.lab._report import LabError, Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from qmpballoon.testing.lab.apt import Package
-    from qmpballoon.testing.lab.progress import Report
-    from qmpballoon.testing.lab.sources import Archive
+    from qmpballoon.testing.lab._apt import Archive, Package
+    from qmpballoon.testing.lab._report import Report
 
-__all__ = ["Kind", "busybox", "fetch", "kernel", "qemu"]
+__all__ = [
+    "BUSYBOX",
+    "KERNEL",
+    "QEMU",
+    "Kind",
+    "fetch",
+    "matches_version",
+    "qemu_command",
+    "version_numbers",
+]
 
 _INSTALL: Final = (
     "install what is missing: apt-get install qemu-system-x86 busybox-static and "
     "linux-image-cloud-amd64 (Debian) or linux-image-virtual (Ubuntu), or "
     "dnf install qemu-kvm busybox kernel-core"
 )
-# Which of Debian's releases has what. A version that is not here is looked for in
-# unstable, and then among the newest stable release's backports.
+# The versions in Debian's releases. Any other version is looked for in unstable, and
+# then in the backports of the newest stable release.
 _RELEASES: Final = {
     "bookworm": {"QEMU": "7.2", "Linux": "6.1"},
     "trixie": {"QEMU": "10.0", "Linux": "6.12"},
 }
 _NEWER: Final = (("sid",), ("trixie", "trixie-backports"))
+_BINARY: Final = "usr/bin/qemu-system-x86_64"
+_LOADER: Final = "usr/bin/qemu-loader"
+_LIBRARIES: Final = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
 
 
 @frozen
@@ -51,10 +66,11 @@ class Kind:
     """Something that can be fetched.
 
     Attributes:
-        name: What it is called, and its trees with it.
-        package: The package to ask for, by distribution; ``""`` for all others.
-        keep: Beginnings of the names of those packages that are wanted out of all
-            that it needs: a kernel's closure is full of tools to install it.
+        name: Its name, which its trees' names begin with.
+        package: The package's name by distribution; ``""`` stands for all others.
+        keep: Of the package and all that it needs, only those packages are
+            downloaded whose names begin with one of these. A kernel's package
+            needs many tools that only install it.
     """
 
     name: str
@@ -62,29 +78,31 @@ class Kind:
     keep: tuple[str, ...] = ("",)
 
 
-qemu: Final = Kind("QEMU", {"": "qemu-system-x86"})
-kernel: Final = Kind(
+QEMU: Final = Kind("QEMU", {"": "qemu-system-x86"})
+KERNEL: Final = Kind(
     "Linux",
     {"debian": "linux-image-cloud-amd64", "ubuntu": "linux-image-virtual"},
     ("linux-image-", "linux-binary-", "linux-modules-"),
 )
-busybox: Final = Kind("busybox", {"": "busybox-static"}, ("busybox-static",))
+BUSYBOX: Final = Kind("busybox", {"": "busybox-static"}, ("busybox-static",))
 
 
 def fetch(kind: Kind, version: str | None, report: Report) -> Path:
-    """Have something in the cache folder.
+    """Return a tree in the cache folder, and fetch it if it is not there.
 
     Args:
-        kind: What.
-        version: As in ``"10.0"``; ``None`` for that of the machine's own release.
-        report: Told what is going on; may raise to stop it, and what was downloaded
-            until then is not downloaded again.
+        kind: What to fetch.
+        version: Its version, for example ``"10.0"``; ``None`` for the version in the
+            machine's own release.
+        report: Called with the progress. An exception that it raises stops the
+            download; finished packages are not downloaded again later.
 
     Returns:
-        The folder that its packages were unpacked to.
+        The folder that the packages were unpacked to.
 
     Raises:
-        LabError: It cannot be fetched here; says why, and what to install.
+        LabError: It cannot be fetched on this machine. The message says why, and
+            what to install.
     """
     trees = cache_folder() / "trees"
     if found := _cached(trees, kind, version):
@@ -93,7 +111,7 @@ def fetch(kind: Kind, version: str | None, report: Report) -> Path:
     _check_machine(wanted)
     waiting = Progress(f"another process is fetching; waiting for {wanted}", trees)
     with locked(cache_folder() / "lock", lambda: report(waiting)):
-        # The process that was waited for may have fetched the same.
+        # The process that held the lock may have fetched the same.
         if found := _cached(trees, kind, version):
             return found
         return _fetch(kind, version, wanted, report)
@@ -103,9 +121,9 @@ def _cached(trees: Path, kind: Kind, version: str | None) -> Path | None:
     found = [
         tree
         for tree in trees.glob(f"{kind.name}-*")
-        if matches(tree.name.removeprefix(f"{kind.name}-"), version)
+        if matches_version(tree.name.removeprefix(f"{kind.name}-"), version)
     ]
-    return max(found, key=lambda tree: numbers(tree.name), default=None)
+    return max(found, key=lambda tree: version_numbers(tree.name), default=None)
 
 
 def _check_machine(wanted: str) -> None:
@@ -125,7 +143,7 @@ def _check_machine(wanted: str) -> None:
 def _fetch(kind: Kind, version: str | None, wanted: str, report: Report) -> Path:
     system = platform.freedesktop_os_release()
     codename = system.get("VERSION_CODENAME", "")
-    archive = sources.choose(sources.installed_sources(), codename)
+    archive = choose_archive(installed_archives(), codename)
     if archive is None:
         raise LabError(
             f"{wanted} is not installed, and it cannot be fetched: apt's sources "
@@ -150,11 +168,11 @@ def _fetch(kind: Kind, version: str | None, wanted: str, report: Report) -> Path
 def _candidates(
     kind: Kind, version: str | None, distribution: str, own: str
 ) -> list[tuple[str, ...]]:
-    """Say in which suites to look for a version, likeliest first."""
+    """List the suites to look for a version in, the most likely ones first."""
     if version is None or distribution != "debian":
         return [(own,)]
     for release, versions in _RELEASES.items():
-        if matches(versions.get(kind.name, ""), version):
+        if matches_version(versions.get(kind.name, ""), version):
             return [(release,), (own, f"{own}-backports")]
     return [*_NEWER, (own,)]
 
@@ -173,7 +191,7 @@ def _fetch_from(
     tool.update(lambda share: report(evolve(looking, share=share)))
     closure = tool.resolve(package, suite)
     chosen = _version(closure, package)
-    if not matches(chosen, version):
+    if not matches_version(chosen, version):
         raise LabError(f"it has {kind.name} {chosen}")
     kept = [item for item in closure if item.name.startswith(kind.keep)]
     return _unpacked(tool, kind, chosen, kept, report)
@@ -189,7 +207,7 @@ def _version(closure: list[Package], package: str) -> str:
 def _unpacked(
     tool: Apt, kind: Kind, version: str, kept: list[Package], report: Report
 ) -> Path:
-    """Download and unpack packages, and make the tree appear in one step."""
+    """Download and unpack packages, and give the complete tree its name."""
     cache = cache_folder()
     name = f"{kind.name}-{version}"
     downloads, unfinished = cache / "downloads" / name, cache / "unfinished"
@@ -201,13 +219,56 @@ def _unpacked(
     )
     report(doing)
     tool.download(kept, downloads, lambda share: report(evolve(doing, share=share)))
-    # Left behind by a process that was killed in the middle; the lock is ours.
+    # A process that was killed may have left this behind. This process has the lock.
     shutil.rmtree(unfinished, ignore_errors=True)
-    apt.unpack(downloads, unfinished)
-    if kind is qemu:
-        bundle.prepare(unfinished)
+    unpack(downloads, unfinished)
+    if kind is QEMU:
+        _prepare_qemu(unfinished)
     doing.folder.parent.mkdir(exist_ok=True)
     unfinished.rename(doing.folder)
     shutil.rmtree(downloads)
     report(evolve(doing, share=1.0))
     return doing.folder
+
+
+def _prepare_qemu(tree: Path) -> None:
+    """Let a QEMU that was only unpacked find its own libraries and modules.
+
+    QEMU is started through the dynamic loader of its own tree, with the libraries of
+    that tree, so it needs nothing of the machine. QEMU looks for its firmware and its
+    modules first in ``qemu-bundle``, in the folder of the running program. The
+    running program is the loader, so the loader is copied to QEMU's folder.
+    Otherwise QEMU would load the modules of another version that is installed, and
+    abort.
+
+    Raises:
+        LabError: The tree has no loader.
+    """
+    for folder in _LIBRARIES:
+        loader = tree / folder / "ld-linux-x86-64.so.2"
+        if loader.exists() and not loader.is_symlink():
+            shutil.copy2(loader, tree / _LOADER)
+            break
+    else:
+        raise LabError(f"there is no dynamic loader for QEMU in {tree}")
+    (tree / _LOADER).with_name("qemu-bundle").symlink_to("../..")
+
+
+def qemu_command(tree: Path) -> tuple[str, ...]:
+    """Return the beginning of the command line for a QEMU in a tree."""
+    libraries = ":".join(str(tree / folder) for folder in _LIBRARIES)
+    return (str(tree / _LOADER), "--library-path", libraries, str(tree / _BINARY))
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Split a version into its numbers: ``"6.1.0-56-cloud"`` gives 6, 1, 0, 56."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def matches_version(version: str, wanted: str | None) -> bool:
+    """Tell whether a version is the wanted one: ``"7.2.22"`` is a ``"7.2"``.
+
+    Every version matches ``None``.
+    """
+    prefix = version_numbers(wanted) if wanted else ()
+    return version_numbers(version)[: len(prefix)] == prefix
