@@ -37,7 +37,12 @@ def run(
     return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-            *("-c", str(TESTS.parent / "pyproject.toml"), "--rootdir", str(TESTS.parent)),
+            *(
+                "-c",
+                str(TESTS.parent / "pyproject.toml"),
+                "--rootdir",
+                str(TESTS.parent),
+            ),
             *(f"{TESTS}/{test}" for test in tests),
         ],
         cwd=package_in,

@@ -38,19 +38,19 @@ from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.lab._boot import boot
 from qmpballoon.testing.lab._guest import Guest
 from qmpballoon.testing.lab._report import (
+    FetchProgress,
     GuestCommandError,
     LabError,
-    Progress,
     ProgressBar,
 )
 
 __all__ = [
+    "FetchProgress",
     "GiB",
     "Guest",
     "GuestCommandError",
     "LabError",
     "MiB",
-    "Progress",
     "ProgressBar",
     "boot",
 ]

@@ -32,7 +32,7 @@ from qmpballoon.testing.lab._qemu import (
     wait_ended,
     write_arguments,
 )
-from qmpballoon.testing.lab._report import LabError, Progress, ProgressBar
+from qmpballoon.testing.lab._report import FetchProgress, LabError, ProgressBar
 
 if TYPE_CHECKING:
     import os
@@ -80,7 +80,7 @@ async def boot(
     extra: Sequence[str] = (),
     paused: bool = False,
     timeout: float = 120,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[FetchProgress], None] | None = None,
 ) -> AsyncGenerator[Guest]:
     """Boot a throwaway Linux guest in a QEMU of its own, as a trio context manager.
 
@@ -171,7 +171,7 @@ async def find_parts(
             find_busybox(cancellable),
         )
 
-    def cancellable(progress: Progress) -> None:
+    def cancellable(progress: FetchProgress) -> None:
         trio.from_thread.check_cancelled()
         report(progress)
 

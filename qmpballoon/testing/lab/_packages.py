@@ -25,7 +25,7 @@ from qmpballoon.testing.lab._apt import (
     unpack,
 )
 from qmpballoon.testing.lab._cache import cache_folder, locked
-from qmpballoon.testing.lab._report import LabError, Progress
+from qmpballoon.testing.lab._report import FetchProgress, LabError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -109,7 +109,7 @@ def fetch(kind: Kind, version: str | None, report: Report) -> Path:
         return found
     wanted = f"{kind.name} {version}" if version else kind.name
     _check_machine(wanted)
-    waiting = Progress(f"another process is fetching; waiting for {wanted}", trees)
+    waiting = FetchProgress(f"another process is fetching; waiting for {wanted}", trees)
     with locked(cache_folder() / "lock", lambda: report(waiting)):
         # The process that held the lock may have fetched the same.
         if found := _cached(trees, kind, version):
@@ -187,7 +187,7 @@ def _fetch_from(
     cache = cache_folder()
     suite = archives[-1].suite
     tool = Apt.create(cache / "apt" / suite, archives)
-    looking = Progress(f"looking for {kind.name} in {suite}", cache)
+    looking = FetchProgress(f"looking for {kind.name} in {suite}", cache)
     tool.update(lambda share: report(evolve(looking, share=share)))
     closure = tool.resolve(package, suite)
     chosen = _version(closure, package)
@@ -212,7 +212,7 @@ def _unpacked(
     name = f"{kind.name}-{version}"
     downloads, unfinished = cache / "downloads" / name, cache / "unfinished"
     downloads.mkdir(parents=True, exist_ok=True)
-    doing = Progress(
+    doing = FetchProgress(
         f"fetching {kind.name} {version} ({len(kept)} packages)",
         cache / "trees" / name,
         sum(item.size for item in kept),

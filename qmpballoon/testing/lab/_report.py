@@ -14,7 +14,7 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["GuestCommandError", "LabError", "Progress", "ProgressBar", "Report"]
+__all__ = ["FetchProgress", "GuestCommandError", "LabError", "ProgressBar", "Report"]
 
 # The bar with its percentage leaves room on a terminal of 40 columns.
 _WIDTH: Final = 24
@@ -43,7 +43,7 @@ class GuestCommandError(LabError):
 
 
 @frozen
-class Progress:
+class FetchProgress:
     """How far a download has come.
 
     Attributes:
@@ -62,7 +62,7 @@ class Progress:
 
 
 # It may raise an exception, which stops the download.
-Report: TypeAlias = Callable[[Progress], None]
+Report: TypeAlias = Callable[[FetchProgress], None]
 
 
 @define(eq=False)
@@ -78,7 +78,7 @@ class ProgressBar:
     stream: TextIO | None = None
     _shown: str = ""
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: FetchProgress) -> None:
         """Show how far a download has come."""
         stream = self.stream or sys.stderr
         line = _headline(progress)
@@ -93,6 +93,6 @@ class ProgressBar:
         stream.flush()
 
 
-def _headline(progress: Progress) -> str:
+def _headline(progress: FetchProgress) -> str:
     size = f", {format_size(progress.size)}" if progress.size else ""
     return f"qmpballoon: {progress.what}{size} -> {progress.folder}"

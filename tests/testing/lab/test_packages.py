@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def silent(_progress: lab.Progress) -> None:
+def silent(_progress: lab.FetchProgress) -> None:
     """Take progress and show nothing."""
 
 

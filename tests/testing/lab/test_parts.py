@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing import lab
 
 
-def silent(_progress: lab.Progress) -> None:
+def silent(_progress: lab.FetchProgress) -> None:
     """Take progress and show nothing."""
 
 

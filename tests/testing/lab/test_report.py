@@ -17,7 +17,7 @@ def test_progress_on_a_file_is_one_line_each(tmp_path: Path) -> None:
     bar = lab.ProgressBar(stream)
     for share in (0.0, 0.5, 1.0):
         bar(
-            lab.Progress(
+            lab.FetchProgress(
                 "fetching QEMU 10.0.13 (90 packages)", tmp_path, 36 * MiB, share
             )
         )
@@ -32,7 +32,7 @@ def test_progress_on_a_terminal_moves(tmp_path: Path) -> None:
     stream.isatty = lambda: True  # type: ignore[method-assign]
     bar = lab.ProgressBar(stream)
     for share in (0.0, 0.5, 1.0):
-        bar(lab.Progress("fetching", tmp_path, 36 * MiB, share))
+        bar(lab.FetchProgress("fetching", tmp_path, 36 * MiB, share))
     *_, half, full = stream.getvalue().split("\r")
     assert half.count("#") == half.count(".")
     assert full.endswith("100%\n")
