@@ -25,7 +25,7 @@ from typing import Any, Final
 from fleet_policies import HOST, LOADS, RESERVE, SIZES, Load, host
 
 from qmpballoon.sizes import GiB
-from qmpballoon.testing.model.machine import SECOND
+from qmpballoon.testing import SECOND
 
 STEP: Final = 10  # seconds
 GRACE: Final = 6  # steps in which the host may come to its reserve at first

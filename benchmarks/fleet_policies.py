@@ -35,7 +35,7 @@ from qmpballoon.fleet.members import Host, Member
 from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
 from qmpballoon.fleet.usage_rate import Growth
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import (
+from qmpballoon.testing import (
     SECOND,
     GuestConfig,
     Machine,

@@ -14,8 +14,7 @@ import subprocess
 import sys
 from statistics import median
 
-from qmpballoon.testing.background import serve
-from qmpballoon.testing.model.machine import MachineConfig
+from qmpballoon.testing import MachineConfig, serve
 
 COMMAND = "from qmpballoon.cli import main; main()"
 

@@ -13,14 +13,13 @@ import time
 from typing import TYPE_CHECKING
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine, MachineConfig
-from qmpballoon.testing.world import run_world
+from qmpballoon.testing import SECOND, GuestConfig, Machine, MachineConfig, run_world
 from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.testing.server import FakeQemu
+    from qmpballoon.testing import FakeQemu
 
 GUEST = GuestConfig(used=123 * MiB, cache=15 * GiB)
 CONFIG = MachineConfig(memory=16 * GiB, guest=GUEST)

@@ -12,8 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from qmpballoon import GiB, MiB, QmpBalloonError
-from qmpballoon.testing.background import serve
-from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
     from collections.abc import Generator

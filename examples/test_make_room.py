@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from make_room import SMALLEST, make_room
 
 from qmpballoon import GiB, Guard, open_balloon
-from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+from qmpballoon.testing import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.testing.model.machine import Machine
-    from qmpballoon.testing.simulated import SimulatedVm
+    from qmpballoon.testing import FakeQemu, Machine
 
 MEMORY = 2 * GiB
 HEADROOM = Guard().limits(MEMORY).headroom
@@ -52,7 +51,7 @@ PHASES = set(Phase) - {Phase.explain}
 def test_nobody_is_harmed(
     simulated_world: Callable[..., None], configs: list[GuestConfig], wanted: int
 ) -> None:
-    async def world(*vms: SimulatedVm) -> None:
+    async def world(*vms: FakeQemu) -> None:
         async with AsyncExitStack() as stack:
             balloons = [
                 await stack.enter_async_context(

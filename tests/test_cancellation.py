@@ -39,30 +39,27 @@ from trio.testing import wait_all_tasks_blocked
 
 from qmpballoon import asyncio as aio
 from qmpballoon import blocking, libvirt
-from qmpballoon.testing.background import serve
-from qmpballoon.testing.simulated import SimulatedVm, simulate
+from qmpballoon.testing import FakeQemu, serve, simulate
 from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.testing.background import BackgroundFake
+    from qmpballoon.testing import ThreadedFake
 
 NEVER: Final = 10**9  # no operation waits so often
 PACE: Final = 50  # so much shorter are sleeps on a real clock
 
 
 @pytest.fixture
-def fake() -> Iterator[BackgroundFake]:
+def fake() -> Iterator[ThreadedFake]:
     with serve(QUICK) as fake:
         yield fake
 
 
 @pytest.fixture
-def domain(
-    fake: BackgroundFake, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FakeDomain]:
+def domain(fake: ThreadedFake, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDomain]:
     fake_libvirt.install(monkeypatch)
     with blocking.open_monitor(fake.socket) as monitor:
         domain = FakeDomain(monitor)
@@ -147,7 +144,7 @@ async def struck(number: int, operation: Callable[[], Awaitable[object]]) -> int
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_on_trio(name: str) -> None:
-    async def main(vm: SimulatedVm, number: int) -> int:
+    async def main(vm: FakeQemu, number: int) -> int:
         tasks = trio.lowlevel.current_statistics().tasks_living
         async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
             await balloon.set_stats_interval(INTERVAL)
@@ -164,7 +161,7 @@ def test_on_trio(name: str) -> None:
         simulate(lambda vm, number=number: main(vm, number), CONFIG)
 
 
-def test_opening_on_trio(fake: BackgroundFake) -> None:
+def test_opening_on_trio(fake: ThreadedFake) -> None:
     async def use() -> None:
         async with open_balloon(fake.socket) as balloon:
             await balloon.query()
@@ -189,7 +186,7 @@ def test_opening_on_trio(fake: BackgroundFake) -> None:
 
 @pytest.mark.parametrize("name", THROUGH_LIBVIRT)
 def test_on_trio_through_libvirt(
-    name: str, domain: FakeDomain, fake: BackgroundFake
+    name: str, domain: FakeDomain, fake: ThreadedFake
 ) -> None:
     async def main() -> None:
         balloon = await libvirt.find_balloon_trio(domain)
@@ -335,7 +332,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 async def cancelled_everywhere(
-    name: str, how: str, balloon: Balloon, fake: BackgroundFake
+    name: str, how: str, balloon: Balloon, fake: ThreadedFake
 ) -> None:
     """Cancel an operation at each of its places; look at what it leaves behind."""
     await back(balloon)
@@ -351,7 +348,7 @@ async def cancelled_everywhere(
 
 @pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_on_asyncio(name: str, how: str, fake: BackgroundFake) -> None:
+def test_on_asyncio(name: str, how: str, fake: ThreadedFake) -> None:
     async def main() -> None:
         async with aio.open_balloon(fake.socket) as balloon:
             await cancelled_everywhere(name, how, balloon, fake)
@@ -362,7 +359,7 @@ def test_on_asyncio(name: str, how: str, fake: BackgroundFake) -> None:
 @pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
 @pytest.mark.parametrize("name", THROUGH_LIBVIRT)
 def test_on_asyncio_through_libvirt(
-    name: str, how: str, domain: FakeDomain, fake: BackgroundFake
+    name: str, how: str, domain: FakeDomain, fake: ThreadedFake
 ) -> None:
     async def main() -> None:
         threads = threading.active_count()
@@ -404,7 +401,7 @@ async def use_balloon(path: str) -> None:
 @pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
 @pytest.mark.parametrize("use", [use_monitor, use_balloon])
 def test_opening_on_asyncio(
-    use: Callable[[str], Awaitable[object]], how: str, fake: BackgroundFake
+    use: Callable[[str], Awaitable[object]], how: str, fake: ThreadedFake
 ) -> None:
     async def main() -> None:
         before, tasks = descriptors(), asyncio.all_tasks()
@@ -419,7 +416,7 @@ def test_opening_on_asyncio(
 
 
 @pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
-def test_finding_with_a_client_of_ones_own(how: str, fake: BackgroundFake) -> None:
+def test_finding_with_a_client_of_ones_own(how: str, fake: ThreadedFake) -> None:
     async def main() -> None:
         client = QMPClient()
         await client.connect(fake.socket)

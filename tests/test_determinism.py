@@ -65,10 +65,8 @@ import random, sys
 import trio
 from qmpballoon import GiB, MiB
 from qmpballoon.trio import open_balloon
-from qmpballoon.testing.faults import FaultPlan
-from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine
-from qmpballoon.testing.model.machine import MachineConfig, ramp
-from qmpballoon.testing.world import run_world
+from qmpballoon.testing import SECOND, FaultPlan, GuestConfig, Machine, MachineConfig
+from qmpballoon.testing import ramp, run_world
 
 class Tap(trio.abc.Stream):
     # Writes all that goes through it to the standard output, with its time.

@@ -19,8 +19,7 @@ import pytest
 from docblocks import DOCS, Block, blocks, commands
 
 from qmpballoon.fleet.sources import from_file
-from qmpballoon.testing.background import serve
-from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

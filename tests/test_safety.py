@@ -18,7 +18,7 @@ from qmpballoon.cli import _fleet_options
 from qmpballoon.cli.exporter import exporter
 from qmpballoon.errors import CommandError, MonitorTimeout
 from qmpballoon.qmp import Failure
-from qmpballoon.testing.background import serve as serve_fake
+from qmpballoon.testing import serve as serve_fake
 from qmpballoon.testing.lab import _boot
 
 if TYPE_CHECKING:

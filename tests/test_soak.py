@@ -16,9 +16,14 @@ from hypothesis import given, settings
 
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.sizes import GiB
-from qmpballoon.testing.faults import NO_FAULTS, FaultPlan
-from qmpballoon.testing.model.machine import SECOND, MachineConfig
-from qmpballoon.testing.simulated import SimulatedVm, simulate
+from qmpballoon.testing import (
+    NO_FAULTS,
+    SECOND,
+    FakeQemu,
+    FaultPlan,
+    MachineConfig,
+    simulate,
+)
 from qmpballoon.testing.strategies import fault_plans
 from qmpballoon.trio import open_balloon
 
@@ -67,7 +72,7 @@ async def work(balloon: Balloon, turn: int) -> None:
             await balloon.resize(2 * GiB, timeout=60, on_stall="settle")
 
 
-async def live(vm: SimulatedVm) -> tuple[int, list[Reading]]:
+async def live(vm: FakeQemu) -> tuple[int, list[Reading]]:
     """Live through a day; return how often all went well, and what was held."""
     done, readings = 0, list[Reading]()
     while trio.current_time() < DAY:

@@ -146,12 +146,12 @@ async def _simulated_guest(
     memory: int, cache: int
 ) -> AsyncGenerator[tuple[Balloon, _Cast]]:
     from qmpballoon.balloon.find import find_balloon  # noqa: PLC0415 - rarely used
-    from qmpballoon.testing.model.machine import (  # noqa: PLC0415 - rarely used
+    from qmpballoon.testing import (  # noqa: PLC0415 - rarely used, loads trio
         GuestConfig,
         Machine,
         MachineConfig,
+        open_fake,
     )
-    from qmpballoon.testing.server import open_fake  # noqa: PLC0415 - loads trio
     from qmpballoon.trio import open_monitor  # noqa: PLC0415 - loads trio
 
     machine = Machine(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from qmpballoon import testing
 from qmpballoon.cli import _output
 from qmpballoon.cli._options import positive_size, size
 from qmpballoon.sizes import GiB
-from qmpballoon.testing import profiles
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.model.machine import Machine
+    from qmpballoon.testing import Machine
 
 __all__ = ["fake"]
 
@@ -40,8 +40,8 @@ def _identifier(_: click.Context, __: click.Parameter, value: str) -> str:
 @click.argument("socket", type=click.Path(dir_okay=False))
 @click.option(
     "--profile",
-    type=click.Choice(profiles.PROFILES),
-    default=profiles.PROFILES[-1],
+    type=click.Choice(testing.PROFILES),
+    default=testing.PROFILES[-1],
     help="The QEMU version whose words it speaks.",
 )
 @click.option(
@@ -89,7 +89,7 @@ def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from 
 async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewise
     import trio  # noqa: PLC0415 - loaded last
 
-    from qmpballoon.testing.server import open_fake  # noqa: PLC0415
+    from qmpballoon.testing import open_fake  # noqa: PLC0415 - loads trio
 
     failure: Exception | None = None  # raised outside, where it is put into no group
     async with open_fake(_machine(**options)) as qemu, trio.open_nursery() as nursery:
@@ -124,7 +124,7 @@ def _machine(
     name: str,
     seed: int,
 ) -> Machine:
-    from qmpballoon.testing.model.machine import (  # noqa: PLC0415 - likewise
+    from qmpballoon.testing import (  # noqa: PLC0415 - likewise
         GuestConfig,
         Machine,
         MachineConfig,
@@ -142,4 +142,4 @@ def _machine(
         epoch=time.time_ns(),
         guest=GuestConfig(used=used, cache=cache, driver=not no_driver),
     )
-    return Machine(config, profiles.profile(profile), random.Random(seed))  # noqa: S311 - a simulation
+    return Machine(config, testing.profile(profile), random.Random(seed))  # noqa: S311 - a simulation

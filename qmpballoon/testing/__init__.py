@@ -1,1 +1,89 @@
-"""A fake QEMU that answers word for word, and real ones to hold it against."""
+"""A fake QEMU for tests, and a lab that boots guests in a real one.
+
+The fake QEMU is a model of QEMU, its balloon device and a Linux guest. It answers a QMP
+client byte for byte as a QEMU of its version does. There are two ways to use it:
+
+- :func:`serve` serves a VM on a unix socket, for clients of any kind, in real time;
+- :func:`simulate` runs a trio function against VMs in memory, on a clock that jumps to
+  the next event.
+
+:mod:`qmpballoon.testing.strategies` has hypothesis strategies for guests and faults,
+:mod:`qmpballoon.testing.lab` boots guests in a real QEMU.
+
+Each name that is exported here is loaded when it is first used. Importing this package,
+as the pytest plugin and the lab do, therefore loads neither trio nor hypothesis.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qmpballoon.testing.faults import NO_FAULTS as NO_FAULTS
+    from qmpballoon.testing.faults import FaultPlan as FaultPlan
+    from qmpballoon.testing.model.machine import SECOND as SECOND
+    from qmpballoon.testing.model.machine import GuestConfig as GuestConfig
+    from qmpballoon.testing.model.machine import Machine as Machine
+    from qmpballoon.testing.model.machine import MachineConfig as MachineConfig
+    from qmpballoon.testing.model.machine import Session as Session
+    from qmpballoon.testing.model.machine import WorkloadStep as WorkloadStep
+    from qmpballoon.testing.model.machine import ramp as ramp
+    from qmpballoon.testing.profiles import PROFILES as PROFILES
+    from qmpballoon.testing.profiles import Profile as Profile
+    from qmpballoon.testing.profiles import profile as profile
+    from qmpballoon.testing.server import FakeQemu as FakeQemu
+    from qmpballoon.testing.server import open_fake as open_fake
+    from qmpballoon.testing.threaded import ThreadedFake as ThreadedFake
+    from qmpballoon.testing.threaded import serve as serve
+    from qmpballoon.testing.world import run_world as run_world
+    from qmpballoon.testing.world import simulate as simulate
+
+_MODULES = {
+    "faults": ("NO_FAULTS", "FaultPlan"),
+    "model.machine": (
+        *("SECOND", "GuestConfig", "Machine", "MachineConfig", "Session"),
+        *("WorkloadStep", "ramp"),
+    ),
+    "profiles": ("PROFILES", "Profile", "profile"),
+    "server": ("FakeQemu", "open_fake"),
+    "threaded": ("ThreadedFake", "serve"),
+    "world": ("run_world", "simulate"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+# Written out, so that type checkers can read it. A test compares the two lists.
+__all__ = [
+    "NO_FAULTS",
+    "PROFILES",
+    "SECOND",
+    "FakeQemu",
+    "FaultPlan",
+    "GuestConfig",
+    "Machine",
+    "MachineConfig",
+    "Profile",
+    "Session",
+    "ThreadedFake",
+    "WorkloadStep",
+    "open_fake",
+    "profile",
+    "ramp",
+    "run_world",
+    "serve",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a name's module when the name is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name everything that is exported, loaded or not."""
+    return sorted({*globals(), *_HOMES})

@@ -1,7 +1,7 @@
-"""What can go wrong with a QEMU and the way to it; all of it is off by default.
+"""What can go wrong with a QEMU and the connection to it. By default nothing does.
 
-A :class:`FaultPlan` is one flat value, so that hypothesis shrinks a failing world by
-switching faults off one after the other, and what is left is what it takes.
+A :class:`FaultPlan` is one flat value. When a test with hypothesis fails, shrinking
+switches the faults off one after the other, and leaves those that the failure needs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from qmpballoon.testing.model.machine import Machine
 
-__all__ = ["NO_FAULTS", "FaultPlan", "happenings"]
+__all__ = ["NO_FAULTS", "FaultPlan", "list_actions"]
 
 
-def _pluggable(_: FaultPlan, attribute: Attribute[int], size: int) -> None:
+def _check_pluggable(_: FaultPlan, attribute: Attribute[int], size: int) -> None:
     if size % ALIGNMENT:
         unit = format_size(ALIGNMENT)
         raise ValueError(f"{attribute.name} is {size}: it must be whole {unit}")
@@ -37,23 +37,26 @@ def _pluggable(_: FaultPlan, attribute: Attribute[int], size: int) -> None:
 
 @frozen
 class FaultPlan:
-    """Times in nanoseconds since the machine was started; None: it does not happen.
+    """The faults of one run.
+
+    Times are nanoseconds since the machine was started. ``None`` means that the fault
+    does not happen.
 
     Attributes:
-        chunk: The client gets at most so many bytes at a time; 1: byte by byte.
+        chunk: Most bytes that the client gets at once; 1: byte by byte.
         chunk_pause: Nanoseconds between two such chunks.
-        cut_after: The connection breaks after so many bytes to the client.
+        cut_after: The connection breaks after so many bytes to the client, once.
         reply_delay: Nanoseconds that every reply takes.
         event_delay: Nanoseconds by which every event is late.
         event_copies: How often every event is sent.
         freeze_at: QEMU's process is stopped: it neither reads nor writes.
-        freeze_for: For so long, in nanoseconds.
+        freeze_for: How long it is stopped, in nanoseconds.
         kill_at: QEMU's process is killed.
-        stall_at: Nothing in the guest moves; QEMU answers.
-        stall_for: For so long, in nanoseconds.
+        stall_at: Nothing in the guest moves. QEMU still answers.
+        stall_for: How long the guest stalls, in nanoseconds.
         reset_at: The guest reboots by itself.
-        plug_at: A DIMM is plugged in, where there are slots.
-        plug_size: Its size in bytes.
+        plug_at: A DIMM is plugged in, if there is a free slot.
+        plug_size: Its size in bytes, a multiple of 2 MiB.
     """
 
     chunk: int | None = field(default=None, validator=optional(gt(0)))
@@ -69,14 +72,19 @@ class FaultPlan:
     stall_for: int = field(default=0, validator=ge(0))
     reset_at: int | None = field(default=None, validator=optional(ge(0)))
     plug_at: int | None = field(default=None, validator=optional(ge(0)))
-    plug_size: int = field(default=128 * MiB, validator=[gt(0), _pluggable])
+    plug_size: int = field(default=128 * MiB, validator=[gt(0), _check_pluggable])
 
 
 NO_FAULTS: Final = FaultPlan()
+"""The plan by which nothing goes wrong."""
 
 
-def happenings(plan: FaultPlan) -> list[tuple[int, Callable[[Machine], None]]]:
-    """Return what happens to the machine itself, and when; in order of time."""
+def list_actions(plan: FaultPlan) -> list[tuple[int, Callable[[Machine], None]]]:
+    """Return what a plan does to the machine itself, with its times, in their order.
+
+    The other faults are in the connection and in the process's time; see
+    :mod:`qmpballoon.testing.server`.
+    """
 
     def plug(machine: Machine) -> None:
         if len(machine.dimms) < machine.config.slots:

@@ -1,12 +1,12 @@
 """A simulated machine on trio's clock, for clients on streams and on sockets.
 
-:class:`FakeQemu` gives a :class:`~qmpballoon.testing.model.machine.Machine` the three
-things that it does without: time, which is trio's (a ``MockClock`` in tests, the
-real one for ``qmpballoon fake``), and a way in and out for bytes. Nothing about
-QMP is decided here.
+A :class:`~qmpballoon.testing.Machine` has no clock and does no I/O. :class:`FakeQemu`
+gives it both: the time is trio's (a ``MockClock`` in tests, the real one for
+``qmpballoon fake``), and clients connect through streams in memory or a unix socket.
+Nothing about QMP is decided here.
 
-As with QEMU, a monitor serves one client at a time. The next one connects, and
-gets its greeting when the first has left.
+As with QEMU, a monitor serves one client at a time. A second client can connect; it is
+greeted when the first has left.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ import math
 import socket
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
-from attrs import define
+from attrs import define, field
 
-from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, happenings
+from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, list_actions
 from qmpballoon.testing.model.machine import SECOND, Machine
-from qmpballoon.testing.streams import stream_pair
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator
 
     from qmpballoon.testing.model.machine import Session
 
 __all__ = ["FakeQemu", "open_fake"]
 
+T = TypeVar("T")
+
+# The next client's connection waits in the backlog until it is accepted.
 _BACKLOG: Final = 1
+# Bytes taken from a client at once; how many makes no difference to the machine.
 _READ_SIZE: Final = 1 << 16
 
 
@@ -43,26 +46,26 @@ async def open_fake(
 ) -> AsyncGenerator[FakeQemu]:
     """Run a simulated machine until the block is left.
 
+    What the block raises is passed on as it is, not in an exception group. Cancelling
+    the block ends QEMU as a crash would: its clients see the stream close.
+
     Args:
-        machine: Which; a default one, if none is given. Its time goes on from
-            where it is.
+        machine: The machine; ``None`` for a default one. Its time goes on from where
+            it is.
         faults: What goes wrong.
 
-    Raises: what the block raises, as it is.
-
-    Cancellation: ends QEMU as a crash would; its clients see the stream close.
+    Yields:
+        The running fake.
     """
     manager = trio.open_nursery()
     nursery = await manager.__aenter__()
     fake = FakeQemu(machine or Machine(), faults)
-    nursery.start_soon(fake.run)
-    nursery.start_soon(fake.attend)
-    nursery.start_soon(fake.go_wrong)
+    fake.start(nursery)
     try:
         yield fake
     finally:
         nursery.cancel_scope.cancel()
-        # The nursery is not shown what the block raises: it would put it into a group.
+        # The nursery is not told what the block raised: it would wrap it in a group.
         await manager.__aexit__(None, None, None)
 
 
@@ -81,6 +84,7 @@ class FakeQemu:
         machine.event_delay = faults.event_delay
         machine.event_copies = faults.event_copies
         self.ended: trio.Event = trio.Event()
+        # trio's time at which the machine's is 0. A freeze moves `_origin` on.
         self._origin = self._began = trio.current_time() - machine.now / SECOND
         self._changed = trio.Event()
         self._frozen = False
@@ -88,19 +92,38 @@ class FakeQemu:
         self._alarm = trio.CancelScope()
         self._outlet = _Outlet(faults, faults.cut_after)
         self._monitor = trio.Lock()
-        # Tasks begin in no order; clients in memory are greeted in theirs.
+        # trio starts tasks in any order. The channel keeps the order in which clients
+        # in memory connected.
         self._connected, self._waiting = trio.open_memory_channel[trio.abc.Stream](
             math.inf
         )
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Start the machine's life in a nursery; :func:`open_fake` has one for it."""
+        nursery.start_soon(self._run)
+        nursery.start_soon(self._serve_connected)
+        nursery.start_soon(self._carry_out_faults)
 
     @property
     def machine(self) -> Machine:
         """The machine as it is now.
 
-        It may be looked at, and be done things to; call :meth:`touch` afterwards.
+        Call :meth:`touch` after changing it, or use :meth:`do`.
         """
         self._advance()
         return self._machine
+
+    def do(self, action: Callable[[Machine], T]) -> T:
+        """Call a function with the machine, and return the function's result.
+
+        Args:
+            action: For example ``Machine.stop`` or ``lambda machine: machine.status``.
+        """
+        self.touch()
+        try:
+            return action(self.machine)
+        finally:
+            self.touch()
 
     # Time
 
@@ -108,8 +131,8 @@ class FakeQemu:
         """Return the host's time in seconds since the epoch, whatever QEMU does."""
         return self._machine.config.epoch / SECOND + trio.current_time() - self._began
 
-    async def run(self) -> None:
-        """Let the machine live: what it says by itself is said from in here."""
+    async def _run(self) -> None:
+        """Advance the machine whenever it has something to send by itself."""
         while not self._machine.ended:
             await self._thaw()
             self._alarm = trio.CancelScope()
@@ -122,12 +145,12 @@ class FakeQemu:
                 self._wake()
         self.ended.set()
 
-    async def go_wrong(self) -> None:
-        """Let happen to the machine what is planned to go wrong with it."""
+    async def _carry_out_faults(self) -> None:
+        """Do to the machine what the plan says, at the times that it says."""
         async with trio.open_nursery() as nursery:
             if self.faults.freeze_at is not None:
                 nursery.start_soon(self._freeze, self.faults.freeze_at)
-            for at, action in happenings(self.faults):
+            for at, action in list_actions(self.faults):
                 await trio.sleep_until(self._to_clock(at))
                 await self._thaw()
                 if not self._machine.ended:
@@ -136,7 +159,7 @@ class FakeQemu:
                     self.touch()
 
     async def _freeze(self, at: int) -> None:
-        """Stop QEMU's process for a while: the world goes on without it."""
+        """Stop QEMU's process for a while; the time of all others goes on."""
         await trio.sleep_until(self._to_clock(at))
         if self._machine.ended:
             return
@@ -156,9 +179,9 @@ class FakeQemu:
             await self._changed.wait()
 
     def touch(self) -> None:
-        """Bring the machine up to now, and its clients what comes of that."""
+        """Advance the machine to now, and send its clients what that leads to."""
         self._advance()
-        self._machine.advance(self._machine.now)  # if something is due by now
+        self._machine.advance(self._machine.now)  # does what is due at this moment
         self._machine.settle()
         self._wake()
 
@@ -166,14 +189,14 @@ class FakeQemu:
         return math.inf if time is None else self._origin + time / SECOND
 
     def _advance(self, at_least: int = 0) -> None:
-        """Let the machine live up to now; :meth:`_wake` tells who waits."""
+        """Advance the machine to now. The caller calls :meth:`_wake` afterwards."""
         machine = self._machine
         if self._frozen:
             return
-        # Seconds are floating-point: a timer that has fired may look early.
+        # Seconds are floating-point numbers: a timer that fired may look early.
         now = round((trio.current_time() - self._origin) * SECOND)
         now = max(now, at_least, machine.now)
-        # Many a command comes at the time of the last: all is done by then.
+        # Many commands come at the time of the one before: then nothing is due.
         if now > machine.now or (self._due is not None and self._due <= now):
             machine.advance(now)
 
@@ -183,7 +206,7 @@ class FakeQemu:
         self._set_alarm()
 
     def _set_alarm(self) -> None:
-        """Wake :meth:`run` when something is said by itself, and not before."""
+        """Wake :meth:`_run` when the machine next sends something by itself."""
         machine = self._machine
         self._due = None if self._frozen else machine.next_word_time()
         deadline = -math.inf if machine.ended else self._to_clock(self._due)
@@ -194,22 +217,21 @@ class FakeQemu:
 
     def connect(self) -> trio.abc.Stream:
         """Connect a client in memory; return its end of the stream."""
-        ours, theirs = stream_pair()
+        ours, theirs = _make_stream_pair()
         self._connected.send_nowait(ours)
         return theirs
 
-    async def attend(self) -> None:
-        """Serve the clients that :meth:`connect` has connected, one by one."""
+    async def _serve_connected(self) -> None:
+        """Serve the clients of :meth:`connect`, one after the other."""
         async for stream in self._waiting:
             await self.serve(stream)
 
     async def serve(self, stream: trio.abc.Stream) -> None:
         """Serve a client on a stream until either end closes it.
 
-        It waits for its turn: QEMU greets one client at a time. The stream is
-        closed in the end.
-
-        Cancellation: closes the stream, in the middle of a message if need be.
+        The client waits until those before it have left: QEMU greets one at a time.
+        The stream is closed at the end. Cancelling closes it too, possibly in the
+        middle of a message.
         """
         async with stream, self._monitor:
             if not self._machine.ended:
@@ -230,7 +252,7 @@ class FakeQemu:
     async def _read(
         self, stream: trio.abc.Stream, session: Session, scope: trio.CancelScope
     ) -> None:
-        """Give the session what the client sends, for as long as QEMU reads."""
+        """Pass what the client sends to the session, while QEMU reads."""
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await stream.receive_some(_READ_SIZE):
                 await self._thaw()
@@ -242,7 +264,7 @@ class FakeQemu:
         scope.cancel()
 
     async def _write(self, stream: trio.abc.Stream, session: Session) -> None:
-        """Send the client what the session says, until QEMU hangs up."""
+        """Send the session's output to the client, until QEMU closes the connection."""
         with contextlib.suppress(trio.BrokenResourceError):
             while True:
                 await self._thaw()
@@ -260,29 +282,30 @@ class FakeQemu:
         path: str | os.PathLike[str],
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serve clients on a unix socket, until QEMU quits.
+        """Serve clients on a unix socket until QEMU quits.
+
+        Cancelling removes the socket and closes the client's stream.
 
         Args:
-            path: Where; a socket that nobody listens on any more is replaced. Only
-                its owner may connect.
-            task_status: Told when clients can connect.
+            path: The socket's path. A socket that no process listens on any more is
+                replaced. Only its owner may connect.
+            task_status: Started when clients can connect.
 
         Raises:
-            OSError: There is something else at the path, or it cannot be made.
-
-        Cancellation: the socket is removed, the client's stream closed.
+            OSError: There is something else at the path, or the socket cannot be made.
         """
         with _listening(Path(path)) as listener:
             task_status.started()
             await self._accept(trio.socket.from_stdlib_socket(listener))
 
     async def _accept(self, listener: trio.socket.SocketType) -> None:
-        """Accept one client after the other; the others wait in the backlog."""
+        """Accept one client after the other; the next one waits in the backlog."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._close_when_ended, listener)
             with contextlib.suppress(trio.ClosedResourceError):
                 while not self._machine.ended:
-                    # Nothing in between: a client must not be lost by a cancellation.
+                    # No checkpoint in between, at which a cancellation would lose the
+                    # client.
                     accepted, _ = await listener.accept()
                     await self.serve(trio.SocketStream(accepted))
 
@@ -293,11 +316,11 @@ class FakeQemu:
 
 @define
 class _Outlet:
-    """The way to the clients, as good as the plan lets it be.
+    """Sends bytes to clients, with the faults that are planned for that.
 
     Attributes:
         faults: The plan.
-        left: Bytes until the connection breaks, once; None: it holds.
+        left: Bytes until the connection is cut, which happens once; ``None``: never.
     """
 
     faults: FaultPlan
@@ -307,7 +330,7 @@ class _Outlet:
         """Send bytes.
 
         Raises:
-            trio.BrokenResourceError: The connection broke, or was to break.
+            trio.BrokenResourceError: The connection broke, or the plan cuts it here.
         """
         size = self.faults.chunk or len(data)
         for start in range(0, len(data), size):
@@ -323,17 +346,72 @@ class _Outlet:
         self.left -= sent
         if self.left == 0:
             self.left = None
-            raise trio.BrokenResourceError("the plan was to cut it here")
+            raise trio.BrokenResourceError("the plan cuts the connection here")
+
+
+# Streams in memory
+
+
+def _make_stream_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
+    """Return both ends of a connection in memory that takes whatever is sent.
+
+    The streams of :mod:`trio.testing` take five turns of the scheduler for each
+    message. These take one, and most of a simulated world's time goes into turns.
+    """
+    to_left, from_right = trio.open_memory_channel[bytes](math.inf)
+    to_right, from_left = trio.open_memory_channel[bytes](math.inf)
+    return _End(to_right, from_right), _End(to_left, from_left)
+
+
+@define(eq=False, slots=False)
+class _End(trio.abc.Stream):
+    """One end of a connection in memory."""
+
+    _outgoing: trio.MemorySendChannel[bytes]
+    _incoming: trio.MemoryReceiveChannel[bytes]
+    _left: bytes = field(init=False, default=b"")
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send bytes. There is always room for them, so no other task runs."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if data:
+            self._outgoing.send_nowait(bytes(data))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Return at once."""
+        await trio.lowlevel.checkpoint()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Return bytes that the other end has sent; none when it has closed."""
+        if self._left:
+            await trio.lowlevel.checkpoint()
+        else:
+            try:
+                self._left = await self._incoming.receive()
+            except trio.EndOfChannel:
+                return b""
+        data = self._left[:max_bytes]
+        self._left = self._left[len(data) :]
+        return data
+
+    async def aclose(self) -> None:
+        """Close both directions; the other end still gets what was sent."""
+        self._outgoing.close()
+        self._incoming.close()
+        await trio.lowlevel.checkpoint()
+
+
+# Sockets
 
 
 @contextlib.contextmanager
 def _listening(path: Path) -> Generator[socket.socket]:
-    """Make a socket at a path, and remove it in the end."""
+    """Listen on a new socket at a path, which is removed at the end."""
     _remove_stale(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         try:
-            # Nobody can connect before it listens.
+            # No client can connect before it listens.
             path.chmod(stat.S_IRUSR | stat.S_IWUSR)
             listener.listen(_BACKLOG)
             yield listener
@@ -342,7 +420,7 @@ def _listening(path: Path) -> Generator[socket.socket]:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on any more."""
+    """Remove a socket that no process listens on any more."""
     if not path.is_socket():
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:

@@ -30,8 +30,8 @@ from qmpballoon import (
 )
 from qmpballoon import trio as client
 from qmpballoon.sizes import GiB
-from qmpballoon.testing.background import serve as serve_fake
-from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+from qmpballoon.testing import GuestConfig, MachineConfig
+from qmpballoon.testing import serve as serve_fake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
     from qmpballoon import Balloon
     from qmpballoon.blocking import Target
-    from qmpballoon.testing.background import BackgroundFake
+    from qmpballoon.testing import ThreadedFake
 
 
 WITHOUT_DRIVER = MachineConfig(guest=GuestConfig(driver=False))
 
 
 @pytest.fixture
-def fake(request: pytest.FixtureRequest) -> Iterator[BackgroundFake]:
+def fake(request: pytest.FixtureRequest) -> Iterator[ThreadedFake]:
     """A fake QEMU, by default a VM of 2 GiB."""
     with serve_fake(getattr(request, "param", None)) as fake:
         yield fake
@@ -257,7 +257,7 @@ async def test_qemu_ends_in_the_middle_of_a_command(front: FrontEnd) -> None:
 
 @on(*ALL)
 async def test_qemu_is_killed_between_two_commands(
-    front: FrontEnd, fake: BackgroundFake
+    front: FrontEnd, fake: ThreadedFake
 ) -> None:
     async with front.open_balloon(fake.socket) as balloon:
         elsewhere(fake.kill)
@@ -266,7 +266,7 @@ async def test_qemu_is_killed_between_two_commands(
 
 
 @on(*ALL)
-async def test_qemu_quits(front: FrontEnd, fake: BackgroundFake) -> None:
+async def test_qemu_quits(front: FrontEnd, fake: ThreadedFake) -> None:
     async with front.open_balloon(fake.socket) as balloon:
         assert await balloon.monitor.execute("quit") == {}
         with pytest.raises(MonitorClosed):
@@ -352,7 +352,7 @@ async def test_nonsense_instead_of_an_answer(front: FrontEnd) -> None:
 
 @pytest.mark.parametrize("fake", [MachineConfig(balloon=None)], indirect=True)
 @on(*ALL)
-async def test_no_balloon(front: FrontEnd, fake: BackgroundFake) -> None:
+async def test_no_balloon(front: FrontEnd, fake: ThreadedFake) -> None:
     with pytest.raises(NoBalloonDevice, match="virtio-balloon-pci,id=balloon0"):
         async with front.open_balloon(fake.socket):
             pytest.fail("it opened")
@@ -360,7 +360,7 @@ async def test_no_balloon(front: FrontEnd, fake: BackgroundFake) -> None:
 
 @pytest.mark.parametrize("fake", [WITHOUT_DRIVER], indirect=True)
 @on(*ALL)
-async def test_a_guest_without_a_driver(front: FrontEnd, fake: BackgroundFake) -> None:
+async def test_a_guest_without_a_driver(front: FrontEnd, fake: ThreadedFake) -> None:
     async with front.open_balloon(fake.socket) as balloon:
         with pytest.raises(StatsUnavailable, match="load virtio_balloon"):
             await balloon.refresh_stats(timeout=0.2)
@@ -371,7 +371,7 @@ async def test_a_guest_without_a_driver(front: FrontEnd, fake: BackgroundFake) -
 
 @on(*CONNECTING)
 async def test_what_is_connected_is_taken_over(
-    front: FrontEnd, fake: BackgroundFake
+    front: FrontEnd, fake: ThreadedFake
 ) -> None:
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(fake.socket)
@@ -466,7 +466,7 @@ async def test_over_tcp(front: FrontEnd) -> None:
 @on(*ALL)
 async def test_what_is_no_command_is_refused_before_anything_is_sent(
     front: FrontEnd,
-    fake: BackgroundFake,
+    fake: ThreadedFake,
     command: Any,  # noqa: ANN401 - that is the point
     arguments: Any,  # noqa: ANN401
     complaint: str,
@@ -477,7 +477,7 @@ async def test_what_is_no_command_is_refused_before_anything_is_sent(
         assert await balloon.actual() == 2 * GiB
 
 
-def called(front: FrontEnd, fake: BackgroundFake) -> str:
+def called(front: FrontEnd, fake: ThreadedFake) -> str:
     """Return what messages call a fake's monitor."""
     return "the monitor " + ("of vm" if front.name == "client" else f"on {fake.socket}")
 
@@ -485,7 +485,7 @@ def called(front: FrontEnd, fake: BackgroundFake) -> str:
 @pytest.mark.parametrize("fake", [WITHOUT_DRIVER], indirect=True)
 @on(*ALL)
 async def test_every_error_says_of_which_vm_it_is(
-    front: FrontEnd, fake: BackgroundFake
+    front: FrontEnd, fake: ThreadedFake
 ) -> None:
     messages = []
     async with front.open_balloon(fake.socket) as balloon:
@@ -508,7 +508,7 @@ async def test_every_error_says_of_which_vm_it_is(
 @pytest.mark.parametrize("fake", [MachineConfig(balloon=None)], indirect=True)
 @on(*ALL)
 async def test_a_vm_without_a_balloon_is_named(
-    front: FrontEnd, fake: BackgroundFake
+    front: FrontEnd, fake: ThreadedFake
 ) -> None:
     with pytest.raises(NoBalloonDevice) as caught:
         async with front.open_balloon(fake.socket):

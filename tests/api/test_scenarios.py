@@ -8,8 +8,7 @@ import pytest
 from frontends import ALL, on_each
 from scenarios import CACHE, MEMORY, SCENARIOS
 
-from qmpballoon.testing.background import serve
-from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
     from frontends import FrontEnd, Scenario

@@ -20,7 +20,7 @@ from scripted import Session, attend, serve, standard_answer
 from qmpballoon import MiB, MonitorClosed, MonitorTimeout, ProtocolError
 from qmpballoon import asyncio as aio
 from qmpballoon.qmp import MAX_IN_FLIGHT, Event
-from qmpballoon.testing.background import serve as serve_fake
+from qmpballoon.testing import serve as serve_fake
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from qemu.qmp import Message
 
     from qmpballoon.qmp import Request
-    from qmpballoon.testing.background import BackgroundFake
+    from qmpballoon.testing import ThreadedFake
 
 
 @pytest.fixture
-def fake() -> Iterator[BackgroundFake]:
+def fake() -> Iterator[ThreadedFake]:
     with serve_fake() as fake:
         yield fake
 
@@ -161,7 +161,7 @@ def test_events_flow_again_once_somebody_reads(
 
 
 def test_events_reach_our_subscribers_and_the_orchestrators(
-    fake: BackgroundFake,
+    fake: ThreadedFake,
 ) -> None:
     async def main() -> None:
         client = QMPClient()
@@ -192,7 +192,7 @@ def test_events_reach_our_subscribers_and_the_orchestrators(
     run(main())
 
 
-def test_events_come_in_a_block(fake: BackgroundFake) -> None:
+def test_events_come_in_a_block(fake: ThreadedFake) -> None:
     async def main() -> None:
         async with aio.open_monitor(fake.socket) as monitor:
             subscription = monitor.subscribe("STOP")
@@ -300,7 +300,7 @@ def test_a_command_cancelled_before_its_turn_is_not_sent() -> None:
     assert came == ["last"]
 
 
-def test_a_cancelled_command_keeps_the_connection(fake: BackgroundFake) -> None:
+def test_a_cancelled_command_keeps_the_connection(fake: ThreadedFake) -> None:
     async def main() -> None:
         async with aio.open_balloon(fake.socket) as balloon:
             task = asyncio.create_task(balloon.set_target(1 << 30))
@@ -313,7 +313,7 @@ def test_a_cancelled_command_keeps_the_connection(fake: BackgroundFake) -> None:
     run(main())
 
 
-def test_a_second_cancellation_waits_for_the_cleaning_up(fake: BackgroundFake) -> None:
+def test_a_second_cancellation_waits_for_the_cleaning_up(fake: ThreadedFake) -> None:
     async def main() -> None:
         async with aio.open_balloon(fake.socket) as balloon:
             await balloon.set_stats_interval(9)
@@ -335,7 +335,7 @@ def test_a_second_cancellation_waits_for_the_cleaning_up(fake: BackgroundFake) -
     run(main())
 
 
-def test_what_a_shield_holds_back_comes_at_its_end(fake: BackgroundFake) -> None:
+def test_what_a_shield_holds_back_comes_at_its_end(fake: ThreadedFake) -> None:
     async def main() -> None:
         async with aio.open_monitor(fake.socket) as monitor:
             went_on: list[object] = []
@@ -382,7 +382,7 @@ def test_a_shield_ends_in_time() -> None:
         asyncio.run(asyncio.wait_for(main(path), 10))
 
 
-def test_timeouts_around_a_shield_still_are_timeouts(fake: BackgroundFake) -> None:
+def test_timeouts_around_a_shield_still_are_timeouts(fake: ThreadedFake) -> None:
     async def main() -> None:
         async with aio.open_monitor(fake.socket) as monitor:
 
@@ -430,7 +430,7 @@ def test_pretty_output_is_said_to_be_the_matter() -> None:
         run(main(path))
 
 
-def test_the_process_is_found_or_taken_as_told(fake: BackgroundFake) -> None:
+def test_the_process_is_found_or_taken_as_told(fake: ThreadedFake) -> None:
     async def main() -> None:
         client = QMPClient()
         await client.connect(fake.socket)

@@ -20,7 +20,7 @@ from qmpballoon.errors import (
     command_error,
 )
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import SECOND, GuestConfig
+from qmpballoon.testing import SECOND, GuestConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

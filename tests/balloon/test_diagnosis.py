@@ -14,7 +14,7 @@ from qmpballoon.balloon._shrink import Squeezed
 from qmpballoon.balloon._tracker import Tracker
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import GuestConfig
+from qmpballoon.testing import GuestConfig
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 HEALTHY = Evidence(

@@ -14,13 +14,7 @@ from qmpballoon.balloon._tracker import PAGE
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import MiB, TiB
-from qmpballoon.testing.model.machine import (
-    SECOND,
-    GuestConfig,
-    Machine,
-    WorkloadStep,
-    ramp,
-)
+from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from qmpballoon.balloon._reclaim import ReclaimReport

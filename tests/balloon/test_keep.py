@@ -15,7 +15,7 @@ from qmpballoon.balloon._tracker import PAGE
 from qmpballoon.balloon.guard import Guard, Limits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine, WorkloadStep
+from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep
 
 if TYPE_CHECKING:
     from qmpballoon.balloon._reclaim import ReclaimReport

@@ -19,7 +19,7 @@ from qmpballoon.errors import (
     StatsUnavailable,
 )
 from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing.model.machine import SECOND, GuestConfig, WorkloadStep, ramp
+from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon._reclaim import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.sampling import Sample
-    from qmpballoon.testing.model.machine import Machine
+    from qmpballoon.testing import Machine
 
 BOOTED = 60 * SECOND
 

@@ -25,14 +25,14 @@ from qmpballoon.errors import (
     UnsafeTarget,
 )
 from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing.model.machine import SECOND, GuestConfig, WorkloadStep, ramp
+from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from qmpballoon.balloon._resize import Progress
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.testing.model.machine import Machine
+    from qmpballoon.testing import Machine
 
 BOOTED = 60 * SECOND  # by then make_machine's guest is up
 

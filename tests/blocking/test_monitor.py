@@ -25,16 +25,16 @@ from qmpballoon import (
     blocking,
 )
 from qmpballoon.qmp import Event
-from qmpballoon.testing.background import serve as serve_fake
+from qmpballoon.testing import serve as serve_fake
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from qmpballoon.testing.background import BackgroundFake
+    from qmpballoon.testing import ThreadedFake
 
 
 @pytest.fixture
-def fake() -> Iterator[BackgroundFake]:
+def fake() -> Iterator[ThreadedFake]:
     with serve_fake() as fake:
         yield fake
 
@@ -88,14 +88,14 @@ print(struck)
 """
 
 
-def test_ctrl_c_at_any_moment(fake: BackgroundFake) -> None:
+def test_ctrl_c_at_any_moment(fake: ThreadedFake) -> None:
     """Wherever it strikes, replies and commands still belong together."""
     command = [sys.executable, "-c", STORM, fake.socket]
     done = subprocess.run(command, check=True, capture_output=True, timeout=100)
     assert done.stdout == b"300\n"
 
 
-def test_threads_share_a_monitor(fake: BackgroundFake) -> None:
+def test_threads_share_a_monitor(fake: ThreadedFake) -> None:
     with (
         blocking.open_monitor(fake.socket) as monitor,
         ThreadPoolExecutor(8) as threads,
@@ -130,7 +130,7 @@ def test_a_turn_that_does_not_come_in_time() -> None:
         assert caught.value.unknown_outcome == ()
 
 
-def test_events(fake: BackgroundFake) -> None:
+def test_events(fake: ThreadedFake) -> None:
     with blocking.open_monitor(fake.socket) as monitor:
         with monitor.subscribe("STOP", capacity=1) as events:
             assert events.receive(timeout=0.01) is None
@@ -147,7 +147,7 @@ def test_events(fake: BackgroundFake) -> None:
         assert monitor.resident() is None
 
 
-def test_events_come_in_a_block(fake: BackgroundFake) -> None:
+def test_events_come_in_a_block(fake: ThreadedFake) -> None:
     with blocking.open_monitor(fake.socket) as monitor:
         with monitor.subscribe("STOP", "RESUME") as events:
             monitor.execute("stop")

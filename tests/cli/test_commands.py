@@ -16,13 +16,13 @@ from attrs import evolve
 from command import PROGRAM, run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import SECOND, GuestConfig, WorkloadStep
+from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from qmpballoon.testing.server import FakeQemu
+    from qmpballoon.testing import FakeQemu
 
 
 SAMPLE = {"t", "target", "actual", "free", "available", "disk_caches", "resident"}

@@ -15,7 +15,7 @@ from command import PROGRAM, run, start
 
 from qmpballoon.errors import NoBalloonDevice
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.profiles import PROFILES
+from qmpballoon.testing import PROFILES
 from qmpballoon.trio import open_balloon, open_monitor
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ import trio
 from command import run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import GuestConfig
+from qmpballoon.testing import GuestConfig
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from qmpballoon.testing.server import FakeQemu
+    from qmpballoon.testing import FakeQemu
 
 
 @asynccontextmanager

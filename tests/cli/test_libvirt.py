@@ -22,8 +22,7 @@ from metrics import figures
 
 from qmpballoon import GiB, MiB, blocking
 from qmpballoon.cli import _output
-from qmpballoon.testing.background import serve
-from qmpballoon.testing.model.machine import MachineConfig
+from qmpballoon.testing import MachineConfig, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from pathlib import Path
 from real import qemu_command, real_qemu
 from transcripts import Script, normalise, scripts
 
-from qmpballoon.testing.profiles import profile
+from qmpballoon.testing import profile
 
 # Long lists of properties, held by the tests with a real QEMU.
 LEFT_OUT = (

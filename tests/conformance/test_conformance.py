@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from real import VERSIONS, qemu_command
 from transcripts import NEGOTIATION, Script, compare, scripts
 
-from qmpballoon.testing.profiles import profile
+from qmpballoon.testing import profile
 from qmpballoon.testing.strategies import request_scripts
 
 if TYPE_CHECKING:

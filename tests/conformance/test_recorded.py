@@ -10,7 +10,7 @@ import pytest
 from record import recorded_scripts
 from transcripts import Script, replay
 
-from qmpballoon.testing.profiles import profile
+from qmpballoon.testing import profile
 
 VERSIONS = ("7.2", "8.2", "10.0", "11.1")
 

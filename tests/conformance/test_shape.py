@@ -10,13 +10,11 @@ import trio
 from real import VERSIONS, unavailable, wanted
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import lab
-from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
-from qmpballoon.testing.world import run_world
+from qmpballoon.testing import GuestConfig, Machine, MachineConfig, lab, run_world
 from qmpballoon.trio import TrioMonitor, open_monitor
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.server import FakeQemu
+    from qmpballoon.testing import FakeQemu
 
 MEMORY = GiB
 CACHE = 512 * MiB

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 from real import real_qemu
 
-from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
+from qmpballoon.testing import GuestConfig, Machine, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qmpballoon.testing.profiles import Profile
+    from qmpballoon.testing import Profile
 
 MEMORY = 512 << 20
 SLOTS = 2

@@ -13,11 +13,11 @@ from qmpballoon.cli.render.fleet_text import report_text
 from qmpballoon.fleet.control_loop import balance, carry_out, decide, reclaim
 from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
 from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing.model.machine import SECOND, MachineConfig, WorkloadStep, ramp
+from qmpballoon.testing import SECOND, MachineConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from qmpballoon.fleet.supervisor import Supervisor
-    from qmpballoon.testing.model.machine import GuestConfig
+    from qmpballoon.testing import GuestConfig
 
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
 

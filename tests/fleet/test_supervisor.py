@@ -25,7 +25,7 @@ from qmpballoon.fleet.settings import Settings
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.supervisor import open_fleet
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import SECOND, MachineConfig, ramp
+from qmpballoon.testing import SECOND, MachineConfig, ramp
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:

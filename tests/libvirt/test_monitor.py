@@ -18,8 +18,7 @@ from qmpballoon import (
     blocking,
     libvirt,
 )
-from qmpballoon.testing.background import serve
-from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

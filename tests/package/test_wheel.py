@@ -23,8 +23,7 @@ import pytest
 from attrs import frozen
 
 from qmpballoon import GiB
-from qmpballoon.testing.background import serve
-from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -274,7 +273,7 @@ from hypothesis import given, settings
 from qmpballoon import GiB, open_balloon
 from qmpballoon.blocking import open_balloon as open_blocking
 from qmpballoon.testing import strategies
-from qmpballoon.testing.model.machine import MachineConfig
+from qmpballoon.testing import MachineConfig
 
 def test_over_a_socket(fake_qemu):
     with open_blocking(fake_qemu.socket) as balloon:

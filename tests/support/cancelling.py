@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import evolve
 
 from qmpballoon import GiB, MiB
-from qmpballoon.testing.model.machine import GuestConfig, MachineConfig
+from qmpballoon.testing import GuestConfig, MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.testing.model.machine import Machine
+    from qmpballoon.testing import Machine
 
 RAM: Final = 512 * MiB
 CONFIG: Final = MachineConfig(

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import frozen
 
-from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
-from qmpballoon.testing.server import FakeQemu, open_fake
+from qmpballoon.testing import FakeQemu, GuestConfig, Machine, MachineConfig, open_fake
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.testing.model.machine import Machine
+    from qmpballoon.testing import Machine
 
 __all__ = ["Aftermath", "Cancelled", "at_every_call", "monitor_of"]
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.errors import MonitorClosed, command_error
-from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine, MachineConfig
-from qmpballoon.testing.profiles import profile
+from qmpballoon.testing import SECOND, GuestConfig, Machine, MachineConfig, profile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Mapping

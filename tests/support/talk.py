@@ -6,8 +6,7 @@ import json
 import random
 from typing import Any, cast
 
-from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
-from qmpballoon.testing.profiles import profile
+from qmpballoon.testing import GuestConfig, Machine, MachineConfig, profile
 
 __all__ = ["UNSET", "Client", "make"]
 

@@ -16,9 +16,7 @@ from qmpballoon.fleet.members import Host
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.supervisor import Supervisor, open_fleet
 from qmpballoon.sizes import GiB
-from qmpballoon.testing.model.machine import Machine, MachineConfig
-from qmpballoon.testing.profiles import profile
-from qmpballoon.testing.server import FakeQemu
+from qmpballoon.testing import FakeQemu, Machine, MachineConfig, profile
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
@@ -57,8 +55,7 @@ class World:
         """Start a VM."""
         machine = Machine(config or MachineConfig(), profile("10.0"), random.Random(1))
         fake = self.fakes[name] = FakeQemu(machine)
-        self.nursery.start_soon(fake.run)
-        self.nursery.start_soon(fake.attend)
+        fake.start(self.nursery)
         self.add(name)
         return fake
 

@@ -16,8 +16,7 @@ from qemu.qmp import Message, QMPClient
 from qemu.qmp.protocol import AsyncProtocol
 
 from qmpballoon import GiB, MiB, open_balloon
-from qmpballoon.testing.model.machine import Machine
-from qmpballoon.testing.profiles import PROFILES
+from qmpballoon.testing import PROFILES, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

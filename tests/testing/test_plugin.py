@@ -74,7 +74,7 @@ def test_the_vm_can_be_another(project: pytest.Pytester) -> None:
         import pytest
         from qmpballoon import GiB, NoBalloonDevice
         from qmpballoon.blocking import open_balloon
-        from qmpballoon.testing.model.machine import MachineConfig
+        from qmpballoon.testing import MachineConfig
 
         @pytest.fixture
         def fake_qemu_config():
@@ -94,7 +94,7 @@ def test_several_vms(project: pytest.Pytester) -> None:
         """
         from qmpballoon import GiB
         from qmpballoon.blocking import open_balloon
-        from qmpballoon.testing.model.machine import MachineConfig
+        from qmpballoon.testing import MachineConfig
 
         def test_two(start_fake_qemu):
             sizes = [1 * GiB, 3 * GiB]
@@ -112,7 +112,7 @@ def test_a_world_under_hypothesis(project: pytest.Pytester) -> None:
         """
         from hypothesis import given, settings, strategies as st
         from qmpballoon import GiB, MiB, open_balloon
-        from qmpballoon.testing.model.machine import MachineConfig
+        from qmpballoon.testing import MachineConfig
 
         async def reclaim(vm):
             async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:

@@ -18,9 +18,14 @@ from qemu.qmp import QMPClient
 
 from qmpballoon.errors import MonitorBusy, MonitorClosed, NoBalloonDevice
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
-from qmpballoon.testing.server import FakeQemu, open_fake
-from qmpballoon.testing.world import run_world
+from qmpballoon.testing import (
+    FakeQemu,
+    GuestConfig,
+    Machine,
+    MachineConfig,
+    open_fake,
+    run_world,
+)
 from qmpballoon.trio import open_balloon, open_monitor
 
 if TYPE_CHECKING:

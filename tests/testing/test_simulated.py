@@ -6,13 +6,18 @@ import pytest
 import trio
 
 from qmpballoon import GiB, MonitorClosed, open_balloon
-from qmpballoon.testing.faults import FaultPlan
-from qmpballoon.testing.model.machine import SECOND, Machine, MachineConfig
-from qmpballoon.testing.server import open_fake
-from qmpballoon.testing.simulated import SimulatedVm, simulate
+from qmpballoon.testing import (
+    SECOND,
+    FakeQemu,
+    FaultPlan,
+    Machine,
+    MachineConfig,
+    open_fake,
+    simulate,
+)
 
 
-async def actual(vm: SimulatedVm) -> int:
+async def actual(vm: FakeQemu) -> int:
     async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
         return await balloon.actual()
 
@@ -22,7 +27,7 @@ def test_one_vm_by_default() -> None:
 
 
 def test_as_many_vms_as_there_are_configurations() -> None:
-    async def main(*vms: SimulatedVm) -> list[int]:
+    async def main(*vms: FakeQemu) -> list[int]:
         return [await actual(vm) for vm in vms]
 
     configs = [MachineConfig(memory=size * GiB) for size in (1, 2, 3)]
@@ -30,7 +35,7 @@ def test_as_many_vms_as_there_are_configurations() -> None:
 
 
 def test_a_seed_is_a_guest() -> None:
-    async def shrink(vm: SimulatedVm) -> int:
+    async def shrink(vm: FakeQemu) -> int:
         async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
             await balloon.set_target(1 * GiB)
             await trio.sleep(0.5)
@@ -43,7 +48,7 @@ def test_a_seed_is_a_guest() -> None:
 def test_the_wall_clock_is_the_worlds() -> None:
     config = MachineConfig(epoch=1_000 * SECOND)
 
-    async def main(vm: SimulatedVm) -> tuple[float, float | None]:
+    async def main(vm: FakeQemu) -> tuple[float, float | None]:
         await trio.sleep(50)
         async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
             stats = await balloon.refresh_stats()
@@ -60,7 +65,7 @@ def test_the_wall_clock_goes_on_while_qemu_is_frozen_and_when_it_is_gone() -> No
     config = MachineConfig(epoch=1_000 * SECOND)
     plan = FaultPlan(freeze_at=10 * SECOND, freeze_for=20 * SECOND, kill_at=40 * SECOND)
 
-    async def main(vm: SimulatedVm) -> list[float]:
+    async def main(vm: FakeQemu) -> list[float]:
         times = []
         for at in (5, 15, 35, 65):
             await trio.sleep_until(at)
@@ -73,7 +78,7 @@ def test_the_wall_clock_goes_on_while_qemu_is_frozen_and_when_it_is_gone() -> No
 def test_a_guests_answer_after_a_freeze_is_of_now() -> None:
     plan = FaultPlan(freeze_at=10 * SECOND, freeze_for=20 * SECOND)
 
-    async def main(vm: SimulatedVm) -> float | None:
+    async def main(vm: FakeQemu) -> float | None:
         await trio.sleep(50)
         async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
             return (await balloon.refresh_stats()).age
@@ -84,7 +89,7 @@ def test_a_guests_answer_after_a_freeze_is_of_now() -> None:
 
 
 def test_what_goes_wrong_in_a_world_is_raised_as_it_is() -> None:
-    async def main(*vms: SimulatedVm) -> None:
+    async def main(*vms: FakeQemu) -> None:
         async with open_balloon(vms[-1].connect()) as balloon:
             await balloon.set_target(0)
 
@@ -94,7 +99,7 @@ def test_what_goes_wrong_in_a_world_is_raised_as_it_is() -> None:
 
 
 def test_a_world_that_is_cancelled_is_left() -> None:
-    async def main(vm: SimulatedVm) -> str:
+    async def main(vm: FakeQemu) -> str:
         with trio.move_on_after(5):
             async with open_fake():
                 await trio.sleep_forever()
@@ -105,7 +110,7 @@ def test_a_world_that_is_cancelled_is_left() -> None:
 
 
 def test_something_can_be_done_to_a_vm() -> None:
-    async def main(vm: SimulatedVm) -> bool:
+    async def main(vm: FakeQemu) -> bool:
         async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
             vm.do(Machine.stop)
             return await balloon.is_running()
@@ -114,7 +119,7 @@ def test_something_can_be_done_to_a_vm() -> None:
 
 
 def test_things_go_wrong_as_planned() -> None:
-    async def main(vm: SimulatedVm) -> None:
+    async def main(vm: FakeQemu) -> None:
         async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
             with pytest.raises(MonitorClosed):
                 await balloon.reclaim()
@@ -123,7 +128,7 @@ def test_things_go_wrong_as_planned() -> None:
 
 
 def test_no_world_hangs() -> None:
-    async def main(_: SimulatedVm) -> None:
+    async def main(_: FakeQemu) -> None:
         await trio.sleep_forever()
 
     with pytest.raises(trio.TooSlowError):

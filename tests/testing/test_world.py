@@ -14,10 +14,16 @@ from hypothesis import strategies as st
 
 from qmpballoon.errors import MonitorClosed, MonitorTimeout, QmpBalloonError
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.faults import FaultPlan
-from qmpballoon.testing.model.machine import SECOND, GuestConfig, Machine, MachineConfig
+from qmpballoon.testing import (
+    SECOND,
+    FaultPlan,
+    GuestConfig,
+    Machine,
+    MachineConfig,
+    profile,
+    run_world,
+)
 from qmpballoon.testing.model.reader import read_plain
-from qmpballoon.testing.profiles import profile
 from qmpballoon.testing.strategies import (
     fault_plans,
     guest_stats,
@@ -27,12 +33,10 @@ from qmpballoon.testing.strategies import (
     request_scripts,
     sizes,
 )
-from qmpballoon.testing.world import run_world
 from qmpballoon.trio import open_balloon, open_monitor
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.profiles import Profile
-    from qmpballoon.testing.server import FakeQemu
+    from qmpballoon.testing import FakeQemu, Profile
 
 
 def machine(**options: Any) -> Machine:  # noqa: ANN401 -- a configuration's own

@@ -36,9 +36,7 @@ from qmpballoon import (
     parse_size,
 )
 from qmpballoon import asyncio as aio
-from qmpballoon.testing.background import BackgroundFake, serve
-from qmpballoon.testing.model.machine import MachineConfig
-from qmpballoon.testing.simulated import SimulatedVm, simulate
+from qmpballoon.testing import FakeQemu, MachineConfig, ThreadedFake, serve, simulate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,7 +134,7 @@ class Own:
     def now(self) -> float:
         return 0.0
 
-    def shield(self, seconds: float) -> BackgroundFake:
+    def shield(self, seconds: float) -> ThreadedFake:
         raise NotImplementedError
 
 
@@ -147,7 +145,7 @@ def monitors(trio: TrioMonitor, asyncio: aio.AsyncioMonitor, own: Own) -> None:
     del first, second, third
 
 
-async def in_a_world(vm: SimulatedVm) -> int:
+async def in_a_world(vm: FakeQemu) -> int:
     async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
         return await balloon.actual()
 
@@ -155,5 +153,5 @@ async def in_a_world(vm: SimulatedVm) -> int:
 def tests() -> None:
     assert_type(simulate(in_a_world, MachineConfig(), seed=1), int)
     with serve(version="7.2") as fake:
-        assert_type(fake, BackgroundFake)
+        assert_type(fake, ThreadedFake)
         assert_type(fake.do(lambda machine: machine.resident), int)

@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 from talk import UNSET, Client, make
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import (
-    SECOND,
-    GuestConfig,
-    Machine,
-    MachineConfig,
-    WorkloadStep,
-)
+from qmpballoon.testing import SECOND, GuestConfig, Machine, MachineConfig, WorkloadStep
 from qmpballoon.testing.model.memory import PAGE
 
 

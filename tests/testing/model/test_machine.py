@@ -25,16 +25,17 @@ from hypothesis.stateful import (
 from talk import UNSET, Client, make
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.machine import (
+from qmpballoon.testing import (
+    PROFILES,
     SECOND,
     GuestConfig,
     Machine,
     MachineConfig,
     WorkloadStep,
+    profile,
     ramp,
 )
 from qmpballoon.testing.model.memory import PAGE, STEP
-from qmpballoon.testing.profiles import PROFILES, profile
 from qmpballoon.testing.strategies import workloads
 
 # Left to itself, hypothesis draws next to nothing but small numbers: no balloon would
@@ -598,7 +599,7 @@ def test_a_deadly_command_gets_no_answer() -> None:
 PATHS = {"PYTHONPATH": os.pathsep.join(sys.path)}
 RECLAIM = """
 import random, sys
-from qmpballoon.testing.model.machine import *
+from qmpballoon.testing import SECOND, GuestConfig, Machine, MachineConfig
 guest = GuestConfig(used=123 << 20, cache=15 << 30)
 machine = Machine(MachineConfig(memory=16 << 30, guest=guest), rng=random.Random(7))
 session = machine.connect()

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from talk import Client, make
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.faults import FaultPlan
+from qmpballoon.testing import PROFILES, SECOND, FaultPlan
 from qmpballoon.testing.model.hashtable import first_left
-from qmpballoon.testing.model.machine import SECOND
-from qmpballoon.testing.profiles import PROFILES
 
 BAD_ID = "Parameter 'id' expects an identifier"
 EXTRANEOUS = "balloon: extraneous characters at the end of line"

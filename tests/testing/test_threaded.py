@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from qmpballoon.testing.background import BackgroundFake, serve
-from qmpballoon.testing.model.machine import GuestConfig, Machine, MachineConfig
+from qmpballoon.testing import GuestConfig, Machine, MachineConfig, ThreadedFake, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +150,7 @@ def test_a_qemu_that_quits_ends() -> None:
             do_for_ever(fake)
 
 
-def do_for_ever(fake: BackgroundFake) -> None:
+def do_for_ever(fake: ThreadedFake) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         fake.do(lambda machine: machine.status)

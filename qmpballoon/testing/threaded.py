@@ -1,13 +1,13 @@
 """A fake QEMU on a unix socket, served by a thread of its own.
 
-The code under test may then run on any event loop, on none, or in another process::
+The code under test may run on any event loop, on none, or in another process::
 
     with serve(MachineConfig(memory=4 << 30)) as fake:
         subprocess.run(["my-orchestrator", fake.socket])
-        fake.do(Machine.stop)             # somebody pauses the VM
+        fake.do(Machine.stop)             # pauses the VM
 
-Time is real here. Where the code under test runs on trio, a simulated world on a
-``MockClock`` is faster, and gives the same result every time.
+The fake runs in real time. Code that runs on trio is tested faster, and with the same
+result every time, by :func:`qmpballoon.testing.simulate`.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Generator
 
-__all__ = ["BackgroundFake", "serve"]
+__all__ = ["ThreadedFake", "serve"]
 
 T = TypeVar("T")
 
 
 @frozen(eq=False)
-class BackgroundFake:
-    """A fake QEMU that runs in another thread; made by :func:`serve`.
+class ThreadedFake:
+    """A fake QEMU that runs in another thread; :func:`serve` makes it.
 
     Attributes:
-        socket: The path of its QMP monitor.
+        socket: The path of its QMP monitor's socket.
     """
 
     socket: str
@@ -50,27 +50,19 @@ class BackgroundFake:
     _token: trio.lowlevel.TrioToken = field(repr=False)
 
     def do(self, action: Callable[[Machine], T]) -> T:
-        """Look at the machine, or do something to it, and return what came of it.
+        """Call a function with the machine, and return the function's result.
 
         Args:
-            action: Called with the machine as it is now, in the thread that it lives
-                in; for example ``Machine.stop``, or ``lambda machine: machine.status``.
+            action: Called in the thread that the machine runs in, for example
+                ``Machine.stop`` or ``lambda machine: machine.status``.
 
         Raises:
             trio.RunFinishedError: QEMU has quit or was killed.
         """
-
-        def act() -> T:
-            self._fake.touch()
-            try:
-                return action(self._fake.machine)
-            finally:
-                self._fake.touch()
-
-        return trio.from_thread.run_sync(act, trio_token=self._token)
+        return trio.from_thread.run_sync(self._fake.do, action, trio_token=self._token)
 
     def kill(self) -> None:
-        """End QEMU, if it has not ended, as SIGKILL would: connections just close."""
+        """End QEMU as SIGKILL does: its connections close. Later calls do nothing."""
         with suppress(trio.RunFinishedError):
             trio.from_thread.run_sync(self._scope.cancel, trio_token=self._token)
 
@@ -82,32 +74,32 @@ def serve(
     version: str = "10.0",
     seed: int = 0,
     path: str | os.PathLike[str] | None = None,
-) -> Generator[BackgroundFake]:
+) -> Generator[ThreadedFake]:
     """Serve one simulated VM on a unix socket until the block is left.
 
     Args:
-        config: The VM; by default 2 GiB, 1 GiB of it page cache. Its wall clock is
-            set to the host's.
-        version: The QEMU that it is, one of :data:`~.profiles.PROFILES`.
-        seed: Of what differs from one guest to the next.
-        path: Where the socket is made; by default in a private folder, which is
-            removed in the end.
+        config: The VM. By default it has 2 GiB, of which 1 GiB is page cache. Its wall
+            clock is set to the host's.
+        version: Its QEMU's version, one of :data:`~qmpballoon.testing.PROFILES`.
+        seed: Seed of what differs from one guest to the next.
+        path: Where the socket is made. By default it is in a private directory, which
+            is removed at the end.
 
     Yields:
         The running fake.
 
     Raises:
-        OSError: There can be no socket at that path.
+        OSError: The socket cannot be made at that path.
         ValueError: There is no profile of that version.
     """
-    here_and_now = evolve(config or MachineConfig(), epoch=time.time_ns())
-    machine = Machine(here_and_now, profile(version), Random(seed))
+    config = evolve(config or MachineConfig(), epoch=time.time_ns())
+    machine = Machine(config, profile(version), Random(seed))
     with (
         tempfile.TemporaryDirectory(prefix="qmpballoon-") as folder,
         ThreadPoolExecutor(1, "fake-qemu") as thread,
     ):
         socket = Path(folder, "qmp") if path is None else Path(path)
-        started = Future[BackgroundFake]()
+        started = Future[ThreadedFake]()
         served = thread.submit(trio.run, _serve, machine, socket, started)
         both: list[Future[Any]] = [started, served]
         wait(both, return_when=FIRST_COMPLETED)
@@ -121,9 +113,7 @@ def serve(
             served.result()
 
 
-async def _serve(
-    machine: Machine, socket: Path, started: Future[BackgroundFake]
-) -> None:
+async def _serve(machine: Machine, socket: Path, started: Future[ThreadedFake]) -> None:
     with trio.CancelScope() as scope:
         async with open_fake(machine) as fake, trio.open_nursery() as nursery:
             try:
@@ -132,4 +122,4 @@ async def _serve(
                 started.set_exception(error)
                 return
             token = trio.lowlevel.current_trio_token()
-            started.set_result(BackgroundFake(str(socket), fake, scope, token))
+            started.set_result(ThreadedFake(str(socket), fake, scope, token))
