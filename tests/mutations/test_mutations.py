@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from planting import Misfit, Nursery, change, find_function
 
-import qmpballoon
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HANDFUL = 5
 TESTS = Path(__file__).parent.parent
-PACKAGE = Path(qmpballoon.__file__).parent
 MUTATIONS: list[dict[str, str]] = tomllib.loads(
     (Path(__file__).parent / "mutations.toml").read_text()
 )["mutation"]
@@ -25,33 +24,17 @@ MUTATIONS: list[dict[str, str]] = tomllib.loads(
 NO_VERDICT = ("NameError", "SyntaxError", "ImportError")
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Run bugs in forks of one program."""
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
 def is_stateful(test: str) -> bool:
     """Tell whether a test is a machine of hypothesis': the only classes among them."""
     return "::Test" in test
-
-
-def run(
-    tests: tuple[str, ...], package_in: Path, profile: str
-) -> subprocess.CompletedProcess[str]:
-    """Run tests against the package in a folder."""
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
-            *(
-                "-c",
-                str(TESTS.parent / "pyproject.toml"),
-                "--rootdir",
-                str(TESTS.parent),
-            ),
-            *(f"{TESTS}/{test}" for test in tests),
-        ],
-        cwd=package_in,
-        # So that hypothesis finds the bug in the same example each time.
-        env={"PATH": "/usr/bin:/bin", "HYPOTHESIS_PROFILE": profile},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def steps(test: str, output: str) -> list[str]:
@@ -64,31 +47,60 @@ def steps(test: str, output: str) -> list[str]:
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each["name"])
-def test_a_planted_bug_is_caught(mutation: dict[str, str], tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "qmpballoon")
-    path = tmp_path / "qmpballoon" / mutation["file"]
-    source, test = path.read_text(), mutation["test"]
-    assert source.count(mutation["old"]) == 1, "the mutation fits the code no more"
-    path.write_text(source.replace(mutation["old"], mutation["new"]))
-
-    result = run((test,), tmp_path, "shrunk" if is_stateful(test) else "planted")
+def test_a_planted_bug_is_caught(mutation: dict[str, str], nursery: Nursery) -> None:
+    test = mutation["test"]
+    status, output = nursery.run(
+        {
+            "key": mutation["in"],
+            "old": mutation.get("old", ""),
+            "new": mutation["new"],
+            "again": bool(mutation.get("again")),
+            "tests": [test],
+            "profile": "shrunk" if is_stateful(test) else "planted",
+        }
+    )
 
     # 1: tests were run, and some failed; anything else is no verdict.
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert re.search(r"^FAILED ", result.stdout, re.MULTILINE), result.stdout
-    assert not any(word in result.stdout for word in NO_VERDICT), result.stdout
+    assert status == 1, output
+    assert re.search(r"^FAILED ", output, re.MULTILINE), output
+    assert not any(word in output for word in NO_VERDICT), output
     if is_stateful(test):
         # What hypothesis comes down to: the least that it takes, and no more.
-        assert 0 < len(steps(test, result.stdout)) <= HANDFUL, result.stdout
+        assert 0 < len(steps(test, output)) <= HANDFUL, output
 
 
 def test_stateful_tests_are_put_to_it() -> None:
     assert sum(is_stateful(each["test"]) for each in MUTATIONS) >= 3
 
 
-@pytest.mark.timeout(400)  # all of those tests, one after the other
-def test_without_a_bug_nothing_is_caught(tmp_path: Path) -> None:
-    shutil.copytree(PACKAGE, tmp_path / "qmpballoon")
-    tests = dict.fromkeys(each["test"] for each in MUTATIONS)
-    result = run(tuple(tests), tmp_path, "shrunk")
-    assert result.returncode == 0, result.stdout
+@pytest.mark.parametrize(
+    "file", sorted({each["test"].partition("::")[0] for each in MUTATIONS})
+)
+def test_without_a_bug_nothing_is_caught(file: str, nursery: Nursery) -> None:
+    tests = {each["test"] for each in MUTATIONS if each["test"].startswith(file)}
+    status, output = nursery.run(
+        {
+            "key": "",
+            "old": "",
+            "new": "",
+            "again": False,
+            "tests": sorted(tests),
+            "profile": "shrunk",
+        }
+    )
+    assert status == 0, output
+
+
+@pytest.mark.parametrize(
+    ("key", "old"),
+    [
+        ("Tracker.nothing", "pass"),
+        ("nowhere:Tracker.observe", "pass"),
+        ("__init__", "pass"),
+        ("Tracker.observe", "nothing_like_it"),
+        ("Tracker.observe", "self"),
+    ],
+)
+def test_a_bug_that_fits_no_code_is_an_error(key: str, old: str) -> None:
+    with pytest.raises(Misfit):
+        change(find_function(key)[2], old, "pass")

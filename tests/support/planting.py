@@ -1,0 +1,289 @@
+"""Bugs that are planted in functions, and tests that are run with them.
+
+A bug is named by the function that it is in and by what it changes there, as syntax:
+formatting, comments and the module that the function stands in do not matter. A name or
+a piece of code that is not there, or is there twice, is an error.
+
+Run as a program, this runs tests with bugs that it is told on its standard input. It
+imports all that they need once; each bug is planted in a fork of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+import types
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final, TypedDict
+
+import qmpballoon
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PACKAGE: Final = Path(qmpballoon.__file__).parent
+ROOT: Final = Path(__file__).parent.parent.parent
+
+# The status of a fork that has not come to run any tests: none of pytest's.
+FAILED: Final = 70
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Job(TypedDict):
+    """What is run: tests below tests/, with a bug or, where `key` is empty, without."""
+
+    key: str
+    old: str
+    new: str
+    again: bool
+    tests: Sequence[str]
+    profile: str
+
+
+class Misfit(Exception):
+    """What a bug is to change is not there, or there more than once."""
+
+
+def walk_functions(
+    node: ast.AST, qualname: tuple[str, ...] = ()
+) -> Iterator[tuple[str, FunctionNode]]:
+    """Yield the functions of a module and of its classes, with their names."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, FunctionNode):
+            yield ".".join([*qualname, child.name]), child
+        elif isinstance(child, ast.ClassDef):
+            yield from walk_functions(child, (*qualname, child.name))
+        else:
+            yield from walk_functions(child, qualname)
+
+
+def find_function(key: str) -> tuple[Path, ast.Module, FunctionNode]:
+    """Find a function of the package.
+
+    Args:
+        key: ``Class.method`` or ``function``. Where several modules have one of that
+            name, the module's, or the end of it, comes first: ``policy:make_plan``.
+    """
+    module, _, qualname = key.rpartition(":")
+    found: list[tuple[Path, ast.Module, FunctionNode]] = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        dotted = ".".join(["", *path.relative_to(PACKAGE).with_suffix("").parts])
+        source = path.read_text(encoding="utf-8")
+        if not dotted.endswith(f".{module}" if module else ""):
+            continue
+        if qualname.rpartition(".")[2] in source:
+            tree = ast.parse(source)
+            found += [
+                (path, tree, function)
+                for name, function in walk_functions(tree)
+                if name == qualname
+            ]
+    if len(found) != 1:
+        places = [f"{path.name}:{function.lineno}" for path, _, function in found]
+        raise Misfit(f"{key}: one function is to have this name, but found {places}")
+    return found[0]
+
+
+def is_ellipsis(body: object) -> bool:
+    """Tell whether a block stands for any block."""
+    match body:
+        case [ast.Expr(value=ast.Constant(value=value))]:
+            return value is ...
+    return False
+
+
+class Planter(ast.NodeTransformer):
+    """Replaces what looks like a piece of code by another piece.
+
+    A block of code that is only ``...`` stands for any block, and is kept.
+    """
+
+    def __init__(self, old: ast.stmt, new: list[ast.stmt]) -> None:
+        # An expression goes for an expression; for anything else, it is a statement.
+        self.old: ast.AST = old
+        self.new = new
+        if isinstance(old, ast.Expr) and isinstance(new[0], ast.Expr):
+            self.old = old.value
+        self.planted = 0
+        self.any_block = is_ellipsis(getattr(old, "body", None))
+
+    def visit(self, node: ast.AST) -> object:
+        """Replace a node, or what is in it."""
+        if type(node) is not type(self.old) or self._show(node) != self._show(self.old):
+            return super().visit(node)
+        self.planted += 1
+        if isinstance(node, ast.expr):
+            (new,) = self.new
+            assert isinstance(new, ast.Expr)
+            return new.value
+        for statement in self.new:
+            if is_ellipsis(getattr(statement, "body", None)):
+                statement.body = node.body  # type: ignore[attr-defined]
+        return self.new
+
+    def _show(self, node: ast.AST) -> str:
+        fields = dict(ast.iter_fields(node))
+        if self.any_block:
+            fields["body"] = fields["orelse"] = []
+        return ast.dump(type(node)(**fields))
+
+
+def change(function: FunctionNode, old: str, new: str) -> None:
+    """Change a piece of a function or, where `old` is empty, all that it does."""
+    if not old:
+        function.body = ast.parse(new).body
+        return
+    (piece,) = ast.parse(old).body
+    planter = Planter(piece, ast.parse(new).body)
+    planter.generic_visit(function)
+    if planter.planted != 1:
+        raise Misfit(f"{function.name} has {old!r} {planter.planted} times, not once")
+
+
+def walk_code(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield all code objects in a compiled module."""
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield constant
+            yield from walk_code(constant)
+
+
+def plant(key: str, old: str, new: str, *, again: bool = False) -> None:
+    """Change a function of the running program, wherever it is held already.
+
+    Args:
+        key: The function, as :func:`find_function` takes it.
+        old: A piece of it; nothing for all that it does.
+        new: What stands there instead.
+        again: Run its module again, for a function that makes one of its constants.
+    """
+    path, tree, function = find_function(key)
+    qualname = key.rpartition(":")[2]
+    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    module = importlib.import_module(name.removesuffix(".__init__"))
+    change(function, old, new)
+    compiled = compile(ast.fix_missing_locations(tree), path, "exec")
+    (changed,) = [
+        code
+        for code in walk_code(compiled)
+        if code.co_qualname == qualname
+        and min(function.lineno, *lines_of(function)) == code.co_firstlineno
+    ]
+    held = [
+        each
+        for each in gc.get_objects()
+        if isinstance(each, types.FunctionType)
+        and each.__code__.co_qualname == qualname
+        and Path(each.__code__.co_filename) == path
+        and each.__code__.co_firstlineno == changed.co_firstlineno
+    ]
+    if not held:
+        raise Misfit(f"{key}: no such function is held by the program")
+    for each in held:
+        each.__code__ = changed
+    if again:
+        exec(compiled, vars(module))  # noqa: S102
+
+
+def lines_of(function: FunctionNode) -> list[int]:
+    """Return the lines of a function's decorators: its code begins with the first."""
+    return [node.lineno for node in (function, *function.decorator_list)]
+
+
+def run_tests(tests: Sequence[str], profile: str) -> int:
+    """Run tests in this process, and return pytest's exit status."""
+    import pytest  # noqa: PLC0415
+
+    os.environ["HYPOTHESIS_PROFILE"] = profile
+    return pytest.main(
+        [
+            *("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            # The package has a plugin of pytest's, which would be rewritten.
+            *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
+            *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
+            *(f"{ROOT}/tests/{test}" for test in tests),
+        ]
+    )
+
+
+def run_forked(job: Job) -> tuple[int, str]:
+    """Plant a bug in a fork, run its tests there, and return status and output."""
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if not child:
+            status = FAILED
+            try:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                if job["key"]:
+                    plant(job["key"], job["old"], job["new"], again=job["again"])
+                status = run_tests(job["tests"], job["profile"])
+            except BaseException:  # noqa: BLE001 - shown, and told by the status
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        _, waited = os.waitpid(child, 0)
+        output.seek(0)
+        return os.waitstatus_to_exitcode(waited), output.read().decode()
+
+
+class Nursery:
+    """A program that runs tests with bugs, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, job: Job) -> tuple[int, str]:
+        """Run tests with a bug, and return pytest's exit status and its output."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__],
+                cwd=ROOT,
+                # Nothing of those who run it: so that hypothesis finds the bug in the
+                # same example each time.
+                env={"PATH": "/usr/bin:/bin"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(job)}\n")
+        self._process.stdin.flush()
+        status, output = json.loads(self._process.stdout.readline())
+        return status, output
+
+    def close(self) -> None:
+        """End the program."""
+        if self._process is not None:
+            self._process.communicate()
+
+
+def main(jobs: IO[str], results: IO[str]) -> None:
+    """Run what is told, line by line, until there is no more."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    for line in jobs:
+        results.write(f"{json.dumps(run_forked(json.loads(line)))}\n")
+        results.flush()
+
+
+# What most tests import: what a fork has, it need not import itself.
+PRELOADED = (
+    *("asyncio", "hypothesis.stateful", "pytest", "trio.testing", "rich.live", "click"),
+    *("qmpballoon.trio", "qmpballoon.testing.server", "qmpballoon.fleet.supervisor"),
+)
+
+
+if __name__ == "__main__":
+    main(sys.stdin, sys.stdout)
