@@ -94,10 +94,10 @@ def test_the_labs_folder_is_private() -> None:
 def test_metrics_are_for_this_machine_unless_told() -> None:
     (listen,) = [option for option in exporter.params if option.name == "listen"]
     assert isinstance(listen.default, str)
-    assert _fleet_options.listen_address(listen.default)[0] == "127.0.0.1"
-    assert _fleet_options.listen_address("9729") == ("127.0.0.1", 9729)
-    assert _fleet_options.listen_address(":9729") == ("127.0.0.1", 9729)
-    assert _fleet_options.listen_address("0.0.0.0:9729") == ("0.0.0.0", 9729)  # noqa: S104
+    assert _fleet_options.read_listen_address(listen.default)[0] == "127.0.0.1"
+    assert _fleet_options.read_listen_address("9729") == ("127.0.0.1", 9729)
+    assert _fleet_options.read_listen_address(":9729") == ("127.0.0.1", 9729)
+    assert _fleet_options.read_listen_address("0.0.0.0:9729") == ("0.0.0.0", 9729)  # noqa: S104
 
 
 # Secrets.

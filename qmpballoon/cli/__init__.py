@@ -1,11 +1,11 @@
 """The ``qmpballoon`` command.
 
-Each subcommand is a module of its own, loaded when it is called for, and each loads
-what draws and paints only when something is drawn: ``status --json`` in a monitoring
-script starts as fast as Python lets it.
+Each subcommand is a module of its own, and is imported only when it is used. It
+imports what draws only when something is drawn. So ``status --json`` starts fast, as
+monitoring scripts need it.
 
-What it needs besides the library comes with the extra ``cli``. So nothing of that is
-imported before :func:`main`, which tells what to install.
+The packages that only the command needs come with the extra ``cli``. They are not
+imported before :func:`main`, which names the extra where one is missing.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _make_writable() -> None:
-    """See to it that whatever is written can be, on any standard stream.
+    """Make sure that any text can be written to any standard stream.
 
-    Names of VMs and files need not be what the terminal's encoding has. And streams
-    may be closed: what nobody wants to see goes nowhere, and above all not to a socket
-    that has come by the free descriptor.
+    Names of VMs and files may have characters that the terminal's encoding lacks. And
+    a stream may be closed. It is then replaced by the null device: otherwise the next
+    socket would get the free descriptor, and be written to.
     """
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
@@ -72,5 +72,5 @@ def _run(arguments: Sequence[str]) -> int:
             f" pip install 'qmpballoon[{extra}]'\n"
         )
         return 1
-    except KeyboardInterrupt:  # before there was anything to put in order
+    except KeyboardInterrupt:  # before anything was started
         return _INTERRUPTED

@@ -1,7 +1,7 @@
-"""The way to the VMs that a subcommand is about: sockets, or libvirt's passthrough.
+"""Connects to a VM's monitor: on a socket, or through libvirt's passthrough.
 
-libvirt's calls wait for as long as its daemon does, and cannot be broken off. So they
-have a thread, which is left behind where they take too long.
+libvirt's calls block for as long as its daemon does not answer, and cannot be
+cancelled. So they run in a thread, which is abandoned at the deadline.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ __all__ = ["VmMonitor", "open_balloon", "open_monitor"]
 
 VmMonitor: TypeAlias = "TrioMonitor | TrioLibvirtMonitor"
 _CLOSE_TIMEOUT: Final = 1.0  # seconds
-# Threads that a daemon does not let go are none that others wait for.
+# A limiter of its own: abandoned threads must not use up trio's, which others wait for.
+# Trio's has 40 by default.
 _THREADS: Final = trio.CapacityLimiter(40)
 
 
 @asynccontextmanager
 async def open_balloon(vm: Vm, *, timeout: float) -> AsyncGenerator[Balloon]:
-    """Reach a VM's monitor and find its balloon; as :func:`open_monitor`."""
+    """Connect to a VM's monitor and find its balloon; as :func:`open_monitor`."""
     async with open_monitor(vm, timeout=timeout) as monitor:
         yield await find_balloon(
             monitor, resident=monitor.resident, wall_clock=time.time
@@ -46,11 +47,11 @@ async def open_balloon(vm: Vm, *, timeout: float) -> AsyncGenerator[Balloon]:
 async def open_monitor(
     vm: Vm, *, timeout: float, command_timeout: float = client.COMMAND_TIMEOUT
 ) -> AsyncGenerator[VmMonitor]:
-    """Reach a VM's monitor.
+    """Connect to a VM's monitor.
 
     Args:
-        vm: Where it is.
-        timeout: Seconds for that.
+        vm: The monitor's address.
+        timeout: Seconds for connecting.
         command_timeout: Seconds for each command.
     """
     if not isinstance(vm, LibvirtVm):
@@ -59,7 +60,7 @@ async def open_monitor(
         ) as monitor:
             yield monitor
         return
-    # Loaded where it is needed: most VMs are no libvirt's.
+    # Loaded only where it is needed: most VMs are given by a socket.
     from qmpballoon import libvirt  # noqa: PLC0415
 
     domain = await _find_domain(vm, timeout)
@@ -85,6 +86,6 @@ async def _find_domain(vm: LibvirtVm, timeout: float) -> Domain:
             find_domain, vm.name, abandon_on_cancel=True, limiter=_THREADS
         )
     raise MonitorTimeout(
-        f"libvirt did not tell of {vm.name!r} within {timeout:g} s: its daemon is"
-        " stopped or overloaded, or its host cannot be reached"
+        f"libvirt did not find {vm.name!r} within {timeout:g} s: its daemon is stopped"
+        " or overloaded, or its host cannot be reached"
     )

@@ -1,4 +1,4 @@
-"""The table of subcommands, and how each of them ends."""
+"""The table of subcommands, and how a command line becomes an exit status."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["run"]
 # the module of that name.
 _COMMANDS: Final = {
     "status": "Show a VM, its balloon and its guest's memory.",
-    "resize": "Bring a guest to a size, and see it through.",
-    "reclaim": "Take from a guest what it does not need.",
+    "resize": "Bring a guest to a size, and show the progress.",
+    "reclaim": "Take from a guest the memory that it does not need.",
     "watch": "Watch balloon, guest and host, live.",
     "plot": "Draw what `watch --record` has recorded.",
-    "demo": "See it all happen on a guest of its own.",
-    "fleet": "Look after all VMs of a host.",
+    "demo": "Boot a guest, and reclaim its page cache.",
+    "fleet": "Show all VMs of a host, and move memory between them.",
     "exporter": "Serve metrics of all VMs of a host to Prometheus.",
-    "fake": "Serve a simulated VM, for other clients' tests.",
+    "fake": "Serve a simulated VM, to test other clients with.",
 }
 
 
 class _LazyGroup(click.Group):
-    """A group that loads a subcommand only when that one is called for."""
+    """A group that imports a subcommand only when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_COMMANDS)
@@ -59,22 +59,22 @@ class _LazyGroup(click.Group):
     cls=_LazyGroup,
     context_settings={
         "help_option_names": ["-h", "--help"],
-        # Defaults are shown, so that nobody has to look them up.
         "show_default": True,
     },
-    epilog="SOCKET is what QEMU was given as -qmp unix:SOCKET,server=on,wait=off, or"
-    " tcp:HOST:PORT; or libvirt:NAME for a VM of libvirt's. Sizes are like 2G, 512MiB"
+    epilog="SOCKET is the path that QEMU was started with, as in -qmp"
+    " unix:SOCKET,server=on,wait=off; or tcp:HOST:PORT; or libvirt:NAME for a VM that"
+    " libvirt manages. Sizes are like 2G, 512MiB"
     " or 50%. Exit status: 0 done, 1 unexpected, 2 wrong usage, 3 the balloon did not"
     " reach its target, 4 the monitor cannot be reached or is busy, 5 no balloon device"
     " or no answer from the guest, 6 refused as unsafe, 129, 130 or 143 interrupted.",
 )
 @click.version_option(qmpballoon.__version__, message="%(prog)s %(version)s")
 def _qmpballoon() -> None:
-    """Drive QEMU's balloon over the QMP monitor socket."""
+    """Control the virtio-balloon of QEMU's VMs over the QMP monitor socket."""
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line; return the exit status, having said what went wrong."""
+    """Run a command line, print what went wrong, and return the exit status."""
     try:
         status: Any = _qmpballoon.main(
             list(arguments), prog_name="qmpballoon", standalone_mode=False
@@ -82,23 +82,23 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return _output.USAGE
-    except click.Abort:  # Ctrl-C, where there is nothing to put in order (any more)
+    except click.Abort:  # Ctrl-C outside trio, where nothing has to be cleaned up
         return _output.fail(_output.Interrupted(signal.SIGINT))
     except click.ClickException as error:
         _output.note(_explain(error))
         return _output.USAGE
-    except Exception as error:  # noqa: BLE001 - what nobody foresaw is raised anew
+    except Exception as error:  # noqa: BLE001 - fail() raises bugs again
         return _output.fail(error)
     return status if isinstance(status, int) else _output.DONE
 
 
 def _explain(error: click.ClickException) -> str:
-    """Say in one line what is wrong with a command line, and where help is."""
+    """Say in one line what is wrong with a command line, and where to find help."""
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and re.match(r"-\d", error.option_name):
         message = (
-            f"{error.option_name} is no size, sizes are not negative: write bytes, or"
-            " like 512MiB, 1.5G or 50%"
+            f"{error.option_name} is not a size, sizes are not negative: write bytes,"
+            " or like 512MiB, 1.5G or 50%"
         )
     context = getattr(error, "ctx", None)
     if context is None:

@@ -1,8 +1,8 @@
-"""What several subcommands take: sockets, sizes, files to write.
+"""Arguments and options that several subcommands take: sockets, sizes, files.
 
-Whatever can be refused is refused here, before a socket is opened: a command that
-was typed wrong has no effect. The functions are types for click: text in, a value
-or a usage error out.
+Everything that can be checked is checked here, before a socket is opened: a wrong
+command line has no effect. The functions are types for click: they take text, and
+return a value or raise a usage error.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ __all__ = [
     "SECONDS",
     "RelativeSize",
     "Seconds",
+    "check_record_file",
+    "check_report_file",
     "connect_timeout_option",
     "json_option",
-    "positive_share",
-    "positive_size",
-    "record_file",
-    "report_file",
-    "share",
-    "share_or_none",
-    "size",
+    "read_positive_share",
+    "read_positive_size",
+    "read_share",
+    "read_share_or_none",
+    "read_size",
     "socket_argument",
 ]
 
 
 class Seconds(click.FloatRange):
-    """A number of seconds within a range; NaN is in none, and passes every bound."""
+    """A number of seconds within a range. NaN is refused, which passes every bound."""
 
     def convert(
         self,
@@ -50,7 +50,7 @@ class Seconds(click.FloatRange):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> float:
-        """Read it, or refuse it."""
+        """Read the number, or raise a usage error."""
         seconds: float = super().convert(value, param, ctx)
         if math.isnan(seconds):
             self.fail(f"{value} is no time: give seconds, like 1.5", param, ctx)
@@ -63,51 +63,53 @@ PERIOD: Final = Seconds(min=0, min_open=True, max=86400)  # a day
 
 @frozen
 class RelativeSize:
-    """A size that may be a share of the VM's memory, which is not known yet.
+    """A size that may be a share of the VM's memory.
+
+    That memory is known only after connecting.
 
     Attributes:
-        text: As it was written; known to be a size or a share.
+        text: As it was written; it was checked to be a size or a share.
     """
 
     text: str
 
-    def of(self, whole: int | None) -> int:
-        """Return bytes.
+    def resolve(self, whole: int | None) -> int:
+        """Return the size in bytes.
 
         Args:
             whole: The VM's memory in bytes; ``None`` where QEMU does not tell.
 
         Raises:
-            click.UsageError: It is a share of something that is not known.
+            click.UsageError: It is a share, and the whole is not known.
         """
         return _parse(self.text, whole)
 
 
-def size(text: str) -> int:
+def read_size(text: str) -> int:
     """Read a size such as ``512MiB``."""
     return _parse(text, None)
 
 
-def positive_size(text: str) -> int:
+def read_positive_size(text: str) -> int:
     """Read a size above 0, such as ``512MiB``."""
-    return _above_zero(text, _parse(text, None))
+    return _require_positive(text, _parse(text, None))
 
 
-def share(text: str) -> RelativeSize:
+def read_share(text: str) -> RelativeSize:
     """Read a size such as ``512MiB`` or ``50%``."""
     _parse(text, GiB)
     return RelativeSize(text)
 
 
-def positive_share(text: str) -> RelativeSize:
+def read_positive_share(text: str) -> RelativeSize:
     """Read a size above 0, such as ``512MiB`` or ``50%``."""
-    _above_zero(text, _parse(text, GiB))
+    _require_positive(text, _parse(text, GiB))
     return RelativeSize(text)
 
 
-def share_or_none(text: str) -> RelativeSize | None:
+def read_share_or_none(text: str) -> RelativeSize | None:
     """Read a size such as ``512MiB`` or ``50%``, or the word ``none``."""
-    return None if text.lower() == "none" else share(text)
+    return None if text.lower() == "none" else read_share(text)
 
 
 def _parse(text: str, whole: int | None) -> int:
@@ -117,32 +119,32 @@ def _parse(text: str, whole: int | None) -> int:
         raise click.UsageError(str(error)) from error
 
 
-def _above_zero(text: str, count: int) -> int:
+def _require_positive(text: str, count: int) -> int:
     if count == 0:
         raise click.UsageError(f"{text!r} is nothing: give a size above 0, like 512MiB")
     return count
 
 
-def report_file(text: str) -> Path:
-    """Take the name of a chart or table, once it can be made and written."""
+def check_report_file(text: str) -> Path:
+    """Return the path of a chart or table, if its format and its place are possible."""
     path = Path(text)
     try:
         export.require(path)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    return _writable(path)
+    return _require_writable(path)
 
 
-def record_file(text: str) -> Path:
-    """Take the name of a file that can be written now, and so probably later."""
+def check_record_file(text: str) -> Path:
+    """Return the path of a file that can be written now, and so probably later."""
     path = Path(text)
-    # A file that is there, a device or a pipe: its folder need not be writable.
-    is_there = os.access(path, os.W_OK) and not os.path.isdir(path)  # noqa: PTH112 - a name may be too long
-    return path if is_there else _writable(path)
+    # The folder of an existing file, device or pipe need not be writable.
+    exists = os.access(path, os.W_OK) and not os.path.isdir(path)  # noqa: PTH112 - a name may be too long
+    return path if exists else _require_writable(path)
 
 
-def _writable(path: Path) -> Path:
-    """Make sure that a file can be put in its folder, by putting one there."""
+def _require_writable(path: Path) -> Path:
+    """Make sure that a file can be created, by creating one in the same folder."""
     try:
         with TemporaryFile(dir=path.parent):
             is_folder = path.is_dir()
@@ -155,14 +157,14 @@ def _writable(path: Path) -> Path:
     return path
 
 
-def _vm(text: str) -> Vm:
+def _read_vm(text: str) -> Vm:
     try:
         return parse_vm(text)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
 
-socket_argument: Final = click.argument("socket", type=_vm)
+socket_argument: Final = click.argument("socket", type=_read_vm)
 json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes."
 )
@@ -171,5 +173,5 @@ connect_timeout_option: Final = click.option(
     type=SECONDS,
     default=5.0,
     metavar="SECONDS",
-    help="How long QEMU may take to greet.",
+    help="How long connecting to the monitor may take.",
 )

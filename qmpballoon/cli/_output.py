@@ -1,7 +1,7 @@
-"""What the command says, and with which status it exits.
+"""What the command prints, and with which status it exits.
 
-Results go to standard output. What went wrong goes to standard error, in one line
-that has the remedy: every exception of the library brings such a line along.
+Results go to standard output. Errors go to standard error, in one line that says what
+to do: every exception of the library has such a line as its message.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ NOT_REACHED: Final = 3
 NO_MONITOR: Final = 4
 NO_BALLOON: Final = 5
 REFUSED: Final = 6
-_SIGNALLED: Final = 128  # and the signal's number: as shells have it
+_SIGNALLED: Final = 128  # shells add the signal's number to it
 
 _STATUS: Final[dict[type[QmpBalloonError], int]] = {
     BalloonStalled: NOT_REACHED,
@@ -64,7 +64,7 @@ _STATUS: Final[dict[type[QmpBalloonError], int]] = {
 
 
 class Interrupted(Exception):
-    """A signal asked us to end, and everything has been put in order.
+    """A signal has ended the subcommand, and its cleaning up is done.
 
     Attributes:
         number: The signal's.
@@ -76,17 +76,18 @@ class Interrupted(Exception):
 
 
 def say(text: str) -> None:
-    """Print a line of the result, at once.
+    """Print a line of the result, and flush it.
 
     Raises:
-        Interrupted: Nobody reads it any more; as if by SIGPIPE, which Python ignores.
-        OSError: It cannot be written, on a disk that is full, say.
+        Interrupted: The reader has closed the pipe. The command ends as if by SIGPIPE,
+            which Python ignores.
+        OSError: It cannot be written, on a full disk for example.
     """
     try:
         click.echo(text)
         sys.stdout.flush()
     except OSError as error:
-        # Nothing more must be written, not even what Python still holds in the end.
+        # Python would try to write what is still buffered when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise Interrupted(signal.SIGPIPE) from error
@@ -94,30 +95,34 @@ def say(text: str) -> None:
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """Print one object in one line, at once; raises as :func:`say`."""
+    """Print one object in one line, and flush it; raises as :func:`say`."""
     say(json.dumps(value))
 
 
 def draw(console: Console, *parts: RenderableType) -> None:
-    """Print what rich has drawn; raises as :func:`say`, where rich would just exit."""
+    """Print what rich has laid out.
+
+    Raises as :func:`say`; rich itself would exit where a pipe is closed.
+    """
     with console.capture() as capture:
         for part in parts:
             console.print(part)
     say(capture.get().removesuffix("\n"))
 
 
-def note(message: str) -> None:
-    """Say on standard error what is wrong, or takes its time, in one line."""
-    # Where it cannot be said, as on a terminal that was closed, nobody is to be told.
+def note(*messages: str) -> None:
+    """Print messages on standard error, one line each."""
+    # A terminal that was closed cannot be written to; nobody reads it any more.
     with suppress(OSError):
-        click.echo(f"qmpballoon: {' '.join(message.split())}", err=True)
+        for message in messages:
+            click.echo(f"qmpballoon: {' '.join(message.split())}", err=True)
 
 
 def fail(error: Exception) -> int:
-    """Say what went wrong, and return the exit status for it.
+    """Print what went wrong, and return the exit status for it.
 
     Raises:
-        Exception: The error itself, if nobody foresaw it.
+        Exception: The error itself, if it is a bug.
     """
     match error:
         case Interrupted():
@@ -127,7 +132,7 @@ def fail(error: Exception) -> int:
             known = (
                 status for kind, status in _STATUS.items() if isinstance(error, kind)
             )
-            # The rest are QEMU's refusals, and a lab that lacks its parts.
+            # The others are errors that QEMU returned, and parts that a lab lacks.
             return next(known, UNEXPECTED)
         case OSError():
             note(f"{error.strerror}: {error.filename or 'standard output'}")

@@ -1,9 +1,9 @@
-"""Running a subcommand on trio until it is done, or a signal says to end.
+"""Runs a subcommand on trio until it is done, or until a signal ends it.
 
-SIGINT, SIGTERM and SIGHUP (the terminal was closed) cancel the subcommand, so that
-every ``finally`` of the library runs: what was taken from a guest is given back before
-the process exits. A second signal changes nothing. All that runs then has deadlines of
-its own, a few seconds each.
+SIGINT, SIGTERM and SIGHUP (the terminal was closed) cancel the subcommand. So every
+``finally`` of the library runs, and gives back what was taken from a guest, before the
+process exits. A second signal changes nothing: the cleaning up has deadlines of its
+own, a few seconds each.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.monitor import Monitor
 
-__all__ = ["last_word", "run", "vm_name"]
+__all__ = ["explain_interruption", "find_name", "run"]
 
 _T = TypeVar("_T")
-_LAST_WORD: Final = 3.0  # seconds for asking, before the process ends
+_QUERY_TIMEOUT: Final = 3.0  # seconds; the user waits for the process to end
 
 
 def run(main: Callable[[], Awaitable[_T]]) -> _T:
     """Run a coroutine function and return what it returns.
 
     Raises:
-        _output.Interrupted: A signal came, and it was cancelled.
+        _output.Interrupted: A signal came, and the coroutine was cancelled.
     """
-    return trio.run(_until_signalled, main)
+    return trio.run(_run_until_signal, main)
 
 
-async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
+async def _run_until_signal(main: Callable[[], Awaitable[_T]]) -> _T:
     results: list[_T] = []
     failures: list[Exception] = []
     received: list[int] = []
@@ -49,7 +49,7 @@ async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
             received.append(number)
             nursery.cancel_scope.cancel()
 
-    with trio.open_signal_receiver(*_ending()) as signals:
+    with trio.open_signal_receiver(*_list_signals()) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch, signals)
             try:
@@ -64,38 +64,38 @@ async def _until_signalled(main: Callable[[], Awaitable[_T]]) -> _T:
     return results[0]
 
 
-def _ending() -> list[signal.Signals]:
-    """Name the signals that ask us to end."""
+def _list_signals() -> list[signal.Signals]:
+    """Return the signals that end the command."""
     numbers = [signal.SIGINT, signal.SIGTERM]
-    # Ignored, it is nohup's word that we are to outlive the terminal.
+    # nohup has SIGHUP ignored, so that the command outlives the terminal.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     return numbers
 
 
 @asynccontextmanager
-async def last_word(
+async def explain_interruption(
     balloon: Balloon, describe: Callable[[int | None, int], str]
 ) -> AsyncGenerator[None]:
-    """Say what has become of a balloon if the block is cancelled.
+    """Print what has become of a guest if the block is cancelled.
 
     Args:
-        balloon: The balloon.
-        describe: Puts it in words, from the target that was set last (``None``: none
-            was) and the bytes the guest has now.
+        balloon: The guest's balloon.
+        describe: Returns what to print. It is given the target that was set last
+            (``None``: none was) and the guest's size now, in bytes.
     """
     try:
         yield
     except trio.Cancelled:
-        word = "it is not known what the guest is left with: QEMU does not answer"
-        with balloon.monitor.shield(_LAST_WORD), suppress(QmpBalloonError):
-            word = describe(balloon.target, await balloon.actual())
-        _output.note(f"interrupted: {word}")
+        message = "the guest's size is not known: QEMU does not answer"
+        with balloon.monitor.shield(_QUERY_TIMEOUT), suppress(QmpBalloonError):
+            message = describe(balloon.target, await balloon.actual())
+        _output.note(f"interrupted: {message}")
         raise
 
 
-async def vm_name(monitor: Monitor, vm: Vm) -> str:
-    """Return the VM's name, or where one is that is without a name."""
+async def find_name(monitor: Monitor, vm: Vm) -> str:
+    """Return the VM's name, or its address if it has no name."""
     match await monitor.execute("query-name"):
         case {"name": str(name)} if name:
             return name

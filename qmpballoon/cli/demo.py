@@ -1,4 +1,4 @@
-"""``qmpballoon demo``: the whole of it, on a guest of its own."""
+"""``qmpballoon demo``: boot a guest, and reclaim its page cache."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import click
 from attrs import asdict, frozen
 
 from qmpballoon.cli import _output
-from qmpballoon.cli._options import json_option, positive_size, report_file, size
-from qmpballoon.cli.reclaim import conclude, reclaim_shown
+from qmpballoon.cli._options import (
+    check_report_file,
+    json_option,
+    read_positive_size,
+    read_size,
+)
+from qmpballoon.cli.reclaim import conclude, reclaim_and_show
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
@@ -24,17 +29,17 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _SMALLEST: Final = 256 * MiB
-_MOST_CACHE: Final = 0.75  # of the memory; the guest's system needs some too
+_MOST_CACHE: Final = 0.75  # of the memory; the guest's system needs the rest
 
 
 @frozen(kw_only=True)
-class _Cast:
-    """Who plays the guest.
+class _GuestKind:
+    """What kind of guest it is.
 
     Attributes:
-        simulated: Whether it is no real one.
+        simulated: Whether the guest and its QEMU are simulated.
         qemu: QEMU's version.
-        kernel: Its kernel's release, where it has a kernel.
+        kernel: The kernel's release; a simulated guest has none.
     """
 
     simulated: bool
@@ -42,7 +47,7 @@ class _Cast:
     kernel: str | None = None
 
     def __str__(self) -> str:
-        """Say it for people."""
+        """Name it for people."""
         if self.simulated:
             return f"a simulated guest in a simulated QEMU {self.qemu}"
         return f"Linux {self.kernel} in QEMU {self.qemu}"
@@ -51,35 +56,35 @@ class _Cast:
 @click.command()
 @click.option(
     "--memory",
-    type=positive_size,
+    type=read_positive_size,
     default="2GiB",
     metavar="SIZE",
     help="The guest's memory.",
 )
 @click.option(
     "--cache",
-    type=size,
+    type=read_size,
     default="1.3GiB",
     metavar="SIZE",
-    help="How much page cache it fills.",
+    help="How much page cache the guest fills.",
 )
 @click.option(
-    "--simulated", is_flag=True, help="Take a simulated guest; nothing is fetched."
+    "--simulated", is_flag=True, help="Use a simulated guest; nothing is fetched."
 )
 @click.option(
     "--report",
-    type=report_file,
+    type=check_report_file,
     metavar="FILE",
-    help="Write a chart or the figures, as with `reclaim`.",
+    help="Write a chart or the figures to FILE, as `reclaim --report` does.",
 )
 @json_option
 def demo(
     *, memory: int, cache: int, simulated: bool, report: Path | None, as_json: bool
 ) -> int:
-    """Boot a Linux guest, fill its page cache, and take that memory back.
+    """Boot a Linux guest, fill its page cache, and reclaim that memory.
 
-    QEMU and a kernel are fetched from the distribution's packages where they are not
-    installed, without root. Where that cannot be done, the guest is a simulated one.
+    If QEMU or a kernel is not installed, it is fetched from the distribution's
+    packages, without root. Where that fails, the guest is a simulated one.
     """
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
@@ -90,22 +95,22 @@ def demo(
             " for the cache at most"
         )
 
-    async def main() -> tuple[_Cast, str, ReclaimReport]:
-        async with _guest(memory, cache, simulated=simulated) as (balloon, cast):
-            title = f"{format_size(memory)}, {cast}"
-            return cast, title, await reclaim_shown(balloon, title, quiet=as_json)
+    async def main() -> tuple[_GuestKind, str, ReclaimReport]:
+        async with _guest(memory, cache, simulated=simulated) as (balloon, kind):
+            title = f"{format_size(memory)}, {kind}"
+            return kind, title, await reclaim_and_show(balloon, title, quiet=as_json)
 
-    cast, title, seen = run(main)
+    kind, title, seen = run(main)
     if as_json:
-        _output.print_json({**seen.to_json(), "guest": asdict(cast)})
+        _output.print_json({**seen.to_json(), "guest": asdict(kind)})
     return conclude(seen, title, report, quiet=as_json)
 
 
 @asynccontextmanager
 async def _guest(
     memory: int, cache: int, *, simulated: bool
-) -> AsyncGenerator[tuple[Balloon, _Cast]]:
-    """Yield a guest's balloon: a real one's if that can be had."""
+) -> AsyncGenerator[tuple[Balloon, _GuestKind]]:
+    """Yield a guest's balloon, of a real guest if one can be booted."""
     from qmpballoon.testing.lab import LabError  # noqa: PLC0415 - loads trio
 
     async with AsyncExitStack() as stack:
@@ -121,7 +126,9 @@ async def _guest(
 
 
 @asynccontextmanager
-async def _real_guest(memory: int, cache: int) -> AsyncGenerator[tuple[Balloon, _Cast]]:
+async def _real_guest(
+    memory: int, cache: int
+) -> AsyncGenerator[tuple[Balloon, _GuestKind]]:
     from qmpballoon.testing import lab  # noqa: PLC0415 - loads trio
     from qmpballoon.trio import open_balloon  # noqa: PLC0415 - loads trio
 
@@ -135,7 +142,7 @@ async def _real_guest(memory: int, cache: int) -> AsyncGenerator[tuple[Balloon, 
     ):
         yield (
             balloon,
-            _Cast(
+            _GuestKind(
                 simulated=False, qemu=guest.qemu_version, kernel=guest.kernel_release
             ),
         )
@@ -144,7 +151,7 @@ async def _real_guest(memory: int, cache: int) -> AsyncGenerator[tuple[Balloon, 
 @asynccontextmanager
 async def _simulated_guest(
     memory: int, cache: int
-) -> AsyncGenerator[tuple[Balloon, _Cast]]:
+) -> AsyncGenerator[tuple[Balloon, _GuestKind]]:
     from qmpballoon.balloon.find import find_balloon  # noqa: PLC0415 - rarely used
     from qmpballoon.testing import (  # noqa: PLC0415 - rarely used, loads trio
         GuestConfig,
@@ -164,4 +171,4 @@ async def _simulated_guest(
             monitor, resident=lambda: machine.resident, wall_clock=time.time
         )
         version = monitor.greeting.version if monitor.greeting else None
-        yield balloon, _Cast(simulated=True, qemu=str(version))
+        yield balloon, _GuestKind(simulated=True, qemu=str(version))

@@ -1,4 +1,4 @@
-"""``qmpballoon exporter``: a host's VMs as Prometheus sees them."""
+"""``qmpballoon exporter``: serve metrics of a host's VMs to Prometheus."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import click
 from qmpballoon.cli import _output
 from qmpballoon.cli._fleet_options import (
     VMS,
-    fleet_options,
-    listen_address,
-    metrics_served,
-    note_nobody,
-    rules_for,
-    supervise,
+    add_host_options,
+    read_listen_address,
     vms_argument,
+)
+from qmpballoon.cli._fleet_session import (
+    make_rules,
+    note_no_vms,
+    serve_metrics,
+    supervise,
 )
 from qmpballoon.cli._options import PERIOD
 from qmpballoon.fleet.host_memory import Gauge
@@ -34,18 +36,19 @@ __all__ = ["exporter"]
 @vms_argument
 @click.option(
     "--listen",
-    type=listen_address,
+    type=read_listen_address,
     default="127.0.0.1:9729",
     metavar="[HOST:]PORT",
-    help="Where; 0.0.0.0:PORT for everybody, port 0 for one that is free.",
+    help="The address to serve on. 0.0.0.0:PORT can be reached from other hosts; port 0"
+    " is any free one.",
 )
-@fleet_options
+@add_host_options
 @click.option(
     "--period",
     type=PERIOD,
     default=5.0,
     metavar="SECONDS",
-    help="Between two looks at a VM.",
+    help="How long to wait between two looks at a VM.",
 )
 def exporter(
     *,
@@ -59,20 +62,20 @@ def exporter(
 ) -> None:
     """Serve metrics of all VMs and the host to Prometheus, until interrupted.
 
-    It moves nothing. Where `fleet run` looks after the same VMs, let that serve them
-    (--metrics): a monitor has one client at a time.
+    No balloon is moved. Where `fleet run` manages the same VMs, use its option
+    --metrics instead: a monitor serves one client at a time.
     """
     gauge = Gauge(limit=limit, cgroup=cgroup)
-    rules = rules_for(gauge, reserve, policy)
+    rules = make_rules(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
         import trio  # noqa: PLC0415 - loaded late
 
-        note_nobody(supervisor)
-        with metrics_served(supervisor, gauge, rules, listen) as url:
+        note_no_vms(supervisor)
+        with serve_metrics(supervisor, gauge, rules, listen) as url:
             _output.say(f"metrics at {url}")
             await trio.sleep_forever()
 
-    # An interruption is how it is meant to end.
+    # An interruption is the normal end.
     with contextlib.suppress(_output.Interrupted):
         supervise(vms, period, main)

@@ -1,4 +1,4 @@
-"""``qmpballoon fake``: a simulated VM on a socket, for clients in any language."""
+"""``qmpballoon fake``: serve a simulated VM on a socket, to clients in any language."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 
 from qmpballoon import testing
 from qmpballoon.cli import _output
-from qmpballoon.cli._options import positive_size, size
+from qmpballoon.cli._options import read_positive_size, read_size
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 __all__ = ["fake"]
 
-_DIMMS: Final = 4
+_DIMMS: Final = 4  # slots for memory to be plugged into
 _IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _GRANULE: Final = 8192  # bytes; QEMU rounds a VM's RAM up to whole ones
 
 
-def _identifier(_: click.Context, __: click.Parameter, value: str) -> str:
+def _check_id(_: click.Context, __: click.Parameter, value: str) -> str:
     """Refuse what QEMU refuses as an id."""
     if not _IDENTIFIER.fullmatch(value):
         raise click.BadParameter(
-            f"{value!r} is not an id: begin with a letter, and go on with letters,"
+            f"{value!r} is not an id: begin with a letter, then use letters,"
             " digits, '-', '.' and '_'"
         )
     return value
@@ -42,46 +42,54 @@ def _identifier(_: click.Context, __: click.Parameter, value: str) -> str:
     "--profile",
     type=click.Choice(testing.PROFILES),
     default=testing.PROFILES[-1],
-    help="The QEMU version whose words it speaks.",
+    help="The QEMU version that it behaves like.",
 )
 @click.option(
-    "--memory", type=positive_size, default="2GiB", metavar="SIZE", help="The VM's RAM."
+    "--memory",
+    type=read_positive_size,
+    default="2GiB",
+    metavar="SIZE",
+    help="The VM's RAM.",
 )
 @click.option(
     "--used",
-    type=size,
+    type=read_size,
     default="123MiB",
     metavar="SIZE",
-    help="In use by the guest's processes.",
+    help="How much memory the guest's processes use.",
 )
 @click.option(
     "--cache",
-    type=size,
+    type=read_size,
     default="1GiB",
     metavar="SIZE",
-    help="The guest's page cache at the start.",
+    help="The size of the guest's page cache at the start.",
 )
-@click.option("--paused", is_flag=True, help="Wait for `cont` before booting.")
-@click.option("--no-driver", is_flag=True, help="A guest without a balloon driver.")
-@click.option("--no-balloon", is_flag=True, help="A VM without a balloon.")
+@click.option(
+    "--paused", is_flag=True, help="Start paused, and boot on the command `cont`."
+)
+@click.option("--no-driver", is_flag=True, help="Leave out the guest's balloon driver.")
+@click.option("--no-balloon", is_flag=True, help="Leave out the balloon device.")
 @click.option(
     "--id",
     "name",
-    callback=_identifier,
+    callback=_check_id,
     default="balloon0",
     metavar="ID",
     help="The balloon's id in QEMU.",
 )
-@click.option("--seed", type=int, default=0, help="The same seed acts the same.")
+@click.option(
+    "--seed", type=int, default=0, help="Chooses the simulation's random numbers."
+)
 def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from above
     """Serve a simulated VM on the unix socket SOCKET until interrupted.
 
-    It answers as QEMU does, word for word, and has a guest whose memory acts as a
-    Linux guest's does. DIMMs can be plugged in.
+    It answers as QEMU does, word for word. Its guest's memory behaves as that of a
+    Linux guest. Up to 4 DIMMs can be plugged in.
     """
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
-    # An interruption is how it is meant to end.
+    # An interruption is the normal end.
     with contextlib.suppress(_output.Interrupted):
         run(lambda: _serve(socket, **options))
 
@@ -91,8 +99,12 @@ async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewis
 
     from qmpballoon.testing import open_fake  # noqa: PLC0415 - loads trio
 
-    failure: Exception | None = None  # raised outside, where it is put into no group
-    async with open_fake(_machine(**options)) as qemu, trio.open_nursery() as nursery:
+    # Raised after the nursery, which would wrap it in an exception group.
+    failure: Exception | None = None
+    async with (
+        open_fake(_make_machine(**options)) as qemu,
+        trio.open_nursery() as nursery,
+    ):
         try:
             await nursery.start(qemu.listen, socket)
         except OSError as error:
@@ -112,7 +124,7 @@ async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewis
         raise failure
 
 
-def _machine(
+def _make_machine(
     *,
     profile: str,
     memory: int,

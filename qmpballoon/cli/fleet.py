@@ -1,4 +1,4 @@
-"""``qmpballoon fleet``: many VMs on one host."""
+"""``qmpballoon fleet``: show and move the memory of all VMs of a host."""
 
 from __future__ import annotations
 
@@ -9,21 +9,29 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from qmpballoon.cli import _output
+from qmpballoon.cli._display import print_fleet, show_fleet
 from qmpballoon.cli._fleet_options import (
     VMS,
-    fleet_options,
-    listen_address,
-    metrics_served,
-    note_nobody,
+    add_host_options,
     policy_option,
-    rules_for,
-    supervise,
+    read_listen_address,
     timeout_option,
     vms_argument,
 )
-from qmpballoon.cli._options import PERIOD, json_option, positive_size
-from qmpballoon.cli.render.fleet_news import News, note_absent
-from qmpballoon.cli.render.fleet_text import host_json, print_plan, report_text
+from qmpballoon.cli._fleet_session import (
+    make_rules,
+    note_no_vms,
+    serve_metrics,
+    supervise,
+)
+from qmpballoon.cli._options import PERIOD, json_option, read_positive_size
+from qmpballoon.cli.render.fleet import (
+    Changes,
+    describe_absent,
+    describe_plan,
+    describe_report,
+    host_to_json,
+)
 from qmpballoon.fleet.host_memory import Gauge
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import format_size
@@ -40,13 +48,13 @@ if TYPE_CHECKING:
 
 __all__ = ["fleet"]
 
-_QUICK: Final = 0.25  # seconds between two looks where one answer is all we want
+_QUICK: Final = 0.25  # seconds between two looks where one look at each VM is enough
 _SORTS: Final = ("name", "state", "need", "size", "available", "resident")
 
 
 @click.group(epilog=VMS)
 def fleet() -> None:
-    """Look after all VMs of a host: memory goes where it is needed."""
+    """Show all VMs of a host, and move memory to those that need it."""
 
 
 # status
@@ -54,14 +62,17 @@ def fleet() -> None:
 
 @fleet.command()
 @vms_argument
-@click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
+@click.option(
+    "--watch", is_flag=True, help="Show them again every second, until Ctrl-C."
+)
 @click.option(
     "--sort",
     type=click.Choice(_SORTS),
     default="name",
-    help="What to sort by; `need` puts those first that are nearest to their headroom.",
+    help="What to sort by. `need` puts first the VMs that are nearest to"
+    " their headroom.",
 )
-@fleet_options
+@add_host_options
 @timeout_option
 @json_option
 def status(
@@ -76,9 +87,9 @@ def status(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Show VMs, how they are, and what they have."""
+    """Show the host, and the state and memory of each VM."""
     gauge = Gauge(limit=limit, cgroup=cgroup)
-    rules = rules_for(gauge, reserve, policy)
+    rules = make_rules(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
         if watch:
@@ -98,11 +109,9 @@ def _show(
 ) -> None:
     host = gauge.read(supervisor.held, supervisor.promised)
     if as_json:
-        _output.print_json(_status(host, rules, _sorted(supervisor.views(), sort)))
+        _output.print_json(_to_json(host, rules, _sort(supervisor.views(), sort)))
         return
-    from qmpballoon.cli.render.table import print_table  # noqa: PLC0415 - loads rich
-
-    print_table(host, rules, _sorted(supervisor.views(), sort))
+    print_fleet(host, rules, _sort(supervisor.views(), sort))
 
 
 async def _watch(
@@ -110,26 +119,27 @@ async def _watch(
 ) -> None:
     import trio  # noqa: PLC0415 - loaded late
 
-    from qmpballoon.cli.render.table import table_shown  # noqa: PLC0415 - loads rich
-
-    # In a file or a pipe there is no place to show it in again: one follows the other.
-    moves = sys.stdout.isatty() and not as_json
-    with table_shown() if moves else contextlib.nullcontext() as show:
+    # In a file or a pipe one table follows the other.
+    is_live = sys.stdout.isatty() and not as_json
+    with show_fleet() if is_live else contextlib.nullcontext() as show:
         while True:
             if show is None:
                 _show(supervisor, gauge, rules, sort, as_json=as_json)
             else:
                 host = gauge.read(supervisor.held, supervisor.promised)
-                show(host, rules, _sorted(supervisor.views(), sort))
+                show(host, rules, _sort(supervisor.views(), sort))
             await trio.sleep(1)
 
 
-def _status(host: Host, rules: Rules, views: list[View]) -> dict[str, object]:
-    return {"vms": [view.to_json() for view in views], "host": host_json(host, rules)}
+def _to_json(host: Host, rules: Rules, views: list[View]) -> dict[str, object]:
+    return {
+        "vms": [view.to_json() for view in views],
+        "host": host_to_json(host, rules),
+    }
 
 
-def _sorted(views: list[View], sort: str) -> list[View]:
-    """Sort by name, by state, by need, or by a size, the largest first."""
+def _sort(views: list[View], sort: str) -> list[View]:
+    """Sort by name, by state, by need, or by a size with the largest first."""
     if sort in ("name", "state"):
         return sorted(views, key=lambda view: (str(getattr(view, sort)), view.name))
     if sort == "need":
@@ -150,7 +160,7 @@ def _sorted(views: list[View], sort: str) -> list[View]:
 
 @fleet.command()
 @vms_argument
-@fleet_options
+@add_host_options
 @timeout_option
 @json_option
 def plan(
@@ -163,38 +173,38 @@ def plan(
     timeout: float,
     as_json: bool,
 ) -> None:
-    """Say what `run` would move now, and why; move nothing."""
+    """Say what `run` would move now, and why. Nothing is moved."""
     gauge = Gauge(limit=limit, cgroup=cgroup)
-    rules = rules_for(gauge, reserve, policy)
+    rules = make_rules(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
         from qmpballoon.fleet.control_loop import decide  # noqa: PLC0415 - loads trio
 
-        note_nobody(supervisor)
+        note_no_vms(supervisor)
         await supervisor.known(timeout)
-        note_absent(supervisor.views())
+        _output.note(*describe_absent(supervisor.views()))
         host, made = decide(supervisor, gauge.read, rules)
-        print_plan(host, rules, made, as_json=as_json)
+        _print_plan(host, rules, made, as_json=as_json)
 
     supervise(vms, _QUICK, main)
 
 
 @fleet.command()
 @vms_argument
-@fleet_options
+@add_host_options
 @click.option("--once", is_flag=True, help="Make one plan, carry it out, and end.")
 @click.option(
     "--period",
     type=PERIOD,
     default=1.0,
     metavar="SECONDS",
-    help="Between two looks at a VM, and between two plans.",
+    help="How long to wait between two looks at a VM, and between two plans.",
 )
 @click.option(
     "--metrics",
-    type=listen_address,
+    type=read_listen_address,
     metavar="[HOST:]PORT",
-    help="Serve Prometheus metrics there meanwhile.",
+    help="Serve Prometheus metrics on this address meanwhile.",
 )
 @timeout_option
 @json_option
@@ -211,15 +221,17 @@ def run(
     timeout: float,
     as_json: bool,
 ) -> int:
-    """Move memory to where it is needed, until Ctrl-C.
+    """Move memory to the guests that need it, until Ctrl-C.
 
     The host keeps its reserve, and each guest its headroom. Guests are watched while
-    they give. When it ends, guests stay at the sizes they have come to.
+    they shrink. At the end they stay at the sizes they have reached.
     """
     if once and metrics:
-        raise click.UsageError("--once ends before anybody asks: leave --metrics out")
+        raise click.UsageError(
+            "--once ends before metrics are asked for: leave --metrics out"
+        )
     gauge = Gauge(limit=limit, cgroup=cgroup)
-    rules = rules_for(gauge, reserve, policy)
+    rules = make_rules(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> int:
         from qmpballoon.fleet.control_loop import (  # noqa: PLC0415 - loads trio
@@ -228,38 +240,45 @@ def run(
             decide,
         )
 
-        news = News()
+        changes = Changes()
 
-        def tell(host: Host, plan: FleetPlan) -> None:
-            news.tell(supervisor.views())
+        def show(host: Host, plan: FleetPlan) -> None:
+            _output.note(*changes.describe(supervisor.views()))
             if plan.moves:
-                print_plan(host, rules, plan, as_json=as_json)
+                _print_plan(host, rules, plan, as_json=as_json)
 
-        note_nobody(supervisor)
+        note_no_vms(supervisor)
         await supervisor.known(timeout)
         if not once:
             with contextlib.ExitStack() as stack:
                 if metrics:
-                    served = metrics_served(supervisor, gauge, rules, metrics)
+                    served = serve_metrics(supervisor, gauge, rules, metrics)
                     _output.note(f"metrics at {stack.enter_context(served)}")
                 await balance(
-                    supervisor, gauge.read, rules, period=period, on_plan=tell
+                    supervisor, gauge.read, rules, period=period, on_plan=show
                 )
-        note_absent(supervisor.views())
+        _output.note(*describe_absent(supervisor.views()))
         host, plan = decide(supervisor, gauge.read, rules)
-        print_plan(host, rules, plan, as_json=as_json)
+        _print_plan(host, rules, plan, as_json=as_json)
         await carry_out(supervisor, plan)
-        return _outcome(plan, supervisor.views())
+        return _conclude(plan, supervisor.views())
 
-    # An interruption is how the loop is meant to end.
+    # An interruption is the normal end of the loop.
     with contextlib.nullcontext() if once else contextlib.suppress(_output.Interrupted):
         outcome: int = supervise(vms, period, main)
         return outcome
     return _output.DONE
 
 
-def _outcome(plan: FleetPlan, views: list[View]) -> int:
-    """Say who did not come to the size it was to have; return the exit status."""
+def _print_plan(host: Host, rules: Rules, plan: FleetPlan, *, as_json: bool) -> None:
+    if as_json:
+        _output.print_json({**plan.to_json(), "host": host_to_json(host, rules)})
+    else:
+        _output.say(describe_plan(host, rules, plan))
+
+
+def _conclude(plan: FleetPlan, views: list[View]) -> int:
+    """Name the VMs that did not reach their target; return the exit status."""
     sizes = {view.name: view.actual for view in views}
     stuck = [move for move in plan.moves if sizes.get(move.name) != move.target]
     for move in stuck:
@@ -273,9 +292,13 @@ def _outcome(plan: FleetPlan, views: list[View]) -> int:
 
 
 @fleet.command()
-@click.argument("amount", type=positive_size)
+@click.argument("amount", type=read_positive_size)
 @vms_argument
-@click.option("--hold", is_flag=True, help="Keep the memory, do not give it back.")
+@click.option(
+    "--hold",
+    is_flag=True,
+    help="Leave the guests at the smaller sizes, and do not give the memory back.",
+)
 @policy_option
 @timeout_option
 @json_option
@@ -288,11 +311,11 @@ def reclaim(
     timeout: float,
     as_json: bool,
 ) -> int:
-    """Take AMOUNT from the guests now, wherever it hurts least.
+    """Take AMOUNT from the guests now, first from those that can spare most.
 
-    Every guest keeps its headroom, and is watched while it gives. What one does not
-    give is asked of the others. In the end the guests get their sizes back, and the
-    host keeps what they do not touch again.
+    Every guest keeps its headroom, and is watched while it shrinks. What one guest
+    does not give is taken from the others. At the end the guests get their sizes
+    back, and the host keeps the memory that they do not touch again.
     """
     gauge = Gauge()
     rules = Rules.for_host(gauge.read().total, policy=policy)
@@ -300,15 +323,15 @@ def reclaim(
     async def main(supervisor: Supervisor) -> Reclaimed:
         from qmpballoon.fleet.control_loop import reclaim  # noqa: PLC0415 - loads trio
 
-        note_nobody(supervisor)
+        note_no_vms(supervisor)
         await supervisor.known(timeout)
-        note_absent(supervisor.views())
-        show = _progress(amount, quiet=as_json)
+        _output.note(*describe_absent(supervisor.views()))
+        show = _make_progress(amount, quiet=as_json)
         report = await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
         if supervisor.views() and not report.handed_over:
             _output.note(
-                "no guest had anything to give: `qmpballoon fleet status` says how"
-                " they are, `--sort need` what they have above their headroom"
+                "no guest had memory to spare: `qmpballoon fleet status` says how they"
+                " are, `--sort need` sorts them by what is above their headroom"
             )
         return report
 
@@ -320,7 +343,7 @@ def reclaim(
             {**report.to_json(), "host": {"before": before, "after": after}}
         )
     else:
-        _output.say(report_text(report, before, after))
+        _output.say(describe_report(report, before, after))
     if report.handed_over == 0:
         return _output.REFUSED
     missing = amount - report.handed_over
@@ -328,7 +351,8 @@ def reclaim(
     return _output.DONE if is_done else _output.NOT_REACHED
 
 
-def _progress(amount: int, *, quiet: bool) -> Callable[[int], None]:
+def _make_progress(amount: int, *, quiet: bool) -> Callable[[int], None]:
+    """Return what prints a line each time that another tenth has been taken."""
     shown = -1
 
     def show(taken: int) -> None:

@@ -1,4 +1,4 @@
-"""``qmpballoon plot``: a recording, drawn."""
+"""``qmpballoon plot``: draw a recording."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from qmpballoon import export
-from qmpballoon.cli._options import report_file
-from qmpballoon.cli.render.live import has_braille
+from qmpballoon.cli._display import has_braille, print_chart
+from qmpballoon.cli._options import check_report_file
 from qmpballoon.export.recording import read_recording
 
 __all__ = ["plot"]
@@ -22,9 +22,10 @@ __all__ = ["plot"]
 )
 @click.option(
     "--output",
-    type=report_file,
+    type=check_report_file,
     metavar="FILE",
-    help=f"Write it, by the name's end: {export.CHOICE}.  [default: the terminal]",
+    help="Where to write it. The name's ending chooses the format:"
+    f" {export.CHOICE}.  [default: draw on the terminal]",
 )
 @click.option("--title", help="The chart's heading.  [default: the file's name]")
 def plot(recording: Path, output: Path | None, title: str | None) -> None:
@@ -45,6 +46,4 @@ def plot(recording: Path, output: Path | None, title: str | None) -> None:
             " --output"
         )
     else:
-        from qmpballoon.cli.render.screen import print_chart  # noqa: PLC0415 - loads rich
-
         print_chart(heading, timeline)

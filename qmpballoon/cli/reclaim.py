@@ -1,4 +1,4 @@
-"""``qmpballoon reclaim``: taking what a guest can spare, before the user's eyes."""
+"""``qmpballoon reclaim``: take what a guest can spare, and show how that goes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from attrs import asdict, frozen
 from qmpballoon import export
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import _output
+from qmpballoon.cli._display import show_timeline
 from qmpballoon.cli._options import (
     SECONDS,
     RelativeSize,
+    check_report_file,
     connect_timeout_option,
     json_option,
-    positive_share,
-    positive_size,
-    report_file,
-    share,
+    read_positive_share,
+    read_positive_size,
+    read_share,
     socket_argument,
 )
 from qmpballoon.sizes import format_size
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.plan import Plan
 
-__all__ = ["conclude", "reclaim", "reclaim_shown"]
+__all__ = ["conclude", "reclaim", "reclaim_and_show"]
 
 _STATUS: Final[dict[ReclaimOutcome, int]] = {
     "done": _output.DONE,
@@ -43,75 +44,82 @@ _STATUS: Final[dict[ReclaimOutcome, int]] = {
 
 
 @frozen(kw_only=True)
-class _Wishes:
-    """What was asked for; the sizes may be shares of the VM's memory."""
+class _Request:
+    """What the options ask for; sizes may be shares of the VM's memory."""
 
     amount: RelativeSize | None
     headroom: RelativeSize | None
     floor: RelativeSize | None
     max_rate: int | None
 
-    def given(self, total: int | None) -> tuple[int | None, Guard]:
+    def resolve(self, total: int | None) -> tuple[int | None, Guard]:
         """Return amount and guard for a VM with so many bytes of memory."""
 
-        def of_total(size: RelativeSize | None) -> int | None:
-            return None if size is None else size.of(total)
+        def resolve(size: RelativeSize | None) -> int | None:
+            return None if size is None else size.resolve(total)
 
-        return of_total(self.amount), Guard(
-            headroom=of_total(self.headroom),
-            floor=of_total(self.floor),
+        return resolve(self.amount), Guard(
+            headroom=resolve(self.headroom),
+            floor=resolve(self.floor),
             max_rate=math.inf if self.max_rate is None else self.max_rate,
         )
 
 
 @click.command()
 @socket_argument
-@click.argument("amount", type=positive_share, required=False)
+@click.argument("amount", type=read_positive_share, required=False)
 @click.option(
     "--amount",
     "amount_option",
-    type=positive_share,
+    type=read_positive_share,
     metavar="SIZE",
     help="The same as AMOUNT.",
 )
 @click.option(
     "--headroom",
-    type=share,
+    type=read_share,
     metavar="SIZE",
-    help="What the guest keeps available.  [default: 64MiB and 2 % of its memory]",
+    help="How much memory the guest keeps available.  [default: 64MiB and 2 % of its"
+    " memory]",
 )
 @click.option(
     "--floor",
-    type=share,
+    type=read_share,
     metavar="SIZE",
-    help="What the guest never goes below.  [default: 1/32 of its memory, and 64MiB"
-    " at least]",
+    help="The size that the guest never goes below.  [default: 1/32 of its memory, and"
+    " at least 64MiB]",
 )
 @click.option(
     "--max-rate",
-    type=positive_size,
+    type=read_positive_size,
     metavar="SIZE",
-    help="How much to take a second at most.",
+    help="How much to take in a second at most.  [default: no limit]",
 )
-@click.option("--hold", is_flag=True, help="Keep the memory, do not give it back.")
+@click.option(
+    "--hold",
+    is_flag=True,
+    help="Leave the guest at the smaller size, and do not give the memory back.",
+)
 @click.option(
     "--keep",
     is_flag=True,
-    help="Keep it until the guest comes to need it, or Ctrl-C; then give it back.",
+    help="Keep the memory and watch the guest, until it needs the memory or Ctrl-C is"
+    " pressed; then give it back.",
 )
 @click.option(
     "--for",
     "seconds",
     type=SECONDS,
     metavar="SECONDS",
-    help="Keep it for so long at most; with --keep.",
+    help="With --keep: give the memory back after this time at the latest.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be taken.")
 @click.option(
     "--report",
-    type=report_file,
+    type=check_report_file,
     metavar="FILE",
-    help=f"Write a chart or the figures, by the name's end: {export.CHOICE}.",
+    help="Write a chart or the figures to FILE. The name's ending chooses the format:"
+    f" {export.CHOICE}.",
 )
 @connect_timeout_option
 @json_option
@@ -131,12 +139,12 @@ def reclaim(
     connect_timeout: float,
     as_json: bool,
 ) -> int:
-    """Take from the guest what it does not need, at most AMOUNT.
+    """Take from the guest the memory that it does not need, at most AMOUNT.
 
-    Its page cache goes, its balloon fills, and the host has the memory. In the end
-    the guest gets its size back, nearly all of it free: the host keeps what the guest
-    does not touch again. It is watched all the time, and has its memory back at once
-    if it comes to need it.
+    The balloon is inflated, the guest's page cache shrinks, and the host gets the
+    memory. At the end the guest gets its size back, nearly all of it free. The host
+    keeps what the guest does not touch again. The guest is watched all the time, and
+    gets memory back at once if it comes to need it.
     """
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
@@ -149,22 +157,21 @@ def reclaim(
     if dry_run and report:
         raise click.UsageError("a dry run has nothing to report: leave --report out")
     keep_for = (math.inf if seconds is None else seconds) if keep else None
-    wishes = _Wishes(
+    request = _Request(
         amount=amount or amount_option,
         headroom=headroom,
         floor=floor,
         max_rate=max_rate,
     )
     if dry_run:
-        _print_plan(
-            run(lambda: _plan(socket, connect_timeout, wishes)), as_json=as_json
-        )
+        plan = run(lambda: _plan(socket, connect_timeout, request))
+        _print_plan(plan, as_json=as_json)
         return _output.DONE
     title, seen = run(
         lambda: _reclaim(
             socket,
             connect_timeout,
-            wishes,
+            request,
             hold=hold,
             keep_for=keep_for,
             quiet=as_json,
@@ -175,34 +182,14 @@ def reclaim(
     return conclude(seen, title, report, hold=hold, quiet=as_json)
 
 
-def conclude(
-    seen: ReclaimReport,
-    title: str,
-    report: Path | None,
-    *,
-    hold: bool = False,
-    quiet: bool,
-) -> int:
-    """Say what came of a reclaim, write its report, and return the exit status."""
-    if not quiet and seen.outcome != "refused":
-        from qmpballoon.cli.render.summary import print_summary  # noqa: PLC0415 - loads rich
-
-        print_summary(seen, hold=hold)
-    if report:
-        export.save(report, seen.timeline, title=title, document=seen.to_json())
-    if seen.outcome != "done":
-        _output.note(f"{seen.outcome}: {seen.reason}")
-    elif seen.held and not hold:
-        _output.note(f"not all of it was given back: {seen.reason}")
-        return _output.NOT_REACHED
-    return _STATUS[seen.outcome]
+# A dry run
 
 
-async def _plan(socket: Vm, connect_timeout: float, wishes: _Wishes) -> Plan:
+async def _plan(socket: Vm, connect_timeout: float, request: _Request) -> Plan:
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
 
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
-        amount, guard = wishes.given((await balloon.query()).total)
+        amount, guard = request.resolve((await balloon.query()).total)
         return await balloon.plan_reclaim(amount, guard=guard)
 
 
@@ -213,27 +200,31 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
         _output.say(plan.describe())
 
 
+# A reclaim
+
+
 async def _reclaim(
     socket: Vm,
     connect_timeout: float,
-    wishes: _Wishes,
+    request: _Request,
     *,
     hold: bool,
     keep_for: float | None,
     quiet: bool,
 ) -> tuple[str, ReclaimReport]:
+    """Connect, and reclaim; return a title and the report."""
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli._session import vm_name  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import find_name  # noqa: PLC0415 - loads trio
 
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
-        title = f"Reclaiming memory from {await vm_name(balloon.monitor, socket)}"
-        amount, guard = wishes.given((await balloon.query()).total)
-        return title, await reclaim_shown(
+        title = f"Reclaiming memory from {await find_name(balloon.monitor, socket)}"
+        amount, guard = request.resolve((await balloon.query()).total)
+        return title, await reclaim_and_show(
             balloon, title, amount, guard, hold=hold, keep_for=keep_for, quiet=quiet
         )
 
 
-async def reclaim_shown(
+async def reclaim_and_show(
     balloon: Balloon,
     title: str,
     amount: int | None = None,
@@ -243,12 +234,21 @@ async def reclaim_shown(
     keep_for: float | None = None,
     quiet: bool,
 ) -> ReclaimReport:
-    """Reclaim, show it, and say what became of the guest if that is interrupted."""
-    from qmpballoon.cli._session import last_word  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli.render.live import timeline_shown  # noqa: PLC0415 - loaded late
+    """Reclaim and show it; if it is interrupted, say what has become of the guest.
 
-    async with last_word(balloon, _became):
-        with nullcontext() if quiet else timeline_shown(title) as show:
+    Args:
+        balloon: The guest's balloon.
+        title: The heading of what is shown.
+        amount: Bytes to take at most.
+        guard: What the guest must keep.
+        hold: Leave the guest at the smaller size.
+        keep_for: Seconds to keep the memory and watch the guest; ``None``: do not.
+        quiet: Show nothing.
+    """
+    from qmpballoon.cli._session import explain_interruption  # noqa: PLC0415 - trio
+
+    async with explain_interruption(balloon, _describe_interrupted):
+        with nullcontext() if quiet else show_timeline(title) as show:
             if keep_for is not None:
                 return await balloon.keep(
                     amount, guard=guard, seconds=keep_for, on_progress=show
@@ -258,13 +258,46 @@ async def reclaim_shown(
             )
 
 
-def _became(target: int | None, actual: int) -> str:
+def _describe_interrupted(target: int | None, actual: int) -> str:
     """Say what has become of a guest whose reclaim was interrupted."""
     if target is None:
         return f"nothing was taken, the guest has {format_size(actual)}"
     if target > actual:
         return (
-            f"the guest is given its memory back: it has {format_size(actual)}, the"
-            f" rest of its {format_size(target)} is on its way"
+            f"the guest is given its memory back: it has {format_size(actual)}, and is"
+            f" still growing to {format_size(target)}"
         )
     return f"the guest has its memory back, {format_size(actual)}"
+
+
+def conclude(
+    seen: ReclaimReport,
+    title: str,
+    report: Path | None,
+    *,
+    hold: bool = False,
+    quiet: bool,
+) -> int:
+    """Print a reclaim's summary, write its report, and return the exit status.
+
+    Args:
+        seen: The reclaim's report.
+        title: The chart's heading.
+        report: The file to write.
+        hold: Whether the memory was to be held.
+        quiet: Print no summary.
+    """
+    if not quiet and seen.outcome != "refused":
+        from rich.console import Console  # noqa: PLC0415 - loads rich
+
+        from qmpballoon.cli.render.summary import draw_summary  # noqa: PLC0415 - rich
+
+        _output.draw(Console(highlight=False), *draw_summary(seen, hold=hold))
+    if report:
+        export.save(report, seen.timeline, title=title, document=seen.to_json())
+    if seen.outcome != "done":
+        _output.note(f"{seen.outcome}: {seen.reason}")
+    elif seen.held and not hold:
+        _output.note(f"not all of it was given back: {seen.reason}")
+        return _output.NOT_REACHED
+    return _STATUS[seen.outcome]

@@ -1,4 +1,4 @@
-"""``qmpballoon resize``: a balloon's way to a size, and whether it got there."""
+"""``qmpballoon resize``: bring a guest to a size, and show the progress."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import click
 
 from qmpballoon.balloon._resize import HEADROOM, OnStall
 from qmpballoon.cli import _output
+from qmpballoon.cli._display import show_progress
 from qmpballoon.cli._options import (
     SECONDS,
     RelativeSize,
     connect_timeout_option,
     json_option,
-    positive_share,
-    share_or_none,
+    read_positive_share,
+    read_share_or_none,
     socket_argument,
 )
 from qmpballoon.errors import BalloonStalled
@@ -31,26 +32,28 @@ __all__ = ["resize"]
 
 @click.command()
 @socket_argument
-@click.argument("target", type=positive_share)
+@click.argument("target", type=read_positive_share)
 @click.option(
     "--timeout",
     type=SECONDS,
     metavar="SECONDS",
-    help="How long it may take.  [default: as long as it moves]",
+    help="How long it may take.  [default: no limit, while the balloon moves]",
 )
 @click.option(
     "--on-stall",
     type=click.Choice(get_args(OnStall)),
     default="raise",
-    help="What to do when it does not get there: fail and stay at the size reached,"
-    " settle for that size, or go back to the size before.",
+    help="What to do when the balloon stops before its target: `raise` stays at the"
+    " size reached and reports an error, `settle` stays there and reports the size,"
+    " `rollback` goes back to the size before.",
 )
 @click.option(
     "--headroom",
-    type=share_or_none,
+    type=read_share_or_none,
     metavar="SIZE",
     default=f"{HEADROOM // MiB}MiB",
-    help="What the guest keeps available, whatever the target; `none` can kill it.",
+    help="How much memory the guest keeps available, whatever the target. With `none`"
+    " the guest may kill its processes.",
 )
 @connect_timeout_option
 @json_option
@@ -64,21 +67,23 @@ def resize(
     connect_timeout: float,
     as_json: bool,
 ) -> int:
-    """Bring the guest to the size TARGET, like 2G, or 50% of the VM's memory."""
-    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415
-    from qmpballoon.cli._session import last_word, run  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli.render.bar import progress_shown  # noqa: PLC0415 - loads rich
+    """Bring the guest to the size TARGET, like 2G, or 50% of the VM's memory.
+
+    The balloon takes the rest of the VM's memory, or gives it back.
+    """
+    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import explain_interruption, run  # noqa: PLC0415
 
     async def main() -> ResizeResult:
         async with open_balloon(socket, timeout=connect_timeout) as balloon:
             total = (await balloon.query()).total
-            async with last_word(balloon, _became):
-                with nullcontext() if as_json else progress_shown() as on_progress:
+            async with explain_interruption(balloon, _describe_interrupted):
+                with nullcontext() if as_json else show_progress() as on_progress:
                     return await balloon.resize(
-                        target.of(total),
+                        target.resolve(total),
                         timeout=math.inf if timeout is None else timeout,
                         on_stall=on_stall,
-                        headroom=None if headroom is None else headroom.of(total),
+                        headroom=None if headroom is None else headroom.resolve(total),
                         on_progress=on_progress,
                     )
 
@@ -96,19 +101,19 @@ def resize(
 
 
 def _describe(result: ResizeResult) -> str:
-    way = f"{format_size(result.before)} -> {format_size(result.actual)}"
-    line = f"{result.outcome}: {way} in {result.seconds:.1f} s"
+    sizes = f"{format_size(result.before)} -> {format_size(result.actual)}"
+    line = f"{result.outcome}: {sizes} in {result.seconds:.1f} s"
     if result.diagnosis is None:
         return line
     return f"{line}; {result.diagnosis.detail}"
 
 
-def _became(target: int | None, actual: int) -> str:
+def _describe_interrupted(target: int | None, actual: int) -> str:
     if target is None:
         return f"nothing was changed, the guest has {format_size(actual)}"
     if target > actual:
         return (
-            f"the guest has {format_size(actual)} and goes on growing to"
+            f"the guest has {format_size(actual)} and is still growing to"
             f" {format_size(target)}"
         )
     return f"the guest stays at the size reached, {format_size(actual)}"

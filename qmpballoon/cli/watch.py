@@ -1,4 +1,4 @@
-"""``qmpballoon watch``: balloon, guest and host, sample after sample."""
+"""``qmpballoon watch``: show samples of balloon, guest and host as they are taken."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from qmpballoon.cli import _output
+from qmpballoon.cli._display import show_timeline
 from qmpballoon.cli._options import (
     Seconds,
+    check_record_file,
     connect_timeout_option,
     json_option,
-    record_file,
     socket_argument,
 )
 from qmpballoon.errors import StatsUnavailable
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
     from qmpballoon.address import Vm
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.cli.render.live import Show
+    from qmpballoon.cli._display import ShowSample
 
 __all__ = ["watch"]
 
-_SILENT: Final = 3.0  # seconds without an answer; then the guest counts as silent
+_SILENT: Final = 3.0  # seconds without an answer, from when on a note says so
 
 
 @click.command()
@@ -44,13 +45,13 @@ _SILENT: Final = 3.0  # seconds without an answer; then the guest counts as sile
     "--count",
     type=click.IntRange(min=1),
     metavar="N",
-    help="End after so many samples.  [default: on Ctrl-C]",
+    help="End after N samples.  [default: on Ctrl-C]",
 )
 @click.option(
     "--record",
-    type=record_file,
+    type=check_record_file,
     metavar="FILE",
-    help="Keep each sample as a line of JSON; `plot` draws it.",
+    help="Write each sample to FILE as a line of JSON. `plot` draws such a file.",
 )
 @connect_timeout_option
 @json_option
@@ -63,16 +64,18 @@ def watch(
     connect_timeout: float,
     as_json: bool,
 ) -> None:
-    """Show what the guest has, says, and takes of the host, until Ctrl-C."""
+    """Show the guest's size and memory, and the host's share, until Ctrl-C.
+
+    Nothing is changed. On a terminal the samples are a moving chart.
+    """
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli._session import run, vm_name  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli.render.live import timeline_shown  # noqa: PLC0415 - loaded late
+    from qmpballoon.cli._session import find_name, run  # noqa: PLC0415 - loads trio
 
     async def main() -> None:
         async with open_balloon(socket, timeout=connect_timeout) as balloon:
-            title = f"Watching {await vm_name(balloon.monitor, socket)}"
+            title = f"Watching {await find_name(balloon.monitor, socket)}"
             with ExitStack() as stack:
-                shows: list[Show] = []
+                shows: list[ShowSample] = []
                 if record:
                     keep = stack.enter_context(recorder(record))
                     shows.append(lambda sample, _="": keep(sample))
@@ -81,16 +84,17 @@ def watch(
                         lambda sample, _="": _output.print_json(sample.to_json())
                     )
                 else:
-                    shows.append(stack.enter_context(timeline_shown(title)))
+                    shows.append(stack.enter_context(show_timeline(title)))
                 await _watch(balloon, interval, count, shows)
 
     run(main)
 
 
 async def _watch(
-    balloon: Balloon, interval: float, count: int | None, shows: list[Show]
+    balloon: Balloon, interval: float, count: int | None, shows: list[ShowSample]
 ) -> None:
-    # The first sample is to be of now; without an answer it is of the last one.
+    # So that the first sample is up to date. A guest that does not answer is shown with
+    # its last statistics.
     with suppress(StatsUnavailable):
         await balloon.refresh_stats()
     async with balloon.sampler() as sampler:

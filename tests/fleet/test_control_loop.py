@@ -9,7 +9,7 @@ import trio
 from attrs import evolve
 from worlds import GUEST, World, become, open_world, simulated, supervised, view
 
-from qmpballoon.cli.render.fleet_text import report_text
+from qmpballoon.cli.render.fleet import describe_report
 from qmpballoon.fleet.control_loop import balance, carry_out, decide, reclaim
 from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
 from qmpballoon.sizes import GiB, MiB, format_size
@@ -167,9 +167,8 @@ async def test_who_does_not_take_it_back_is_told() -> None:
             assert owed["poor"] == 0
             assert owed["rich"] == 4 * GiB - sizes(fleet)["rich"] > 0
             assert not report.held
-    assert f"rich: has yet to take {format_size(owed['rich'])} back" in report_text(
-        report, 0, 0
-    )
+    said = describe_report(report, 0, 0)
+    assert f"rich: has yet to take {format_size(owed['rich'])} back" in said
 
 
 @simulated

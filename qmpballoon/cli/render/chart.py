@@ -1,7 +1,7 @@
 """The chart in a terminal: pure, from samples to text.
 
-Lines are drawn in braille, eight dots to a character, and told apart by colour.
-Where there is no colour, each is drawn with a letter of its own.
+The lines are drawn in braille, eight dots to a character, each in a colour of its own.
+Without colour, each line is drawn with a letter of its own.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import math
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import frozen
+from attrs import define, field, frozen
+from rich.console import Group
+from rich.text import Text
 
+from qmpballoon.balloon.sampling import Timeline
+from qmpballoon.cli.render.lines import Phases
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon.sampling import Sample
 
-__all__ = ["SERIES", "Series", "canvas", "seconds_label"]
+__all__ = ["SERIES", "Chart", "Series", "draw_canvas", "format_seconds"]
 
 
 @frozen
@@ -27,7 +31,7 @@ class Series:
     """One line of the chart.
 
     Attributes:
-        name: Which figure of a sample.
+        name: The attribute of a sample that has its figure.
         label: What people read.
         letter: What it is drawn with where there is no colour.
         colour: One of the terminal's 256.
@@ -39,7 +43,7 @@ class Series:
     colour: int
 
 
-# In the order of drawing: what is looked at most comes last, on top.
+# In the order of drawing. The last ones are on top: they are looked at most.
 SERIES: Final = (
     Series("available", "available", "v", 37),
     Series("free", "guest free", "f", 78),
@@ -49,18 +53,99 @@ SERIES: Final = (
     Series("actual", "actual", "a", 39),
 )
 
+_CAPACITY: Final = 2000  # samples; a terminal of 1000 columns has as many dots
+_WIDE: Final = 78  # columns in which three figures of the legend fit beside each other
+_SMALLEST: Final = 4  # lines; on fewer of them no curve can be seen
 _ROWS_PER_TICK: Final = 4
 _COLUMNS_PER_TICK: Final = 14
-_POINTS_PER_COLUMN: Final = 2
-_SHORTEST: Final = 5.0  # seconds that the time axis is long at least
-_STEPS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
-_MINUTE: Final = 60
+_POINTS_PER_COLUMN: Final = 2  # a braille character is two dots wide
+_SHORTEST: Final = 5.0  # seconds that the time axis has at least
+_STEPS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds
+_MINUTE: Final = 60  # seconds
 _TEXT_COLOUR: Final = 245
-# Whether width and height end at those of the terminal that plotext sees.
+# Width and height are given, and not limited to those of the terminal plotext sees.
 _NEITHER: Final = (False, False)
 
 
-def canvas(samples: Sequence[Sample], width: int, height: int, *, colour: bool) -> str:
+@define
+class Chart:
+    """A title, the lines, and a legend with the latest figures.
+
+    Attributes:
+        title: What it is about.
+    """
+
+    title: str
+    _timeline: Timeline = field(factory=lambda: Timeline(_CAPACITY))
+    _phases: Phases = field(factory=Phases)
+    _note: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no samples yet."""
+        return not len(self._timeline)
+
+    def add(self, sample: Sample, note: str = "") -> None:
+        """Append a sample; a note replaces the phase in the headline."""
+        self._timeline.add(sample)
+        self._note = note or self._phases.advance(sample)
+
+    def render(self, width: int, height: int, *, colour: bool) -> Group:
+        """Lay the chart out; it needs one sample at least.
+
+        Args:
+            width: Characters in a line.
+            height: Lines.
+            colour: Whether lines are told apart by colour, or by letter.
+        """
+        legend = self._render_legend(width, colour=colour)
+        left = max(height - 1 - len(legend), _SMALLEST)
+        canvas = draw_canvas(list(self._timeline), width, left, colour=colour)
+        return Group(self._render_headline(width), Text.from_ansi(canvas), *legend)
+
+    def _render_headline(self, width: int) -> Text:
+        right = f"{self._note}  {self._timeline[-1].t:.1f} s"
+        title = Text(self.title, style="bold", no_wrap=True)
+        title.truncate(max(width - len(right) - 2, 0), overflow="ellipsis", pad=True)
+        return Text.assemble(title, "  ", (right, "bold"))
+
+    def _render_legend(self, width: int, *, colour: bool) -> list[Text]:
+        sample = self._timeline[-1]
+        columns = 3 if width >= _WIDE else 2
+        # What is drawn last is named first.
+        entries = [
+            _render_entry(series, sample, width // columns, colour=colour)
+            for series in reversed(SERIES)
+        ]
+        return [
+            Text.assemble(*entries[start : start + columns])
+            for start in range(0, len(entries), columns)
+        ]
+
+
+def _render_entry(series: Series, sample: Sample, width: int, *, colour: bool) -> Text:
+    key = ("\u2501", f"color({series.colour})") if colour else series.letter
+    figure = _format_figure(getattr(sample, series.name))
+    entry = Text.assemble(" ", key, f" {series.label:<13} ", (f"{figure:>9}", "bold"))
+    entry.truncate(width, pad=True)
+    return entry
+
+
+def _format_figure(size: int | None) -> str:
+    """Write a size in at most nine characters, always with the same decimals."""
+    if size is None:
+        return "unknown"
+    if size < 1000 * MiB:
+        return f"{size / MiB:.0f} MiB"
+    return f"{size / GiB:.{2 if size < 100 * GiB else 0}f} GiB"
+
+
+# The canvas
+
+
+def draw_canvas(
+    samples: Sequence[Sample], width: int, height: int, *, colour: bool
+) -> str:
     """Draw the lines, the axes and their units.
 
     Args:
@@ -72,29 +157,29 @@ def canvas(samples: Sequence[Sample], width: int, height: int, *, colour: bool) 
     Returns:
         ``height`` lines.
     """
-    # It has no types, and one figure for all the process.
+    # plotext has no types, and one figure for the whole process.
     plt: Any = import_module("plotext")
     plt.clear_figure()
     plt.limit_size(*_NEITHER)
     plt.plotsize(width, height)
     plt.theme("clear")
     plt.ticks_color(_TEXT_COLOUR)
-    top = max((_largest(sample) for sample in samples), default=MiB)
-    sizes = _size_ticks(top, height // _ROWS_PER_TICK)
-    plt.yticks(sizes, _size_labels(sizes))
+    top = max((_find_largest(sample) for sample in samples), default=MiB)
+    sizes = _choose_size_ticks(top, height // _ROWS_PER_TICK)
+    plt.yticks(sizes, _format_sizes(sizes))
     plt.ylim(0, max(top, sizes[-1]) * 1.02)
     end = max(samples[-1].t if samples else 0.0, _SHORTEST)
-    times = _time_ticks(end, width // _COLUMNS_PER_TICK)
-    plt.xticks(times, [seconds_label(time) for time in times])
+    times = _choose_time_ticks(end, width // _COLUMNS_PER_TICK)
+    plt.xticks(times, [format_seconds(time) for time in times])
     plt.xlim(0, times[-1])
-    shown = _thinned(samples, times[-1], width * _POINTS_PER_COLUMN)
+    shown = _thin_out(samples, times[-1], width * _POINTS_PER_COLUMN)
     for series in SERIES:
-        _draw(plt, series, shown, colour=colour)
+        _draw_series(plt, series, shown, colour=colour)
     text = str(plt.build()).rstrip("\n")
     return text if colour else str(plt.uncolorize(text))
 
 
-def _draw(
+def _draw_series(
     plt: Any,  # noqa: ANN401 - a module without types
     series: Series,
     samples: Sequence[Sample],
@@ -114,7 +199,7 @@ def _draw(
         )
 
 
-def seconds_label(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Write a time on the axis: ``"5 s"``, ``"2:30"`` (minutes), ``"1:00:00"``."""
     minutes, rest = divmod(round(seconds), _MINUTE)
     if minutes == 0:
@@ -123,32 +208,32 @@ def seconds_label(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _largest(sample: Sample) -> int:
+def _find_largest(sample: Sample) -> int:
     return max(getattr(sample, series.name) or 0 for series in SERIES)
 
 
-def _size_ticks(top: int, count: int) -> list[int]:
-    """Return 0 and its multiples of a power of two, up to the top or near it."""
+def _choose_size_ticks(top: int, count: int) -> list[int]:
+    """Return 0 and the multiples of a power of two, up to the top or near it."""
     step = MiB
     while top / step > max(count, 1):
         step *= 2
     return list(range(0, top + step // 4, step))
 
 
-def _size_labels(sizes: Sequence[int]) -> list[str]:
+def _format_sizes(sizes: Sequence[int]) -> list[str]:
     unit, name = (GiB, "GiB") if sizes[-1] >= GiB else (MiB, "MiB")
     return [f"{size / unit:g} {name}" for size in sizes]
 
 
-def _time_ticks(end: float, count: int) -> list[float]:
-    """Return times from 0 on, of which the last is the end or later."""
+def _choose_time_ticks(end: float, count: int) -> list[float]:
+    """Return times from 0 on, in equal steps; the last one is the end or later."""
     step = next((step for step in _STEPS if end / step <= count), None)
-    if step is None:  # hours
+    if step is None:  # whole hours
         step = math.ceil(end / max(count, 1) / _STEPS[-1]) * _STEPS[-1]
     return [float(step * n) for n in range(math.ceil(end / step) + 1)]
 
 
-def _thinned(samples: Sequence[Sample], end: float, count: int) -> list[Sample]:
-    """Keep as many samples as can be told apart, the last one of each moment."""
+def _thin_out(samples: Sequence[Sample], end: float, count: int) -> list[Sample]:
+    """Keep one sample, the last one, of each column of dots."""
     by_place = {int(sample.t / end * count): sample for sample in samples}
     return list(by_place.values())

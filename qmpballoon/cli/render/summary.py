@@ -1,49 +1,54 @@
-"""Before and after, in a table, and what it proves in a sentence."""
+"""A reclaim's figures before and after, and what they prove: pure, from its report."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
-from qmpballoon.cli import _output
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from qmpballoon.balloon._reclaim import ReclaimReport, Snapshot
 
-__all__ = ["print_summary", "prove"]
+__all__ = ["describe_gain", "draw_summary"]
 
 
-def print_summary(report: ReclaimReport, *, hold: bool) -> None:
-    """Print what came of a reclaim; ``hold``: its memory was to be held."""
+def draw_summary(report: ReclaimReport, *, hold: bool) -> list[RenderableType]:
+    """Lay out what came of a reclaim: a table, a sentence, and the host's gain.
+
+    Args:
+        report: The reclaim's.
+        hold: Whether its memory was to be held.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
     table.add_column("")
     for heading in ("before", "after", "change"):
         table.add_column(heading, justify="right")
-    before, after = _figures(report.before), _figures(report.after)
+    before, after = _list_figures(report.before), _list_figures(report.after)
     for name, old in before.items():
         new = after[name]
-        table.add_row(name, _size(old), _size(new), _change(old, new))
+        table.add_row(name, _format(old), _format(new), _format_change(old, new))
     end = "held" if hold else "and not all of it given back"
-    came = (
+    sentence = (
         f"requested {format_size(report.requested)}, handed over"
         f" {format_size(report.handed_over)} in {report.seconds:.1f} s,"
         f" {end if report.held else 'and given back'}"
     )
-    console = Console(highlight=False)
-    _output.draw(console, "", table, "", came, prove(report))
+    return ["", table, "", sentence, describe_gain(report)]
 
 
-def prove(report: ReclaimReport) -> str:
-    """Say what the host has got for the cache that the guest has lost."""
+def describe_gain(report: ReclaimReport) -> str:
+    """Say how much memory the host has gained for the cache that the guest lost."""
     before, after = report.before, report.after
-    cache, lost = before.stats.disk_caches, _fall(_cache(before), _cache(after))
+    cache = before.stats.disk_caches
+    lost = _subtract(cache, after.stats.disk_caches)
     if not cache or not lost or lost < 0:
         return "The guest's page cache did not shrink."
     share = f"The guest's page cache fell by {lost / cache:.0%}"
-    freed = _fall(before.resident, after.resident)
+    freed = _subtract(before.resident, after.resident)
     if freed is None:
         return f"{share}; what the host has got for it cannot be seen from here."
     if freed <= 0:
@@ -54,32 +59,28 @@ def prove(report: ReclaimReport) -> str:
     )
 
 
-def _figures(seen: Snapshot) -> dict[str, int | None]:
+def _list_figures(seen: Snapshot) -> dict[str, int | None]:
     stats = seen.stats
     return {
         "guest: page cache": stats.disk_caches,
         "guest: free": stats.free,
         "guest: available": stats.available,
-        "guest: used": _fall(stats.total, stats.available),
+        "guest: used": _subtract(stats.total, stats.available),
         "guest: size": seen.actual,
         "host: QEMU resident": seen.resident,
     }
 
 
-def _cache(seen: Snapshot) -> int | None:
-    return seen.stats.disk_caches
+def _subtract(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first - second
 
 
-def _fall(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else before - after
-
-
-def _size(size: int | None) -> str:
+def _format(size: int | None) -> str:
     return "unknown" if size is None else format_size(size)
 
 
-def _change(before: int | None, after: int | None) -> str:
-    if before is None or after is None:
+def _format_change(before: int | None, after: int | None) -> str:
+    change = _subtract(after, before)
+    if change is None:
         return ""
-    sign = "+" if after > before else ""
-    return f"{sign}{format_size(after - before)}"
+    return f"{'+' if change > 0 else ''}{format_size(change)}"

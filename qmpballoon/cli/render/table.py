@@ -1,27 +1,24 @@
-"""The fleet as a table: still, or moving like top's."""
+"""The fleet as a table: pure, from what is known of the VMs to what is shown."""
 
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qmpballoon.cli import _output
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from qmpballoon.fleet.members import Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.vm import State, View
 
-__all__ = ["print_table", "table_shown"]
+__all__ = ["draw_fleet", "draw_screen"]
 
 _COLOURS: Final[dict[State, str]] = {
     "connecting": "dim",
@@ -33,47 +30,40 @@ _COLOURS: Final[dict[State, str]] = {
     "busy": "yellow",
     "gone": "red",
 }
-_PIPED: Final = 200  # columns where there is no terminal to tell
-_AROUND: Final = 7  # lines of the screen that are not VMs: the host, heads, what is cut
+# Lines of the screen that are not VMs: 3 for the host and the sums, 1 for the headings,
+# 1 for how many VMs are left out, and 2 for sums that wrap on a narrow screen.
+_AROUND: Final = 7
 _NOTES: Final = 5  # lines of a screen for what is wrong, at most
 
 
-def print_table(host: Host, rules: Rules, views: Sequence[View]) -> None:
-    """Print a fleet as it is now."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPED)
-    notes = [_note(view) for view in views if view.detail]
-    _output.draw(console, _page(host, rules, views, views, notes))
+def draw_fleet(host: Host, rules: Rules, views: Sequence[View]) -> Group:
+    """Lay out a fleet with all its VMs, however many lines that takes."""
+    notes = [_describe_detail(view) for view in views if view.detail]
+    return _draw_page(host, rules, views, views, notes)
 
 
-@contextmanager
-def table_shown(
-    console: Console | None = None,
-) -> Generator[Callable[[Host, Rules, Sequence[View]], None]]:
-    """Yield what shows a fleet, again and again in the same place.
+def draw_screen(
+    host: Host, rules: Rules, views: Sequence[View], width: int, height: int
+) -> Group:
+    """Lay out as much of a fleet as fits on a screen.
 
-    What does not fit on the screen is left out, the last VMs first.
+    What does not fit is left out, the last VMs first.
 
     Args:
-        console: Where; by default the terminal.
+        host: The host.
+        rules: What the host is to keep.
+        views: The VMs.
+        width: Characters in a line of the screen.
+        height: Lines of the screen.
     """
-    console = console or Console(highlight=False)
-
-    def show(host: Host, rules: Rules, views: Sequence[View]) -> None:
-        notes = [_note(view) for view in views if view.detail][:_NOTES]
-        for note in notes:
-            note.truncate(console.width, overflow="ellipsis")
-        room = max(1, console.height - _AROUND - len(notes))
-        page = _page(host, rules, views, views[:room], notes)
-        live.update(page, refresh=True)
-
-    # Drawn when there is news; a thread that draws would take time from the VMs.
-    with Live(auto_refresh=False, console=console) as live:
-        yield show
+    notes = [_describe_detail(view) for view in views if view.detail][:_NOTES]
+    for note in notes:
+        note.truncate(width, overflow="ellipsis")
+    room = max(1, height - _AROUND - len(notes))
+    return _draw_page(host, rules, views, views[:room], notes)
 
 
-def _page(
+def _draw_page(
     host: Host,
     rules: Rules,
     views: Sequence[View],
@@ -81,15 +71,15 @@ def _page(
     notes: Iterable[Text],
 ) -> Group:
     """Lay out the host, the VMs, and what is wrong with some of them."""
-    parts: list[Text | Table] = [_host(host, rules), _fleet(views)]
+    parts: list[Text | Table] = [_describe_host(host, rules), _describe_vms(views)]
     if shown:
-        parts.append(_table(shown))
+        parts.append(_draw_table(shown))
     if hidden := len(views) - len(shown):
         parts.append(Text(f" and {hidden} more", "dim"))
     return Group(*parts, *notes)
 
 
-def _host(host: Host, rules: Rules) -> Text:
+def _describe_host(host: Host, rules: Rules) -> Text:
     left = host.available - rules.reserve
     colour = "red" if left < 0 else "yellow" if left < rules.buffer // 2 else "green"
     text = Text("The host has ")
@@ -101,8 +91,8 @@ def _host(host: Host, rules: Rules) -> Text:
     return text
 
 
-def _fleet(views: Sequence[View]) -> Text:
-    """Sum the VMs up."""
+def _describe_vms(views: Sequence[View]) -> Text:
+    """Say how the VMs are, what they have, and what they hold of the host."""
     if not views:
         return Text("There are no VMs: name their sockets, like '/run/vms/*.qmp'")
     states = Counter(view.state for view in views)
@@ -119,34 +109,40 @@ def _fleet(views: Sequence[View]) -> Text:
     return text
 
 
-def _table(views: Sequence[View]) -> Table:
+def _draw_table(views: Sequence[View]) -> Table:
     table = Table(box=None)
     table.add_column("VM", no_wrap=True, overflow="ellipsis")
     table.add_column("state", no_wrap=True)
     for name in ("has", "of", "available", "free", "cache", "resident"):
         table.add_column(name, justify="right", no_wrap=True)
     for view in views:
-        table.add_row(view.name, Text(view.state, _COLOURS[view.state]), *_cells(view))
+        table.add_row(
+            view.name, Text(view.state, _COLOURS[view.state]), *_format_cells(view)
+        )
     return table
 
 
-def _cells(view: View) -> list[Text]:
+def _format_cells(view: View) -> list[Text]:
     stats = view.stats
     is_needy = (view.above_headroom or 0) < 0
-    style = "" if view.is_fresh else "dim"  # what a guest said before it fell silent
+    # Dim: what a guest said before it stopped answering.
+    style = "" if view.is_fresh else "dim"
     return [
-        Text(_size(view.actual) + (f" > {_size(view.target)}" if view.target else "")),
-        Text(_size(view.total)),
-        Text(_size(stats.reclaimable), "bold red" if is_needy else style),
-        Text(_size(stats.free), style),
-        Text(_size(stats.disk_caches), style),
-        Text(_size(view.resident)),
+        Text(
+            _format_size(view.actual)
+            + (f" > {_format_size(view.target)}" if view.target else "")
+        ),
+        Text(_format_size(view.total)),
+        Text(_format_size(stats.reclaimable), "bold red" if is_needy else style),
+        Text(_format_size(stats.free), style),
+        Text(_format_size(stats.disk_caches), style),
+        Text(_format_size(view.resident)),
     ]
 
 
-def _note(view: View) -> Text:
+def _describe_detail(view: View) -> Text:
     return Text(f" {view.name}: ", _COLOURS[view.state]).append(view.detail, "default")
 
 
-def _size(size: int | None) -> str:
+def _format_size(size: int | None) -> str:
     return "-" if size is None else format_size(size)

@@ -6,7 +6,7 @@ import pytest
 
 from qmpballoon.balloon._reclaim import ReclaimReport, Snapshot
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.cli.render.summary import prove
+from qmpballoon.cli.render.summary import describe_gain
 from qmpballoon.sizes import MiB
 
 
@@ -37,5 +37,5 @@ def test_it_is_said_as_it_is(after: Snapshot, words: str) -> None:
         before=seen(200, 500),
         after=after,
     )
-    assert words in prove(report)
-    assert "-" not in prove(report)
+    assert words in describe_gain(report)
+    assert "-" not in describe_gain(report)

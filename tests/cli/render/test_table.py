@@ -10,7 +10,8 @@ from attrs import evolve
 from pages import HOST, RULES
 from rich.console import Console
 
-from qmpballoon.cli.render.table import print_table, table_shown
+from qmpballoon.cli._display import print_fleet
+from qmpballoon.cli.render.table import draw_screen
 from qmpballoon.sizes import MiB
 
 if TYPE_CHECKING:
@@ -24,12 +25,11 @@ RED = "\x1b[1;31m"
 
 
 def drawn(views: list[View], *, width: int = 80, height: int = 24) -> list[str]:
-    """Return the lines of a screen that a live table is shown on."""
+    """Return the lines of a screen that a fleet is shown on."""
     file = io.StringIO()
     console = Console(file=file, width=width, height=height, force_terminal=True)
-    with table_shown(console) as show:
-        show(HOST, RULES, views)
-        return file.getvalue().rstrip().splitlines()
+    console.print(draw_screen(HOST, RULES, views, width, height))
+    return file.getvalue().rstrip().splitlines()
 
 
 def test_nothing_is_drawn_beyond_the_screen() -> None:
@@ -62,7 +62,7 @@ def test_where_nobody_watches_nothing_is_cut(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fleet = [evolve(WELL, name=f"vm{number:03}") for number in range(100)]
-    print_table(HOST, RULES, [*fleet, GONE])
+    print_fleet(HOST, RULES, [*fleet, GONE])
     shown = capsys.readouterr().out
     assert "vm099" in shown
     assert "more" not in shown

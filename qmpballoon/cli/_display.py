@@ -1,0 +1,218 @@
+"""Shows what goes on while it goes on.
+
+On a terminal that is a chart, a bar or a table, drawn again in the same place. In a
+file or a pipe, one line follows the other. What is shown comes from
+:mod:`qmpballoon.cli.render`; this module decides where and how often.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, Protocol
+
+from qmpballoon.cli import _output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    from rich.console import Console, RenderableType
+
+    from qmpballoon.balloon._resize import Progress
+    from qmpballoon.balloon.sampling import Sample, Timeline
+    from qmpballoon.cli.render.chart import Chart
+    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.policy import Rules
+    from qmpballoon.fleet.vm import View
+
+__all__ = [
+    "ShowSample",
+    "has_braille",
+    "print_chart",
+    "print_fleet",
+    "show_fleet",
+    "show_progress",
+    "show_timeline",
+]
+
+_CHART_INTERVAL: Final = 0.2  # seconds between two drawings
+_STILL_HEIGHT: Final = 20  # lines of the chart that stays on the terminal
+_BAR_INTERVAL: Final = 0.1  # seconds between two drawings
+_LINE_INTERVAL: Final = 1.0  # seconds between two lines
+_PIPED_WIDTH: Final = 200  # columns of a table where no terminal limits them
+
+
+class ShowSample(Protocol):
+    """Shows a sample."""
+
+    def __call__(self, sample: Sample, note: str = "", /) -> None:
+        """Take in a sample, and a note for people; it need not be shown at once."""
+        ...
+
+
+def has_braille() -> bool:
+    """Tell whether standard output can have braille, which charts are drawn with."""
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+# Samples
+
+
+@contextmanager
+def show_timeline(title: str) -> Generator[ShowSample]:
+    """Show samples within the block, as a moving chart or as lines."""
+    capable = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    if sys.stdout.isatty() and has_braille() and capable:
+        with _show_chart(title) as show:
+            yield show
+    else:
+        with _show_lines(title) as show:
+            yield show
+
+
+@contextmanager
+def _show_lines(title: str) -> Generator[ShowSample]:
+    from qmpballoon.cli.render.lines import Lines  # noqa: PLC0415 - loaded late
+
+    lines = Lines()
+
+    def show(sample: Sample, note: str = "") -> None:
+        if line := lines.add(sample, note):
+            _output.say(line)
+
+    _output.say(title)
+    yield show
+    if line := lines.finish():
+        _output.say(line)
+
+
+@contextmanager
+def _show_chart(title: str) -> Generator[ShowSample]:
+    """Show a moving chart.
+
+    It has the terminal's alternate screen to itself, so it can be drawn anew at any
+    size at any time. However the block ends, the first screen comes back as it was,
+    cursor included, and the last chart is printed there.
+    """
+    from rich.console import Console  # noqa: PLC0415 - loads rich
+
+    from qmpballoon.cli.render.chart import Chart  # noqa: PLC0415 - loads rich
+
+    console, chart = Console(highlight=False), Chart(title)
+    due = 0.0
+    try:
+        with console.screen(hide_cursor=True) as screen:
+
+            def show(sample: Sample, note: str = "") -> None:
+                nonlocal due
+                chart.add(sample, note)
+                if time.monotonic() >= due:
+                    screen.update(_render(chart, console, console.height))
+                    due = time.monotonic() + _CHART_INTERVAL
+
+            yield show
+    finally:
+        _print_still(chart, console)
+
+
+def print_chart(title: str, timeline: Timeline) -> None:
+    """Print a chart that does not move."""
+    from rich.console import Console  # noqa: PLC0415 - loads rich
+
+    from qmpballoon.cli.render.chart import Chart  # noqa: PLC0415 - loads rich
+
+    chart = Chart(title)
+    for sample in timeline:
+        chart.add(sample)
+    _print_still(chart, Console(highlight=False))
+
+
+def _print_still(chart: Chart, console: Console) -> None:
+    if not chart.is_empty:
+        height = min(console.height, _STILL_HEIGHT)
+        _output.draw(console, _render(chart, console, height))
+
+
+def _render(chart: Chart, console: Console, height: int) -> RenderableType:
+    return chart.render(console.width, height, colour=not console.no_color)
+
+
+# Progress
+
+
+@contextmanager
+def show_progress() -> Generator[Callable[[Progress], None]]:
+    """Show the progress of a resize within the block, as a bar or as lines."""
+    if sys.stdout.isatty():
+        with _show_bar() as show:
+            yield _limit_rate(show, _BAR_INTERVAL)
+    else:
+        yield _limit_rate(_say_progress, _LINE_INTERVAL)
+
+
+def _limit_rate(
+    show: Callable[[Progress], None], seconds: float
+) -> Callable[[Progress], None]:
+    """Show only some of the progress: a resize reports it many times a second."""
+    due = 0.0
+
+    def show_if_due(progress: Progress) -> None:
+        nonlocal due
+        if progress.seconds >= due or progress.phase == "reached":
+            due = progress.seconds + seconds
+            show(progress)
+
+    return show_if_due
+
+
+@contextmanager
+def _show_bar() -> Generator[Callable[[Progress], None]]:
+    from rich.live import Live  # noqa: PLC0415 - loads rich
+
+    from qmpballoon.cli.render.bar import draw_bar  # noqa: PLC0415 - loads rich
+
+    # Drawn when there is news: a thread that draws would take time from QEMU.
+    with Live(auto_refresh=False, transient=True) as live:
+        yield lambda progress: live.update(draw_bar(progress), refresh=True)
+
+
+def _say_progress(progress: Progress) -> None:
+    from qmpballoon.cli.render.bar import describe_progress  # noqa: PLC0415 - late
+
+    _output.say(describe_progress(progress))
+
+
+# Fleets
+
+
+def print_fleet(host: Host, rules: Rules, views: Sequence[View]) -> None:
+    """Print a fleet once, with all its VMs."""
+    from rich.console import Console  # noqa: PLC0415 - loads rich
+
+    from qmpballoon.cli.render.table import draw_fleet  # noqa: PLC0415 - loads rich
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PIPED_WIDTH)
+    _output.draw(console, draw_fleet(host, rules, views))
+
+
+@contextmanager
+def show_fleet() -> Generator[Callable[[Host, Rules, Sequence[View]], None]]:
+    """Show a fleet within the block, again and again in the same place."""
+    from rich.console import Console  # noqa: PLC0415 - loads rich
+    from rich.live import Live  # noqa: PLC0415 - loads rich
+
+    from qmpballoon.cli.render.table import draw_screen  # noqa: PLC0415 - loads rich
+
+    console = Console(highlight=False)
+
+    def show(host: Host, rules: Rules, views: Sequence[View]) -> None:
+        page = draw_screen(host, rules, views, console.width, console.height)
+        live.update(page, refresh=True)
+
+    # Drawn when there is news: a thread that draws would take time from the VMs.
+    with Live(auto_refresh=False, console=console) as live:
+        yield show

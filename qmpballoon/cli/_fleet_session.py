@@ -1,0 +1,138 @@
+"""Runs a subcommand on a fleet: supervise the VMs, read the host, serve metrics."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qmpballoon.address import LibvirtVm
+from qmpballoon.cli import _output
+from qmpballoon.fleet.policy import PolicyName, Rules
+from qmpballoon.fleet.sources import sources
+from qmpballoon.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+    from qmpballoon.fleet.host_memory import Gauge
+    from qmpballoon.fleet.sources import Source
+    from qmpballoon.fleet.supervisor import Supervisor
+
+__all__ = ["make_rules", "note_no_vms", "serve_metrics", "supervise"]
+
+
+def supervise(
+    vms: tuple[str, ...],
+    period: float,
+    main: Callable[[Supervisor], Awaitable[Any]],
+) -> Any:  # noqa: ANN401 - what main returns
+    """Supervise VMs while a coroutine function works with them.
+
+    Args:
+        vms: The command line's VMs.
+        period: Seconds between two looks at a VM.
+        main: Is given the supervisor.
+
+    Returns:
+        What ``main`` returns.
+    """
+    source = _find_source(vms)
+    if any(isinstance(spec.address, LibvirtVm) for spec in source()):
+        import_module("libvirt")  # fails here, before anything, if not installed
+
+    import random  # noqa: PLC0415 - loaded late
+
+    from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
+    from qmpballoon.fleet.settings import Settings  # noqa: PLC0415 - loaded late
+    from qmpballoon.fleet.supervisor import open_fleet  # noqa: PLC0415 - loads trio
+
+    async def main_supervised() -> Any:  # noqa: ANN401
+        settings = Settings(period=period, stale_after=max(5.0, 3 * period))
+        # It spreads the looks at the VMs over the period.
+        rng = random.Random()  # noqa: S311 - nothing secret
+        async with open_fleet(
+            source, rng, settings=settings, opener=open_monitor
+        ) as supervisor:
+            return await main(supervisor)
+
+    return run(main_supervised)
+
+
+def _find_source(vms: tuple[str, ...]) -> Source:
+    """Return the source of the VMs that the arguments name."""
+    try:
+        return sources(vms)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def note_no_vms(supervisor: Supervisor) -> None:
+    """Say so on standard error where there are no VMs; some may still come."""
+    if not supervisor.views():
+        _output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
+
+
+def make_rules(gauge: Gauge, reserve: int | None, policy: PolicyName) -> Rules:
+    """Return the rules for a host, from the options.
+
+    Args:
+        gauge: Reads the host's memory.
+        reserve: Bytes the host is to keep available; ``None`` for the default.
+        policy: What is levelled out among the guests.
+
+    Raises:
+        OSError: The host's memory cannot be read.
+        click.UsageError: The options contradict each other, or the host.
+    """
+    group = gauge.cgroup
+    if group is not None and not (group / "memory.max").exists():
+        raise click.UsageError(
+            f"{group} has no memory.max: give a group of cgroup v2, not its root, that"
+            " has the memory controller"
+        )
+    total = gauge.read().total
+    rules = Rules.for_host(total, reserve, policy)
+    if rules.reserve >= total:
+        raise click.UsageError(
+            f"a reserve of {format_size(rules.reserve)} leaves nothing of the"
+            f" {format_size(total)} there are: give the host less to keep (--reserve),"
+            " or VMs a higher limit"
+        )
+    return rules
+
+
+@contextmanager
+def serve_metrics(
+    supervisor: Supervisor, gauge: Gauge, rules: Rules, listen: tuple[str, int]
+) -> Generator[str]:
+    """Serve Prometheus metrics within the block; yield their URL.
+
+    Raises:
+        click.UsageError: The address cannot be listened on.
+    """
+    import trio  # noqa: PLC0415 - loaded late
+
+    from qmpballoon.fleet.metrics import Snapshot, serve  # noqa: PLC0415 - an extra
+
+    def snapshot() -> Snapshot:
+        host = gauge.read(supervisor.held, supervisor.promised)
+        return Snapshot(host, rules, supervisor.views())
+
+    def scrape() -> Snapshot:
+        return trio.from_thread.run_sync(snapshot, trio_token=token)
+
+    token = trio.lowlevel.current_trio_token()
+    with ExitStack() as stack:
+        try:
+            host, port = stack.enter_context(serve(scrape, *listen))
+        except OSError as error:
+            raise click.UsageError(
+                f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror or error};"
+                " give another HOST:PORT, or port 0 for one that is free"
+            ) from error
+        at = f"[{host}]" if ":" in host else host
+        yield f"http://{at}:{port}/metrics"

@@ -1,0 +1,161 @@
+"""What the fleet's commands say: pure, from plans, reports and VMs to text and JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from qmpballoon.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sized
+
+    from qmpballoon.fleet.control_loop import Reclaimed
+    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.policy import FleetPlan, Rules
+    from qmpballoon.fleet.vm import View
+
+__all__ = [
+    "Changes",
+    "describe_absent",
+    "describe_plan",
+    "describe_report",
+    "host_to_json",
+]
+
+
+def host_to_json(host: Host, rules: Rules) -> dict[str, object]:
+    """Return what the host has, and what it is to keep, in bytes."""
+    return {
+        "total": host.total,
+        "available": host.available,
+        "reserve": rules.reserve,
+        "buffer": rules.buffer,
+        "promised": host.promised,
+        "pressed": host.pressed,
+    }
+
+
+# Plans and reports
+
+
+def describe_plan(host: Host, rules: Rules, plan: FleetPlan) -> str:
+    """Say what is to be moved, and why."""
+    about = (
+        f"The host has {format_size(host.available)} available of"
+        f" {format_size(host.total)}, and is to keep {format_size(rules.reserve)}"
+        f" and a buffer of {format_size(rules.buffer)}."
+    )
+    moves = [
+        f"{move.name}: {format_size(move.before)} -> {format_size(move.target)}"
+        f" ({format_size(move.change)}): {move.reason}"
+        for move in plan.moves
+    ]
+    lines = [about, *moves, *_describe_sums(plan)]
+    if plan.lacking:
+        lines.append(
+            f"No guest can free the {format_size(plan.lacking)} still lacking."
+        )
+    elif not plan.moves:
+        lines.append("Nothing is to be moved.")
+    return "\n".join(lines)
+
+
+def _describe_sums(plan: FleetPlan) -> list[str]:
+    """Say how much all guests together give and get."""
+    taken = sum(max(0, -move.change) for move in plan.moves)
+    given = sum(max(0, move.change) for move in plan.moves)
+    lines: list[str] = []
+    if taken:
+        lines.append(f"Guests give {format_size(taken)} in all.")
+    if given:
+        lines.append(f"Guests get {format_size(given)} in all.")
+    return lines
+
+
+def describe_report(report: Reclaimed, before: int, after: int) -> str:
+    """Say who gave what, and what the host has gained.
+
+    Args:
+        report: The reclaim's.
+        before: Bytes the host had available.
+        after: Bytes the host has available now.
+    """
+    lines = [
+        f"{vm.name}: gave {format_size(vm.handed_over)} of"
+        f" {format_size(vm.requested)} that were asked for"
+        for vm in report.vms
+    ]
+    lines += [
+        f"{vm.name}: has yet to take {format_size(vm.owed)} back; look at it with"
+        " `fleet status`, and resize it again"
+        for vm in report.vms
+        if vm.owed
+    ]
+    kept = "and keeps it from them" if report.held else "and gave the sizes back"
+    lines.append(
+        f"Took {format_size(report.handed_over)} of {format_size(report.requested)}"
+        f" from {_count_guests(report.vms)}, {kept}; the host had"
+        f" {format_size(before)} available, and has {format_size(after)}."
+    )
+    return "\n".join(lines)
+
+
+def _count_guests(vms: Sized) -> str:
+    return "1 guest" if len(vms) == 1 else f"{len(vms)} guests"
+
+
+# VMs that take no part
+
+
+def describe_absent(views: Iterable[View]) -> list[str]:
+    """Name the VMs that take no part, and say why, one line each."""
+    return [_describe_absent(view) for view in views if not view.is_fresh]
+
+
+def _describe_absent(view: View) -> str:
+    return f"{view.name} takes no part: {view.detail or view.state}"
+
+
+@define
+class Changes:
+    """Tells which VMs have begun or ceased to take part, each change once.
+
+    `fleet run` may run for months and be read in a journal. So nothing is said of VMs
+    that are well, and nothing is said twice.
+    """
+
+    _known: dict[str, View] = field(factory=dict[str, "View"])
+
+    def describe(self, views: Iterable[View]) -> list[str]:
+        """Say what has changed since the last call, one line a change.
+
+        Args:
+            views: All VMs that belong to the fleet now.
+        """
+        here = {view.name: view for view in views}
+        lines = [
+            f"{name} is no longer there"
+            for name in sorted(self._known.keys() - here.keys())
+            if self._known.pop(name).is_fresh
+        ]
+        for name, view in here.items():
+            # A VM that is connecting will be in another state soon.
+            if view.state != "connecting":
+                lines += _describe_change(self._known.get(name), view)
+                self._known[name] = view
+        return lines
+
+
+def _describe_change(before: View | None, view: View) -> list[str]:
+    if before is not None and before.state == view.state:
+        return []
+    lines: list[str] = []
+    if not view.is_fresh:
+        lines.append(_describe_absent(view))
+    elif before is not None and not before.is_fresh:
+        lines.append(f"{view.name} takes part again")
+    if view.state == "stalled":
+        lines.append(f"{view.name} is left alone for a while: {view.detail}")
+    return lines
