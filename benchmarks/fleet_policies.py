@@ -33,7 +33,7 @@ from attrs import define, evolve, field, frozen
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.fleet.members import Host, Member
 from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
-from qmpballoon.fleet.usage_rate import Growth
+from qmpballoon.fleet.vm import Growth
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import (
     SECOND,

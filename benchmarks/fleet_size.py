@@ -34,9 +34,8 @@ from qmpballoon.fleet.control_loop import balance
 from qmpballoon.fleet.host_memory import Gauge
 from qmpballoon.fleet.metrics import FleetCollector, Snapshot
 from qmpballoon.fleet.policy import Rules
-from qmpballoon.fleet.settings import Settings
 from qmpballoon.fleet.sources import sources
-from qmpballoon.fleet.supervisor import open_fleet
+from qmpballoon.fleet.supervisor import Settings, open_fleet
 from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
 from qmpballoon.sizes import GiB, MiB
 

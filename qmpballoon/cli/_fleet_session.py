@@ -47,8 +47,10 @@ def supervise(
 
     from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415 - loads trio
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
-    from qmpballoon.fleet.settings import Settings  # noqa: PLC0415 - loaded late
-    from qmpballoon.fleet.supervisor import open_fleet  # noqa: PLC0415 - loads trio
+    from qmpballoon.fleet.supervisor import (  # noqa: PLC0415 - loads trio
+        Settings,
+        open_fleet,
+    )
 
     async def main_supervised() -> Any:  # noqa: ANN401
         settings = Settings(period=period, stale_after=max(5.0, 3 * period))

@@ -18,12 +18,14 @@ from __future__ import annotations
 import math
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
-from attrs import define, evolve, field
+from attrs import asdict, define, evolve, field, frozen
 
+from qmpballoon._checks import require_seconds
 from qmpballoon._transport import proc
+from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon._resize import HEADROOM
 from qmpballoon.balloon._tracker import StallLimits
 from qmpballoon.balloon.find import find_balloon
@@ -31,26 +33,29 @@ from qmpballoon.errors import (
     BalloonUnavailable,
     MonitorBusy,
     MonitorTimeout,
+    MonitorUnreachable,
     NoBalloonDevice,
     QmpBalloonError,
 )
-from qmpballoon.fleet.opening import open_socket
-from qmpballoon.fleet.settings import Settings
 from qmpballoon.fleet.vm import Record
+from qmpballoon.monitor import Monitor
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractAsyncContextManager
 
+    from qmpballoon.address import Vm
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.fleet.members import Member
-    from qmpballoon.fleet.opening import Opener
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.vm import State, View
 
-__all__ = ["Supervisor", "open_fleet"]
+__all__ = ["FleetMonitor", "Opener", "Settings", "Supervisor", "open_fleet"]
 
+_DAY: Final = 86400  # seconds
 _TOTAL_EVERY: Final = 60  # looks; RAM changes only when some is plugged
 _STALL: Final = StallLimits(window=2.0)  # others can take over; there is no hurry
 _MOST: Final = 2.0  # each attempt to connect waits up to so many times longer
@@ -60,6 +65,91 @@ _STATES: Final[dict[type[QmpBalloonError], State]] = {
     BalloonUnavailable: "no-balloon",
     QmpBalloonError: "gone",
 }
+
+
+@frozen
+class Settings:
+    """How often things are done, and how long they may take; in seconds.
+
+    Attributes:
+        period: Between two looks at a VM, and two plans: guests that grow are to have
+            enough until the next. Above 0, and a day at most.
+        stale_after: Without an answer of the guest, after which it is silent.
+        rescan: Between two looks for VMs that have come or gone; likewise.
+        open_timeout: For connecting and greeting.
+        command_timeout: For one command.
+        move_timeout: For one move of a balloon.
+        first_pause: Before the first new attempt to connect.
+        longest_pause: Between two attempts.
+
+    Raises:
+        TypeError: One of them is no number.
+        ValueError: One of them is out of range.
+    """
+
+    period: float = 1.0
+    stale_after: float = 5.0
+    rescan: float = 5.0
+    open_timeout: float = 5.0
+    command_timeout: float = 5.0
+    move_timeout: float = 30.0
+    first_pause: float = 0.5
+    longest_pause: float = 30.0
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what would make tasks fail, or spin, later on."""
+        for name, seconds in asdict(self).items():
+            require_seconds(seconds, name)
+        for name in ("period", "rescan"):
+            seconds = getattr(self, name)
+            if not 0 < seconds <= _DAY:
+                raise ValueError(
+                    f"{name} is {seconds}: it must be above 0, and {_DAY} seconds at"
+                    " most"
+                )
+
+
+class Opener(Protocol):
+    """Reaches a VM, and is done with it when the block is left."""
+
+    def __call__(
+        self, vm: Vm, /, *, timeout: float, command_timeout: float
+    ) -> AbstractAsyncContextManager[FleetMonitor]:
+        """Reach a VM.
+
+        Args:
+            vm: Where it is.
+            timeout: Seconds for that.
+            command_timeout: Seconds for each command.
+
+        Raises:
+            MonitorError: It cannot be reached.
+        """
+        ...
+
+
+class FleetMonitor(Monitor, Protocol):
+    """A monitor that knows what its QEMU holds."""
+
+    def resident(self) -> int | None:
+        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
+        ...
+
+
+@asynccontextmanager
+async def open_socket(
+    vm: Vm, /, *, timeout: float, command_timeout: float
+) -> AsyncGenerator[FleetMonitor, None]:
+    """Reach a VM that has a monitor of its own; as :class:`Opener`."""
+    if isinstance(vm, LibvirtVm):
+        raise MonitorUnreachable(
+            f"{vm} is libvirt's, and this fleet reaches sockets alone: the command"
+            " `qmpballoon fleet` reaches both"
+        )
+    async with open_monitor(
+        vm, timeout=timeout, command_timeout=command_timeout
+    ) as monitor:
+        yield monitor
 
 
 @define

@@ -13,8 +13,7 @@ from permissions import as_somebody_else
 
 from qmpballoon.address import LibvirtVm, TcpAddress, UnixAddress
 from qmpballoon.fleet import sources as fleet_sources
-from qmpballoon.fleet.processes import monitors, running
-from qmpballoon.fleet.sources import from_file, from_sockets, sources
+from qmpballoon.fleet.sources import from_file, from_sockets, monitors, running, sources
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.sizes import GiB, MiB
 
@@ -246,7 +245,7 @@ def test_a_host_is_its_processes_and_well_known_places(
     bind("run/web.qmp")
     monkeypatch.setattr(fleet_sources, "PLACES", ("run/*.qmp",))
     web = ("web", UnixAddress("run/web.qmp"))
-    monkeypatch.setattr("qmpballoon.fleet.processes.running", lambda: iter([web]))
+    monkeypatch.setattr("qmpballoon.fleet.sources.running", lambda: iter([web]))
     assert [spec.name for spec in sources([])()] == ["web", "100"]
 
 

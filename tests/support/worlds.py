@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.address import Vm
-    from qmpballoon.fleet.settings import Settings
+    from qmpballoon.fleet.supervisor import Settings
     from qmpballoon.fleet.vm import State, View
     from qmpballoon.trio import TrioMonitor
 
