@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from command import run, serve, start
+from command import actual, run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import GuestConfig
@@ -58,11 +58,6 @@ def object_of(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     value = json.loads(line)
     assert isinstance(value, dict)
     return value
-
-
-def actual(fake: FakeQemu) -> int:
-    memory = fake.machine.guest.memory
-    return memory.ram - memory.balloon
 
 
 async def test_status(tmp_path: Path) -> None:

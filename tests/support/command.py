@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -13,10 +14,20 @@ from attrs import frozen
 from qmpballoon.testing import FakeQemu, GuestConfig, Machine, MachineConfig, open_fake
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
     from pathlib import Path
 
-__all__ = ["PROGRAM", "Running", "run", "serve", "start"]
+__all__ = [
+    "PROGRAM",
+    "Running",
+    "actual",
+    "line_of",
+    "object_of",
+    "run",
+    "serve",
+    "start",
+    "until",
+]
 
 PROGRAM = (sys.executable, "-c", "from qmpballoon.cli import main; main()")
 
@@ -78,3 +89,31 @@ async def serve(
         await nursery.start(fake.listen, path)
         yield fake
         nursery.cancel_scope.cancel()
+
+
+def line_of(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line on standard error."""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("qmpballoon: ")
+    return line
+
+
+def object_of(result: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Return the one object on standard output."""
+    (line,) = result.stdout.splitlines()
+    value = json.loads(line)
+    assert isinstance(value, dict)
+    return value
+
+
+def actual(fake: FakeQemu) -> int:
+    """Return the bytes that the simulated guest has."""
+    memory = fake.machine.guest.memory
+    return memory.ram - memory.balloon
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something to become true of the simulated machine."""
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110 - the machine tells nobody
+            await trio.sleep(0.02)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from command import run, serve
+from command import line_of, run, serve
+from in_process import only_line, status_of
 
 from qmpballoon.qmp import Connection, Greeting, Role, Version
 
@@ -81,3 +82,19 @@ async def test_qemu_answers_too_slowly(socket_path: Path) -> None:
         result = await run("status", socket_path, "--timeout", "1")
     assert result.returncode == 4
     assert "within 1 s" in result.stderr
+
+
+async def test_a_vm_without_a_balloon(socket_path: Path) -> None:
+    async with serve(socket_path, balloon=None):
+        for command in (["status"], ["resize", "1G"], ["reclaim"], ["watch"]):
+            name, *rest = command
+            result = await run(name, socket_path, *rest, "--json")
+            assert result.returncode == 5
+            assert result.stdout == ""
+            assert "virtio-balloon-pci" in line_of(result)
+
+
+@pytest.mark.parametrize("path", ["/nowhere/qmp", "/etc/passwd", "/"])
+def test_no_socket(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("resize", path, "1G") == 4
+    assert path in only_line(capsys)

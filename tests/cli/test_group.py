@@ -1,0 +1,76 @@
+"""The table of subcommands: help, what is loaded, and extras that are missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from in_process import status_of
+
+if TYPE_CHECKING:
+    import socket
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["resize", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(*arguments) == (0 if arguments else 2)
+    assert "Usage: qmpballoon" in "".join(capsys.readouterr())
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Return what the command has loaded when it ends."""
+    program = (
+        "import sys\nfrom qmpballoon.cli import main\n"
+        f"try: main({list(arguments)!r})\n"
+        "except SystemExit: print(*sys.modules, sep='\\n')"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    return set(shown.stdout.split())
+
+
+def test_what_is_not_needed_is_not_loaded() -> None:
+    drawing = {"matplotlib", "plotext", "rich"}
+    assert not (drawing | {"trio"}) & loaded_by("--help")
+    assert not drawing & loaded_by("status", "/nowhere", "--json")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("click", ["--help"], "cli"),
+        ("matplotlib", ["reclaim", "SOCKET", "--report", "chart.svg"], "charts"),
+    ],
+)
+def test_missing_extras_are_named(
+    module: str,
+    arguments: list[str],
+    extra: str,
+    listener: socket.socket,
+    tmp_path: Path,
+) -> None:
+    given = [
+        listener.getsockname() if argument == "SOCKET" else argument
+        for argument in arguments
+    ]
+    program = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        f"from qmpballoon.cli import main; main({given!r})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"qmpballoon: {module} is not installed: pip install 'qmpballoon[{extra}]'\n"
+    )
+    with pytest.raises(BlockingIOError):
+        listener.accept()

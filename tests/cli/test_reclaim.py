@@ -1,0 +1,150 @@
+"""``qmpballoon reclaim`` on simulated VMs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from attrs import evolve
+from command import PROGRAM, actual, line_of, object_of, run, serve, start, until
+
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SAMPLE = {"t", "target", "actual", "free", "available", "disk_caches", "resident"}
+
+
+async def test_reclaim(socket_path: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    async with serve(socket_path) as fake:
+        result = await run("reclaim", socket_path, "--json", "--report", report)
+        assert actual(fake) == fake.machine.config.memory
+        assert fake.machine.guest.memory.cache < fake.machine.config.guest.cache // 5
+    assert result.returncode == 0
+    assert result.stderr == ""
+    seen = object_of(result)
+    assert seen == json.loads(report.read_text())
+    assert seen["outcome"] == "done"
+    assert seen["held"] is False
+    assert (
+        seen["before"]["actual"]
+        == seen["after"]["actual"]
+        == fake.machine.config.memory
+    )
+    assert seen["before"]["stats"]["disk_caches"] == fake.machine.config.guest.cache
+    assert seen["after"]["stats"]["disk_caches"] == fake.machine.guest.memory.cache
+    # The guard stops near enough: within a sixteenth of the headroom, 7 MiB here.
+    assert seen["handed_over"] >= seen["requested"] - 7 * MiB
+    assert seen["seconds"] > 0
+    assert all(sample.keys() >= SAMPLE for sample in seen["timeline"])
+    smallest = min(sample["actual"] for sample in seen["timeline"])
+    assert smallest == fake.machine.config.memory - seen["handed_over"]
+
+
+async def test_reclaim_and_hold_an_amount(socket_path: Path) -> None:
+    async with serve(socket_path) as fake:
+        result = await run("reclaim", socket_path, "25%", "--hold")
+        assert actual(fake) == fake.machine.config.memory * 3 // 4
+    assert result.returncode == 0
+    assert "held" in result.stdout
+    assert "taking: requested" in result.stdout
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+async def test_what_could_not_be_given_back_is_said(
+    socket_path: Path, form: tuple[str, ...]
+) -> None:
+    async with serve(socket_path) as fake:
+        balloon = fake.machine.commands["balloon"]
+
+        def overridden(arguments: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
+            answer = balloon.run(arguments)
+            if arguments["value"] == fake.machine.config.memory:  # it is given back
+                balloon.run({"value": GiB})
+            return answer
+
+        fake.machine.commands = {
+            **fake.machine.commands,
+            "balloon": evolve(balloon, run=overridden),
+        }
+        result = await run("reclaim", socket_path, *form)
+    assert result.returncode == 3
+    assert "another client sets targets" in line_of(result)
+    assert form or "not all of it given back" in result.stdout
+
+
+async def test_a_dry_run_takes_nothing(socket_path: Path) -> None:
+    async with serve(socket_path) as fake:
+        shown = await run("reclaim", socket_path, "--dry-run")
+        plan = object_of(await run("reclaim", socket_path, "--dry-run", "--json"))
+        assert fake.machine.device is not None
+        assert fake.machine.device.asked == 0
+    assert shown.returncode == 0
+    assert "can be taken" in shown.stdout
+    assert plan["binding"] == "headroom"
+    assert plan["amount"] == plan["from_free"] + plan["from_cache"]
+    assert plan["actual"] - plan["amount"] == plan["target"]
+
+
+async def test_reclaim_with_nothing_to_spare(socket_path: Path) -> None:
+    async with serve(socket_path):
+        result = await run("reclaim", socket_path, "--headroom", "100%", "--json")
+    assert result.returncode == 6
+    assert object_of(result)["outcome"] == "refused"
+    assert object_of(result)["handed_over"] == 0
+    assert "nothing to take" in line_of(result)
+
+
+async def test_reclaim_from_a_guest_that_comes_to_need_its_memory(
+    socket_path: Path,
+) -> None:
+    burst = WorkloadStep(at=5 * SECOND // 2, delta=900 * MiB)
+    async with serve(socket_path, guest=GuestConfig(workload=(burst,))) as fake:
+        result = await run(
+            "reclaim", socket_path, "--max-rate", "400M", "--headroom", "600M", "--json"
+        )
+        assert fake.machine.guest.oom_kills == 0
+        assert actual(fake) == fake.machine.config.memory
+    seen = object_of(result)
+    assert (seen["outcome"], result.returncode) in {("stopped", 3), ("done", 0)}
+
+
+async def test_reclaim_from_a_silent_guest(socket_path: Path) -> None:
+    async with serve(socket_path, guest=GuestConfig(stats_delay=None)):
+        result = await run("reclaim", socket_path, "--json")
+    assert result.returncode == 5
+    assert result.stdout == ""
+    line_of(result)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_an_interrupted_reclaim_gives_back(
+    socket_path: Path, number: signal.Signals
+) -> None:
+    slowly = ("reclaim", socket_path, "--max-rate", "100M")
+    async with serve(socket_path) as fake, start(*slowly) as command:
+        await until(lambda: actual(fake) < fake.machine.config.memory)
+        command.process.send_signal(number)
+        assert await command.process.wait() == 128 + number
+        assert "its memory back" in await command.said()
+        await until(lambda: actual(fake) == fake.machine.config.memory)
+
+
+async def test_a_reclaim_under_nohup_goes_on(socket_path: Path) -> None:
+    arguments = ["reclaim", str(socket_path), "--max-rate", "1G"]
+    async with serve(socket_path) as fake:
+        process = await trio.lowlevel.open_process(
+            ["nohup", *PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        await until(lambda: actual(fake) < fake.machine.config.memory)
+        process.send_signal(signal.SIGHUP)
+        assert await process.wait() == 0

@@ -1,0 +1,93 @@
+"""``qmpballoon resize`` on simulated VMs."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from command import actual, line_of, object_of, run, serve, start, until
+
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import GuestConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_resize(socket_path: Path) -> None:
+    async with serve(socket_path) as fake:
+        result = await run("resize", socket_path, "75%", "--json")
+        assert actual(fake) == 3 * GiB // 2
+        shown = await run("resize", socket_path, "2G")
+        assert actual(fake) == 2 * GiB
+    assert result.returncode == 0
+    assert result.stderr == ""
+    seen = object_of(result)
+    assert seen["outcome"] == "reached"
+    assert (seen["before"], seen["requested"]) == (2 * GiB, 3 * GiB // 2)
+    assert seen["actual"] == seen["requested"]
+    assert seen["diagnosis"] is None
+    assert seen["seconds"] > 0
+    assert shown.returncode == 0
+    assert "reached: 1.5 GiB -> 2 GiB" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("on_stall", "outcome", "size"),
+    [
+        ("raise", "stalled", None),
+        ("settle", "settled", None),
+        ("rollback", "rolled-back", 2 * GiB),
+    ],
+)
+async def test_resize_that_does_not_get_there(
+    socket_path: Path,
+    on_stall: str,
+    outcome: str,
+    size: int | None,
+) -> None:
+    async with serve(socket_path) as fake:
+        result = await run(
+            "resize", socket_path, "64M", "--on-stall", on_stall, "--json"
+        )
+        seen = object_of(result)
+        assert result.returncode == 3
+        assert seen["outcome"] == outcome
+        assert seen["diagnosis"]["kind"] == "guest-at-floor"
+        assert seen["diagnosis"]["detail"]
+        assert seen["actual"] == actual(fake) == seen["target"]
+        assert size is None or actual(fake) == size
+        assert fake.machine.guest.oom_kills == 0
+
+
+async def test_resize_without_a_driver_is_named(socket_path: Path) -> None:
+    async with serve(socket_path, guest=GuestConfig(driver=False)):
+        result = await run("resize", socket_path, "1G")
+    assert result.returncode == 3
+    assert "virtio_balloon" in line_of(result)
+
+
+async def test_resize_below_the_floor(socket_path: Path) -> None:
+    async with serve(socket_path) as fake:
+        result = await run("resize", socket_path, "8M", "--json")
+        assert actual(fake) == fake.machine.config.memory
+    assert result.returncode == 6
+    assert result.stdout == ""
+    assert "floor" in line_of(result)
+
+
+async def test_an_interrupted_resize_stays_where_it_is(socket_path: Path) -> None:
+    # Slow enough to be caught on its way, fast enough not to have stalled.
+    guest = GuestConfig(inflate_rate=100 * MiB, reclaim_rate=100 * MiB)
+    async with (
+        serve(socket_path, guest=guest) as fake,
+        start("resize", socket_path, "1G") as command,
+    ):
+        await until(lambda: actual(fake) < fake.machine.config.memory)
+        command.process.send_signal(signal.SIGINT)
+        assert await command.process.wait() == 128 + signal.SIGINT
+        assert "interrupted: the guest stays" in await command.said()
+        assert fake.machine.device is not None
+        left = fake.machine.config.memory - fake.machine.device.asked * 4096
+        assert GiB < left == actual(fake)

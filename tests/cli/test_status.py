@@ -1,0 +1,48 @@
+"""``qmpballoon status`` on simulated VMs."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from command import object_of, run, serve
+
+from qmpballoon.testing import GuestConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_status(socket_path: Path) -> None:
+    async with serve(socket_path, name="vm1") as fake:
+        seen = object_of(await run("status", socket_path, "--json"))
+        shown = await run("status", socket_path)
+    assert seen["socket"] == str(socket_path)
+    assert seen["vm"] == {"name": "vm1", "status": "running"}
+    assert seen["qemu"]["version"].startswith("10.0.")
+    assert seen["balloon"]["path"] == "/machine/peripheral/balloon0"
+    assert seen["balloon"]["type"] == "virtio-balloon-pci"
+    assert (
+        seen["balloon"]["actual"]
+        == seen["balloon"]["total"]
+        == fake.machine.config.memory
+    )
+    assert seen["balloon"]["target"] is None
+    assert seen["balloon"]["features"]["free-page-reporting"] is False
+    assert datetime.fromisoformat(seen["stats"]["last_update"]).tzinfo is not None
+    assert seen["stats"]["disk_caches"] == fake.machine.config.guest.cache
+    assert seen["stats"]["interval"] == 0
+    assert seen["host"] == {"resident": None}  # it is no QEMU that serves here
+    assert shown.returncode == 0
+    assert "vm1, running" in shown.stdout
+    assert "page cache 1 GiB" in shown.stdout
+
+
+async def test_status_of_a_guest_that_says_nothing(socket_path: Path) -> None:
+    async with serve(socket_path, guest=GuestConfig(driver=False)):
+        result = await run("status", socket_path, "--json")
+        shown = await run("status", socket_path)
+    assert result.returncode == 0
+    assert object_of(result)["stats"]["last_update"] is None
+    assert object_of(result)["stats"]["free"] is None
+    assert "virtio_balloon" in shown.stdout

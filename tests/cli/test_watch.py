@@ -1,0 +1,52 @@
+"""``qmpballoon watch`` on simulated VMs."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING
+
+from command import run, serve, start
+
+from qmpballoon.sizes import GiB
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SAMPLE = {"t", "target", "actual", "free", "available", "disk_caches", "resident"}
+
+
+async def test_watch_records_what_it_shows(socket_path: Path, tmp_path: Path) -> None:
+    record, chart = tmp_path / "record.jsonl", tmp_path / "chart.svg"
+    arguments = ("--interval", "0.1", "--count", "3")
+    async with serve(socket_path):
+        result = await run(
+            "watch", socket_path, *arguments, "--record", record, "--json"
+        )
+    assert result.returncode == 0
+    assert result.stdout == record.read_text()
+    samples = [json.loads(line) for line in result.stdout.splitlines()]
+    assert len(samples) == 3
+    assert all(sample.keys() >= SAMPLE for sample in samples)
+    assert all(sample["disk_caches"] == 1 * GiB for sample in samples)
+    assert (await run("plot", record, "--output", chart)).returncode == 0
+    assert chart.read_text().startswith("<?xml")
+    shown = await run("plot", record)
+    assert shown.returncode == 0
+    assert "guest cache" in shown.stdout
+
+
+async def test_watch_ends_with_whoever_reads_it(socket_path: Path) -> None:
+    watch = ("watch", socket_path, "--interval", "0.1", "--json")
+    async with serve(socket_path), start(*watch) as command:
+        assert json.loads(await command.stdout.receive_some())["actual"] == 2 * GiB
+        await command.stdout.aclose()
+        assert await command.process.wait() == 128 + signal.SIGPIPE
+
+
+async def test_an_interrupted_watch_just_ends(socket_path: Path) -> None:
+    async with serve(socket_path), start("watch", socket_path) as command:
+        await command.stdout.receive_some()
+        command.process.send_signal(signal.SIGINT)
+        assert await command.process.wait() == 128 + signal.SIGINT
+        assert await command.said() == ""
