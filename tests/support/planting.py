@@ -225,6 +225,7 @@ def run_forked(job: Job) -> tuple[int, str]:
                 os.dup2(output.fileno(), 2)
                 if job["key"]:
                     plant(job["key"], job["old"], job["new"], again=job["again"])
+                gc.freeze()  # so that tests collect their own garbage only
                 status = run_tests(job["tests"], job["profile"])
             except BaseException:  # noqa: BLE001 - shown, and told by the status
                 traceback.print_exc()
