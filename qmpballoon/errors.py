@@ -51,7 +51,7 @@ __all__ = [
     "QmpBalloonError",
     "StatsUnavailable",
     "UnsafeTarget",
-    "command_error",
+    "make_command_error",
 ]
 
 
@@ -133,7 +133,7 @@ class DeviceNotFound(CommandError):
 _BY_CLASS = {"CommandNotFound": CommandNotFound, "DeviceNotFound": DeviceNotFound}
 
 
-def command_error(
+def make_command_error(
     command: str, error_class: str, desc: str, monitor: str = ""
 ) -> CommandError:
     """Make the exception for a QMP error class, the general one where none fits.

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "address": {"errors"},
     "qmp": {"_checks", "errors"},
     "balloon": VALUES,
-    "_transport": {"address", "errors", "monitor"},
+    "_transport": {"_checks", "address", "errors", "monitor", "qmp"},
     "trio": BELOW_CLIENTS | {"_transport"},
     "asyncio": BELOW_CLIENTS | {"_transport"},
     "blocking": BELOW_CLIENTS | {"_transport"},

@@ -1,1 +1,1 @@
-"""What the doors to QEMU share: sockets, deadlines, the words for failures, /proc."""
+"""What the doors share: sockets, deadlines, error messages, clocks, QEMU's process."""

@@ -1,7 +1,7 @@
-"""Reaching a monitor's socket, and saying why it cannot be reached.
+"""Connecting to a monitor's socket, and explaining why that failed.
 
-What the front ends have in common here. How to wait is the only thing in which
-they differ, so that is given to them to bring.
+The doors differ only in how they wait and how they open a TCP connection. They pass
+both in.
 """
 
 from __future__ import annotations
@@ -14,40 +14,85 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from qmpballoon.address import parse_address
+from qmpballoon.address import TcpAddress, UnixAddress, parse_address
 from qmpballoon.errors import MonitorBusy, MonitorUnreachable
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
-    from qmpballoon.address import Address, TcpAddress, UnixAddress
+    from qmpballoon.address import Address
 
 __all__ = [
-    "Connectable",
-    "checked",
-    "connect_unix",
-    "named",
-    "no_tcp",
-    "no_tcp_in_time",
-    "no_tls",
-    "no_tls_in_time",
-    "require_name",
-    "taken_over",
+    "OPEN_TIMEOUT",
+    "Target",
+    "connect_socket",
+    "describe_target",
+    "find_host_name",
+    "make_tcp_error",
+    "make_tcp_timeout",
+    "make_tls_error",
+    "make_tls_timeout",
+    "require_host_name",
+    "set_nonblocking",
 ]
 
-Connectable: TypeAlias = (
+Target: TypeAlias = (
     "str | os.PathLike[str] | tuple[str, int] | Address | int | socket.socket"
 )
-"""An address, or something connected: a socket, or its descriptor. What is connected
-is taken over, and closed at the end."""
+"""An address, a connected socket, or the descriptor of one. The monitor takes a
+socket or descriptor over and closes it at the end."""
 
-_PORT: Final = re.compile(r"[^/]+:[0-9]+")  # what would be one after "tcp:"
-_RETRY_INTERVAL: Final = 0.02  # seconds between two tries at a full backlog
+# Chosen, not measured. Connecting and negotiating takes milliseconds. A monitor that
+# another client holds never greets, so this is also how long it takes to report that.
+OPEN_TIMEOUT: Final = 5.0
+"""Seconds for connecting, greeting and negotiating together."""
+
+_PORT: Final = re.compile(r"[^/]+:[0-9]+")  # HOST:PORT, with "tcp:" forgotten
+# Seconds between two attempts while the backlog is full. QEMU accepts the next client
+# when the present one leaves; a person does not notice so short a delay.
+_RETRY_INTERVAL: Final = 0.02
 
 
-def checked(sock: socket.socket) -> socket.socket:
-    """Return a socket, made non-blocking, if QMP can be spoken over its kind."""
+async def connect_socket(
+    target: Target,
+    deadline: float,
+    *,
+    now: Callable[[], float],
+    sleep: Callable[[float], Awaitable[object]],
+    connect_tcp: Callable[[TcpAddress, float], Awaitable[socket.socket]],
+) -> socket.socket:
+    """Return a connected, non-blocking socket.
+
+    Args:
+        target: Where the monitor is, or what is connected to it.
+        deadline: When to give up.
+        now: Returns the time on the clock of the deadline.
+        sleep: Waits for a number of seconds.
+        connect_tcp: Connects to a TCP address before a deadline.
+
+    Raises:
+        MonitorUnreachable: No connection could be made, or the socket is not
+            connected.
+        MonitorBusy: The queue of waiting clients stayed full.
+        TypeError: The target is of no such type.
+        ValueError: The target cannot be a monitor. A socket or descriptor stays as
+            it was.
+    """
+    if isinstance(target, int | socket.socket):
+        return _take_over(target)
+    address = parse_address(target)
+    if isinstance(address, UnixAddress):
+        return await _connect_unix(address, deadline, now=now, sleep=sleep)
+    return set_nonblocking(await connect_tcp(address, deadline))
+
+
+def set_nonblocking(sock: socket.socket) -> socket.socket:
+    """Make a socket non-blocking and return it.
+
+    Raises:
+        ValueError: It is closed, or no stream socket.
+    """
     if sock.fileno() < 0:
         raise ValueError(f"{sock!r} is closed: give a connected one")
     if sock.type != socket.SOCK_STREAM:
@@ -56,8 +101,8 @@ def checked(sock: socket.socket) -> socket.socket:
     return sock
 
 
-def named(target: Connectable) -> str:
-    """Return what messages call the monitor behind an address, or a connection."""
+def describe_target(target: Target) -> str:
+    """Return the name that messages use for the monitor behind a target."""
     if isinstance(target, socket.socket):
         return "the connected monitor"
     if isinstance(target, int):
@@ -65,16 +110,18 @@ def named(target: Connectable) -> str:
     return f"the monitor on {parse_address(target)}"
 
 
-def taken_over(target: int | socket.socket) -> socket.socket:
-    """Make a socket ours that came in connected; what is none is left alone.
+def find_host_name(target: Target) -> str | None:
+    """Return the host's name for TLS; ``None`` if the target has none."""
+    if isinstance(target, int | socket.socket):
+        return None
+    address = parse_address(target)
+    return address.host if isinstance(address, TcpAddress) else None
 
-    Raises:
-        ValueError: It is no stream socket, or closed.
-        MonitorUnreachable: It is not connected.
-    """
+
+def _take_over(target: int | socket.socket) -> socket.socket:
     sock = target if isinstance(target, socket.socket) else _from_descriptor(target)
     try:
-        sock = checked(sock)
+        set_nonblocking(sock)
     except ValueError:
         if sock is not target:
             sock.detach()
@@ -84,7 +131,7 @@ def taken_over(target: int | socket.socket) -> socket.socket:
     except OSError as error:
         sock.close()
         raise MonitorUnreachable(
-            f"{named(target)} is not connected: {error.strerror}"
+            f"{describe_target(target)} is not connected: {error.strerror}"
         ) from None
     return sock
 
@@ -100,26 +147,15 @@ def _from_descriptor(descriptor: int) -> socket.socket:
         ) from None
 
 
-async def connect_unix(
+async def _connect_unix(
     address: UnixAddress,
     deadline: float,
     *,
     now: Callable[[], float],
     sleep: Callable[[float], Awaitable[object]],
 ) -> socket.socket:
-    """Connect to a unix socket, and return it, non-blocking.
-
-    Args:
-        address: Where it is.
-        deadline: When to give up.
-        now: Tells the time that the deadline is in.
-        sleep: Waits for so many seconds.
-
-    Raises:
-        MonitorUnreachable: Nobody could be connected to.
-        MonitorBusy: The socket's queue of waiting clients stayed full.
-    """
-    sock = checked(socket.socket(socket.AF_UNIX))
+    """Connect to a unix socket; wait while its backlog is full."""
+    sock = set_nonblocking(socket.socket(socket.AF_UNIX))
     try:
         # EAGAIN means that the backlog is full, and leaves the socket
         # unconnected: waiting for it to become writable would wait for nothing.
@@ -138,29 +174,31 @@ async def connect_unix(
             f"too many clients wait for {address} already: close the client that"
             " holds it, or give the VM a second -qmp monitor"
         )
-    raise MonitorUnreachable(_why_unreachable(address, error))
+    raise MonitorUnreachable(_explain_unreachable(address, error))
 
 
-def no_tcp(address: TcpAddress, error: OSError) -> MonitorUnreachable:
-    """Say that a TCP connection could not be made."""
+def make_tcp_error(address: TcpAddress, error: OSError) -> MonitorUnreachable:
+    """Make the error for a TCP connection that failed."""
     return MonitorUnreachable(
         f"cannot connect to {address}: {error.strerror or error}: does the VM have a"
         " -qmp tcp:HOST:PORT,server=on,wait=off monitor there?"
     )
 
 
-def no_tcp_in_time(address: TcpAddress) -> MonitorUnreachable:
-    """Say that a TCP connection was not made in time."""
+def make_tcp_timeout(address: TcpAddress) -> MonitorUnreachable:
+    """Make the error for a TCP connection that was not made in time."""
     return MonitorUnreachable(
         f"no connection to {address} in time: is the host up, and the port open?"
     )
 
 
-def require_name(tls: ssl.SSLContext, host_name: str | None) -> None:
-    """Refuse a TLS context that checks the name of a host which has none.
+def require_host_name(tls: ssl.SSLContext, host_name: str | None) -> None:
+    """Check that a TLS context that verifies the host's name has one to verify.
+
+    The ssl module's own error, where it raises one, does not say what to do.
 
     Raises:
-        ValueError: Left to itself, ssl would say nothing, or not what to do.
+        ValueError: There is no name to verify.
     """
     if tls.check_hostname and host_name is None:
         raise ValueError(
@@ -169,22 +207,22 @@ def require_name(tls: ssl.SSLContext, host_name: str | None) -> None:
         )
 
 
-def no_tls(name: str, error: BaseException) -> MonitorUnreachable:
-    """Say that the peer did not agree to TLS."""
+def make_tls_error(name: str, error: BaseException) -> MonitorUnreachable:
+    """Make the error for a TLS handshake that failed."""
     return MonitorUnreachable(
         f"{name}: no TLS handshake: does its -chardev have tls-creds=…? ({error})"
     )
 
 
-def no_tls_in_time(name: str) -> MonitorBusy:
-    """Say that a connection was made, and nobody shook hands."""
+def make_tls_timeout(name: str) -> MonitorBusy:
+    """Make the error for a TLS handshake that was not finished in time."""
     return MonitorBusy(
         f"{name}: no TLS handshake in time: another client holds the monitor, QEMU is"
         " stopped, or the monitor has no TLS"
     )
 
 
-def _why_unreachable(address: UnixAddress, error: int) -> str:
+def _explain_unreachable(address: UnixAddress, error: int) -> str:
     path = address.path
     match error:
         case errno.ENOENT if _PORT.fullmatch(path):

@@ -1,4 +1,4 @@
-"""From an address or a client to a monitor and a balloon, on asyncio."""
+"""Opening a monitor and a balloon from an address or a client, on asyncio."""
 
 from __future__ import annotations
 
@@ -9,53 +9,51 @@ import os
 import socket
 import time
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from qemu.qmp import ConnectError, QMPClient, Runstate
 
 from qmpballoon._checks import require_seconds
-from qmpballoon._transport import proc
-from qmpballoon._transport.asyncio_time import AsyncioTime
-from qmpballoon._transport.errors import closed_by_peer, not_greeted, not_negotiated
-from qmpballoon._transport.sockets import (
-    Connectable,
-    checked,
-    connect_unix,
-    named,
-    no_tcp,
-    no_tcp_in_time,
-    taken_over,
+from qmpballoon._transport.asyncio_clock import AsyncioClock
+from qmpballoon._transport.error_messages import (
+    make_closed_by_qemu,
+    make_negotiation_timeout,
+    make_no_greeting,
 )
-from qmpballoon.address import TcpAddress, UnixAddress, parse_address
+from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
+from qmpballoon._transport.qemu_process import find_peer_pid, find_qemu_pid
+from qmpballoon._transport.sockets import (
+    OPEN_TIMEOUT,
+    connect_socket,
+    describe_target,
+    make_tcp_error,
+    make_tcp_timeout,
+    set_nonblocking,
+)
 from qmpballoon.asyncio.monitor import (
-    COMMAND_TIMEOUT,
     UNREAD_EVENTS,
     AsyncioMonitor,
-    line,
+    drop_event,
+    get_first_line,
 )
-from qmpballoon.asyncio.subscription import refuse
 from qmpballoon.balloon import find
 from qmpballoon.errors import MonitorClosed, ProtocolError, QmpBalloonError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from qmpballoon._transport.sockets import Target
+    from qmpballoon.address import TcpAddress
     from qmpballoon.balloon.balloon import Balloon
 
-__all__ = ["OPEN_TIMEOUT", "Target", "find_balloon", "open_balloon", "open_monitor"]
+__all__ = ["find_balloon", "open_balloon", "open_monitor"]
 
-# What qemu.qmp logs of a connection that we opened is raised as well.
-_quiet = logging.getLogger(f"{__name__}.client")
-_quiet.setLevel(logging.CRITICAL + 1)
+# For a client of our own. What qemu.qmp logs about its connection is raised as well.
+_silent_log = logging.getLogger(f"{__name__}.client")
+_silent_log.setLevel(logging.CRITICAL + 1)
 
-Target: TypeAlias = Connectable
-"""An address, or something connected: a socket, or its descriptor. What is connected
-is taken over, and closed at the end."""
-
-OPEN_TIMEOUT: Final = 5.0
-"""Seconds for connecting, greeting and negotiating, all together."""
-
-_CLOSE_TIMEOUT: Final = 1.0  # seconds
+# Seconds. Chosen: the socket is shut down already, so the client's tasks end at once.
+_CLOSE_TIMEOUT: Final = 1.0
 
 
 async def find_balloon(
@@ -66,29 +64,30 @@ async def find_balloon(
     pid: int | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> Balloon:
-    """Find the balloon of the VM behind a connected client, which stays yours.
+    """Find the balloon of the VM behind your connected client.
+
+    You may go on using the client, and you close it. If the call is cancelled, it ends
+    at once and has no effect.
 
     Args:
-        client: Connected, and used by whomever else it pleases.
-        command_timeout: Seconds for each of our commands.
-        unread_events: How many events ``client.events`` may hold unread; further
-            ones are dropped until somebody reads there. Without a bound, qemu.qmp
-            keeps every event for ever. ``None`` leaves that as it is.
-        pid: QEMU's process id, if you know it. Otherwise QEMU is asked for its
-            threads: with a QEMU on *another* host, give ``0`` for none.
-        wall_clock: Tells seconds since the epoch, for the age of statistics.
+        client: The client.
+        command_timeout: Seconds for each command of the balloon.
+        unread_events: How many unread events ``client.events`` may hold. Further ones
+            are dropped until they are read. Without a limit, qemu.qmp keeps every
+            event for ever. ``None`` sets no limit.
+        pid: QEMU's process id, if you know it. By default QEMU is asked for its
+            threads. Give ``0`` if QEMU runs on *another* host.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Raises:
         NoBalloonDevice: The VM has none.
         MonitorClosed: The client is not connected.
         MonitorTimeout: QEMU does not answer.
-
-    Cancellation: at once, with no effect.
     """
     monitor = AsyncioMonitor(
         client, command_timeout=command_timeout, unread_events=unread_events
     )
-    monitor.pid = (await proc.find_qemu_pid(monitor) if pid is None else pid) or None
+    monitor.pid = (await find_qemu_pid(monitor) if pid is None else pid) or None
     return await find.find_balloon(
         monitor, resident=monitor.resident, wall_clock=wall_clock
     )
@@ -101,14 +100,16 @@ async def open_monitor(
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
 ) -> AsyncGenerator[AsyncioMonitor, None]:
-    """Connect a client of our own and negotiate; an asynchronous context manager.
+    """Connect to a QMP monitor and negotiate; an asynchronous context manager.
 
-    For TLS, connect a ``QMPClient`` yourself.
+    It connects a ``QMPClient`` of its own, without TLS. For TLS, connect a client
+    yourself and call :func:`find_balloon`. If the task is cancelled, at any moment, the
+    connection is closed.
 
     Args:
         target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
-            ``"tcp:HOST:PORT"``, ``(host, port)``; or a connected socket or its
-            descriptor, which are taken over.
+            ``"tcp:HOST:PORT"`` or ``(host, port)``; or a connected socket or its
+            descriptor, which the monitor takes over.
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
 
@@ -116,23 +117,30 @@ async def open_monitor(
         The monitor. Its connection is closed at the end of the block.
 
     Raises:
-        MonitorUnreachable: Nobody could be connected to.
-        MonitorBusy: Connected and not greeted: another client is served.
-        MonitorTimeout: Greeted, and then left without an answer.
+        MonitorUnreachable: No connection could be made.
+        MonitorBusy: Connected, but not greeted: QEMU serves another client.
+        MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
-        ProtocolError: The peer does not speak QMP, or speaks it with
-            ``pretty=on``, which qemu.qmp does not understand.
-
-    Cancellation: at any moment; the connection is closed.
+        ProtocolError: The peer does not speak QMP, or speaks it with ``pretty=on``,
+            which qemu.qmp does not understand.
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or the target cannot be a monitor.
     """
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
-    deadline = asyncio.get_running_loop().time() + timeout
-    sock = await _connect(target, deadline)
-    name, pid = named(target), proc.qemu_pid(sock)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    sock = await connect_socket(
+        target,
+        deadline,
+        now=loop.time,
+        sleep=asyncio.sleep,
+        connect_tcp=_connect_tcp,
+    )
+    name, pid = describe_target(target), find_peer_pid(sock)
     client = QMPClient()
-    client.logger = _quiet
-    client.events.event_filter = refuse  # nobody can read there
+    client.logger = _silent_log
+    client.events.event_filter = drop_event  # nobody can read client.events
     try:
         await _greet(client, sock, name, pid, deadline)
         monitor = AsyncioMonitor(client, name=name, command_timeout=command_timeout)
@@ -150,22 +158,22 @@ async def open_balloon(
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Balloon, None]:
-    """Connect to a VM's monitor and find its balloon; a context manager.
+    """Connect to a VM's monitor and find its balloon; an asynchronous context manager.
+
+    If the task is cancelled, at any moment, the connection is closed.
 
     Args:
         target: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
-        wall_clock: Tells seconds since the epoch, for the age of statistics.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
         The balloon. Its connection is closed at the end of the block.
 
     Raises:
         NoBalloonDevice: The VM has none.
-        MonitorError: As :func:`open_monitor`.
-
-    Cancellation: at any moment; the connection is closed.
+        MonitorError: As for :func:`open_monitor`.
     """
     async with open_monitor(
         target, timeout=timeout, command_timeout=command_timeout
@@ -173,17 +181,6 @@ async def open_balloon(
         yield await find.find_balloon(
             monitor, resident=monitor.resident, wall_clock=wall_clock
         )
-
-
-async def _connect(target: Target, deadline: float) -> socket.socket:
-    """Return a connected, non-blocking socket."""
-    if isinstance(target, int | socket.socket):
-        return taken_over(target)
-    address = parse_address(target)
-    if isinstance(address, UnixAddress):
-        now = asyncio.get_running_loop().time
-        return await connect_unix(address, deadline, now=now, sleep=asyncio.sleep)
-    return await _connect_tcp(address, deadline)
 
 
 async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
@@ -194,12 +191,12 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
             for family, kind, protocol, _, place in await loop.getaddrinfo(
                 address.host, address.port, type=socket.SOCK_STREAM
             ):
-                sock = checked(socket.socket(family, kind, protocol))
+                sock = set_nonblocking(socket.socket(family, kind, protocol))
                 try:
                     await loop.sock_connect(sock, place)
                 except OSError as error:
                     sock.close()
-                    # asyncio's own words for it are less clear.
+                    # Its number's text is clearer than asyncio's own message.
                     failure = OSError(error.errno, os.strerror(error.errno or 0))
                 except BaseException:
                     sock.close()
@@ -207,48 +204,49 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
                 else:
                     return sock
     except TimeoutError:
-        raise no_tcp_in_time(address) from None
-    except OSError as error:  # of looking the host up
+        raise make_tcp_timeout(address) from None
+    except OSError as error:  # the host could not be looked up
         failure = error
-    raise no_tcp(address, failure)
+    raise make_tcp_error(address, failure)
 
 
 async def _greet(
     client: QMPClient, sock: socket.socket, name: str, pid: int | None, deadline: float
 ) -> None:
-    """Have the client greeted and negotiate."""
+    """Wait for the greeting and negotiate."""
     try:
         async with asyncio.timeout_at(deadline):
             await client.connect(sock)
     except TimeoutError:
-        busy = client.greeting is None
-        raise (not_greeted(name, pid) if busy else not_negotiated(name)) from None
+        if client.greeting is None:
+            raise make_no_greeting(name, pid) from None
+        raise make_negotiation_timeout(name) from None
     except ConnectError as error:
-        raise _why_not_connected(name, error.exc) from error
+        raise _translate_connect_error(name, error.exc) from error
 
 
-def _why_not_connected(name: str, cause: Exception) -> QmpBalloonError:
+def _translate_connect_error(name: str, cause: Exception) -> QmpBalloonError:
     match cause:
         case EOFError():
-            return closed_by_peer(name)
+            return make_closed_by_qemu(name)
         case OSError():
             return MonitorClosed(f"{name} broke: {cause}")
         case _:
             return ProtocolError(
-                f"{name}: {line(cause)}: it is no QMP monitor, or one with pretty=on,"
-                " which qemu.qmp cannot read"
+                f"{name}: {get_first_line(cause)}: it is no QMP monitor, or one with"
+                " pretty=on, which qemu.qmp cannot read"
             )
 
 
 async def _disconnect(client: QMPClient, sock: socket.socket) -> None:
-    """Close at once: qemu.qmp would wait for a peer that does not read.
+    """Close the connection at once: qemu.qmp would wait for a peer that does not read.
 
-    A cancellation waits for its end, or qemu.qmp would leave its tasks and the socket
-    behind.
+    A cancellation is held back until this is done. Otherwise qemu.qmp would leave its
+    tasks and the socket behind.
     """
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    clock = AsyncioTime()
+    clock = AsyncioClock()
     try:
         with clock.shield(math.inf):
             await clock.wait(asyncio.create_task(_end(client)), math.inf)
@@ -258,7 +256,7 @@ async def _disconnect(client: QMPClient, sock: socket.socket) -> None:
 
 async def _end(client: QMPClient) -> None:
     if client.runstate is not Runstate.IDLE:
-        # It raises again whatever ended the connection.
+        # It raises the error that ended the connection once more.
         with suppress(Exception):
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await client.disconnect()

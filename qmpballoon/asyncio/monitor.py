@@ -1,13 +1,16 @@
-"""A connected ``QMPClient`` as a monitor."""
+"""A monitor on asyncio, over a connected ``QMPClient`` of qemu.qmp."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from attrs import define
 from qemu.qmp import (
+    EventListener,
     ExecInterruptedError,
     ExecuteError,
     QMPError,
@@ -15,45 +18,63 @@ from qemu.qmp import (
     StateError,
 )
 
-from qmpballoon._checks import require_command, require_seconds
-from qmpballoon._transport import proc
-from qmpballoon._transport.asyncio_time import AsyncioTime
-from qmpballoon._transport.errors import not_answered, retold
-from qmpballoon.asyncio.subscription import EventSubscription, bound
-from qmpballoon.errors import MonitorClosed, ProtocolError, command_error
-from qmpballoon.qmp import MAX_IN_FLIGHT
-from qmpballoon.qmp.connection import encode
+from qmpballoon._checks import require_command, require_count
+from qmpballoon._transport.asyncio_clock import AsyncioClock
+from qmpballoon._transport.error_messages import (
+    copy_error,
+    make_command_timeout,
+    make_not_subscribed,
+)
+from qmpballoon._transport.monitor_base import (
+    COMMAND_TIMEOUT,
+    AsyncSubscription,
+    MonitorBase,
+)
+from qmpballoon.errors import MonitorClosed, ProtocolError, make_command_error
+from qmpballoon.qmp.connection import MAX_IN_FLIGHT, encode
 from qmpballoon.qmp.events import EventBuffer
+from qmpballoon.qmp.messages import Event, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+    from typing import Self
 
-    from qemu.qmp import QMPClient
+    from qemu.qmp import Message, QMPClient
 
-__all__ = ["COMMAND_TIMEOUT", "UNREAD_EVENTS", "AsyncioMonitor", "line"]
+__all__ = [
+    "UNREAD_EVENTS",
+    "AsyncioMonitor",
+    "EventSubscription",
+    "drop_event",
+    "get_first_line",
+]
 
-COMMAND_TIMEOUT: Final = 10.0
-"""Seconds for one command, waiting for its turn included."""
+_log = logging.getLogger(__name__)
+
+# Chosen: one event takes about 1 KiB in qemu.qmp, so this is some 1 MiB at most, and
+# more events than a reader that is merely slow leaves unread.
 UNREAD_EVENTS: Final = 1000
 """How many events a client may hold for a reader that does not come."""
 
 
-class AsyncioMonitor(AsyncioTime):
-    """A :class:`~qmpballoon.monitor.Monitor` over a connected ``QMPClient``.
+class AsyncioMonitor(MonitorBase, AsyncioClock):
+    """A :class:`~qmpballoon.Monitor` over a connected ``QMPClient``.
 
-    Tasks may share it. At most eight of its commands are with QEMU at a time;
-    further ones wait. What others send through the client does not count.
+    Many tasks may use it at once. At most eight of its commands are with QEMU at a
+    time; further ones wait for their turn. Commands that others send through the client
+    do not count.
 
     Args:
-        client: Connected, and used by whomever else it pleases.
-        name: What messages call it.
+        client: Connected. Others may go on using it.
+        name: The name that messages use for the monitor.
         command_timeout: Seconds for each command that gives none of its own.
         unread_events: As for :func:`find_balloon`.
 
     Attributes:
         client: The client.
-        name: What messages call it.
-        pid: The process id of QEMU, ``None`` where it is not known.
+        name: The name that messages use for the monitor.
+        pid: The process id of QEMU; ``None`` if it is not known.
     """
 
     def __init__(
@@ -64,19 +85,13 @@ class AsyncioMonitor(AsyncioTime):
         command_timeout: float = COMMAND_TIMEOUT,
         unread_events: int | None = UNREAD_EVENTS,
     ) -> None:
-        super().__init__()
+        name = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
+        super().__init__(name=name, pid=None, command_timeout=command_timeout)
         self.client = client
-        self.name: str = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
-        self.pid: int | None = None
-        self._command_timeout = require_seconds(command_timeout, "command_timeout")
         self._turns = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._tasks: set[asyncio.Task[object]] = set()  # asyncio's own are weak
         if unread_events is not None:
-            bound(client.events, unread_events)
-
-    def resident(self) -> int | None:
-        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
-        return None if self.pid is None else proc.resident(self.pid)
+            _limit_unread(client.events, unread_events)
 
     async def execute(
         self,
@@ -85,31 +100,31 @@ class AsyncioMonitor(AsyncioTime):
         *,
         timeout: float | None = None,
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it.
+        """Run one QMP command and return its result.
+
+        If the call is cancelled, QEMU may or may not have carried out the command. Its
+        reply is dropped, and the monitor stays usable.
 
         Args:
             command: The command's name, as in the QMP reference.
-            arguments: Its arguments, JSON types only.
-            timeout: Seconds for the answer, waiting for a turn included;
-                ``math.inf`` for ever. By default the monitor's own.
+            arguments: Its arguments, of JSON types only.
+            timeout: Seconds for the reply, including the time that the command waits
+                for its turn; ``math.inf`` for no limit. By default the monitor's own.
+
+        Returns:
+            The decoded value of ``return``.
 
         Raises:
             CommandError: QEMU refused the command.
-            MonitorTimeout: No answer in time. The monitor stays usable.
-            MonitorClosed: The client is not connected (any more).
-            ProtocolError: The peer sent nonsense.
-            TypeError: The command is no name, or the arguments are no JSON.
-            ValueError: Likewise, by their values.
-
-        Cancellation: if a call is cancelled, the command may or may not have
-        been carried out; its answer is swallowed. The monitor stays usable.
+            MonitorTimeout: No reply came in time. The monitor stays usable.
+            MonitorClosed: The client is not connected, or no longer.
+            ProtocolError: The peer does not speak QMP.
+            TypeError: The command is no text, or the arguments are no JSON.
+            ValueError: The arguments have values that JSON does not know.
         """
-        if timeout is None:
-            timeout = self._command_timeout
-        else:
-            require_seconds(timeout, "timeout")
+        timeout = self._choose_timeout(timeout)
         require_command(command, arguments)
-        call = _Call(command, _copied(arguments))
+        call = _Call(command, _copy(arguments))
         task = asyncio.create_task(self._exchange(call))
         self._tasks.add(task)
         task.add_done_callback(self._forget)
@@ -119,24 +134,29 @@ class AsyncioMonitor(AsyncioTime):
             if not call.sent:
                 task.cancel()
         if not task.done() or task.cancelled():
-            raise retold(not_answered(self.name, command, timeout), call.unknown)
+            late = make_command_timeout(self.name, command, timeout)
+            raise copy_error(late, call.unknown)
         error = task.exception()
         if error is None:
             return task.result()
-        raise self._translated(error, call) from error
+        raise self._translate(error, call) from error
 
     def subscribe(self, *names: str, capacity: int = 64) -> EventSubscription:
-        """Return a subscription to QEMU's events; it begins with its ``with`` block.
+        """Return a subscription to QEMU's events.
+
+        It takes events in from the beginning of its ``with`` block to the end.
 
         Args:
-            names: Which events, such as ``"BALLOON_CHANGE"``; none means all.
-            capacity: How many to hold while nobody reads, at least 1.
+            names: Which events, such as ``"BALLOON_CHANGE"``; by default all.
+            capacity: How many unread events to hold, at least 1.
 
         Raises:
-            TypeError: A name is no text, or the capacity no whole number.
-            ValueError: The capacity is below 1.
+            TypeError: A name is no text, or the capacity is no integer.
+            ValueError: The capacity is less than 1.
         """
-        return EventSubscription(self, EventBuffer(names, capacity))
+        return EventSubscription(
+            self.client, self._raise_if_closed, EventBuffer(names, capacity)
+        )
 
     async def _exchange(self, call: _Call) -> object:
         async with self._turns:
@@ -146,34 +166,36 @@ class AsyncioMonitor(AsyncioTime):
     def _forget(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # it was told to the caller, if there still was one
+            task.exception()  # retrieved, or asyncio would log it; the caller got it
 
-    def _translated(self, error: BaseException, call: _Call) -> BaseException:
-        """Say in this library's exceptions what qemu.qmp raised."""
+    def _translate(self, error: BaseException, call: _Call) -> BaseException:
+        """Return this library's exception for one that qemu.qmp raised."""
         match error:
             case ExecuteError():
                 kind, desc = error.error_class, str(error)
-                return command_error(call.command, kind, desc, self.name)
+                return make_command_error(call.command, kind, desc, self.name)
             case StateError():
-                return self._closed()
+                return self._make_closed()
             case ExecInterruptedError():
-                return retold(self._closed(), call.unknown)
+                return copy_error(self._make_closed(), call.unknown)
             case QMPError():
-                return ProtocolError(f"{self.name}: {line(error)}", call.unknown)
+                return ProtocolError(
+                    f"{self.name}: {get_first_line(error)}", call.unknown
+                )
             case _:
                 return error
 
-    def _closed(self) -> MonitorClosed:
+    def _make_closed(self) -> MonitorClosed:
         return MonitorClosed(f"{self.name} is not connected (any more)")
 
     def _raise_if_closed(self) -> None:
         if self.client.runstate is not Runstate.RUNNING:
-            raise self._closed()
+            raise self._make_closed()
 
 
 @define
 class _Call:
-    """One command of one caller."""
+    """One command, and whether it was sent."""
 
     command: str
     arguments: Mapping[str, object] | None
@@ -184,10 +206,11 @@ class _Call:
         return (self.command,) if self.sent else ()
 
 
-def _copied(arguments: Mapping[str, object] | None) -> Mapping[str, object] | None:
-    """Return what JSON makes of the arguments.
+def _copy(arguments: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    """Return the arguments as JSON represents them.
 
-    qemu.qmp encodes them later, in a task whose end is that of the connection.
+    qemu.qmp encodes them later, in a task of its own, and an error there would end the
+    connection.
     """
     if arguments is None:
         return None
@@ -195,6 +218,135 @@ def _copied(arguments: Mapping[str, object] | None) -> Mapping[str, object] | No
     return copied
 
 
-def line(error: Exception) -> str:
-    """Return the first line of what an error says."""
+def get_first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+class EventSubscription(AsyncSubscription):
+    """QEMU's events for one reader: a context manager, and an iterator inside it.
+
+    ::
+
+        with monitor.subscribe("BALLOON_CHANGE") as events:
+            async for event in events:
+                print(event.data)
+
+    Events wait in a bounded buffer until they are read. When it is full, the oldest
+    event is dropped, preferably one with the same name as the new one; :attr:`lost`
+    counts the dropped events. A slow reader delays nobody else.
+    """
+
+    def __init__(
+        self,
+        client: QMPClient,
+        raise_if_closed: Callable[[], None],
+        buffer: EventBuffer,
+    ) -> None:
+        super().__init__(buffer)
+        self._client = client
+        self._raise_if_closed = raise_if_closed
+        self._arrived = asyncio.Event()
+        # The filter stores the events and lets none pass: a listener never frees the
+        # events that it lets pass.
+        self._listener = EventListener(event_filter=self._put)
+        self._is_open = False
+
+    def __enter__(self) -> Self:
+        """Begin to take events in."""
+        self._client.register_listener(self._listener)
+        self._is_open = True
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop taking events in. Those that came before can still be read."""
+        self._client.remove_listener(self._listener)
+        self._is_open = False
+        self._arrived.set()
+
+    async def receive(self) -> Event:
+        """Return the next event.
+
+        If the call is cancelled, it ends at once and no event is lost.
+
+        Raises:
+            MonitorClosed: The client is not connected, and all events have been read.
+            RuntimeError: The block has ended, and all events have been read.
+        """
+        await asyncio.sleep(0)
+        while (event := self._buffer.get()) is None:
+            self._raise_if_closed()
+            if not self._is_open:
+                raise make_not_subscribed()
+            await self._wait_for_more()
+        return event
+
+    async def _wait_for_more(self) -> None:
+        self._arrived.clear()
+        waits = (
+            asyncio.create_task(self._arrived.wait()),
+            asyncio.create_task(self._client.runstate_changed()),
+        )
+        try:
+            await asyncio.sleep(0)  # both have begun to wait after this
+            if not self._arrived.is_set():
+                self._raise_if_closed()
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _put(self, message: Message) -> bool:
+        # An exception here would end the connection of the client's owner.
+        with suppress(ProtocolError):
+            event = parse(dict(message))
+            if isinstance(event, Event) and self._buffer.put(event):
+                self._arrived.set()
+        return False
+
+
+class _UnreadLimit:
+    """An event filter that limits how many unread events a listener holds.
+
+    It drops the newest events, not the oldest: a listener never frees an event that
+    it has accepted.
+    """
+
+    def __init__(self, listener: EventListener, limit: int) -> None:
+        self._listener = listener
+        self._limit = limit
+        self._previous = listener.event_filter
+        self._accepted = 0  # since the listener was empty
+
+    def __call__(self, event: Message) -> bool:
+        if self._previous is not None and not self._previous(event):
+            return False
+        if self._listener.empty():
+            self._accepted = 0
+        if self._accepted == self._limit:
+            _log.warning(
+                "%d events are unread in client.events: further ones are dropped"
+                " until they are read; see unread_events",
+                self._limit,
+            )
+        self._accepted += 1
+        return self._accepted <= self._limit
+
+
+def _limit_unread(listener: EventListener, limit: int) -> None:
+    """Limit a listener's unread events, unless it is limited already."""
+    require_count(limit, "unread_events", "events", minimum=0)
+    if not isinstance(listener.event_filter, _UnreadLimit) and (
+        listener.event_filter is not drop_event
+    ):
+        listener.event_filter = _UnreadLimit(listener, limit)
+
+
+def drop_event(_: Message) -> bool:
+    """Let no event pass. The filter for a listener that nobody can read."""
+    return False

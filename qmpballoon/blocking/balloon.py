@@ -1,12 +1,11 @@
-"""The balloon in plain calls, for code without an event loop.
+"""The balloon in blocking code: plain calls, without an event loop.
 
-All of :mod:`qmpballoon.balloon` awaits nothing but its monitor. Over a monitor
-whose coroutines never suspend, each of its coroutines therefore runs from its
-beginning to its end when it is sent ``None`` once, and that is a plain call. So
-there is no event loop here, no thread, and no second copy of the balloon.
+The code of :mod:`qmpballoon.balloon` awaits nothing but its monitor. Over a monitor
+whose coroutines never suspend, each of its coroutines runs to its end when it is sent
+``None`` once. That makes it a plain call, without an event loop, a thread, or a second
+copy of the balloon.
 
-:class:`PlainMonitor` is what such a monitor has to have; bring your own to
-:func:`find_balloon`, or take that of :mod:`qmpballoon.blocking`.
+:class:`SyncMonitor` says what such a monitor has to have.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockingBalloon",
     "BlockingSampler",
-    "Neutral",
-    "PlainMonitor",
+    "SyncMonitor",
+    "SyncMonitorAdapter",
     "find_balloon",
-    "run",
+    "run_sync",
 ]
 
 P = ParamSpec("P")
@@ -52,29 +51,33 @@ W = TypeVar("W")
 
 
 @runtime_checkable
-class PlainMonitor(Protocol):
-    """A :class:`~qmpballoon.monitor.Monitor` in plain calls, without its shield."""
+class SyncMonitor(Protocol):
+    """A :class:`~qmpballoon.Monitor` for blocking code: plain calls, no shield.
+
+    Write a class with these methods to drive a balloon over a connection of your own,
+    and give it to :func:`find_balloon`.
+    """
 
     def execute(
         self, command: str, arguments: Mapping[str, object] | None = None
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it."""
+        """Run one QMP command and return its result, as a ``Monitor`` does."""
         ...
 
     def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds; zero or less does nothing."""
+        """Wait for that many seconds; zero or less returns at once."""
         ...
 
     def now(self) -> float:
-        """Return seconds on a clock that never goes back; its zero means nothing."""
+        """Return the time in seconds on a clock that never goes back."""
         ...
 
 
-def run(coroutine: Coroutine[object, object, T]) -> T:
+def run_sync(coroutine: Coroutine[object, object, T]) -> T:
     """Run a coroutine that never suspends, and return what it returns.
 
     Raises:
-        RuntimeError: It did suspend: it awaits something of an event loop.
+        RuntimeError: It suspended, because it awaits something of an event loop.
     """
     try:
         coroutine.send(None)
@@ -86,7 +89,7 @@ def run(coroutine: Coroutine[object, object, T]) -> T:
 
 
 def find_balloon(
-    monitor: PlainMonitor,
+    monitor: SyncMonitor,
     *,
     resident: Callable[[], int | None] = lambda: None,
     wall_clock: Callable[[], float | None] = time.time,
@@ -94,54 +97,54 @@ def find_balloon(
     """Find the balloon device of the VM behind a monitor.
 
     Args:
-        monitor: The way to QEMU.
-        resident: Tells QEMU's resident memory in bytes, where the host can.
-        wall_clock: Tells seconds since the epoch, for the age of statistics.
+        monitor: The VM's monitor.
+        resident: Returns QEMU's resident memory in bytes, if that can be known.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Raises:
         NoBalloonDevice: The VM has none.
         MonitorError: QEMU cannot be asked.
     """
-    neutral = Neutral(monitor)
-    search = find.find_balloon(neutral, resident=resident, wall_clock=wall_clock)
-    return BlockingBalloon(run(search), monitor)
+    adapter = SyncMonitorAdapter(monitor)
+    search = find.find_balloon(adapter, resident=resident, wall_clock=wall_clock)
+    return BlockingBalloon(run_sync(search), monitor)
 
 
-class Neutral:
-    """A plain monitor as a :class:`~qmpballoon.monitor.Monitor` that never suspends."""
+class SyncMonitorAdapter:
+    """Makes a :class:`~qmpballoon.Monitor`, which never suspends, of a blocking one."""
 
-    def __init__(self, monitor: PlainMonitor) -> None:
+    def __init__(self, monitor: SyncMonitor) -> None:
         self._monitor = monitor
         self.name: str | None = getattr(monitor, "name", None)
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it."""
+        """Run one QMP command and return its result."""
         return self._monitor.execute(command, arguments)
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds; zero or less does nothing."""
+        """Wait for that many seconds; zero or less returns at once."""
         self._monitor.sleep(seconds)
 
     def now(self) -> float:
-        """Return seconds on the monitor's clock."""
+        """Return the time in seconds on the monitor's clock."""
         return self._monitor.now()
 
     def shield(self, seconds: float) -> AbstractContextManager[object]:
-        """Do nothing: Ctrl-C strikes once. Struck again, it ends a cleaning up."""
+        """Do nothing: what runs after Ctrl-C is not interrupted, except by another."""
         del seconds  # each command has its own deadline
         return nullcontext()
 
 
-class _Block(AbstractContextManager[T_co], Generic[T_co]):
-    """An ``async with`` block as a ``with`` block."""
+class _SyncContext(AbstractContextManager[T_co], Generic[T_co]):
+    """Makes a context manager of an asynchronous one that never suspends."""
 
     def __init__(self, block: AbstractAsyncContextManager[T_co, bool | None]) -> None:
         self._block = block
 
     def __enter__(self) -> T_co:
-        return run(self._block.__aenter__())
+        return run_sync(self._block.__aenter__())
 
     def __exit__(
         self,
@@ -149,48 +152,48 @@ class _Block(AbstractContextManager[T_co], Generic[T_co]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return run(self._block.__aexit__(exc_type, exc, traceback))
+        return run_sync(self._block.__aexit__(exc_type, exc, traceback))
 
 
-class _Plain(Generic[W]):
-    """What is here in plain calls; they are made by :func:`_call`."""
+class _SyncWrapper(Generic[W]):
+    """An object whose coroutine methods are plain calls, made by :func:`_make_sync`."""
 
     def __init__(self, original: W) -> None:
         self.original = original
 
 
-def _call(
+def _make_sync(
     method: Callable[Concatenate[W, P], Coroutine[object, object, T]],
-) -> Callable[Concatenate[_Plain[W], P], T]:
-    """Make a plain method of an original's coroutine, with its very signature."""
+) -> Callable[Concatenate[_SyncWrapper[W], P], T]:
+    """Make a plain method, with the same signature, of a coroutine method."""
 
     @functools.wraps(method)
-    def call(self: _Plain[W], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return run(method(self.original, *args, **kwargs))
+    def call(self: _SyncWrapper[W], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run_sync(method(self.original, *args, **kwargs))
 
     return call
 
 
-class BlockingBalloon(_Plain[Balloon]):
-    """A :class:`~qmpballoon.balloon.balloon.Balloon` in plain calls.
+class BlockingBalloon(_SyncWrapper[Balloon]):
+    """A :class:`~qmpballoon.Balloon` for blocking code, in plain calls.
 
-    Its methods have the names, arguments, results and errors of the original,
-    whose documentation holds here too: read ``KeyboardInterrupt`` for
-    cancellation. Ctrl-C in the middle of :meth:`reclaim` gives the guest its memory
-    back before the exception goes on; Ctrl-C again, meanwhile, ends that too.
+    Its methods have the names, arguments, results and errors of the original, and its
+    documentation holds here too; ``KeyboardInterrupt`` takes the place of cancellation.
+    Ctrl-C during :meth:`reclaim` first gives the guest its memory back, then raises
+    ``KeyboardInterrupt``. A second Ctrl-C interrupts giving it back.
 
     Args:
-        original: The original, over a monitor that never suspends.
+        original: The balloon, over a monitor that never suspends.
         monitor: That monitor, in plain calls.
 
     Attributes:
-        original: The original.
-        monitor: The way to QEMU.
+        original: The balloon.
+        monitor: The VM's monitor.
         path: The device's path in QOM.
         device_type: Its QOM type, such as ``"virtio-balloon-pci"``.
     """
 
-    def __init__(self, original: Balloon, monitor: PlainMonitor) -> None:
+    def __init__(self, original: Balloon, monitor: SyncMonitor) -> None:
         super().__init__(original)
         self.monitor = monitor
         self.path: str = original.path
@@ -198,71 +201,70 @@ class BlockingBalloon(_Plain[Balloon]):
 
     @property
     def target(self) -> int | None:
-        """The last target set by this object, in bytes; ``None`` if none was."""
+        """The target that this object set last, in bytes; ``None`` if it set none."""
         return self.original.target
 
     def resident(self) -> int | None:
-        """Return QEMU's resident memory on this host in bytes, if it can be known."""
+        """Return QEMU's resident memory in bytes; ``None`` if it cannot be known."""
         return self.original.resident()
 
-    query: Final = _call(Balloon.query)
-    actual: Final = _call(Balloon.actual)
-    set_target: Final = _call(Balloon.set_target)
-    stats: Final = _call(Balloon.stats)
-    refresh_stats: Final = _call(Balloon.refresh_stats)
-    request_stats: Final = _call(Balloon.request_stats)
-    get_stats_interval: Final = _call(Balloon.get_stats_interval)
-    set_stats_interval: Final = _call(Balloon.set_stats_interval)
-    features: Final = _call(Balloon.features)
-    resize: Final = _call(Balloon.resize)
-    plan_reclaim: Final = _call(Balloon.plan_reclaim)
-    reclaim: Final = _call(Balloon.reclaim)
-    keep: Final = _call(Balloon.keep)
-    is_running: Final = _call(Balloon.is_running)
+    query: Final = _make_sync(Balloon.query)
+    actual: Final = _make_sync(Balloon.actual)
+    set_target: Final = _make_sync(Balloon.set_target)
+    stats: Final = _make_sync(Balloon.stats)
+    refresh_stats: Final = _make_sync(Balloon.refresh_stats)
+    request_stats: Final = _make_sync(Balloon.request_stats)
+    get_stats_interval: Final = _make_sync(Balloon.get_stats_interval)
+    set_stats_interval: Final = _make_sync(Balloon.set_stats_interval)
+    features: Final = _make_sync(Balloon.features)
+    resize: Final = _make_sync(Balloon.resize)
+    plan_reclaim: Final = _make_sync(Balloon.plan_reclaim)
+    reclaim: Final = _make_sync(Balloon.reclaim)
+    keep: Final = _make_sync(Balloon.keep)
+    is_running: Final = _make_sync(Balloon.is_running)
 
     def stats_interval(self, seconds: int) -> AbstractContextManager[None]:
-        """Have the guest asked every so many seconds within a ``with`` block.
+        """Set the statistics interval, in seconds, within a ``with`` block.
 
-        The interval is afterwards what it was before, also after an exception.
+        The end of the block restores the previous interval, also after an exception.
         """
-        return _Block(self.original.stats_interval(seconds))
+        return _SyncContext(self.original.stats_interval(seconds))
 
     @contextmanager
     def sampler(self) -> Generator[BlockingSampler]:
-        """Yield a sampler, which reads guest, balloon and host time and again.
+        """Yield a sampler, which reads guest, balloon and host repeatedly.
 
-        The statistics interval is afterwards what it was before, also after an
-        exception.
+        The end of the block restores the statistics interval, also after an exception.
         """
-        with _Block(self.original.sampler()) as sampler:
+        with _SyncContext(self.original.sampler()) as sampler:
             yield BlockingSampler(sampler)
 
 
-class BlockingSampler(_Plain[Sampler]):
-    """A :class:`~qmpballoon.balloon.sampler.Sampler` in plain calls.
+class BlockingSampler(_SyncWrapper[Sampler]):
+    """A :class:`~qmpballoon.balloon.sampler.Sampler` for blocking code, in plain calls.
 
     Attributes:
-        original: The original.
+        original: The sampler.
     """
 
     @property
     def stats(self) -> GuestStats:
-        """The guest's last answer."""
+        """The guest's latest statistics."""
         return self.original.stats
 
     @property
     def basis(self) -> int:
-        """Bytes the guest had when it was asked for that answer."""
+        """Bytes the guest had when it was asked for these statistics."""
         return self.original.basis
 
     @property
     def start(self) -> float:
-        """What the monitor's clock showed at the beginning."""
+        """The time on the monitor's clock when the sampler was opened."""
         return self.original.start
 
     @property
     def silence(self) -> float:
-        """Seconds for which the guest has given no answer that is seen to be new."""
+        """Seconds since the guest last reported statistics that were seen to be new."""
         return self.original.silence
 
-    take: Final = _call(Sampler.take)
+    take: Final = _make_sync(Sampler.take)

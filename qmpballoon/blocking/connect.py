@@ -1,4 +1,4 @@
-"""From an address to a monitor and a balloon, in plain calls."""
+"""Opening a monitor and a balloon from an address, in blocking code."""
 
 from __future__ import annotations
 
@@ -6,48 +6,24 @@ import math
 import socket
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING
 
 from qmpballoon._checks import require_seconds
-from qmpballoon._transport import proc
-from qmpballoon._transport.errors import closed_by_us
-from qmpballoon._transport.sockets import (
-    Connectable,
-    checked,
-    connect_unix,
-    named,
-    no_tcp,
-    no_tcp_in_time,
-    no_tls,
-    no_tls_in_time,
-    require_name,
-    taken_over,
-)
-from qmpballoon.address import TcpAddress, UnixAddress, parse_address
-from qmpballoon.blocking.balloon import BlockingBalloon, find_balloon, run
+from qmpballoon._transport import sockets
+from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
+from qmpballoon._transport.qemu_process import find_peer_pid
+from qmpballoon._transport.sockets import OPEN_TIMEOUT
+from qmpballoon.blocking.balloon import BlockingBalloon, find_balloon, run_sync
 from qmpballoon.blocking.monitor import BlockingMonitor
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable, Generator
 
+    from qmpballoon._transport.sockets import Target
+    from qmpballoon.address import TcpAddress
 
-__all__ = [
-    "COMMAND_TIMEOUT",
-    "OPEN_TIMEOUT",
-    "Target",
-    "open_balloon",
-    "open_monitor",
-]
-
-Target: TypeAlias = Connectable
-"""An address, or something connected: a socket, or its descriptor. What is connected
-is taken over, and closed at the end."""
-
-OPEN_TIMEOUT: Final = 5.0
-"""Seconds for connecting, greeting and negotiating, all together."""
-COMMAND_TIMEOUT: Final = 10.0
-"""Seconds for one command, waiting for its turn included."""
+__all__ = ["open_balloon", "open_monitor"]
 
 
 @contextmanager
@@ -62,35 +38,37 @@ def open_monitor(
 
     Args:
         target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
-            ``"tcp:HOST:PORT"``, ``(host, port)``; or a connected socket or its
-            descriptor, which are taken over.
-        timeout: Seconds for connecting, greeting and negotiating together. Looking
-            up a host's name has its own, the resolver's.
+            ``"tcp:HOST:PORT"`` or ``(host, port)``; or a connected socket or its
+            descriptor, which the monitor takes over.
+        timeout: Seconds for connecting, greeting and negotiating together. Looking up
+            a host's name takes as long as the resolver's own timeout allows.
         command_timeout: Seconds for each command that gives none of its own.
-        tls: Wrap the connection in TLS by this context.
+        tls: Wrap the connection in TLS with this context.
 
     Yields:
         The monitor. Its connection is closed at the end of the block.
 
     Raises:
-        MonitorUnreachable: Nobody could be connected to.
-        MonitorBusy: Connected and not greeted: another client is served.
-        MonitorTimeout: Greeted, and then left without an answer.
+        MonitorUnreachable: No connection could be made.
+        MonitorBusy: Connected, but not greeted: QEMU serves another client.
+        MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
         ProtocolError: The peer does not speak QMP.
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or the target cannot be a monitor.
     """
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
     deadline = time.monotonic() + timeout
     sock, pid = _connect(target, deadline, tls)
-    name = named(target)
-    monitor = BlockingMonitor(sock, name=name, pid=pid, command_timeout=command_timeout)
-    try:
-        monitor._start(deadline)  # noqa: SLF001
+    monitor = BlockingMonitor(
+        sock,
+        name=sockets.describe_target(target),
+        pid=pid,
+        command_timeout=command_timeout,
+    )
+    with monitor.run(deadline):
         yield monitor
-    finally:
-        monitor._shut(closed_by_us(name))  # noqa: SLF001
-        sock.close()
 
 
 @contextmanager
@@ -109,14 +87,14 @@ def open_balloon(
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
-        wall_clock: Tells seconds since the epoch, for the age of statistics.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
         The balloon. Its connection is closed at the end of the block.
 
     Raises:
         NoBalloonDevice: The VM has none.
-        MonitorError: As :func:`open_monitor`.
+        MonitorError: As for :func:`open_monitor`.
     """
     with open_monitor(
         target, timeout=timeout, command_timeout=command_timeout, tls=tls
@@ -127,22 +105,19 @@ def open_balloon(
 def _connect(
     target: Target, deadline: float, tls: ssl.SSLContext | None
 ) -> tuple[socket.socket, int | None]:
-    """Connect; return the socket, non-blocking, and QEMU's process id."""
-    hostname = None
-    if isinstance(target, int | socket.socket):
-        sock = taken_over(target)
-    else:
-        address = parse_address(target)
-        if isinstance(address, UnixAddress):
-            sock = run(
-                connect_unix(address, deadline, now=time.monotonic, sleep=_sleep)
-            )
-        else:
-            hostname = address.host
-            sock = checked(_connect_tcp(address, deadline))
-    pid = proc.qemu_pid(sock)
+    """Connect; return the non-blocking socket and QEMU's process id."""
+    sock = run_sync(
+        sockets.connect_socket(
+            target,
+            deadline,
+            now=time.monotonic,
+            sleep=_sleep,
+            connect_tcp=_connect_tcp,
+        )
+    )
+    pid = find_peer_pid(sock)
     if tls is not None:
-        sock = _secure(sock, hostname, tls, deadline, name=named(target))
+        sock = _shake_hands(sock, target, tls, deadline)
     return sock, pid
 
 
@@ -150,36 +125,37 @@ async def _sleep(seconds: float) -> None:
     time.sleep(seconds)  # noqa: ASYNC251 - there is no event loop
 
 
-def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
-    left = max(deadline - time.monotonic(), 0.001)
+async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
     place = (address.host, address.port)
     try:
-        return socket.create_connection(place, None if math.isinf(left) else left)
+        return socket.create_connection(place, _get_time_left(deadline))
     except TimeoutError:
-        raise no_tcp_in_time(address) from None
+        raise sockets.make_tcp_timeout(address) from None
     except OSError as error:
-        raise no_tcp(address, error) from None
+        raise sockets.make_tcp_error(address, error) from None
 
 
-def _secure(
-    sock: socket.socket,
-    hostname: str | None,
-    tls: ssl.SSLContext,
-    deadline: float,
-    *,
-    name: str,
+def _shake_hands(
+    sock: socket.socket, target: Target, tls: ssl.SSLContext, deadline: float
 ) -> socket.socket:
-    """Wrap a connected socket in TLS."""
-    left = max(deadline - time.monotonic(), 0.001)
-    sock.settimeout(None if math.isinf(left) else left)
+    """Wrap a connected socket in TLS. If this fails, the socket is closed."""
+    name, host_name = sockets.describe_target(target), sockets.find_host_name(target)
+    sock.settimeout(_get_time_left(deadline))
     try:
-        require_name(tls, hostname)
-        secure = tls.wrap_socket(sock, server_hostname=hostname)
+        sockets.require_host_name(tls, host_name)
+        secure = tls.wrap_socket(sock, server_hostname=host_name)
     except BaseException as error:
         sock.close()
         if isinstance(error, TimeoutError):
-            raise no_tls_in_time(name) from None
+            raise sockets.make_tls_timeout(name) from None
         if isinstance(error, OSError):
-            raise no_tls(name, error) from None
+            raise sockets.make_tls_error(name, error) from None
         raise
-    return checked(secure)
+    return sockets.set_nonblocking(secure)
+
+
+def _get_time_left(deadline: float) -> float | None:
+    """Return the seconds until a deadline, for a socket; ``None`` if it has no end."""
+    # Not zero: to a socket that means non-blocking.
+    left = max(deadline - time.monotonic(), 0.001)
+    return None if math.isinf(left) else left

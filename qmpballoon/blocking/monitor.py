@@ -1,55 +1,63 @@
-"""A monitor on a plain socket."""
+"""A monitor on a socket, in blocking code."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import select
+import signal
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 from qmpballoon._checks import require_seconds
-from qmpballoon._transport import proc
-from qmpballoon._transport.errors import (
-    closed_by_peer,
-    not_answered,
-    not_greeted,
-    not_negotiated,
-    retold,
+from qmpballoon._transport.error_messages import (
+    copy_error,
+    make_closed_by_qemu,
+    make_closed_by_us,
+    make_command_timeout,
+    make_negotiation_timeout,
+    make_no_greeting,
+    make_not_subscribed,
 )
-from qmpballoon.blocking._interrupts import ctrl_c_waits
-from qmpballoon.blocking.subscription import EventSubscription
+from qmpballoon._transport.monitor_base import BlockingClock, MonitorBase
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
     ProtocolError,
-    command_error,
+    make_command_error,
 )
-from qmpballoon.qmp import Connection, Event, Failure, Greeting, Return, Role, State
+from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
+from qmpballoon.qmp.messages import Event, Failure, Return
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
+    from types import FrameType
 
-    from qmpballoon.qmp import Id
+    from qmpballoon.qmp.messages import Greeting, Id
 
-__all__ = ["BlockingMonitor"]
+__all__ = ["BlockingMonitor", "EventSubscription"]
 
 _log = logging.getLogger(__name__)
 
-_READ_SIZE: Final = 65536
+_READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) counts milliseconds in an int
+# Seconds. Another thread may read an event that this one waits for; this is how much
+# later it may be returned. The price is ten wake-ups a second while waiting.
+_EVENT_POLL: Final = 0.1
 
 
-class BlockingMonitor:
-    """A negotiated QMP monitor, made by :func:`open_monitor`.
+class BlockingMonitor(MonitorBase, BlockingClock):
+    """A :class:`SyncMonitor` on a socket, made by :func:`open_monitor`.
+
+    Threads may share it; their commands run one after the other.
 
     Attributes:
-        name: What messages call it.
-        pid: The process id of QEMU, ``None`` where it cannot be known.
+        name: The name that messages use for the monitor.
+        pid: The process id of QEMU; ``None`` if it cannot be known.
     """
 
     def __init__(
@@ -60,35 +68,21 @@ class BlockingMonitor:
         pid: int | None,
         command_timeout: float,
     ) -> None:
-        self.name = name
-        self.pid = pid
+        super().__init__(name=name, pid=pid, command_timeout=command_timeout)
         self._socket = sock
-        self._command_timeout = command_timeout
         self._connection = Connection(Role.CLIENT)
         self._backlog = bytearray()  # to be sent
-        self._replies: dict[Id, Return | Failure] = {}  # and not fetched yet
-        # Replaced, not changed: another thread may be going through it.
+        self._replies: dict[Id, Return | Failure] = {}  # not fetched yet
+        # Replaced, not changed: another thread may be iterating over it.
         self._buffers: tuple[EventBuffer, ...] = ()
         self._failure: MonitorError | None = None
-        # Reentrant, so that an interrupt just behind acquiring it locks nobody out.
+        # Reentrant: an interrupt right after acquiring it must not lock us out.
         self._turn = threading.RLock()
 
     @property
     def greeting(self) -> Greeting | None:
-        """What QEMU said first: its version, and its capabilities."""
+        """QEMU's greeting: its version and its capabilities."""
         return self._connection.greeting
-
-    def resident(self) -> int | None:
-        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
-        return None if self.pid is None else proc.resident(self.pid)
-
-    def now(self) -> float:
-        """Return the monotonic time in seconds."""
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds; zero or less does nothing."""
-        time.sleep(max(seconds, 0.0))
 
     def execute(
         self,
@@ -97,67 +91,85 @@ class BlockingMonitor:
         *,
         timeout: float | None = None,
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it.
+        """Run one QMP command and return its result.
+
+        If Ctrl-C interrupts the call, QEMU may or may not have carried out the command.
+        Its reply is dropped, and the monitor stays usable.
 
         Args:
             command: The command's name, as in the QMP reference.
-            arguments: Its arguments, JSON types only.
-            timeout: Seconds for the answer, waiting for other threads' commands
-                included; ``math.inf`` for ever. By default the monitor's own.
+            arguments: Its arguments, of JSON types only.
+            timeout: Seconds for the reply, including the time that other threads'
+                commands take first; ``math.inf`` for no limit. By default the
+                monitor's own.
+
+        Returns:
+            The decoded value of ``return``.
 
         Raises:
             CommandError: QEMU refused the command.
-            MonitorTimeout: No answer in time. The monitor stays usable.
-            MonitorClosed: The connection is gone.
-            ProtocolError: The peer sent nonsense; the connection is closed.
-            TypeError: The command is no name, or the arguments are no JSON.
-            ValueError: Likewise, by their values.
-
-        Ctrl-C: the command may or may not have been carried out; its answer is
-        swallowed. The monitor stays usable.
+            MonitorTimeout: No reply came in time. The monitor stays usable.
+            MonitorClosed: The connection has ended.
+            ProtocolError: The peer does not speak QMP; the connection is closed.
+            TypeError: The command is no text, or the arguments are no JSON.
+            ValueError: The arguments have values that JSON does not know.
         """
-        if timeout is None:
-            timeout = self._command_timeout
-        else:
-            require_seconds(timeout, "timeout")
+        timeout = self._choose_timeout(timeout)
         deadline = self.now() + timeout
-        late = not_answered(self.name, command, timeout)
+        late = make_command_timeout(self.name, command, timeout)
         if not self._turn.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
             raise late
         try:
-            # Whatever has come by now; the end of the connection, it may be.
+            # Read what has come by now: it may be the end of the connection.
             self._transfer()
             self._wait_until(lambda: self._connection.can_send, deadline, late)
             reply = self._exchange(command, arguments, deadline, late)
         finally:
             self._turn.release()
         if isinstance(reply, Failure):
-            raise command_error(command, reply.error_class, reply.desc, self.name)
+            raise make_command_error(command, reply.error_class, reply.desc, self.name)
         return reply.value
 
     @contextmanager
     def subscribe(
         self, *names: str, capacity: int = 64
     ) -> Generator[EventSubscription]:
-        """Take in QEMU's events within a ``with`` block.
+        """Take QEMU's events in within a ``with`` block.
 
         Args:
-            names: Which events, such as ``"BALLOON_CHANGE"``; none means all.
-            capacity: How many to hold while nobody reads, at least 1.
+            names: Which events, such as ``"BALLOON_CHANGE"``; by default all.
+            capacity: How many unread events to hold, at least 1.
 
         Yields:
-            The subscription, from which events are read.
+            The subscription, from which the events are read.
 
         Raises:
-            TypeError: A name is no text, or the capacity no whole number.
-            ValueError: The capacity is below 1.
+            TypeError: A name is no text, or the capacity is no integer.
+            ValueError: The capacity is less than 1.
         """
         buffer = EventBuffer(names, capacity)
         self._buffers = (*self._buffers, buffer)
         try:
-            yield EventSubscription(self, buffer)
+            yield EventSubscription(
+                functools.partial(self._receive_event, buffer), buffer
+            )
         finally:
             self._buffers = tuple(b for b in self._buffers if b is not buffer)
+
+    def _receive_event(self, buffer: EventBuffer, timeout: float) -> Event | None:
+        """Return the next event; ``None`` if none came within the timeout."""
+        deadline = self.now() + timeout
+        while (event := buffer.get()) is None:
+            self._raise_if_failed()
+            if buffer not in self._buffers:
+                raise make_not_subscribed()
+            if self._transfer():
+                continue
+            left = deadline - self.now()
+            if left <= 0:
+                return None
+            self._poll(min(left, _EVENT_POLL))
+        return event
 
     def _exchange(
         self,
@@ -166,8 +178,8 @@ class BlockingMonitor:
         deadline: float,
         late: MonitorError,
     ) -> Return | Failure:
-        """Send the command and wait until its reply, or the end, is known."""
-        with ctrl_c_waits():
+        """Send the command, and wait for its reply or for the connection's end."""
+        with _delay_ctrl_c():
             ident, data = self._connection.send_command(command, arguments)
             self._backlog += data
         _log.debug("%s: %s, id %s", self.name, command, ident)
@@ -175,27 +187,42 @@ class BlockingMonitor:
             self._wait_until(lambda: ident in self._replies, deadline, late)
             return self._replies[ident]
         except MonitorError as failure:
-            raise retold(failure, (command,)) from None
+            raise copy_error(failure, (command,)) from None
         finally:
             self._connection.abandon(ident)
             self._replies.pop(ident, None)
 
-    # The way from connecting to ready.
+    # Negotiating.
 
-    def _start(self, deadline: float) -> None:
+    @contextmanager
+    def run(self, deadline: float) -> Generator[None]:
+        """Negotiate, then serve commands until the block ends; close the connection.
+
+        Only :func:`open_monitor` calls this, once.
+
+        :meta private:
+        """
+        try:
+            self._negotiate(deadline)
+            yield
+        finally:
+            self._shut(make_closed_by_us(self.name))
+            self._socket.close()
+
+    def _negotiate(self, deadline: float) -> None:
         connection = self._connection
-        late: MonitorError = not_greeted(self.name, self.pid)
+        late: MonitorError = make_no_greeting(self.name, self.pid)
         self._wait_until(lambda: connection.state is not State.GREETING, deadline, late)
         self._backlog += connection.send_negotiation()
-        late = not_negotiated(self.name)
+        late = make_negotiation_timeout(self.name)
         self._wait_until(lambda: connection.state is State.READY, deadline, late)
 
-    # Waiting, and moving bytes in between.
+    # Waiting, and reading and writing in between.
 
     def _wait_until(
         self, done: Callable[[], bool], deadline: float, late: MonitorError
     ) -> None:
-        """Move bytes until that is so; raise ``late`` if it is not in time."""
+        """Read and write until ``done()``; raise ``late`` after the deadline."""
         while not done():
             self._raise_if_failed()
             if not self._transfer():
@@ -204,19 +231,19 @@ class BlockingMonitor:
                     raise late
                 self._poll(left)
             elif self.now() >= deadline and not done():
-                raise late  # whatever else the peer goes on to send
+                raise late  # even if the peer goes on sending
         self._raise_if_failed()
 
     def _poll(self, seconds: float) -> None:
-        """Wait until bytes can be moved, for so long at most."""
+        """Wait until the socket can be read or written, or the time is over."""
         poll = select.poll()
         events = select.POLLIN | (select.POLLOUT if self._backlog else 0)
         poll.register(self._socket, events)
         poll.poll(math.ceil(min(seconds, _LONGEST_POLL) * 1000))
 
     def _transfer(self) -> bool:
-        """Move what can be moved without waiting; tell whether that was something."""
-        with self._turn, ctrl_c_waits():
+        """Read and write what is possible without waiting; tell whether any was."""
+        with self._turn, _delay_ctrl_c():
             sent = bool(self._backlog) and self._send()
             return self._receive() or sent
 
@@ -224,9 +251,9 @@ class BlockingMonitor:
         try:
             sent = self._socket.send(self._backlog)
         except OSError as error:
-            if _is_not_now(error):
+            if _is_temporary(error):
                 return False
-            sent = len(self._backlog)  # reading tells what is wrong
+            sent = len(self._backlog)  # reading reports the error
         del self._backlog[:sent]
         return True
 
@@ -239,12 +266,12 @@ class BlockingMonitor:
         except ProtocolError as error:
             self._shut(ProtocolError(f"{self.name}: {error}"))
         except OSError as error:
-            if _is_not_now(error):
+            if _is_temporary(error):
                 return False
             self._shut(MonitorClosed(f"{self.name} broke: {error}"))
         else:
             if not data:
-                self._shut(closed_by_peer(self.name))
+                self._shut(make_closed_by_qemu(self.name))
         return True
 
     def _dispatch(self, message: object) -> None:
@@ -255,17 +282,87 @@ class BlockingMonitor:
             self._replies[cast("Id", message.id)] = message
 
     def _shut(self, failure: MonitorError) -> None:
-        """Note why there will be no more."""
+        """Record why the connection ended."""
         if self._failure is None:
             self._failure = failure
             self._connection.close()
 
     def _raise_if_failed(self) -> None:
         if self._failure is not None:
-            raise retold(self._failure)
+            raise copy_error(self._failure)
 
 
-def _is_not_now(error: OSError) -> bool:
-    """Tell whether trying later will do; TLS has errors of its own for that."""
+def _is_temporary(error: OSError) -> bool:
+    """Tell whether the call can be repeated later; TLS has errors of its own for it."""
     names = {"SSLWantReadError", "SSLWantWriteError"}
     return isinstance(error, BlockingIOError) or type(error).__name__ in names
+
+
+@contextmanager
+def _delay_ctrl_c() -> Generator[None]:
+    """Delay Ctrl-C until the end of the block, which must not wait for anything.
+
+    This replaces the signal's handler, which Python runs in the main thread only.
+    Blocking the signal would not do: the kernel would give it to another thread.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(handler):
+        yield
+        return
+    interrupts: list[tuple[int, FrameType | None]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        interrupts.append((number, frame))
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if interrupts:
+            handler(*interrupts[0])
+
+
+class EventSubscription:
+    """QEMU's events for one reader, made by :meth:`BlockingMonitor.subscribe`.
+
+    ::
+
+        with monitor.subscribe("BALLOON_CHANGE") as events:
+            for event in events:
+                print(event.data)
+
+    Events wait in a bounded buffer until they are read. When it is full, the oldest
+    event is dropped, preferably one with the same name as the new one; :attr:`lost`
+    counts the dropped events. The monitor reads events only during its calls; at other
+    times they wait in QEMU.
+    """
+
+    def __init__(
+        self, receive: Callable[[float], Event | None], buffer: EventBuffer
+    ) -> None:
+        self._receive = receive
+        self._buffer = buffer
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """How many events of each name were dropped unread."""
+        return self._buffer.lost
+
+    def receive(self, timeout: float = math.inf) -> Event | None:
+        """Return the next event; ``None`` if none comes within the timeout.
+
+        Args:
+            timeout: Seconds; by default no limit.
+
+        Raises:
+            MonitorError: The connection has ended, and all events have been read.
+            RuntimeError: The block has ended, and all events have been read.
+        """
+        return self._receive(require_seconds(timeout, "timeout"))
+
+    def __iter__(self) -> Iterator[Event]:
+        """Iterate over the events, waiting for each, until the connection ends."""
+        while (event := self.receive()) is not None:
+            yield event

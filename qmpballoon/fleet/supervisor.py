@@ -24,7 +24,7 @@ import trio
 from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import require_seconds
-from qmpballoon._transport import proc
+from qmpballoon._transport.qemu_process import read_resident
 from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon._resize import HEADROOM
 from qmpballoon.balloon._tracker import StallLimits
@@ -450,4 +450,4 @@ def _state(error: QmpBalloonError) -> State:
 def _resident(error: QmpBalloonError) -> int | None:
     """Return what a QEMU holds that could not be talked to, if that can be known."""
     pid = error.pid if isinstance(error, MonitorBusy) else None
-    return None if pid is None else proc.resident(pid)
+    return None if pid is None else read_resident(pid)

@@ -1,26 +1,27 @@
-"""The balloon of a VM whose monitor belongs to libvirt.
+"""The libvirt door: the balloon of a VM whose monitor libvirt holds.
 
 ::
 
     domain = find_domain("vm1")                       # or any virDomain of yours
-    balloon = find_balloon(domain)                    # plain calls
-    balloon = await find_balloon_asyncio(domain)      # or coroutines
+    balloon = find_balloon(domain)                    # in blocking code
+    balloon = await find_balloon_asyncio(domain)
     balloon = await find_balloon_trio(domain)
 
-libvirt keeps QEMU's monitor to itself, and passes commands through
+libvirt holds QEMU's monitor and passes commands through
 (``virDomainQemuMonitorCommand``). It marks such a domain as tainted
-("custom-monitor") in its log, which is meant for support, and changes nothing.
+("custom-monitor") in its log; that is a hint for support and changes nothing.
 
-That call waits for as long as QEMU takes and cannot be broken off. So each command
-has a thread of its own, and whoever asks waits for it with a deadline. An event
-loop is not held up; neither is Ctrl-C, nor the end of the program. Commands of one
+That call waits for as long as QEMU takes and cannot be interrupted. So each command
+runs in a thread of its own, and the caller waits for it with a deadline. It blocks
+neither an event loop, nor Ctrl-C, nor the end of the program. The commands of one
 monitor are passed on in the order in which they are given.
 
-``libvirt-python`` is needed, by ``pip install 'qmpballoon[libvirt]'``.
+The door needs ``libvirt-python``: ``pip install 'qmpballoon[libvirt]'``.
 """
 
 from __future__ import annotations
 
+from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon.libvirt.connect import (
     find_balloon,
     find_balloon_asyncio,
@@ -28,7 +29,6 @@ from qmpballoon.libvirt.connect import (
     find_pid,
 )
 from qmpballoon.libvirt.domain import Domain, find_domain, silence
-from qmpballoon.libvirt.monitor import COMMAND_TIMEOUT as COMMAND_TIMEOUT
 from qmpballoon.libvirt.monitor import (
     AsyncioLibvirtMonitor,
     LibvirtMonitor,
@@ -36,6 +36,7 @@ from qmpballoon.libvirt.monitor import (
 )
 
 __all__ = [
+    "COMMAND_TIMEOUT",
     "AsyncioLibvirtMonitor",
     "Domain",
     "LibvirtMonitor",

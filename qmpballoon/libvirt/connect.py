@@ -1,4 +1,4 @@
-"""From a domain to its balloon, with and without an event loop."""
+"""Finding the balloon of a domain: in blocking code, on asyncio and on trio."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from qmpballoon._transport import proc
+from qmpballoon._transport import qemu_process
+from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon.balloon import find
 from qmpballoon.blocking import balloon
 from qmpballoon.libvirt.monitor import (
-    COMMAND_TIMEOUT,
     AsyncioLibvirtMonitor,
     LibvirtMonitor,
     TrioLibvirtMonitor,
@@ -37,23 +37,25 @@ def find_balloon(
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
 ) -> balloon.BlockingBalloon:
-    """Find the balloon of a running domain, in plain calls.
+    """Find the balloon of a running domain, for blocking code.
 
     Args:
-        domain: A ``libvirt.virDomain`` of the QEMU driver, over a connection that
-            may write.
+        domain: A ``libvirt.virDomain`` of the QEMU driver, on a connection that is not
+            read-only.
         command_timeout: Seconds for each command.
-        wall_clock: Tells seconds since the epoch, for the age of statistics.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Raises:
         NoBalloonDevice: The VM has none.
         MonitorClosed: The domain does not run.
-        MonitorUnreachable: libvirt does not pass commands on for you.
-        MonitorTimeout: QEMU, or libvirt, does not answer.
+        MonitorUnreachable: libvirt does not let you pass commands on.
+        MonitorTimeout: QEMU or libvirt does not answer.
         ImportError: libvirt-python is not installed.
     """
     monitor = LibvirtMonitor(domain, command_timeout=command_timeout)
-    monitor.pid = balloon.run(find_pid(domain, balloon.Neutral(monitor)))
+    monitor.pid = balloon.run_sync(
+        find_pid(domain, balloon.SyncMonitorAdapter(monitor))
+    )
     return balloon.find_balloon(
         monitor, resident=monitor.resident, wall_clock=wall_clock
     )
@@ -65,11 +67,18 @@ async def find_balloon_asyncio(
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
 ) -> Balloon:
-    """Find the balloon of a running domain, for use on asyncio.
+    """Find the balloon of a running domain, on asyncio.
 
-    Args and raises: as :func:`find_balloon`.
+    If the call is cancelled, it ends at once and has no effect.
 
-    Cancellation: at once, with no effect.
+    Args:
+        domain: As for :func:`find_balloon`.
+        command_timeout: As for :func:`find_balloon`.
+        wall_clock: As for :func:`find_balloon`.
+
+    Raises:
+        QmpBalloonError: As for :func:`find_balloon`.
+        ImportError: libvirt-python is not installed.
     """
     monitor = AsyncioLibvirtMonitor(domain, command_timeout=command_timeout)
     return await _find(domain, monitor, wall_clock)
@@ -81,11 +90,18 @@ async def find_balloon_trio(
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
 ) -> Balloon:
-    """Find the balloon of a running domain, for use on trio.
+    """Find the balloon of a running domain, on trio.
 
-    Args and raises: as :func:`find_balloon`.
+    If the call is cancelled, it ends at once and has no effect.
 
-    Cancellation: at once, with no effect.
+    Args:
+        domain: As for :func:`find_balloon`.
+        command_timeout: As for :func:`find_balloon`.
+        wall_clock: As for :func:`find_balloon`.
+
+    Raises:
+        QmpBalloonError: As for :func:`find_balloon`.
+        ImportError: libvirt-python is not installed.
     """
     monitor = TrioLibvirtMonitor(domain, command_timeout=command_timeout)
     return await _find(domain, monitor, wall_clock)
@@ -105,13 +121,16 @@ async def _find(
 async def find_pid(domain: Domain, monitor: Monitor) -> int | None:
     """Find the process id of a domain's QEMU, if libvirt's daemon is on this host.
 
+    If the call is cancelled, it ends at once and has no effect.
+
     Args:
         domain: The domain.
-        monitor: The way to its QEMU.
+        monitor: Its monitor.
 
-    Cancellation: at once, with no effect.
+    Returns:
+        The process id; ``None`` if it cannot be known.
     """
     address: str = domain.connect().getURI()
     if urlsplit(address).hostname:
         return None
-    return await proc.find_qemu_pid(monitor)
+    return await qemu_process.find_qemu_pid(monitor)

@@ -1,4 +1,4 @@
-"""libvirt itself: its domains, and what it prints."""
+"""Finding a domain of libvirt, and keeping libvirt from printing its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Domain", "find_domain", "silence"]
 
 
 class Domain(Protocol):
-    """As much of ``libvirt.virDomain`` as is needed here."""
+    """The part of ``libvirt.virDomain`` that this package uses."""
 
     def name(self) -> str:
         """Return the domain's name."""
@@ -25,14 +25,15 @@ class Domain(Protocol):
 def find_domain(name: str, uri: str | None = None) -> Domain:
     """Connect to libvirt and look a VM up by its name.
 
-    This waits for as long as libvirt does. The connection ends when the domain is
-    forgotten.
+    The call blocks for as long as libvirt does, without a deadline. The connection is
+    closed when the domain object is freed.
 
     Args:
         name: The domain's name, as ``virsh list`` shows it.
-        uri: Which libvirt, such as ``"qemu+ssh://host/system"``. By default what
-            the environment variable ``LIBVIRT_DEFAULT_URI`` says; without that,
-            libvirt takes ``qemu:///system`` for root, and else ``qemu:///session``.
+        uri: Which libvirt, such as ``"qemu+ssh://host/system"``. By default the one
+            that the environment variable ``LIBVIRT_DEFAULT_URI`` names; without it,
+            libvirt takes ``qemu:///system`` for root and ``qemu:///session`` for other
+            users.
 
     Raises:
         MonitorUnreachable: libvirt cannot be connected to, or has no such VM.
@@ -59,9 +60,12 @@ def find_domain(name: str, uri: str | None = None) -> Domain:
 
 
 def silence() -> None:
-    """Have libvirt-python, in all of this process, not print the errors it raises."""
+    """Keep libvirt-python from printing the errors that it raises.
+
+    This holds for the whole process.
+    """
     import_module("libvirt").registerErrorHandler(_ignore, None)
 
 
 def _ignore(_context: object, _error: object) -> None:
-    """Leave an error to the exception that tells of it."""
+    """Print nothing: the exception says the same."""

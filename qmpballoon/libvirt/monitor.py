@@ -1,49 +1,39 @@
-"""Monitors over libvirt's passthrough: in plain calls, on asyncio and on trio."""
+"""Monitors over libvirt's passthrough: for blocking code, on asyncio and on trio."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
-import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from qmpballoon._checks import require_command, require_seconds
-from qmpballoon._transport import proc
-from qmpballoon._transport.asyncio_time import AsyncioTime
-from qmpballoon._transport.errors import not_answered, retold
+from qmpballoon._checks import require_command
+from qmpballoon._transport.asyncio_clock import AsyncioClock
+from qmpballoon._transport.error_messages import copy_error, make_command_timeout
+from qmpballoon._transport.monitor_base import BlockingClock, MonitorBase, TrioClock
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
     MonitorTimeout,
     MonitorUnreachable,
-    command_error,
+    make_command_error,
 )
 from qmpballoon.qmp.connection import encode
 from qmpballoon.qmp.messages import Failure, Return, parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
 
     from qmpballoon.libvirt.domain import Domain
 
-__all__ = [
-    "COMMAND_TIMEOUT",
-    "AsyncioLibvirtMonitor",
-    "LibvirtMonitor",
-    "TrioLibvirtMonitor",
-]
+__all__ = ["AsyncioLibvirtMonitor", "LibvirtMonitor", "TrioLibvirtMonitor"]
 
-COMMAND_TIMEOUT: Final = 10.0
-"""Seconds for one command, waiting for its turn included."""
-
-# What libvirt's error codes mean for a monitor; with any other the command may
-# have been carried out. Source: virterror.h.
+# libvirt's error codes that say that the command was not passed on. After any other,
+# QEMU may have carried it out. Source: virterror.h.
 _NOT_RUNNING: Final = ("VIR_ERR_NO_DOMAIN", "VIR_ERR_OPERATION_INVALID")
 _NOT_ALLOWED: Final = (
     "VIR_ERR_NO_SUPPORT",
@@ -53,178 +43,197 @@ _NOT_ALLOWED: Final = (
 )
 
 
-class _Passthrough:
-    """Commands to a domain, one after the other, from threads.
+class _Passthrough(MonitorBase):
+    """Passes commands to a domain, one after the other, from threads.
 
-    In the order in which they were given: libvirt serves threads that wait for the
-    same VM in any, and what undoes a command that was given up has to come after it.
+    They are passed on in the order in which they were given. libvirt would serve
+    threads that wait for the same VM in any order, but a command that undoes an earlier
+    one, which timed out, has to come after it.
     """
 
     def __init__(self, domain: Domain, *, command_timeout: float) -> None:
-        super().__init__()
-        self.name: str = f"libvirt's monitor of {domain.name()}"
-        self.pid: int | None = None
-        self._command_timeout = require_seconds(command_timeout, "command_timeout")
+        name = f"libvirt's monitor of {domain.name()}"
+        super().__init__(name=name, pid=None, command_timeout=command_timeout)
         self._domain = domain
         self._libvirt = import_module("libvirt")
         self._pass_on = import_module("libvirt_qemu").qemuMonitorCommand
         self._given: deque[tuple[Future[object], str, str]] = deque()
         self._turn = threading.Lock()
 
-    def resident(self) -> int | None:
-        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
-        return None if self.pid is None else proc.resident(self.pid)
-
     def _submit(
         self, command: str, arguments: Mapping[str, object] | None
     ) -> Future[object]:
-        """Begin to run a command; what comes of it is the future's."""
+        """Begin to run a command; the future gets its result."""
         require_command(command, arguments)
         request = encode({"execute": command, "arguments": dict(arguments or {})})
         future = Future[object]()
         self._given.append((future, command, request.decode()))
-        # A daemon: one that hangs is not to hold up the end of the program.
+        # A daemon: a thread that hangs must not delay the end of the program.
         threading.Thread(target=self._work, name=self.name, daemon=True).start()
         return future
 
     def _work(self) -> None:
-        """Pass on what was given and not passed on yet."""
+        """Pass on the commands that wait."""
         with self._turn:
-            # All of it: where Ctrl-C strikes, one may be without a thread.
+            # All of them: Ctrl-C may have kept the thread of one from starting.
             while self._given:
                 future, command, request = self._given.popleft()
                 try:
                     future.set_result(self._run(command, request))
-                except BaseException as error:  # noqa: BLE001 - whoever waits is told
+                except BaseException as error:  # noqa: BLE001 - raised to the caller
                     future.set_exception(error)
 
     def _run(self, command: str, request: str) -> object:
         try:
             answer = self._pass_on(self._domain, request, 0)
         except self._libvirt.libvirtError as error:
-            raise self._translated(command, error) from error
+            raise self._translate(command, error) from error
         match parse(json.loads(answer)):
             case Return(value):
                 return value
             case Failure(error_class, desc):
-                raise command_error(command, error_class, desc, self.name)
+                raise make_command_error(command, error_class, desc, self.name)
             case other:
                 raise AssertionError(f"libvirt passed on {other!r}")
 
-    def _translated(self, command: str, error: Any) -> MonitorError:  # noqa: ANN401
-        """Say in this library's exceptions what libvirt raised."""
+    def _translate(self, command: str, error: Any) -> MonitorError:  # noqa: ANN401
+        """Return this library's exception for one that libvirt raised."""
         said = f"{self.name}: {error.get_error_message()}"
         code = error.get_error_code()
-        if code in self._codes(*_NOT_RUNNING):
+        if code in self._get_codes(*_NOT_RUNNING):
             return MonitorClosed(f"{said}; start the VM")
-        if code in self._codes(*_NOT_ALLOWED):
+        if code in self._get_codes(*_NOT_ALLOWED):
             return MonitorUnreachable(
                 f"{said}; open a QEMU connection that may write, as a user who may"
             )
-        if code in self._codes("VIR_ERR_OPERATION_TIMEOUT"):
+        if code in self._get_codes("VIR_ERR_OPERATION_TIMEOUT"):
             return MonitorTimeout(f"{said}; something else keeps the VM busy")
-        return retold(MonitorClosed(said), (command,))
+        return copy_error(MonitorClosed(said), (command,))
 
-    def _codes(self, *names: str) -> set[object]:
+    def _get_codes(self, *names: str) -> set[object]:
         return {getattr(self._libvirt, name, None) for name in names}
 
-    def _late(self, command: str) -> MonitorError:
-        late = not_answered(self.name, command, self._command_timeout)
-        return retold(late, (command,))
+    def _make_timeout(self, command: str) -> MonitorError:
+        late = make_command_timeout(self.name, command, self._command_timeout)
+        return copy_error(late, (command,))
 
 
-class LibvirtMonitor(_Passthrough):
-    """A monitor over libvirt, in plain calls; threads may share it.
+class LibvirtMonitor(_Passthrough, BlockingClock):
+    """A :class:`~qmpballoon.blocking.SyncMonitor` over libvirt; threads may share it.
 
     Args:
         domain: A ``libvirt.virDomain``.
         command_timeout: Seconds for each command.
 
     Attributes:
-        name: What messages call it.
-        pid: The process id of QEMU, ``None`` until :func:`find_balloon` has found it.
+        name: The name that messages use for the monitor.
+        pid: The process id of QEMU; ``None`` until :func:`find_balloon` has found it.
     """
 
     def execute(
         self, command: str, arguments: Mapping[str, object] | None = None
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it.
+        """Run one QMP command and return its result.
+
+        If Ctrl-C interrupts the call, QEMU may or may not have carried out the command.
+
+        Args:
+            command: The command's name, as in the QMP reference.
+            arguments: Its arguments, of JSON types only.
+
+        Returns:
+            The decoded value of ``return``.
 
         Raises:
             CommandError: QEMU refused the command.
-            MonitorError: No answer can be had.
-
-        Ctrl-C: the command may or may not have been carried out.
+            MonitorError: There is no reply; its type says why.
         """
         future = self._submit(command, arguments)
         timeout = min(self._command_timeout, threading.TIMEOUT_MAX)
         try:
             return future.result(timeout)
         except TimeoutError:
-            raise self._late(command) from None
-
-    def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds; zero or less does nothing."""
-        time.sleep(max(seconds, 0.0))
-
-    def now(self) -> float:
-        """Return the monotonic time in seconds."""
-        return time.monotonic()
+            raise self._make_timeout(command) from None
 
 
-class AsyncioLibvirtMonitor(_Passthrough, AsyncioTime):
-    """A :class:`~qmpballoon.monitor.Monitor` over libvirt, on asyncio.
+class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
+    """A :class:`~qmpballoon.Monitor` over libvirt, on asyncio.
 
-    Args and attributes: as :class:`LibvirtMonitor`.
+    Args:
+        domain: A ``libvirt.virDomain``.
+        command_timeout: Seconds for each command.
+
+    Attributes:
+        name: The name that messages use for the monitor.
+        pid: The process id of QEMU; ``None`` until :func:`find_balloon_asyncio` has
+            found it.
     """
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it.
+        """Run one QMP command and return its result.
+
+        If the call is cancelled, QEMU may or may not have carried out the command.
+
+        Args:
+            command: The command's name, as in the QMP reference.
+            arguments: Its arguments, of JSON types only.
+
+        Returns:
+            The decoded value of ``return``.
 
         Raises:
             CommandError: QEMU refused the command.
-            MonitorError: No answer can be had.
-
-        Cancellation: the command may or may not have been carried out.
+            MonitorError: There is no reply; its type says why.
         """
         future = asyncio.wrap_future(self._submit(command, arguments))
-        # What comes too late is of no interest, but asyncio would log it.
+        # Retrieves the error of a late reply, which asyncio would log otherwise.
         future.add_done_callback(lambda late: late.cancelled() or late.exception())
         await self.wait(future, self.now() + self._command_timeout)
         if not future.done():
-            raise self._late(command)
+            raise self._make_timeout(command)
         return future.result()
 
 
-class TrioLibvirtMonitor(_Passthrough):
-    """A :class:`~qmpballoon.monitor.Monitor` over libvirt, on trio.
+class TrioLibvirtMonitor(_Passthrough, TrioClock):
+    """A :class:`~qmpballoon.Monitor` over libvirt, on trio.
 
-    Args and attributes: as :class:`LibvirtMonitor`.
+    Args:
+        domain: A ``libvirt.virDomain``.
+        command_timeout: Seconds for each command.
+
+    Attributes:
+        name: The name that messages use for the monitor.
+        pid: The process id of QEMU; ``None`` until :func:`find_balloon_trio` has found
+            it.
     """
-
-    def __init__(self, domain: Domain, *, command_timeout: float) -> None:
-        super().__init__(domain, command_timeout=command_timeout)
-        self._trio = import_module("trio")  # programs on asyncio do without
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it.
+        """Run one QMP command and return its result.
+
+        If the call is cancelled, QEMU may or may not have carried out the command.
+
+        Args:
+            command: The command's name, as in the QMP reference.
+            arguments: Its arguments, of JSON types only.
+
+        Returns:
+            The decoded value of ``return``.
 
         Raises:
             CommandError: QEMU refused the command.
-            MonitorError: No answer can be had.
-
-        Cancellation: the command may or may not have been carried out.
+            MonitorError: There is no reply; its type says why.
         """
-        trio = self._trio
+        import trio  # noqa: PLC0415 - programs on asyncio do without it
+
         await trio.lowlevel.checkpoint_if_cancelled()
         token, done = trio.lowlevel.current_trio_token(), trio.Event()
 
         def tell(_: Future[object]) -> None:
-            with suppress(trio.RunFinishedError):  # nobody waits any more
+            with suppress(trio.RunFinishedError):  # no task waits any more
                 token.run_sync_soon(done.set)
 
         future = self._submit(command, arguments)
@@ -232,22 +241,4 @@ class TrioLibvirtMonitor(_Passthrough):
         with trio.move_on_after(self._command_timeout):
             await done.wait()
             return future.result()
-        raise self._late(command)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds.
-
-        Cancellation: at once, with no effect.
-        """
-        await self._trio.sleep(max(seconds, 0.0))
-
-    def now(self) -> float:
-        """Return trio's time in seconds."""
-        now: float = self._trio.current_time()
-        return now
-
-    def shield(self, seconds: float) -> AbstractContextManager[object]:
-        """Let what is awaited inside go on, cancelled or not, for so long at most."""
-        scope: AbstractContextManager[object]
-        scope = self._trio.move_on_after(seconds, shield=True)
-        return scope
+        raise self._make_timeout(command)

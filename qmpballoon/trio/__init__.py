@@ -1,29 +1,37 @@
-"""The trio front end: monitors and balloons, straight from an address.
+"""The trio door: monitors and balloons straight from an address.
 
 ::
 
     async with open_balloon("/run/vm1.qmp") as balloon:
         print(await balloon.query())
 
-One background task a monitor reads all that QEMU sends, so that replies, events
-and the end of the connection are noticed at once, whatever the caller does. It
-lives no longer than the ``async with`` block, and it never raises: what goes
-wrong is told to those who wait, and to those who ask later. So exceptions leave
-the block as they are, in no exception group.
+Each monitor has one background task, which reads everything that QEMU sends. So
+replies, events and the end of the connection are noticed at once, whatever the caller
+does. The task ends with the ``async with`` block. It never raises: an error is raised
+to the callers that wait, and to those that call later. So an exception leaves the block
+as it was raised, in no exception group.
 
-A command is registered and handed to the kernel in one go, with no ``await`` in
-between. What the kernel does not take at once is written by a second task that
-no caller's cancellation reaches. Hence a cancelled command can leave neither half
-a message on the wire nor a reply that nobody knows.
+A command is registered and handed to the kernel without an ``await`` in between. A
+second task writes what the kernel does not take at once; no caller's cancellation
+reaches it. So a cancelled command leaves neither half a message on the wire nor a reply
+that nobody expects.
 """
 
 from __future__ import annotations
 
-from qmpballoon.trio._transport import Target as Target
-from qmpballoon.trio.connect import COMMAND_TIMEOUT as COMMAND_TIMEOUT
-from qmpballoon.trio.connect import OPEN_TIMEOUT as OPEN_TIMEOUT
-from qmpballoon.trio.connect import open_balloon, open_monitor
-from qmpballoon.trio.monitor import TrioMonitor
-from qmpballoon.trio.subscription import EventSubscription
+from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
+from qmpballoon._transport.sockets import OPEN_TIMEOUT
+from qmpballoon.balloon.find import find_balloon
+from qmpballoon.trio.connect import Target, open_balloon, open_monitor
+from qmpballoon.trio.monitor import EventSubscription, TrioMonitor
 
-__all__ = ["EventSubscription", "TrioMonitor", "open_balloon", "open_monitor"]
+__all__ = [
+    "COMMAND_TIMEOUT",
+    "OPEN_TIMEOUT",
+    "EventSubscription",
+    "Target",
+    "TrioMonitor",
+    "find_balloon",
+    "open_balloon",
+    "open_monitor",
+]

@@ -1,32 +1,41 @@
-"""From an address to a monitor and a balloon, on trio."""
+"""Opening a monitor and a balloon from an address, on trio."""
 
 from __future__ import annotations
 
+import socket
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
 from qmpballoon._checks import require_seconds
-from qmpballoon._transport.errors import closed_by_us
+from qmpballoon._transport import sockets
+from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
+from qmpballoon._transport.qemu_process import find_peer_pid
+from qmpballoon._transport.sockets import OPEN_TIMEOUT
 from qmpballoon.balloon.find import find_balloon
-from qmpballoon.trio._background import Background
-from qmpballoon.trio._transport import Target, connect, describe
+from qmpballoon.trio._streams import SocketTransport, StreamTransport
 from qmpballoon.trio.monitor import TrioMonitor
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, Callable
 
+    from qmpballoon.address import TcpAddress
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.trio._streams import Transport
 
-__all__ = ["COMMAND_TIMEOUT", "OPEN_TIMEOUT", "open_balloon", "open_monitor"]
+__all__ = ["Target", "open_balloon", "open_monitor"]
 
-OPEN_TIMEOUT: Final = 5.0
-"""Seconds for connecting, greeting and negotiating, all together."""
-COMMAND_TIMEOUT: Final = 10.0
-"""Seconds for one command, waiting for its turn included."""
+Target: TypeAlias = "sockets.Target | trio.abc.Stream"
+"""An address, a connected socket, the descriptor of one, or a trio stream. The monitor
+takes over what is connected, and closes it at the end."""
+
+# QEMU's monitor reads byte by byte. QEMU 7.2 takes a whole TLS record from the socket
+# for the first byte, and looks at the others only when the socket is readable again. A
+# second record of one byte makes the socket readable, and leaves no byte behind.
+_TLS_TRAILER: Final = b"\n"
 
 
 @asynccontextmanager
@@ -40,43 +49,37 @@ async def open_monitor(
 ) -> AsyncGenerator[TrioMonitor, None]:
     """Connect to a QMP monitor and negotiate; an asynchronous context manager.
 
+    If the task is cancelled, at any moment, the connection is closed.
+
     Args:
         target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
-            ``"tcp:HOST:PORT"``, ``(host, port)``; or a connected socket, its
-            descriptor or a :class:`trio.abc.Stream`, which are taken over.
+            ``"tcp:HOST:PORT"`` or ``(host, port)``; or a connected socket, its
+            descriptor or a :class:`trio.abc.Stream`, which the monitor takes over.
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
         oob: Ask for out-of-band execution, if QEMU offers it.
-        tls: Wrap the connection in TLS by this context.
+        tls: Wrap the connection in TLS with this context.
 
     Yields:
         The monitor. Its connection is closed at the end of the block.
 
     Raises:
-        MonitorUnreachable: Nobody could be connected to.
-        MonitorBusy: Connected and not greeted: another client is served.
-        MonitorTimeout: Greeted, and then left without an answer.
+        MonitorUnreachable: No connection could be made.
+        MonitorBusy: Connected, but not greeted: QEMU serves another client.
+        MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
         ProtocolError: The peer does not speak QMP.
-
-    Cancellation: at any moment; the connection is closed.
+        TypeError: An argument is of the wrong type.
+        ValueError: An argument is out of range, or the target cannot be a monitor.
     """
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
     deadline = trio.current_time() + timeout
-    transport = await connect(target, deadline=deadline, tls=tls)
-    name = describe(target)
+    transport = await _connect(target, deadline, tls)
+    name = describe_target(target)
     monitor = TrioMonitor(transport, name=name, command_timeout=command_timeout)
-    try:
-        async with Background() as background:
-            try:
-                await monitor._start(background, deadline, oob=oob)  # noqa: SLF001
-                yield monitor
-            finally:
-                # Before the background ends, so that nobody starts anything there.
-                monitor._shut(closed_by_us(name))  # noqa: SLF001
-    finally:
-        await transport.aclose()
+    async with monitor.run(deadline, oob=oob):
+        yield monitor
 
 
 @asynccontextmanager
@@ -88,23 +91,23 @@ async def open_balloon(
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Balloon, None]:
-    """Connect to a VM's monitor and find its balloon; a context manager.
+    """Connect to a VM's monitor and find its balloon; an asynchronous context manager.
+
+    If the task is cancelled, at any moment, the connection is closed.
 
     Args:
         target: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
-        wall_clock: Tells seconds since the epoch, for the age of statistics.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
         The balloon. Its connection is closed at the end of the block.
 
     Raises:
         NoBalloonDevice: The VM has none.
-        MonitorError: As :func:`open_monitor`.
-
-    Cancellation: at any moment; the connection is closed.
+        MonitorError: As for :func:`open_monitor`.
     """
     async with open_monitor(
         target, timeout=timeout, command_timeout=command_timeout, tls=tls
@@ -112,3 +115,77 @@ async def open_balloon(
         yield await find_balloon(
             monitor, resident=monitor.resident, wall_clock=wall_clock
         )
+
+
+def describe_target(target: Target) -> str:
+    """Return the name that messages use for the monitor."""
+    if isinstance(target, trio.abc.Stream):
+        return "the connected monitor"
+    return sockets.describe_target(target)
+
+
+async def _connect(
+    target: Target, deadline: float, tls: ssl.SSLContext | None
+) -> Transport:
+    """Connect to a monitor. If this fails or is cancelled, nothing stays open."""
+    host_name, pid = None, None
+    if isinstance(target, trio.abc.Stream):
+        stream = target
+    else:
+        sock = await sockets.connect_socket(
+            target,
+            deadline,
+            now=trio.current_time,
+            sleep=trio.sleep,
+            connect_tcp=_connect_tcp,
+        )
+        if tls is None:
+            return SocketTransport(sock)
+        host_name, pid = sockets.find_host_name(target), find_peer_pid(sock)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+    if tls is None:
+        return StreamTransport(stream)
+    name = describe_target(target)
+    stream = await _shake_hands(stream, tls, host_name, deadline, name=name)
+    return StreamTransport(stream, pid, _TLS_TRAILER)
+
+
+async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
+    try:
+        with trio.fail_at(deadline):
+            stream = await trio.open_tcp_stream(address.host, address.port)
+    except trio.TooSlowError:
+        raise sockets.make_tcp_timeout(address) from None
+    except OSError as error:
+        raise sockets.make_tcp_error(address, error) from None
+    return socket.socket(fileno=stream.socket.detach())
+
+
+async def _shake_hands(
+    stream: trio.abc.Stream,
+    tls: ssl.SSLContext,
+    host_name: str | None,
+    deadline: float,
+    *,
+    name: str,
+) -> trio.abc.Stream:
+    """Wrap a stream in TLS. If this fails or is cancelled, the stream is closed."""
+    try:
+        sockets.require_host_name(tls, host_name)
+        secure = trio.SSLStream(
+            stream,
+            tls,
+            server_hostname=host_name,
+            # QEMU closes the connection without TLS's closing handshake.
+            https_compatible=True,
+        )
+        with trio.fail_at(deadline):
+            await secure.do_handshake()
+    except BaseException as error:
+        await StreamTransport(stream).aclose()
+        if isinstance(error, trio.TooSlowError):
+            raise sockets.make_tls_timeout(name) from None
+        if isinstance(error, trio.BrokenResourceError):
+            raise sockets.make_tls_error(name, error.__cause__ or error) from None
+        raise
+    return secure

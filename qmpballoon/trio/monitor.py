@@ -1,100 +1,83 @@
-"""A monitor whose one background task reads all that QEMU sends."""
+"""A monitor on trio, whose background task reads everything that QEMU sends."""
 
 from __future__ import annotations
 
 import logging
 import math
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 import trio
 from attrs import define
 
-from qmpballoon._checks import require_seconds
-from qmpballoon._transport import proc
-from qmpballoon._transport.errors import (
-    closed_by_peer,
-    not_answered,
-    not_greeted,
-    not_negotiated,
-    retold,
+from qmpballoon._transport.error_messages import (
+    copy_error,
+    make_closed_by_qemu,
+    make_closed_by_us,
+    make_command_timeout,
+    make_negotiation_timeout,
+    make_no_greeting,
+    make_not_subscribed,
 )
+from qmpballoon._transport.monitor_base import AsyncSubscription, MonitorBase, TrioClock
+from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
     ProtocolError,
-    command_error,
+    make_command_error,
 )
-from qmpballoon.qmp import Connection, Event, Failure, Greeting, Return, Role, State
+from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
-from qmpballoon.trio.subscription import EventFeed, EventSubscription
+from qmpballoon.qmp.messages import Event, Failure, Return
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping
+    from types import TracebackType
+    from typing import Self
 
-    from qmpballoon.qmp import Id
-    from qmpballoon.trio._background import Background
-    from qmpballoon.trio._transport import Transport
+    from qmpballoon.qmp.messages import Greeting, Id
+    from qmpballoon.trio._streams import Transport
 
-__all__ = ["TrioMonitor"]
+__all__ = ["EventSubscription", "TrioMonitor"]
 
 _log = logging.getLogger(__name__)
 
 
-class TrioMonitor:
-    """A negotiated QMP monitor, made by :func:`open_monitor`.
+class TrioMonitor(MonitorBase, TrioClock):
+    """A :class:`~qmpballoon.Monitor` on trio, made by :func:`open_monitor`.
 
-    It is a :class:`~qmpballoon.monitor.Monitor`, safe to use from many tasks at
-    once. At most eight commands are with QEMU at a time; further ones wait.
+    Many tasks may use it at once. At most eight commands are with QEMU at a time;
+    further ones wait for their turn.
 
     Attributes:
-        name: What messages call it.
-        pid: The process id of QEMU, ``None`` where it cannot be known.
+        name: The name that messages use for the monitor.
+        pid: The process id of QEMU; ``None`` if it cannot be known.
     """
 
     def __init__(
         self, transport: Transport, *, name: str, command_timeout: float
     ) -> None:
-        self.name = name
-        self.pid: int | None = transport.pid
+        super().__init__(name=name, pid=transport.pid, command_timeout=command_timeout)
         self._transport = transport
-        self._command_timeout = command_timeout
         self._connection = Connection(Role.CLIENT)
-        self._background: Background | None = None
+        self._tasks: BackgroundTasks | None = None
         self._waiting: dict[Id, _Waiter] = {}
         self._turns = trio.lowlevel.ParkingLot()
-        self._progress = trio.Event()  # set whenever the state moves on
-        self._events = EventFeed()
+        self._state_changed = trio.Event()
+        self._events = _EventFeed()
         self._failure: MonitorError | None = None
         self._watchdog = trio.CancelScope()
 
     @property
     def greeting(self) -> Greeting | None:
-        """What QEMU said first: its version, and its capabilities."""
+        """QEMU's greeting: its version and its capabilities."""
         return self._connection.greeting
 
     @property
     def oob(self) -> bool:
         """Whether out-of-band execution was negotiated."""
         return self._connection.oob
-
-    def resident(self) -> int | None:
-        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
-        return None if self.pid is None else proc.resident(self.pid)
-
-    def now(self) -> float:
-        """Return trio's time in seconds."""
-        return trio.current_time()
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds.
-
-        Cancellation: at once, with no effect.
-        """
-        await trio.sleep(max(seconds, 0.0))
-
-    def shield(self, seconds: float) -> trio.CancelScope:
-        """Let what is awaited inside go on, cancelled or not, for so long at most."""
-        return trio.move_on_after(seconds, shield=True)
 
     async def execute(
         self,
@@ -104,30 +87,30 @@ class TrioMonitor:
         timeout: float | None = None,
         oob: bool = False,
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it.
+        """Run one QMP command and return its result.
+
+        If the call is cancelled, QEMU may or may not have carried out the command. Its
+        reply is dropped, and the monitor stays usable.
 
         Args:
             command: The command's name, as in the QMP reference.
-            arguments: Its arguments, JSON types only.
-            timeout: Seconds for the answer, waiting for a turn included;
-                ``math.inf`` for ever. By default the monitor's own.
-            oob: Run it out of band, past those that wait.
+            arguments: Its arguments, of JSON types only.
+            timeout: Seconds for the reply, including the time that the command waits
+                for its turn; ``math.inf`` for no limit. By default the monitor's own.
+            oob: Run the command out of band, ahead of the commands that wait.
+
+        Returns:
+            The decoded value of ``return``.
 
         Raises:
             CommandError: QEMU refused the command.
-            MonitorTimeout: No answer in time. The monitor stays usable.
-            MonitorClosed: The connection is gone.
-            ProtocolError: The peer sent nonsense; the connection is closed.
-            TypeError: The command is no name, or the arguments are no JSON.
-            ValueError: Likewise, by their values.
-
-        Cancellation: if a call is cancelled, the command may or may not have
-        been carried out; its answer is swallowed. The monitor stays usable.
+            MonitorTimeout: No reply came in time. The monitor stays usable.
+            MonitorClosed: The connection has ended.
+            ProtocolError: The peer does not speak QMP; the connection is closed.
+            TypeError: The command is no text, or the arguments are no JSON.
+            ValueError: The arguments have values that JSON does not know.
         """
-        if timeout is None:
-            timeout = self._command_timeout
-        else:
-            require_seconds(timeout, "timeout")
+        timeout = self._choose_timeout(timeout)
         await trio.lowlevel.checkpoint_if_cancelled()
         deadline = trio.current_time() + timeout
         waiter = _Waiter(command, deadline, trio.lowlevel.current_task())
@@ -136,24 +119,26 @@ class TrioMonitor:
         return self._result(waiter, timeout)
 
     def subscribe(self, *names: str, capacity: int = 64) -> EventSubscription:
-        """Return a subscription to QEMU's events; it begins with its ``with`` block.
+        """Return a subscription to QEMU's events.
+
+        It takes events in from the beginning of its ``with`` block to the end.
 
         Args:
-            names: Which events, such as ``"BALLOON_CHANGE"``; none means all.
-            capacity: How many to hold while nobody reads, at least 1.
+            names: Which events, such as ``"BALLOON_CHANGE"``; by default all.
+            capacity: How many unread events to hold, at least 1.
 
         Raises:
-            TypeError: A name is no text, or the capacity no whole number.
-            ValueError: The capacity is below 1.
+            TypeError: A name is no text, or the capacity is no integer.
+            ValueError: The capacity is less than 1.
         """
         return EventSubscription(self._events, EventBuffer(names, capacity))
 
     def _may_send(self) -> bool:
-        # Not past those who wait, though there may be room.
+        # Commands that wait come first, even if there is room for another.
         return self._connection.can_send and not self._turns
 
     async def _take_turn(self, waiter: _Waiter) -> bool:
-        """Wait until the command may be sent; tell whether that came in time."""
+        """Wait until the command may be sent; return False if its time is over."""
         with trio.move_on_at(waiter.deadline):
             self._raise_if_failed()
             await self._turns.park()
@@ -165,7 +150,7 @@ class TrioMonitor:
     async def _exchange(
         self, waiter: _Waiter, arguments: Mapping[str, object] | None, *, oob: bool
     ) -> None:
-        """Send the command and wait until the reply, or the end, is known."""
+        """Send the command, and wait for its reply or for the connection's end."""
         self._raise_if_failed()
         try:
             ident, data = self._connection.send_command(
@@ -187,10 +172,10 @@ class TrioMonitor:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def _pass_turn(self) -> None:
-        """Wake the next who waits for its turn, if there is room.
+        """Wake the next command that waits for its turn, if there is room.
 
-        Only one: it does the same in its turn, when it has sent its command or
-        has found that it cannot.
+        One is enough: it calls this again when it has sent its command, or has found
+        that it cannot.
         """
         if self._turns and self._connection.can_send:
             self._turns.unpark()
@@ -200,50 +185,69 @@ class TrioMonitor:
         return self._waiting.pop(ident)
 
     def _result(self, waiter: _Waiter, timeout: float) -> object:
-        if isinstance(waiter.reply, Return):  # at once, for it is what comes most
+        if isinstance(waiter.reply, Return):  # the most frequent case, without a match
             return waiter.reply.value
         match waiter.reply:
             case Failure(error_class, desc):
-                raise command_error(waiter.command, error_class, desc, self.name)
+                raise make_command_error(waiter.command, error_class, desc, self.name)
             case MonitorError() as failure:
-                raise retold(failure, waiter.unknown)
+                raise copy_error(failure, waiter.unknown)
             case _:
-                timed_out = not_answered(self.name, waiter.command, timeout)
-                raise retold(timed_out, waiter.unknown)
+                timed_out = make_command_timeout(self.name, waiter.command, timeout)
+                raise copy_error(timed_out, waiter.unknown)
 
     def _write(self, data: bytes) -> None:
-        if self._transport.write(data) and self._background is not None:
-            self._background.start_soon(self._transport.flush)
+        if self._transport.write(data) and self._tasks is not None:
+            self._tasks.start_soon(self._transport.flush)
 
-    # The way from connecting to ready.
+    # Negotiating.
 
-    async def _start(
-        self, background: Background, deadline: float, *, oob: bool
+    @asynccontextmanager
+    async def run(self, deadline: float, *, oob: bool) -> AsyncGenerator[None]:
+        """Negotiate, then serve commands until the block ends; close the connection.
+
+        Only :func:`open_monitor` calls this, once.
+
+        :meta private:
+        """
+        try:
+            async with BackgroundTasks(shield=True) as tasks:
+                try:
+                    await self._negotiate(tasks, deadline, oob=oob)
+                    yield
+                finally:
+                    # Before the tasks end: a failed monitor starts no further ones.
+                    self._shut(make_closed_by_us(self.name))
+        finally:
+            await self._transport.aclose()
+
+    async def _negotiate(
+        self, tasks: BackgroundTasks, deadline: float, *, oob: bool
     ) -> None:
-        self._background = background
-        background.start_soon(self._read)
+        self._tasks = tasks
+        tasks.start_soon(self._read)
         with trio.move_on_at(deadline):
-            await self._until(State.NEGOTIATING)
+            await self._wait_for_state(State.NEGOTIATING)
             self._write(self._connection.send_negotiation(oob=oob))
-            await self._until(State.READY)
+            await self._wait_for_state(State.READY)
             return
         if self._connection.state is State.GREETING:
-            raise not_greeted(self.name, self.pid)
-        raise not_negotiated(self.name)
+            raise make_no_greeting(self.name, self.pid)
+        raise make_negotiation_timeout(self.name)
 
-    async def _until(self, state: State) -> None:
+    async def _wait_for_state(self, state: State) -> None:
         while self._connection.state is not state:
             self._raise_if_failed()
-            await self._progress.wait()
+            await self._state_changed.wait()
 
     # What the background tasks do.
 
     async def _read(self) -> None:
-        """Read and deal with all that comes, until the connection ends.
+        """Read and handle everything that QEMU sends, until the connection ends.
 
-        Each command whose answer does not come in time is woken from here as well, by
-        one timer for all of them: setting one up for each command would take as long
-        as the rest of it, and a task of its own a quarter of the monitor's memory.
+        This task also wakes each command whose reply does not come in time, with one
+        timer for all of them. A timer for each command would double the time that a
+        command takes; a task for the timer would be a quarter of a monitor's memory.
         """
         ended = False
         try:
@@ -251,8 +255,8 @@ class TrioMonitor:
                 with self._watchdog:
                     await self._receive_all()
                     ended = True
-                self._wake_the_late()
-            failure: MonitorError = closed_by_peer(self.name)
+                self._wake_late_commands()
+            failure: MonitorError = make_closed_by_qemu(self.name)
         except ProtocolError as error:
             failure = ProtocolError(f"{self.name}: {error}")
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
@@ -267,10 +271,10 @@ class TrioMonitor:
             while (message := connection.next_message()) is not None:
                 self._dispatch(message)
             if connection.state is not state:
-                self._move_on()
+                self._announce_state()
             self._pass_turn()
 
-    def _wake_the_late(self) -> None:
+    def _wake_late_commands(self) -> None:
         now = trio.current_time()
         for ident, waiter in list(self._waiting.items()):
             if waiter.deadline <= now:
@@ -281,15 +285,15 @@ class TrioMonitor:
     def _dispatch(self, message: object) -> None:
         if isinstance(message, Event):
             self._events.put(message)
-        elif isinstance(message, (Return, Failure)):  # a union is slow to make
+        elif isinstance(message, (Return, Failure)):  # building a union is slow
             self._waiting.pop(cast("Id", message.id)).finish(message)
 
-    def _move_on(self) -> None:
-        self._progress.set()
-        self._progress = trio.Event()
+    def _announce_state(self) -> None:
+        self._state_changed.set()
+        self._state_changed = trio.Event()
 
     def _shut(self, failure: MonitorError) -> None:
-        """Note why there will be no more; tell all who wait."""
+        """Record why the connection ended, and raise that to everyone who waits."""
         if self._failure is not None:
             return
         self._failure = failure
@@ -298,17 +302,17 @@ class TrioMonitor:
             waiter.finish(failure)
         self._waiting.clear()
         self._turns.unpark_all()
-        self._move_on()
+        self._announce_state()
         self._events.end(failure)
 
     def _raise_if_failed(self) -> None:
         if self._failure is not None:
-            raise retold(self._failure)
+            raise copy_error(self._failure)
 
 
 @define(eq=False)
 class _Waiter:
-    """One command of one caller."""
+    """One command, and the task that waits for its reply."""
 
     command: str
     deadline: float
@@ -323,3 +327,95 @@ class _Waiter:
     def finish(self, reply: Return | Failure | MonitorError | None) -> None:
         self.reply = reply
         trio.lowlevel.reschedule(self.task)
+
+
+class _EventFeed:
+    """Gives each event to all subscriptions.
+
+    Attributes:
+        subscriptions: The open ones.
+        failure: Why no more events will come; ``None`` while they may.
+    """
+
+    def __init__(self) -> None:
+        self.subscriptions: set[EventSubscription] = set()
+        self.failure: MonitorError | None = None
+
+    def put(self, event: Event) -> None:
+        """Give an event to all subscriptions."""
+        for subscription in self.subscriptions:
+            subscription.put(event)
+
+    def end(self, failure: MonitorError) -> None:
+        """Record that no more events come, and wake all readers."""
+        self.failure = failure
+        for subscription in self.subscriptions:
+            subscription.wake()
+
+
+class EventSubscription(AsyncSubscription):
+    """QEMU's events for one reader: a context manager, and an iterator inside it.
+
+    ::
+
+        with monitor.subscribe("BALLOON_CHANGE") as events:
+            async for event in events:
+                print(event.data)
+
+    Events wait in a bounded buffer until they are read. When it is full, the oldest
+    event is dropped, preferably one with the same name as the new one; :attr:`lost`
+    counts the dropped events. A slow reader delays nobody else.
+    """
+
+    def __init__(self, feed: _EventFeed, buffer: EventBuffer) -> None:
+        super().__init__(buffer)
+        self._feed = feed
+        self._readers = trio.lowlevel.ParkingLot()
+
+    def __enter__(self) -> Self:
+        """Begin to take events in."""
+        self._feed.subscriptions.add(self)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop taking events in. Those that came before can still be read."""
+        self._feed.subscriptions.discard(self)
+        self.wake()
+
+    async def receive(self) -> Event:
+        """Return the next event.
+
+        If the call is cancelled, it ends at once and no event is lost.
+
+        Raises:
+            MonitorError: The connection has ended, and all events have been read.
+            RuntimeError: The block has ended, and all events have been read.
+        """
+        await trio.lowlevel.checkpoint()
+        while (event := self._buffer.get()) is None:
+            if self._feed.failure is not None:
+                raise copy_error(self._feed.failure)
+            if self not in self._feed.subscriptions:
+                raise make_not_subscribed()
+            await self._readers.park()
+        return event
+
+    def put(self, event: Event) -> None:
+        """Take an event in, if it is one that was asked for; the feed calls this.
+
+        :meta private:
+        """
+        if self._buffer.put(event):
+            self.wake()
+
+    def wake(self) -> None:
+        """Wake the tasks that wait in :meth:`receive`; the feed calls this.
+
+        :meta private:
+        """
+        self._readers.unpark_all()

@@ -151,7 +151,7 @@ def test_events_flow_again_once_somebody_reads(
         assert [number_of(message) for message in client.events.clear()] == [
             *range(0, 20, 2)
         ]
-        assert caplog.text.count("lie unread in client.events") == 1
+        assert caplog.text.count("are unread in client.events") == 1
         await client.execute("talk")
         assert number_of(await client.events.get()) == 0
         await client.disconnect()

@@ -17,7 +17,7 @@ from qmpballoon.errors import (
     NoBalloonDevice,
     ProtocolError,
     StatsUnavailable,
-    command_error,
+    make_command_error,
 )
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import SECOND, GuestConfig
@@ -126,14 +126,14 @@ def test_a_target_whose_outcome_is_unknown_is_not_claimed() -> None:
 def test_refusals_are_told_for_what_they_mean(
     error_class: str, expected: type[Exception]
 ) -> None:
-    error = command_error("query-balloon", error_class, "words")
+    error = make_command_error("query-balloon", error_class, "words")
     with pytest.raises(expected):
         run(scripted(query_balloon=error).actual())
 
 
 @pytest.mark.parametrize("error_class", ["DeviceNotActive", "DeviceNotFound"])
 def test_a_balloon_that_was_there_is_not_to_be_started_with(error_class: str) -> None:
-    error = command_error("query-balloon", error_class, "words")
+    error = make_command_error("query-balloon", error_class, "words")
     with pytest.raises(NoBalloonDevice, match="it was unplugged"):
         run(scripted(query_balloon=error).actual())
 

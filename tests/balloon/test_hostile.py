@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.find import find_balloon
-from qmpballoon.blocking.balloon import run
-from qmpballoon.errors import ProtocolError, QmpBalloonError, command_error
+from qmpballoon.blocking.balloon import run_sync
+from qmpballoon.errors import ProtocolError, QmpBalloonError, make_command_error
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ values = st.recursive(
     max_leaves=8,
 )
 failures = st.sampled_from(["GenericError", "CommandNotFound", "DeviceNotFound"]).map(
-    lambda name: command_error("it", name, "no")
+    lambda name: make_command_error("it", name, "no")
 )
 
 
@@ -122,7 +122,7 @@ def test_lies_are_errors_of_ours(operation: str, lies: dict[int, object]) -> Non
         return await OPERATIONS[operation](balloon)
 
     try:
-        result = run(main())
+        result = run_sync(main())
     except QmpBalloonError:
         return
     if to_json := getattr(result, "to_json", None):
@@ -135,11 +135,11 @@ def test_a_size_that_is_none_is_a_protocol_error(operation: str, size: object) -
     liar = Liar({}, good=GOOD | {"query-balloon": {"actual": size}})
     balloon = Balloon(liar, "/b", "virtio-balloon-pci")
     with pytest.raises(ProtocolError, match="query-balloon returned"):
-        run(OPERATIONS[operation](balloon))
+        run_sync(OPERATIONS[operation](balloon))
 
 
 @pytest.mark.parametrize("seconds", [-1, True, 2**32, 10**400, 1.0, "1", None])
 def test_an_interval_that_is_none_is_a_protocol_error(seconds: object) -> None:
     balloon = Balloon(Liar({1: seconds}), "/b", "virtio-balloon-pci")
     with pytest.raises(ProtocolError, match="statistics interval of /b is"):
-        run(balloon.refresh_stats())
+        run_sync(balloon.refresh_stats())

@@ -9,7 +9,7 @@ import trio
 
 from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.sampler import Sampler
-from qmpballoon.blocking.balloon import BlockingBalloon, BlockingSampler, run
+from qmpballoon.blocking.balloon import BlockingBalloon, BlockingSampler, run_sync
 
 INNER = {"begin"}  # a sampler's, for who makes it
 
@@ -34,7 +34,7 @@ def test_what_awaits_an_event_loop_is_refused() -> None:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     with pytest.raises(RuntimeError, match="needs an event loop"):
-        run(pause())
+        run_sync(pause())
 
 
 def test_exceptions_come_through() -> None:
@@ -42,4 +42,4 @@ def test_exceptions_come_through() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        run(fail())
+        run_sync(fail())

@@ -30,7 +30,7 @@ from qmpballoon import (
     NoBalloonDevice,
     libvirt,
 )
-from qmpballoon._transport import proc
+from qmpballoon._transport.qemu_process import find_qemu_pid
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -120,7 +120,7 @@ def test_the_event_loop_is_not_held_up(domain: Domain) -> None:
 
     async def main() -> None:
         balloon = await libvirt.find_balloon_asyncio(domain, command_timeout=2)
-        pid = await proc.find_qemu_pid(balloon.monitor)
+        pid = await find_qemu_pid(balloon.monitor)
         assert pid is not None
         turns = 0
         with stopped(pid):

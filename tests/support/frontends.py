@@ -140,7 +140,7 @@ class Blocking(FrontEnd):
     name = "blocking"
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        return balloon.run(main)
+        return balloon.run_sync(main)
 
     @asynccontextmanager
     async def open_balloon(

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qmpballoon.balloon.balloon import Balloon
-from qmpballoon.errors import MonitorClosed, command_error
+from qmpballoon.errors import MonitorClosed, make_command_error
 from qmpballoon.testing import SECOND, GuestConfig, Machine, MachineConfig, profile
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class SimulatedMonitor:
             message: dict[str, Any] = json.loads(line)
             if "error" in message:
                 error = message["error"]
-                raise command_error(command, error["class"], error["desc"])
+                raise make_command_error(command, error["class"], error["desc"])
             if "return" in message:
                 result: object = message["return"]
                 return result

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpballoon import CommandNotFound
-from qmpballoon._transport import proc
+from qmpballoon._transport import qemu_process
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -58,26 +58,26 @@ def listener(
 @pytest.mark.parametrize("name", ["qemu-system-x86", "kvm", "qemu-kvm"])
 def test_qemu_is_known_by_its_name(tmp_path: Path, name: str) -> None:
     with listener(tmp_path, name) as (pid, sock):
-        assert proc.qemu_pid(sock) == pid
+        assert qemu_process.find_peer_pid(sock) == pid
 
 
 def test_qemu_is_known_by_its_arguments(tmp_path: Path) -> None:
     # As when it is started through its own dynamic linker, and renamed.
     with listener(tmp_path, "vm1", "/opt/bin/qemu-system-x86_64") as (pid, sock):
-        assert proc.qemu_pid(sock) == pid
+        assert qemu_process.find_peer_pid(sock) == pid
 
 
 def test_qemu_is_known_by_its_program(tmp_path: Path) -> None:
     program = tmp_path / "qemu-system-x86_64"
     program.symlink_to(Path(sys.executable).resolve())
     with listener(tmp_path, "vm1", executable=program) as (pid, sock):
-        assert proc.qemu_pid(sock) == pid
+        assert qemu_process.find_peer_pid(sock) == pid
 
 
 @pytest.mark.parametrize("name", ["systemd", "\xff\xfe"])
 def test_another_process_is_not_taken_for_qemu(tmp_path: Path, name: str) -> None:
     with listener(tmp_path, name) as (_, sock):
-        assert proc.qemu_pid(sock) is None
+        assert qemu_process.find_peer_pid(sock) is None
 
 
 def test_over_tcp_nothing_is_known() -> None:
@@ -85,22 +85,22 @@ def test_over_tcp_nothing_is_known() -> None:
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as sock,
     ):
-        assert proc.qemu_pid(sock) is None
+        assert qemu_process.find_peer_pid(sock) is None
 
 
 def test_an_unconnected_socket_has_no_peer() -> None:
     with socket.socket(socket.AF_UNIX) as sock:
-        assert proc.qemu_pid(sock) is None
+        assert qemu_process.find_peer_pid(sock) is None
 
 
 def test_resident_memory_counts_what_is_touched() -> None:
     size = 64 * 1024 * 1024
-    before = proc.resident(os.getpid())
+    before = qemu_process.read_resident(os.getpid())
     assert before is not None
     with mmap.mmap(-1, size) as memory:
         for place in range(0, size, mmap.PAGESIZE):
             memory[place] = 1
-        after = proc.resident(os.getpid())
+        after = qemu_process.read_resident(os.getpid())
         assert after is not None
         # Something else of this process may be given back meanwhile.
         assert after - before >= size * 3 / 4
@@ -109,19 +109,19 @@ def test_resident_memory_counts_what_is_touched() -> None:
 def test_a_process_with_an_odd_name_has_resident_memory(tmp_path: Path) -> None:
     with listener(tmp_path, "\xff\xfe") as (pid, _):
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        assert proc.resident(pid) == pages * mmap.PAGESIZE > 0
+        assert qemu_process.read_resident(pid) == pages * mmap.PAGESIZE > 0
 
 
 def test_a_process_that_is_gone_has_none() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
-        assert proc.resident(process.pid) is None
+        assert qemu_process.read_resident(process.pid) is None
 
 
 def test_a_process_that_has_ended_and_is_not_buried_has_none() -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        assert proc.resident(process.pid) is None
+        assert qemu_process.read_resident(process.pid) is None
 
 
 class Cpus:
@@ -151,23 +151,25 @@ class Cpus:
 async def test_qemu_is_found_by_the_threads_of_its_cpus(tmp_path: Path) -> None:
     with listener(tmp_path, "qemu-system-x86") as (pid, _):
         cpu = {"cpu-index": 0, "thread-id": pid}
-        assert await proc.find_qemu_pid(Cpus(cpu, cpu)) == pid
+        assert await qemu_process.find_qemu_pid(Cpus(cpu, cpu)) == pid
         ours = {"cpu-index": 1, "thread-id": threading.get_native_id()}
-        assert await proc.find_qemu_pid(Cpus(cpu, ours)) is None
-        assert await proc.find_qemu_pid(Cpus(cpu, {"cpu-index": 1})) is None
-    assert await proc.find_qemu_pid(Cpus(cpu)) is None  # it has ended
+        assert await qemu_process.find_qemu_pid(Cpus(cpu, ours)) is None
+        assert await qemu_process.find_qemu_pid(Cpus(cpu, {"cpu-index": 1})) is None
+    assert await qemu_process.find_qemu_pid(Cpus(cpu)) is None  # it has ended
 
 
 async def test_a_thread_is_one_of_its_process() -> None:
     with ThreadPoolExecutor(1) as pool:
         thread = pool.submit(threading.get_native_id).result()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(proc, "_looks_like_qemu", lambda _: True)
+            patch.setattr(qemu_process, "_looks_like_qemu", lambda _: True)
             cpu = {"thread-id": thread}
-            assert await proc.find_qemu_pid(Cpus(cpu)) == os.getpid() != thread
-        assert await proc.find_qemu_pid(Cpus(cpu)) is None  # but this is no QEMU
+            assert await qemu_process.find_qemu_pid(Cpus(cpu)) == os.getpid() != thread
+        assert (
+            await qemu_process.find_qemu_pid(Cpus(cpu)) is None
+        )  # but this is no QEMU
 
 
 async def test_a_qemu_that_does_not_tell_its_threads() -> None:
-    assert await proc.find_qemu_pid(Cpus()) is None
-    assert await proc.find_qemu_pid(Cpus("nonsense")) is None
+    assert await qemu_process.find_qemu_pid(Cpus()) is None
+    assert await qemu_process.find_qemu_pid(Cpus("nonsense")) is None

@@ -1,8 +1,8 @@
-"""Time on asyncio for its monitors: waiting that a cancellation does not break off.
+"""The clock of a monitor on asyncio, with a shield against cancellations.
 
-A cancellation strikes once on asyncio: what is awaited afterwards, while cleaning
-up, is not cancelled again. But the next one may come right then, and a guest's
-memory is to be given back all the same.
+asyncio raises each cancellation once: what a task awaits afterwards, while it cleans
+up, is not cancelled. But a second cancellation may come during the cleanup. The shield
+holds that one back until a guest has its memory again.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["AsyncioTime"]
+__all__ = ["AsyncioClock"]
 
 
-class AsyncioTime:
-    """What an asyncio :class:`~qmpballoon.monitor.Monitor` has besides ``execute``."""
+class AsyncioClock:
+    """The clock and the shield of a monitor on asyncio."""
 
     def __init__(self) -> None:
         self._shields: dict[asyncio.Task[object], _Shield] = {}
@@ -29,29 +29,30 @@ class AsyncioTime:
         return asyncio.get_running_loop().time()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds.
+        """Wait for that many seconds.
 
-        Cancellation: at once, with no effect.
+        If the call is cancelled, it ends at once and has no effect.
         """
         never: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         await self.wait(never, self.now() + max(seconds, 0.0))
 
     def shield(self, seconds: float) -> AbstractContextManager[object]:
-        """Let what is awaited of this monitor go on although its task is cancelled.
+        """Return a context manager that holds this task's cancellations back.
 
-        A cancellation strikes once on asyncio, but it may strike again while the
-        first is being cleaned up after. Within the block of this context manager
-        one that strikes an ``execute`` or ``sleep`` of this monitor is held back,
-        and raised at the block's end. Anything else that is awaited there is
-        cancelled as ever.
+        A cancellation that hits an ``execute`` or ``sleep`` of this monitor inside
+        the block is held back, and raised at the end of the block. Anything else that
+        the block awaits is cancelled as usual.
 
         Args:
-            seconds: For so long at most; then what is awaited times out.
+            seconds: After that many seconds, the monitor's calls time out.
         """
         return _Shield(self._shields, self.now() + seconds)
 
     async def wait(self, future: asyncio.Future[Any], deadline: float) -> None:
-        """Wait until that is done, or too late; it is not cancelled with us."""
+        """Wait until the future is done or the deadline has passed.
+
+        The future is not cancelled if this call is.
+        """
         task = asyncio.current_task()
         shield = None if task is None else self._shields.get(task)
         if shield is not None:
@@ -65,21 +66,21 @@ class AsyncioTime:
             except asyncio.CancelledError as cancelled:
                 if shield is None:
                     raise
-                shield.struck = cancelled
-            # Looked at here: who is cancelled in every turn of the loop, as anyio
-            # does it, is never told by the wait.
+                shield.held_back = cancelled
+            # Checked here and not by the wait's result: anyio cancels a task again in
+            # every turn of the event loop, and then no wait ever returns normally.
             if future.done() or self.now() >= deadline:
                 return
 
 
 class _Shield(AbstractContextManager[None]):
-    """Holds back the cancellations of one task; see :meth:`AsyncioTime.shield`."""
+    """Holds the cancellations of one task back; see :meth:`AsyncioClock.shield`."""
 
     def __init__(
         self, shields: dict[asyncio.Task[object], _Shield], deadline: float
     ) -> None:
         self.deadline = deadline
-        self.struck: asyncio.CancelledError | None = None
+        self.held_back: asyncio.CancelledError | None = None
         self._shields = shields
 
     def __enter__(self) -> None:
@@ -100,5 +101,5 @@ class _Shield(AbstractContextManager[None]):
             del self._shields[self._task]
         else:
             self._shields[self._task] = self._outer
-        if self.struck is not None:
-            raise self.struck
+        if self.held_back is not None:
+            raise self.held_back

@@ -7,25 +7,25 @@ import socket
 import ssl
 import stat
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 import trustme
 from permissions import as_somebody_else
-from trio.testing import MockClock, memory_stream_pair, wait_all_tasks_blocked
+from trio.testing import MockClock, memory_stream_pair
 
 from qmpballoon.address import TcpAddress, UnixAddress
-from qmpballoon.errors import MonitorBusy, MonitorClosed, MonitorUnreachable
+from qmpballoon.errors import MonitorBusy, MonitorUnreachable
 from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
 from qmpballoon.trio import open_monitor
-from qmpballoon.trio._transport import describe
+from qmpballoon.trio.connect import describe_target
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
+    from pathlib import Path
 
-    from qmpballoon.trio._transport import Target
+    from qmpballoon.trio import Target
 
 GREETING = Greeting(Version(10, 0, 2), ("oob",))
 
@@ -77,23 +77,7 @@ def trio_listener(sock: socket.socket) -> trio.SocketListener:
     return trio.SocketListener(trio.socket.from_stdlib_socket(sock.dup()))
 
 
-@pytest.fixture(autouse=True)
-def no_descriptor_leaks() -> Generator[None]:
-    """Let no test leave a descriptor open: neither by success nor by failure."""
-    before = descriptors()
-    yield
-    assert descriptors() == before
-
-
-def descriptors() -> dict[str, str]:
-    """Return what is open: descriptor, and what it is to."""
-    seen: dict[str, str] = {}
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            seen[link.name] = str(link.readlink())
-        except FileNotFoundError:  # the one that listed the folder
-            continue
-    return seen
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 
 
 # What can be connected to.
@@ -150,10 +134,14 @@ def stream_of(sock: socket.socket) -> trio.SocketStream:
 
 def test_a_monitor_is_called_what_its_user_calls_it(tmp_path: Path) -> None:
     path = str(tmp_path / "vm.qmp")
-    assert describe(path) == describe(f"unix:{path}") == f"the monitor on {path}"
-    assert describe(("::1", 4444)) == "the monitor on tcp:[::1]:4444"
-    assert describe(7) == "the monitor on descriptor 7"
-    assert describe(memory_stream_pair()[0]) == "the connected monitor"
+    assert (
+        describe_target(path)
+        == describe_target(f"unix:{path}")
+        == f"the monitor on {path}"
+    )
+    assert describe_target(("::1", 4444)) == "the monitor on tcp:[::1]:4444"
+    assert describe_target(7) == "the monitor on descriptor 7"
+    assert describe_target(memory_stream_pair()[0]) == "the connected monitor"
 
 
 # TLS.
@@ -396,99 +384,6 @@ async def test_waiting_for_room_can_be_cancelled(
             await speaks_qmp(path)
         assert scope.cancelled_caught
         assert autojump_clock.current_time() == 1
-
-
-# Writing more than the kernel takes.
-
-
-@contextmanager
-def narrow_pair() -> Generator[tuple[socket.socket, trio.SocketStream]]:
-    """Yield a socket that takes little at once, and the other end of it."""
-    ours, theirs = socket.socketpair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    with ours, theirs:
-        theirs.setblocking(False)  # noqa: FBT003
-        yield ours, stream_of(theirs)
-
-
-async def negotiated(peer: trio.SocketStream) -> None:
-    """Do QEMU's part until commands may come, and then read nothing."""
-    server = Connection(Role.SERVER)
-    await peer.send_all(server.send_greeting(GREETING))
-    server.receive_data(await peer.receive_some())
-    request = server.next_message()
-    assert isinstance(request, Request)
-    await peer.send_all(server.send_reply(Return({}, request.id)))
-
-
-async def test_what_the_kernel_does_not_take_at_once_is_sent_later(
-    nursery: trio.Nursery,
-) -> None:
-    big = {"a": "x" * 1_000_000}
-    with narrow_pair() as (ours, theirs):
-        nursery.start_soon(negotiated, theirs)
-        async with open_monitor(ours) as monitor:
-            # Two of them are cancelled with most of their bytes still here.
-            for _ in range(2):
-                with trio.CancelScope() as scope:
-                    async with trio.open_nursery() as callers:
-                        callers.start_soon(monitor.execute, "echo", big)
-                        await wait_all_tasks_blocked()
-                        scope.cancel()
-                assert scope.cancelled_caught
-            nursery.start_soon(serve_on, theirs)
-            assert await monitor.execute("echo", {"last": True}) == {"last": True}
-            assert await monitor.execute("echo", big) == big
-
-
-async def serve_on(stream: trio.SocketStream) -> None:
-    """Serve whom :func:`negotiated` has left off with."""
-    server = Connection(Role.SERVER)
-    server.send_greeting(GREETING)
-    try:
-        while data := await stream.receive_some():
-            server.receive_data(data)
-            while (request := server.next_message()) is not None:
-                assert isinstance(request, Request)
-                reply = Return(dict(request.arguments), request.id)
-                await stream.send_all(server.send_reply(reply))
-    except trio.BrokenResourceError:
-        pass
-
-
-async def test_closing_does_not_wait_for_a_peer_that_does_not_read(
-    nursery: trio.Nursery,
-) -> None:
-    with narrow_pair() as (ours, theirs):
-        nursery.start_soon(negotiated, theirs)
-        ended = trio.Event()
-        async with open_monitor(ours) as monitor:
-
-            async def send() -> None:
-                with pytest.raises(MonitorClosed, match="by us"):
-                    await monitor.execute("echo", {"a": "x" * 1_000_000})
-                ended.set()
-
-            nursery.start_soon(send)
-            await wait_all_tasks_blocked()
-        await ended.wait()
-
-
-async def test_a_peer_that_dies_with_bytes_unsent_is_closed(
-    nursery: trio.Nursery,
-) -> None:
-    with narrow_pair() as (ours, theirs):
-        nursery.start_soon(negotiated, theirs)
-        async with open_monitor(ours) as monitor:
-
-            async def die() -> None:
-                await wait_all_tasks_blocked()
-                await theirs.aclose()
-
-            nursery.start_soon(die)
-            with pytest.raises(MonitorClosed) as caught:
-                await monitor.execute("echo", {"a": "x" * 1_000_000})
-            assert caught.value.unknown_outcome == ("echo",)
 
 
 # Descriptors, whatever happens: see the fixture that watches over each test.

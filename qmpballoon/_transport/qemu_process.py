@@ -1,0 +1,146 @@
+"""What the host knows about QEMU: its process id and its resident memory.
+
+The guest may claim that it has handed memory over; the host's figures prove it. Every
+function here returns ``None`` where the host cannot tell: over TCP, from inside
+another pid namespace, or without permission.
+
+Sources: unix(7) for ``SO_PEERCRED``, proc(5) for the rest.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+from qmpballoon.errors import CommandError
+
+if TYPE_CHECKING:
+    from qmpballoon.monitor import Monitor
+
+__all__ = ["find_peer_pid", "find_qemu_pid", "read_resident"]
+
+_PROC: Final = Path("/proc")
+# Distributions also install QEMU under these names.
+_NAMES: Final = frozenset({"kvm", "qemu-kvm"})
+# The program's path is among the first arguments, also where the dynamic linker starts
+# it: that takes a few options of its own, each with a value.
+_FIRST_ARGUMENTS: Final = 8
+_UCRED: Final = struct.Struct("iII")  # pid, uid, gid
+
+
+def find_peer_pid(sock: socket.socket) -> int | None:
+    """Return the process id of the QEMU at the other end of a unix socket.
+
+    The kernel names the process that began to listen on the socket. That process may
+    be another one, which handed the socket to QEMU: libvirt and systemd's socket
+    activation do that. So the process counts only if it looks like QEMU.
+
+    Args:
+        sock: A connected socket.
+
+    Returns:
+        The process id; ``None`` if it cannot be known.
+    """
+    if sock.family != socket.AF_UNIX:
+        return None
+    try:
+        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    except OSError:
+        return None
+    pid: int = _UCRED.unpack(peer)[0]
+    # 0: the process is in a pid namespace that cannot be seen from ours.
+    return pid if pid > 0 and _looks_like_qemu(_PROC / str(pid)) else None
+
+
+async def find_qemu_pid(monitor: Monitor) -> int | None:
+    """Ask a QEMU on this host for its process id.
+
+    This is for monitors whose socket somebody else holds. QEMU reports the thread ids
+    of its virtual CPUs. They must be threads of one process on this host, and that
+    process must look like QEMU. Do not call this for a QEMU on another host: its
+    thread ids may also exist here.
+
+    Args:
+        monitor: The monitor of that QEMU.
+
+    Returns:
+        The process id; ``None`` if it cannot be known.
+
+    Raises:
+        MonitorError: QEMU cannot be asked.
+
+    If the call is cancelled, it has no effect.
+
+    Source: QAPI reference, ``query-cpus-fast``.
+    """
+    try:
+        cpus = await monitor.execute("query-cpus-fast")
+    except CommandError:
+        return None  # older than 2.12
+    pids: set[int | None] = set()
+    for cpu in cast("list[object]", cpus) if isinstance(cpus, list) else []:
+        match cpu:
+            case {"thread-id": int(thread)}:
+                pids.add(_read_status(thread, "Tgid"))
+            case _:
+                pids.add(None)
+    pid = pids.pop() if len(pids) == 1 else None
+    return pid if pid is not None and _looks_like_qemu(_PROC / str(pid)) else None
+
+
+def read_resident(pid: int) -> int | None:
+    """Return the resident memory of a process in bytes.
+
+    This is ``VmRSS``: anonymous, file-backed and shared memory together, so it also
+    counts guest memory on a memfd. It does not count guest memory on hugetlbfs.
+
+    Args:
+        pid: The process id.
+
+    Returns:
+        Bytes; ``None`` if the process has ended or cannot be read.
+    """
+    kilobytes = _read_status(pid, "VmRSS")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _read_status(task: int, name: str) -> int | None:
+    """Return a figure from the status of a process or thread, if it has that figure."""
+    try:
+        status = _read(_PROC / str(task) / "status")
+    except OSError:
+        return None
+    for line in status.splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    return None  # a zombie has no memory map
+
+
+def _looks_like_qemu(process: Path) -> bool:
+    """Tell whether any name of a process is one of QEMU's.
+
+    A single match is enough. Hosts rename the process (``-name process=``), call the
+    binary ``kvm``, or start it through its own dynamic linker.
+    """
+    names = _list_names(process)
+    return any("qemu-system-" in name or name in _NAMES for name in names)
+
+
+def _list_names(process: Path) -> list[str]:
+    """Return the names of a process: its own, its arguments' and its program's."""
+    names: list[str] = []
+    try:
+        names.append(_read(process / "comm").strip())
+        arguments = _read(process / "cmdline").split("\0")[:_FIRST_ARGUMENTS]
+        names += [Path(argument).name for argument in arguments]
+        names.append((process / "exe").readlink().name)
+    except OSError:  # it has ended, or exe needs a permission: use what was read
+        pass
+    return names
+
+
+def _read(path: Path) -> str:
+    # A process may choose any bytes as its name, also such as are not UTF-8.
+    return path.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,92 @@
+"""Background tasks on trio that do not change the exceptions of their block.
+
+A plain nursery wraps an exception of its block in an exception group. Everything here
+that runs tasks behind an ``async with`` block of its users goes through
+:class:`BackgroundTasks` instead, so that users catch exceptions as they were raised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+    from typing import Self
+
+__all__ = ["BackgroundTasks"]
+
+
+class BackgroundTasks:
+    """Runs tasks until its ``async with`` block ends; wraps no exception of the block.
+
+    The end of the block cancels the tasks and waits for them. If a task raises, the
+    block is cancelled, and the exception comes in a group.
+
+    Args:
+        shield: Protect the tasks from cancellations outside the block; only the end
+            of the block cancels them then. A block that still needs its tasks for
+            cleaning up, under a shield of its own, has to ask for this.
+    """
+
+    def __init__(self, *, shield: bool) -> None:
+        self._shield = shield
+        self._scopes: set[trio.CancelScope] = set()  # one for each running task
+        self._all_ended = trio.lowlevel.ParkingLot()
+
+    def start_soon(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task."""
+        self._nursery.start_soon(self._run, self._add_scope(), task, *args)
+
+    async def start(
+        self, task: Callable[..., Awaitable[object]], *args: object
+    ) -> None:
+        """Start a task and wait until it says so by its ``task_status``.
+
+        Raises:
+            Exception: Whatever the task raises before that, unwrapped.
+        """
+        await self._nursery.start(self._run, self._add_scope(), task, *args)
+
+    async def wait(self) -> None:
+        """Wait until all tasks have ended by themselves."""
+        while self._scopes:
+            await self._all_ended.park()
+
+    def _add_scope(self) -> trio.CancelScope:
+        scope = trio.CancelScope(shield=self._shield)
+        self._scopes.add(scope)
+        return scope
+
+    async def _run(
+        self,
+        scope: trio.CancelScope,
+        task: Callable[..., Awaitable[object]],
+        *args: object,
+        **task_status: object,
+    ) -> None:
+        try:
+            with scope:
+                await task(*args, **task_status)
+        finally:
+            self._scopes.discard(scope)
+            if not self._scopes:
+                self._all_ended.unpark_all()
+
+    async def __aenter__(self) -> Self:
+        self._manager = trio.open_nursery()
+        self._nursery = await self._manager.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for scope in self._scopes:
+            scope.cancel()
+        # The nursery is not shown the block's exception, so it cannot wrap it.
+        await self._manager.__aexit__(None, None, None)
