@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import stat
-from typing import TYPE_CHECKING, cast
+import sys
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
 
 from qmpballoon.testing import lab
-from qmpballoon.testing.lab import GiB, MiB
+from qmpballoon.testing.lab import GiB, MiB, _saved
+from qmpballoon.testing.lab._cache import cache_folder
+from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.qemu
 
@@ -237,3 +242,153 @@ async def test_a_guest_that_panics_at_boot_is_told_at_once() -> None:
     with pytest.raises(lab.LabError, match="panicked"):
         async with lab.boot(memory=128 * MiB, extra=nothing, timeout=110):
             pass
+
+
+@pytest.fixture
+def guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have a cache folder without saved guests, but with what was fetched."""
+    trees = cache_folder() / "trees"
+    monkeypatch.setenv("QMPBALLOON_CACHE", str(tmp_path))
+    (tmp_path / "trees").symlink_to(trees)
+    return tmp_path / "guests"
+
+
+def saved_files(guests: Path) -> dict[Path, int]:
+    """Return the saved guests' files, with what tells whether they are made anew."""
+    return {path: path.stat().st_ino for path in guests.glob("*/state")}
+
+
+async def test_a_saved_guest_is_like_one_that_has_booted(guests: Path) -> None:
+    options: dict[str, Any] = {
+        "memory": 256 * MiB,
+        "cache": 64 * MiB,
+        "hog": 32 * MiB,
+    }
+    async with lab.boot(**options, saved=True) as guest:
+        release = guest.kernel_release
+    files = saved_files(guests)
+    assert len(files) == 1
+    async with lab.boot(**options, saved=True) as guest:
+        assert saved_files(guests) == files
+        assert guest.kernel_release == release == await guest.run("uname -r")
+        before = await guest.meminfo()
+        assert before["Buffers"] >= 64 * MiB
+        assert before["AnonPages"] >= 32 * MiB
+        await guest.fill_cache(32 * MiB)
+        await guest.release()
+        await guest.wait_for(lambda now: now["AnonPages"] < 20 * MiB)
+        assert (await guest.meminfo())["Buffers"] >= before["Buffers"] + 30 * MiB
+        # As after a boot there are the statistics that the driver sent at its start.
+        async with open_balloon(guest.socket) as balloon:
+            first = await balloon.stats()
+            assert first.last_update is not None
+            assert (first.disk_caches or 0) < 32 * MiB
+            assert await balloon.get_stats_interval() == 0
+            assert ((await balloon.refresh_stats()).disk_caches or 0) >= 64 * MiB
+        await qmp(guest.socket, "balloon", value=200 * MiB)
+        with trio.fail_after(60):
+            while await qmp(guest.socket, "query-balloon") != {"actual": 200 * MiB}:
+                await guest.run("usleep 20000")
+        # What its kernel prints goes on, and so does the count of its boots.
+        await guest.run("echo 'a line' >/dev/kmsg; echo '<0>an alarm' >/dev/kmsg")
+        await guest.wait_for_console("an alarm")
+        await qmp(guest.socket, "system_reset")
+        await guest.ready(boots=2)
+        assert (await guest.meminfo())["Buffers"] < 20 * MiB
+
+
+async def test_a_saved_guest_s_pages_of_zeroes_are_not_resident(guests: Path) -> None:
+    del guests
+    size = 128 * MiB
+    async with lab.boot(memory=512 * MiB, cache=size, saved=True) as guest:
+        before = resident(guest)
+        await guest.fill_cache(size)
+        assert resident(guest) - before >= 0.8 * size
+        assert (await guest.meminfo())["Buffers"] >= 2 * size
+        assert before < 220 * MiB
+
+
+def resident(guest: lab.Guest) -> int:
+    status = Path(f"/proc/{guest.pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def cut_off(state: Path) -> None:
+    os.truncate(state, state.stat().st_size // 2)
+
+
+def write_nonsense(state: Path) -> None:
+    """Have a file that is whole, and that QEMU cannot read."""
+    state.write_bytes(b"nonsense")
+    about = state.with_name("about.json")
+    content = json.loads(about.read_text())
+    content |= {"size": 8, "checksum": zlib.crc32(b"nonsense")}
+    about.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", [cut_off, write_nonsense])
+async def test_a_damaged_saved_guest_is_made_anew(
+    guests: Path, damage: Callable[[Path], None]
+) -> None:
+    async with lab.boot(memory=256 * MiB, saved=True):
+        (state,) = files = saved_files(guests)
+    damage(state)
+    async with lab.boot(memory=256 * MiB, saved=True) as guest:
+        assert await guest.run("echo alive") == "alive"
+    again = saved_files(guests)
+    assert again.keys() == files.keys()
+    assert again != files
+
+
+# Prints when the guest's kernel was booted, by the guest's clock.
+_START = """
+import trio
+from qmpballoon.testing import lab
+
+async def main():
+    async with lab.boot(memory=256 << 20, saved=True, timeout=500) as guest:
+        print(await guest.run("grep btime /proc/stat"))
+
+trio.run(main)
+"""
+
+
+async def test_processes_that_want_the_same_guest_boot_it_once(guests: Path) -> None:
+    booted: list[bytes] = []
+
+    async def start() -> None:
+        done = await trio.run_process(
+            [sys.executable, "-c", _START], capture_stdout=True
+        )
+        booted.append(done.stdout)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(start)
+    assert len(saved_files(guests)) == 1
+    assert len(booted) == 3
+    assert len({*booted}) == 1
+
+
+async def test_a_cancelled_save_leaves_nothing(
+    guests: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = trio.CancelScope()
+
+    def store(*_: object) -> None:
+        trio.from_thread.run_sync(scope.cancel)
+        trio.from_thread.check_cancelled()
+
+    monkeypatch.setattr(_saved, "store_guest", store)
+    with scope:
+        async with lab.boot(memory=256 * MiB, saved=True):
+            pytest.fail("it was cancelled")
+    assert os.listdir(guests) == ["locks"]  # noqa: PTH208
+
+
+async def test_a_guest_that_cannot_be_saved_says_why(guests: Path) -> None:
+    extra = ("-device", "nvme,serial=a")
+    with pytest.raises(lab.LabError, match=r"QEMU refuses migrate: .*nvme"):
+        async with lab.boot(memory=256 * MiB, saved=True, extra=extra):
+            pytest.fail("it was saved")
+    assert not saved_files(guests)

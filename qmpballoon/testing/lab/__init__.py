@@ -22,8 +22,9 @@ network. A Debian machine can fetch the QEMUs and kernels of all of Debian's
 releases, other machines those of their own release.
 
 The guest consists of a kernel and an initramfs with busybox and the virtio drivers.
-It has no disk but the one that :meth:`Guest.fill_cache` reads. It boots in about 2.5
-seconds without KVM; KVM is used only where it has booted a guest. Commands go over a
+It has no disk but the one that :meth:`Guest.fill_cache` reads. It boots in some 4
+seconds without KVM; KVM is used only where it has booted a guest. A guest that was
+saved (``saved=True``) starts in 0.3 seconds. Commands go over a
 serial line of their own. The console is written to a file. A panic is seen on the
 console, and QEMU stays. A reboot reboots. Plugged memory comes online by itself.
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -33,6 +40,14 @@ from qmpballoon.testing.lab._qemu import (
     write_arguments,
 )
 from qmpballoon.testing.lab._report import FetchProgress, LabError, ProgressBar
+from qmpballoon.testing.lab._saved import (
+    continue_guest,
+    find_saved,
+    identify_guest,
+    incoming_arguments,
+    lock_guest,
+    save_guest,
+)
 
 if TYPE_CHECKING:
     import os
@@ -40,9 +55,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
     from qmpballoon.testing.lab._report import Report
+    from qmpballoon.testing.lab._saved import SavedGuest
 
-__all__ = ["boot", "find_parts"]
+__all__ = ["boot", "find_parts", "identify_boot"]
 
+_CPUINFO: Final = Path("/proc/cpuinfo")
 # Seconds in which QEMU must have opened its files and connected to the lab. It takes
 # less than one; a busy machine may need many.
 _START: Final = 60
@@ -79,6 +96,7 @@ async def boot(
     accel: str | None = None,
     extra: Sequence[str] = (),
     paused: bool = False,
+    saved: bool = False,
     timeout: float = 120,
     progress: Callable[[FetchProgress], None] | None = None,
 ) -> AsyncGenerator[Guest]:
@@ -109,6 +127,9 @@ async def boot(
         paused: Whether QEMU waits for the command ``cont``. When the block starts,
             the guest has then not booted. The same holds for ``-incoming`` in
             ``extra``. See :meth:`Guest.ready`.
+        saved: Whether to start a guest that was saved after it had booted; see
+            below. If there is none with these arguments, the guest is booted and
+            saved first.
         timeout: Seconds in which the guest must have booted, without the time for
             fetching.
         progress: Called with the progress of fetching; ``None`` for a bar on
@@ -121,8 +142,22 @@ async def boot(
         LabError: Something is missing and cannot be fetched, or the guest did not
             boot. The message says what to install, or ends with the last output of
             QEMU and of the guest's console.
-        ValueError: A paused guest was to fill its cache or allocate memory, or a
-            guest was to fill or allocate all of its memory.
+        ValueError: A paused guest was to fill its cache, to allocate memory or to be
+            saved, or a guest was to fill or allocate all of its memory.
+
+    A saved guest starts in 0.3 seconds where booting takes 4. It is saved once for
+    each QEMU, kernel, and set of arguments, in ``guests`` in the cache folder, where
+    a guest needs some 90 MB. A damaged file is made anew. All saved guests together
+    need at most 4 GiB: those that were not used for the longest time are removed.
+    Files that ``extra`` names are not saved with the guest. A saved guest differs
+    from one that has just booted:
+
+    - Pages of zeroes are not resident in QEMU. These are the pages that ``cache`` and
+      ``hog`` fill. A test of resident memory boots, or fills the cache in the block.
+    - The guest's clocks go on from the moment at which it was saved.
+    - QEMU saves the balloon's target, but not the interval of its statistics. As
+      after a boot, the interval is 0 and the statistics are those that the driver
+      sent when it was loaded.
     """
     options = GuestOptions(
         memory=memory,
@@ -132,11 +167,15 @@ async def boot(
         cpus=cpus,
         extra=tuple(extra),
         paused=paused,
+        cache=cache,
+        hog=hog,
     )
     if options.waits and (cache or hog):
         raise ValueError(
             "a paused guest runs nothing: call fill_cache and hog once it is ready"
         )
+    if options.waits and saved:
+        raise ValueError("a paused guest has not booted: it cannot be saved")
     if cache + hog >= memory:
         raise ValueError(
             f"what a guest of {format_size(memory)} caches and holds must be less than"
@@ -149,12 +188,98 @@ async def boot(
             str(parts.kernel.image),
             partial(_boots_with_kvm, parts),
         )
+    start = _start_saved if saved else _start_booted
+    async with start(options, parts, accel, timeout) as guest:
+        yield guest
+
+
+@asynccontextmanager
+async def _start_booted(
+    options: GuestOptions, parts: Parts, accel: str, timeout: float
+) -> AsyncGenerator[Guest]:
+    """Boot a guest; let it fill its cache and allocate memory."""
     async with _start_qemu(options, parts, accel) as guest:
         if not options.waits:
             await guest.ready(timeout=timeout)
-            await guest.fill_cache(cache)
-            await guest.hog(hog)
+            await guest.fill_cache(options.cache)
+            await guest.hog(options.hog)
         yield guest
+
+
+@asynccontextmanager
+async def _start_saved(
+    options: GuestOptions, parts: Parts, accel: str, timeout: float
+) -> AsyncGenerator[Guest]:
+    """Start a saved guest; boot and save one if there is none."""
+    key = await trio.to_thread.run_sync(identify_boot, options, parts, accel)
+    async with AsyncExitStack() as stack:
+
+        async def start() -> Guest | None:
+            saved = await trio.to_thread.run_sync(find_saved, key)
+            if saved is None:
+                return None
+            async with AsyncExitStack() as attempt:
+                starting = _start_qemu(options, parts, accel, saved)
+                # What was whole, and QEMU cannot read, is made anew as well.
+                with suppress(LabError), _limit(timeout):
+                    guest = await attempt.enter_async_context(starting)
+                    await continue_guest(guest.second_socket)
+                    stack.push_async_exit(attempt.pop_all())
+                    return guest
+            return None
+
+        guest = await start()
+        if guest is None:
+            with ExitStack() as locks:
+                await trio.to_thread.run_sync(locks.enter_context, lock_guest(key))
+                # The process that held the lock may have saved this guest.
+                guest = await start()
+                if guest is None:
+                    async with _start_booted(options, parts, accel, timeout) as booted:
+                        await save_guest(
+                            key,
+                            booted.second_socket,
+                            release=booted.kernel_release,
+                            console=booted.console,
+                        )
+                    guest = await start()
+        if guest is None:
+            raise LabError("QEMU cannot read the guest that it has saved")
+        yield guest
+
+
+@contextmanager
+def _limit(seconds: float) -> Generator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError as error:
+        raise LabError(f"QEMU did not read a guest in {seconds:g} s") from error
+
+
+def identify_boot(options: GuestOptions, parts: Parts, accel: str) -> str:
+    """Return the digest of a guest, from all that it is made of."""
+    kernel = parts.kernel.image
+    # The same for all guests: the paths of their own folders say nothing of them.
+    files = Files.within(Path("/"), kernel)
+    depends = {
+        "qemu": [parts.qemu.version, *parts.qemu.command],
+        "arguments": write_arguments(options, files, accel),
+        "kernel": hashlib.sha256(kernel.read_bytes()).hexdigest(),
+        "initramfs": hashlib.sha256(_initramfs(options, parts)).hexdigest(),
+        "cache": options.cache,
+        "hog": options.hog,
+        # A guest of KVM's has the host's own processor.
+        "processor": _CPUINFO.read_text().partition("\n\n")[0]
+        if accel == "kvm"
+        else "",
+    }
+    return identify_guest(depends, Path(parts.qemu.command[-1]))
+
+
+def _initramfs(options: GuestOptions, parts: Parts) -> bytes:
+    modules = parts.kernel.modules
+    return build_initramfs(parts.busybox, modules, driver=options.driver)
 
 
 async def find_parts(
@@ -180,15 +305,16 @@ async def find_parts(
 
 @asynccontextmanager
 async def _start_qemu(
-    options: GuestOptions, parts: Parts, accel: str
+    options: GuestOptions, parts: Parts, accel: str, saved: SavedGuest | None = None
 ) -> AsyncGenerator[Guest]:
-    """Start QEMU; when the block starts, the guest has not booted yet."""
+    """Start QEMU; when the block starts, the guest has not booted or been read yet."""
     with _make_folder() as folder:
         files = Files.within(folder, parts.kernel.image)
-        files.initramfs.write_bytes(
-            build_initramfs(parts.busybox, parts.kernel.modules, driver=options.driver)
-        )
+        files.initramfs.write_bytes(_initramfs(options, parts))
         command = [*parts.qemu.command, *write_arguments(options, files, accel)]
+        if saved is not None:
+            files.console.write_text(saved.console)
+            command += incoming_arguments(saved)
         with trio.socket.socket(trio.socket.AF_UNIX) as listener:
             await listener.bind(str(files.channel))
             listener.listen(1)
@@ -202,7 +328,12 @@ async def _start_qemu(
                         qemu_version=parts.qemu.version,
                         console_file=files.console,
                         errors_file=files.errors,
-                        channel=Channel(channel),
+                        channel=Channel(
+                            channel,
+                            boots=0 if saved is None else 1,
+                            release="" if saved is None else saved.release,
+                        ),
+                        filled=0 if saved is None else -(-options.cache // MiB),
                     )
 
 

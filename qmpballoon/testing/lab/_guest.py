@@ -63,7 +63,7 @@ class Guest:
     _console_file: Path = field(alias="console_file")
     _errors_file: Path = field(alias="errors_file")
     _channel: Channel = field(alias="channel")
-    _filled: int = field(default=0, init=False)
+    _filled: int = field(default=0, alias="filled")
 
     @property
     def pid(self) -> int:

@@ -77,6 +77,8 @@ class GuestOptions:
     cpus: int = field(default=1, validator=ge(1))
     extra: Sequence[str] = ()
     paused: bool = False
+    cache: int = 0
+    hog: int = 0
 
     @property
     def waits(self) -> bool:
@@ -133,7 +135,7 @@ def write_arguments(options: GuestOptions, files: Files, accel: str) -> list[str
         *("-append", _KERNEL),
         *_monitor("qmp", files.qmp),
         *_monitor("qmp2", files.second_qmp),
-        *("-chardev", f"file,id=console,path={files.console}"),
+        *("-chardev", f"file,id=console,path={files.console},append=on"),
         *("-serial", "chardev:console"),
         # QEMU makes its character devices in this order. When it connects to the
         # channel, its monitors exist.
