@@ -1,9 +1,9 @@
-"""What decoding costs, beside ``json.loads`` of the whole.
+"""The CPU time of decoding, compared with ``json.loads`` of the whole input.
 
-First the answer to ``query-qmp-schema``, the longest that QEMU gives, cut at some
-places: each cut and ``json.loads`` take turns, and the median of the ratios is shown.
-Then ten times the input again and again, of several kinds, up to the limits: nothing
-may take more than its share.
+First the answer to ``query-qmp-schema``, the longest that QEMU gives, is decoded in
+pieces. Each way of cutting and ``json.loads`` take turns; the median of the ratios is
+shown. Then inputs of several kinds are made ten times longer, up to the limits. The
+time should become ten times longer, too.
 
     python benchmarks/decoder.py [--rounds N] [--qemu PROGRAM]
 """
@@ -19,7 +19,7 @@ from itertools import pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
-from monitor import running_qemu
+from monitor import run_qemu
 
 from qmpballoon import blocking
 from qmpballoon.qmp import Decoder, Limits
@@ -40,22 +40,22 @@ KINDS: dict[str, tuple[bytes, bytes, bytes]] = {
 }
 
 
-def schema(program: str) -> bytes:
-    """Return QEMU's answer to ``query-qmp-schema``, as it writes it."""
-    with running_qemu(program) as path, blocking.open_monitor(path) as monitor:
+def read_schema(program: str) -> bytes:
+    """Return QEMU's answer to ``query-qmp-schema``, as bytes on the wire."""
+    with run_qemu(program) as path, blocking.open_monitor(path) as monitor:
         answer = {"return": monitor.execute("query-qmp-schema"), "id": 1}
     return json.dumps(answer).encode() + b"\r\n"
 
 
-def seconds(what: Callable[[], object]) -> float:
-    """Return how much CPU time something takes."""
+def measure(what: Callable[[], object]) -> float:
+    """Return the CPU time that a call takes."""
     start = time.process_time()
     what()
     return time.process_time() - start
 
 
 def decode(data: bytes, size: int) -> None:
-    """Decode all of it, so many bytes at a time."""
+    """Decode all of it, ``size`` bytes at a time."""
     decoder = Decoder(LIMITS)
     view = memoryview(data)
     for start in range(0, len(data), size):
@@ -66,8 +66,8 @@ def decode(data: bytes, size: int) -> None:
         raise SystemExit("a message is left over")
 
 
-def cut_at(data: bytes, place: int) -> None:
-    """Decode it in two pieces."""
+def decode_cut(data: bytes, place: int) -> None:
+    """Decode one message in two pieces."""
     decoder = Decoder()
     decoder.feed(data[:place])
     first = decoder.next()
@@ -77,26 +77,26 @@ def cut_at(data: bytes, place: int) -> None:
 
 
 def show_schema(data: bytes, rounds: int) -> None:
-    """Print what cutting the schema costs."""
+    """Print the cost of cutting the schema."""
     print(f"the schema, {len(data)} bytes; json.loads = 1")
     ratios: list[float] = []
     for number in range(rounds):
         place = len(data) * number // rounds
-        whole = seconds(lambda: json.loads(data))
-        ratios.append(seconds(lambda place=place: cut_at(data, place)) / whole)
+        whole = measure(lambda: json.loads(data))
+        ratios.append(measure(lambda place=place: decode_cut(data, place)) / whole)
     low, high = sorted(ratios)[rounds // 10], sorted(ratios)[-1 - rounds // 10]
     print(f"  cut in two: {median(ratios):.2f} ({low:.2f}-{high:.2f})")
     for size in (65536, 4096, 512, 64):
         ratios = [
-            seconds(lambda size=size: decode(data, size))
-            / seconds(lambda: json.loads(data))
+            measure(lambda size=size: decode(data, size))
+            / measure(lambda: json.loads(data))
             for _ in range(rounds // 10)
         ]
         print(f"  {size} bytes at a time: {median(ratios):.2f}")
 
 
 def show_growth(largest: int) -> None:
-    """Print what ten times the input costs."""
+    """Print how much longer ten times the input takes."""
     print("time for ten times the input, at most, up to 64 MiB")
     for kind, (start, middle, end) in KINDS.items():
         for chunk, top in ((65536, largest), (1460, largest), (64, largest // 10)):
@@ -104,7 +104,7 @@ def show_growth(largest: int) -> None:
             for size in (top // 1000, top // 100, top // 10, top):
                 data = start + middle * (size // len(middle)) + end
                 work = partial(decode, data, chunk)
-                times.append(min(seconds(work) for _ in range(3)))
+                times.append(min(measure(work) for _ in range(3)))
             growth = max(after / before for before, after in pairwise(times))
             print(
                 f"  {kind:22} {chunk:6} at a time: x {growth:.1f} at most", flush=True
@@ -117,8 +117,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM")
     options = parser.parse_args()
-    show_schema(schema(options.qemu), options.rounds)
-    gc.disable()  # its share grows with what lives, in json as in us
+    show_schema(read_schema(options.qemu), options.rounds)
+    gc.disable()  # it takes longer with more live objects, whoever made them
     show_growth(64 * MIB)
 
 

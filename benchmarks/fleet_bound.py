@@ -1,13 +1,13 @@
 """The least memory that has to be moved on the hosts of ``fleet_policies.py``.
 
-A linear programme that knows beforehand what every guest will need: guests are never
-below their headroom, all of them together are never above what the host may give, and
-as little is moved as can be. No policy that keeps to both can move less, for it does
-not know what comes. Where all needs together are more than the host has, the reserve
-gives way: that is none of the policies' fault.
+A linear programme knows beforehand what every guest will need. In its solution no
+guest is ever below its headroom, all guests together never have more than the host may
+give, and as little memory as possible is moved. A policy that keeps both conditions
+cannot move less, because it does not know the future. Where all needs together are more
+than the host has, the host may go below its reserve, at a high cost.
 
-Needs are taken in the mean over ten seconds, which can only lower the bound, and page
-cache is taken to fill what a guest has, as it does within minutes here.
+Needs are averaged over ten seconds, which can only lower the bound. Page cache is
+assumed to fill all memory that a guest has, as it does within minutes on these hosts.
 
 ::
 
@@ -22,19 +22,19 @@ from importlib import import_module
 from statistics import mean
 from typing import Any, Final
 
-from fleet_policies import HOST, LOADS, RESERVE, SIZES, Load, host
+from fleet_policies import HOST, LOADS, RESERVE, SIZES, Load, make_vms
 
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import SECOND
 
 STEP: Final = 10  # seconds
-GRACE: Final = 6  # steps in which the host may come to its reserve at first
+GRACE: Final = 6  # first steps, in which the host may be below its reserve
 VIOLATION: Final = 1e4  # what a GiB of the reserve costs, in GiB moved
 
 
-def needs(load: Load, seed: int, minutes: int) -> list[list[float]]:
-    """Return what each guest is to have at least, in GiB, for each step."""
-    vms = host(load, seed, minutes * 60)
+def simulate_needs(load: Load, seed: int, minutes: int) -> list[list[float]]:
+    """Return the smallest size that each guest needs, in GiB, for each step."""
+    vms = make_vms(load, seed, minutes * 60)
     steps: list[list[float]] = []
     for step in range(minutes * 60 // STEP):
         seen: list[list[int]] = [[] for _ in vms]
@@ -46,13 +46,13 @@ def needs(load: Load, seed: int, minutes: int) -> list[list[float]]:
     return steps
 
 
-def bound(needed: list[list[float]]) -> float:
+def find_bound(needed: list[list[float]]) -> float:
     """Return the GiB that have to be moved.
 
-    The variables are, for each step and guest, its size and by how much that changes,
-    and for each step by how much the reserve gives way.
+    The variables are the size of each guest in each step, the change of that size, and
+    how far the host is below its reserve in each step.
     """
-    # scipy has no types of its own, and nothing else here needs it.
+    # scipy has no types of its own, and is not among the project's dependencies.
     sparse: Any = import_module("scipy.sparse")
     optimize: Any = import_module("scipy.optimize")
     count, steps = len(SIZES), len(needed)
@@ -87,7 +87,7 @@ def bound(needed: list[list[float]]) -> float:
 
 
 def main() -> None:
-    """Print the least for each workload, in the mean over the seeds."""
+    """Print the bound for each workload, averaged over the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -95,7 +95,9 @@ def main() -> None:
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for name, load in LOADS.items():
-        least = mean(bound(needs(load, seed, arguments.minutes)) for seed in seeds)
+        least = mean(
+            find_bound(simulate_needs(load, seed, arguments.minutes)) for seed in seeds
+        )
         print(f"{name:<14}{least:>10.1f} GiB", flush=True)
 
 

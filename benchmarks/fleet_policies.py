@@ -1,22 +1,22 @@
-"""Policies against each other: the same simulated hosts, bursts and seeds.
+"""Compares fleet policies on the same simulated hosts, workloads and seeds.
 
-Each host is overcommitted: its guests, all of them simulated, read files into their
-page caches, and now and then one of them needs a good part of its memory at once. A
-policy sees what it would see on a real host, at the times at which it looks. Beside
-ours there are the rules of Proxmox VE's and oVirt MoM's balloon managers, written anew
-after their documentation, without their corner cases.
+Each host is overcommitted. Its guests, all of them simulated, read files into their
+page caches, and now and then one of them needs a large part of its memory at once. A
+policy sees what it would see on a real host, at the times at which it looks. Besides
+this project's policies there are those of Proxmox VE's and oVirt MoM's balloon
+managers, implemented from their documentation, without their corner cases.
 
 ::
 
     python benchmarks/fleet_policies.py --seeds 5 --minutes 30
 
-What is counted, in the mean over the seeds:
+What is counted, averaged over the seeds:
 
 * reserve: how far and how long the host was below 10 % of its memory, in GiB minutes;
-* swaps: for how long it had nothing left at all, in seconds;
+* swaps: for how long the host had no memory left, in seconds;
 * pressed: for how long guests had less than their headroom, in guest minutes;
 * stalls: allocations in guests that had to wait; kills: processes killed;
-* moved: memory that was moved to and fro, in GiB;
+* moved: memory that was moved in either direction, in GiB;
 * relief: how long a guest that fell below its headroom stayed there, in seconds.
 """
 
@@ -67,37 +67,37 @@ class Vm:
 
     @property
     def actual(self) -> int:
-        """Return what it has."""
+        """Return the guest's size."""
         return self.total - self.machine.guest.memory.balloon
 
     @property
     def target(self) -> int:
-        """Return what it was told to have."""
+        """Return the size that was last asked for."""
         return self.total - self.machine.guest.target
 
     @property
     def available(self) -> int:
-        """Return what its guest could do without."""
+        """Return the memory that the guest has available, page cache included."""
         return self.machine.guest.memory.available
 
     @property
     def free(self) -> int:
-        """Return what nothing in it uses."""
+        """Return the memory that nothing in the guest uses."""
         return self.machine.guest.memory.free
 
     @property
     def untouched(self) -> int:
-        """Return what it could use and the host has not given yet."""
+        """Return the memory that the guest has and has not touched yet."""
         return max(0, min(self.actual - self.machine.resident, self.free))
 
     def ask(self, size: int) -> None:
-        """Tell it to come to a size, within its limits."""
+        """Set the target, within the VM's limits."""
         self.machine.set_target(max(self.floor, min(size, self.total)))
         self.machine.settle()
 
 
 class Policy(Protocol):
-    """Looks at a host every tick, and moves what it will."""
+    """Looks at a host every tick, and moves memory."""
 
     def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
         """Look, and move."""
@@ -113,7 +113,7 @@ class Nothing:
 
 @define
 class Ours:
-    """A plan a period; guests are watched while they give, as by ``resize``."""
+    """A plan every period; guests are watched while they shrink, as by ``resize``."""
 
     rules: Rules
     period: float
@@ -131,14 +131,14 @@ class Ours:
         for vm in vms:
             vm.growth.see(seconds, vm.actual - vm.available)
         host = Host(HOST, available, sum(self.promised.values()))
-        plan = make_plan(host, [member(vm, self.period) for vm in vms], self.rules)
+        plan = make_plan(host, [make_member(vm, self.period) for vm in vms], self.rules)
         for move in plan.moves:
             next(vm for vm in vms if vm.name == move.name).ask(move.target)
             self.promised[move.name] += max(0, move.change)
 
 
-def member(vm: Vm, period: float) -> Member:
-    """Return a VM as plans take it."""
+def make_member(vm: Vm, period: float) -> Member:
+    """Return a VM as :func:`make_plan` takes it."""
     return Member(
         name=vm.name,
         actual=vm.actual,
@@ -155,10 +155,10 @@ def member(vm: Vm, period: float) -> Member:
 
 
 class Proxmox:
-    """Every 10 s towards 80 % of the host in use, 100 MiB a guest at most.
+    """Every 10 s, moves towards 80 % of the host in use, at most 100 MiB a guest.
 
-    The memory above the guests' minimums is shared out alike. Guests that have little
-    free, cache counting as used, grow first and shrink last.
+    The memory above the guests' minimums is shared equally. Guests that have little
+    free memory (cache counts as used) grow first and shrink last.
     """
 
     PERIOD = 10
@@ -193,10 +193,11 @@ class Proxmox:
 
 @define
 class Mom:
-    """Every 15 s: below 20 % free all shrink by 5 % at most, above it the short grow.
+    """Every 15 s, shrinks all guests or grows those that are short, by at most 5 %.
 
-    A guest is to keep 20 % free, and 5 % once the host is below 5 %. What it uses,
-    cache included, is taken in the mean over five looks.
+    It shrinks them while the host has less than 20 % free. A guest keeps 20 % free, or
+    5 % while the host has less than 5 %. What it uses, cache included, is averaged over
+    five looks.
     """
 
     PERIOD = 15
@@ -227,7 +228,7 @@ class Mom:
 
 @frozen
 class Score:
-    """What came of one policy on one host."""
+    """The result of one policy on one host; see above for the figures."""
 
     reserve: float
     swaps: float
@@ -243,17 +244,18 @@ COLUMNS: Final = [attribute.name for attribute in Score.__attrs_attrs__]
 
 @frozen
 class Load:
-    """What each guest needs now and then, on top of reading files all the time.
+    """What each guest needs now and then, besides reading files all the time.
 
-    Ranges, of which each time is drawn anew; in seconds but for the size.
+    Each attribute is a range from which values are drawn. All but the size are in
+    seconds.
 
     Attributes:
-        size: Of its RAM.
+        size: The share of its RAM that is needed.
         rise: For how long the need grows.
         hold: For how long it stays.
         fall: For how long it shrinks.
-        rest: Until the next one.
-        first: Until the first one.
+        rest: For how long nothing is needed until the next time.
+        first: For how long nothing is needed at the start.
     """
 
     size: tuple[float, float]
@@ -263,8 +265,10 @@ class Load:
     fall: tuple[float, float] = (0, 0)
     first: tuple[float, float] = (30, 300)
 
-    def steps(self, rng: Random, total: int, seconds: int) -> Iterator[WorkloadStep]:
-        """Return what a guest with so much RAM does in so many seconds."""
+    def draw_steps(
+        self, rng: Random, total: int, seconds: int
+    ) -> Iterator[WorkloadStep]:
+        """Draw what a guest with ``total`` bytes of RAM does within ``seconds``."""
         time = rng.uniform(0, 60)
         while time < seconds:
             size = int(total * rng.uniform(0.05, 0.2))
@@ -297,7 +301,7 @@ LOADS: Final = {
 }
 
 
-def host(load: Load, seed: int, seconds: int) -> list[Vm]:
+def make_vms(load: Load, seed: int, seconds: int) -> list[Vm]:
     """Make a host's VMs."""
     rng = Random(seed)  # noqa: S311 - a seed repeats it
     vms: list[Vm] = []
@@ -305,7 +309,7 @@ def host(load: Load, seed: int, seconds: int) -> list[Vm]:
         total = size * GiB
         used = int(total * rng.uniform(0.1, 0.3))
         cache = int((total - used) * rng.uniform(0.1, 0.5))
-        steps = sorted(load.steps(rng, total, seconds), key=lambda step: step.at)
+        steps = sorted(load.draw_steps(rng, total, seconds), key=lambda step: step.at)
         guest = GuestConfig(used=used, cache=cache, workload=tuple(steps))
         limits = Guard().limits(total)
         machine = Machine(MachineConfig(memory=total, guest=guest), rng=Random(number))  # noqa: S311
@@ -315,7 +319,8 @@ def host(load: Load, seed: int, seconds: int) -> list[Vm]:
                 machine=machine,
                 total=total,
                 headroom=limits.headroom,
-                # Alike for all: Proxmox and MoM need a minimum that can be lived with.
+                # The same for all policies: Proxmox and MoM need a minimum that a
+                # guest can work with.
                 floor=total // 4,
             )
         )
@@ -323,8 +328,8 @@ def host(load: Load, seed: int, seconds: int) -> list[Vm]:
 
 
 def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
-    """Let a policy manage a host, and count what comes of it."""
-    vms = host(load, seed, minutes * 60)
+    """Let a policy manage a host, and return its score."""
+    vms = make_vms(load, seed, minutes * 60)
     tick = TICK / SECOND
     below = swaps = pressed = moved = 0.0
     reliefs: list[float] = []
@@ -362,18 +367,18 @@ def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
     )
 
 
-def ours(policy: PolicyName) -> Callable[[float], Policy]:
-    """Return what makes one of ours."""
+def make_ours(policy: PolicyName) -> Callable[[float], Policy]:
+    """Return a function that makes one of this project's policies."""
     rules = evolve(Rules.for_host(HOST, RESERVE), policy=policy)
     return lambda period: Ours(rules, period)
 
 
-# Each with the seconds between two plans, which are ours to choose.
+# Functions of the seconds between two plans. Only this project's policies use them.
 POLICIES: Final[dict[str, Callable[[float], Policy]]] = {
     "none": lambda _: Nothing(),
-    "available": ours("available"),
-    "proportional": ours("proportional"),
-    "shares": ours("shares"),
+    "available": make_ours("available"),
+    "proportional": make_ours("proportional"),
+    "shares": make_ours("shares"),
     "Proxmox's": lambda _: Proxmox(),
     "MoM's": lambda _: Mom(),
 }

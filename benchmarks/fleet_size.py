@@ -1,16 +1,16 @@
-"""What it costs to look after many VMs: fakes in other processes, one that supervises.
+"""The cost of supervising many VMs: fake QEMUs in other processes, and one supervisor.
 
-Every fake answers on a unix socket of its own, so that the supervisor does what it
-does with real VMs: it connects, polls each VM every second, and makes a plan a second.
-What is printed, for each size of the fleet: the share of one core that the supervisor
-takes, the longest a VM had to wait for its look beyond its second, how long the whole
-page of metrics takes, and the supervisor's memory.
+Every fake answers on a unix socket of its own. So the supervisor does what it does with
+real VMs: it connects, polls each VM every second, and makes a plan every second. For
+each size of the fleet the benchmark prints the share of one core that the supervisor
+takes, the longest delay of a poll beyond its second, how long the page of metrics
+takes, and the supervisor's memory.
 
 ::
 
     python benchmarks/fleet_size.py 10 100 1000
 
-The fakes take more of a machine than their supervisor: they share the other cores.
+The fakes need more CPU time than the supervisor. They share the other cores.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 PERIOD: Final = 1.0
 WARM_UP: Final = 60.0  # seconds in which all must have connected
-CALM: Final = 3.0  # seconds after that until it is looked at what it takes
+CALM: Final = 3.0  # seconds between that and the measurement
 STATS: Final = {
     "stat-total-memory": 2 * GiB,
     "stat-free-memory": 100 * MiB,
@@ -62,7 +62,7 @@ STATS: Final = {
 
 
 def answer(request: Request) -> object:
-    """Answer what a supervisor asks of a VM that is well."""
+    """Return a healthy VM's answer to a supervisor's request."""
     match request.command, request.arguments.get("property"):
         case "qom-get", "guest-stats":
             return {"stats": STATS, "last-update": int(time.time())}
@@ -78,8 +78,8 @@ def answer(request: Request) -> object:
             return {}
 
 
-async def attend(stream: trio.SocketStream) -> None:
-    """Be one VM's monitor."""
+async def serve_client(stream: trio.SocketStream) -> None:
+    """Serve one VM's monitor."""
     connection = Connection(Role.SERVER)
     await stream.send_all(connection.send_greeting(Greeting(Version(10, 0, 0), ())))
     async for data in stream:
@@ -91,7 +91,7 @@ async def attend(stream: trio.SocketStream) -> None:
 
 
 def serve(paths: list[str], ready: Event) -> None:
-    """Be many VMs, in a process of their own, until killed."""
+    """Serve many VMs' monitors, in a process of their own, until killed."""
 
     async def listen() -> None:
         async with trio.open_nursery() as nursery:
@@ -100,7 +100,7 @@ def serve(paths: list[str], ready: Event) -> None:
                 await sock.bind(path)
                 sock.listen()
                 listener = trio.SocketListener(sock)
-                nursery.start_soon(trio.serve_listeners, attend, [listener])
+                nursery.start_soon(trio.serve_listeners, serve_client, [listener])
             ready.set()
 
     trio.run(listen)
@@ -108,12 +108,12 @@ def serve(paths: list[str], ready: Event) -> None:
 
 @frozen
 class Figures:
-    """What one size of the fleet costs.
+    """The cost of one size of the fleet.
 
     Attributes:
         vms: How many there were.
-        cpu: The share of one core, 1 being all of it.
-        latest: Seconds beyond the period that a VM waited for its look, at worst.
+        cpu: The share of one core, 0 to 1.
+        latest: The longest delay of a poll beyond the period, in seconds.
         scrape: Seconds for a page of metrics.
         memory: Bytes that the supervising process holds.
     """
@@ -126,13 +126,13 @@ class Figures:
 
 
 async def measure(pattern: str, count: int, seconds: float) -> Figures:
-    """Supervise the VMs, and see what that takes."""
+    """Supervise the VMs, and measure the cost."""
     gauge = Gauge(limit=2 * count * GiB)
     rules = Rules(reserve=256 * MiB, buffer=64 * MiB)
     latest = 0.0
 
     async def watch(fleet: Supervisor) -> None:
-        """Look how long ago each VM was looked at, many times a second."""
+        """Note the longest delay of a poll, many times a second."""
         nonlocal latest
         while True:
             await trio.sleep(0.1)
@@ -141,18 +141,18 @@ async def measure(pattern: str, count: int, seconds: float) -> Figures:
     async with (
         open_fleet(
             sources([pattern]),
-            random.Random(0),  # noqa: S311 - spreads looks
+            random.Random(0),  # noqa: S311 - spreads the polls
             settings=Settings(period=PERIOD),
         ) as fleet,
         trio.open_nursery() as nursery,
     ):
-        well = 0
+        healthy = 0
         with trio.move_on_after(WARM_UP):
-            while well < count:
+            while healthy < count:
                 await trio.sleep(1)
-                well = sum(view.state == "healthy" for view in fleet.views())
-        if well < count:
-            raise SystemExit(f"only {well} of {count} VMs are well")
+                healthy = sum(view.state == "healthy" for view in fleet.views())
+        if healthy < count:
+            raise SystemExit(f"only {healthy} of {count} VMs are healthy")
         await trio.sleep(CALM)
         nursery.start_soon(partial(balance, fleet, gauge.read, rules))
         nursery.start_soon(watch, fleet)
@@ -161,12 +161,12 @@ async def measure(pattern: str, count: int, seconds: float) -> Figures:
         cpu = time.process_time() - cpu
         nursery.cancel_scope.cancel()
         return Figures(
-            count, cpu / seconds, latest, scrape(fleet, gauge, rules), resident()
+            count, cpu / seconds, latest, scrape(fleet, gauge, rules), read_resident()
         )
 
 
 def scrape(fleet: Supervisor, gauge: Gauge, rules: Rules) -> float:
-    """Return how long a page of metrics takes."""
+    """Return the seconds that a page of metrics takes, as a median of three."""
     registry = CollectorRegistry()
     registry.register(
         FleetCollector(lambda: Snapshot(gauge.read(), rules, fleet.views()))
@@ -179,8 +179,8 @@ def scrape(fleet: Supervisor, gauge: Gauge, rules: Rules) -> float:
     return median(times)
 
 
-def resident() -> int:
-    """Return what this process holds, in bytes."""
+def read_resident() -> int:
+    """Return this process' resident memory, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -188,7 +188,7 @@ def resident() -> int:
 
 
 def run(count: int, seconds: float) -> Figures:
-    """Start so many VMs in other processes, and supervise them."""
+    """Serve ``count`` VMs in other processes, and supervise them."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{number}.qmp" for number in range(count)]
         share = -(-count // 4)

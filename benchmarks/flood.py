@@ -1,8 +1,8 @@
-"""What a flood of events does to replies, with a slow reader, and with none.
+"""How a flood of events affects replies, with a slow reader of events and with none.
 
-A fake in another process sends two events with each reply, which makes some ten
-thousand events a second. Shown are the replies' latencies, and by how much memory
-grew.
+A fake QEMU in another process sends two events with each reply, about ten thousand
+events a second. The benchmark prints the latencies of the replies, and by how much the
+process' memory has grown.
 
     python benchmarks/flood.py [--events N]
 """
@@ -19,7 +19,7 @@ from statistics import quantiles
 from typing import TYPE_CHECKING
 
 import trio
-from fleet_size import resident
+from fleet_size import read_resident
 
 from qmpballoon.trio import open_monitor
 
@@ -32,27 +32,29 @@ BURST = 2  # events with each reply
 
 
 def serve(sock: socket.socket, events: int) -> None:
-    """Answer every command, each with some events until there were so many."""
-    sock.sendall(line(GREETING))
+    """Answer every command, and send some events before each reply."""
+    sock.sendall(encode(GREETING))
     timestamp = {"seconds": 1, "microseconds": 2}
-    sent = -BURST  # none with the negotiation
+    sent = -BURST  # none before the reply to qmp_capabilities
     for text in sock.makefile("rb"):
-        reply = line({"return": {"actual": 1}, "id": json.loads(text)["id"]})
+        reply = encode({"return": {"actual": 1}, "id": json.loads(text)["id"]})
         before = b"".join(
-            line({"timestamp": timestamp, "event": NAMES[n % 4], "data": {"actual": n}})
+            encode(
+                {"timestamp": timestamp, "event": NAMES[n % 4], "data": {"actual": n}}
+            )
             for n in range(max(sent, 0), min(sent + BURST, events))
         )
         sent += BURST
         sock.sendall(before + reply)
 
 
-def line(message: object) -> bytes:
+def encode(message: object) -> bytes:
     """Return a message as QEMU writes it."""
     return json.dumps(message).encode() + b"\r\n"
 
 
 async def ask(monitor: TrioMonitor, times: int) -> list[float]:
-    """Ask again and again; return the latencies."""
+    """Ask ``times`` times; return the latencies in seconds."""
     latencies: list[float] = []
     for _ in range(times):
         start = time.perf_counter()
@@ -62,7 +64,7 @@ async def ask(monitor: TrioMonitor, times: int) -> list[float]:
 
 
 async def measure(events: int, *, readers: bool) -> tuple[float, float, int, int]:
-    """Return median and 99th percentile, bytes of growth, and events lost or read."""
+    """Return median and 99th percentile of the latencies, bytes grown, and events."""
     ours, theirs = socket.socketpair()
     fake = multiprocessing.get_context("fork").Process(
         target=serve, args=(theirs, events), daemon=True
@@ -83,9 +85,9 @@ async def measure(events: int, *, readers: bool) -> tuple[float, float, int, int
             if readers:
                 nursery.start_soon(slow)
             await ask(monitor, 1000)
-            before = resident()
+            before = read_resident()
             latencies = await ask(monitor, (events or 20_000) // BURST)
-            grown = resident() - before
+            grown = read_resident() - before
             lost = sum(subscription.lost.values())
             nursery.cancel_scope.cancel()
     fake.kill()

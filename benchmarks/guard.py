@@ -1,9 +1,10 @@
-"""Do no harm: reclaim from real guests that come to need their memory.
+"""Does a reclaim harm the guest? Reclaims from real guests while they allocate memory.
 
-Boots one guest after another, differing in size, kernel and what allocates in it,
-reclaims from each while that goes on, and prints a table: how it ended, how little
-the guest had available at worst, how long it was below its headroom at a stretch when
-it had allocated what it wanted, and what it must never show, OOM kills and panics.
+Guests of several sizes, kernels and workloads are booted one after the other, and
+memory is reclaimed from each while its workload runs. The table shows how the reclaim
+ended, the least memory that the guest had available, the longest time that it was
+below its headroom without allocating, and the OOM kills and panics, of which there
+must be none.
 
 ::
 
@@ -29,22 +30,24 @@ from qmpballoon.testing import lab
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-_PATIENCE: Final = 2.0  # seconds below the headroom that count as too long: two of
-# the shortest intervals at which QEMU asks for statistics by itself
+# Seconds below the headroom that count as harm: twice the shortest interval at which
+# QEMU asks for statistics by itself.
+_LONGEST_BELOW: Final = 2.0
 _BURST: Final = 0.35  # of the guest's memory
-_STEP: Final = 0.04
+_STEP: Final = 0.04  # of the guest's memory
 _STEPS: Final = 8
-_TEETH: Final = 3
+_CYCLES: Final = 3  # of allocating and freeing
 
 
 @define
 class Hog:
-    """What allocates in a guest, and when it did.
+    """Allocates memory in a guest, and notes when.
 
     Attributes:
-        memory: The guest's, in bytes.
-        half_way: Set when half of what can be had was handed over.
-        spans: From when to when it allocated, in trio's seconds.
+        guest: The guest.
+        memory: Its memory in bytes.
+        half_way: Set when half of what can be reclaimed was handed over.
+        spans: Start and end of each allocation, in seconds of trio's clock.
     """
 
     guest: lab.Guest
@@ -52,7 +55,7 @@ class Hog:
     half_way: trio.Event = field(factory=trio.Event)
     spans: list[tuple[float, float]] = field(factory=list[tuple[float, float]])
 
-    async def take(self, share: float) -> None:
+    async def allocate(self, share: float) -> None:
         """Allocate a share of the guest's memory."""
         began = trio.current_time()
         self.spans.append((began, math.inf))
@@ -73,25 +76,25 @@ async def static(hog: Hog) -> None:
 
 async def burst_at_start(hog: Hog) -> None:
     """Allocate a good part of the memory as soon as the balloon moves."""
-    await hog.take(_BURST)
+    await hog.allocate(_BURST)
 
 
 async def burst_half_way(hog: Hog) -> None:
-    """Allocate it when half of what can be had was handed over."""
+    """Allocate it when half of what can be reclaimed was handed over."""
     await hog.half_way.wait()
-    await hog.take(_BURST)
+    await hog.allocate(_BURST)
 
 
 async def growing(hog: Hog) -> None:
     """Allocate it step by step."""
     for _ in range(_STEPS):
-        await hog.take(_STEP)
+        await hog.allocate(_STEP)
 
 
 async def sawtooth(hog: Hog) -> None:
     """Allocate and free, again and again."""
-    for _ in range(_TEETH):
-        await hog.take(_BURST / 2)
+    for _ in range(_CYCLES):
+        await hog.allocate(_BURST / 2)
         await hog.guest.release()
 
 
@@ -110,7 +113,7 @@ class Case:
 
 @frozen
 class Verdict:
-    """What became of a guest."""
+    """How the reclaim from a guest ended, and whether it did harm."""
 
     report: ReclaimReport
     start: float  # by trio's clock
@@ -120,13 +123,14 @@ class Verdict:
 
     @property
     def lowest(self) -> int:
-        """Bytes the guest had available at worst."""
+        """The least memory the guest had available, in bytes."""
         return min(sample.available or 0 for sample in self.report.timeline)
 
     def longest_below(self, headroom: int) -> float:
-        """Seconds it was below its headroom at a stretch, and did not allocate."""
+        """Return the longest time below the headroom without allocating, in seconds."""
         longest, since = 0.0, None
-        enough = headroom - max(4 * MiB, headroom // 16)  # what counts as the headroom
+        # The guard counts this as the headroom, too.
+        enough = headroom - max(4 * MiB, headroom // 16)
         for sample in self.report.timeline:
             now = self.start + sample.t
             busy = any(began <= now <= ended for began, ended in self.spans)
@@ -168,8 +172,8 @@ async def run(case: Case) -> Verdict:
     return Verdict(report, starts[0], hog.spans, kills, panic)
 
 
-def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Combine what was asked for."""
+def combine_cases(options: argparse.Namespace) -> Iterator[Case]:
+    """Yield each combination of kernel, memory and workload."""
     for kernel in options.kernels:
         for memory in options.memory:
             for workload in WORKLOADS:
@@ -183,10 +187,10 @@ async def main(options: argparse.Namespace) -> int:
         f"{'kernel':8} {'memory':>8} {'workload':16} {'outcome':8} {'taken':>9}"
         f" {'seconds':>8} {'lowest':>10} {'below':>7} {'oom':>4} {'panic':>6}"
     )
-    for case in cases(options):
+    for case in combine_cases(options):
         verdict = await run(case)
         below = verdict.longest_below(Guard().limits(case.memory).headroom)
-        bad = verdict.oom_kills > 0 or verdict.panic or below > _PATIENCE
+        bad = verdict.oom_kills > 0 or verdict.panic or below > _LONGEST_BELOW
         harmed += bad
         report = verdict.report
         print(
@@ -201,7 +205,7 @@ async def main(options: argparse.Namespace) -> int:
     return 1 if harmed else 0
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernels", nargs="+", default=["6.1"])
@@ -211,4 +215,4 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(trio.run(main, parse()))
+    sys.exit(trio.run(main, parse_arguments()))

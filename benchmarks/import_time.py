@@ -1,8 +1,8 @@
-"""What importing qmpballoon costs above the start of the interpreter.
+"""The CPU time of importing qmpballoon, above the start of the interpreter.
 
-Starts Python with and without each import in turns, so that whatever else the machine
-does meets all of them, and compares the CPU time of the processes. Files are in the
-page cache and compiled: the first round is not counted.
+Python is started with and without each import, in turns, so that other load on the
+machine affects all of them alike. The CPU times of the processes are compared. The
+first round is not counted: after it all files are compiled and in the page cache.
 
 ::
 
@@ -29,16 +29,16 @@ STATEMENTS = (
 )
 
 
-def cpu(statement: str) -> float:
-    """Run a statement in a Python of its own; return the seconds of CPU it took."""
+def measure_cpu(statement: str) -> float:
+    """Run a statement in a new Python; return its CPU time in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", statement], check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def loaded(statement: str) -> set[str]:
-    """Return the names of the modules that are there after a statement."""
+def list_modules(statement: str) -> set[str]:
+    """Return the names of the modules that are loaded after a statement."""
     program = f"{statement}; import sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
@@ -47,15 +47,17 @@ def loaded(statement: str) -> set[str]:
 
 
 def measure(rounds: int) -> None:
-    """Print for each statement its CPU time, and what it loads."""
-    times = [[cpu(statement) for statement in STATEMENTS] for _ in range(rounds + 1)]
-    at_start = loaded(NOTHING)
+    """Print the CPU time of each statement, and what it loads."""
+    times = [
+        [measure_cpu(statement) for statement in STATEMENTS] for _ in range(rounds + 1)
+    ]
+    at_start = list_modules(NOTHING)
     base = statistics.median(row[0] for row in times[1:])
     print(f"python -c pass: {base * 1e3:.1f} ms of CPU, median of {rounds}\n")
     print("above that         median  slowest  modules")
     for index, statement in enumerate(STATEMENTS[1:], start=1):
         above = [(row[index] - row[0]) * 1e3 for row in times[1:]]
-        modules = loaded(statement) - at_start
+        modules = list_modules(statement) - at_start
         parts = Counter(name.partition(".")[0] for name in modules)
         most = ", ".join(f"{name} {count}" for name, count in parts.most_common(5))
         print(f"{statement.removeprefix('import '):20}", end="")

@@ -1,9 +1,9 @@
-"""A thousand monitors at once: qmpballoon beside qemu.qmp.
+"""A thousand monitors at once: qmpballoon compared with qemu.qmp.
 
-Fakes in other processes answer; this one sweeps: every second each VM is asked for
-its balloon and its statistics. What is shown is the CPU time of a sweep and the
-memory of a connection, each client in a process of its own so that neither leaves
-its memory to the other.
+Fake QEMUs in other processes answer. Every second the client makes a sweep: it asks
+each VM for its balloon's size and its statistics. The benchmark prints the CPU time of
+a sweep and the memory of a connection. Each client runs in a process of its own, so
+that neither can reuse the other's memory.
 
     python benchmarks/many.py 1000 [5000] [--sweeps N]
 """
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import trio
 from attrs import frozen
-from fleet_size import resident, serve
+from fleet_size import read_resident, serve
 from qemu.qmp import QMPClient
 
 from qmpballoon.trio import TrioMonitor, open_monitor
@@ -41,13 +41,13 @@ FAKES = 2  # processes
 
 @frozen
 class Costs:
-    """What a client needs: CPU seconds a sweep, and bytes a connection."""
+    """A client's costs: CPU seconds for a sweep, and bytes for a connection."""
 
     cpu: float
     memory: float
 
 
-def ours(paths: list[str], sweeps: int, result: Connection) -> None:
+def sweep_with_ours(paths: list[str], sweeps: int, result: Connection) -> None:
     """Sweep with qmpballoon."""
 
     async def look(monitor: TrioMonitor) -> None:
@@ -56,12 +56,12 @@ def ours(paths: list[str], sweeps: int, result: Connection) -> None:
 
     async def run() -> Costs:
         async with AsyncExitStack() as stack:
-            before = resident()
+            before = read_resident()
             monitors = [
                 await stack.enter_async_context(open_monitor(path, timeout=60))
                 for path in paths
             ]
-            memory = (resident() - before) / len(paths)
+            memory = (read_resident() - before) / len(paths)
             times: list[float] = []
             for _ in range(sweeps):
                 cpu, start = time.process_time(), trio.current_time()
@@ -75,7 +75,7 @@ def ours(paths: list[str], sweeps: int, result: Connection) -> None:
     result.send(trio.run(run))
 
 
-def qemu_qmp(paths: list[str], sweeps: int, result: Connection) -> None:
+def sweep_with_qemu_qmp(paths: list[str], sweeps: int, result: Connection) -> None:
     """Sweep with qemu.qmp."""
 
     async def look(client: QMPClient) -> None:
@@ -83,11 +83,11 @@ def qemu_qmp(paths: list[str], sweeps: int, result: Connection) -> None:
         await client.execute("qom-get", STATS)
 
     async def run() -> Costs:
-        before = resident()
+        before = read_resident()
         clients = [QMPClient() for _ in paths]
         for client, path in zip(clients, paths, strict=True):
             await client.connect(path)
-        memory = (resident() - before) / len(paths)
+        memory = (read_resident() - before) / len(paths)
         times: list[float] = []
         for _ in range(sweeps):
             cpu, start = time.process_time(), time.monotonic()
@@ -116,7 +116,10 @@ def measure(count: int, sweeps: int) -> dict[str, Costs]:
             )
             fakes[-1].start()
             ready.wait()
-        for name, client in (("qmpballoon", ours), ("qemu.qmp", qemu_qmp)):
+        for name, client in (
+            ("qmpballoon", sweep_with_ours),
+            ("qemu.qmp", sweep_with_qemu_qmp),
+        ):
             here, there = spawn.Pipe()
             process = spawn.Process(target=client, args=(paths, sweeps, there))
             process.start()

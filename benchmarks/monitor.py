@@ -1,11 +1,10 @@
-"""What one command costs: qmpballoon beside qemu.qmp and a bare blocking socket.
+"""The cost of one command: qmpballoon compared with qemu.qmp and a blocking socket.
 
-All three ask the same QEMU for ``query-balloon``, in rounds that take turns in one
-process. What counts is the ratios. Machines go faster and slower from one second to
-the next, and treat whoever comes first differently; so a ratio is taken between
-neighbours in one round, the order changes with every round, and what is shown is the
-median of the rounds' ratios, with the middle half of them. QEMU's own share of the
-latency is in all three.
+All three ask the same QEMU for ``query-balloon``, in turns, in one process. The ratios
+count. A machine's speed changes from one second to the next, and the first client in a
+round may be at an advantage. So ratios are taken within one round, and the order
+changes with every round. The benchmark prints the median of the rounds' ratios and
+the range of the middle half. QEMU's own share of the latency is in all three.
 
     python benchmarks/monitor.py [--rounds N] [--commands N] [--qemu PROGRAM]
 """
@@ -42,14 +41,14 @@ STARTED_WITHIN = 30  # seconds
 
 @frozen
 class Costs:
-    """What a client's commands cost, in seconds: a median for each round."""
+    """The costs of a client's commands in seconds: a median for each round."""
 
     cpu: list[float] = Factory(list[float])
     latency: list[float] = Factory(list[float])
 
 
 class Meter:
-    """Takes the time of each command of one round."""
+    """Measures the time of each command of one round."""
 
     def __init__(self) -> None:
         self._latencies: list[float] = []
@@ -57,24 +56,24 @@ class Meter:
         self._last = time.perf_counter()
 
     def tick(self) -> None:
-        """Note that a command has been answered."""
+        """Note that a command was answered."""
         now = time.perf_counter()
         self._latencies.append(now - self._last)
         self._last = now
 
     def add_to(self, costs: Costs) -> None:
-        """Note that the round is over."""
+        """End the round, and add its medians to the costs."""
         cpu = time.process_time() - self._cpu
         costs.cpu.append(cpu / len(self._latencies))
         costs.latency.append(median(self._latencies))
 
 
 if TYPE_CHECKING:
-    # Sends so many commands to a socket.
+    # Sends a number of commands to a socket, and adds their costs.
     Client: TypeAlias = Callable[[Path, int, Costs], None]
 
 
-def ours(path: Path, commands: int, costs: Costs) -> None:
+def measure_ours(path: Path, commands: int, costs: Costs) -> None:
     """Measure qmpballoon on trio."""
 
     async def run() -> None:
@@ -88,7 +87,7 @@ def ours(path: Path, commands: int, costs: Costs) -> None:
     trio.run(run)
 
 
-def qemu_qmp(path: Path, commands: int, costs: Costs) -> None:
+def measure_qemu_qmp(path: Path, commands: int, costs: Costs) -> None:
     """Measure qemu.qmp on asyncio."""
 
     async def run() -> None:
@@ -104,8 +103,8 @@ def qemu_qmp(path: Path, commands: int, costs: Costs) -> None:
     asyncio.run(run())
 
 
-def bare_socket(path: Path, commands: int, costs: Costs) -> None:
-    """Measure what nothing in Python can do without."""
+def measure_bare_socket(path: Path, commands: int, costs: Costs) -> None:
+    """Measure a blocking socket, the least that any client in Python needs."""
     with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as replies:
         sock.connect(os.fspath(path))
 
@@ -123,14 +122,14 @@ def bare_socket(path: Path, commands: int, costs: Costs) -> None:
 
 
 CLIENTS: dict[str, Client] = {
-    "qmpballoon": ours,
-    "qemu.qmp": qemu_qmp,
-    "bare socket": bare_socket,
+    "qmpballoon": measure_ours,
+    "qemu.qmp": measure_qemu_qmp,
+    "bare socket": measure_bare_socket,
 }
 
 
 @contextmanager
-def running_qemu(program: str) -> Iterator[Path]:
+def run_qemu(program: str) -> Iterator[Path]:
     """Run a QEMU with a balloon and no guest; yield its monitor's path."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "qmp")
@@ -159,19 +158,19 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def show(costs: dict[str, Costs]) -> None:
-    """Print all costs, and how they compare with qemu.qmp's."""
+    """Print all costs, and their ratios to qemu.qmp's."""
     base = costs["qemu.qmp"]
     print(f"{COMMAND:15}{'CPU':>9}{'ratio':>18}{'latency':>12}{'ratio':>18}")
     for name, seen in costs.items():
         print(
-            f"{name:15}{median(seen.cpu) * 1e6:6.1f} µs{compared(seen.cpu, base.cpu)}"
+            f"{name:15}{median(seen.cpu) * 1e6:6.1f} µs{compare(seen.cpu, base.cpu)}"
             f"{median(seen.latency) * 1e6:9.1f} µs"
-            f"{compared(seen.latency, base.latency)}"
+            f"{compare(seen.latency, base.latency)}"
         )
 
 
-def compared(costs: list[float], base: list[float]) -> str:
-    """Return the median of the rounds' ratios, and the quarters around it."""
+def compare(costs: list[float], base: list[float]) -> str:
+    """Return the median of the rounds' ratios, and the range of the middle half."""
     ratios = [cost / other for cost, other in zip(costs, base, strict=True)]
     low, middle, high = quantiles(ratios, n=4)
     return f"{middle:7.2f} {low:.2f}-{high:.2f}"
@@ -185,7 +184,7 @@ def main() -> None:
     parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM")
     options = parser.parse_args()
     costs = {name: Costs() for name in CLIENTS}
-    with running_qemu(options.qemu) as path:
+    with run_qemu(options.qemu) as path:
         turn = deque(CLIENTS)
         for _ in range(options.rounds):
             for name in turn:

@@ -1,9 +1,9 @@
-"""What the guard costs: a guarded reclaim beside one bare ``balloon``.
+"""The cost of the guard: a guarded reclaim compared with one bare ``balloon`` command.
 
-Boots a real guest for each size, and in turn reclaims from it under the guard, and
-sends it to the very same size with one ``balloon`` and a look every few
-milliseconds. Each time the guest starts with its full size and the same page cache,
-idle. Prints how long either took until the guest was at that size, and the ratio.
+Boots a real guest for each size. In turns it reclaims from the guest under the guard,
+and brings it to the same size with one ``balloon`` command, looking every few
+milliseconds. Each time the idle guest starts with its full size and the same page
+cache. The benchmark prints how long each way took to reach that size, and the ratio.
 
 ::
 
@@ -26,25 +26,27 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CACHE: Final = 0.7  # of the guest's memory
-_LOOK: Final = 0.005  # seconds; looking costs QEMU, and so the guest under TCG
+# Seconds between two looks. Each takes CPU time from QEMU, and so, under TCG, from the
+# guest.
+_LOOK: Final = 0.005
 
 
 async def fill(guest: lab.Guest, balloon: Balloon, memory: int) -> None:
-    """Bring the guest to its full size, with nothing but page cache in it."""
+    """Bring the guest to its full size, and fill its page cache anew."""
     await balloon.resize(memory)
     await guest.drop_cache()
     await guest.fill_cache(int(memory * _CACHE))
 
 
-async def guarded(balloon: Balloon) -> tuple[float, int]:
+async def reclaim_guarded(balloon: Balloon) -> tuple[float, int]:
     """Reclaim and hold; return the seconds it took, and the size reached."""
     start = trio.current_time()
     report = await balloon.reclaim(hold=True)
     return trio.current_time() - start, report.after.actual
 
 
-async def bare(balloon: Balloon, size: int) -> float:
-    """Ask for the size at once; return the seconds until it is there."""
+async def inflate_bare(balloon: Balloon, size: int) -> float:
+    """Set the target to the size; return the seconds until it is reached."""
     start = trio.current_time()
     await balloon.set_target(size)
     while await balloon.actual() > size + MiB:  # noqa: ASYNC110 - QEMU has to be asked
@@ -58,9 +60,9 @@ async def compare(memory: int, runs: int) -> None:
         ratios: list[float] = []
         for _ in range(runs):
             await fill(guest, balloon, memory)
-            with_guard, size = await guarded(balloon)
+            with_guard, size = await reclaim_guarded(balloon)
             await fill(guest, balloon, memory)
-            without = await bare(balloon, size)
+            without = await inflate_bare(balloon, size)
             ratios.append(with_guard / without)
             print(
                 f"{format_size(memory):>8} -> {format_size(size):>9}"

@@ -1,9 +1,9 @@
-"""How soon ``resize`` notices that it has arrived, and what waiting costs us.
+"""How soon ``resize`` returns after the target is reached, and the CPU time of waiting.
 
-Boots a real guest and resizes it up and down. A second monitor, in a process of its
-own, looks at the balloon every millisecond and notes when it arrived; so the delay
-is counted from there to the return of ``resize``. The cost is our CPU time over the
-time that the resizes took.
+Boots a real guest and resizes it up and down. A process with a second monitor looks at
+the balloon every millisecond, and notes when the target was reached. The delay is the
+time from then until ``resize`` returns. The cost is this process' CPU time, divided by
+the time that the resizes took.
 
 ::
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.connection import Connection
 
-_LOOK = 0.001
+_LOOK = 0.001  # seconds
 
 
 async def _watch(socket: str, orders: Connection) -> None:
-    """Tell when the balloon has come to each of the sizes that are ordered."""
+    """Send the time at which each target that is received was reached."""
     async with open_balloon(socket) as balloon:
         orders.send(0.0)
         while (target := await trio.to_thread.run_sync(orders.recv)) is not None:
@@ -44,12 +44,14 @@ async def _watch(socket: str, orders: Connection) -> None:
 
 
 def watch(socket: str, orders: Connection) -> None:
-    """Run the process that looks on."""
+    """Run the process with the second monitor."""
     trio.run(_watch, socket, orders)
 
 
-async def one_way(balloon: Balloon, target: int, orders: Connection) -> list[float]:
-    """Resize; return how late we knew, our CPU time and the time it took."""
+async def measure_resize(
+    balloon: Balloon, target: int, orders: Connection
+) -> list[float]:
+    """Resize; return the delay, the CPU time, and the time it took, in seconds."""
     orders.send(target)
     cpu, start = time.process_time(), time.monotonic()
     await balloon.resize(target)
@@ -74,11 +76,11 @@ async def measure(memory: int, runs: int) -> None:
             figures: list[list[float]] = []
             for _ in range(runs):
                 await balloon.resize(before)
-                figures.append(await one_way(balloon, target, ours))
+                figures.append(await measure_resize(balloon, target, ours))
             late, cpu, seconds = zip(*figures, strict=True)
             print(
-                f"{name:>9}: known {statistics.median(late) * 1000:5.1f} ms after"
-                f" arriving (median; at most {max(late) * 1000:.1f}), with"
+                f"{name:>9}: returns {statistics.median(late) * 1000:5.1f} ms after"
+                f" the target is reached (median; at most {max(late) * 1000:.1f}), with"
                 f" {sum(cpu) / sum(seconds):.2%} of a core, in"
                 f" {statistics.median(seconds):.2f} s"
             )

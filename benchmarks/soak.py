@@ -1,16 +1,17 @@
-"""Does anything grow? Real guests, resized up and down for as long as you like.
+"""Does the process leak? Resizes real guests up and down for as long as you like.
 
-Guests of several sizes are booted, and each is resized over and over, watched all the
-while on the same connection by a sampler; every tenth round is driven over a new
-connection. At the end of each round, when nothing is under way, the descriptors and
-the tasks of this process are counted, and its memory is read.
+Guests of several sizes are booted. Each is resized again and again, while a sampler
+watches it on the same connection; every tenth round uses a new connection. At the end
+of each round, when no resize is running, the file descriptors and the tasks of this
+process are counted, and its memory is read.
 
 ::
 
     python benchmarks/soak.py --minutes 20
 
-Exit status 1 if anything grew: descriptors or tasks at all, or memory by more than
-:data:`SLACK` from the second quarter of the rounds to the last. The first one warms up.
+The exit status is 1 if there are more descriptors or tasks, or more than :data:`SLACK`
+more memory, in the last quarter of the rounds than in the second. The first quarter is
+not counted: caches fill up in it.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
 
     from qmpballoon import Balloon
 
-SLACK: Final = MiB
-ROUNDS: Final = 8  # at least, or there are no quarters to compare
+SLACK: Final = MiB  # the allocator's own variation
+ROUNDS: Final = 8  # at least: two in each quarter
 RECONNECT: Final = 10  # rounds
-PRINTED: Final = 60.0  # seconds between two lines
+PRINT_INTERVAL: Final = 60.0  # seconds between two lines
 SHARES: Final = (0.7, 0.9, 0.8, 1.0)  # of a guest's memory, in turn
 
 
@@ -69,8 +70,8 @@ class Reading:
         )
 
 
-def grown(readings: Sequence[Reading]) -> list[str]:
-    """Say what grew from the second quarter of the readings to the last."""
+def describe_growth(readings: Sequence[Reading]) -> list[str]:
+    """Say what has grown from the second quarter of the readings to the last."""
     quarter = len(readings) // 4
     early, late = readings[quarter : 2 * quarter], readings[-quarter:]
     found = [
@@ -87,7 +88,7 @@ def grown(readings: Sequence[Reading]) -> list[str]:
 
 
 async def resize(balloon: Balloon, memory: int, turn: int) -> None:
-    """Resize a guest once; it is an error if it does not get there."""
+    """Resize a guest once; raise an error if the target is not reached."""
     target = int(memory * SHARES[turn % len(SHARES)])
     await balloon.resize(target, timeout=120)
 
@@ -130,23 +131,23 @@ async def soak(memories: Sequence[int], minutes: float) -> list[Reading]:
                         nursery.start_soon(drive, guest, balloon, memory, len(readings))
                 readings.append(Reading.take(start))
                 if readings[-1].seconds >= printed:
-                    printed += PRINTED
+                    printed += PRINT_INTERVAL
                     print(readings[-1], flush=True)
             watching.cancel_scope.cancel()
     return readings
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Soak, print what came of it, and return the exit status."""
+    """Run the test, print its result, and return the exit status."""
     readings = trio.run(soak, arguments.memory, arguments.minutes)
     print(readings[-1])
     print(f"{len(readings)} rounds with {len(arguments.memory)} guests")
-    found = grown(readings)
+    found = describe_growth(readings)
     print("; ".join(found) or "nothing grew")
     return 1 if found else 0
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=20)
@@ -160,4 +161,4 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse()))
+    sys.exit(main(parse_arguments()))

@@ -1,7 +1,7 @@
-"""What CPU time it takes the command to start, beside Python itself.
+"""The CPU time that the command needs to start, above Python itself.
 
-A fake VM is served on a socket, and asked for its status; ``python -c pass`` takes
-turns with it. Shown too is what importing takes.
+The command asks a fake VM on a socket for its status, in turns with ``python -c pass``.
+Imports alone are measured, too.
 
     python benchmarks/startup.py [--rounds N]
 """
@@ -19,8 +19,8 @@ from qmpballoon.testing import MachineConfig, serve
 COMMAND = "from qmpballoon.cli import main; main()"
 
 
-def seconds(*arguments: str) -> float:
-    """Return how much CPU time a Python program takes."""
+def measure_cpu(*arguments: str) -> float:
+    """Return the CPU time of a Python program, in seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -47,7 +47,7 @@ def main() -> None:
         times: dict[str, list[float]] = {name: [] for name in programs}
         for _ in range(rounds):
             for name, arguments in programs.items():
-                times[name].append(seconds(*arguments))
+                times[name].append(measure_cpu(*arguments))
     base = median(times["python -c pass"])
     for name, seen in times.items():
         middle = median(seen)

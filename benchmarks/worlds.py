@@ -1,4 +1,4 @@
-"""How many simulated worlds a second: what property-based tests can afford.
+"""How many simulated worlds run in a second: what property-based tests can afford.
 
 ::
 
@@ -27,38 +27,37 @@ TARGET = 2 * GiB
 
 
 async def resize(fake: FakeQemu) -> None:
-    """Let the client take 14 GiB, with all the polling that it does."""
+    """Resize by 14 GiB, with all the polling that the client does."""
     async with open_balloon(fake.connect()) as balloon:
         await balloon.resize(TARGET)
 
 
-def world() -> None:
-    """Live through one resize with client, streams and clock."""
+def simulate_resize() -> None:
+    """Simulate one resize with client, streams and clock."""
     run_world(resize, Machine(CONFIG, rng=random.Random(0)))  # noqa: S311 -- a seed
 
 
-def machine() -> None:
-    """Live through the same without a client: the model alone."""
+def simulate_machine() -> None:
+    """Simulate the same without a client: the model alone."""
     model = Machine(CONFIG, rng=random.Random(0))  # noqa: S311 -- a seed
     model.set_target(TARGET)
     model.advance(60 * SECOND)
 
 
 async def reclaim(fake: FakeQemu) -> None:
-    """Let the guard take what it can and give it back, looking all the time."""
+    """Reclaim what the guard allows, and give it back."""
     async with open_balloon(fake.connect(), wall_clock=fake.wall_clock) as balloon:
         await balloon.reclaim()
 
 
-def guarded() -> None:
-    """Live through one reclaim with client, streams and clock."""
+def simulate_reclaim() -> None:
+    """Simulate one reclaim with client, streams and clock."""
     run_world(reclaim, Machine(CONFIG, rng=random.Random(0)))  # noqa: S311 -- a seed
 
 
-def rate(what: Callable[[], None], seconds: float) -> float:
-    """Return how often something can be done in a second of processor time."""
-    # The process's own time: worlds wait for nothing, and other processes count for
-    # nothing.
+def measure_rate(what: Callable[[], None], seconds: float) -> float:
+    """Return how often a function can be called in a second of CPU time."""
+    # CPU time: a world never waits, and other processes do not count.
     count, began = 0, time.process_time()
     while time.process_time() - began < seconds:
         what()
@@ -69,9 +68,9 @@ def rate(what: Callable[[], None], seconds: float) -> float:
 if __name__ == "__main__":
     duration = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
     for name, what in (
-        ("machines that are resized", machine),
-        ("worlds with a resize", world),
-        ("worlds with a reclaim", guarded),
+        ("machines that are resized", simulate_machine),
+        ("worlds with a resize", simulate_resize),
+        ("worlds with a reclaim", simulate_reclaim),
     ):
-        found = rate(what, duration)
+        found = measure_rate(what, duration)
         print(f"{name}: {found:.1f} a second of CPU, {1000 / found:.1f} ms each")

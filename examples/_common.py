@@ -1,7 +1,7 @@
-"""Where an example's VMs come from: sockets that are given, or simulated VMs.
+"""The command line of the examples, and the VMs that they run on.
 
-``--simulated`` serves fake QEMUs on unix sockets, so that every example runs without
-a VM, unchanged.
+The VMs are those whose sockets are given. With ``--simulated``, fake QEMUs are served
+on unix sockets, so that every example runs unchanged without a VM.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ SIMULATED = MachineConfig(
 SEVERAL = 3
 
 
-def vm_parser(
+def make_parser(
     description: str | None, *, several: bool = False
 ) -> argparse.ArgumentParser:
-    """Return a parser that takes the socket of a VM's monitor, or those of several."""
+    """Return a parser that takes the monitor socket of one VM, or of several."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     number = "*" if several else "?"
     parser.add_argument("socket", nargs=number, help="a VM's QMP monitor")
-    parser.add_argument("--simulated", action="store_true", help="fake what is needed")
+    parser.add_argument("--simulated", action="store_true", help="use simulated VMs")
     return parser
 
 
 @contextmanager
-def parsed(parser: argparse.ArgumentParser) -> Generator[argparse.Namespace]:
-    """Parse the command line; the VMs are there within the block."""
+def parse_arguments(parser: argparse.ArgumentParser) -> Generator[argparse.Namespace]:
+    """Parse the command line; simulated VMs run within the block."""
     options = parser.parse_args()
     with ExitStack() as stack:
         if options.simulated:

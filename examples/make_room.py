@@ -1,7 +1,7 @@
-"""An orchestrator in thirty lines: free memory on a host, where it hurts least.
+"""An orchestrator in thirty lines: free memory on a host.
 
-Asks every VM what it could spare, takes from those that can spare most, and holds
-what it took. How to test such a thing: test_make_room.py.
+It asks every VM how much memory it can spare, takes memory from those that can spare
+most, and holds it. test_make_room.py shows how to test such a program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import trio
-from _common import parsed, vm_parser
+from _common import make_parser, parse_arguments
 
 from qmpballoon import StatsUnavailable, format_size, open_balloon, parse_size
 
@@ -23,12 +23,12 @@ SMALLEST = 1 << 20  # bytes; less is not worth asking for
 
 
 async def make_room(balloons: Iterable[Balloon], wanted: int) -> int:
-    """Take up to ``wanted`` bytes from VMs, and hold them; return how many it were."""
+    """Take up to ``wanted`` bytes from VMs and hold them; return the bytes taken."""
     plans: list[tuple[Balloon, Plan]] = []
     for balloon in balloons:
         try:
             plans.append((balloon, await balloon.plan_reclaim()))
-        except StatsUnavailable:  # no guest is taken from blindly
+        except StatsUnavailable:  # without statistics it is not safe to take memory
             continue
     taken = 0
     for balloon, plan in sorted(plans, key=lambda item: -item[1].amount):
@@ -40,7 +40,7 @@ async def make_room(balloons: Iterable[Balloon], wanted: int) -> int:
 
 
 async def main(sockets: list[str], wanted: int) -> None:
-    """Make room with the VMs behind these sockets."""
+    """Free memory by shrinking the VMs behind these sockets."""
     async with AsyncExitStack() as stack:
         balloons = [
             await stack.enter_async_context(open_balloon(socket)) for socket in sockets
@@ -50,7 +50,7 @@ async def main(sockets: list[str], wanted: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = vm_parser(__doc__, several=True)
+    parser = make_parser(__doc__, several=True)
     parser.add_argument("--wanted", type=parse_size, default="1G", help="bytes [1G]")
-    with parsed(parser) as options:
+    with parse_arguments(parser) as options:
         trio.run(main, options.socket, options.wanted)

@@ -1,7 +1,7 @@
 """Reclaim every night from a list of VMs, one after the other.
 
-VMs that cannot be reached, or that cannot spare anything, are told of and left alone.
-``--now`` does one round at once.
+VMs that cannot be reached, or that have no memory to spare, are reported and skipped.
+``--now`` runs one round at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from datetime import datetime, time, timedelta
 from functools import partial
 
 import trio
-from _common import parsed, vm_parser
+from _common import make_parser, parse_arguments
 
 from qmpballoon import Guard, MiB, QmpBalloonError, format_size, open_balloon
 
@@ -20,7 +20,7 @@ LONGEST = 15 * 60  # seconds for one VM
 
 
 async def reclaim(socket: str) -> int:
-    """Reclaim from one VM; return what its guest handed over, in bytes."""
+    """Reclaim from one VM; return the bytes that its guest handed over."""
     try:
         with trio.fail_after(LONGEST):  # cancelling gives the memory back
             async with open_balloon(socket) as balloon:
@@ -37,33 +37,35 @@ async def reclaim(socket: str) -> int:
 
 
 async def reclaim_all(sockets: list[str]) -> None:
-    """Reclaim from all VMs in turn: the host has other things to do."""
+    """Reclaim from all VMs, one after the other, to keep the load on the host low."""
     sizes = [await reclaim(socket) for socket in sockets]
     print(f"{format_size(sum(sizes))} from {len(sizes)} VMs")
 
 
-def seconds_until(at: time, now: datetime) -> float:
-    """Return how long it is to the next time of day ``at``."""
+def count_seconds_until(at: time, now: datetime) -> float:
+    """Return the seconds until the next time of day ``at``."""
     today = datetime.combine(now.date(), at, tzinfo=now.tzinfo)
     return (today - now) / timedelta(seconds=1) % (24 * 3600)
 
 
-async def every_night(sockets: list[str], at: time, nights: float = math.inf) -> None:
-    """Reclaim at a time of day, for so many nights."""
+async def reclaim_every_night(
+    sockets: list[str], at: time, nights: float = math.inf
+) -> None:
+    """Reclaim at the time of day ``at``, for a number of nights."""
     while nights > 0:
-        await trio.sleep(seconds_until(at, datetime.now().astimezone()))
+        await trio.sleep(count_seconds_until(at, datetime.now().astimezone()))
         await reclaim_all(sockets)
         nights -= 1
 
 
 if __name__ == "__main__":
-    parser = vm_parser(__doc__, several=True)
+    parser = make_parser(__doc__, several=True)
     parser.add_argument(
         "--at", type=time.fromisoformat, default=time(3), help="[03:00]"
     )
     parser.add_argument("--now", action="store_true", help="one round, at once")
-    with parsed(parser) as options:
+    with parse_arguments(parser) as options:
         if options.now:
             trio.run(reclaim_all, options.socket)
         else:
-            trio.run(partial(every_night, options.socket, options.at))
+            trio.run(partial(reclaim_every_night, options.socket, options.at))

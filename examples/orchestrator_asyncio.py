@@ -1,14 +1,14 @@
 """An orchestrator on asyncio that shares its qemu.qmp client with qmpballoon.
 
-It goes on talking to QEMU, and listening to its events, while a reclaim is on its way
-over the same connection: a monitor serves one client only.
+It goes on sending commands to QEMU, and receiving its events, while a reclaim runs over
+the same connection: a monitor serves one client only.
 """
 
 from __future__ import annotations
 
 import asyncio
 
-from _common import parsed, vm_parser
+from _common import make_parser, parse_arguments
 from qemu.qmp import EventListener, QMPClient
 
 from qmpballoon import format_size
@@ -16,20 +16,20 @@ from qmpballoon.asyncio import find_balloon
 
 
 async def listen(listener: EventListener) -> None:
-    """Print what QEMU says of the balloon, at most once a second."""
+    """Print QEMU's events about the balloon; there is at most one a second."""
     async for event in listener:
         print(f"event: {event['data']}")
 
 
 async def look(client: QMPClient) -> None:
-    """Do what an orchestrator does all day."""
+    """Query the VM's status every second, in place of an orchestrator's other work."""
     while True:
         print(f"status: {await client.execute('query-status')}")
         await asyncio.sleep(1)
 
 
 async def orchestrate(socket: str) -> None:
-    """Reclaim from a guest while everything else goes on."""
+    """Reclaim from a guest while the other tasks run."""
     client = QMPClient("vm1")
     await client.connect(socket)
     try:
@@ -47,5 +47,5 @@ async def orchestrate(socket: str) -> None:
 
 
 if __name__ == "__main__":
-    with parsed(vm_parser(__doc__)) as options:
+    with parse_arguments(make_parser(__doc__)) as options:
         asyncio.run(orchestrate(options.socket))

@@ -1,4 +1,4 @@
-"""Take what a guest can spare, give it back, and draw what happened.
+"""Reclaim what a guest can spare, give it back, and draw a chart of it.
 
 Needs matplotlib, which comes with the extra ``charts``.
 """
@@ -6,7 +6,7 @@ Needs matplotlib, which comes with the extra ``charts``.
 from __future__ import annotations
 
 import trio
-from _common import parsed, vm_parser
+from _common import make_parser, parse_arguments
 from matplotlib.figure import Figure
 
 from qmpballoon import GiB, ReclaimReport, Sample, format_size, open_balloon
@@ -21,14 +21,14 @@ LINES = {
 
 
 async def reclaim(socket: str) -> ReclaimReport:
-    """Reclaim from one guest, and say every second how it goes."""
-    said = 0.0
+    """Reclaim from one guest, and print its size every second."""
+    due = 0.0
 
     def show(sample: Sample) -> None:
-        nonlocal said
-        if sample.t >= said:
+        nonlocal due
+        if sample.t >= due:
             print(f"{sample.t:5.1f} s  the guest has {format_size(sample.actual)}")
-            said += 1
+            due += 1
 
     async with open_balloon(socket) as balloon:
         print((await balloon.plan_reclaim()).describe())
@@ -36,7 +36,7 @@ async def reclaim(socket: str) -> ReclaimReport:
 
 
 def draw(report: ReclaimReport, path: str) -> None:
-    """Draw the report's timeline; the path's ending says in which format."""
+    """Draw the report's timeline; the path's ending chooses the format."""
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.add_subplot(title=report.reason, xlabel="seconds", ylabel="GiB")
     for name, field in LINES.items():
@@ -50,9 +50,9 @@ def draw(report: ReclaimReport, path: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = vm_parser(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--chart", default="reclaim.svg", help="[reclaim.svg]")
-    with parsed(parser) as options:
+    with parse_arguments(parser) as options:
         done = trio.run(reclaim, options.socket)
     draw(done, options.chart)
     print(f"{done.outcome}: {format_size(done.handed_over)}; see {options.chart}")

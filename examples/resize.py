@@ -1,4 +1,4 @@
-"""Bring a guest to a size, with a progress bar, and settle for what it can give.
+"""Bring a guest to a size, or as near as it can get, with a progress bar.
 
 Needs rich, which comes with the extra ``cli``.
 """
@@ -6,14 +6,14 @@ Needs rich, which comes with the extra ``cli``.
 from __future__ import annotations
 
 import trio
-from _common import parsed, vm_parser
+from _common import make_parser, parse_arguments
 from rich import progress
 
 from qmpballoon import Progress, ResizeResult, format_size, open_balloon, parse_size
 
 
 async def resize(socket: str, target: str) -> ResizeResult:
-    """Resize a guest to a size such as ``2G`` or ``50%``, and show how it goes."""
+    """Resize a guest to a size such as ``2G`` or ``50%``, and show the progress."""
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
@@ -35,9 +35,9 @@ async def resize(socket: str, target: str) -> ResizeResult:
 
 
 if __name__ == "__main__":
-    parser = vm_parser(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--target", default="50%", help="a size, or a share [50%%]")
-    with parsed(parser) as options:
+    with parse_arguments(parser) as options:
         result = trio.run(resize, options.socket, options.target)
     print(f"{result.outcome} at {format_size(result.actual)} in {result.seconds:.1f} s")
     if result.diagnosis is not None:

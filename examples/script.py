@@ -1,7 +1,7 @@
-"""A plain script, without an event loop: make room on the host before a large job.
+"""A script without an event loop: free memory on the host while a large job runs.
 
-Takes memory from one VM, holds it while the job runs, and gives it back whatever
-becomes of the job.
+It takes memory from one VM, holds it while the job runs, and gives it back even if the
+job fails.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from _common import parsed, vm_parser
+from _common import make_parser, parse_arguments
 
 from qmpballoon import MiB, format_size
 from qmpballoon.blocking import open_balloon
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def borrowed(socket: str, amount: int) -> Generator[int]:
-    """Have up to so many bytes of a guest's memory; yield how many it could spare."""
+def borrow_memory(socket: str, amount: int) -> Generator[int]:
+    """Hold up to ``amount`` bytes of a guest's memory; yield the bytes held."""
     with open_balloon(socket) as balloon:
         before = balloon.actual()
         try:
@@ -32,9 +32,12 @@ def borrowed(socket: str, amount: int) -> Generator[int]:
 
 
 if __name__ == "__main__":
-    parser = vm_parser(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--job", default="true", help="a shell command [true]")
-    with parsed(parser) as options, borrowed(options.socket, 512 * MiB) as size:
+    with (
+        parse_arguments(parser) as options,
+        borrow_memory(options.socket, 512 * MiB) as size,
+    ):
         print(f"borrowed {format_size(size)}")
         status = subprocess.run(["sh", "-c", options.job], check=False).returncode  # noqa: S607 - the user's own shell
         print(f"the job ended with {status}")

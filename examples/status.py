@@ -1,9 +1,9 @@
-"""Show what a VM has, what its guest says of it, and what the host sees."""
+"""Show a VM's size, its guest's memory, and QEMU's resident memory."""
 
 from __future__ import annotations
 
 import trio
-from _common import parsed, vm_parser
+from _common import make_parser, parse_arguments
 
 from qmpballoon import format_size, open_balloon
 
@@ -26,5 +26,5 @@ async def show(socket: str) -> None:
 
 
 if __name__ == "__main__":
-    with parsed(vm_parser(__doc__)) as options:
+    with parse_arguments(make_parser(__doc__)) as options:
         trio.run(show, options.socket)

@@ -1,8 +1,8 @@
-"""Test an orchestrator of your own against guests that nobody thought of.
+"""How to test an orchestrator of your own with guests that hypothesis makes up.
 
-Run it with pytest. ``simulated_world`` comes with qmpballoon's pytest plugin: guests
-and their QEMUs in memory, on a clock that jumps, so that each example takes a second
-of a guest's life and milliseconds of yours.
+Run it with pytest. The fixture ``simulated_world`` is part of qmpballoon's pytest
+plugin. It simulates guests and their QEMUs in memory, on a clock that jumps to the
+next event, so that seconds of a guest's time take milliseconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ guests = st.builds(
 )
 
 
-# To explain a failure, hypothesis traces every line of every world: too slow.
+# Explaining a failure is left out: hypothesis would trace each line, which is slow.
 PHASES = set(Phase) - {Phase.explain}
 
 
@@ -48,7 +48,7 @@ PHASES = set(Phase) - {Phase.explain}
     configs=st.lists(guests, min_size=1, max_size=3),
     wanted=st.integers(SMALLEST, 3 * GiB),
 )
-def test_nobody_is_harmed(
+def test_no_guest_is_harmed(
     simulated_world: Callable[..., None], configs: list[GuestConfig], wanted: int
 ) -> None:
     async def world(*vms: FakeQemu) -> None:
@@ -73,7 +73,7 @@ def test_nobody_is_harmed(
 
 
 def available(machine: Machine) -> int:
-    """Return what a guest really has available, whatever it says."""
+    """Return the memory that a guest really has available, in bytes."""
     return machine.guest.statistics()["available-memory"]
 
 

@@ -107,9 +107,9 @@ def run_pytest(folder: Path, *arguments: str) -> int:
 def test_nights_come_at_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     zone = datetime.now().astimezone().tzinfo
     evening = datetime(2030, 1, 1, 22, 30, tzinfo=zone)
-    assert nightly.seconds_until(time(3), evening) == 4.5 * 3600
-    assert nightly.seconds_until(time(22, 30), evening) == 0
-    assert nightly.seconds_until(time(22), evening) == 23.5 * 3600
+    assert nightly.count_seconds_until(time(3), evening) == 4.5 * 3600
+    assert nightly.count_seconds_until(time(22, 30), evening) == 0
+    assert nightly.count_seconds_until(time(22), evening) == 23.5 * 3600
 
     rounds: list[float] = []
 
@@ -118,9 +118,13 @@ def test_nights_come_at_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
         await trio.sleep(60)
 
     monkeypatch.setattr(nightly, "reclaim_all", note)
-    monkeypatch.setattr(nightly, "seconds_until", lambda *_: 3600.0)
+    monkeypatch.setattr(nightly, "count_seconds_until", lambda *_: 3600.0)
     trio.run(
-        nightly.every_night, ["x"], time(3), 3, clock=MockClock(autojump_threshold=0)
+        nightly.reclaim_every_night,
+        ["x"],
+        time(3),
+        3,
+        clock=MockClock(autojump_threshold=0),
     )
     gaps = [later - earlier for earlier, later in pairwise(rounds)]
     assert gaps == pytest.approx([3660, 3660])
