@@ -15,7 +15,7 @@ from qmpballoon.cli import _output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["run"]
+__all__ = ["command_line", "run"]
 
 # Name, and what `--help` says of it. The command is the function of that name in
 # the module of that name.
@@ -69,14 +69,14 @@ class _LazyGroup(click.Group):
     " or no answer from the guest, 6 refused as unsafe, 129, 130 or 143 interrupted.",
 )
 @click.version_option(qmpballoon.__version__, message="%(prog)s %(version)s")
-def _qmpballoon() -> None:
+def command_line() -> None:
     """Control the virtio-balloon of QEMU's VMs over the QMP monitor socket."""
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line, print what went wrong, and return the exit status."""
     try:
-        status: Any = _qmpballoon.main(
+        status: Any = command_line.main(
             list(arguments), prog_name="qmpballoon", standalone_mode=False
         )
     except click.exceptions.NoArgsIsHelpError as error:
