@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 SIMULATED = MachineConfig(
-    memory=4 * GiB, guest=GuestConfig(used=300 * MiB, cache=3 * GiB)
+    memory=4 * GiB,
+    guest=GuestConfig(
+        used=300 * MiB,
+        cache=3 * GiB,
+        # Bytes a second. Real guests are slower, and nobody wants to wait for this one.
+        inflate_rate=4 * GiB,
+        reclaim_rate=4 * GiB,
+        deflate_rate=8 * GiB,
+    ),
 )
 SEVERAL = 3
 

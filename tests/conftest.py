@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
-
-if TYPE_CHECKING:
-    import pytest
 
 # How long an example takes says more of the machine than of the code: no deadline.
 settings.register_profile("default", deadline=None)
@@ -36,9 +33,28 @@ settings.register_profile("planted", _planted, phases=_looking)
 settings.register_profile(
     "shrunk", _planted, phases=(*_looking, Phase.shrink), stateful_step_count=12
 )
-settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default")
+PROFILE = os.environ.get(
+    "HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "default"
 )
+settings.load_profile(PROFILE)
+
+
+@pytest.fixture
+def processes() -> int:
+    """In how many processes to look whether the order of sets and the like decides.
+
+    If it decides between two things, all of so many agree in one of 2,048 runs; the
+    nightly profile leaves no doubt.
+    """
+    return 100 if PROFILE == "nightly" else 12
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run twice as many workers as there are processors: tests wait half of the time.
+
+    They wait for what happens in real time, such as a command that is to time out.
+    """
+    return 2 * len(os.sched_getaffinity(0))
 
 
 def pytest_configure(config: pytest.Config) -> None:

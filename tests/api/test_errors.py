@@ -24,6 +24,7 @@ from qmpballoon import (
     MonitorUnreachable,
     NoBalloonDevice,
     ProtocolError,
+    StallLimits,
     StatsUnavailable,
     UnsafeTarget,
     blocking,
@@ -498,8 +499,9 @@ async def test_every_error_says_of_which_vm_it_is(
         with pytest.raises(StatsUnavailable) as silent:
             await balloon.refresh_stats(timeout=0.2)
         messages.append(str(silent.value))
+        limits = StallLimits(window=0.3)
         with pytest.raises(BalloonStalled) as stalled:
-            await balloon.resize(GiB, on_stall="raise", headroom=None)
+            await balloon.resize(GiB, headroom=None, limits=limits)
         messages.append(str(stalled.value))
     name = called(front, fake)
     assert [message.partition(": ")[0] for message in messages] == [name] * 4

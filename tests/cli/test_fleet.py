@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from command import actual, run, serve, start
+from attrs import evolve
+from command import FAST, actual, run, serve, start
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import GuestConfig
@@ -24,15 +25,15 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def fleet(
-    folder: Path, *, mute: bool = False
+    folder: Path, *, mute: bool = False, guest: GuestConfig = FAST
 ) -> AsyncGenerator[dict[str, FakeQemu]]:
     """Serve a large VM, a small one, and perhaps one without a driver."""
     async with AsyncExitStack() as stack:
 
         async def vm(name: str, memory: int, *, driver: bool = True) -> FakeQemu:
-            guest = GuestConfig(driver=driver)
+            config = evolve(guest, driver=driver)
             path = folder / f"{name}.qmp"
-            return await stack.enter_async_context(serve(path, guest, memory=memory))
+            return await stack.enter_async_context(serve(path, config, memory=memory))
 
         if mute:
             await vm("mute", GiB, driver=False)
@@ -198,7 +199,8 @@ async def test_running_until_a_signal_leaves_nothing_half_moved(tmp_path: Path) 
     group = short(tmp_path, 0)
     arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "1GiB")
     async with (
-        fleet(tmp_path) as fakes,
+        # Slow enough to be caught on its way.
+        fleet(tmp_path, guest=GuestConfig()) as fakes,
         start("fleet", "run", *arguments, "--json") as running,
     ):
         fake = fakes["large"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import frozen
 
+from qmpballoon.sizes import GiB
 from qmpballoon.testing import FakeQemu, GuestConfig, Machine, MachineConfig, open_fake
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "FAST",
     "PROGRAM",
     "Running",
     "actual",
@@ -30,6 +32,10 @@ __all__ = [
 ]
 
 PROGRAM = (sys.executable, "-c", "from qmpballoon.cli import main; main()")
+
+
+# A faster guest than any: people wait for a guest, tests need not.
+FAST = GuestConfig(inflate_rate=20 * GiB, reclaim_rate=20 * GiB, deflate_rate=20 * GiB)
 
 
 async def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -80,11 +86,11 @@ async def start(*arguments: object) -> AsyncGenerator[Running]:
 @asynccontextmanager
 async def serve(
     path: Path,
-    guest: GuestConfig | None = None,
+    guest: GuestConfig = FAST,
     **config: Any,  # noqa: ANN401 - whatever MachineConfig takes
 ) -> AsyncGenerator[FakeQemu]:
-    """Serve a simulated VM on a socket; by default one with plenty of cache."""
-    machine = Machine(MachineConfig(guest=guest or GuestConfig(), **config))
+    """Serve a simulated VM on a socket; by default a fast one, with plenty of cache."""
+    machine = Machine(MachineConfig(guest=guest, **config))
     async with open_fake(machine) as fake, trio.open_nursery() as nursery:
         await nursery.start(fake.listen, path)
         yield fake
