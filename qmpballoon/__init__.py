@@ -21,20 +21,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon._diagnosis import Diagnosis as Diagnosis
-    from qmpballoon.balloon._reclaim import ReclaimReport as ReclaimReport
-    from qmpballoon.balloon._reclaim import Snapshot as Snapshot
-    from qmpballoon.balloon._resize import Progress as Progress
-    from qmpballoon.balloon._resize import ResizeResult as ResizeResult
-    from qmpballoon.balloon._tracker import StallLimits as StallLimits
-    from qmpballoon.balloon.balloon import Balloon as Balloon
-    from qmpballoon.balloon.balloon import BalloonInfo as BalloonInfo
-    from qmpballoon.balloon.find import find_balloon as find_balloon
-    from qmpballoon.balloon.guard import Guard as Guard
-    from qmpballoon.balloon.plan import Plan as Plan
-    from qmpballoon.balloon.sampling import Sample as Sample
-    from qmpballoon.balloon.sampling import Timeline as Timeline
-    from qmpballoon.balloon.stats import GuestStats as GuestStats
+    from qmpballoon.balloon import Balloon as Balloon
+    from qmpballoon.balloon import BalloonInfo as BalloonInfo
+    from qmpballoon.balloon import Binding as Binding
+    from qmpballoon.balloon import Diagnosis as Diagnosis
+    from qmpballoon.balloon import Guard as Guard
+    from qmpballoon.balloon import GuestStats as GuestStats
+    from qmpballoon.balloon import OnStall as OnStall
+    from qmpballoon.balloon import Outcome as Outcome
+    from qmpballoon.balloon import Phase as Phase
+    from qmpballoon.balloon import Plan as Plan
+    from qmpballoon.balloon import Progress as Progress
+    from qmpballoon.balloon import ReclaimOutcome as ReclaimOutcome
+    from qmpballoon.balloon import ReclaimReport as ReclaimReport
+    from qmpballoon.balloon import ResizeResult as ResizeResult
+    from qmpballoon.balloon import Sample as Sample
+    from qmpballoon.balloon import Sampler as Sampler
+    from qmpballoon.balloon import Snapshot as Snapshot
+    from qmpballoon.balloon import StallKind as StallKind
+    from qmpballoon.balloon import StallLimits as StallLimits
+    from qmpballoon.balloon import Timeline as Timeline
+    from qmpballoon.balloon import find_balloon as find_balloon
     from qmpballoon.errors import BalloonError as BalloonError
     from qmpballoon.errors import BalloonStalled as BalloonStalled
     from qmpballoon.errors import BalloonUnavailable as BalloonUnavailable
@@ -66,16 +73,29 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "balloon.balloon": ("Balloon", "BalloonInfo"),
-    "balloon._diagnosis": ("Diagnosis",),
-    "balloon.find": ("find_balloon",),
-    "balloon.guard": ("Guard",),
-    "balloon.plan": ("Plan",),
-    "balloon._reclaim": ("ReclaimReport", "Snapshot"),
-    "balloon._resize": ("Progress", "ResizeResult"),
-    "balloon.stats": ("GuestStats",),
-    "balloon.sampling": ("Sample", "Timeline"),
-    "balloon._tracker": ("StallLimits",),
+    "balloon": (
+        "Balloon",
+        "BalloonInfo",
+        "Binding",
+        "Diagnosis",
+        "Guard",
+        "GuestStats",
+        "OnStall",
+        "Outcome",
+        "Phase",
+        "Plan",
+        "Progress",
+        "ReclaimOutcome",
+        "ReclaimReport",
+        "ResizeResult",
+        "Sample",
+        "Sampler",
+        "Snapshot",
+        "StallKind",
+        "StallLimits",
+        "Timeline",
+        "find_balloon",
+    ),
     "trio": ("TrioMonitor", "open_balloon", "open_monitor"),
     "errors": (
         "BalloonError",
@@ -108,6 +128,7 @@ __all__ = [
     "BalloonInfo",
     "BalloonStalled",
     "BalloonUnavailable",
+    "Binding",
     "CommandError",
     "CommandNotFound",
     "DeviceNotFound",
@@ -125,14 +146,20 @@ __all__ = [
     "MonitorTimeout",
     "MonitorUnreachable",
     "NoBalloonDevice",
+    "OnStall",
+    "Outcome",
+    "Phase",
     "Plan",
     "Progress",
     "ProtocolError",
     "QmpBalloonError",
+    "ReclaimOutcome",
     "ReclaimReport",
     "ResizeResult",
     "Sample",
+    "Sampler",
     "Snapshot",
+    "StallKind",
     "StallLimits",
     "StatsUnavailable",
     "TiB",

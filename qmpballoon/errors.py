@@ -31,8 +31,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon._diagnosis import Diagnosis
-    from qmpballoon.balloon._resize import ResizeResult
+    from qmpballoon.balloon.results import Diagnosis, ResizeResult
 
 __all__ = [
     "BalloonError",

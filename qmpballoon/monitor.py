@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ["Monitor", "said_of"]
+__all__ = ["Monitor", "prefix_name"]
 
 
 @runtime_checkable
@@ -68,7 +68,7 @@ class Monitor(Protocol):
         ...
 
 
-def said_of(monitor: object, message: str) -> str:
-    """Put the name of a monitor, if it has one, before a message on its VM."""
+def prefix_name(monitor: object, message: str) -> str:
+    """Return a message about a VM with the name of its monitor, if any, before it."""
     name = getattr(monitor, "name", None)
     return f"{name}: {message}" if name else message

@@ -36,7 +36,7 @@ from qmpballoon.asyncio.monitor import (
     drop_event,
     get_first_line,
 )
-from qmpballoon.balloon import find
+from qmpballoon.balloon.balloon import find_balloon as find_with_monitor
 from qmpballoon.errors import MonitorClosed, ProtocolError, QmpBalloonError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def find_balloon(
         client, command_timeout=command_timeout, unread_events=unread_events
     )
     monitor.pid = (await find_qemu_pid(monitor) if pid is None else pid) or None
-    return await find.find_balloon(
+    return await find_with_monitor(
         monitor, resident=monitor.resident, wall_clock=wall_clock
     )
 
@@ -178,7 +178,7 @@ async def open_balloon(
     async with open_monitor(
         target, timeout=timeout, command_timeout=command_timeout
     ) as monitor:
-        yield await find.find_balloon(
+        yield await find_with_monitor(
             monitor, resident=monitor.resident, wall_clock=wall_clock
         )
 

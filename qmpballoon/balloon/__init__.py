@@ -1,13 +1,57 @@
-"""What the library is for: asking guests for memory, and giving it back.
+"""A VM's balloon: asking a guest for memory, and giving it back.
 
-All of it is written against :class:`~qmpballoon.monitor.Monitor` and nothing
-else, so it runs on every event loop, on none, and on a clock of a test's own.
-
-- :mod:`~qmpballoon.balloon.balloon` finds a VM's balloon and speaks to it.
-- :mod:`~qmpballoon.balloon.stats` is what the guest says of its memory.
-- :mod:`~qmpballoon.balloon._resize` brings the balloon to a size, and tells
-  whether it got there; :mod:`~qmpballoon.balloon._tracker` judges that.
-- :mod:`~qmpballoon.balloon._reclaim` takes what the guest can spare, and no more;
-  :mod:`~qmpballoon.balloon.guard` says what that is.
-- :mod:`~qmpballoon.balloon.sampling` is what was seen on the way.
+Everything here is written against :class:`~qmpballoon.monitor.Monitor` and nothing
+else, so it runs on every event loop, on none, and on a clock of a test's own. Most
+users open a :class:`Balloon` through a front end, and find the rest through it.
 """
+
+from qmpballoon.balloon._reclaim import ReclaimReport
+from qmpballoon.balloon._tracker import StallLimits
+from qmpballoon.balloon.balloon import Balloon, find_balloon
+from qmpballoon.balloon.device import LARGEST_PAGE, PAGE, Device
+from qmpballoon.balloon.guard import RESIZE_FLOOR, RESIZE_HEADROOM, Guard
+from qmpballoon.balloon.results import (
+    BalloonInfo,
+    Binding,
+    Diagnosis,
+    OnStall,
+    Outcome,
+    Phase,
+    Plan,
+    Progress,
+    ReclaimOutcome,
+    ResizeResult,
+    StallKind,
+)
+from qmpballoon.balloon.sampling import KEPT, Sample, Sampler, Snapshot, Timeline
+from qmpballoon.balloon.stats import GuestStats
+
+__all__ = [
+    "KEPT",
+    "LARGEST_PAGE",
+    "PAGE",
+    "RESIZE_FLOOR",
+    "RESIZE_HEADROOM",
+    "Balloon",
+    "BalloonInfo",
+    "Binding",
+    "Device",
+    "Diagnosis",
+    "Guard",
+    "GuestStats",
+    "OnStall",
+    "Outcome",
+    "Phase",
+    "Plan",
+    "Progress",
+    "ReclaimOutcome",
+    "ReclaimReport",
+    "ResizeResult",
+    "Sample",
+    "Sampler",
+    "Snapshot",
+    "StallKind",
+    "StallLimits",
+    "Timeline",
+    "find_balloon",
+]

@@ -1,90 +1,51 @@
 """Why a balloon does not move.
 
-QEMU answers every ``balloon`` with success, whatever becomes of it. The reason
-for a stall is somewhere between QEMU, the driver in the guest and the guest's
-memory; :func:`gather` collects what can be seen from outside, and :func:`explain`
-(pure) makes a :class:`Diagnosis` of it, the surest sign first.
+QEMU reports success for every ``balloon``, whatever the guest then does. The reason for
+a stall is somewhere between QEMU, the driver in the guest and the guest's memory.
+:func:`gather` collects what can be seen from outside, and :func:`explain` (pure) makes
+a :class:`~qmpballoon.balloon.results.Diagnosis` of it, the surest sign first.
 
-Whether a driver has taken the device, ``x-query-virtio-status`` would tell; but it
-is unstable, and QEMU 11.1.3 dies of it. A guest that answers no statistics and does
-not move has none, as far as anybody outside is concerned.
+``x-query-virtio-status`` would tell whether a driver has taken the device. But it is
+unstable, and makes QEMU 11.1.3 crash. So a guest that answers no statistics and does
+not move counts as one without a driver.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, cast
 
-from attrs import asdict, frozen
+from attrs import frozen
 
-from qmpballoon.balloon.runstate import why_stopped
+from qmpballoon.balloon.guard import RESIZE_HEADROOM
+from qmpballoon.balloon.results import OVERRIDDEN, Diagnosis
+from qmpballoon.balloon.sampling import refresh_stats
 from qmpballoon.errors import StatsUnavailable
-from qmpballoon.sizes import format_size
+from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon._shrink import Squeezed
     from qmpballoon.balloon._tracker import Tracker
-    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.device import Device
+    from qmpballoon.balloon.results import Ending
     from qmpballoon.balloon.stats import GuestStats
 
-__all__ = [
-    "OVERRIDDEN",
-    "Diagnosis",
-    "Evidence",
-    "StallKind",
-    "explain",
-    "gather",
-    "inhibited",
-    "outdated",
-]
+__all__ = ["Evidence", "explain", "gather", "suspect_inhibition", "suspect_old_size"]
 
-StallKind = Literal[
-    "no-driver",
-    "paused",
-    "guest-at-floor",
-    "slow",
-    "reset",
-    "hot-plug",
-    "inhibited",
-    "overridden",
-]
-"""What can keep a balloon from its target."""
-
-OVERRIDDEN: Final = (
-    "another client sets targets, too; turn its ballooning off for this VM"
-)
-"""What is said of a balloon that goes elsewhere than it was sent."""
-
-_MIB: Final = 1024 * 1024
-_LITTLE: Final = 32 * _MIB  # bytes available, below which a guest has no more to give
-_ANSWER_TIMEOUT: Final = 1.0  # seconds; a squeezed guest is slow, a hung one silent
-
-
-@frozen
-class Diagnosis:
-    """Why a balloon stalled.
-
-    Attributes:
-        kind: The reason, for programs.
-        detail: The reason and what to do about it, for people.
-    """
-
-    kind: StallKind
-    detail: str
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as the command prints it."""
-        return asdict(self)
+# Seconds; a guest short of memory is slow, and one that hangs is silent.
+_ANSWER_TIMEOUT: Final = 1.0
+# Bytes taken, below which QEMU's resident memory proves nothing: meanwhile the guest
+# goes on touching pages that it had not touched before.
+_CONCLUSIVE: Final = 64 * MiB
 
 
 @frozen
 class Evidence:
-    """What could be seen from outside the guest.
+    """What can be seen of a VM from outside the guest.
 
     Attributes:
         total: Bytes of the VM's RAM, ``None`` if unknown.
-        resident: Bytes of host memory QEMU holds, ``None`` if unknown.
-        stats: What the guest last said of its memory.
+        resident: Bytes of host memory that QEMU holds, ``None`` if unknown.
+        stats: What the guest last reported.
         stopped: Why the VM does not run; ``None`` if it does.
         answers: Whether the guest answered when it was asked for statistics.
     """
@@ -96,20 +57,20 @@ class Evidence:
     answers: bool = False
 
 
-async def gather(balloon: Balloon) -> Evidence:
-    """Look at everything that may tell why a balloon does not move.
+async def gather(device: Device) -> Evidence:
+    """Collect what may tell why a balloon does not move.
 
-    The guest is made to answer anew, which takes up to a second.
+    The guest is asked for new statistics, which takes up to a second.
     """
-    stopped, answers = await why_stopped(balloon.monitor), False
-    stats = await balloon.stats()
+    stopped, answers = await device.why_stopped(), False
+    stats = await device.stats()
     if stopped is None:
         with suppress(StatsUnavailable):
-            stats = await balloon.refresh_stats(timeout=_ANSWER_TIMEOUT)
+            stats = await refresh_stats(device, timeout=_ANSWER_TIMEOUT)
             answers = True
     return Evidence(
-        total=(await balloon.query()).total,
-        resident=balloon.resident(),
+        total=(await device.query()).total,
+        resident=device.resident(),
         stats=stats,
         stopped=stopped,
         answers=answers,
@@ -117,9 +78,9 @@ async def gather(balloon: Balloon) -> Evidence:
 
 
 def explain(
-    tracker: Tracker, before: Evidence, after: Evidence, end: Squeezed
+    tracker: Tracker, before: Evidence, after: Evidence, end: Ending
 ) -> Diagnosis:
-    """Tell why the balloon stalled.
+    """Return why the balloon stalled.
 
     Args:
         tracker: How it moved.
@@ -127,7 +88,13 @@ def explain(
         after: What could be seen when it had stalled.
         end: How the movement ended.
     """
-    for suspect in (_paused, _reset, _no_driver, _hot_plug, outdated):
+    for suspect in (
+        _suspect_pause,
+        _suspect_reset,
+        _suspect_missing_driver,
+        _suspect_hot_plug,
+        suspect_old_size,
+    ):
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis
@@ -137,20 +104,27 @@ def explain(
             f"the guest has no more to give: {end.reason}; choose a larger target, or"
             " make the guest use less",
         )
-    for suspect in (_at_floor, _fell_silent, inhibited, _overridden):
+    for suspect in (
+        _suspect_floor,
+        _suspect_silent_reset,
+        suspect_inhibition,
+        _suspect_other_client,
+    ):
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis
-    return _slow(tracker, timed_out=end.ending == "timed-out")
+    return _explain_slowness(tracker, timed_out=end.kind == "timed-out")
 
 
-def _paused(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
+def _suspect_pause(_: Tracker, __: Evidence, after: Evidence) -> Diagnosis | None:
     if after.stopped is None:
         return None
     return Diagnosis("paused", f"{after.stopped}, and try again")
 
 
-def _no_driver(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+def _suspect_missing_driver(
+    tracker: Tracker, before: Evidence, after: Evidence
+) -> Diagnosis | None:
     if tracker.moved or before.answers or after.answers:
         return None
     return Diagnosis(
@@ -160,14 +134,16 @@ def _no_driver(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis
     )
 
 
-def _reset(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
-    # Counters start anew with a kernel, and only with it.
+def _suspect_reset(
+    tracker: Tracker, before: Evidence, after: Evidence
+) -> Diagnosis | None:
+    # Only a new kernel starts the counters anew.
     older, newer = before.stats.minor_faults, after.stats.minor_faults
     restarted = None not in (older, newer) and cast("int", newer) < cast("int", older)
-    # QEMU 10.0 and later forget the statistics; the driver is away until it is back.
-    forgotten = before.stats.last_update and not after.stats.last_update
+    # QEMU 10.0 and later clear the statistics on a reset.
+    cleared = before.stats.last_update and not after.stats.last_update
     gone = before.answers and not after.answers and tracker.jumps
-    if not (restarted or forgotten or gone):
+    if not (restarted or cleared or gone):
         return None
     return Diagnosis(
         "reset",
@@ -176,7 +152,9 @@ def _reset(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | N
     )
 
 
-def _hot_plug(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+def _suspect_hot_plug(
+    _: Tracker, before: Evidence, after: Evidence
+) -> Diagnosis | None:
     if before.total == after.total or None in (before.total, after.total):
         return None
     return Diagnosis(
@@ -186,13 +164,17 @@ def _hot_plug(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None
     )
 
 
-def outdated(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:
-    """Suspect that QEMU knows the guest's size of before a restart only.
+def suspect_old_size(
+    tracker: Tracker, _: Evidence, after: Evidence
+) -> Diagnosis | None:
+    """Suspect that the size QEMU reports is from before a restart of the guest.
 
-    A driver that finds nothing to do when it comes up tells QEMU nothing. So where the
-    balloon was called off before that, QEMU goes on with what the last driver said. A
-    Windows guest, and a Linux one with deflate-on-oom, counts what is in its balloon:
-    one that does not grow is suspected wrongly, which does it no harm.
+    A driver that has nothing to do when it starts reports no size to QEMU. So if the
+    target was raised before that, QEMU goes on with what the last driver reported.
+
+    A guest that does not grow is suspected wrongly if its own figure includes what is
+    in the balloon, as on Windows, and on Linux with deflate-on-oom. That does it no
+    harm.
     """
     has = after.stats.total or 0
     grows = tracker.target > tracker.before == tracker.actual
@@ -205,17 +187,19 @@ def outdated(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None
     )
 
 
-def inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
-    """Suspect what makes QEMU keep the pages that the guest has given up.
+def suspect_inhibition(
+    tracker: Tracker, before: Evidence, after: Evidence
+) -> Diagnosis | None:
+    """Suspect that something makes QEMU keep the pages that the guest has given up.
 
     That can be so although the balloon has reached its target.
     """
     taken = tracker.before - tracker.actual
-    if None in (before.resident, after.resident) or taken < _SURE:
+    if None in (before.resident, after.resident) or taken < _CONCLUSIVE:
         return None
     freed = cast("int", before.resident) - cast("int", after.resident)
-    # Pages the guest never touched were not resident; those free no memory.
-    untouched = _whole(tracker, before) - cast("int", before.resident)
+    # Pages that the guest never touched were not resident: they free no memory.
+    untouched = _compute_ram(tracker, before) - cast("int", before.resident)
     if freed > taken // 10 or untouched > taken // 2:
         return None
     return Diagnosis(
@@ -226,20 +210,23 @@ def inhibited(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis 
     )
 
 
-def _whole(tracker: Tracker, before: Evidence) -> int:
+def _compute_ram(tracker: Tracker, before: Evidence) -> int:
     """Return the guest's bytes of RAM, with what a virtio-mem device plugged in."""
     known = before.total or 0
     return max(known, (before.stats.total or 0) + known - tracker.before)
 
 
-def _at_floor(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
+def _suspect_floor(
+    tracker: Tracker, before: Evidence, after: Evidence
+) -> Diagnosis | None:
     if tracker.target > tracker.before:
         return None
     available = after.stats.reclaimable
-    stalls = _risen(before.stats.alloc_stalls, after.stats.alloc_stalls)
-    kills = _risen(before.stats.oom_kills, after.stats.oom_kills)
-    squeezed = available is not None and available < max(_LITTLE, tracker.actual // 20)
-    if not (squeezed or kills or (stalls and not after.answers)):
+    stalls = _count_new(before.stats.alloc_stalls, after.stats.alloc_stalls)
+    kills = _count_new(before.stats.oom_kills, after.stats.oom_kills)
+    enough = max(RESIZE_HEADROOM, tracker.actual // 20)
+    is_short = available is not None and available < enough
+    if not (is_short or kills or (stalls and not after.answers)):
         return None
     left = "unknown" if available is None else format_size(available)
     return Diagnosis(
@@ -249,9 +236,11 @@ def _at_floor(tracker: Tracker, before: Evidence, after: Evidence) -> Diagnosis 
     )
 
 
-def _fell_silent(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | None:
-    # QEMU before 10.0 keeps statistics and size of before a reset until the guest's
-    # driver is back: this is all that shows of it.
+def _suspect_silent_reset(
+    _: Tracker, before: Evidence, after: Evidence
+) -> Diagnosis | None:
+    # QEMU before 10.0 keeps the statistics and the size of before a reset until the
+    # guest's driver is back. So silence is the only sign.
     if after.answers or not before.answers:
         return None
     return Diagnosis(
@@ -261,12 +250,14 @@ def _fell_silent(_: Tracker, before: Evidence, after: Evidence) -> Diagnosis | N
     )
 
 
-def _overridden(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | None:
-    """Suspect another client: QEMU has one target, and the last to set it wins.
+def _suspect_other_client(
+    tracker: Tracker, _: Evidence, after: Evidence
+) -> Diagnosis | None:
+    """Suspect that another client sets targets: QEMU keeps only the last one.
 
-    A target cannot be asked for. But no guest that is given memory goes away from its
-    target by itself, and none that is well stops. One that shrinks may have been given
-    memory back by us.
+    QEMU has no command that returns the target. But a guest that is to grow never moves
+    away from its target by itself, and a healthy one does not stop. A guest that is to
+    shrink proves nothing: we may have given memory back to it.
     """
     stopped = after.answers and tracker.stopped
     if tracker.target <= tracker.before or not (tracker.strayed or stopped):
@@ -278,7 +269,7 @@ def _overridden(tracker: Tracker, _: Evidence, after: Evidence) -> Diagnosis | N
     )
 
 
-def _slow(tracker: Tracker, *, timed_out: bool) -> Diagnosis:
+def _explain_slowness(tracker: Tracker, *, timed_out: bool) -> Diagnosis:
     pace = f"the balloon moves at {format_size(round(tracker.rate))}/s"
     left = tracker.time_left
     if not timed_out:
@@ -290,8 +281,6 @@ def _slow(tracker: Tracker, *, timed_out: bool) -> Diagnosis:
     return Diagnosis("slow", f"{why}; give it more time, or settle for less")
 
 
-_SURE: Final = 64 * _MIB  # bytes taken, below which the host's figures prove nothing
-
-
-def _risen(before: int | None, after: int | None) -> int:
+def _count_new(before: int | None, after: int | None) -> int:
+    """Return by how much a counter has risen; 0 if that is not known."""
     return 0 if before is None or after is None else max(0, after - before)

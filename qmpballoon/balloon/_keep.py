@@ -1,92 +1,78 @@
 """Keeping what a guest gave, until it comes to need it.
 
-:class:`Keeper` (pure) judges sample by sample; :func:`keep` looks. A guest that lives
-on in a small size may drift, or burst. One that drifts under three quarters of its
-headroom gets what it lacks of it, and the rest is kept. One that falls under half of
-it, has a process killed, or falls silent gets everything, and that is the end.
+:class:`Keeper` (pure) judges sample by sample, and :func:`keep` takes the samples. A
+guest that goes on working in a small size may slowly use more, or burst. If it falls
+under three quarters of its headroom it gets what it lacks of it, and the rest is kept.
+In trouble it gets everything, and that is the end.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from qmpballoon.balloon._tracker import PAGE
-from qmpballoon.sizes import GiB, MiB, format_size
+from qmpballoon.balloon._alarms import Alarms, compute_pause
+from qmpballoon.balloon._tracker import STRAY
+from qmpballoon.balloon.device import PAGE
+from qmpballoon.balloon.sampling import KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import Limits
-    from qmpballoon.balloon.sampler import Sampler
-    from qmpballoon.balloon.sampling import Sample
+    from qmpballoon.balloon.sampling import Sample, Sampler
     from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["KEPT", "Keeper", "keep"]
+__all__ = ["Keeper", "keep"]
 
-KEPT: Final = "kept"
-"""The mark of the sample from which on memory is kept."""
-
-# Bytes a second; few processes write more. What a guest has above half its headroom
-# lasts for so long, and it is looked at twice before that is over: what is seen is the
-# answer to the look before.
-_FASTEST_HOG: Final = GiB
-_SHORTEST: Final = 0.02  # seconds between two looks
-_LONGEST: Final = 1.0
-_STRAY: Final = 16 * MiB  # bytes above its target that a balloon does not go by itself
+_SHORTEST: Final = 0.02  # seconds between two looks at a guest with little left
+_LONGEST: Final = 1.0  # and at one with plenty
 
 
 class Keeper:
-    """Decides what a guest is given of what is kept from it.
+    """Decides how much of the kept memory a guest gets back.
 
     Args:
         limits: What the guest must keep.
         full: Bytes it is to have when it gets everything.
         actual: Bytes it has.
-        stats: What it says at the beginning.
+        stats: What it reports at the beginning.
 
     Attributes:
-        target: Bytes it is to have; only ever more.
+        target: Bytes it is to have; it only ever grows.
     """
 
     def __init__(
         self, limits: Limits, full: int, actual: int, stats: GuestStats
     ) -> None:
         self.target: int = actual
-        self._limits = limits
         self._full = full
-        self._kills = stats.oom_kills
-        # It may have come to rest a little below.
-        self._usual = min(limits.headroom, stats.reclaimable or 0)
+        self._headroom = limits.headroom
+        # A guest may have come to rest a little below its headroom.
+        self._alarms = Alarms(limits, stats)
 
     def judge(
         self, actual: int, basis: int, stats: GuestStats, silence: float
     ) -> str | None:
-        """Judge a sample; return why the guest is to have everything, if it is.
+        """Judge a sample.
 
         Args:
             actual: Bytes the guest has.
             basis: Bytes it had when it was asked for ``stats``.
-            stats: What it last said.
-            silence: Seconds since it last answered anew.
-        """
-        available = stats.reclaimable
-        if silence > self._limits.stale_after:
-            return f"the guest has not answered for {silence:.1f} s"
-        if available is None:
-            return "the guest no longer says what it has available"
-        if self._kills is not None and (stats.oom_kills or 0) > self._kills:
-            return "the guest killed a process for want of memory"
-        if available < self._usual // 2:
-            return f"the guest has {format_size(available)} available"
-        return self._drift(actual, basis, available)
+            stats: What it last reported.
+            silence: Seconds since its last new answer.
 
-    def _drift(self, actual: int, basis: int, available: int) -> str | None:
-        """Give the guest what it lacks; tell if that is everything."""
-        if actual > self.target + _STRAY:
+        Returns:
+            Why the guest is to have everything back; ``None`` if it is not.
+        """
+        trouble = self._alarms.find_trouble(stats, silence)
+        if trouble is not None:
+            return trouble
+        if actual > self.target + STRAY:
             return "somebody else gave the guest its memory back"
-        if available < self._usual * 3 // 4:
-            wanted = basis + self._limits.headroom - available
+        available = stats.reclaimable or 0
+        if self._alarms.is_short(available):
+            wanted = basis + self._headroom - available
             self.target = max(self.target, -(-wanted // PAGE) * PAGE)
         if self.target >= self._full:
             return "the guest came to need all of it"
@@ -94,19 +80,32 @@ class Keeper:
 
     def pause(self, available: int | None) -> float:
         """Return for how many seconds the guest need not be looked at."""
-        spare = (available or 0) - self._usual // 2
-        return min(max(spare / 2 / _FASTEST_HOG, _SHORTEST), _LONGEST)
+        spare = (available or 0) - self._alarms.threshold
+        return min(max(compute_pause(spare), _SHORTEST), _LONGEST)
 
 
 async def keep(
-    balloon: Balloon,
+    device: Device,
     sampler: Sampler,
     keeper: Keeper,
     seconds: float,
     on_sample: Callable[[Sample], None],
 ) -> str:
-    """Look at the guest until it is to have everything; return why."""
-    monitor = balloon.monitor
+    """Watch the guest until it is to have everything back.
+
+    Args:
+        device: The balloon.
+        sampler: A sampler of the same balloon.
+        keeper: Judges the samples.
+        seconds: The longest time to keep the memory.
+        on_sample: Called with each sample.
+
+    Returns:
+        Why the guest is to have everything back.
+
+    Cancellation: takes effect at once; the target stands.
+    """
+    monitor = device.monitor
     mark: str | None = KEPT
     began = monitor.now()
     while (left := began + seconds - monitor.now()) > 0:
@@ -116,8 +115,8 @@ async def keep(
         why = keeper.judge(sample.actual, sampler.basis, sampler.stats, sampler.silence)
         if why is not None:
             return f"kept for {monitor.now() - began:.0f} s: {why}"
-        if keeper.target != balloon.target:
-            await balloon.set_target(keeper.target)
+        if keeper.target != device.target:
+            await device.set_target(keeper.target)
             mark = "gives back"
         await monitor.sleep(min(keeper.pause(sample.available), left))
     return f"kept for {seconds:.0f} s, as long as it was to be"

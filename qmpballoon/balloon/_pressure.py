@@ -1,23 +1,23 @@
-"""Signs that a guest suffers although it says that it has memory available.
+"""Memory pressure in a guest that reports memory as available.
 
-Pure: statistics in, a :class:`Strain` out. *Available* is the kernel's estimate, and
-can be wrong: cache that is in use, dirty or locked counts as available. That taking
-it hurts shows elsewhere:
+Pure: statistics in, a :class:`Pressure` out. *Available* is the kernel's estimate, and
+can be wrong: cache that is in use, dirty or locked counts as available, too. When
+taking it hurts the guest, other figures show it:
 
-- Anonymous memory is swapped out.
-- Tasks wait for a disk to bring back what was dropped: major faults.
-- The kernel looks at many pages and can free few. How few tells Linux itself how
-  pressed it is (``mm/vmpressure.c``): if it gets less than 40 % of what it looks at,
-  pressure is "medium", and "critical" under 5 %, "the system is about to out of
-  memory"; the shares here are those.
+- The guest swaps anonymous memory out.
+- Its tasks wait for a disk to read back what was dropped: major faults.
+- Its kernel scans many pages and can free few of them. Linux derives its own pressure
+  levels from that share (``mm/vmpressure.c``): with less than 40 % freed, pressure is
+  "medium"; with less than 5 %, it is "critical", "the system is about to out of
+  memory". The shares here are the same.
 
-A growing balloon makes any guest scan, reclaim and stall allocations now and then: a
-healthy one frees all that it looks at. So none of these is a sign by itself. And a
-guest that always swaps, or always faults, is no emergency of ours: it is held against
-what it did in the first moment, while only free memory was taken from it.
+A balloon that grows makes any guest scan, reclaim and stall allocations now and then,
+but a healthy guest frees all pages that it scans. So neither scans nor stalls count by
+themselves. A guest that always swaps, or always faults, is not our doing either: its
+rates are compared to those of the first moment, while only free memory is taken.
 
-Sources: "Memory Statistics Tags" in the virtio specification; "Memory Pressure" in
-the kernel's cgroup-v1/memory.rst.
+Sources: "Memory Statistics Tags" in the virtio specification; "Memory Pressure" in the
+kernel's cgroup-v1/memory.rst.
 """
 
 from __future__ import annotations
@@ -33,26 +33,32 @@ from qmpballoon.sizes import GiB, MiB, format_size
 if TYPE_CHECKING:
     from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["FIRST_LOOK", "NO_STRAIN", "Strain", "StrainLimits", "StrainMeter"]
+__all__ = [
+    "BASELINE_PERIOD",
+    "NO_PRESSURE_LIMITS",
+    "Pressure",
+    "PressureLimits",
+    "PressureMeter",
+]
 
-FIRST_LOOK: Final = 0.25
-"""Seconds for which a guest is only watched, to know what it does by itself."""
+BASELINE_PERIOD: Final = 0.25
+"""Seconds at the beginning, in which a guest's own rates are measured."""
 
 _WINDOW: Final = 1.0  # seconds over which rates are taken
-_OWN: Final = 2.0  # times what the guest did by itself is still no sign
-_MEDIUM: Final = 0.6  # of what was looked at and could not be freed
+_BASELINE_FACTOR: Final = 2.0  # up to so many times its own rate, a guest is well
+_MEDIUM: Final = 0.6  # share of the scanned pages that could not be freed
 _CRITICAL: Final = 0.95
 
 
 @frozen
-class StrainLimits:
-    """What counts as strain; by default nothing does.
+class PressureLimits:
+    """What counts as memory pressure; by default nothing does.
 
     Attributes:
         swap_rate: Bytes a second that a guest may swap out more than before.
         fault_rate: Major faults a second that it may have more than before.
-        scanned: Bytes that its kernel must have looked at in a second for the share
-            it could free to mean anything; ``None``: it never does.
+        scanned: Bytes that its kernel must have scanned in a second for the share
+            that it could free to mean anything; ``None``: it never does.
     """
 
     swap_rate: float = math.inf
@@ -62,47 +68,49 @@ class StrainLimits:
     @classmethod
     def of(
         cls, total: int, swap_rate: float | None, fault_rate: float | None
-    ) -> StrainLimits:
-        """Return them for a guest with so many bytes of RAM.
+    ) -> PressureLimits:
+        """Return the limits for one guest.
 
         Args:
-            total: Bytes of RAM.
+            total: Bytes of its RAM.
             swap_rate: Bytes a second; ``None``: a 4096th of RAM, at least 1 MiB.
-            fault_rate: A second; ``None``: 100 for each 16 GiB of RAM, at least 100.
-                On a disk that answers within a millisecond that is a tenth of one
-                processor's time.
+            fault_rate: Faults a second; ``None``: 100 for each 16 GiB of RAM, at least
+                100. On a disk that answers within a millisecond 100 faults take a tenth
+                of one processor's time.
         """
         if swap_rate is None:
             swap_rate = max(MiB, total / 4096)
         if fault_rate is None:
             fault_rate = 100 * max(1, total / (16 * GiB))
-        # Linux judges by 512 pages, and says that a large machine wants more.
+        # Linux judges every 512 pages, and its source says that a large machine needs
+        # more.
         return cls(swap_rate, fault_rate, scanned=max(2 * MiB, total // 16384))
 
 
-NO_STRAIN: Final = StrainLimits()
-"""With which nothing counts as strain."""
+NO_PRESSURE_LIMITS: Final = PressureLimits()
+"""Limits with which nothing counts as pressure."""
 
 
 @frozen
-class Strain:
-    """How a guest bears it.
+class Pressure:
+    """The memory pressure in a guest.
 
     Attributes:
-        level: ``"none"``; ``"some"``: let it alone; ``"critical"``: give back.
-        reason: What shows it, in words; empty for none.
+        level: ``"none"``; ``"some"``: take no more for now; ``"critical"``: give
+            everything back.
+        reason: What shows it, in words; empty for ``"none"``.
     """
 
     level: Literal["none", "some", "critical"] = "none"
     reason: str = ""
 
 
-_NONE: Final = Strain()
+_NONE: Final = Pressure()
 
 
 @frozen
-class _Counts:
-    """A guest's counters at one moment; what it does not report counts as 0."""
+class _Counters:
+    """A guest's counters at one moment; one that it does not report is 0."""
 
     seconds: float
     swapped: int
@@ -114,7 +122,7 @@ class _Counts:
     freed_directly: int
 
     @classmethod
-    def of(cls, seconds: float, stats: GuestStats) -> _Counts:
+    def of(cls, seconds: float, stats: GuestStats) -> _Counters:
         direct, freed = stats.direct_scans or 0, stats.direct_reclaims or 0
         return cls(
             seconds=seconds,
@@ -127,8 +135,8 @@ class _Counts:
             freed_directly=freed,
         )
 
-    def precede(self, later: _Counts) -> bool:
-        """Tell whether a kernel can count from these to those; a new one cannot."""
+    def precede(self, later: _Counters) -> bool:
+        """Return whether the same kernel can have counted both, these first."""
         return (
             self.swapped <= later.swapped
             and self.faults <= later.faults
@@ -137,51 +145,62 @@ class _Counts:
         )
 
 
-class StrainMeter:
-    """Follows one guest's counters.
+class PressureMeter:
+    """Measures the memory pressure in one guest.
 
     Args:
-        limits: What counts as strain.
+        limits: What counts as pressure.
     """
 
-    def __init__(self, limits: StrainLimits) -> None:
+    def __init__(self, limits: PressureLimits) -> None:
         self._limits = limits
-        self._seen: deque[_Counts] = deque()
-        self._own_swapping = self._own_faulting = 0.0
+        self._seen: deque[_Counters] = deque()
+        self._own_swap_rate = self._own_fault_rate = 0.0
 
-    def observe(self, seconds: float, stats: GuestStats) -> Strain:
-        """Take in what the guest says, so many seconds after the beginning."""
-        seen, now = self._seen, _Counts.of(seconds, stats)
+    def observe(self, seconds: float, stats: GuestStats) -> Pressure:
+        """Take in a guest's statistics.
+
+        Args:
+            seconds: Seconds since the beginning.
+            stats: What the guest last reported.
+
+        Returns:
+            The pressure in it now.
+        """
+        seen, now = self._seen, _Counters.of(seconds, stats)
         if seen and not seen[-1].precede(now):
-            seen.clear()  # it was restarted
+            seen.clear()  # the guest was restarted
         seen.append(now)
         while len(seen) > 1 and seen[1].seconds <= seconds - _WINDOW:
             seen.popleft()
-        if seconds <= FIRST_LOOK:
-            self._learn(seen[0], now)
+        if seconds <= BASELINE_PERIOD:
+            self._measure_baseline(seen[0], now)
             return _NONE
         return self._judge(seen[0], now)
 
-    def _learn(self, then: _Counts, now: _Counts) -> None:
-        span = max(now.seconds - then.seconds, FIRST_LOOK)
-        self._own_swapping = (now.swapped - then.swapped) / span
-        self._own_faulting = (now.faults - then.faults) / span
+    def _measure_baseline(self, then: _Counters, now: _Counters) -> None:
+        span = max(now.seconds - then.seconds, BASELINE_PERIOD)
+        self._own_swap_rate = (now.swapped - then.swapped) / span
+        self._own_fault_rate = (now.faults - then.faults) / span
 
-    def _judge(self, then: _Counts, now: _Counts) -> Strain:
+    def _judge(self, then: _Counters, now: _Counters) -> Pressure:
         span = max(now.seconds - then.seconds, _WINDOW)
-        stuck = self._stuck(then, now)
-        if stuck is not None:
-            return stuck
-        swapping = (now.swapped - then.swapped) / span
-        if swapping > _OWN * self._own_swapping + self._limits.swap_rate:
-            return Strain("some", f"the guest swaps {format_size(round(swapping))}/s")
-        faulting = (now.faults - then.faults) / span
-        if faulting > _OWN * self._own_faulting + self._limits.fault_rate:
-            return Strain("some", f"the guest has {faulting:.0f} major faults/s")
+        futile = self._judge_scans(then, now)
+        if futile is not None:
+            return futile
+        swap_rate = (now.swapped - then.swapped) / span
+        if swap_rate > _BASELINE_FACTOR * self._own_swap_rate + self._limits.swap_rate:
+            return Pressure(
+                "some", f"the guest swaps {format_size(round(swap_rate))}/s"
+            )
+        fault_rate = (now.faults - then.faults) / span
+        allowed = _BASELINE_FACTOR * self._own_fault_rate + self._limits.fault_rate
+        if fault_rate > allowed:
+            return Pressure("some", f"the guest has {fault_rate:.0f} major faults/s")
         return _NONE
 
-    def _stuck(self, then: _Counts, now: _Counts) -> Strain | None:
-        """Judge by how much of what the kernel looks at it can free."""
+    def _judge_scans(self, then: _Counters, now: _Counters) -> Pressure | None:
+        """Judge by the share of the scanned pages that the kernel can free."""
         enough = self._limits.scanned
         scanned = now.scanned - then.scanned
         if enough is None or scanned < enough:
@@ -197,5 +216,5 @@ class StrainMeter:
             and 1 - freed / direct >= _CRITICAL
             and now.stalls > then.stalls
         ):
-            return Strain("critical", f"{reason}, and its tasks wait for them")
-        return Strain("some", reason)
+            return Pressure("critical", f"{reason}, and its tasks wait for them")
+        return Pressure("some", reason)

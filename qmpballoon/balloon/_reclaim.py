@@ -1,15 +1,14 @@
 """Taking what a guest can spare, giving it back, and proving what came of it.
 
-The loop here takes a sample, has :mod:`~qmpballoon.balloon.guard` judge it, and
-sets the target it is told; many times a second while the balloon moves. What the
-guest and the host looked like before and after goes into a report.
+The balloon grows step by step under the eye of a
+:class:`~qmpballoon.balloon._controller.Controller`. What guest and host looked like
+before and after goes into a report.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 
@@ -19,34 +18,38 @@ from qmpballoon._checks import (
     require_seconds,
     require_size,
 )
-from qmpballoon.balloon._controller import Governor
-from qmpballoon.balloon._diagnosis import OVERRIDDEN
+from qmpballoon.balloon._controller import Controller
 from qmpballoon.balloon._keep import Keeper, keep
-from qmpballoon.balloon._shrink import CLEANUP, Squeezed, note_left, rouse, squeeze
-from qmpballoon.balloon._tracker import LARGEST_PAGE, StallLimits, Tracker
+from qmpballoon.balloon._shrink import leave_safe, prompt_size_report, shrink
+from qmpballoon.balloon._tracker import StallLimits, Tracker
+from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.balloon.plan import Plan, make_plan
-from qmpballoon.balloon.runstate import why_stopped
-from qmpballoon.balloon.sampling import Sample, Timeline
-from qmpballoon.errors import QmpBalloonError, StatsUnavailable
-from qmpballoon.monitor import said_of
-from qmpballoon.sizes import format_size
+from qmpballoon.balloon.results import OVERRIDDEN, Ending, Plan
+from qmpballoon.balloon.sampling import (
+    Sample,
+    Snapshot,
+    Timeline,
+    open_sampler,
+    refresh_stats,
+)
+from qmpballoon.errors import StatsUnavailable
+from qmpballoon.monitor import prefix_name
+from qmpballoon.sizes import GiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.balloon._tracker import Phase
-    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import Limits
-    from qmpballoon.balloon.sampler import Sampler
+    from qmpballoon.balloon.results import Binding, Phase, ReclaimOutcome
+    from qmpballoon.balloon.sampling import Sampler
     from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["ReclaimOutcome", "ReclaimReport", "Snapshot", "plan", "reclaim"]
+__all__ = ["ReclaimReport", "make_plan", "plan", "reclaim"]
 
-ReclaimOutcome = Literal["done", "stopped", "refused"]
-"""How a reclaim can end: with what was planned, early for the guest's sake, or
-before it began as there was nothing to spare."""
-
+# Bytes a second, with 4 KiB pages on a large server with KVM; measured by others.
+_INFLATE_RATE: Final = 0.95 * GiB
+_DEFLATE_RATE: Final = 2.3 * GiB
 _REASONS: Final = {
     "reached": "all that was to be taken was taken",
     "stalled": "the guest gives no more",
@@ -56,42 +59,19 @@ _TICK: Final = 0.5  # seconds between two samples while memory is given back
 
 
 @frozen
-class Snapshot:
-    """Guest and host at one moment.
-
-    Attributes:
-        stats: What the guest said of its memory.
-        actual: Bytes the guest had.
-        resident: Bytes of host memory QEMU held; ``None`` if that is not known.
-    """
-
-    stats: GuestStats
-    actual: int
-    resident: int | None
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as the command prints it."""
-        return {
-            "stats": self.stats.to_json(),
-            "actual": self.actual,
-            "resident": self.resident,
-        }
-
-
-@frozen
 class ReclaimReport:
-    """What came of a reclaim; sizes in bytes.
+    """What came of a reclaim; sizes are bytes.
 
     Attributes:
         outcome: How it ended.
         reason: Why, in words.
         requested: What was to be taken.
-        handed_over: What the guest gave up at most.
-        seconds: How long it took, giving back included.
+        handed_over: The most that the guest had given up.
+        seconds: Seconds it took, giving back included.
         held: Whether the guest is still without that memory.
         before: Guest and host before.
-        after: Guest and host after, the memory given back unless it is held.
-        timeline: What was seen in between; the last sample is of ``after``.
+        after: Guest and host after; the memory is given back unless it is held.
+        timeline: The samples in between; the last one is of ``after``.
     """
 
     outcome: ReclaimOutcome
@@ -119,13 +99,13 @@ class ReclaimReport:
         }
 
 
-async def plan(balloon: Balloon, amount: int | None, guard: Guard | None) -> Plan:
-    """Tell what a reclaim would take; see :meth:`Balloon.plan_reclaim`."""
-    return (await _prepare(balloon, amount, guard))[2]
+async def plan(device: Device, amount: int | None, guard: Guard | None) -> Plan:
+    """Return what a reclaim would take; see :meth:`Balloon.plan_reclaim`."""
+    return (await _prepare(device, amount, guard))[2]
 
 
 async def reclaim(
-    balloon: Balloon,
+    device: Device,
     amount: int | None,
     guard: Guard | None,
     *,
@@ -137,7 +117,7 @@ async def reclaim(
     if keep_for is not None:
         require_seconds(keep_for, "seconds")
     require_callback(on_progress, "on_progress")
-    before, limits, planned = await _prepare(balloon, amount, guard)
+    before, limits, planned = await _prepare(device, amount, guard)
     requested = planned.amount if amount is None else amount
     if planned.amount == 0:
         return ReclaimReport(
@@ -150,33 +130,25 @@ async def reclaim(
             before=before,
             after=before,
         )
-    run = await _Run.begin(balloon, before, on_progress)
+    run = await _Run.begin(device, before, on_progress)
     try:
-        async with balloon.sampler() as sampler:
+        async with open_sampler(device) as sampler:
             end = await run.take(sampler, limits, amount)
-            held = hold and end.ending != "trouble"
-            if keep_for is not None and end.ending != "trouble":
+            held = hold and end.kind != "trouble"
+            if keep_for is not None and end.kind != "trouble":
                 end = await run.keep(sampler, limits, keep_for)
             if held:
                 await run.hold(sampler, end)
             else:
                 await run.give_back(sampler, end)
-        after, stopped = await _look(balloon), await why_stopped(balloon.monitor)
-        seconds = balloon.monitor.now() - sampler.start
-        run.keep_last(after, seconds)
+        after, stopped = await _look(device), await device.why_stopped()
+        seconds = device.monitor.now() - sampler.start
+        run.add_last(after, seconds)
     except BaseException as error:
-        asked = balloon.target
-        # If even that fails nothing more can be done, and the caller is told why.
-        with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
-            # Before anything is asked: a stopped QEMU does it when it goes on.
-            await balloon.set_target(run.full)
-            asked = run.full
-            if (whole := await run.whole()) != run.full:
-                await balloon.set_target(whole)
-        note_left(error, asked, run.full)
+        await leave_safe(device, run.full, error, run.measure_full)
         raise
     return ReclaimReport(
-        outcome="stopped" if end.ending == "trouble" else "done",
+        outcome="stopped" if end.kind == "trouble" else "done",
         reason=run.explain(end, stopped),
         requested=requested,
         handed_over=before.actual - run.lowest,
@@ -189,14 +161,14 @@ async def reclaim(
 
 
 async def _prepare(
-    balloon: Balloon, amount: int | None, guard: Guard | None
+    device: Device, amount: int | None, guard: Guard | None
 ) -> tuple[Snapshot, Limits, Plan]:
-    """Look at the guest, and make a plan from what it says now."""
+    """Look at the guest, and make a plan from what it reports now."""
     if amount is not None:
         require_size(amount, "amount", minimum=1)
     require_kind(guard, Guard, "guard")
-    info = await balloon.query()
-    stats = await balloon.refresh_stats()
+    info = await device.query()
+    stats = await refresh_stats(device)
     limits = (guard or Guard()).limits(info.total or info.actual)
     planned = make_plan(limits, info.actual, stats, amount)
     if planned is None:
@@ -204,33 +176,77 @@ async def _prepare(
             "the guest's driver does not report free or available memory: nothing"
             " can be taken safely; use resize with a target of your own"
         )
-        raise StatsUnavailable(said_of(balloon.monitor, why))
-    return Snapshot(stats, info.actual, balloon.resident()), limits, planned
+        raise StatsUnavailable(prefix_name(device.monitor, why))
+    return Snapshot(stats, info.actual, device.resident()), limits, planned
 
 
-async def _look(balloon: Balloon) -> Snapshot:
-    """Look at guest and host in the end; a silent guest's last answer will do."""
+def make_plan(
+    limits: Limits, actual: int, stats: GuestStats, amount: int | None = None
+) -> Plan | None:
+    """Return what can be taken from a guest; ``None`` if it does not report enough.
+
+    Pure.
+
+    Args:
+        limits: What the guest must keep.
+        actual: Bytes it has.
+        stats: What it reports.
+        amount: The most bytes to take; ``None``: all that it can spare.
+    """
+    available = stats.reclaimable
+    if available is None:
+        return None
+    goals: dict[Binding, int] = {
+        "headroom": actual - (available - limits.headroom),
+        "floor": limits.floor,
+        "amount": -1 if amount is None else actual - amount,
+    }
+    binding = max(goals, key=lambda name: goals[name])
+    target = min(-(-goals[binding] // PAGE) * PAGE, actual)
+    taken = actual - target
+    free = min(taken, stats.free or 0)
+    pace = min(limits.max_rate, _INFLATE_RATE)
+    return Plan(
+        actual=actual,
+        target=target,
+        amount=taken,
+        from_free=free,
+        from_cache=taken - free,
+        available=available,
+        headroom=limits.headroom,
+        floor=limits.floor,
+        binding=binding,
+        seconds=taken / pace + taken / _DEFLATE_RATE,
+    )
+
+
+async def _look(device: Device) -> Snapshot:
+    """Look at guest and host at the end. A silent guest's last answer has to do."""
     try:
-        stats = await balloon.refresh_stats()
+        stats = await refresh_stats(device)
     except StatsUnavailable:
-        stats = await balloon.stats()
-    return Snapshot(stats, await balloon.actual(), balloon.resident())
+        stats = await device.stats()
+    return Snapshot(stats, await device.actual(), device.resident())
 
 
 @define
 class _Run:
-    """One reclaim on its way.
+    """One reclaim under way.
 
     Attributes:
-        full: Bytes the guest is to have when it gets everything back.
-        ram: Bytes of the VM's RAM at the beginning, where that is known.
+        device: The balloon.
+        before: Guest and host at the beginning.
+        on_progress: Called with each sample.
+        full: Bytes that the guest is to have when it gets everything back.
+        ram: Bytes of the VM's RAM at the beginning, if that is known.
         actual: Bytes the guest has.
         lowest: The least it had.
-        owed: Bytes that were given back and that it has not taken yet.
-        overridden: It went elsewhere with them.
+        owed: Bytes that it was given back and has not taken yet.
+        overridden: Whether it went elsewhere with them.
+        timeline: All samples.
     """
 
-    balloon: Balloon
+    device: Device
     before: Snapshot
     on_progress: Callable[[Sample], None] | None
     full: int
@@ -244,70 +260,76 @@ class _Run:
     @classmethod
     async def begin(
         cls,
-        balloon: Balloon,
+        device: Device,
         before: Snapshot,
         on_progress: Callable[[Sample], None] | None,
     ) -> _Run:
-        """Note what the guest has, and was to have."""
-        actual, ram = before.actual, (await balloon.query()).total
-        # It may be about to grow: then it is to have that in the end.
-        full = max(actual, min(balloon.target or 0, ram or 0))
-        return cls(balloon, before, on_progress, full, ram, actual, lowest=actual)
+        """Note what the guest has, and what it is to have at the end."""
+        actual, ram = before.actual, (await device.query()).total
+        # A guest that is about to grow to its target is to have that at the end.
+        full = max(actual, min(device.target or 0, ram or 0))
+        return cls(device, before, on_progress, full, ram, actual, lowest=actual)
 
     async def take(
         self, sampler: Sampler, limits: Limits, amount: int | None
-    ) -> Squeezed:
-        """Inflate as far as the governor allows."""
+    ) -> Ending:
+        """Inflate as far as the controller allows."""
         start = self.before.actual
         bottom = 0 if amount is None else start - amount
-        governor = Governor(limits, start, bottom, self.before.stats)
-        now = self.balloon.monitor.now()
-        tracker = Tracker(governor.bottom, start, now, _pace(limits))
-        return await squeeze(self.balloon, sampler, governor, tracker, self._keep)
+        controller = Controller(limits, start, bottom, self.before.stats)
+        now = self.device.monitor.now()
+        stall_limits = _compute_stall_limits(limits)
+        tracker = Tracker(controller.bottom, start, now, stall_limits)
+        return await shrink(self.device, sampler, controller, tracker, self._add_sample)
 
-    async def keep(self, sampler: Sampler, limits: Limits, seconds: float) -> Squeezed:
-        """Keep what was taken for so long, or until the guest needs it."""
-        balloon = self.balloon
-        await balloon.set_target(self.actual)
+    async def keep(self, sampler: Sampler, limits: Limits, seconds: float) -> Ending:
+        """Keep what was taken for so many seconds, or until the guest needs it."""
+        device = self.device
+        await device.set_target(self.actual)
         keeper = Keeper(limits, self.full, self.actual, sampler.stats)
-        why = await keep(balloon, sampler, keeper, seconds, self._keep)
-        return Squeezed("given-back", why)
+        why = await keep(device, sampler, keeper, seconds, self._add_sample)
+        return Ending("given-back", why)
 
-    async def hold(self, sampler: Sampler, end: Squeezed) -> None:
-        """Leave the guest at the size that it has come to."""
-        await self.balloon.set_target(self.actual)
-        self._keep(await sampler.take(end.ending))
+    async def hold(self, sampler: Sampler, end: Ending) -> None:
+        """Leave the guest at the size that it has reached."""
+        await self.device.set_target(self.actual)
+        self._add_sample(await sampler.take(end.kind))
 
-    async def give_back(self, sampler: Sampler, end: Squeezed) -> None:
-        """Let the guest have all it had, and wait until it does."""
-        monitor, full = self.balloon.monitor, await self.whole()
-        await self.balloon.set_target(full)
+    async def give_back(self, sampler: Sampler, end: Ending) -> None:
+        """Give the guest all that it had, and wait until it has taken it."""
+        monitor, full = self.device.monitor, await self.measure_full()
+        await self.device.set_target(full)
         tracker = Tracker(full, self.actual, monitor.now())
-        mark: str | None = end.ending
-        roused = False
+        mark: str | None = end.kind
+        prompted = False
         while True:
             sample = await sampler.take(mark)
             mark = None
-            self._keep(sample)
+            self._add_sample(sample)
             self.owed = max(0, full - self.actual)
             phase = tracker.observe(monitor.now(), sample.actual)
-            # One that says it has more than QEMU knows of was restarted meanwhile.
-            has_more = sampler.silence < _SILENT and (sample.total or 0) > self.actual
-            if phase == "stalled" and has_more and not roused:
-                roused = True
-                await rouse(self.balloon, full, self.actual)
+            answers = sampler.silence < _SILENT
+            # A guest that has more than QEMU knows of was restarted meanwhile.
+            has_more = answers and (sample.total or 0) > self.actual
+            if phase == "stalled" and has_more and not prompted:
+                prompted = True
+                await prompt_size_report(self.device, full, self.actual)
                 continue
             if phase in ("reached", "stalled"):
                 # A guest that is well takes all that it is given.
-                is_well = sampler.silence < _SILENT
-                self.overridden = is_well and (tracker.strayed or tracker.stopped)
+                self.overridden = answers and (tracker.strayed or tracker.stopped)
                 return
             left = tracker.time_left
             await monitor.sleep(min(_TICK, math.inf if left is None else left))
 
-    def explain(self, end: Squeezed, stopped: str | None) -> str:
-        """Say why it ended, and what came of giving back if that is not plain."""
-        reason = end.reason or _REASONS[end.ending]
+    def explain(self, end: Ending, stopped: str | None) -> str:
+        """Return why it ended, and what is still owed to the guest.
+
+        Args:
+            end: How taking the memory ended.
+            stopped: Why the VM does not run; ``None`` if it does.
+        """
+        reason = end.reason or _REASONS[end.kind]
         if stopped is not None:
             reason += f"; {stopped}"
         if self.owed < LARGEST_PAGE:
@@ -315,22 +337,22 @@ class _Run:
         reason += f"; it has yet to take {format_size(self.owed)} back"
         return f"{reason}: {OVERRIDDEN}" if self.overridden else reason
 
-    async def whole(self) -> int:
+    async def measure_full(self) -> int:
         """Return what the guest is to have: memory plugged meanwhile is its own."""
-        ram = (await self.balloon.query()).total
+        ram = (await self.device.query()).total
         plugged = 0 if ram is None or self.ram is None else ram - self.ram
         return self.full + max(0, plugged)
 
-    def keep_last(self, after: Snapshot, seconds: float) -> None:
-        """End with what the guest says once all is done, not a moment before."""
-        target, actual, resident = self.balloon.target, after.actual, after.resident
-        self._keep(
+    def add_last(self, after: Snapshot, seconds: float) -> None:
+        """Add the last sample: what the guest reports when everything is done."""
+        target, actual, resident = self.device.target, after.actual, after.resident
+        self._add_sample(
             Sample.of(
                 seconds, after.stats, target=target, actual=actual, resident=resident
             )
         )
 
-    def _keep(self, sample: Sample, _: Phase | None = None) -> None:
+    def _add_sample(self, sample: Sample, _: Phase | None = None) -> None:
         self.actual = sample.actual
         self.lowest = min(self.lowest, sample.actual)
         self.timeline.add(sample)
@@ -338,8 +360,8 @@ class _Run:
             self.on_progress(sample)
 
 
-def _pace(limits: Limits) -> StallLimits:
-    """Return what counts as a stall where the rate is capped."""
+def _compute_stall_limits(limits: Limits) -> StallLimits:
+    """Return what counts as a stall of a balloon whose rate is capped."""
     rate = min(StallLimits().rate, limits.max_rate / 4)
-    # A slow cap is a page now and then.
+    # At a low rate the balloon moves by a page now and then.
     return StallLimits(rate, max(StallLimits().window, LARGEST_PAGE / rate))

@@ -1,27 +1,25 @@
-"""Bringing a balloon to a size, and telling the truth about it.
+"""Bringing a balloon to a size, and reporting what came of it.
 
-The size is polled, rather than told by ``BALLOON_CHANGE``: QEMU sends that at most
-once a second, so the last one may come a second late.
+The size is polled. ``BALLOON_CHANGE`` events would not do: QEMU sends at most one a
+second, so the last one may come a second late.
 
-A guest is asked for no more than it says it has available, less a small headroom.
-Without that, a target it cannot reach would press on it until it kills processes
-or panics, and no stall would be noticed before. A guest that reports nothing is
-asked for the target as it is.
+A shrinking guest is asked for no more than it reports as available, less a small
+headroom. Without that, a target that the guest cannot reach would press on it until it
+kills processes or panics, and before that no stall would be noticed. A guest that
+reports nothing is asked for the target as it is. A guest that begins to need its memory
+meanwhile gets some back, and is asked again when it has some to spare; if that leads
+nowhere it counts as a stall.
 
-A guest that begins to need its memory meanwhile gets it back, and is asked again
-when it has some to spare. If that leads nowhere it counts as a stall, like any other.
-
-A balloon that does not get there keeps pulling for as long as its target stands.
-So whatever happens, the target left behind is one that the guest has reached.
+A balloon keeps pulling for as long as its target stands. So however the call ends, the
+target that it leaves is one that the guest has reached.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
-from attrs import asdict, define, evolve, frozen
+from attrs import define, evolve
 
 from qmpballoon._checks import (
     require_callback,
@@ -29,106 +27,37 @@ from qmpballoon._checks import (
     require_seconds,
     require_size,
 )
-from qmpballoon.balloon._controller import Governor
-from qmpballoon.balloon._diagnosis import explain, gather, inhibited, outdated
-from qmpballoon.balloon._shrink import (
-    CLEANUP,
-    Squeezed,
-    follow,
-    note_left,
-    rouse,
-    squeeze,
+from qmpballoon.balloon._controller import Controller
+from qmpballoon.balloon._diagnosis import (
+    explain,
+    gather,
+    suspect_inhibition,
+    suspect_old_size,
 )
-from qmpballoon.balloon._tracker import PAGE, Phase, StallLimits, Tracker
+from qmpballoon.balloon._shrink import follow, leave_safe, prompt_size_report, shrink
+from qmpballoon.balloon._tracker import StallLimits, Tracker
+from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard, Limits
-from qmpballoon.errors import BalloonStalled, QmpBalloonError, UnsafeTarget
-from qmpballoon.monitor import said_of
-from qmpballoon.sizes import MiB, format_size
+from qmpballoon.balloon.results import OnStall, Progress, ResizeResult
+from qmpballoon.balloon.sampling import open_sampler
+from qmpballoon.errors import BalloonStalled, UnsafeTarget
+from qmpballoon.monitor import prefix_name
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.balloon._diagnosis import Diagnosis, Evidence
-    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon._diagnosis import Evidence
+    from qmpballoon.balloon.device import Device
+    from qmpballoon.balloon.results import Diagnosis, Ending, Outcome, Phase
 
-__all__ = [
-    "FLOOR",
-    "HEADROOM",
-    "OnStall",
-    "Outcome",
-    "Progress",
-    "ResizeResult",
-    "resize",
-]
+__all__ = ["resize"]
 
-FLOOR: Final = 32 * MiB
-"""Bytes below which no Linux guest is left alive; targets below are refused."""
-
-OnStall = Literal["raise", "settle", "rollback"]
-"""What to do about a balloon that does not get to its target."""
-
-Outcome = Literal["reached", "stalled", "settled", "rolled-back", "timed-out"]
-"""How resizing can end."""
-
-HEADROOM: Final = 32 * MiB
-"""Bytes available that a shrinking guest is left with at least."""
-
-_WHATEVER: Final = 2**63 - 1  # bytes: more than QEMU takes as a target
-
-
-@frozen
-class Progress:
-    """How far a balloon is on its way.
-
-    Attributes:
-        seconds: Since the target was set.
-        before: Bytes the guest had then.
-        target: Bytes it is to come to.
-        actual: Bytes it has.
-        rate: Bytes a second by which it nears its target.
-        time_left: Seconds to go at that rate; ``None`` if it does not move.
-        phase: How it fares.
-    """
-
-    seconds: float
-    before: int
-    target: int
-    actual: int
-    rate: float
-    time_left: float | None
-    phase: Phase
-
-
-@frozen
-class ResizeResult:
-    """What came of resizing.
-
-    Attributes:
-        outcome: How it ended.
-        requested: Bytes that were asked for.
-        before: Bytes the guest had.
-        actual: Bytes it has.
-        target: Bytes it was told to have in the end: what it keeps to.
-        seconds: How long it took.
-        diagnosis: Why the target was not reached, or why the host has nothing of
-            it although it was; else ``None``.
-    """
-
-    outcome: Outcome
-    requested: int
-    before: int
-    actual: int
-    target: int
-    seconds: float
-    diagnosis: Diagnosis | None = None
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as the command prints it: bytes and seconds."""
-        return asdict(self)
+_MAX_TARGET: Final = 2**63 - 1  # bytes; QMP's integers end here
 
 
 async def resize(
-    balloon: Balloon,
+    device: Device,
     target: int,
     *,
     timeout: float,
@@ -143,45 +72,57 @@ async def resize(
     require_callback(on_progress, "on_progress")
     require_kind(limits, StallLimits, "limits")
     if target < floor:
-        raise UnsafeTarget(said_of(balloon.monitor, _unsafe(target, floor)))
-    deadline = balloon.monitor.now() + timeout
-    before = await gather(balloon)
-    actual, now = await balloon.actual(), balloon.monitor.now()
-    goal = min(-(-target // PAGE) * PAGE, before.total or _WHATEVER)
-    run = _Run(balloon, Tracker(goal, actual, now, limits), before, headroom)
+        why = (
+            f"a target of {format_size(target)} is below the floor of"
+            f" {format_size(floor)}, which no guest survives; nothing was sent"
+        )
+        raise UnsafeTarget(prefix_name(device.monitor, why))
+    deadline = device.monitor.now() + timeout
+    before = await gather(device)
+    actual, now = await device.actual(), device.monitor.now()
+    goal = min(-(-target // PAGE) * PAGE, before.total or _MAX_TARGET)
+    run = _Run(device, Tracker(goal, actual, now, limits), before, headroom)
     try:
         end = await run.move(run.tracker, on_progress, timeout=deadline - now)
-        if end.ending == "reached":
-            return run.result(target, "reached", run.doubt())
-        after = await gather(balloon)
-        is_outdated = outdated(run.tracker, before, after) is not None
-        if is_outdated and end.ending == "stalled":
-            end = await run.move_on(deadline, on_progress)
-            if end.ending == "reached":
-                return run.result(target, "reached")
+        if end.kind == "reached":
+            return run.report(target, "reached", run.check_host())
+        after = await gather(device)
+        size_is_old = suspect_old_size(run.tracker, before, after) is not None
+        if size_is_old and end.kind == "stalled":
+            end = await run.go_on(deadline, on_progress)
+            if end.kind == "reached":
+                return run.report(target, "reached")
         diagnosis = explain(run.tracker, before, after, end)
-        # To the size of which QEMU knows, such a guest would have to shrink.
-        if not is_outdated:
+        # To the old size that QEMU reports, the guest would have to shrink.
+        if not size_is_old:
             if on_stall == "rollback":
                 return await run.roll_back(target, diagnosis)
             await run.settle(after)
     except BaseException as error:
-        await _leave_in_peace(balloon, run.tracker.actual, error)
+        await run.abandon(error)
         raise
-    outcome: Outcome = "timed-out" if end.ending == "timed-out" else "settled"
+    outcome: Outcome = "timed-out" if end.kind == "timed-out" else "settled"
     if on_stall == "raise" and outcome == "settled":
         outcome = "stalled"
-    result = run.result(target, outcome, diagnosis)
+    result = run.report(target, outcome, diagnosis)
     if on_stall == "raise":
-        raise BalloonStalled(said_of(balloon.monitor, _say(result)), result)
+        why = _describe_stall(result)
+        raise BalloonStalled(prefix_name(device.monitor, why), result)
     return result
 
 
 @define
 class _Run:
-    """One balloon on its way to one target."""
+    """One resize under way.
 
-    balloon: Balloon
+    Attributes:
+        device: The balloon.
+        tracker: Follows it to the target.
+        before: What could be seen at the beginning.
+        headroom: Bytes that the guest keeps available; ``None``: no matter what.
+    """
+
+    device: Device
     tracker: Tracker
     before: Evidence
     headroom: int | None
@@ -192,62 +133,64 @@ class _Run:
         on_progress: Callable[[Progress], None] | None = None,
         *,
         timeout: float = math.inf,
-    ) -> Squeezed:
-        """Go the tracker's way: growing at once, shrinking with an eye on the guest."""
-        balloon = self.balloon
+    ) -> Ending:
+        """Go to the tracker's target: growing at once, shrinking under watch."""
+        device = self.device
 
         def show(phase: Phase) -> None:
             if on_progress is not None:
-                on_progress(_progress(tracker, phase))
+                on_progress(_describe_progress(tracker, phase))
 
         if tracker.target >= tracker.actual or self.headroom is None:
-            await balloon.set_target(tracker.target)
-            return Squeezed(await follow(balloon, tracker, show, timeout=timeout))
-        async with balloon.sampler() as sampler:
-            return await squeeze(
-                balloon,
+            await device.set_target(tracker.target)
+            return await follow(device, tracker, show, timeout=timeout)
+        async with open_sampler(device) as sampler:
+            return await shrink(
+                device,
                 sampler,
-                self._governor(tracker, self.headroom),
+                self._make_controller(tracker, self.headroom),
                 tracker,
                 lambda _, phase: show(phase),
                 timeout=timeout,
                 persist=True,
             )
 
-    async def move_on(
+    async def go_on(
         self, deadline: float, on_progress: Callable[[Progress], None] | None
-    ) -> Squeezed:
-        """Have a guest that was restarted tell its size, and go the rest of the way."""
-        monitor, tracker = self.balloon.monitor, self.tracker
+    ) -> Ending:
+        """Have a restarted guest report its size, and go the rest of the way."""
+        monitor, tracker = self.device.monitor, self.tracker
         left = deadline - monitor.now()
-        await rouse(self.balloon, tracker.target, tracker.actual, timeout=left)
+        await prompt_size_report(
+            self.device, tracker.target, tracker.actual, timeout=left
+        )
         left = deadline - monitor.now()
         return await self.move(tracker, on_progress, timeout=left)
 
-    def _governor(self, tracker: Tracker, headroom: int) -> Governor:
-        """Have the guest asked for no more than it says it can give."""
-        # The step is for the case that we die: no more than that is taken unwatched.
+    def _make_controller(self, tracker: Tracker, headroom: int) -> Controller:
+        """Make a controller that goes to the target, and keeps the headroom."""
+        # If this process is killed, no more than the step is taken unwatched.
         step = Guard().limits(self.before.total or tracker.actual).step
         limits = Limits(headroom=headroom, floor=tracker.target, step=step)
         stats = self.before.stats
         known = self.before.answers and stats.reclaimable is not None
-        return Governor(
+        return Controller(
             limits, tracker.actual, tracker.target, stats if known else None
         )
 
-    def doubt(self) -> Diagnosis | None:
-        """Tell if the host has nothing of what the guest gave."""
-        after = evolve(self.before, resident=self.balloon.resident())
-        return inhibited(self.tracker, self.before, after)
+    def check_host(self) -> Diagnosis | None:
+        """Return a diagnosis if the host did not get what the guest gave."""
+        after = evolve(self.before, resident=self.device.resident())
+        return suspect_inhibition(self.tracker, self.before, after)
 
     async def roll_back(self, requested: int, diagnosis: Diagnosis) -> ResizeResult:
         """Go back to the size before."""
         began, size = self.tracker, self.tracker.before
-        now = self.balloon.monitor.now()
-        tracker = Tracker(size, await self.balloon.actual(), now)
+        now = self.device.monitor.now()
+        tracker = Tracker(size, await self.device.actual(), now)
         await self.move(tracker)
         return evolve(
-            self.result(requested, "rolled-back", diagnosis),
+            self.report(requested, "rolled-back", diagnosis),
             actual=tracker.actual,
             seconds=began.elapsed + tracker.elapsed,
         )
@@ -255,37 +198,43 @@ class _Run:
     async def settle(self, after: Evidence) -> None:
         """Stay at the size that was reached.
 
-        A guest that was squeezed dry gets its headroom back: one left with nothing
-        available dies of the next thing it does.
+        A guest that was left without its headroom gets it back: with nothing available
+        it would die of the next allocation.
         """
-        balloon, tracker = self.balloon, self.tracker
-        actual = await balloon.actual()
+        device, tracker = self.device, self.tracker
+        actual = await device.actual()
         available, lacking = after.stats.reclaimable, 0
         if tracker.target < tracker.before and available is not None:
             lacking = max(0, (self.headroom or 0) - available)
-        await balloon.set_target(min(actual + lacking, max(actual, tracker.before)))
-        tracker.observe(balloon.monitor.now(), actual)
+        await device.set_target(min(actual + lacking, max(actual, tracker.before)))
+        tracker.observe(device.monitor.now(), actual)
         if lacking:
-            back = Tracker(balloon.target or actual, actual, balloon.monitor.now())
-            await follow(balloon, back)
-            tracker.observe(balloon.monitor.now(), back.actual)
+            back = Tracker(device.target or actual, actual, device.monitor.now())
+            await follow(device, back)
+            tracker.observe(device.monitor.now(), back.actual)
 
-    def result(
+    async def abandon(self, error: BaseException) -> None:
+        """Keep a guest that shrinks at its size; let one that grows go on."""
+        device, size = self.device, self.tracker.actual
+        if device.target is None or device.target < size:
+            await leave_safe(device, size, error, device.actual)
+
+    def report(
         self, requested: int, outcome: Outcome, diagnosis: Diagnosis | None = None
     ) -> ResizeResult:
-        """Say how it went so far."""
+        """Return what came of it so far."""
         return ResizeResult(
             outcome=outcome,
             requested=requested,
             before=self.tracker.before,
             actual=self.tracker.actual,
-            target=self.balloon.target or self.tracker.actual,
+            target=self.device.target or self.tracker.actual,
             seconds=self.tracker.elapsed,
             diagnosis=diagnosis,
         )
 
 
-def _progress(tracker: Tracker, phase: Phase) -> Progress:
+def _describe_progress(tracker: Tracker, phase: Phase) -> Progress:
     return Progress(
         seconds=tracker.elapsed,
         before=tracker.before,
@@ -297,30 +246,18 @@ def _progress(tracker: Tracker, phase: Phase) -> Progress:
     )
 
 
-async def _leave_in_peace(balloon: Balloon, seen: int, error: BaseException) -> None:
-    """See to it that an abandoned balloon does not go on squeezing its guest.
-
-    Args:
-        balloon: Which.
-        seen: Bytes that the guest was last seen to have.
-        error: What made it so.
-    """
-    asked = balloon.target
-    # If even that fails nothing more can be done, and the caller is told why it began.
-    with balloon.monitor.shield(CLEANUP), suppress(QmpBalloonError):
-        if balloon.target is not None and balloon.target >= seen:
-            return
-        # Before anything is asked: a stopped QEMU does it when it goes on.
-        await balloon.set_target(seen)
-        asked = seen
-        if (actual := await balloon.actual()) != seen:
-            await balloon.set_target(actual)
-    note_left(error, asked, seen)
+def _describe_stall(result: ResizeResult) -> str:
+    why = result.diagnosis.detail if result.diagnosis else "the reason is not known"
+    return (
+        f"the balloon stopped at {format_size(result.actual)} on its way to"
+        f" {format_size(result.requested)} and was left there; {why}"
+    )
 
 
 def _check(
     target: int, timeout: float, on_stall: str, floor: int, headroom: int | None
 ) -> None:
+    """Refuse arguments that make no sense."""
     require_size(target, "target", minimum=1)
     require_size(floor, "floor")
     if headroom is not None:
@@ -329,18 +266,3 @@ def _check(
     if on_stall not in get_args(OnStall):
         choices = ", ".join(get_args(OnStall))
         raise ValueError(f"on_stall is {on_stall!r}: it must be one of {choices}")
-
-
-def _unsafe(target: int, floor: int) -> str:
-    return (
-        f"a target of {format_size(target)} is below the floor of"
-        f" {format_size(floor)}, which no guest survives; nothing was sent"
-    )
-
-
-def _say(result: ResizeResult) -> str:
-    why = result.diagnosis.detail if result.diagnosis else "the reason is not known"
-    return (
-        f"the balloon stopped at {format_size(result.actual)} on its way to"
-        f" {format_size(result.requested)} and was left there; {why}"
-    )

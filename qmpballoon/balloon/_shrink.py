@@ -1,213 +1,251 @@
-"""Shrinking a guest while looking at it many times a second.
+"""The loops that move a balloon, and leaving a guest at a size it can live with.
 
-The loop that both ``resize`` and ``reclaim`` run: take a sample, let a governor judge
-it, set the target it says. They differ in what they let the governor allow.
+:func:`shrink` is what ``resize`` and ``reclaim`` share: it takes a sample, has a
+:class:`~qmpballoon.balloon._controller.Controller` decide, and sets the target that it
+says. The calls differ in what they let the controller allow. :func:`follow` waits for a
+target that is set. :func:`leave_safe` is what is done when a call ends by an exception.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
-from attrs import define, frozen
+from attrs import define
 
-from qmpballoon.balloon._tracker import LARGEST_PAGE, Tracker
-from qmpballoon.errors import MonitorError
-from qmpballoon.sizes import GiB, format_size
+from qmpballoon.balloon._alarms import compute_pause
+from qmpballoon.balloon._tracker import Tracker
+from qmpballoon.balloon.device import CLEANUP_TIMEOUT, LARGEST_PAGE
+from qmpballoon.balloon.results import Ending
+from qmpballoon.errors import MonitorError, QmpBalloonError
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from qmpballoon.balloon._controller import Governor
-    from qmpballoon.balloon._tracker import Phase
-    from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.balloon.sampler import Sampler
-    from qmpballoon.balloon.sampling import Sample
+    from qmpballoon.balloon._controller import Controller
+    from qmpballoon.balloon.device import Device
+    from qmpballoon.balloon.results import Phase
+    from qmpballoon.balloon.sampling import Sample, Sampler
 
-__all__ = [
-    "CLEANUP",
-    "Ending",
-    "Squeezed",
-    "follow",
-    "note_left",
-    "rouse",
-    "squeeze",
-]
+__all__ = ["follow", "leave_safe", "prompt_size_report", "shrink"]
 
-Ending = Literal["reached", "stalled", "timed-out", "spent", "trouble", "given-back"]
-"""How a movement of the balloon can end: at its target; no longer moving; out of
-time; the guest has no more to spare; the guest is in need; what was kept is no more."""
-
-CLEANUP: Final = 5.0
-"""Seconds for putting things back on the way out."""
-
-_TICK: Final = 0.04  # seconds between two samples; more often costs the guest
-_SLOWER: Final = 1.5  # times
-_WATCHFUL: Final = 0.02  # where the guest may soon be in need
-_QUIET: Final = 0.5  # where it has more than a process could eat up meanwhile
-_FASTEST_HOG: Final = 2 * GiB  # bytes a second that a process could
-_FASTEST: Final = 0.01  # seconds between two looks at the size alone, near the end
-_SLOWEST: Final = 0.25  # and far from it
+_TICK: Final = 0.04  # seconds between two samples; more often costs an idle guest CPU
+_SHORTEST_TICK: Final = 0.02  # for a guest that has little left
+_LONGEST_TICK: Final = 0.5  # for one that has far more than it can allocate meanwhile
+_SLOWER: Final = 1.5  # by how much the pause grows while the guest is still on its way
+# Seconds between two looks at the size alone: near the target, and far from it.
+_SHORTEST_LOOK: Final = 0.01
+_LONGEST_LOOK: Final = 0.25
 
 
-@frozen
-class Squeezed:
-    """How shrinking ended.
-
-    Attributes:
-        ending: In a word.
-        reason: What held the guest up, in a few; empty where nothing did.
-    """
-
-    ending: Ending
-    reason: str = ""
-
-
-async def squeeze(
-    balloon: Balloon,
+async def shrink(
+    device: Device,
     sampler: Sampler,
-    governor: Governor,
+    controller: Controller,
     tracker: Tracker,
     on_sample: Callable[[Sample, Phase], None],
     *,
     timeout: float = math.inf,
     persist: bool = False,
-) -> Squeezed:
-    """Inflate as far as the governor lets it.
+) -> Ending:
+    """Inflate the balloon as far as the controller allows.
 
-    The target that stands in the end is the last one the governor allowed; the
-    caller decides what becomes of it.
+    At the end the last target that the controller allowed is set. The caller decides
+    what to do about it.
 
     Args:
-        balloon: Whose.
-        sampler: Of the same balloon.
-        governor: What is asked for a target.
-        tracker: What tells a stall.
+        device: The balloon.
+        sampler: A sampler of the same balloon.
+        controller: Decides on targets.
+        tracker: Tells whether the balloon has stalled.
         on_sample: Called with each sample.
-        timeout: Seconds for all of it.
-        persist: In trouble, give back and go on; the tracker tells when that
-            leads nowhere. By default trouble is the end, and the caller gives back.
+        timeout: Seconds for the whole call.
+        persist: In trouble, give memory back and go on, until the tracker says that
+            the balloon has stalled. By default trouble ends the call, and the caller
+            gives the memory back.
+
+    Returns:
+        How it ended.
+
+    Cancellation: takes effect at once; the last target stands.
     """
-    monitor = balloon.monitor
+    monitor = device.monitor
     deadline = monitor.now() + timeout
-    reason, mark, held_up_at = "", None, 0
-    pace = _Pace(governor, tracker)
+    reason, mark, limited_at = "", None, 0
+    pauses = _Pauses(controller, tracker)
     while monitor.now() < deadline:
         sample = await sampler.take(mark)
-        phase = tracker.observe(monitor.now(), sample.actual, asked=balloon.target)
+        phase = tracker.observe(monitor.now(), sample.actual, asked=device.target)
         on_sample(sample, phase)
         if phase == "reached":
-            return Squeezed("reached")
-        decision = governor.decide(
+            return Ending("reached")
+        decision = controller.decide(
             sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
         )
         mark = decision.mark
-        # What holds a guest up does so until it gets farther than it was then.
+        # A reason holds until the guest gets farther than it was then.
         if decision.reason:
-            reason, held_up_at = decision.reason, tracker.nearest
-        elif tracker.nearest < held_up_at:
+            reason, limited_at = decision.reason, tracker.nearest
+        elif tracker.nearest < limited_at:
             reason = ""
-        yielding = persist and decision.action == "trouble"
-        arrived = balloon.target is not None and sample.actual <= balloon.target
-        if decision.action != "take" and not yielding:
-            return Squeezed(decision.action, reason)
+        gives_back = persist and decision.action == "trouble"
+        arrived = device.target is not None and sample.actual <= device.target
+        if decision.action != "take" and not gives_back:
+            return Ending(decision.action, reason)
         if phase == "stalled":
-            return Squeezed("stalled", reason)
-        # Another client may have set its own before the guest ever moved.
-        if decision.target != balloon.target or phase == "waiting":
-            await balloon.set_target(decision.target)
-        pause = pace.next(sample, decision.target, arrived=arrived)
-        # What a guest has not answered yet holds the next step up.
+            return Ending("stalled", reason)
+        # While the guest has not moved, another client may have set its own target.
+        if decision.target != device.target or phase == "waiting":
+            await device.set_target(decision.target)
+        pause = pauses.choose(sample, decision.target, arrived=arrived)
+        # The next step waits for the guest's answer.
         pause_now = min(pause, _TICK) if sampler.silence > 0 else pause
         await monitor.sleep(min(pause_now, deadline - monitor.now()))
-    return Squeezed("timed-out", reason)
+    return Ending("timed-out", reason)
 
 
 @define
-class _Pace:
-    """For how long to look away from a guest: the less, the poorer or quicker it is."""
+class _Pauses:
+    """The pauses between samples: short for a guest with little left, or a fast one.
 
-    _governor: Governor
-    _tracker: Tracker
-    _pause: float = _TICK
+    Attributes:
+        controller: Says below which size the guest has little left.
+        tracker: Says how fast the balloon moves.
+        last: Seconds of the last pause.
+    """
 
-    def next(self, sample: Sample, target: int, *, arrived: bool) -> float:
-        """Return for how many seconds.
+    controller: Controller
+    tracker: Tracker
+    last: float = _TICK
+
+    def choose(self, sample: Sample, target: int, *, arrived: bool) -> float:
+        """Return the seconds until the next sample.
 
         Args:
-            sample: What was seen.
+            sample: The last sample.
             target: Bytes that the guest is to have now.
-            arrived: Whether it was where it was told to go before.
+            arrived: Whether it had reached the target before that.
         """
-        # Where it waits for us it could go faster than it is seen to.
-        pause = self._pause / 2 if arrived else self._pause * _SLOWER
-        pause = min(pause, self._longest(sample.available))
-        # Back before what it was asked for is done.
-        ahead, rate = sample.actual - target, self._tracker.rate
+        # A guest that waits for its next target may be faster than it was asked to be.
+        pause = self.last / 2 if arrived else self.last * _SLOWER
+        pause = min(pause, self._limit(sample.available))
+        # Look again before the guest has done what it was asked for.
+        ahead, rate = sample.actual - target, self.tracker.rate
         if rate > 0 and ahead > 0:
             pause = min(pause, ahead / 2 / rate)
-        self._pause = max(pause, _WATCHFUL)
-        return self._pause
+        self.last = max(pause, _SHORTEST_TICK)
+        return self.last
 
-    def _longest(self, available: int | None) -> float:
+    def _limit(self, available: int | None) -> float:
+        """Return the longest pause for a guest with so many bytes available."""
         if available is None:
             return _TICK
-        spare = available - self._governor.watchful
-        return min(max(spare / _FASTEST_HOG, _TICK), _QUIET) if spare > 0 else _WATCHFUL
+        spare = available - self.controller.watch_below
+        if spare <= 0:
+            return _SHORTEST_TICK
+        return min(max(compute_pause(spare), _TICK), _LONGEST_TICK)
 
 
 async def follow(
-    balloon: Balloon,
+    device: Device,
     tracker: Tracker,
     on_look: Callable[[Phase], None] = lambda _: None,
     *,
     timeout: float = math.inf,
 ) -> Ending:
-    """Watch a balloon on its way to a target that is set, by its size alone."""
-    monitor = balloon.monitor
+    """Wait for a balloon to reach the target that is set, by its size alone.
+
+    Args:
+        device: The balloon.
+        tracker: Tells whether the balloon has stalled.
+        on_look: Called with the phase at each look.
+        timeout: Seconds for the whole call.
+
+    Returns:
+        How it ended: ``"reached"``, ``"stalled"`` or ``"timed-out"``.
+
+    Cancellation: takes effect at once; the target stands.
+    """
+    monitor = device.monitor
     deadline = monitor.now() + timeout
     while monitor.now() < deadline:
-        phase = tracker.observe(monitor.now(), await balloon.actual())
+        phase = tracker.observe(monitor.now(), await device.actual())
         on_look(phase)
         if phase == "reached":
-            return "reached"
+            return Ending("reached")
         if phase == "stalled":
-            return "stalled"
-        await monitor.sleep(min(_pause(tracker, phase), deadline - monitor.now()))
-    return "timed-out"
+            return Ending("stalled")
+        await monitor.sleep(min(_choose_look(tracker, phase), deadline - monitor.now()))
+    return Ending("timed-out")
 
 
-async def rouse(
-    balloon: Balloon, goal: int, actual: int, *, timeout: float = math.inf
+def _choose_look(tracker: Tracker, phase: Phase) -> float:
+    """Return the seconds until a good part of the remaining way may be done."""
+    if phase == "waiting" or tracker.time_left is None:
+        return _TICK
+    return min(max(tracker.time_left / 4, _SHORTEST_LOOK), _LONGEST_LOOK)
+
+
+async def prompt_size_report(
+    device: Device, goal: int, actual: int, *, timeout: float = math.inf
 ) -> None:
-    """Have a driver that found nothing to do tell QEMU the size: ask it for a little.
+    """Have a restarted guest's driver report its size: ask it for a little memory.
 
-    A guest that was restarted, and whose balloon was called off before its new driver
-    was there, has ``goal``, while QEMU goes on with what the last driver said. The
-    target is ``goal`` again in the end.
+    A driver that has nothing to do when it starts reports no size to QEMU, which goes
+    on with what the last driver reported. The target is ``goal`` again at the end.
 
     Args:
-        balloon: Whose.
-        goal: Bytes the guest was asked to come to, and has.
-        actual: Bytes it has according to QEMU; fewer.
+        device: The balloon.
+        goal: Bytes that the guest was asked to come to, and has.
+        actual: Bytes that it has by QEMU's report; fewer.
         timeout: Seconds for it.
     """
-    little = Tracker(goal - LARGEST_PAGE, actual, balloon.monitor.now())
-    await balloon.set_target(little.target)
-    await follow(balloon, little, timeout=timeout)
-    await balloon.set_target(goal)
+    little = Tracker(goal - LARGEST_PAGE, actual, device.monitor.now())
+    await device.set_target(little.target)
+    await follow(device, little, timeout=timeout)
+    await device.set_target(goal)
 
 
-def note_left(error: BaseException, asked: int | None, due: int) -> None:
-    """Have an error tell what a guest is left with that could be given no more.
+async def leave_safe(
+    device: Device,
+    size: int,
+    error: BaseException,
+    measure: Callable[[], Awaitable[int]],
+) -> None:
+    """Set a target that the guest can live with, when a call ends by an exception.
 
-    A QEMU that stands still would carry out what it was sent when it goes on; but what
-    it has not read by the time the connection ends, it drops.
+    If that fails nothing more can be done. Then a note of the exception says what the
+    guest is left with.
 
     Args:
-        error: Why it could not be given more.
-        asked: Bytes that it was last asked to come to, if that is known.
-        due: Bytes that it should have been asked for.
+        device: The balloon.
+        size: Bytes that the guest can live with, as far as that is known now. This
+            target is set before anything is asked: a QEMU that is stopped carries it
+            out when it goes on.
+        error: The exception.
+        measure: Returns what ``size`` is by QEMU's present figures.
+    """
+    asked = device.target
+    with device.monitor.shield(CLEANUP_TIMEOUT), suppress(QmpBalloonError):
+        await device.set_target(size)
+        asked = size
+        if (measured := await measure()) != size:
+            await device.set_target(measured)
+    _note_target(error, asked, size)
+
+
+def _note_target(error: BaseException, asked: int | None, due: int) -> None:
+    """Add a note to an exception if the guest is left with too small a target.
+
+    A QEMU that is stopped carries out what it was sent when it goes on. But it drops
+    what it has not read by the time the connection ends.
+
+    Args:
+        error: Why no larger target could be set.
+        asked: The last target in bytes, if it is known.
+        due: Bytes that the target should be.
     """
     if not isinstance(error, MonitorError):
         return
@@ -219,10 +257,3 @@ def note_left(error: BaseException, asked: int | None, due: int) -> None:
             f"the guest was last asked for {size}, and may keep to it: ask it anew"
             " (resize) once QEMU answers"
         )
-
-
-def _pause(tracker: Tracker, phase: Phase) -> float:
-    """Look again when a good part of the way may be done."""
-    if phase == "waiting" or tracker.time_left is None:
-        return _TICK
-    return min(max(tracker.time_left / 4, _FASTEST), _SLOWEST)

@@ -1,44 +1,40 @@
-"""Judging from a balloon's size over time whether it gets where it was sent.
+"""Whether a balloon gets to its target, judged by its size over time.
 
-Pure: observations in, verdicts out.
+Pure: observations in, a phase out.
 
-A balloon that no longer moves is not one of which no byte moves. A guest at its
-limit still hands over a page now and then, and one with deflate-on-oom takes back
-and gives again for ever. So progress is what the balloon has come *nearer* to its
-target than ever before, and it has stalled when that is less than a certain rate
-over a window of time.
+"No byte moved" is no useful test for a stall. A guest at its limit still hands over a
+page now and then, and one with deflate-on-oom takes pages back and gives them again
+for ever. So progress is by how much the balloon has come *nearer* to its target than
+ever before, and it has stalled when that is below a certain rate over a window of time.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
 from qmpballoon._checks import require_seconds
+from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
+from qmpballoon.sizes import MiB
 
-__all__ = ["LARGEST_PAGE", "PAGE", "Phase", "StallLimits", "Tracker"]
+if TYPE_CHECKING:
+    from qmpballoon.balloon.results import Phase
 
-Phase = Literal["waiting", "moving", "slowing", "stalled", "reached"]
-"""How a balloon fares: not yet begun, at its pace, at less than a quarter of its
-best pace, below the stall limits, there."""
+__all__ = ["STRAY", "StallLimits", "Tracker"]
 
-PAGE: Final = 4096
-"""Bytes in a page of the balloon, whatever the guest's own page size."""
-
-LARGEST_PAGE: Final = 65536
-"""Bytes in the largest page of a guest; its driver can come no nearer than that."""
+STRAY: Final = 16 * MiB
+"""Bytes that a balloon may move away from its target by itself: when the target
+changes, the driver finishes what it has begun. Farther off, another client has set a
+target."""
 
 _RATE_WINDOW: Final = 1.0  # seconds over which the present rate is taken
-_SLOWING: Final = 0.25
-# Nothing but a reset or hot-plugged memory moves a balloon backwards this far
-# between two looks at it.
-_JUMP: Final = 64 * 1024 * 1024
-# Bytes that a balloon which was on its way may still go the other way.
-_STRAY: Final = 16 * 1024 * 1024
-_JUMPS_FORGIVEN: Final = 3  # and ways back that we sent it
+_SLOWING: Final = 0.25  # share of its best rate below which a balloon slows down
+# Bytes that only a reset or hot-plugged memory moves a balloon back between two looks.
+_JUMP: Final = 64 * MiB
+_MAX_RESTARTS: Final = 3  # jumps, and ways back that we ordered, before a stall counts
 
 
 @frozen
@@ -50,11 +46,11 @@ class StallLimits:
         window: Seconds over which the rate is taken, above 0.
     """
 
-    rate: float = 1024 * 1024
+    rate: float = MiB
     window: float = 5.0
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Refuse values that make no sense."""
         require_seconds(self.window, "window")
         for name, value in (("rate", self.rate), ("window", self.window)):
             if not value > 0:  # with either at 0, nothing would ever count as a stall
@@ -66,15 +62,15 @@ class Tracker:
 
     Args:
         target: Bytes, as QEMU takes it: whole pages, not above the RAM.
-        actual: Bytes at the beginning.
+        actual: Bytes the guest has at the beginning.
         now: Seconds at the beginning, on any clock.
         limits: What counts as a stall.
 
     Attributes:
-        target: Where it is to go.
-        before: Where it was at the beginning.
-        actual: Where it is.
-        jumps: How often it was thrown back, by a reset or hot-plugged memory.
+        target: Bytes the guest is to have.
+        before: Bytes it had at the beginning.
+        actual: Bytes it has.
+        jumps: How often a reset or hot-plugged memory threw the balloon back.
     """
 
     def __init__(
@@ -95,15 +91,15 @@ class Tracker:
         self._history = deque([(now, self.distance)])
 
     def observe(self, now: float, actual: int, *, asked: int | None = None) -> Phase:
-        """Take in how far the balloon is.
+        """Take in the size of the balloon.
 
         Args:
             now: Seconds, on the clock of the beginning.
             actual: Bytes the guest has.
-            asked: Bytes it was last asked to come to, if that is not the target.
+            asked: The last target that was set, if that is not this tracker's.
 
         Returns:
-            How it fares.
+            The phase it is in.
         """
         nearest = self._history[-1][1]
         self.actual = actual
@@ -111,7 +107,7 @@ class Tracker:
             self._sent_back = 0
         if asked is not None:
             self._sent_back = max(self._sent_back, abs(asked - self.target))
-        if self.distance > nearest + _JUMP and self._restarts < _JUMPS_FORGIVEN:
+        if self.distance > nearest + _JUMP and self._restarts < _MAX_RESTARTS:
             self._restarts += 1
             self.jumps += self.distance > self._sent_back
             self._history.clear()
@@ -132,23 +128,23 @@ class Tracker:
 
     @property
     def moved(self) -> bool:
-        """Tell whether it ever moved, in whatever direction."""
+        """Whether it ever moved, in either direction."""
         return self.actual != self.before or self._fastest > 0 or self.jumps > 0
 
     @property
     def strayed(self) -> bool:
-        """Tell whether it is much farther from its target than it was before."""
-        return self.distance > self.nearest + _STRAY
+        """Whether it is much farther from its target than it was before."""
+        return self.distance > self.nearest + STRAY
 
     @property
     def stopped(self) -> bool:
-        """Tell whether it moved, and has come no nearer for a whole window."""
+        """Whether it moved, and has come no nearer for a whole window."""
         far, near = self._history[0][1], self._history[-1][1]
         return self.actual != self.before and self._stalled and far == near
 
     @property
     def nearest(self) -> int:
-        """Bytes that were left to the target when it had come nearest."""
+        """Bytes between the balloon and its target when it was nearest."""
         return self._history[-1][1]
 
     @property
@@ -158,7 +154,7 @@ class Tracker:
 
     @property
     def rate(self) -> float:
-        """Bytes a second by which the balloon nears its target, over a second or so."""
+        """Bytes a second by which the balloon nears its target, over about a second."""
         return self._rate
 
     @property
@@ -168,7 +164,7 @@ class Tracker:
 
     @property
     def phase(self) -> Phase:
-        """How the balloon fares."""
+        """The state of the balloon in a word."""
         if self.distance < PAGE:
             return "reached"
         if self._stalled:

@@ -1,16 +1,22 @@
-"""The commands that a balloon device knows, and what their failures mean for it.
+"""The handle of a VM's balloon device: what can be asked of it and set on it.
 
-Sources: QAPI reference, ``query-balloon``, ``qom-get``, ``qom-set``,
-``query-memory-size-summary``, ``query-memory-devices``.
+A VM has at most one balloon. ``balloon`` and ``query-balloon`` mean that one, without
+naming it. Statistics and features are properties of the device object, which
+:func:`find_device` looks for in QEMU's object tree (QOM).
+
+Source: QAPI reference, ``balloon``, ``query-balloon``, ``qom-list``, ``qom-get``,
+``qom-set``, ``query-memory-size-summary``, ``query-memory-devices``, ``query-status``
+and ``RunState``.
 """
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
-from attrs import field, frozen
-
-from qmpballoon._checks import is_size
+from qmpballoon._checks import is_interval, is_size, require_interval, require_size
+from qmpballoon.balloon.results import BalloonInfo
+from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import (
     BalloonUnavailable,
     CommandError,
@@ -18,18 +24,49 @@ from qmpballoon.errors import (
     DeviceNotFound,
     NoBalloonDevice,
     ProtocolError,
+    QmpBalloonError,
 )
-from qmpballoon.monitor import said_of
+from qmpballoon.monitor import prefix_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from qmpballoon.monitor import Monitor
 
-__all__ = ["NO_DEVICE", "BalloonInfo", "Commands"]
+__all__ = [
+    "CLEANUP_TIMEOUT",
+    "LARGEST_PAGE",
+    "PAGE",
+    "Device",
+    "explain_status",
+    "find_device",
+]
 
-NO_DEVICE: Final = (
-    "this VM has no balloon: start it with -device virtio-balloon-pci,id=balloon0"
+PAGE: Final = 4096
+"""Bytes of a balloon page. QEMU rounds targets up to it; the guest's own pages may be
+larger."""
+
+LARGEST_PAGE: Final = 65536
+"""Bytes of the largest page that a guest may have. Its driver moves whole pages, so a
+balloon may end this far from its target."""
+
+CLEANUP_TIMEOUT: Final = 5.0
+"""Seconds for restoring targets and intervals when a call ends by an exception.
+
+A restore takes a handful of commands, and a QEMU that is well answers each within
+milliseconds. A cancelled caller waits for no more than this."""
+
+_CONTAINERS: Final = (
+    "/machine/peripheral",  # devices that were given an id
+    "/machine/peripheral-anon",  # those without
+    "/machine/unattached",  # what the machine type brings
+)
+_TYPES: Final = (
+    "virtio-balloon-pci",
+    "virtio-balloon-pci-transitional",
+    "virtio-balloon-pci-non-transitional",
+    "virtio-balloon-ccw",
+    "virtio-balloon-device",
 )
 _FEATURES: Final = (
     "deflate-on-oom",
@@ -37,126 +74,374 @@ _FEATURES: Final = (
     "free-page-hint",
     "page-poison",
 )
+_PAUSED: Final = "the VM is paused: resume it (cont)"
+_BUSY: Final = "the VM is being saved, restored or migrated: wait until that is done"
+_ENDED: Final = "reset it (system_reset), and resume it (cont)"
+_STATUSES: Final = {
+    "paused": _PAUSED,
+    "prelaunch": _PAUSED,
+    "debug": _PAUSED,
+    "watchdog": f"the VM's watchdog stopped it; {_PAUSED}",
+    "io-error": "the VM was stopped by a disk error: repair the disk, and resume the"
+    " VM (cont)",
+    "inmigrate": "the VM is not here yet: wait until its migration has come in",
+    # Resumed here while it runs there, the VM would run twice on the same disks.
+    "postmigrate": "the VM was migrated, and its target with it: set the target anew"
+    " where it runs now; resume it here (cont) only if it runs nowhere else",
+    "finish-migrate": _BUSY,
+    "save-vm": _BUSY,
+    "restore-vm": _BUSY,
+    "colo": _BUSY,
+    "guest-panicked": f"the guest has panicked: {_ENDED}",
+    "internal-error": f"QEMU cannot run the guest any further: {_ENDED}",
+    "shutdown": f"the guest has shut down: {_ENDED}",
+    "suspended": "the guest is suspended: wake it (system_wakeup)",
+}
 
 
-@frozen
-class BalloonInfo:
-    """How large a guest is.
+class Device:
+    """A handle of one VM's virtio-balloon: it asks and sets, and decides nothing.
 
-    Attributes:
-        actual: Bytes the guest has: all its RAM less what is in the balloon.
-        total: Bytes of RAM the VM was given, plugged DIMMs included; ``None``
-            where QEMU is too old to tell.
-        target: Bytes the guest was last asked to come to *by this object*;
-            ``None`` if it never was. QEMU does not tell the target.
-        extra: What else QEMU says; Proxmox VE's adds some members.
-    """
+    :class:`~qmpballoon.balloon.Balloon` adds the calls that watch the guest.
 
-    actual: int
-    total: int | None = None
-    target: int | None = None
-    extra: Mapping[str, object] = field(factory=dict[str, object])
-
-    @property
-    def ballooned(self) -> int | None:
-        """Bytes in the balloon, where that is known."""
-        return None if self.total is None else self.total - self.actual
-
-
-@frozen
-class Commands:
-    """One device's commands.
+    Args:
+        monitor: The way to QEMU.
+        path: The device's path in QOM.
+        device_type: Its QOM type.
+        resident: Returns QEMU's resident memory in bytes, ``None`` if unknown.
+        wall_clock: Returns seconds since the epoch, for the age of statistics;
+            ``None`` if unknown.
 
     Attributes:
         monitor: The way to QEMU.
         path: The device's path in QOM.
+        device_type: Its QOM type, such as ``"virtio-balloon-pci"``.
     """
 
-    monitor: Monitor
-    path: str
+    def __init__(
+        self,
+        monitor: Monitor,
+        path: str,
+        device_type: str,
+        *,
+        resident: Callable[[], int | None] = lambda: None,
+        wall_clock: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.monitor = monitor
+        self.path = path
+        self.device_type = device_type
+        self._resident = resident
+        self._wall_clock = wall_clock
+        self._target: int | None = None
 
-    async def query(self, target: int | None) -> BalloonInfo:
-        """Ask how large the guest is; the target is the one that is known."""
-        actual, extra = await self.query_balloon()
-        return BalloonInfo(actual, await self.total(), target, extra)
+    @property
+    def target(self) -> int | None:
+        """The last target that this object set, in bytes; ``None`` if none is known.
 
-    async def query_balloon(self) -> tuple[int, dict[str, object]]:
-        """Return the bytes the guest has, and what else QEMU says."""
-        answer = await self.execute("query-balloon")
+        It is also ``None`` after a ``balloon`` command whose outcome is not known.
+        """
+        return self._target
+
+    def resident(self) -> int | None:
+        """Return QEMU's resident memory on this host in bytes, if it is known."""
+        return self._resident()
+
+    def wall_time(self) -> float | None:
+        """Return seconds since the epoch by the host's clock, if they are known."""
+        return self._wall_clock()
+
+    async def query(self) -> BalloonInfo:
+        """Ask for the size of the guest.
+
+        Returns:
+            The size, in bytes.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+            BalloonUnavailable: The host's KVM cannot drive it.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        actual, extra = await self._query_balloon()
+        return BalloonInfo(actual, await self._query_total(), self._target, extra)
+
+    async def actual(self) -> int:
+        """Ask only for the bytes that the guest has now; one command.
+
+        Raises the same as :meth:`query`, and is cancelled like it.
+        """
+        return (await self._query_balloon())[0]
+
+    async def set_target(self, target: int) -> None:
+        """Ask the guest to come to a size, and return without waiting for it.
+
+        QEMU rounds the target up to 4 KiB, and takes one above the VM's RAM as all of
+        the RAM. It reports success at once, whatever the guest then does.
+
+        Warning:
+            Nothing here protects the guest: with a target that is too small it kills
+            processes or panics.
+
+        Args:
+            target: Bytes, 1 or more.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+            BalloonUnavailable: The host's KVM cannot drive it.
+
+        Cancellation: the target may or may not have been set.
+        """
+        require_size(target, "target", minimum=1)
+        self._target = None  # unknown until QEMU has confirmed the new one
+        await self._execute("balloon", {"value": target})
+        self._target = -(-target // PAGE) * PAGE
+
+    async def stats(self) -> GuestStats:
+        """Read the guest's last answer, which may be old: see its ``age``.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        return GuestStats.from_wire(await self._get("guest-stats"), self._wall_clock())
+
+    async def request_stats(self, interval: int) -> None:
+        """Have QEMU ask the guest for statistics now, and every interval from then on.
+
+        Args:
+            interval: Seconds, an integer from 0 to 4294967295; 0 counts as 1.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+
+        Cancellation: the interval may be left at 0, at ``interval``, or unchanged.
+        """
+        require_interval(interval, "interval")
+        # QEMU asks at once when the interval goes from 0 to anything else.
+        await self.set_stats_interval(0)
+        await self.set_stats_interval(max(interval, 1))
+
+    async def get_stats_interval(self) -> int:
+        """Return how often QEMU asks the guest for statistics, in seconds; 0: never.
+
+        Raises the same as :meth:`stats`, and is cancelled like it.
+        """
+        value = await self._get("guest-stats-polling-interval")
+        if not is_interval(value):
+            what = f"the statistics interval of {self.path} is {value!r:.80}"
+            raise ProtocolError(prefix_name(self.monitor, what))
+        return value
+
+    async def set_stats_interval(self, seconds: int) -> None:
+        """Set how often QEMU asks the guest for statistics.
+
+        Args:
+            seconds: An integer from 0 to 4294967295; 0 stops it.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+
+        Cancellation: the interval may or may not have been set.
+        """
+        require_interval(seconds, "seconds")
+        await self._set("guest-stats-polling-interval", seconds)
+
+    @asynccontextmanager
+    async def stats_interval(self, seconds: int) -> AsyncGenerator[None, None]:
+        """Have QEMU ask for statistics at an interval within an ``async with`` block.
+
+        The end of the block restores the interval, also after an exception or a
+        cancellation.
+
+        Args:
+            seconds: An integer from 0 to 4294967295; 0 stops it.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+        """
+        require_interval(seconds, "seconds")
+        async with self.restore_stats_interval():
+            await self.set_stats_interval(seconds)
+            yield
+
+    @asynccontextmanager
+    async def restore_stats_interval(self) -> AsyncGenerator[int, None]:
+        """Restore the statistics interval at the end of an ``async with`` block.
+
+        Yields:
+            The interval in seconds, as it is at the beginning.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+        """
+        interval = await self.get_stats_interval()
+        try:
+            yield interval
+        finally:
+            # If the monitor or the device is gone there is nothing to restore, and an
+            # error raised here would hide how the block ended.
+            with self.monitor.shield(CLEANUP_TIMEOUT), suppress(QmpBalloonError):
+                await self.set_stats_interval(interval)
+
+    async def features(self) -> dict[str, bool]:
+        """Return which of the device's optional features are on.
+
+        A feature that this QEMU does not know is left out.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        features: dict[str, bool] = {}
+        for name in _FEATURES:
+            try:
+                features[name] = bool(await self._get(name))
+            except CommandError:
+                continue
+        return features
+
+    async def is_running(self) -> bool:
+        """Return whether the VM runs. The balloon of a paused one does not move.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        return await self.why_stopped() is None
+
+    async def why_stopped(self) -> str | None:
+        """Return why the VM does not run and what to do; ``None`` if it runs.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        match await self.monitor.execute("query-status"):
+            case {"running": False, "status": str(status)}:
+                return explain_status(status)
+            case {"running": False}:
+                return _PAUSED
+            case _:
+                return None
+
+    async def _query_balloon(self) -> tuple[int, dict[str, object]]:
+        """Return the bytes the guest has, and the other members of QEMU's answer."""
+        answer = await self._execute("query-balloon")
         match answer:
             case {"actual": int(actual)} if is_size(actual):
                 extra = dict(cast("Mapping[str, object]", answer))
                 del extra["actual"]
                 return actual, extra
             case _:
-                raise ProtocolError(
-                    said_of(self.monitor, f"query-balloon returned {answer!r:.80}")
-                )
+                what = f"query-balloon returned {answer!r:.80}"
+                raise ProtocolError(prefix_name(self.monitor, what))
 
-    async def total(self) -> int | None:
-        """Sum up the RAM that a balloon can be about: the base and the DIMMs."""
+    async def _query_total(self) -> int | None:
+        """Return the bytes of RAM that the balloon can take from: base and DIMMs."""
         try:
-            summary = await self.execute("query-memory-size-summary")
+            summary = await self._execute("query-memory-size-summary")
             match summary:
                 case {"base-memory": int(base), "plugged-memory": 0} if is_size(base):
                     return base
                 case {"base-memory": int(base)} if is_size(base):
                     # Virtio-mem and NVDIMMs count as plugged, but cannot be
                     # ballooned: look which devices there are.
-                    return base + _dimms(await self.execute("query-memory-devices"))
+                    return base + _sum_dimms(
+                        await self._execute("query-memory-devices")
+                    )
                 case _:
                     return None
         except CommandNotFound:
             return None
 
-    async def features(self) -> dict[str, bool]:
-        """Return which optional features are on, of those that this QEMU knows."""
-        features: dict[str, bool] = {}
-        for name in _FEATURES:
-            try:
-                features[name] = bool(await self.get(name))
-            except CommandError:
-                continue
-        return features
-
-    async def get(self, name: str) -> object:
+    async def _get(self, name: str) -> object:
         """Read a property of the device."""
-        return await self.execute("qom-get", {"path": self.path, "property": name})
+        return await self._execute("qom-get", {"path": self.path, "property": name})
 
-    async def set(self, name: str, value: object) -> None:
+    async def _set(self, name: str, value: object) -> None:
         """Write a property of the device."""
         arguments = {"path": self.path, "property": name, "value": value}
-        await self.execute("qom-set", arguments)
+        await self._execute("qom-set", arguments)
 
-    async def execute(
+    async def _execute(
         self, command: str, arguments: Mapping[str, object] | None = None
     ) -> object:
-        """Run a command; say what its failures mean for a balloon."""
+        """Run a command, and raise its errors as those of a balloon."""
         try:
             return await self.monitor.execute(command, arguments)
         except DeviceNotFound as error:
-            raise NoBalloonDevice(self._gone) from error
+            raise NoBalloonDevice(self._describe_loss()) from error
         except CommandError as error:
             match error.error_class:
                 case "DeviceNotActive":
-                    raise NoBalloonDevice(self._gone) from error
+                    raise NoBalloonDevice(self._describe_loss()) from error
                 case "KVMMissingCap":
                     why = f"this host cannot drive a balloon: {error.desc}"
-                    raise BalloonUnavailable(said_of(self.monitor, why)) from error
+                    raise BalloonUnavailable(prefix_name(self.monitor, why)) from error
                 case _:
                     raise
 
-    @property
-    def _gone(self) -> str:
-        """Say what has become of a device that was found before."""
-        gone = (
+    def _describe_loss(self) -> str:
+        """Return the message about a device that was found and is no longer there."""
+        loss = (
             f"the balloon {self.path} is gone: it was unplugged; open the VM anew once"
             " it has one again"
         )
-        return said_of(self.monitor, gone)
+        return prefix_name(self.monitor, loss)
 
 
-def _dimms(devices: object) -> int:
+async def find_device(monitor: Monitor) -> tuple[str, str]:
+    """Find the balloon device of the VM behind a monitor.
+
+    Args:
+        monitor: The way to QEMU.
+
+    Returns:
+        The device's path in QOM, and its QOM type.
+
+    Raises:
+        NoBalloonDevice: The VM has none.
+        MonitorError: QEMU cannot be asked.
+
+    Cancellation: takes effect at once and changes nothing.
+    """
+    for container in _CONTAINERS:
+        for name, kind in await _list_children(monitor, container):
+            if kind in _TYPES:
+                return f"{container}/{name}", kind
+    missing = (
+        "this VM has no balloon: start it with -device virtio-balloon-pci,id=balloon0"
+    )
+    raise NoBalloonDevice(prefix_name(monitor, missing))
+
+
+def explain_status(status: str) -> str:
+    """Return what a VM that does not run is doing, and what to do about it.
+
+    Args:
+        status: The state of the VM, as ``query-status`` names it.
+    """
+    return _STATUSES.get(status, f"the VM is in the state {status!r} and does not run")
+
+
+async def _list_children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
+    """List the objects below a path, by name and type."""
+    try:
+        entries = await monitor.execute("qom-list", {"path": path})
+    except DeviceNotFound:
+        return []
+    if not isinstance(entries, list):
+        raise ProtocolError(prefix_name(monitor, f"qom-list returned {entries!r:.80}"))
+    children: list[tuple[str, str]] = []
+    for entry in cast("list[object]", entries):
+        match entry:
+            case {"name": str(name), "type": str(kind)} if kind.startswith("child<"):
+                children.append((name, kind[len("child<") : -1]))
+            case _:
+                pass
+    return children
+
+
+def _sum_dimms(devices: object) -> int:
+    """Return the bytes of all DIMMs in an answer of ``query-memory-devices``."""
     total = 0
     for device in cast("list[object]", devices) if isinstance(devices, list) else []:
         match device:

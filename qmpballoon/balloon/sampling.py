@@ -1,41 +1,76 @@
-"""What was seen of a balloon and its guest, sample by sample.
+"""Fresh statistics, samples taken many times a second, and what they add up to.
 
-Charts, reports and the ``watch`` command are all drawn from this, so that they
-agree with each other.
+QEMU's polling interval is a whole number of seconds, but QEMU asks the guest at once
+when the interval goes from 0 to anything else. So :func:`refresh_stats` and
+:class:`Sampler` set the interval to 0 and back for each answer they want. On an idle
+guest this costs next to nothing up to 25 times a second.
+
+QEMU keeps the time of an answer in whole seconds, too. So an answer counts as new when
+any of its figures has changed, or when it is of another second.
+
+Source: ``balloon_stats_set_poll_interval`` in QEMU's hw/virtio/virtio-balloon.c; QAPI
+reference, ``qom-set``.
 """
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from attrs import asdict, frozen
 
-from qmpballoon._checks import require_count
+from qmpballoon._checks import require_count, require_seconds
+from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.errors import StatsUnavailable
+from qmpballoon.monitor import prefix_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
-    from qmpballoon.balloon.stats import GuestStats
+    from qmpballoon.balloon.device import Device
 
-__all__ = ["Sample", "Timeline"]
+__all__ = [
+    "ANSWER_TIMEOUT",
+    "KEPT",
+    "Sample",
+    "Sampler",
+    "Snapshot",
+    "Timeline",
+    "open_sampler",
+    "refresh_stats",
+]
 
+ANSWER_TIMEOUT: Final = 3.0
+"""Seconds to wait for a guest's answer. A guest that is well takes milliseconds; one
+that is short of memory can take a second or two."""
+
+KEPT: Final = "kept"
+"""The mark of the sample from which on ``keep`` keeps the memory."""
+
+_ANSWER_POLL: Final = 0.01  # seconds between two looks for the guest's answer
+# A guest answers within milliseconds. After so many seconds without any change, a
+# sample of the second of the question is taken as new: its figures are just the same.
+_GRACE: Final = 0.1
+# Where the second of the question is not known, the guest is asked again after so many
+# seconds, until an answer is of another second than the last one.
+_ASK_AGAIN: Final = 0.5
 _SMALLEST: Final = 2  # samples: the first and the last
 
 
 @frozen
 class Sample:
-    """What was known at one moment; ``None`` where a thing was not.
+    """Guest, balloon and host at one moment; what is not known is ``None``.
 
     Attributes:
         t: Seconds since the beginning.
-        target: Bytes the guest was asked to come to, by us.
+        target: Bytes of the target that we set.
         actual: Bytes the guest has.
-        total: Bytes of memory the guest's kernel manages.
+        total: Bytes of memory that the guest's kernel manages.
         free: Bytes that nothing in the guest uses.
         available: Bytes the guest could have without swapping.
         disk_caches: Bytes of the guest's page cache.
         resident: Bytes of the host's memory that QEMU holds.
-        mark: A word on what happened then, such as ``"stalled"``; else ``None``.
+        mark: A word on what happened then, such as ``"stalled"``; usually ``None``.
     """
 
     t: float
@@ -59,7 +94,7 @@ class Sample:
         resident: int | None,
         mark: str | None = None,
     ) -> Sample:
-        """Return what a guest says, with what is known of its balloon and its host."""
+        """Make a sample of a guest's statistics and the sizes of that moment."""
         return cls(
             t=t,
             target=target,
@@ -80,12 +115,12 @@ class Sample:
 class Timeline:
     """Samples in the order of time, in bounded memory.
 
-    When there are more than ``capacity``, every second one of them goes, but for
-    the first, the last and, as long as they are few, the marked ones: a timeline of
-    days gets coarser, and neither longer nor cut.
+    When there are more than ``capacity``, every second sample is dropped. The first and
+    the last stay, and so do the marked ones unless they are more than half of the
+    capacity. So the timeline of a long run is coarser, and covers all of it.
 
     Args:
-        capacity: How many samples to hold at most, 2 or more.
+        capacity: The largest number of samples to hold, 2 or more.
     """
 
     def __init__(self, capacity: int = 10_000) -> None:
@@ -106,7 +141,11 @@ class Timeline:
         return self._samples[index]
 
     def add(self, sample: Sample) -> None:
-        """Append a sample, which must not be older than the last one."""
+        """Append a sample.
+
+        Raises:
+            ValueError: The sample is older than the last one.
+        """
         if self._samples and sample.t < self._samples[-1].t:
             raise ValueError(f"a sample of {sample.t} s is older than the last one")
         self._samples.append(sample)
@@ -114,6 +153,7 @@ class Timeline:
             self._thin()
 
     def _thin(self) -> None:
+        """Drop every second sample that need not stay."""
         samples = self._samples
         marked = sum(sample.mark is not None for sample in samples)
         few = marked <= self._capacity // 2
@@ -127,3 +167,203 @@ class Timeline:
     def to_json(self) -> list[dict[str, object]]:
         """Return the samples as the command prints them."""
         return [sample.to_json() for sample in self._samples]
+
+
+@frozen
+class Snapshot:
+    """Guest and host at one moment, with all statistics.
+
+    Attributes:
+        stats: The guest's statistics.
+        actual: Bytes the guest had.
+        resident: Bytes of host memory that QEMU held; ``None`` if that is not known.
+    """
+
+    stats: GuestStats
+    actual: int
+    resident: int | None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it."""
+        return {
+            "stats": self.stats.to_json(),
+            "actual": self.actual,
+            "resident": self.resident,
+        }
+
+
+class Sampler:
+    """Reads guest, balloon and host time and again.
+
+    Get one from :meth:`~qmpballoon.balloon.Balloon.sampler`::
+
+        async with balloon.sampler() as sampler:
+            while True:
+                await balloon.monitor.sleep(0.5)
+                print(await sampler.take())
+
+    Args:
+        device: The balloon to sample.
+        interval: The statistics interval in seconds to set while sampling.
+
+    Attributes:
+        stats: The guest's last answer.
+        basis: Bytes the guest had when it was asked for that answer. If the balloon
+            has grown since, the guest has less now, and less available by as much.
+        start: The time of the monitor's clock at the beginning, in seconds.
+        silence: Seconds without an answer that is known to be new; 0 if the last
+            sample is new.
+    """
+
+    def __init__(self, device: Device, interval: int) -> None:
+        self.stats: GuestStats = GuestStats()
+        self.basis: int = 0
+        self.start: float = device.monitor.now()
+        self.silence: float = 0.0
+        self._device = device
+        self._interval = interval
+        self._answered_at = self.start
+        self._asked_at_size = 0
+
+    async def begin(self) -> None:
+        """Ask the guest for the first time."""
+        self.stats = await self._device.stats()
+        self.basis = self._asked_at_size = await self._device.actual()
+        await self._device.request_stats(self._interval)
+
+    async def take(self, mark: str | None = None) -> Sample:
+        """Read the guest's last answer and its size, and ask it again.
+
+        Args:
+            mark: A word on what happens now, for the sample.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+
+        Cancellation: takes effect at once; the guest may or may not have been asked.
+        """
+        device = self._device
+        stats = await device.stats()
+        actual = await device.actual()
+        self._note_answer(stats, actual, device.monitor.now())
+        sample = Sample.of(
+            device.monitor.now() - self.start,
+            stats,
+            target=device.target,
+            actual=actual,
+            resident=device.resident(),
+            mark=mark,
+        )
+        await device.request_stats(self._interval)
+        return sample
+
+    def _note_answer(self, stats: GuestStats, actual: int, now: float) -> None:
+        """Note whether the guest has answered, and which size its answer is about."""
+        # A reset erases the statistics: that is no answer.
+        if stats.last_update is not None and not stats.same_sample(self.stats):
+            self._answered_at = now
+            # A late answer can be to any question since the last answer. The size at
+            # the first of those questions is the cautious choice: with it the guest
+            # seems to use the most.
+            self.basis, self._asked_at_size = self._asked_at_size, actual
+        self.silence = now - self._answered_at
+        self.stats = stats
+
+
+@asynccontextmanager
+async def open_sampler(device: Device) -> AsyncGenerator[Sampler, None]:
+    """Yield a sampler; see :meth:`~qmpballoon.balloon.Balloon.sampler`."""
+    async with device.restore_stats_interval() as interval:
+        sampler = Sampler(device, interval)
+        await sampler.begin()
+        yield sampler
+
+
+async def refresh_stats(
+    device: Device, *, timeout: float = ANSWER_TIMEOUT
+) -> GuestStats:
+    """Ask for new statistics; see :meth:`~qmpballoon.balloon.Balloon.refresh_stats`."""
+    require_seconds(timeout, "timeout")
+    async with device.restore_stats_interval() as interval:
+        stats = await _ask(device, interval, timeout)
+    if stats is None:
+        why = await _explain_silence(device, timeout)
+        raise StatsUnavailable(prefix_name(device.monitor, why))
+    return stats
+
+
+async def _ask(device: Device, interval: int, timeout: float) -> GuestStats | None:
+    """Ask the guest until it gives a new answer; ``None`` if time is up before."""
+    monitor = device.monitor
+    deadline = monitor.now() + timeout
+    question = _Question(device, await device.stats(), device.wall_time())
+    while (now := monitor.now()) < deadline:
+        await device.request_stats(interval)
+        stats = await question.await_answer(
+            now + _GRACE, min(now + _ASK_AGAIN, deadline)
+        )
+        if stats is not None:
+            return stats
+    return None
+
+
+async def _explain_silence(device: Device, timeout: float) -> str:
+    """Say why a guest did not answer, as far as that can be told from outside."""
+    stopped = await device.why_stopped()
+    if stopped is not None:
+        why = stopped
+    elif (await device.stats()).last_update is None:
+        why = (
+            "it never did: load virtio_balloon in the guest (on Windows install"
+            " the Balloon Service too)"
+        )
+    else:
+        why = "it did before: the guest hangs, or its balloon driver was unloaded"
+    return f"the guest did not report its memory within {timeout:g} s; {why}"
+
+
+@frozen
+class _Question:
+    """A question to a guest, and what was known before it.
+
+    Attributes:
+        device: The guest's balloon.
+        before: The guest's last answer before.
+        asked_at: When it was asked, in seconds since the epoch, if that is known.
+    """
+
+    device: Device
+    before: GuestStats
+    asked_at: float | None
+
+    async def await_answer(self, grace_end: float, end: float) -> GuestStats | None:
+        """Wait for a new answer; ``None`` if there is none by the end.
+
+        Args:
+            grace_end: When an answer with the old figures, of the second of the
+                question, begins to count as new; seconds of the monitor's clock.
+            end: When to stop waiting.
+        """
+        monitor = self.device.monitor
+        while monitor.now() < end:
+            await monitor.sleep(_ANSWER_POLL)
+            stats = await self.device.stats()
+            if stats.last_update is None:
+                continue
+            if not stats.same_sample(self.before):
+                return stats
+            is_new = _is_between(stats, self.asked_at, self.device.wall_time())
+            if monitor.now() >= grace_end and is_new:
+                return stats
+        return None
+
+
+def _is_between(stats: GuestStats, start: float | None, end: float | None) -> bool:
+    """Return whether a sample is of the seconds between two moments.
+
+    Both ends count. A clock that was set, or another host's, proves nothing: then this
+    is false.
+    """
+    if start is None or end is None or stats.last_update is None:
+        return False
+    return int(start) <= stats.last_update.timestamp() <= end

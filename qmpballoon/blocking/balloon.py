@@ -24,9 +24,9 @@ from typing import (
     runtime_checkable,
 )
 
-from qmpballoon.balloon import find
 from qmpballoon.balloon.balloon import Balloon
-from qmpballoon.balloon.sampler import Sampler
+from qmpballoon.balloon.balloon import find_balloon as find_with_monitor
+from qmpballoon.balloon.sampling import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Mapping
@@ -48,6 +48,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 W = TypeVar("W")
+W_co = TypeVar("W_co", covariant=True)
 
 
 @runtime_checkable
@@ -106,7 +107,7 @@ def find_balloon(
         MonitorError: QEMU cannot be asked.
     """
     adapter = SyncMonitorAdapter(monitor)
-    search = find.find_balloon(adapter, resident=resident, wall_clock=wall_clock)
+    search = find_with_monitor(adapter, resident=resident, wall_clock=wall_clock)
     return BlockingBalloon(run_sync(search), monitor)
 
 
@@ -155,11 +156,16 @@ class _SyncContext(AbstractContextManager[T_co], Generic[T_co]):
         return run_sync(self._block.__aexit__(exc_type, exc, traceback))
 
 
-class _SyncWrapper(Generic[W]):
+class _SyncWrapper(Generic[W_co]):
     """An object whose coroutine methods are plain calls, made by :func:`_make_sync`."""
 
-    def __init__(self, original: W) -> None:
-        self.original = original
+    def __init__(self, original: W_co) -> None:
+        self._original = original
+
+    @property
+    def original(self) -> W_co:
+        """The original."""
+        return self._original
 
 
 def _make_sync(
@@ -241,7 +247,7 @@ class BlockingBalloon(_SyncWrapper[Balloon]):
 
 
 class BlockingSampler(_SyncWrapper[Sampler]):
-    """A :class:`~qmpballoon.balloon.sampler.Sampler` for blocking code, in plain calls.
+    """A :class:`~qmpballoon.balloon.Sampler` for blocking code, in plain calls.
 
     Attributes:
         original: The sampler.

@@ -14,7 +14,7 @@ import trio
 
 from qmpballoon import trio as client
 from qmpballoon.address import LibvirtVm
-from qmpballoon.balloon.find import find_balloon
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.errors import MonitorTimeout
 
 if TYPE_CHECKING:

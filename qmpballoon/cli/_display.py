@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from qmpballoon.balloon._resize import Progress
+    from qmpballoon.balloon.results import Progress
     from qmpballoon.balloon.sampling import Sample, Timeline
     from qmpballoon.cli.render.chart import Chart
     from qmpballoon.fleet.members import Host

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from qmpballoon.balloon._reclaim import ReclaimReport
+    from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
 
 __all__ = ["demo"]
@@ -152,7 +152,7 @@ async def _real_guest(
 async def _simulated_guest(
     memory: int, cache: int
 ) -> AsyncGenerator[tuple[Balloon, _GuestKind]]:
-    from qmpballoon.balloon.find import find_balloon  # noqa: PLC0415 - rarely used
+    from qmpballoon.balloon.balloon import find_balloon  # noqa: PLC0415 - rarely used
     from qmpballoon.testing import (  # noqa: PLC0415 - rarely used, loads trio
         GuestConfig,
         Machine,

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qmpballoon.address import Vm
-    from qmpballoon.balloon._reclaim import ReclaimOutcome, ReclaimReport
+    from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.balloon.plan import Plan
+    from qmpballoon.balloon.results import Plan, ReclaimOutcome
 
 __all__ = ["conclude", "reclaim", "reclaim_and_show"]
 

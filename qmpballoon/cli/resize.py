@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from qmpballoon.balloon._resize import HEADROOM, OnStall
+from qmpballoon.balloon.guard import RESIZE_HEADROOM
+from qmpballoon.balloon.results import OnStall
 from qmpballoon.cli import _output
 from qmpballoon.cli._display import show_progress
 from qmpballoon.cli._options import (
@@ -25,7 +26,7 @@ from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
     from qmpballoon.address import Vm
-    from qmpballoon.balloon._resize import ResizeResult
+    from qmpballoon.balloon.results import ResizeResult
 
 __all__ = ["resize"]
 
@@ -51,7 +52,7 @@ __all__ = ["resize"]
     "--headroom",
     type=read_share_or_none,
     metavar="SIZE",
-    default=f"{HEADROOM // MiB}MiB",
+    default=f"{RESIZE_HEADROOM // MiB}MiB",
     help="How much memory the guest keeps available, whatever the target. With `none`"
     " the guest may kill its processes.",
 )

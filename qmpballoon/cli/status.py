@@ -58,7 +58,7 @@ def status(
 async def _look(socket: Vm, connect_timeout: float, timeout: float) -> dict[str, Any]:
     import trio  # noqa: PLC0415 - loaded last
 
-    from qmpballoon.balloon.find import find_balloon  # noqa: PLC0415
+    from qmpballoon.balloon.balloon import find_balloon  # noqa: PLC0415
     from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415
     from qmpballoon.errors import MonitorTimeout  # noqa: PLC0415
 

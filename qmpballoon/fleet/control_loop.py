@@ -9,7 +9,7 @@ import trio
 from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import require_size
-from qmpballoon.balloon._tracker import LARGEST_PAGE
+from qmpballoon.balloon.device import LARGEST_PAGE
 from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
 
 if TYPE_CHECKING:

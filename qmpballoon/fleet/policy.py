@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import asdict, evolve, frozen
 
 from qmpballoon._checks import require_size
-from qmpballoon.balloon._tracker import PAGE
+from qmpballoon.balloon.device import PAGE
 from qmpballoon.fleet.members import STEP, Host, Member
 from qmpballoon.fleet.water_filling import Vessel, pour
 from qmpballoon.sizes import MiB, format_size

@@ -26,9 +26,9 @@ from attrs import asdict, define, evolve, field, frozen
 from qmpballoon._checks import require_seconds
 from qmpballoon._transport.qemu_process import read_resident
 from qmpballoon.address import LibvirtVm
-from qmpballoon.balloon._resize import HEADROOM
-from qmpballoon.balloon._tracker import StallLimits
-from qmpballoon.balloon.find import find_balloon
+from qmpballoon.balloon import StallLimits
+from qmpballoon.balloon.balloon import find_balloon
+from qmpballoon.balloon.guard import RESIZE_HEADROOM
 from qmpballoon.errors import (
     BalloonUnavailable,
     MonitorBusy,
@@ -417,7 +417,7 @@ class Supervisor:
         """Bring a VM to a size, watched by whoever knows best how to."""
         record = attendant.record
         attendant.wanted, attendant.told = None, trio.Event()
-        headroom = record.bounds.headroom if record.bounds else HEADROOM
+        headroom = record.bounds.headroom if record.bounds else RESIZE_HEADROOM
         before = record.actual or target
         try:
             if target > before:

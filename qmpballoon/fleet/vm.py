@@ -17,7 +17,7 @@ from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.members import Member
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon._resize import ResizeResult
+    from qmpballoon.balloon.results import ResizeResult
     from qmpballoon.fleet.spec import Bounds, Spec
 
 __all__ = ["STATES", "Counters", "Growth", "Record", "State", "View"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
-from qmpballoon.balloon._tracker import PAGE
+from qmpballoon.balloon.device import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

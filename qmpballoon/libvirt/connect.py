@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from qmpballoon._transport import qemu_process
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
-from qmpballoon.balloon import find
+from qmpballoon.balloon.balloon import find_balloon as find_with_monitor
 from qmpballoon.blocking import balloon
 from qmpballoon.libvirt.monitor import (
     AsyncioLibvirtMonitor,
@@ -113,7 +113,7 @@ async def _find(
     wall_clock: Callable[[], float],
 ) -> Balloon:
     monitor.pid = await find_pid(domain, monitor)
-    return await find.find_balloon(
+    return await find_with_monitor(
         monitor, resident=monitor.resident, wall_clock=wall_clock
     )
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.sockets import OPEN_TIMEOUT
-from qmpballoon.balloon.find import find_balloon
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.trio.connect import Target, open_balloon, open_monitor
 from qmpballoon.trio.monitor import EventSubscription, TrioMonitor
 

@@ -14,7 +14,7 @@ from qmpballoon._transport import sockets
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.sockets import OPEN_TIMEOUT
-from qmpballoon.balloon.find import find_balloon
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.trio._streams import SocketTransport, StreamTransport
 from qmpballoon.trio.monitor import TrioMonitor
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
 
-from qmpballoon.balloon.balloon import Balloon, BalloonInfo
+from qmpballoon.balloon.balloon import Balloon
+from qmpballoon.balloon.results import BalloonInfo
 from qmpballoon.errors import (
     BalloonUnavailable,
     CommandError,

@@ -9,9 +9,9 @@ import pytest
 from attrs import evolve
 from simulation import make_balloon, make_machine, run
 
-from qmpballoon.balloon._diagnosis import Evidence, StallKind, explain, gather
-from qmpballoon.balloon._shrink import Squeezed
+from qmpballoon.balloon._diagnosis import Evidence, explain, gather
 from qmpballoon.balloon._tracker import Tracker
+from qmpballoon.balloon.results import Ending, StallKind
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import GuestConfig
@@ -25,7 +25,7 @@ HEALTHY = Evidence(
     ),
     answers=True,
 )
-STALLED = Squeezed("stalled")
+STALLED = Ending("stalled")
 
 
 def moved(target: int = GiB, *sizes: int) -> Tracker:
@@ -39,7 +39,7 @@ def stats(**changed: Any) -> GuestStats:  # noqa: ANN401 - any of its fields
     return evolve(HEALTHY.stats, **changed)
 
 
-CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
+CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Ending]] = [
     ("paused", moved(), HEALTHY, evolve(HEALTHY, stopped="the VM is paused"), STALLED),
     (
         "no-driver",
@@ -109,14 +109,14 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Squeezed]] = [
         moved(GiB, 2 * GiB),
         HEALTHY,
         HEALTHY,
-        Squeezed("spent", "it keeps 32 MiB"),
+        Ending("spent", "it keeps 32 MiB"),
     ),
     (
         "slow",
         moved(GiB, 2 * GiB),
         HEALTHY,
         evolve(HEALTHY, resident=2 * GiB),
-        Squeezed("timed-out"),
+        Ending("timed-out"),
     ),
     # What was never touched frees nothing: that is no sign of anything.
     (
@@ -148,7 +148,7 @@ def test_each_kind_is_told_by_its_evidence(
     tracker: Tracker,
     before: Evidence,
     after: Evidence,
-    end: Squeezed,
+    end: Ending,
 ) -> None:
     diagnosis = explain(tracker, before, after, end)
     assert diagnosis.kind == kind
@@ -161,7 +161,7 @@ def test_every_kind_is_tried() -> None:
 
 
 def test_what_held_the_guest_up_is_told_unless_something_else_is_plain() -> None:
-    end = Squeezed("spent", "it keeps 32 MiB")
+    end = Ending("spent", "it keeps 32 MiB")
     tracker = moved(GiB, 2 * GiB)
     assert "it keeps 32 MiB" in explain(tracker, HEALTHY, HEALTHY, end).detail
     after = evolve(HEALTHY, stopped="the VM is paused")

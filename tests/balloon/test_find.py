@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from simulation import SimulatedMonitor, make_machine, run
 
-from qmpballoon.balloon.find import find_balloon
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.errors import MonitorClosed, NoBalloonDevice, ProtocolError
 
 TYPES = [

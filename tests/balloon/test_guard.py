@@ -1,22 +1,25 @@
-"""Whatever a guest says, the governor keeps its limits; and its plans add up."""
+"""Whatever a guest says, the controller keeps its limits; and its plans add up."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._controller import Governor
-from qmpballoon.balloon._pressure import StrainLimits
-from qmpballoon.balloon._tracker import LARGEST_PAGE, PAGE
+from qmpballoon.balloon._controller import Controller
+from qmpballoon.balloon._pressure import PressureLimits
+from qmpballoon.balloon._reclaim import make_plan
+from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.guard import Guard, Limits
-from qmpballoon.balloon.plan import Plan, make_plan
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB, TiB
+
+if TYPE_CHECKING:
+    from qmpballoon.balloon.results import Plan
 
 pages = st.integers(1, 4 * GiB // PAGE).map(lambda count: count * PAGE)
 figures = st.none() | st.integers(0, 2**63 - 1)
@@ -50,19 +53,19 @@ def stats(available: int | None, oom_kills: int | None = None) -> GuestStats:
     st.none() | lies,
     st.lists(looks, max_size=30),
 )
-def test_no_guest_can_talk_a_governor_past_its_limits(
+def test_no_guest_can_talk_a_controller_past_its_limits(
     limits: Limits,
     start: int,
     bottom: int,
     first: GuestStats | None,
     seen: list[tuple[int, int, GuestStats, float]],
 ) -> None:
-    governor = Governor(limits, start, bottom, first)
+    controller = Controller(limits, start, bottom, first)
     lowest = max(limits.floor, bottom, 1)
     before = start
     for number, (actual, basis, said, silence) in enumerate(seen):
         seconds = number * 0.04
-        decision = governor.decide(seconds, actual, basis, said, silence)
+        decision = controller.decide(seconds, actual, basis, said, silence)
         if decision.action in {"reached", "spent"}:
             assert decision.target == actual
             continue
@@ -85,22 +88,23 @@ def test_a_stale_sample_moves_nothing(
 ) -> None:
     actual, basis, said, _ = look
     limits = Limits(headroom=headroom, floor=floor, step=128 * MiB)
-    governor = Governor(limits, 4 * GiB, 0, stats(2 * GiB))
-    first = governor.decide(0, 4 * GiB, 4 * GiB, stats(2 * GiB), 0.0)
+    controller = Controller(limits, 4 * GiB, 0, stats(2 * GiB))
+    first = controller.decide(0, 4 * GiB, 4 * GiB, stats(2 * GiB), 0.0)
     assume(first.action == "take" and first.target != 4 * GiB)
-    decision = governor.decide(0.04, actual, basis, said, 0.04)
+    decision = controller.decide(0.04, actual, basis, said, 0.04)
     if decision.action != "trouble":
         assert (decision.action, decision.target) == ("take", first.target)
 
 
-def settle(governor: Governor, guest: Guest, ticks: int = 2000) -> str:  # how it ended
+def settle(controller: Controller, guest: Guest, ticks: int = 2000) -> str:
+    """Run a controller on a guest, and return how it ended."""
     target = guest.actual
     for tick in range(ticks):
         basis, available = guest.actual, guest.available(tick)
         assert available >= 0
         guest.move(target)  # while the answer is on its way
         said = stats(available)
-        decision = governor.decide(tick * 0.04, guest.actual, basis, said, 0.0)
+        decision = controller.decide(tick * 0.04, guest.actual, basis, said, 0.0)
         if decision.action != "take":
             return decision.action
         target = decision.target
@@ -145,7 +149,7 @@ def test_it_ends_at_the_headroom_whatever_the_guests_unit(
 ) -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
     guest = Guest(4 * GiB, used, unit, speed, noise)
-    action = settle(Governor(limits, 4 * GiB, 0, stats(4 * GiB - used)), guest)
+    action = settle(Controller(limits, 4 * GiB, 0, stats(4 * GiB - used)), guest)
     assert action == "spent"
     # A 16th of the headroom, and what wavers.
     assert abs(guest.actual - used - 100 * MiB) <= 7 * MiB
@@ -164,7 +168,7 @@ def test_it_ends_soon_though_the_guest_tells_small_changes_not(
     limits = Limits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
     guest = Guest(GiB, used, PAGE, speed, 0, grain=grain)
     there_in = (GiB - used - 100 * MiB) // speed
-    settle(Governor(limits, GiB, 0, stats(GiB - used)), guest, ticks=there_in + 40)
+    settle(Controller(limits, GiB, 0, stats(GiB - used)), guest, ticks=there_in + 40)
     assert abs(guest.actual - used - 100 * MiB) <= 7 * MiB + grain
 
 
@@ -179,7 +183,7 @@ def test_it_ends_at_the_bottom_whatever_the_guests_unit(
     limits = Limits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
     guest = Guest(4 * GiB, 1 * MiB, unit, speed, 0)
     bottom = max(bottom, 200 * MiB)
-    action = settle(Governor(limits, 4 * GiB, bottom, stats(4 * GiB - MiB)), guest)
+    action = settle(Controller(limits, 4 * GiB, bottom, stats(4 * GiB - MiB)), guest)
     assert action == "reached"
     assert abs(guest.actual - bottom) < LARGEST_PAGE
 
@@ -187,15 +191,15 @@ def test_it_ends_at_the_bottom_whatever_the_guests_unit(
 def test_a_moving_balloon_is_paired_with_the_size_the_guest_spoke_of() -> None:
     # By the time it is read, the guest has 40 MiB less than when it was asked.
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
-    governor = Governor(limits, GiB, 0, stats(600 * MiB))
-    decision = governor.decide(1, 960 * MiB, 1000 * MiB, stats(500 * MiB), 0.0)
+    controller = Controller(limits, GiB, 0, stats(600 * MiB))
+    decision = controller.decide(1, 960 * MiB, 1000 * MiB, stats(500 * MiB), 0.0)
     assert decision.target == 600 * MiB
 
 
 def test_a_guest_below_its_headroom_gets_what_it_lacks_and_no_more() -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
-    governor = Governor(limits, GiB, 0, stats(600 * MiB))
-    decision = governor.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
+    controller = Controller(limits, GiB, 0, stats(600 * MiB))
+    decision = controller.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
     assert (decision.action, decision.target) == ("take", 530 * MiB)
     assert "70 MiB" in decision.reason
 
@@ -215,8 +219,8 @@ def test_trouble_gives_everything_back(
     said: GuestStats, silence: float, reason: str
 ) -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
-    governor = Governor(limits, GiB, 0, stats(600 * MiB, oom_kills=2))
-    decision = governor.decide(1, 500 * MiB, 500 * MiB, said, silence)
+    controller = Controller(limits, GiB, 0, stats(600 * MiB, oom_kills=2))
+    decision = controller.decide(1, 500 * MiB, 500 * MiB, said, silence)
     assert (decision.action, decision.target) == ("trouble", GiB)
     assert reason in decision.reason
 
@@ -224,47 +228,47 @@ def test_trouble_gives_everything_back(
 def test_oom_kills_of_before_are_no_trouble_nor_is_hearing_of_them_late() -> None:
     limits = Limits(headroom=MiB, floor=MiB)
     for first in (2, None):
-        governor = Governor(limits, GiB, 0, stats(600 * MiB, oom_kills=first))
+        controller = Controller(limits, GiB, 0, stats(600 * MiB, oom_kills=first))
         said = stats(500 * MiB, oom_kills=2)
-        assert governor.decide(1, GiB, GiB, said, 0.0).action == "take"
+        assert controller.decide(1, GiB, GiB, said, 0.0).action == "take"
 
 
 def test_a_guest_that_has_little_from_the_start_is_no_emergency() -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
-    governor = Governor(limits, GiB, 0, stats(30 * MiB))
+    controller = Controller(limits, GiB, 0, stats(30 * MiB))
     for seconds in (0, 1):
-        decision = governor.decide(seconds, GiB, GiB, stats(30 * MiB), 0.0)
+        decision = controller.decide(seconds, GiB, GiB, stats(30 * MiB), 0.0)
         assert decision.target == GiB
     assert decision.action == "spent"
 
 
 def test_passing_through_the_headroom_is_not_resting_there() -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
-    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    controller = Controller(limits, GiB, 0, stats(600 * MiB))
     for tick in range(20):  # it allocates 10 MiB a tick, and gets them
         size = 500 * MiB + tick * 10 * MiB
         said = stats(100 * MiB if tick == 0 else 90 * MiB)
-        decision = governor.decide(tick * 0.02, size, size, said, 0.0)
+        decision = controller.decide(tick * 0.02, size, size, said, 0.0)
         assert decision.action == "take"
     # It says the same again and again: at rest, it is there.
     for tick in range(5):
-        governor.decide(2 + tick, size, size, stats(100 * MiB), 0.0)
-    assert governor.decide(6.06, size, size, stats(100 * MiB), 0.06).action == "spent"
+        controller.decide(2 + tick, size, size, stats(100 * MiB), 0.0)
+    assert controller.decide(6.06, size, size, stats(100 * MiB), 0.06).action == "spent"
 
 
 def test_a_guest_that_allocates_gets_what_it_may_come_to_use() -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
-    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    controller = Controller(limits, GiB, 0, stats(600 * MiB))
     # 20 MiB more in every answer; 50 MiB above its headroom after the fourth.
     for tick in range(5):
         said = stats((230 - 20 * tick) * MiB)
-        decision = governor.decide(1 + tick / 25, 600 * MiB, 600 * MiB, said, 0.0)
+        decision = controller.decide(1 + tick / 25, 600 * MiB, 600 * MiB, said, 0.0)
     assert decision.target == (600 - 50 + 80) * MiB
     # With plenty left it can have what it wants, and give the rest.
-    governor = Governor(limits, 8 * GiB, 0, stats(6 * GiB))
+    controller = Controller(limits, 8 * GiB, 0, stats(6 * GiB))
     for tick in range(5):
         said = stats(6 * GiB - 20 * tick * MiB)
-        decision = governor.decide(1 + tick / 25, 8 * GiB, 8 * GiB, said, 0.0)
+        decision = controller.decide(1 + tick / 25, 8 * GiB, 8 * GiB, said, 0.0)
     assert decision.target == (2048 + 100 + 80 + 80) * MiB
 
 
@@ -275,12 +279,12 @@ def test_a_guest_near_its_headroom_that_says_the_same_again_is_at_rest(
     available: int, *, at_rest: bool
 ) -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
-    governor = Governor(limits, GiB, 0, stats(600 * MiB))
+    controller = Controller(limits, GiB, 0, stats(600 * MiB))
     said = stats(available * MiB)
-    size = governor.decide(1, 500 * MiB, 500 * MiB, said, 0.0).target
+    size = controller.decide(1, 500 * MiB, 500 * MiB, said, 0.0).target
     assert size == (600 - available) * MiB
     ends = [
-        governor.decide(1 + tick / 20, size, size, said, tick / 20).action != "take"
+        controller.decide(1 + tick / 20, size, size, said, tick / 20).action != "take"
         for tick in range(1, 30)
     ]
     assert not any(ends[:9])
@@ -289,24 +293,24 @@ def test_a_guest_near_its_headroom_that_says_the_same_again_is_at_rest(
 
 def test_a_guest_that_was_in_need_is_let_alone_for_a_while() -> None:
     limits = Limits(headroom=100 * MiB, floor=64 * MiB)
-    governor = Governor(limits, GiB, 0, stats(600 * MiB))
-    governor.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
+    controller = Controller(limits, GiB, 0, stats(600 * MiB))
+    controller.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
     size = 530 * MiB
     for seconds in (1.1, 1.9):
-        decision = governor.decide(seconds, size, size, stats(200 * MiB), 0.0)
+        decision = controller.decide(seconds, size, size, stats(200 * MiB), 0.0)
         assert (decision.action, decision.target) == ("take", size)
-    decision = governor.decide(2.1, size, size, stats(200 * MiB), 0.0)
+    decision = controller.decide(2.1, size, size, stats(200 * MiB), 0.0)
     assert (decision.action, decision.target) == ("take", 430 * MiB)
 
 
 def test_a_guest_that_says_nothing_is_asked_until_it_does() -> None:
     limits = Limits(headroom=100 * MiB, floor=200 * MiB)
-    governor = Governor(limits, GiB, 0, None)
-    assert governor.decide(0, GiB, GiB, stats(None), 0.0).target == 200 * MiB
-    assert governor.decide(1, GiB, GiB, stats(9 * MiB), 5.0).target == 200 * MiB
+    controller = Controller(limits, GiB, 0, None)
+    assert controller.decide(0, GiB, GiB, stats(None), 0.0).target == 200 * MiB
+    assert controller.decide(1, GiB, GiB, stats(9 * MiB), 5.0).target == 200 * MiB
     # Now it does, and is steered by that.
-    assert governor.decide(2, GiB, GiB, stats(500 * MiB), 0.0).target == 624 * MiB
-    assert governor.decide(3, GiB, GiB, stats(None), 0.0).action == "trouble"
+    assert controller.decide(2, GiB, GiB, stats(500 * MiB), 0.0).target == 624 * MiB
+    assert controller.decide(3, GiB, GiB, stats(None), 0.0).action == "trouble"
 
 
 plans = st.builds(
@@ -405,7 +409,7 @@ def test_what_is_given_holds_whatever_the_size() -> None:
         step=3 * MiB,
         max_rate=4,
         stale_after=5,
-        strain=StrainLimits(swap_rate=6, fault_rate=7, scanned=TiB // 16384),
+        pressure=PressureLimits(swap_rate=6, fault_rate=7, scanned=TiB // 16384),
     )
 
 

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine
 
-from qmpballoon.balloon._tracker import PAGE
+from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import MiB, TiB

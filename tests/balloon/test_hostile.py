@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon.balloon import Balloon
-from qmpballoon.balloon.find import find_balloon
+from qmpballoon.balloon.balloon import Balloon, find_balloon
 from qmpballoon.blocking.balloon import run_sync
 from qmpballoon.errors import ProtocolError, QmpBalloonError, make_command_error
 from qmpballoon.sizes import GiB, MiB

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
 from qmpballoon.balloon._keep import Keeper
-from qmpballoon.balloon._tracker import PAGE
+from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard, Limits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB

@@ -8,14 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._controller import Decision, Governor
-from qmpballoon.balloon._pressure import NO_STRAIN, Strain, StrainLimits, StrainMeter
+from qmpballoon.balloon._controller import Controller, Decision
+from qmpballoon.balloon._pressure import (
+    NO_PRESSURE_LIMITS,
+    Pressure,
+    PressureLimits,
+    PressureMeter,
+)
 from qmpballoon.balloon.guard import Limits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
 
 TICK = 0.05
-LIMITS = StrainLimits.of(GiB, None, None)
+LIMITS = PressureLimits.of(GiB, None, None)
 COUNTERS = (
     *("swap_out", "major_faults", "alloc_stalls", "async_scans", "async_reclaims"),
     *("direct_scans", "direct_reclaims"),
@@ -31,10 +36,10 @@ def live(
     then: dict[str, float],
     *,
     seconds: float = 3.0,
-    limits: StrainLimits = LIMITS,
-) -> list[Strain]:
+    limits: PressureLimits = LIMITS,
+) -> list[Pressure]:
     """Judge a guest that counts at some rates for a second, and then at others."""
-    meter = StrainMeter(limits)
+    meter = PressureMeter(limits)
     counts = dict.fromkeys({*before, *then}, 1e6)
     seen = []
     for tick in range(round(seconds / TICK)):
@@ -46,7 +51,7 @@ def live(
     return seen
 
 
-def worst(*lives: Any, **options: Any) -> Strain:  # noqa: ANN401 - as live takes them
+def worst(*lives: Any, **options: Any) -> Pressure:  # noqa: ANN401 - as live takes them
     order = ("none", "some", "critical")
     seen = live(*lives, **options)[::-1]  # of equals, the last
     return max(seen, key=lambda strain: order.index(strain.level))
@@ -111,7 +116,7 @@ def test_a_guest_that_always_did_is_no_emergency(rates: dict[str, float]) -> Non
 
 @pytest.mark.parametrize("rates", [{"swap_out": 4 * MiB}, {"major_faults": 300}])
 def test_strain_passes(rates: dict[str, float]) -> None:
-    meter = StrainMeter(LIMITS)
+    meter = PressureMeter(LIMITS)
     (name, rate), *_ = rates.items()
     levels = []
     for tick in range(100):
@@ -125,7 +130,7 @@ def test_strain_passes(rates: dict[str, float]) -> None:
 
 
 def test_a_restarted_guest_counts_anew() -> None:
-    meter = StrainMeter(LIMITS)
+    meter = PressureMeter(LIMITS)
     meter.observe(0.0, GuestStats(swap_out=GiB))
     meter.observe(1.0, GuestStats(swap_out=GiB))
     assert meter.observe(1.1, GuestStats(swap_out=0)).level == "none"
@@ -133,7 +138,9 @@ def test_a_restarted_guest_counts_anew() -> None:
 
 
 def test_a_larger_guest_may_do_more() -> None:
-    small, large = (StrainLimits.of(size, None, None) for size in (GiB // 2, GiB * 512))
+    small, large = (
+        PressureLimits.of(size, None, None) for size in (GiB // 2, GiB * 512)
+    )
     assert (small.swap_rate, small.fault_rate, small.scanned) == (MiB, 100, 2 * MiB)
     assert large.swap_rate == 128 * MiB
     assert large.fault_rate == 3200
@@ -152,7 +159,7 @@ counts = st.fixed_dictionaries(
 def test_whatever_a_guest_says_is_judged(
     looks: list[tuple[float, dict[str, int | None]]],
 ) -> None:
-    meters = StrainMeter(LIMITS), StrainMeter(NO_STRAIN)
+    meters = PressureMeter(LIMITS), PressureMeter(NO_PRESSURE_LIMITS)
     now = 0.0
     for pause, figures in looks:
         now += pause
@@ -161,17 +168,17 @@ def test_whatever_a_guest_says_is_judged(
         assert none.level == "none"
 
 
-# What the governor makes of it
+# What the controller makes of it
 
 
 class Suffering:
-    """A guest with plenty available, in the hands of a governor."""
+    """A guest with plenty available, in the hands of a controller."""
 
     def __init__(self, **limits: Any) -> None:  # noqa: ANN401 - as Limits takes them
         defaults: dict[str, Any] = {"headroom": 100 * MiB, "floor": 64 * MiB}
-        strain = StrainLimits.of(4 * GiB, None, None)
-        self.governor = Governor(
-            Limits(**defaults, step=128 * MiB, strain=strain, **limits),
+        strain = PressureLimits.of(4 * GiB, None, None)
+        self.controller = Controller(
+            Limits(**defaults, step=128 * MiB, pressure=strain, **limits),
             4 * GiB,
             0,
             self.stats(),
@@ -187,7 +194,7 @@ class Suffering:
     def look(self, seconds: float = TICK, **counters: int) -> Decision:
         self.seconds += seconds
         self.counters = counters or self.counters
-        decision = self.governor.decide(
+        decision = self.controller.decide(
             self.seconds, self.actual, self.actual, self.stats(), 0.0
         )
         self.actual = decision.target
@@ -244,9 +251,9 @@ def test_one_that_suffers_time_and_again_has_no_more_to_spare() -> None:
 
 def test_at_first_only_free_memory_is_taken() -> None:
     answer = GuestStats(available=2 * GiB, free=GiB)
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB, strain=LIMITS)
-    governor = Governor(limits, 4 * GiB, 0, answer)
-    first = governor.decide(0.1, 4 * GiB, 4 * GiB, answer, 0.0)
+    limits = Limits(headroom=100 * MiB, floor=64 * MiB, pressure=LIMITS)
+    controller = Controller(limits, 4 * GiB, 0, answer)
+    first = controller.decide(0.1, 4 * GiB, 4 * GiB, answer, 0.0)
     assert first.target == 3 * GiB + 100 * MiB
-    later = governor.decide(0.6, 4 * GiB, 4 * GiB, answer, 0.0)
+    later = controller.decide(0.6, 4 * GiB, 4 * GiB, answer, 0.0)
     assert later.target == 2 * GiB + 100 * MiB

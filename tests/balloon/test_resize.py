@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
-from qmpballoon.balloon._resize import HEADROOM, ResizeResult
-from qmpballoon.balloon._tracker import PAGE, StallLimits
-from qmpballoon.balloon.guard import Guard
+from qmpballoon.balloon._tracker import StallLimits
+from qmpballoon.balloon.device import PAGE
+from qmpballoon.balloon.guard import RESIZE_HEADROOM, Guard
 from qmpballoon.errors import (
     BalloonStalled,
     CommandError,
@@ -30,8 +30,8 @@ from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep, ramp
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from qmpballoon.balloon._resize import Progress
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.results import Progress, ResizeResult
     from qmpballoon.testing import Machine
 
 BOOTED = 60 * SECOND  # by then make_machine's guest is up
@@ -105,7 +105,11 @@ def test_a_guest_at_its_floor_is_left_with_its_headroom() -> None:
     assert result.diagnosis.kind == "guest-at-floor"
     assert result.actual == result.target == run(balloon.actual())
     assert left_alone(machine) == result.actual
-    assert HEADROOM - MiB <= machine.guest.memory.available <= HEADROOM + 9 * MiB
+    assert (
+        RESIZE_HEADROOM - MiB
+        <= machine.guest.memory.available
+        <= RESIZE_HEADROOM + 9 * MiB
+    )
     assert machine.guest.oom_kills == 0
 
 
@@ -156,7 +160,7 @@ def test_rolling_back_a_growth_takes_nothing_that_is_needed_by_now() -> None:
     result = run(balloon.resize(GiB, timeout=2, on_stall="rollback"))
     assert result.outcome == "rolled-back"
     assert result.actual > size + 100 * MiB
-    assert machine.guest.memory.available >= HEADROOM - 2 * MiB
+    assert machine.guest.memory.available >= RESIZE_HEADROOM - 2 * MiB
 
 
 def test_a_deadline_is_for_all_of_it() -> None:
@@ -186,8 +190,8 @@ def test_a_guest_in_need_when_time_is_up_gets_its_headroom(timeout: float) -> No
     result, _ = resize(machine, 200 * MiB, timeout=timeout, on_stall="settle")
     assert result.outcome == "timed-out"
     left_alone(machine)
-    # Within the governor's own slack.
-    assert machine.guest.memory.available >= HEADROOM - 4 * MiB
+    # Within the controller's own slack.
+    assert machine.guest.memory.available >= RESIZE_HEADROOM - 4 * MiB
     assert machine.guest.oom_kills == 0
 
 
@@ -200,7 +204,7 @@ def test_it_takes_no_longer_than_it_may(timeout: float) -> None:
     assert machine.now - start < (timeout + 0.05) * SECOND
 
 
-@pytest.mark.parametrize("headroom", [HEADROOM, None])
+@pytest.mark.parametrize("headroom", [RESIZE_HEADROOM, None])
 def test_without_a_driver_it_stalls_within_seconds(headroom: int | None) -> None:
     machine = make_machine(GuestConfig(driver=False))
     start = machine.now
@@ -279,7 +283,7 @@ def test_a_guest_that_has_more_than_qemu_says_is_not_shrunk_to_that(
     assert machine.guest.memory.balloon < MiB
 
 
-@pytest.mark.parametrize("headroom", [HEADROOM, None])
+@pytest.mark.parametrize("headroom", [RESIZE_HEADROOM, None])
 def test_memory_plugged_meanwhile_is_taken_too_or_named(headroom: int | None) -> None:
     machine = make_machine(memory=2 * GiB, slots=1, max_memory=8 * GiB)
     later(machine, 0.5, partial(plug, machine, GiB))
@@ -319,7 +323,7 @@ def test_a_guest_that_begins_to_report_is_listened_to() -> None:
     assert result.diagnosis is not None
     assert result.diagnosis.kind in {"guest-at-floor", "reset"}
     left_alone(machine)
-    assert machine.guest.memory.available >= HEADROOM - MiB
+    assert machine.guest.memory.available >= RESIZE_HEADROOM - MiB
 
 
 @pytest.mark.parametrize("seconds", [2, 3, 5])

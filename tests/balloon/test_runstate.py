@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from simulation import make_balloon, make_machine, run
 
-from qmpballoon.balloon.runstate import explain_status
+from qmpballoon.balloon.device import explain_status
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import MiB
 
@@ -20,7 +20,7 @@ REMEDIES = {
     "prelaunch": "(cont)",
     "debug": "(cont)",
     "watchdog": "(cont)",
-    "io-error": "mend",
+    "io-error": "repair",
     "inmigrate": "wait",
     "finish-migrate": "wait",
     "save-vm": "wait",

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._tracker import LARGEST_PAGE, PAGE, StallLimits, Tracker
+from qmpballoon.balloon._tracker import StallLimits, Tracker
+from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.sizes import GiB, MiB
 
 limits = st.builds(

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from qmpballoon.balloon.balloon import Balloon
-from qmpballoon.balloon.sampler import Sampler
+from qmpballoon.balloon.sampling import Sampler
 from qmpballoon.blocking.balloon import BlockingBalloon, BlockingSampler, run_sync
 
 INNER = {"begin"}  # a sampler's, for who makes it

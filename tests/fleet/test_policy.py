@@ -9,7 +9,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._tracker import PAGE
+from qmpballoon.balloon.device import PAGE
 from qmpballoon.fleet.members import Host, Member
 from qmpballoon.fleet.policy import FleetPlan, Rules, make_plan, take
 from qmpballoon.sizes import GiB, MiB

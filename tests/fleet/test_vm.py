@@ -8,8 +8,7 @@ import pytest
 from attrs import evolve
 
 from qmpballoon.address import UnixAddress
-from qmpballoon.balloon._diagnosis import Diagnosis
-from qmpballoon.balloon._resize import Outcome, ResizeResult
+from qmpballoon.balloon.results import Diagnosis, Outcome, ResizeResult
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.spec import Spec
 from qmpballoon.fleet.vm import Record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._tracker import PAGE
+from qmpballoon.balloon.device import PAGE
 from qmpballoon.fleet.water_filling import Vessel, pour
 from qmpballoon.sizes import GiB, MiB
 

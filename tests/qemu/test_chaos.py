@@ -23,8 +23,7 @@ from chaos import (
     stays_at,
 )
 
-from qmpballoon.balloon._reclaim import ReclaimReport
-from qmpballoon.balloon._tracker import StallLimits
+from qmpballoon.balloon import ReclaimReport, StallLimits
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.errors import BalloonStalled, MonitorClosed, NoBalloonDevice
 from qmpballoon.sizes import MiB

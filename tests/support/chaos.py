@@ -15,8 +15,8 @@ import trio
 from attrs import define
 from docblocks import DOCS
 
-from qmpballoon.balloon._reclaim import ReclaimReport
-from qmpballoon.balloon._resize import ResizeResult
+from qmpballoon.balloon import ReclaimReport
+from qmpballoon.balloon.results import ResizeResult
 from qmpballoon.errors import BalloonStalled, QmpBalloonError
 from qmpballoon.testing.lab._qemu import wait_ended
 from qmpballoon.trio import open_monitor

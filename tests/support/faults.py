@@ -12,7 +12,7 @@ from attrs import frozen
 from hypothesis import settings
 from simulation import SimulatedMonitor, make_balloon, run
 
-from qmpballoon.balloon._tracker import PAGE
+from qmpballoon.balloon.device import PAGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator

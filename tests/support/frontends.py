@@ -24,7 +24,7 @@ from qmpballoon import asyncio as aio
 from qmpballoon import blocking
 from qmpballoon import trio as client
 from qmpballoon.balloon.balloon import Balloon
-from qmpballoon.balloon.sampler import Sampler
+from qmpballoon.balloon.sampling import Sampler
 from qmpballoon.blocking import balloon
 
 if TYPE_CHECKING:

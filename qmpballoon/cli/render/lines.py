@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from qmpballoon.balloon._keep import KEPT
+from qmpballoon.balloon.sampling import KEPT
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:

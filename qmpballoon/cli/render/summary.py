@@ -11,7 +11,8 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from qmpballoon.balloon._reclaim import ReclaimReport, Snapshot
+    from qmpballoon.balloon import ReclaimReport
+    from qmpballoon.balloon.sampling import Snapshot
 
 __all__ = ["describe_gain", "draw_summary"]
 

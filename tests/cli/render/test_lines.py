@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qmpballoon.balloon._keep import KEPT
-from qmpballoon.balloon.sampling import Sample
+from qmpballoon.balloon.sampling import KEPT, Sample
 from qmpballoon.cli.render.lines import Lines, Phases
 from qmpballoon.sizes import GiB, MiB
 

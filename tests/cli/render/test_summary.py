@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qmpballoon.balloon._reclaim import ReclaimReport, Snapshot
+from qmpballoon.balloon import ReclaimReport
+from qmpballoon.balloon.sampling import Snapshot
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.cli.render.summary import describe_gain
 from qmpballoon.sizes import MiB

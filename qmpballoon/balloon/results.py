@@ -1,0 +1,234 @@
+"""What the calls of a balloon return, and the words they use.
+
+Values only, and nothing here imports another part of the balloon. So the exceptions
+may carry these results without a circle.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal
+
+from attrs import asdict, field, frozen
+
+from qmpballoon.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "OVERRIDDEN",
+    "BalloonInfo",
+    "Binding",
+    "Diagnosis",
+    "Ending",
+    "EndingKind",
+    "OnStall",
+    "Outcome",
+    "Phase",
+    "Plan",
+    "Progress",
+    "ReclaimOutcome",
+    "ResizeResult",
+    "StallKind",
+]
+
+Phase = Literal["waiting", "moving", "slowing", "stalled", "reached"]
+"""The state of a balloon on its way to a target: it has not moved yet; it moves; it
+moves at less than a quarter of its best rate; it is below the stall limits; it is at
+the target."""
+
+OnStall = Literal["raise", "settle", "rollback"]
+"""What ``resize`` does when the balloon does not reach its target."""
+
+Outcome = Literal["reached", "stalled", "settled", "rolled-back", "timed-out"]
+"""How a resize ended."""
+
+StallKind = Literal[
+    "no-driver",
+    "paused",
+    "guest-at-floor",
+    "slow",
+    "reset",
+    "hot-plug",
+    "inhibited",
+    "overridden",
+]
+"""Why a balloon did not reach its target."""
+
+ReclaimOutcome = Literal["done", "stopped", "refused"]
+"""How a reclaim ended: it took what was planned; it stopped early because the guest
+was in trouble; it took nothing, as the guest had nothing to spare."""
+
+Binding = Literal["headroom", "floor", "amount"]
+"""Which limit keeps a plan from taking more."""
+
+EndingKind = Literal[
+    "reached", "stalled", "timed-out", "spent", "trouble", "given-back"
+]
+"""How one movement of the balloon ended: at its target; stalled; out of time; with a
+guest that has no more to spare; with a guest in trouble; with the memory given back
+after it was kept for a while. Timelines use the same words as marks."""
+
+OVERRIDDEN: Final = (
+    "another client sets targets, too; turn its ballooning off for this VM"
+)
+"""What messages say of a balloon that moves away from the target we set."""
+
+
+@frozen
+class BalloonInfo:
+    """The size of a guest.
+
+    Attributes:
+        actual: Bytes the guest has: its RAM less what is in the balloon.
+        total: Bytes of RAM of the VM, plugged DIMMs included; ``None`` if QEMU is
+            too old to tell.
+        target: The last target in bytes that *this object* set; ``None`` if it set
+            none. QEMU has no command that returns the target.
+        extra: Other members of QEMU's answer; Proxmox VE's QEMU adds some.
+    """
+
+    actual: int
+    total: int | None = None
+    target: int | None = None
+    extra: Mapping[str, object] = field(factory=dict[str, object])
+
+    @property
+    def ballooned(self) -> int | None:
+        """Bytes in the balloon; ``None`` if ``total`` is not known."""
+        return None if self.total is None else self.total - self.actual
+
+
+@frozen
+class Diagnosis:
+    """Why a balloon stalled.
+
+    Attributes:
+        kind: The reason, for programs.
+        detail: The reason and what to do about it, for people.
+    """
+
+    kind: StallKind
+    detail: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it."""
+        return asdict(self)
+
+
+@frozen
+class Progress:
+    """How far a balloon is on its way to a target.
+
+    Attributes:
+        seconds: Seconds since the target was set.
+        before: Bytes the guest had then.
+        target: Bytes it is to have.
+        actual: Bytes it has.
+        rate: Bytes a second by which it nears the target.
+        time_left: Seconds to the target at that rate; ``None`` if it does not move.
+        phase: Its state in a word.
+    """
+
+    seconds: float
+    before: int
+    target: int
+    actual: int
+    rate: float
+    time_left: float | None
+    phase: Phase
+
+
+@frozen
+class ResizeResult:
+    """How a resize ended.
+
+    Attributes:
+        outcome: How it ended.
+        requested: Bytes that were asked for.
+        before: Bytes the guest had at the beginning.
+        actual: Bytes it has.
+        target: Bytes of the target that is set in QEMU now.
+        seconds: Seconds it took.
+        diagnosis: Why the target was not reached, or why the host did not get the
+            memory although it was reached; otherwise ``None``.
+    """
+
+    outcome: Outcome
+    requested: int
+    before: int
+    actual: int
+    target: int
+    seconds: float
+    diagnosis: Diagnosis | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it: bytes and seconds."""
+        return asdict(self)
+
+
+@frozen
+class Ending:
+    """How one movement of the balloon ended.
+
+    Attributes:
+        kind: In a word.
+        reason: What kept the guest from going on, in a few words; empty if nothing
+            did.
+    """
+
+    kind: EndingKind
+    reason: str = ""
+
+
+@frozen
+class Plan:
+    """What a reclaim would take; all sizes are bytes.
+
+    Attributes:
+        actual: What the guest has.
+        target: What it would be left with.
+        amount: What would be taken.
+        from_free: The part of ``amount`` that is free memory now.
+        from_cache: The part of ``amount`` that is page cache now.
+        available: What the guest reports as available.
+        headroom: The part of ``available`` that it keeps.
+        floor: The size below which it is never taken.
+        binding: Which limit keeps the plan from taking more.
+        seconds: An estimate of the time for taking the memory and giving it back.
+    """
+
+    actual: int
+    target: int
+    amount: int
+    from_free: int
+    from_cache: int
+    available: int
+    headroom: int
+    floor: int
+    binding: Binding
+    seconds: float
+
+    def describe(self) -> str:
+        """Return the plan as a sentence."""
+        keeps = f"the guest has {format_size(self.available)} available"
+        if self.amount == 0:
+            why = {
+                "headroom": f"{keeps}, and is to keep {format_size(self.headroom)}",
+                "floor": f"its {format_size(self.actual)} are not above the floor of"
+                f" {format_size(self.floor)}",
+                "amount": "less than a page was asked for",
+            }[self.binding]
+            return f"nothing to take: {why}"
+        binding = {
+            "headroom": f"a headroom of {format_size(self.headroom)} stays",
+            "floor": f"the floor of {format_size(self.floor)} is reached",
+            "amount": "no more was asked for",
+        }[self.binding]
+        return (
+            f"{format_size(self.amount)} can be taken, {format_size(self.from_free)}"
+            f" of it free memory and {format_size(self.from_cache)} page cache:"
+            f" {keeps}, and {binding}. The guest goes from"
+            f" {format_size(self.actual)} to {format_size(self.target)}, in about"
+            f" {self.seconds:.0f} s"
+        )
