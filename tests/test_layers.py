@@ -1,10 +1,17 @@
-"""The layers hold: arrows point down only, and what decides touches no I/O."""
+"""The layers hold: arrows point down only, and what decides touches no I/O.
+
+The checks are functions over a mapping from each module to what it imports, anywhere in
+its code and for type checking too. So imports that are not there can be planted in
+memory, to see that the checks find them.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,109 +20,249 @@ import pytest
 import qmpballoon
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    Imports = Mapping[str, frozenset[str]]
 
 PACKAGE = Path(qmpballoon.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part may import of the other parts, for type checking too. A part is a
-# module or a folder right below the package; "" is the package's own front page.
-VALUES = {"_checks", "errors", "monitor", "sizes"}
-BELOW_CLIENTS = VALUES | {"address", "balloon", "qmp"}
-CLIENTS = {"asyncio", "blocking", "libvirt", "trio"}
+# A room is a module or a folder of the package; a module is in the innermost room that
+# holds it. "" is the package's own front page. The table says which other rooms each
+# may import; what a room imports stands above it.
+VALUES = {"_checks", "balloon.results", "errors", "monitor", "sizes"}
+BELOW_DOORS = VALUES | {"address", "balloon", "qmp"}
+DOORS = {"asyncio", "blocking", "libvirt", "trio"}
+LIBRARY = BELOW_DOORS | DOORS | {"", "_transport", "export", "fleet"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
-    "errors": set(),
-    "monitor": {"errors"},
     "sizes": set(),
+    "balloon.results": {"_checks", "sizes"},
+    "errors": {"balloon.results"},
+    "monitor": {"errors"},
     "address": {"errors"},
     "qmp": {"_checks", "errors"},
     "balloon": VALUES,
     "_transport": {"_checks", "address", "errors", "monitor", "qmp"},
-    "trio": BELOW_CLIENTS | {"_transport"},
-    "asyncio": BELOW_CLIENTS | {"_transport"},
-    "blocking": BELOW_CLIENTS | {"_transport"},
-    "libvirt": BELOW_CLIENTS | {"_transport", "blocking"},
-    "": BELOW_CLIENTS | CLIENTS,
-    "fleet": BELOW_CLIENTS | {"_transport", "trio"},
-    "export": BELOW_CLIENTS,
+    "trio": BELOW_DOORS | {"_transport"},
+    "asyncio": BELOW_DOORS | {"_transport"},
+    "blocking": BELOW_DOORS | {"_transport"},
+    "libvirt": BELOW_DOORS | {"_transport", "blocking"},
+    "": BELOW_DOORS | DOORS,
+    "fleet": BELOW_DOORS | {"_transport", "trio"},
+    "export": BELOW_DOORS,
+    "testing.lab": {"_checks", "errors", "qmp", "sizes"},
     "testing": VALUES | {"qmp"},
-    "cli": BELOW_CLIENTS | CLIENTS | {"", "_transport", "export", "fleet", "testing"},
+    "cli.render": VALUES | {"balloon", "fleet"},
+    "cli": LIBRARY | {"cli.render", "testing", "testing.lab"},
 }
-# The parts that decide, and what would make them touch something.
-PURE = {"balloon", "qmp"}
+# Rooms whose modules others may import, although their names begin with an underscore:
+# what the package shares, and users do not see. The table says who does.
+SHARED = {"_checks", "_transport"}
+# What decides, by the beginning of its name: it imports none of what would make it
+# touch something, and no module of ours that does.
+PURE = ("balloon", "qmp", "fleet.policy", "fleet.water_filling")
+# What only draws: it is handed all that it shows. It knows that by its types, so it
+# may import modules of ours that touch something.
+DRAWN = ("cli.render",)
 IMPURE = {
-    *("anyio", "asyncio", "concurrent", "multiprocessing", "qemu", "random"),
-    *("selectors", "socket", "ssl", "subprocess", "threading", "time", "trio"),
+    *("_thread", "anyio", "asyncio", "concurrent", "multiprocessing", "qemu", "random"),
+    *("sched", "select", "selectors", "signal", "socket", "socketserver", "ssl"),
+    *("subprocess", "threading", "time", "trio"),
 }
 
 
-def part_of(path: Path) -> str:
-    """Return the part of the package that a file belongs to."""
-    top = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return "" if top == "__init__" else top
+def name_of(path: Path) -> str:
+    """Return a module's name inside the package; the front page's is empty."""
+    return (
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        .removesuffix("__init__")
+        .rstrip(".")
+    )
 
 
-def imports(path: Path) -> Iterator[str]:
-    """Yield the full name of everything that a file imports, at any depth."""
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def full_names(path: Path) -> Iterator[str]:
+    """Yield the full name of everything that a file imports."""
     package = [PACKAGE.name, *path.relative_to(PACKAGE).parent.parts]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    if path == PACKAGE / "errors.py":
-        # Its exceptions carry results; it may name their types.
-        tree.body = [node for node in tree.body if not is_for_type_checking(node)]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            base = [*base, *filter(None, [node.module])]
-            yield from (".".join([*base, alias.name]) for alias in node.names)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = package[: len(package) - level + 1] if level else []
+                base = [*base, *filter(None, [module])]
+                yield from (".".join([*base, alias.name]) for alias in names)
 
 
-def is_for_type_checking(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+def imported(name: str) -> str:
+    """Return what an import is of: a module of ours, or another distribution's.
+
+    An import of ours is of the module that it names, and not of the packages that it
+    is in: their ``__init__`` counts where a name is imported from it.
+    """
+    root, _, rest = name.partition(".")
+    if root != PACKAGE.name:
+        return f"{root}:"
+    while rest not in MODULES:
+        rest = rest.rpartition(".")[0]
+    return rest
 
 
-def imported_parts(path: Path) -> set[str]:
-    """Return the parts of the package that a file imports."""
-    parts = set()
-    for name in imports(path):
-        root, _, rest = name.partition(".")
-        if root == PACKAGE.name:
-            part = rest.partition(".")[0]
-            parts.add(part if part in MAY_IMPORT else "")
-    return parts
+IMPORTS: Imports = {
+    name: frozenset(imported(full) for full in full_names(path))
+    for name, path in MODULES.items()
+}
 
 
-def module_id(path: Path) -> str:
-    return path.relative_to(PACKAGE).as_posix()
+def ours(imports: Imports) -> Imports:
+    """Return the imports of modules of the package alone."""
+    return {name: frozenset(names & imports.keys()) for name, names in imports.items()}
 
 
-def test_every_part_has_its_place() -> None:
-    assert {part_of(path) for path in MODULES} <= MAY_IMPORT.keys()
+def room_of(module: str) -> str | None:
+    """Return the innermost room that a module is in."""
+    while module not in MAY_IMPORT and module:
+        module = module.rpartition(".")[0]
+        if not module:
+            return None
+    return module
 
 
-def test_no_part_is_above_itself() -> None:
-    def above(part: str, trail: tuple[str, ...]) -> None:
-        assert part not in trail, f"a circle: {' -> '.join([*trail, part])}"
-        for lower in MAY_IMPORT[part]:
-            above(lower, (*trail, part))
-
-    for part in MAY_IMPORT:
-        above(part, ())
-
-
-@pytest.mark.parametrize("path", MODULES, ids=module_id)
-def test_arrows_point_down(path: Path) -> None:
-    part = part_of(path)
-    assert imported_parts(path) <= MAY_IMPORT[part] | {part}
+def find_misplaced(imports: Imports) -> list[str]:
+    """Return the imports that the table does not allow."""
+    return [
+        f"{name or PACKAGE.name} may not import {other or PACKAGE.name}"
+        for name, others in ours(imports).items()
+        for other in sorted(others)
+        if (room := room_of(name)) != (below := room_of(other))
+        and below not in MAY_IMPORT.get(room or "", set())
+    ]
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if part_of(path) in PURE], ids=module_id
-)
-def test_what_decides_touches_nothing(path: Path) -> None:
-    assert IMPURE.isdisjoint(name.partition(".")[0] for name in imports(path))
+def find_private(imports: Imports) -> list[str]:
+    """Return the imports of a module that is private to another room."""
+    return [
+        f"{name} imports {other}"
+        for name, others in ours(imports).items()
+        for other in sorted(others)
+        if (room := room_of(other)) != room_of(name)
+        and room not in SHARED
+        and any(part.startswith("_") for part in other.split("."))
+    ]
+
+
+def is_in(module: str, names: tuple[str, ...]) -> bool:
+    return any(f"{module}.".startswith(f"{name}.") for name in names)
+
+
+def find_impure(imports: Imports) -> list[str]:
+    """Return what decides or draws and yet touches something, and through what."""
+
+    def follow(module: str, *way: str) -> Iterator[str]:
+        for other in sorted(imports[module]):
+            if other.endswith(":") and other[:-1] in IMPURE:
+                yield " -> ".join([*way[1:], module, other[:-1]])
+            elif other in imports and other not in seen and is_in(way[0], PURE):
+                seen.add(other)
+                yield from follow(other, *way, module)
+
+    found: list[str] = []
+    for module in imports:
+        if is_in(module, PURE + DRAWN):
+            seen = {module}
+            found += follow(module, module)
+    return found
+
+
+def test_every_module_has_its_room_and_every_room_its_modules() -> None:
+    assert {room_of(name) for name in MODULES} == MAY_IMPORT.keys()
+
+
+def test_the_table_points_down_only() -> None:
+    TopologicalSorter(MAY_IMPORT).prepare()
+    assert set().union(*MAY_IMPORT.values()) <= MAY_IMPORT.keys()
+
+
+def test_nothing_is_below_the_command_or_imports_what_is_for_tests() -> None:
+    for room, others in MAY_IMPORT.items():
+        top = room.partition(".")[0]
+        below = {other.partition(".")[0] for other in others}
+        assert "cli" not in below or top == "cli"
+        assert "testing" not in below or top in {"cli", "testing"}
+
+
+def test_arrows_point_down() -> None:
+    assert find_misplaced(IMPORTS) == []
+
+
+def test_nobody_imports_what_is_private_to_another_room() -> None:
+    assert find_private(IMPORTS) == []
+
+
+def test_what_decides_touches_nothing() -> None:
+    assert find_impure(IMPORTS) == []
+
+
+def test_no_object_reaches_into_another() -> None:
+    """Ruff finds who does (SLF001), as long as nobody is excepted."""
+    excepted = [
+        name
+        for name, path in MODULES.items()
+        if re.search(r"noqa:.*\bSLF001\b", path.read_text(encoding="utf-8"))
+    ]
+    assert excepted == []
+
+
+def plant(module: str, *others: str, instead_of: str | None = None) -> Imports:
+    """Return the imports with more of them in a module, and one less elsewhere."""
+    planted = dict(IMPORTS)
+    planted[module] = IMPORTS[module].union(others)
+    if instead_of is not None:
+        planted[instead_of] = IMPORTS[instead_of].difference([module])
+    return planted
+
+
+def edges(*, between_rooms: bool) -> Iterator[tuple[str, str]]:
+    """Yield importer and imported, for all imports of our own modules."""
+    for name, others in ours(IMPORTS).items():
+        for other in sorted(others):
+            if (room_of(name) != room_of(other)) == between_rooms:
+                yield name, other
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT, ids=lambda room: room or "front page")
+def test_an_import_of_a_room_that_is_turned_round_is_found(room: str) -> None:
+    turned = [
+        (name, other)
+        for name, other in edges(between_rooms=True)
+        if room in {room_of(name), room_of(other)}
+    ]
+    assert turned
+    for name, other in turned:
+        assert find_misplaced(plant(other, name, instead_of=name))
+
+
+@pytest.mark.parametrize("part", PURE + DRAWN)
+def test_a_clock_in_what_decides_or_draws_is_found(part: str) -> None:
+    for module in [name for name in MODULES if is_in(name, (part,))]:
+        assert find_impure(plant(module, "time:"))
+        assert not is_in(module, PURE) or find_impure(plant(module, "_transport.proc"))
+
+
+def test_an_import_of_another_rooms_underscore_is_found() -> None:
+    private = [name for name in MODULES if "._" in name and room_of(name) not in SHARED]
+    assert private
+    for name in private:
+        assert find_private(plant("cli", name)) or room_of(name) == "cli"
+
+
+def test_an_import_is_of_the_module_that_it_names() -> None:
+    assert imported("qmpballoon.balloon.stats.GuestStats") == "balloon.stats"
+    assert imported("qmpballoon.balloon.stats") == "balloon.stats"
+    assert imported("qmpballoon.GiB") == ""
+    assert imported("trio.abc.Stream") == "trio:"
 
 
 def loaded_by(statement: str) -> set[str]:
