@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import click
 
 from qmpballoon.cli._options import SECONDS, read_positive_size, read_size
-from qmpballoon.fleet.policy import PolicyName
+from qmpballoon.fleet.host_memory import Gauge
+from qmpballoon.fleet.policy import PolicyName, Rules
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +25,7 @@ __all__ = [
     "vms_argument",
 ]
 
-_Command = TypeVar("_Command", bound="Callable[..., object]")
+_T = TypeVar("_T")
 
 VMS: Final = (
     "VMS are globs of monitor sockets (quoted: '/run/vms/*.qmp'), addresses like"
@@ -75,11 +78,58 @@ _HOST_OPTIONS: Final = (
 )
 
 
-def add_host_options(command: _Command) -> _Command:
-    """Add the options on what the host keeps, and on the policy."""
+def add_host_options(command: Callable[..., _T]) -> Callable[..., _T]:
+    """Add the options on the host and the policy to a command.
+
+    Instead of their values, the command is given ``gauge``, which reads the host's
+    memory, and ``rules``.
+    """
+
+    @functools.wraps(command)
+    def call(
+        *,
+        reserve: int | None,
+        limit: int | None,
+        cgroup: Path | None,
+        policy: PolicyName,
+        **others: Any,  # noqa: ANN401 - the command's own options
+    ) -> _T:
+        gauge = Gauge(limit=limit, cgroup=cgroup)
+        rules = _make_rules(gauge, reserve, policy)
+        return command(gauge=gauge, rules=rules, **others)
+
     for option in reversed(_HOST_OPTIONS):
-        command = option(command)
-    return command
+        call = option(call)
+    return call
+
+
+def _make_rules(gauge: Gauge, reserve: int | None, policy: PolicyName) -> Rules:
+    """Return the rules for a host, from the options.
+
+    Args:
+        gauge: Reads the host's memory.
+        reserve: Bytes the host is to keep available; ``None`` for the default.
+        policy: What is levelled out among the guests.
+
+    Raises:
+        OSError: The host's memory cannot be read.
+        click.UsageError: The options contradict each other, or the host.
+    """
+    group = gauge.cgroup
+    if group is not None and not (group / "memory.max").exists():
+        raise click.UsageError(
+            f"{group} has no memory.max: give a group of cgroup v2, not its root, that"
+            " has the memory controller"
+        )
+    total = gauge.read().total
+    rules = Rules.for_host(total, reserve, policy)
+    if rules.reserve >= total:
+        raise click.UsageError(
+            f"a reserve of {format_size(rules.reserve)} leaves nothing of the"
+            f" {format_size(total)} there are: give the host less to keep (--reserve),"
+            " or VMs a higher limit"
+        )
+    return rules
 
 
 def read_listen_address(text: str) -> tuple[str, int]:

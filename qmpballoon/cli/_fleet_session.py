@@ -1,4 +1,4 @@
-"""Runs a subcommand on a fleet: supervise the VMs, read the host, serve metrics."""
+"""Runs a subcommand on a fleet: supervises its VMs, and serves their metrics."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import click
 
 from qmpballoon.address import LibvirtVm
 from qmpballoon.cli import _output
-from qmpballoon.fleet.policy import PolicyName, Rules
 from qmpballoon.fleet.sources import sources
-from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
     from qmpballoon.fleet.host_memory import Gauge
+    from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.supervisor import Supervisor
 
-__all__ = ["make_rules", "note_no_vms", "serve_metrics", "supervise"]
+__all__ = ["note_no_vms", "serve_metrics", "supervise"]
 
 
 def supervise(
@@ -76,35 +75,6 @@ def note_no_vms(supervisor: Supervisor) -> None:
     """Say so on standard error where there are no VMs; some may still come."""
     if not supervisor.views():
         _output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
-
-
-def make_rules(gauge: Gauge, reserve: int | None, policy: PolicyName) -> Rules:
-    """Return the rules for a host, from the options.
-
-    Args:
-        gauge: Reads the host's memory.
-        reserve: Bytes the host is to keep available; ``None`` for the default.
-        policy: What is levelled out among the guests.
-
-    Raises:
-        OSError: The host's memory cannot be read.
-        click.UsageError: The options contradict each other, or the host.
-    """
-    group = gauge.cgroup
-    if group is not None and not (group / "memory.max").exists():
-        raise click.UsageError(
-            f"{group} has no memory.max: give a group of cgroup v2, not its root, that"
-            " has the memory controller"
-        )
-    total = gauge.read().total
-    rules = Rules.for_host(total, reserve, policy)
-    if rules.reserve >= total:
-        raise click.UsageError(
-            f"a reserve of {format_size(rules.reserve)} leaves nothing of the"
-            f" {format_size(total)} there are: give the host less to keep (--reserve),"
-            " or VMs a higher limit"
-        )
-    return rules
 
 
 @contextmanager

@@ -15,18 +15,15 @@ from qmpballoon.cli._fleet_options import (
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
-    make_rules,
     note_no_vms,
     serve_metrics,
     supervise,
 )
 from qmpballoon.cli._options import PERIOD
-from qmpballoon.fleet.host_memory import Gauge
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from qmpballoon.fleet.policy import PolicyName
+    from qmpballoon.fleet.host_memory import Gauge
+    from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
 
 __all__ = ["exporter"]
@@ -55,18 +52,14 @@ def exporter(
     vms: tuple[str, ...],
     listen: tuple[str, int],
     period: float,
-    reserve: int | None,
-    limit: int | None,
-    cgroup: Path | None,
-    policy: PolicyName,
+    gauge: Gauge,
+    rules: Rules,
 ) -> None:
     """Serve metrics of all VMs and the host to Prometheus, until interrupted.
 
     No balloon is moved. Where `fleet run` manages the same VMs, use its option
     --metrics instead: a monitor serves one client at a time.
     """
-    gauge = Gauge(limit=limit, cgroup=cgroup)
-    rules = make_rules(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
         import trio  # noqa: PLC0415 - loaded late

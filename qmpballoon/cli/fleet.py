@@ -19,7 +19,6 @@ from qmpballoon.cli._fleet_options import (
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
-    make_rules,
     note_no_vms,
     serve_metrics,
     supervise,
@@ -38,7 +37,6 @@ from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from qmpballoon.fleet.control_loop import Reclaimed
     from qmpballoon.fleet.members import Host
@@ -80,16 +78,12 @@ def status(
     vms: tuple[str, ...],
     watch: bool,
     sort: str,
-    reserve: int | None,
-    limit: int | None,
-    cgroup: Path | None,
-    policy: PolicyName,
+    gauge: Gauge,
+    rules: Rules,
     timeout: float,
     as_json: bool,
 ) -> None:
     """Show the host, and the state and memory of each VM."""
-    gauge = Gauge(limit=limit, cgroup=cgroup)
-    rules = make_rules(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
         if watch:
@@ -166,16 +160,12 @@ def _sort(views: list[View], sort: str) -> list[View]:
 def plan(
     *,
     vms: tuple[str, ...],
-    reserve: int | None,
-    limit: int | None,
-    cgroup: Path | None,
-    policy: PolicyName,
+    gauge: Gauge,
+    rules: Rules,
     timeout: float,
     as_json: bool,
 ) -> None:
     """Say what `run` would move now, and why. Nothing is moved."""
-    gauge = Gauge(limit=limit, cgroup=cgroup)
-    rules = make_rules(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> None:
         from qmpballoon.fleet.control_loop import decide  # noqa: PLC0415 - loads trio
@@ -214,10 +204,8 @@ def run(
     once: bool,
     period: float,
     metrics: tuple[str, int] | None,
-    reserve: int | None,
-    limit: int | None,
-    cgroup: Path | None,
-    policy: PolicyName,
+    gauge: Gauge,
+    rules: Rules,
     timeout: float,
     as_json: bool,
 ) -> int:
@@ -230,8 +218,6 @@ def run(
         raise click.UsageError(
             "--once ends before metrics are asked for: leave --metrics out"
         )
-    gauge = Gauge(limit=limit, cgroup=cgroup)
-    rules = make_rules(gauge, reserve, policy)
 
     async def main(supervisor: Supervisor) -> int:
         from qmpballoon.fleet.control_loop import (  # noqa: PLC0415 - loads trio

@@ -54,7 +54,7 @@ __all__ = ["resize"]
     metavar="SIZE",
     default=f"{RESIZE_HEADROOM // MiB}MiB",
     help="How much memory the guest keeps available, whatever the target. With `none`"
-    " the guest may kill its processes.",
+    " it may have to kill processes.",
 )
 @connect_timeout_option
 @json_option

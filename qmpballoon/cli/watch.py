@@ -64,9 +64,9 @@ def watch(
     connect_timeout: float,
     as_json: bool,
 ) -> None:
-    """Show the guest's size and memory, and the host's share, until Ctrl-C.
+    """Show the guest's size and memory and QEMU's resident memory, until Ctrl-C.
 
-    Nothing is changed. On a terminal the samples are a moving chart.
+    The balloon is not moved. On a terminal the samples are drawn as a moving chart.
     """
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
     from qmpballoon.cli._session import find_name, run  # noqa: PLC0415 - loads trio
