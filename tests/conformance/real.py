@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 DEADLINE = 30.0
 """Seconds that a QEMU gets to start, or to answer, on a busy machine."""
 
-SILENCE = 0.05
-"""Seconds without a byte after which it is taken to have said everything."""
-
 
 class RealMonitor:
-    """A QMP connection to a real QEMU: bytes out, bytes in."""
+    """A QMP connection to a real QEMU: bytes out, whole lines in."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._rest = b""
         self.closed = False
 
     def send(self, data: bytes) -> None:
@@ -42,19 +40,27 @@ class RealMonitor:
             self._sock.sendall(data)
 
     def receive(self, lines: int) -> bytes:
-        """Return what comes: at least so many lines, then on until it is silent."""
-        data = b""
+        """Return what comes: so many lines, and more if they came with them.
+
+        Fewer, if QEMU closes the connection or does not say them in time.
+        """
+        data, self._rest = self._rest, b""
         deadline = time.monotonic() + DEADLINE
-        while not self.closed and time.monotonic() < deadline:
-            missing = data.count(b"\n") < lines
-            if not select.select([self._sock], [], [], 1 if missing else SILENCE)[0]:
-                if not missing:
-                    break
-                continue
+        while data.count(b"\n") < lines and not self.closed:
+            left = max(deadline - time.monotonic(), 0)
+            if not select.select([self._sock], [], [], left)[0]:
+                return data
             chunk = self._read()
             self.closed = not chunk
             data += chunk
+        if not self.closed:
+            end = data.rfind(b"\n") + 1
+            data, self._rest = data[:end], data[end:]
         return data
+
+    def receive_all(self) -> bytes:
+        """Return what comes until QEMU closes the connection, which it must."""
+        return self.receive(sys.maxsize)
 
     def execute(self, command: str, **arguments: object) -> dict[str, Any]:
         """Run a command; return the whole answer, events left out."""

@@ -83,7 +83,9 @@ def test_the_simulated_guest() -> None:
 async def test_a_real_guest(version: str) -> None:
     try:
         async with (
-            lab.boot(memory=MEMORY, cache=CACHE, qemu=wanted(version)) as guest,
+            lab.boot(
+                memory=MEMORY, cache=CACHE, qemu=wanted(version), saved=True
+            ) as guest,
             open_monitor(guest.socket) as monitor,
         ):
             await hold_the_shape(monitor, await balloon_path(monitor))
