@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fleet": BELOW_DOORS | {"_transport", "trio"},
     "export": BELOW_DOORS,
     "testing.lab": {"_checks", "errors", "qmp", "sizes"},
-    "testing": VALUES | {"qmp"},
+    "testing": VALUES | {"_transport", "qmp"},
     "cli.render": VALUES | {"balloon", "fleet"},
     "cli": LIBRARY | {"cli.render", "testing", "testing.lab"},
 }

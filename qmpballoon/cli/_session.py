@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.cli import _output
 from qmpballoon.errors import QmpBalloonError
 
@@ -40,28 +41,24 @@ def run(main: Callable[[], Awaitable[_T]]) -> _T:
 
 
 async def _run_until_signal(main: Callable[[], Awaitable[_T]]) -> _T:
-    results: list[_T] = []
-    failures: list[Exception] = []
     received: list[int] = []
+    scope = trio.CancelScope()
 
     async def watch(signals: AsyncIterator[int]) -> None:
         async for number in signals:
             received.append(number)
-            nursery.cancel_scope.cancel()
+            scope.cancel()
 
     with trio.open_signal_receiver(*_list_signals()) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch, signals)
+        async with BackgroundTasks(shield=False) as tasks:
+            tasks.start_soon(watch, signals)
             try:
-                results.append(await main())
-            except Exception as error:  # noqa: BLE001 - a nursery would wrap it
-                failures.append(error)
-            nursery.cancel_scope.cancel()
-    if received and not results:
-        raise _output.Interrupted(received[0])
-    if failures:
-        raise failures[0]
-    return results[0]
+                with scope:
+                    return await main()
+            except Exception:
+                if not received:
+                    raise
+    raise _output.Interrupted(received[0])
 
 
 def _list_signals() -> list[signal.Signals]:

@@ -95,33 +95,23 @@ def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from 
 
 
 async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewise
-    import trio  # noqa: PLC0415 - loaded last
+    # Loaded here, because both load trio.
+    from qmpballoon._transport.trio_tasks import BackgroundTasks  # noqa: PLC0415
+    from qmpballoon.testing import open_fake  # noqa: PLC0415
 
-    from qmpballoon.testing import open_fake  # noqa: PLC0415 - loads trio
-
-    # Raised after the nursery, which would wrap it in an exception group.
-    failure: Exception | None = None
     async with (
         open_fake(_make_machine(**options)) as qemu,
-        trio.open_nursery() as nursery,
+        BackgroundTasks(shield=False) as tasks,
     ):
         try:
-            await nursery.start(qemu.listen, socket)
+            await tasks.start(qemu.listen, socket)
         except OSError as error:
-            failure = click.UsageError(
+            raise click.UsageError(
                 f"cannot listen on {socket}: {error.strerror or error}; give a new"
                 " path, in a folder that is there"
-            )
-        else:
-            try:
-                _output.say(
-                    f"A simulated QEMU {options['profile']} listens on {socket}"
-                )
-            except (OSError, _output.Interrupted) as error:
-                failure = error
-                nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+            ) from None
+        _output.say(f"A simulated QEMU {options['profile']} listens on {socket}")
+        await tasks.wait()
 
 
 def _make_machine(

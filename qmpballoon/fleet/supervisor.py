@@ -25,6 +25,7 @@ from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import require_seconds
 from qmpballoon._transport.qemu_process import read_resident
+from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon import StallLimits
 from qmpballoon.balloon.balloon import find_balloon
@@ -202,17 +203,9 @@ async def open_fleet(
         opener=opener,
         wall_clock=wall_clock,
     )
-    failures: list[Exception] = []
-    async with trio.open_nursery() as nursery:
-        scope = await nursery.start(supervisor.run)
-        try:
-            yield supervisor
-        except Exception as error:  # noqa: BLE001 - the nursery would wrap it
-            failures.append(error)
-        finally:
-            scope.cancel()
-    if failures:
-        raise failures[0]
+    async with BackgroundTasks(shield=True) as tasks:
+        await tasks.start(supervisor.run)
+        yield supervisor
 
 
 class Supervisor:
@@ -235,15 +228,14 @@ class Supervisor:
         self._attendants: dict[str, _Attendant] = {}
         self._changed = trio.Event()
 
-    async def run(self, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        """Supervise the fleet until the scope that is told of is cancelled."""
-        with trio.CancelScope(shield=True) as scope:
-            async with trio.open_nursery() as nursery:
+    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+        """Supervise the fleet until cancelled; started when the source was read."""
+        async with trio.open_nursery() as nursery:
+            self._scan(nursery)
+            task_status.started()
+            while True:
+                await trio.sleep(self._settings.rescan)
                 self._scan(nursery)
-                task_status.started(scope)
-                while True:
-                    await trio.sleep(self._settings.rescan)
-                    self._scan(nursery)
 
     # What is known
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 from attrs import define, field
 
+from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, list_actions
 from qmpballoon.testing.model.machine import SECOND, Machine
 
@@ -57,16 +58,10 @@ async def open_fake(
     Yields:
         The running fake.
     """
-    manager = trio.open_nursery()
-    nursery = await manager.__aenter__()
     fake = FakeQemu(machine or Machine(), faults)
-    fake.start(nursery)
-    try:
+    async with BackgroundTasks(shield=False) as tasks:
+        fake.start(tasks)
         yield fake
-    finally:
-        nursery.cancel_scope.cancel()
-        # The nursery is not told what the block raised: it would wrap it in a group.
-        await manager.__aexit__(None, None, None)
 
 
 class FakeQemu:
@@ -98,11 +93,11 @@ class FakeQemu:
             math.inf
         )
 
-    def start(self, nursery: trio.Nursery) -> None:
-        """Start the machine's life in a nursery; :func:`open_fake` has one for it."""
-        nursery.start_soon(self._run)
-        nursery.start_soon(self._serve_connected)
-        nursery.start_soon(self._carry_out_faults)
+    def start(self, tasks: BackgroundTasks | trio.Nursery) -> None:
+        """Start the machine's tasks; :func:`open_fake` calls this."""
+        tasks.start_soon(self._run)
+        tasks.start_soon(self._serve_connected)
+        tasks.start_soon(self._carry_out_faults)
 
     @property
     def machine(self) -> Machine:
