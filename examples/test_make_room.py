@@ -74,7 +74,7 @@ def test_no_guest_is_harmed(
 
 def available(machine: Machine) -> int:
     """Return the memory that a guest really has available, in bytes."""
-    return machine.guest.statistics()["available-memory"]
+    return machine.guest.memory.available
 
 
 if __name__ == "__main__":

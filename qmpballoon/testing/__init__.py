@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qmpballoon.testing.faults import NO_FAULTS as NO_FAULTS
     from qmpballoon.testing.faults import FaultPlan as FaultPlan
-    from qmpballoon.testing.model.machine import SECOND as SECOND
-    from qmpballoon.testing.model.machine import GuestConfig as GuestConfig
+    from qmpballoon.testing.model.config import SECOND as SECOND
+    from qmpballoon.testing.model.config import GuestConfig as GuestConfig
+    from qmpballoon.testing.model.config import MachineConfig as MachineConfig
+    from qmpballoon.testing.model.config import WorkloadStep as WorkloadStep
+    from qmpballoon.testing.model.config import ramp as ramp
     from qmpballoon.testing.model.machine import Machine as Machine
-    from qmpballoon.testing.model.machine import MachineConfig as MachineConfig
-    from qmpballoon.testing.model.machine import Session as Session
-    from qmpballoon.testing.model.machine import WorkloadStep as WorkloadStep
-    from qmpballoon.testing.model.machine import ramp as ramp
-    from qmpballoon.testing.profiles import PROFILES as PROFILES
-    from qmpballoon.testing.profiles import Profile as Profile
-    from qmpballoon.testing.profiles import profile as profile
+    from qmpballoon.testing.model.profiles import PROFILES as PROFILES
+    from qmpballoon.testing.model.profiles import Profile as Profile
+    from qmpballoon.testing.model.profiles import profile as profile
+    from qmpballoon.testing.model.session import Session as Session
     from qmpballoon.testing.server import FakeQemu as FakeQemu
     from qmpballoon.testing.server import open_fake as open_fake
     from qmpballoon.testing.threaded import ThreadedFake as ThreadedFake
@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "faults": ("NO_FAULTS", "FaultPlan"),
-    "model.machine": (
-        *("SECOND", "GuestConfig", "Machine", "MachineConfig", "Session"),
-        *("WorkloadStep", "ramp"),
+    "model.config": (
+        *("SECOND", "GuestConfig", "MachineConfig", "WorkloadStep", "ramp"),
     ),
-    "profiles": ("PROFILES", "Profile", "profile"),
+    "model.machine": ("Machine",),
+    "model.session": ("Session",),
+    "model.profiles": ("PROFILES", "Profile", "profile"),
     "server": ("FakeQemu", "open_fake"),
     "threaded": ("ThreadedFake", "serve"),
     "world": ("run_world", "simulate"),

@@ -12,12 +12,8 @@ from attrs import field, frozen
 from attrs.validators import ge, gt, optional
 
 from qmpballoon.sizes import MiB, format_size
-from qmpballoon.testing.model.dimms import (
-    ALIGNMENT,
-    PERIPHERAL,
-    add_backend,
-    add_dimm,
-)
+from qmpballoon.testing.model.dimms import ALIGNMENT, add_backend, add_dimm
+from qmpballoon.testing.model.vm import PERIPHERAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

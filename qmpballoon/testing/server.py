@@ -23,13 +23,14 @@ from attrs import define, field
 
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, list_actions
-from qmpballoon.testing.model.machine import SECOND, Machine
+from qmpballoon.testing.model.config import SECOND
+from qmpballoon.testing.model.machine import Machine
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Callable, Generator
 
-    from qmpballoon.testing.model.machine import Session
+    from qmpballoon.testing.model.session import Session
 
 __all__ = ["FakeQemu", "open_fake"]
 

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.faults import FaultPlan
-from qmpballoon.testing.model.machine import (
+from qmpballoon.testing.model.config import (
     SECOND,
     GuestConfig,
-    Machine,
     MachineConfig,
     WorkloadStep,
 )
-from qmpballoon.testing.profiles import PROFILES, Profile, profile
+from qmpballoon.testing.model.machine import Machine
+from qmpballoon.testing.model.profiles import PROFILES, Profile, profile
 
 if TYPE_CHECKING:
     import random

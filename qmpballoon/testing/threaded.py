@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 from attrs import evolve, field, frozen
 
-from qmpballoon.testing.model.machine import Machine, MachineConfig
-from qmpballoon.testing.profiles import profile
+from qmpballoon.testing.model.config import MachineConfig
+from qmpballoon.testing.model.machine import Machine
+from qmpballoon.testing.model.profiles import profile
 from qmpballoon.testing.server import FakeQemu, open_fake
 
 if TYPE_CHECKING:

@@ -26,8 +26,9 @@ import trio
 from trio.testing import MockClock
 
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan
-from qmpballoon.testing.model.machine import Machine, MachineConfig
-from qmpballoon.testing.profiles import profile
+from qmpballoon.testing.model.config import MachineConfig
+from qmpballoon.testing.model.machine import Machine
+from qmpballoon.testing.model.profiles import profile
 from qmpballoon.testing.server import FakeQemu, open_fake
 
 if TYPE_CHECKING:

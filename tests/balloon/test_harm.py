@@ -101,9 +101,8 @@ class Watch:
         monitor_of(balloon).after_call = self.look
 
     def look(self, _: int) -> None:
-        assert self.machine.device is not None
-        actual = self.machine.device.actual(self.machine.guest.memory.ram)
-        self.lowest = min(self.lowest, actual)
+        assert self.machine.actual is not None
+        self.lowest = min(self.lowest, self.machine.actual)
         self.lowest_told = min(self.lowest_told, told(self.machine))
 
 

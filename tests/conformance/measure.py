@@ -2,7 +2,9 @@
 
 Not a test: run it by hand for a new version, and read the difference it makes::
 
-    python tests/conformance/measure.py 10.0 > qmpballoon/testing/data/qemu-10.0.json
+    python tests/conformance/measure.py 10.0 > qemu-10.0.json
+
+The file belongs in ``qmpballoon/testing/model/data``.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert names == {name for name in tree if "__pycache__" not in name}
     assert {
         "qmpballoon/py.typed",
-        "qmpballoon/testing/data/qemu-10.0.json",
+        "qmpballoon/testing/model/data/qemu-10.0.json",
         "qmpballoon/testing/lab/init.sh",
     } <= names
 

@@ -139,7 +139,7 @@ def aftermath(machine: Machine, raised: BaseException | None) -> Aftermath:
     return Aftermath(
         machine=machine,
         raised=raised,
-        actual=device.actual(ram),
+        actual=device.compute_actual(ram),
         target=ram - device.asked * PAGE,
         interval=device.interval,
     )

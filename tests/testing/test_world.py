@@ -23,7 +23,7 @@ from qmpballoon.testing import (
     profile,
     run_world,
 )
-from qmpballoon.testing.model.reader import read_plain
+from qmpballoon.testing.model.reader import read_simple
 from qmpballoon.testing.strategies import (
     fault_plans,
     guest_stats,
@@ -270,7 +270,7 @@ def test_the_short_way_to_read_a_request_is_as_good_as_the_long_one(
     ],
 )  # fmt: skip
 def test_what_is_not_plain_is_read_the_long_way(request_: str) -> None:
-    assert read_plain(request_.encode()) is None
+    assert read_simple(request_.encode()) is None
 
 
 @pytest.mark.parametrize("end", ["", "\n"])

@@ -1,28 +1,27 @@
-"""The parts of the simulated machine, none of which does any I/O.
+"""The simulated machine: QEMU, its monitor, its balloon device and a Linux guest.
+
+Nothing in here does I/O. Times are integer nanoseconds, sizes integer bytes. From the
+top down:
 
 ::
 
-    qobject          QEMU's values as text, byte for byte
-    reader           QEMU's JSON reader, and its limits
-    lexer, parser    its words and its grammar, and what it complains of
-    visit            arguments checked as QEMU checks them
-    hashtable        which of several unexpected arguments it names
-    session          one client of the monitor: negotiation, queue, replies, events
-    throttle         events that may be sent once a second only
-    guest            a Linux guest's memory and its balloon driver
-    guest_config     what kind of guest that is
-    memory           its books: free, cache, used, swapped, ballooned
-    workload         what its processes do over time
-    statistics       what it says of itself, and when
-    balloon          the device between guest and QEMU
-    virtio           what QEMU shows of the virtio device behind that
-    objects, qom     the object tree, as far as ballooning looks at it
-    dimms            memory that is plugged in
-    commands         what each command does; with
+    machine          time and clients; the whole of it
+    commands         the monitor's commands about run state, balloon and VM; with
+    plug_commands    those that plug memory and devices,
     object_commands  those about objects, and
-    plug_commands    those that plug
-    hmp, expression  the human monitor's few commands, and their sums
-
-:mod:`qmpballoon.testing.model.machine` puts them together. All times in here are
-integer nanoseconds, all sizes integer bytes.
+    hmp              the human monitor, and its arithmetic
+    dimms            memory that is plugged in
+    vm               the state that commands work on
+    objects, qom     QEMU's objects; the tree that they are in
+    session          a client of the monitor: negotiation, queue, replies, events
+    guest            a Linux guest: its balloon driver and its processes
+    statistics       what the guest tells of itself
+    memory           the guest's memory: free, cache, used, swapped, ballooned
+    balloon          the device between guest and QEMU
+    arguments        a command's arguments, checked as QEMU checks them
+    profiles         what each version of QEMU says
+    reader           requests read from bytes, within QEMU's limits; with
+    lexer, parser    QEMU's JSON tokens and grammar
+    qobject          QEMU's values written as JSON
+    config           what the VM, its guest and its workload are like
 """

@@ -1,115 +1,66 @@
-"""Memory that is plugged into a machine: backends, and the DIMMs made of them."""
+"""Memory that is plugged into a VM: backends, and the DIMMs that are made of them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from attrs import define
-
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing.model.visit import QmpError
+from qmpballoon.testing.model.arguments import QmpError
+from qmpballoon.testing.model.objects import add_memory
+from qmpballoon.testing.model.vm import Dimm
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.model.machine import Machine
-    from qmpballoon.testing.model.qom import Tree
-    from qmpballoon.testing.profiles import Profile
+    from qmpballoon.testing.model.vm import Vm
 
-__all__ = [
-    "ALIGNMENT",
-    "PERIPHERAL",
-    "Dimm",
-    "add_backend",
-    "add_dimm",
-    "add_memory",
-    "is_busy",
-]
-
-PERIPHERAL: Final = "/machine/peripheral"
-"""The path of the object that devices with an id belong to."""
+__all__ = ["ALIGNMENT", "add_backend", "add_dimm", "is_busy", "remove_dimm"]
 
 ALIGNMENT: Final = 2 * MiB
 """Bytes of which a DIMM's size and address are multiples."""
 
-_KIND: Final = "memory-backend-ram"
-_BASE: Final = 4 * GiB  # where the guest sees what is plugged
-_SLOT_ROOM: Final = GiB  # of addresses for each slot, so that DIMMs can be aligned
+_BASE: Final = 4 * GiB
+"""Address at which the guest sees memory that is plugged in."""
+
+_SLOT_ROOM: Final = GiB
+"""Bytes of address space that QEMU adds for each slot, to have room for alignment."""
+
 _ANY_SLOT: Final = -1
-_ADDRESS_SPACE: Final = 1 << 46  # bytes; a host gives no more
-# Sizes that are rounded up to 0, of which QEMU dies.
+
+_ADDRESS_SPACE: Final = 1 << 46
+"""Bytes that the host can map at most; a backend of this size is refused."""
+
 _WRAPS: Final = (1 << 64) - 2 * MiB
+"""Sizes from here on are rounded up to 0, of which QEMU dies."""
+
 _NO_SLOTS: Final = "no slots where allocated, please specify the 'slots' option"
 
 
-@define
-class Dimm:
-    """A DIMM that was plugged in.
-
-    Attributes:
-        parent: The path of the object it belongs to.
-        name: What it is called there.
-        backend: The id of the memory behind it.
-        size: In bytes.
-        slot: Its slot's number.
-        address: Where the guest sees it.
-        leaves_at: When the guest lets it go, on the guest's clock, if it was asked.
-    """
-
-    parent: str
-    name: str
-    backend: str
-    size: int
-    slot: int
-    address: int
-    leaves_at: int | None = None
-
-    @property
-    def id(self) -> str | None:
-        """Return the id it was given, if it was."""
-        return self.name if self.parent == PERIPHERAL else None
-
-    @property
-    def path(self) -> str:
-        """Return where it is in the tree."""
-        return f"{self.parent}/{self.name}"
-
-
-def add_backend(machine: Machine, name: str, size: int) -> None:
+def add_backend(vm: Vm, name: str, size: int) -> None:
     """Add memory that a DIMM can be made of.
 
     Raises:
-        QmpError: It cannot be.
+        QmpError: QEMU refuses it.
         Aborted: QEMU dies of it.
     """
-    if machine.tree.has_child("/objects", name):
+    if vm.tree.has_child("/objects", name):
         raise QmpError(
             f"attempt to add duplicate property '{name}' to object (type 'container')"
         )
     if size >= _WRAPS:
-        machine.abort()
+        vm.abort()
     if size >= _ADDRESS_SPACE:
         raise QmpError(f"cannot set up guest memory '{name}': Cannot allocate memory")
-    machine.backends[name] = size
-    add_memory(machine.tree, machine.profile, name, size)
+    vm.backends[name] = size
+    add_memory(vm.tree, vm.profile, name, size)
 
 
-def add_memory(tree: Tree, profile: Profile, name: str, size: int) -> None:
-    """Show memory in a tree."""
-    entries = [
-        {**entry, "name": f"{name}[0]"} if entry["name"] == "m1[0]" else entry
-        for entry in profile.objects[_KIND]
-    ]
-    node = tree.add_child("/objects", name, _KIND, entries=entries)
-    node.override("size", lambda: size)
-
-
-def is_busy(machine: Machine, backend: str) -> bool:
-    """Tell whether memory is in use: the machine's own always is."""
-    in_use = {dimm.backend for dimm in machine.dimms.values()}
-    return backend not in machine.backends or backend in in_use
+def is_busy(vm: Vm, backend: str) -> bool:
+    """Whether memory is in use. The VM's own memory always is."""
+    in_use = {dimm.backend for dimm in vm.dimms.values()}
+    return backend not in vm.backends or backend in in_use
 
 
 def add_dimm(
-    machine: Machine,
+    vm: Vm,
     parent: str,
     name: str,
     backend: str | None,
@@ -119,30 +70,30 @@ def add_dimm(
     address: int = 0,
     node: int = 0,
 ) -> None:
-    """Plug a DIMM in; the guest takes it into use at once.
+    """Plug a DIMM in. The guest takes it into use at once.
 
     Args:
-        machine: Where.
-        parent: The path of the object it belongs to.
-        name: What it is called there.
-        backend: The id of the memory behind it.
+        vm: The VM.
+        parent: The path of the object that it belongs to.
+        name: Its name there.
+        backend: The id of the memory that it is made of.
         type_: Its type.
-        slot: Which slot it is to have; by default any.
-        address: Where the guest is to see it; 0: anywhere.
+        slot: Its slot; by default the first that is free.
+        address: Where the guest sees it; 0: where there is room.
         node: Its NUMA node.
 
     Raises:
-        QmpError: It cannot be, in QEMU's words.
+        QmpError: QEMU refuses it, in QEMU's words.
     """
     if type_ == "nvdimm":
         raise QmpError("nvdimm is not enabled: missing 'nvdimm' in '-M'")
-    slot = _free_slot(machine, slot)
+    slot = _choose_slot(vm, slot)
     if backend is None:
         raise QmpError("'memdev' property must be set")
-    # The machine's own memory is no backend to plug, but one it can be tried with.
-    size = machine.backends.get(backend, machine.config.memory)
-    address = _free_address(machine, address, size)
-    if is_busy(machine, backend):
+    # The VM's own memory is refused last, after its size was checked.
+    size = vm.backends.get(backend, vm.config.memory)
+    address = _choose_address(vm, address, size)
+    if is_busy(vm, backend):
         raise QmpError(f"can't use already busy memdev: {backend}")
     if node:
         raise QmpError(
@@ -150,29 +101,36 @@ def add_dimm(
             " nodes: 1"
         )
     dimm = Dimm(parent, name, backend, size, slot, address)
-    machine.dimms[dimm.path] = dimm
+    vm.dimms[dimm.path] = dimm
     about = (
         ("on device 'd1'", f"on device '{name}'" if dimm.id else "on anonymous device"),
         ("/objects/m1", f"/objects/{backend}"),
     )
-    entries = machine.profile.objects["pc-dimm"]
-    shown = machine.tree.add_child(
-        parent, name, "pc-dimm", entries=entries, rename=about
-    )
+    entries = vm.profile.objects["pc-dimm"]
+    shown = vm.tree.add_child(parent, name, "pc-dimm", entries=entries, rename=about)
     shown.override("size", lambda: dimm.size)
     shown.override("slot", lambda: dimm.slot)
     shown.override("addr", lambda: dimm.address)
-    machine.guest.plug(size)
+    vm.guest.plug(size)
 
 
-def _free_slot(machine: Machine, wanted: int) -> int:
-    slots = machine.config.slots
+def remove_dimm(vm: Vm, path: str) -> None:
+    """Remove a DIMM that the guest has released."""
+    dimm = vm.dimms.pop(path)
+    vm.guest.plug(-dimm.size)
+    vm.tree.remove_child(dimm.parent, dimm.name)
+    about = {} if dimm.id is None else {"device": dimm.id}
+    vm.emit("DEVICE_DELETED", {"path": path, **about})
+
+
+def _choose_slot(vm: Vm, wanted: int) -> int:
+    slots = vm.config.slots
     if wanted != _ANY_SLOT and not 0 <= wanted < slots:
         last = (slots - 1) % (1 << 64)
         raise QmpError(f"invalid slot number {wanted}, valid range is [0-{last}]")
-    if not machine.config.max_memory:
+    if not vm.config.max_memory:
         raise QmpError(_NO_SLOTS)
-    taken = {dimm.slot for dimm in machine.dimms.values()}
+    taken = {dimm.slot for dimm in vm.dimms.values()}
     if wanted in taken:
         raise QmpError(f"slot {wanted} is busy")
     if wanted != _ANY_SLOT:
@@ -183,9 +141,9 @@ def _free_slot(machine: Machine, wanted: int) -> int:
     return free[0]
 
 
-def _free_address(machine: Machine, wanted: int, size: int) -> int:
-    config = machine.config
-    used = sum(dimm.size for dimm in machine.dimms.values())
+def _choose_address(vm: Vm, wanted: int, size: int) -> int:
+    config = vm.config
+    used = sum(dimm.size for dimm in vm.dimms.values())
     room = config.max_memory - config.memory
     if used + size > room:
         raise QmpError(
@@ -198,10 +156,10 @@ def _free_address(machine: Machine, wanted: int, size: int) -> int:
         raise QmpError(f"backend memory size must be multiple of {ALIGNMENT:#x}")
     room += config.slots * _SLOT_ROOM
     if wanted:
-        _check_address(machine, wanted, size, room)
+        _check_address(vm, wanted, size, room)
         return wanted
     address = _BASE
-    for dimm in sorted(machine.dimms.values(), key=lambda dimm: dimm.address):
+    for dimm in sorted(vm.dimms.values(), key=lambda dimm: dimm.address):
         if address + size <= dimm.address:
             break
         address = dimm.address + dimm.size
@@ -213,13 +171,13 @@ def _free_address(machine: Machine, wanted: int, size: int) -> int:
     return address
 
 
-def _check_address(machine: Machine, address: int, size: int, room: int) -> None:
+def _check_address(vm: Vm, address: int, size: int, room: int) -> None:
     if not _BASE <= address <= _BASE + room - size:
         raise QmpError(
             f"can't add memory device [{address:#x}:{size:#x}], usable range for memory"
             f" devices [{_BASE:#x}:{room:#x}]"
         )
-    for dimm in machine.dimms.values():
+    for dimm in vm.dimms.values():
         if dimm.address < address + size and address < dimm.address + dimm.size:
             raise QmpError(
                 f"address range conflicts with memory device id='{dimm.id or ''}'"

@@ -1,14 +1,13 @@
 """A Linux guest: its memory, its balloon driver, its processes.
 
-The driver moves one step of 1 MiB after the other, thousands of them in a large
-resize. They are not simulated one by one: between two times at which anything else
-happens all steps take equally long, so the guest is advanced to any time by one
-division, and still only ever shows whole steps.
+The driver moves the balloon in steps of 1 MiB, thousands of them in a large resize.
+They are not simulated one by one. Between two other events all steps take equally long,
+so one division tells how many fit in. The balloon only ever moves by whole steps.
 
-How fast the driver inflates depends on what it takes (free pages, cache that has to
-be dropped first, processes' memory that has to be swapped out) and on how little is
-left: each time that what can still be had halves, below a 64th of RAM, so does the
-rate. At the floor it stops, and tries again five times a second.
+How fast the driver inflates depends on what it takes: free pages, cache that has to be
+dropped first, or processes' memory that has to be swapped out. It also depends on how
+much is left. Below a 64th of RAM, the rate halves whenever what is left has halved.
+When nothing is left the driver stops, and retries five times a second.
 """
 
 from __future__ import annotations
@@ -17,28 +16,46 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field, frozen
 
-from qmpballoon.testing.model.guest_config import SECOND, GuestConfig
+from qmpballoon.testing.model.config import SECOND
 from qmpballoon.testing.model.memory import PAGE, STEP, Memory
-from qmpballoon.testing.model.statistics import Witness
+from qmpballoon.testing.model.statistics import Counters, compute_statistics
 
 if TYPE_CHECKING:
     import random
 
-    from qmpballoon.testing.model.workload import WorkloadStep
+    from qmpballoon.testing.model.config import GuestConfig, WorkloadStep
 
-__all__ = ["SECOND", "Guest", "GuestConfig"]
+__all__ = ["Guest"]
 
 _RETRY: Final = SECOND // 5
-_REPORT_AFTER: Final = 2 * SECOND
-_READ_BACK_EVERY: Final = SECOND // 10
+"""How often the driver retries when no memory is left: Linux's driver sleeps 200 ms."""
+
 _STALLS_PER_RETRY: Final = 2
-_PRESSURE_BELOW: Final = 64  # one part in so many of RAM
+"""Allocation stalls that a retry costs. Measured on Linux 7.2: 78 in 8 seconds."""
+
+_REPORT_AFTER: Final = 2 * SECOND
+"""When free pages are reported: Linux's ``PAGE_REPORTING_DELAY``."""
+
+_READ_BACK_EVERY: Final = SECOND // 10
+"""How often swapped memory is read back: fine enough to look continuous."""
+
+_PRESSURE_BELOW: Final = 64
+"""The rate falls when less than one part in so many of RAM is left."""
+
 _PRESSURE_LEVELS: Final = 3
+"""How often the rate is halved at most."""
 
 
 @frozen
 class _Segment:
-    """Equal steps ahead: how large (negative: deflation), how long, how many."""
+    """Equal steps that the driver takes next.
+
+    Attributes:
+        size: Bytes in a step; negative: the balloon deflates.
+        duration: Nanoseconds that a step takes.
+        count: Number of steps.
+        swapping: Processes' memory is swapped out for them.
+    """
 
     size: int
     duration: int
@@ -48,15 +65,20 @@ class _Segment:
 
 @define
 class Guest:
-    """A guest that is advanced along its own clock, which stands while it is paused.
+    """A guest on its own clock, which stands still while the VM is paused.
 
     Attributes:
-        memory: Its books.
+        config: What it is like.
+        memory: Its memory.
+        deflate_on_oom: Its balloon deflates before a process is killed.
+        free_page_reporting: It reports free pages to the host.
+        rng: Source of what differs from one guest to the next.
         now: Nanoseconds on its clock.
-        target: The balloon's size that the device asks for, in bytes.
+        target: The balloon size that the device asks for, in bytes.
         changed_at: When the balloon last moved, on its clock.
         oom_kills: Times that the kernel killed a process for its memory.
-        panicked: It is dead until it is reset.
+        panicked: It has panicked, and does nothing until it is reset.
+        stalled_until: Nothing in it moves before then, on its clock.
     """
 
     config: GuestConfig
@@ -78,7 +100,7 @@ class Guest:
     _read_back_at: int | None = field(init=False, default=None)
     _stalls: int = field(init=False, default=0)
     _pace: int = field(init=False, default=1000)
-    _witness: Witness = field(init=False, factory=Witness)
+    _frozen_statistics: dict[str, int] | None = field(init=False, default=None)
 
     def __attrs_post_init__(self) -> None:
         self._todo = list(self.config.workload)
@@ -86,23 +108,23 @@ class Guest:
         self._draw_pace()
 
     def _draw_pace(self) -> None:
-        # No two guests are equally fast, nor is one after a reboot.
+        # Guests differ in speed, and so does one guest after a reboot. In thousandths.
         self._pace = self.rng.randint(950, 1050)
 
-    # Its life
+    # Booting
 
     def start_booted(self) -> None:
-        """Begin in the middle of its life, with the driver there."""
-        self._settle_in(self.config.cache)
+        """Start as a guest that booted long ago, with its driver ready."""
+        self._fill_memory(self.config.cache)
         self._ready_at = self.now
 
     def boot(self) -> None:
-        """Begin, or begin again: everything it had is gone."""
+        """Boot, for the first time or again: memory is empty, the counters are 0."""
         ram = self.memory.ram
         first = self._ready_at is None
         cache = self.config.cache if first else self.config.pinned
         self.memory = Memory(ram, swap=self.config.swap)
-        self._settle_in(cache)
+        self._fill_memory(cache)
         self.panicked = False
         self.oom_kills = self._stalls = 0
         self._floor_since = None
@@ -110,44 +132,44 @@ class Guest:
         self._step_from = self._ready_at
         self._draw_pace()
 
-    def _settle_in(self, cache: int) -> None:
+    def _fill_memory(self, cache: int) -> None:
         config, memory = self.config, self.memory
         memory.used = min(config.used, memory.free)
-        memory.cache = min(cache, memory.spare)  # as much as can be read
+        memory.cache = min(cache, memory.spare)  # no more than can be read
         memory.pinned = min(config.pinned, memory.cache)
 
     @property
     def begun(self) -> bool:
-        """Tell whether it was ever started."""
+        """Whether it was ever started."""
         return self._ready_at is not None
 
     @property
     def driver_ready(self) -> bool:
-        """Tell whether a balloon driver drives the device."""
+        """Whether a balloon driver drives the device."""
         ready = self._ready_at is not None and self.now >= self._ready_at
         return self.config.driver and ready
 
     def plug(self, size: int) -> None:
-        """Add memory, or take some that is not in use away."""
+        """Add bytes of memory or, if negative, remove bytes that are not in use."""
         idle = self._segment() is None
         self.memory.ram += size
         self._wake(idle=idle)
 
     def set_target(self, size: int) -> None:
-        """Take the balloon's size that the device asks for, in bytes."""
+        """Set the balloon size that the device asks for, in bytes."""
         idle = self._segment() is None
         self.target = size
         self._wake(idle=idle)
 
     def stall(self, duration: int) -> None:
-        """Let nothing in it move for so long."""
+        """Stop all movement in it for a duration, in nanoseconds."""
         self.stalled_until = max(self.stalled_until, self.now + duration)
         self._step_from = max(self._step_from, self.stalled_until)
 
     # Time
 
     def next_event_time(self) -> int | None:
-        """Return when it next does something by itself, apart from stepping."""
+        """Return when it next does something by itself, other than a balloon step."""
         times = [self._todo[0].at] if self._todo else []
         if self._ready_at is not None and self.now < self._ready_at:
             times.append(self._ready_at)
@@ -159,21 +181,21 @@ class Guest:
         return max(min(times), self.now) if times else None
 
     def next_step_time(self) -> int | None:
-        """Return when the balloon's size changes next."""
+        """Return when the balloon next moves; ``None``: it does not."""
         segment = self._segment()
         return self._first_step(segment) if segment else None
 
     def advance(self, to: int) -> None:
-        """Let time pass up to ``to``, and everything happen that happens by then."""
+        """Let time pass until ``to``, and do everything that is due by then."""
         while (event := self.next_event_time()) is not None and event <= to:
             self._move(event)
             self.now = event
-            self._happen()
+            self._do_due()
         self._move(to)
         self.now = max(self.now, to)
 
     def _move(self, to: int) -> None:
-        """Take the steps that fit in until ``to``; they are all equal."""
+        """Take the steps that fit in until ``to``. All of them are equal."""
         segment = self._segment()
         if segment is None:
             return
@@ -189,7 +211,8 @@ class Guest:
         self._step_from += count * segment.duration
         self.changed_at = self._step_from
 
-    def _happen(self) -> None:
+    def _do_due(self) -> None:
+        """Do what is due now, other than balloon steps."""
         idle = self._segment() is None
         while self._todo and self._todo[0].at <= self.now:
             self._work(self._todo.pop(0))
@@ -208,7 +231,7 @@ class Guest:
         return max(self._step_from, self.stalled_until) + segment.duration
 
     def _wake(self, *, idle: bool) -> None:
-        """Begin to step from now on, if the driver was idle; else go on in step."""
+        """React to a change. A driver that was idle begins its first step now."""
         if idle:
             self._step_from = max(self._step_from, self.now)
         self._watch_floor()
@@ -217,7 +240,7 @@ class Guest:
 
     @property
     def _reads_back(self) -> bool:
-        """Tell whether there is room by now for what was swapped out."""
+        """Whether there is room to read back what was swapped out."""
         memory = self.memory
         wanted = self.config.refaults > 0 and memory.swapped > 0
         return wanted and self.target <= memory.balloon and memory.spare >= PAGE
@@ -235,50 +258,51 @@ class Guest:
 
     @property
     def at_floor(self) -> bool:
-        """Tell whether the balloon wants more and there is nothing left to give."""
+        """Whether the balloon wants more, and no memory is left to give."""
         memory = self.memory
         left = memory.reclaimable + memory.swappable
         return self.target > memory.balloon and left < PAGE
 
     def _segment(self) -> _Segment | None:
-        """Return the equal steps that the driver takes next, if it takes any."""
+        """Return the equal steps that the driver takes next; ``None`` if it is idle."""
         missing = self.target - self.memory.balloon
         if missing == 0 or self.panicked or not self.driver_ready:
             return None
-        return self._inflation(missing) if missing > 0 else self._deflation(-missing)
+        return self._inflate(missing) if missing > 0 else self._deflate(-missing)
 
-    def _deflation(self, surplus: int) -> _Segment:
+    def _deflate(self, surplus: int) -> _Segment:
         size = min(STEP, surplus)
-        duration = self._duration(size, self.config.deflate_rate)
+        duration = self._compute_duration(size, self.config.deflate_rate)
         return _Segment(-size, duration, surplus // size)
 
-    def _inflation(self, missing: int) -> _Segment | None:
-        # Looked up once: this is asked more often than anything else in here.
-        spare, droppable, left = self.memory.at_hand()
+    def _inflate(self, missing: int) -> _Segment | None:
+        # One call for all three: no other code in here runs as often.
+        spare, droppable, left = self.memory.measure_room()
         size = min(STEP, missing, left // PAGE * PAGE)
         if size == 0:
-            return self._squeezing(missing)
+            return self._inflate_by_swapping(missing)
         free = spare >= size
         source = spare if free else droppable
         rate = self.config.inflate_rate if free else self.config.reclaim_rate
-        level, above = self._pressure(left)
+        level, above = self._compute_pressure(left)
         count = min(missing // size, source // size, -(-above // size))
-        duration = self._duration(size, rate) << level
+        duration = self._compute_duration(size, rate) << level
         return _Segment(size, duration, max(1, count))
 
-    def _squeezing(self, missing: int) -> _Segment | None:
-        """Return the steps for which processes' memory is swapped out."""
+    def _inflate_by_swapping(self, missing: int) -> _Segment | None:
+        """Return steps for which processes' memory is swapped out."""
         config, source = self.config, self.memory.swappable
         size = min(STEP, missing, source)
         if size == 0:
             return None
-        # What its processes want back at once costs its time both ways.
+        # What the processes read back at once takes its time twice.
         rate = config.swap_rate * (100 - config.refaults) // (100 + config.refaults)
         count = min(missing, source) // size
-        return _Segment(size, self._duration(size, max(1, rate)), count, swapping=True)
+        duration = self._compute_duration(size, max(1, rate))
+        return _Segment(size, duration, count, swapping=True)
 
-    def _pressure(self, left: int) -> tuple[int, int]:
-        """Return how often the rate is halved, and what may go until it is again."""
+    def _compute_pressure(self, left: int) -> tuple[int, int]:
+        """Return how often the rate is halved, and how many bytes until the next."""
         limit = self.memory.ram // _PRESSURE_BELOW
         level = 0
         while left <= limit and level < _PRESSURE_LEVELS:
@@ -286,7 +310,7 @@ class Guest:
             limit //= 2
         return level, left - limit if level < _PRESSURE_LEVELS else left
 
-    def _duration(self, size: int, rate: int) -> int:
+    def _compute_duration(self, size: int, rate: int) -> int:
         return max(1, size * SECOND * 1000 // (rate * self._pace))
 
     # Processes
@@ -334,24 +358,31 @@ class Guest:
             return None
         return None if self.deflate_on_oom else self._floor_since + after
 
-    # What it says of itself
+    # Statistics
 
     @property
     def alloc_stalls(self) -> int:
-        """Times that an allocation had to wait, so far."""
+        """Times that an allocation had to wait since the guest booted."""
         stalls = self._stalls + self.memory.swapped_out // STEP
         if self._floor_since is None:
             return stalls
         retries = (self.now - self._floor_since) // _RETRY
         return stalls + retries * _STALLS_PER_RETRY
 
-    def statistics(self) -> dict[str, int]:
-        """Return what its driver answers, under QEMU's names without ``stat-``."""
-        return self._witness.answer(self)
+    def tell_statistics(self) -> dict[str, int]:
+        """Return what its driver tells, under QEMU's names without ``stat-``."""
+        if self._frozen_statistics is not None:
+            return self._frozen_statistics
+        config = self.config
+        counters = Counters(self.oom_kills, self.alloc_stalls)
+        stats = compute_statistics(config, self.memory, counters)
+        if config.frozen_after is not None and self.now >= config.frozen_after:
+            self._frozen_statistics = stats
+        return stats
 
     @property
     def answer_time(self) -> int | None:
-        """When it will have answered if it is asked now; None: never."""
+        """When it answers a request for statistics made now; ``None``: never."""
         config = self.config
         silent = config.silent_after is not None and self.now >= config.silent_after
         if config.stats_delay is None or silent or self.panicked:

@@ -1,13 +1,15 @@
 r"""QEMU's JSON lexer: bytes in, tokens and stray characters out.
 
-It is a table of states, as QEMU's is, and not a handful of regular expressions,
-because clients depend on what happens between the tokens: which byte ends a
-number, how much is eaten after a stray one, and which byte the next token is said
-to start at. A regular expression only shortens the way through long runs that
-stay in one state.
+It is a table of states, as QEMU's is, because its errors depend on what happens between
+the tokens: which byte ends a number, how many are skipped after a stray one, and where
+the next token is said to start. Regular expressions are used only to skip long runs of
+bytes that stay in one state.
 
-QEMU accepts a little more than JSON (strings in single quotes) and resets on any
-control character but a tab, which is how a client gets back in step: ``\\x01``.
+QEMU accepts a little more than JSON: strings may have single quotes. A control
+character other than a tab resets the lexer. A client sends one, such as ``\x01``, to
+resynchronise.
+
+Source: QEMU's ``qobject/json-lexer.c``.
 """
 
 from __future__ import annotations
@@ -18,19 +20,21 @@ from typing import Final, NamedTuple
 __all__ = ["MAX_TOKEN_SIZE", "Lexer", "Token"]
 
 MAX_TOKEN_SIZE: Final = 64 << 20
-"""Bytes in a token, and in all the tokens of a message together."""
+"""Most bytes in a token, and in all tokens of a message: QEMU's
+``MAX_TOKEN_SIZE``."""
 
 
 class Token(NamedTuple):
-    """A token; ``kind`` is ``"error"`` for what belongs to no token.
+    """A token, or bytes that belong to none.
 
     Attributes:
-        kind: ``integer``, ``float``, ``keyword``, ``string``, ``error``, one of
-            the six structural characters, or the state in which it grew too long.
+        kind: ``integer``, ``float``, ``keyword``, ``string``, one of the six structural
+            characters, ``error`` for bytes that belong to no token, or the state in
+            which a token grew too long.
         raw: Its bytes.
-        line: Where it starts, from 1.
-        column: Likewise, and with QEMU's own idea of it: after a token that only
-            the next character ended, one too many.
+        line: The line in which it starts, from 1.
+        column: The column in which it starts, as QEMU counts: one too many after a
+            token that only the next character ended.
     """
 
     kind: str
@@ -40,7 +44,7 @@ class Token(NamedTuple):
 
 
 _Row = dict[int, tuple[str, bool]]
-"""From a byte to the next state, and whether that byte is looked at again."""
+"""For each byte the next state, and whether that state looks at the byte again."""
 
 _STRUCTURE: Final = b"{}[]:,"
 _DIGITS: Final = b"0123456789"
@@ -49,21 +53,21 @@ _FINAL: Final = frozenset(["integer", "float", "keyword", "string", *"{}[]:,"])
 _ERROR: Final = ("error", False)
 
 
-def _row(*rules: tuple[bytes, str], ends: str | None = None) -> _Row:
-    """Return a state's row: ``ends`` is the token that any other byte ends."""
+def _make_row(*rules: tuple[bytes, str], ends: str | None = None) -> _Row:
+    """Return a state's row; ``ends`` is the token that all other bytes end."""
     row: _Row = dict.fromkeys(range(256), (ends, True) if ends else _ERROR)
     for chars, state in rules:
         row.update(dict.fromkeys(chars, (state, False)))
     return row
 
 
-def _string_rows(quote: bytes, name: str) -> dict[str, _Row]:
+def _make_string_rows(quote: bytes, name: str) -> dict[str, _Row]:
     printable = bytes(range(0x20, 0xFE))
     inside = ((printable, name), (b"\\", f"{name}-escape"), (quote, "string"))
-    return {name: _row(*inside), f"{name}-escape": _row((printable, name))}
+    return {name: _make_row(*inside), f"{name}-escape": _make_row((printable, name))}
 
 
-def _recovery_row() -> _Row:
+def _make_recovery_row() -> _Row:
     row: _Row = dict.fromkeys(range(256), ("recovery", False))
     resets = {*range(0x20), 0xFE, 0xFF, *_STRUCTURE} - {ord("\t")}
     row.update(dict.fromkeys(resets, ("start", True)))
@@ -71,7 +75,7 @@ def _recovery_row() -> _Row:
 
 
 _TABLE: Final[dict[str, _Row]] = {
-    "start": _row(
+    "start": _make_row(
         (b" \t\r\n", "start"),
         (b'"', "double"),
         (b"'", "single"),
@@ -81,31 +85,33 @@ _TABLE: Final[dict[str, _Row]] = {
         (_LETTERS, "word"),
         *((bytes([char]), chr(char)) for char in _STRUCTURE),
     ),
-    **_string_rows(b'"', "double"),
-    **_string_rows(b"'", "single"),
-    "sign": _row((b"0", "zero"), (b"123456789", "digits")),
-    "zero": _row((_DIGITS, "error"), (b".", "point"), ends="integer"),
-    "digits": _row(
+    **_make_string_rows(b'"', "double"),
+    **_make_string_rows(b"'", "single"),
+    "sign": _make_row((b"0", "zero"), (b"123456789", "digits")),
+    "zero": _make_row((_DIGITS, "error"), (b".", "point"), ends="integer"),
+    "digits": _make_row(
         (_DIGITS, "digits"), (b".", "point"), (b"eE", "exponent"), ends="integer"
     ),
-    "point": _row((_DIGITS, "fraction")),
-    "fraction": _row((_DIGITS, "fraction"), (b"eE", "exponent"), ends="float"),
-    "exponent": _row((b"+-", "exponent-sign"), (_DIGITS, "exponent-digits")),
-    "exponent-sign": _row((_DIGITS, "exponent-digits")),
-    "exponent-digits": _row((_DIGITS, "exponent-digits"), ends="float"),
-    "word": _row((_LETTERS, "word"), ends="keyword"),
-    "recovery": _recovery_row(),
+    "point": _make_row((_DIGITS, "fraction")),
+    "fraction": _make_row((_DIGITS, "fraction"), (b"eE", "exponent"), ends="float"),
+    "exponent": _make_row((b"+-", "exponent-sign"), (_DIGITS, "exponent-digits")),
+    "exponent-sign": _make_row((_DIGITS, "exponent-digits")),
+    "exponent-digits": _make_row((_DIGITS, "exponent-digits"), ends="float"),
+    "word": _make_row((_LETTERS, "word"), ends="keyword"),
+    "recovery": _make_recovery_row(),
 }
 
 
-def _run(state: str) -> re.Pattern[bytes]:
-    """Return a pattern for the bytes, of one line, that leave a state as it is."""
+def _make_run_pattern(state: str) -> re.Pattern[bytes]:
+    """Return a pattern for the bytes of one line that leave a state as it is."""
     chars = [byte for byte, next_ in _TABLE[state].items() if next_ == (state, False)]
     listed = b"".join(b"\\x%02x" % byte for byte in chars if byte != ord("\n"))
     return re.compile(b"[%b]+" % listed)
 
 
-_RUNS: Final = {s: _run(s) for s in ("double", "single", "recovery", "start")}
+_RUNS: Final = {
+    s: _make_run_pattern(s) for s in ("double", "single", "recovery", "start")
+}
 
 
 class Lexer:
@@ -121,19 +127,22 @@ class Lexer:
         self._counted = False
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the peer; any chunking will do."""
+        """Take bytes, in chunks of any size."""
         del self._pending[: self._at]
         self._at = 0
         self._pending += data
 
     @property
     def is_idle(self) -> bool:
-        """Tell whether it is between two tokens, and has nothing left to read."""
+        """Whether it is between two tokens, and has no bytes left to read."""
         left = self._at < len(self._pending)
         return self._state == "start" and not left and not self._counted
 
     def pass_over(self, line: bytes) -> None:
-        """Take whole tokens of one line that somebody else has read, when idle."""
+        """Count one line of whole tokens that another parser has read.
+
+        The lexer must be idle.
+        """
         self._column += len(line)
         if line.endswith(b"\n"):
             self._line += 1
@@ -141,7 +150,7 @@ class Lexer:
         self._mark_start()
 
     def next_token(self) -> Token | None:
-        """Return the next token, or None once more bytes are needed."""
+        """Return the next token; ``None`` if it needs more bytes."""
         while self._at < len(self._pending):
             self._skip_run()
             if self._at < len(self._pending) and (token := self._step()):
@@ -153,7 +162,7 @@ class Lexer:
         return None
 
     def _skip_run(self) -> None:
-        """Pass over bytes that leave the state as it is."""
+        """Skip bytes that leave the state as it is."""
         pattern = _RUNS.get(self._state)
         match = pattern and pattern.match(
             self._pending, self._at, self._at + MAX_TOKEN_SIZE
@@ -168,7 +177,7 @@ class Lexer:
             self._mark_start()
 
     def _step(self) -> Token | None:
-        """Take one byte; return the token that it ends, if it ends one."""
+        """Take one byte, and return the token that it ends, if any."""
         byte = self._pending[self._at]
         self._count(byte)
         state, again = _TABLE[self._state][byte]
@@ -193,7 +202,7 @@ class Lexer:
         return None
 
     def _count(self, byte: int) -> None:
-        """Move the position on; a byte that is looked at again counts once."""
+        """Advance the position. A byte that is looked at again counts once."""
         if self._counted:
             return
         self._counted = True
@@ -203,8 +212,8 @@ class Lexer:
             self._column = 0
 
     def _mark_start(self) -> None:
-        # QEMU puts the next token's start behind the character it is at, even
-        # where that character is still to be looked at again.
+        # QEMU puts the next token's start behind the current character, even if that
+        # character is looked at again.
         self._start = (self._line, self._column + 1)
 
     def _emit(self, kind: str) -> Token:

@@ -1,13 +1,13 @@
-"""A Linux guest's memory, as far as a balloon can tell.
+"""A Linux guest's memory, as far as it matters to a balloon.
 
-What the kernel keeps for itself, what processes use, page cache, the balloon, and
-what is free; and behind all that, how much of it the host has really given. Every
-method keeps the books balanced: nothing here knows of time.
+RAM is divided into what the kernel keeps for itself, what processes use, page cache,
+the balloon and free memory. How much of it the host has backed with its own memory is
+counted, too. Every method keeps the sums right. Nothing here depends on time.
 
-Measured on Linux 6.1 and 7.2 guests: a kernel keeps some 2 % of RAM for itself; a
-growing balloon takes free pages first and then page cache; the cache that is left
-is part of what is left available; an allocation that can be served from free
-pages never touches the cache.
+Measured on Linux 6.1 and 7.2 guests: a kernel keeps some 2 % of RAM for itself. A
+balloon that inflates takes free pages first and then page cache. The cache that is left
+is part of what is available. An allocation that free pages can serve does not touch the
+cache.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ PAGE: Final = 4096
 """Bytes in a page of the balloon, on every architecture."""
 
 STEP: Final = 1 << 20
-"""Bytes that Linux's driver hands over at a time: 256 pages."""
+"""Bytes that Linux's driver hands over at once: 256 pages."""
 
 _MAX_WATERMARK: Final = 64 << 20
+"""Most bytes of the watermark "min", as on the guests that were measured: one at its
+floor kept 60 MB free."""
 
 
 @define
 class Memory:
-    """The books of a guest's memory; all of it in bytes.
+    """A guest's memory. All sizes are in bytes.
 
     Attributes:
         ram: What QEMU gave the VM, DIMMs included.
-        used: Processes' and the kernel's memory that cannot be dropped.
+        used: Memory of processes and kernel that cannot be dropped.
         cache: Page cache.
-        pinned: The part of it that cannot be dropped: mapped, dirty, tmpfs.
-        balloon: In the balloon.
-        warm: Free memory that was in use once and is still backed by the host.
-        allocated: The part of ``used`` that workloads asked for.
+        pinned: The part of the cache that cannot be dropped: mapped, dirty, tmpfs.
+        balloon: Memory in the balloon.
+        warm: Free memory that was in use before, and is still backed by the host.
+        allocated: The part of ``used`` and ``swapped`` that workloads asked for.
         swap: Swap space.
-        swapped: Processes' memory that is in it.
-        dropped: Page cache that was dropped to make room, all in all.
-        swapped_out: What was swapped out, all in all, and had not to come back at
-            once.
-        swapped_in: What of that was read back since, all in all.
-        faults: Pages that processes touched for the first time, all in all.
+        swapped: Processes' memory in the swap space.
+        dropped: Page cache that was dropped to make room, since boot.
+        swapped_out: Memory that was swapped out since boot, without what was read back
+            at once.
+        swapped_in: Memory that was read back later, since boot.
+        faults: Pages that processes touched for the first time, since boot.
     """
 
     ram: int
@@ -64,17 +66,17 @@ class Memory:
 
     @property
     def reserve(self) -> int:
-        """What the kernel keeps for itself: struct pages, its image."""
-        return _whole(self.ram // 50)
+        """What the kernel keeps for itself: its image, and a struct for each page."""
+        return _round_down(self.ram // 50)
 
     @property
     def total(self) -> int:
-        """What the guest believes it has: Linux counts its balloon out."""
+        """The guest's own total: Linux does not count ballooned pages."""
         return max(0, self.ram - self.reserve - self.balloon)
 
     @property
     def free(self) -> int:
-        """What nobody uses."""
+        """Memory that is not in use."""
         return max(0, self.total - self.used - self.cache)
 
     @property
@@ -84,31 +86,31 @@ class Memory:
 
     @property
     def watermark(self) -> int:
-        """Free memory that the kernel keeps for itself in need (its "min")."""
-        return _whole(min(_MAX_WATERMARK, self.ram // 64))
+        """Free memory that only the kernel may use: the watermark "min"."""
+        return _round_down(min(_MAX_WATERMARK, self.ram // 64))
 
     @property
     def reclaimable(self) -> int:
-        """What can be had before anything has to be swapped out."""
+        """What can be had without swapping."""
         return max(0, self.free - self.watermark) + self.droppable
 
     @property
     def swappable(self) -> int:
-        """What can be swapped out: a quarter of what is used is the kernel's own."""
+        """What can be swapped out. A quarter of what is used is the kernel's own."""
         pages = (self.used + self.swapped) * 3 // 4 - self.swapped
-        return _whole(max(0, min(pages, self.swap - self.swapped)))
+        return _round_down(max(0, min(pages, self.swap - self.swapped)))
 
     @property
     def available(self) -> int:
-        """The kernel's own estimate of what an application could get."""
+        """The kernel's estimate of what an application could get: MemAvailable."""
         return max(0, self.free - self.watermark * 5 // 4) + self.droppable
 
     @property
     def spare(self) -> int:
-        """Free memory that is taken before page cache is."""
+        """Free memory that is taken before any cache is dropped."""
         return max(0, self.free - self.watermark * 5 // 4)
 
-    def at_hand(self) -> tuple[int, int, int]:
+    def measure_room(self) -> tuple[int, int, int]:
         """Return :attr:`spare`, :attr:`droppable` and :attr:`reclaimable`."""
         free, watermark, droppable = self.free, self.watermark, self.droppable
         spare = max(0, free - watermark * 5 // 4)
@@ -116,11 +118,11 @@ class Memory:
 
     @property
     def backed(self) -> int:
-        """What of this the host has given real memory for."""
+        """Memory that the host has backed with its own."""
         return self.reserve // 2 + self.used + self.cache + self.warm
 
     def take(self, size: int) -> None:
-        """Make room for ``size`` bytes in free memory: drop cache where needed.
+        """Make room for ``size`` bytes in free memory by dropping cache, if needed.
 
         Args:
             size: At most :attr:`reclaimable`.
@@ -131,32 +133,32 @@ class Memory:
         self.dropped += dropped
 
     def swap_out(self, size: int) -> None:
-        """Swap so many bytes of processes out; at most :attr:`swappable`."""
+        """Swap out ``size`` bytes of processes; at most :attr:`swappable`."""
         self.used -= size
         self.warm += size
         self.swapped += size
         self.swapped_out += size
 
     def swap_in(self, size: int) -> None:
-        """Read so many bytes back, as far as they are there and there is room."""
-        size = _whole(min(size, self.swapped, self.spare))
+        """Read back up to ``size`` bytes, as far as there is room for them."""
+        size = _round_down(min(size, self.swapped, self.spare))
         self.warm -= min(self.warm, size)
         self.used += size
         self.swapped -= size
         self.swapped_in += size
 
     def inflate(self, size: int) -> None:
-        """Move so many bytes into the balloon, and so back to the host."""
+        """Move ``size`` bytes into the balloon, which returns them to the host."""
         self.take(size)
         self.warm -= min(self.warm, size)
         self.balloon += size
 
     def deflate(self, size: int) -> None:
-        """Give so many bytes back to the guest; the host backs them on first use."""
+        """Give ``size`` bytes back to the guest. The host backs them on first use."""
         self.balloon -= size
 
     def allocate(self, size: int) -> None:
-        """Let processes use ``size`` bytes more; at most :attr:`reclaimable`."""
+        """Allocate ``size`` bytes to processes; at most :attr:`reclaimable`."""
         self.take(size)
         self.warm -= min(self.warm, size)
         self.used += size
@@ -164,9 +166,9 @@ class Memory:
         self.faults += size // PAGE
 
     def release(self, size: int) -> None:
-        """Let processes give up ``size`` bytes; at most what workloads have.
+        """Free ``size`` bytes of processes; at most :attr:`allocated`.
 
-        What was swapped out is given up after the rest.
+        Memory that is swapped out is freed last.
         """
         self.allocated -= size
         swapped = max(0, size - self.used)
@@ -175,15 +177,16 @@ class Memory:
         self.warm += size - swapped
 
     def read(self, size: int) -> None:
-        """Read ``size`` bytes of files: the page cache grows where it can."""
-        size = _whole(min(size, self.spare))
+        """Read ``size`` bytes of files into the cache, as far as there is room."""
+        size = _round_down(min(size, self.spare))
         self.warm -= min(self.warm, size)
         self.cache += size
 
     def report_free_pages(self) -> None:
-        """Tell the host which pages are free; it takes them back."""
+        """Report all free pages to the host, which takes them back."""
         self.warm = 0
 
 
-def _whole(size: int) -> int:
+def _round_down(size: int) -> int:
+    """Round down to whole pages."""
     return size // PAGE * PAGE

@@ -1,40 +1,74 @@
-"""The commands that look at QEMU's objects and their types."""
+"""The commands about QEMU's objects: properties, types and virtio devices."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from qmpballoon.testing.model.qom import AmbiguousPath, device_not_found
+from qmpballoon.testing.model.arguments import Argument, QmpError
+from qmpballoon.testing.model.objects import find_balloon_path
+from qmpballoon.testing.model.qom import AmbiguousPath, make_not_found
 from qmpballoon.testing.model.session import Command
-from qmpballoon.testing.model.visit import Argument, QmpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.testing.model.machine import Machine
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.qom import Node
+    from qmpballoon.testing.model.vm import Vm
 
-__all__ = ["object_commands"]
+__all__ = ["build_object_commands"]
 
 _PATH: Final = Argument("path", "string")
 _PROPERTY: Final = Argument("property", "string")
 
+_DRIVER_OK: Final = (
+    "VIRTIO_CONFIG_S_ACKNOWLEDGE: Valid virtio device found",
+    "VIRTIO_CONFIG_S_DRIVER: Guest OS compatible with device",
+    "VIRTIO_CONFIG_S_FEATURES_OK: Feature negotiation complete",
+    "VIRTIO_CONFIG_S_DRIVER_OK: Driver setup and ready",
+)
+_STATS: Final = "VIRTIO_BALLOON_F_STATS_VQ: Guest memory stats VQ available"
+_POISON: Final = "VIRTIO_BALLOON_F_PAGE_POISON: Guest page poisoning enabled"
+_DEFLATE: Final = "VIRTIO_BALLOON_F_DEFLATE_ON_OOM: Deflate balloon when guest OOM"
+_REPORTING: Final = "VIRTIO_BALLOON_F_REPORTING: Page reporting VQ enabled"
+_EVENT_IDX: Final = "VIRTIO_RING_F_EVENT_IDX: Used & avail. event fields enabled"
+_RING_RESET: Final = "VIRTIO_F_RING_RESET: Driver can reset a queue individually"
+_RING_RESET_BIT: Final = 1 << 40
+_VERSION_1: Final = "VIRTIO_F_VERSION_1: Device compliant for v1 spec (legacy)"
+_TRANSPORTS: Final = (
+    _EVENT_IDX,
+    "VIRTIO_RING_F_INDIRECT_DESC: Indirect descriptors supported",
+    _RING_RESET,
+    _VERSION_1,
+    "VIRTIO_F_ANY_LAYOUT: Device accepts arbitrary desc. layouts",
+    "VIRTIO_F_NOTIFY_ON_EMPTY: Notify when device runs out of avail. descs. on VQ",
+)
 
-def object_commands(machine: Machine) -> dict[str, Command]:
-    """Return the commands about objects."""
-    return {**_qom_commands(machine), **_type_commands(machine)}
+
+def build_object_commands(vm: Vm) -> dict[str, Command]:
+    """Return the commands about a VM's objects."""
+    return {
+        **_build_qom_commands(vm),
+        **_build_type_commands(vm),
+        "x-query-virtio": Command(lambda _: _list_virtio(vm)),
+        "x-query-virtio-status": Command(
+            lambda arguments: _read_virtio_status(vm, str(arguments["path"])), (_PATH,)
+        ),
+    }
 
 
-def _qom_commands(machine: Machine) -> dict[str, Command]:
-    tree = machine.tree
+# Properties
+
+
+def _build_qom_commands(vm: Vm) -> dict[str, Command]:
+    tree = vm.tree
 
     def find(path: str) -> Node:
         try:
             return tree[tree.resolve(path)]
         except AmbiguousPath:
-            raise device_not_found(path) from None
+            raise make_not_found(path) from None
 
     def qom_list(arguments: dict[str, Any]) -> Value:
         node = tree[tree.resolve(arguments["path"])]
@@ -51,7 +85,7 @@ def _qom_commands(machine: Machine) -> dict[str, Command]:
         return {}
 
     def qom_list_get(arguments: dict[str, Any]) -> Value:
-        return [{"properties": _read_all(machine, path)} for path in arguments["paths"]]
+        return [{"properties": _read_all(vm, path)} for path in arguments["paths"]]
 
     return {
         "qom-list": Command(qom_list, (_PATH,)),
@@ -61,10 +95,10 @@ def _qom_commands(machine: Machine) -> dict[str, Command]:
     }
 
 
-def _read_all(machine: Machine, path: str) -> Value:
-    """Return an object's properties, with the values of those that can be read."""
+def _read_all(vm: Vm, path: str) -> Value:
+    """Return an object's properties, with their values where those can be read."""
     result: list[Value] = []
-    for each in machine.tree[machine.tree.resolve(path)].properties.values():
+    for each in vm.tree[vm.tree.resolve(path)].properties.values():
         entry: dict[str, Value] = {"name": each.name, "type": each.type}
         with contextlib.suppress(QmpError):
             entry["value"] = each.get()
@@ -72,8 +106,11 @@ def _read_all(machine: Machine, path: str) -> Value:
     return result
 
 
-def _type_commands(machine: Machine) -> dict[str, Command]:
-    types = machine.profile.types
+# Types
+
+
+def _build_type_commands(vm: Vm) -> dict[str, Command]:
+    types = vm.profile.types
     parents = {str(t["name"]): t.get("parent") for t in types}
 
     def implements(name: Value, ancestor: str) -> bool:
@@ -93,7 +130,7 @@ def _type_commands(machine: Machine) -> dict[str, Command]:
     def properties(command: str) -> Callable[[dict[str, Any]], Value]:
         def run(arguments: dict[str, Any]) -> Value:
             name = arguments["typename"]
-            found = machine.profile.properties.get(name, {})
+            found = vm.profile.properties.get(name, {})
             if command not in found:
                 what = "Class" if command.startswith("qom") else "Device"
                 raise QmpError(f"{what} '{name}' not found", "DeviceNotFound")
@@ -115,3 +152,98 @@ def _type_commands(machine: Machine) -> dict[str, Command]:
             for name in ("qom-list-properties", "device-list-properties")
         },
     }
+
+
+# Virtio devices
+
+
+def _find_backend_path(vm: Vm) -> str:
+    path = find_balloon_path(vm.config)
+    if vm.config.balloon == "virtio-balloon-device":
+        return path
+    return f"{path}/virtio-backend"
+
+
+def _list_virtio(vm: Vm) -> Value:
+    """Return the virtio devices, as ``x-query-virtio`` does."""
+    if vm.device is None:
+        if vm.profile.no_virtio_is_an_error:
+            raise QmpError("No virtio devices found")
+        return []
+    return [{"path": _find_backend_path(vm), "name": "virtio-balloon"}]
+
+
+def _read_virtio_status(vm: Vm, path: str) -> Value:
+    """Return a virtio device's status, as ``x-query-virtio-status`` does.
+
+    The members are in QEMU's order.
+    """
+    profile = vm.profile
+    if vm.device is None or path != _find_backend_path(vm):
+        raise QmpError(f"Path {path} is not a {profile.virtio_device_words}")
+    if profile.virtio_status_aborts:
+        vm.abort()
+    ready = vm.guest.driver_ready
+    none: dict[str, Value] = {"transports": [], "dev-features": []}
+    offered = _list_offered(vm)
+    return {
+        "name": "virtio-balloon",
+        "device-id": 5,
+        "vhost-started": False,
+        "device-endian": "little",
+        "guest-features": _list_accepted(vm) if ready else none,
+        "host-features": offered,
+        "backend-features": none,
+        "num-vqs": 3 + vm.config.free_page_reporting,
+        "status": {"statuses": list(_DRIVER_OK) if ready else []},
+        "isr": 0,
+        "queue-sel": 2 if ready else 0,
+        "vm-running": vm.running,
+        "broken": False,
+        "disabled": False,
+        "use-started": True,
+        "started": ready,
+        "start-on-kick": False,
+        "disable-legacy-check": False,
+        "bus-name": "",
+        "use-guest-notifier-mask": True,
+    }
+
+
+def _list_offered(vm: Vm) -> dict[str, Value]:
+    """Return the features that the device offers."""
+    config, profile = vm.config, vm.profile
+    features = (
+        (config.free_page_reporting, _REPORTING),
+        (config.page_poison, _POISON),
+        (config.deflate_on_oom, _DEFLATE),
+        (True, _STATS),
+    )
+    return {
+        "transports": _select_named(vm, _TRANSPORTS),
+        "dev-features": [text for wanted, text in features if wanted],
+        "unknown-dev-features": profile.unknown_virtio_features,
+    }
+
+
+def _list_accepted(vm: Vm) -> dict[str, Value]:
+    """Return the features that Linux's driver accepts."""
+    config = vm.config
+    features = (
+        (config.free_page_reporting, _REPORTING),
+        (config.deflate_on_oom, _DEFLATE),
+        (True, _STATS),
+    )
+    accepted: dict[str, Value] = {
+        "transports": _select_named(vm, (_EVENT_IDX, _RING_RESET, _VERSION_1)),
+        "dev-features": [text for wanted, text in features if wanted],
+    }
+    if not vm.profile.names_ring_reset:
+        accepted["unknown-dev-features"] = _RING_RESET_BIT
+    return accepted
+
+
+def _select_named(vm: Vm, transports: tuple[str, ...]) -> list[str]:
+    """Return the transport features that this version has a name for."""
+    named = vm.profile.names_ring_reset
+    return [text for text in transports if named or text != _RING_RESET]

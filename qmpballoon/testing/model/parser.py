@@ -1,9 +1,11 @@
-"""QEMU's JSON parser, in the two shapes that it has had.
+"""QEMU's JSON parser, in both versions that there are.
 
-Both push values together from tokens with a stack of their own, so that nesting
-costs no recursion. They differ in words, in whether a key may be any value at
-first, and in *when* they complain: up to 10.x at the end of a message, later on
-at the token that is wrong. :class:`Grammar` holds the differences.
+Both build values from tokens with a stack of their own, so nesting needs no recursion.
+They differ in their errors' words, in whether a key may be any value at first, and in
+when they report an error: up to 10.x at the end of the message, later at the token that
+is wrong. :class:`Grammar` holds the differences.
+
+Source: QEMU's ``qobject/json-parser.c``.
 """
 
 from __future__ import annotations
@@ -33,22 +35,22 @@ _MAX_CODE_POINT: Final = 0x10FFFF
 
 
 class ParseError(Exception):
-    """The text is not JSON; the message is QEMU's, without its beginning."""
+    """The text is not JSON. The message is QEMU's, without its beginning."""
 
 
 @frozen
 class Grammar:
-    """What one version of the parser says, and when.
+    """The errors of one version of the parser, and when it reports them.
 
     Attributes:
-        eager: It complains at the wrong token, with its position, not at the
+        eager: It reports an error at the wrong token and with its position, not at the
             message's end.
-        key: What it says of a key that is not a string; None: it reads any value
-            there and complains once that is complete.
-        key_type: What it says then.
-        colon: What it says of a missing colon.
-        in_object: What it says of a missing comma or brace.
-        in_array: What it says of a missing comma or bracket.
+        key: The error for a key that does not begin as a string; ``None``: it reads any
+            value there, and reports ``key_type`` when that is complete.
+        key_type: The error for a complete key that is not a string.
+        colon: The error for a missing colon.
+        in_object: The error for a missing comma or brace.
+        in_array: The error for a missing comma or bracket.
     """
 
     eager: bool
@@ -72,42 +74,42 @@ class _Frame:
 class Parser:
     """Builds one value from tokens.
 
-    After an error the parser is spent: make another one.
+    After an error, make a new parser.
     """
 
     grammar: Grammar
     _stack: list[_Frame] = field(init=False, factory=list[_Frame])
 
     def push(self, token: Token) -> tuple[Value] | None:
-        """Take a token; return the value in a tuple once it is complete.
+        """Take a token; return the value, in a tuple, once it is complete.
 
         Raises:
-            ParseError: The token cannot stand here.
+            ParseError: The token is not allowed here.
         """
         if not self._stack:
-            return self._value(token)
+            return self._push_value(token)
         frame = self._stack[-1]
         if frame.expect in {"key", "key-or-end"}:
-            return self._key(frame, token)
+            return self._push_key(frame, token)
         if frame.expect == "colon":
             if token.kind != ":":
                 raise ParseError(self.grammar.colon)
             frame.expect = "value"
             return None
         if frame.expect == "separator":
-            return self._separator(frame, token)
+            return self._push_separator(frame, token)
         if frame.expect == "value-or-end" and token.kind == "]":
             return self._close()
-        return self._value(token)
+        return self._push_value(token)
 
-    def _key(self, frame: _Frame, token: Token) -> tuple[Value] | None:
+    def _push_key(self, frame: _Frame, token: Token) -> tuple[Value] | None:
         if frame.expect == "key-or-end" and token.kind == "}":
             return self._close()
         if self.grammar.key is not None and token.kind != "string":
             raise ParseError(self.grammar.key)
-        return self._value(token)
+        return self._push_value(token)
 
-    def _separator(self, frame: _Frame, token: Token) -> tuple[Value] | None:
+    def _push_separator(self, frame: _Frame, token: Token) -> tuple[Value] | None:
         array = isinstance(frame.value, list)
         if token.kind == ("]" if array else "}"):
             return self._close()
@@ -117,20 +119,20 @@ class Parser:
         frame.expect = "value" if array else "key"
         return None
 
-    def _value(self, token: Token) -> tuple[Value] | None:
+    def _push_value(self, token: Token) -> tuple[Value] | None:
         if token.kind == "{":
             self._stack.append(_Frame({}, "key-or-end"))
             return None
         if token.kind == "[":
             self._stack.append(_Frame([], "value-or-end"))
             return None
-        return self._done(_scalar(token))
+        return self._add(_parse_scalar(token))
 
     def _close(self) -> tuple[Value] | None:
-        return self._done(self._stack.pop().value)
+        return self._add(self._stack.pop().value)
 
-    def _done(self, value: Value) -> tuple[Value] | None:
-        """Put a complete value where it belongs."""
+    def _add(self, value: Value) -> tuple[Value] | None:
+        """Add a complete value to the object or array that it is part of."""
         if not self._stack:
             return (value,)
         frame = self._stack[-1]
@@ -151,7 +153,7 @@ class Parser:
         return None
 
 
-def _scalar(token: Token) -> Value:
+def _parse_scalar(token: Token) -> Value:
     match token.kind:
         case "integer":
             number = int(token.raw) if len(token.raw) <= len(str(-UINT64_MAX)) else None
@@ -161,7 +163,7 @@ def _scalar(token: Token) -> Value:
         case "float":
             return float(token.raw)
         case "string":
-            return _string(token.raw)
+            return _parse_string(token.raw)
         case "keyword":
             if token.raw in _KEYWORDS:
                 return _KEYWORDS[token.raw]
@@ -171,18 +173,18 @@ def _scalar(token: Token) -> Value:
             raise ParseError("expecting value")
 
 
-def _string(raw: bytes) -> str:
-    """Return a string token's text."""
+def _parse_string(raw: bytes) -> str:
+    """Return the text of a string token."""
     body = raw[1:-1]
     if b"\\" not in body and body.isascii():
         return body.decode()
-    # The closing quote stays: QEMU's complaints quote beyond the string's end.
+    # The closing quote stays: QEMU's errors quote it, too.
     text = raw[1:].decode("utf-8", "surrogateescape").replace("\udcc0\udc80", "\0")
     chars: list[str] = []
     at = 0
     while at < len(text) - 1:
         if text[at] == "\\":
-            char, at = _escaped(text, at)
+            char, at = _parse_escape(text, at)
         else:
             char, at = text[at], at + 1
             if not _is_character(ord(char)):
@@ -191,17 +193,17 @@ def _string(raw: bytes) -> str:
     return "".join(chars)
 
 
-def _escaped(text: str, at: int) -> tuple[str, int]:
-    """Return the character escaped at ``at``, and where the text goes on."""
+def _parse_escape(text: str, at: int) -> tuple[str, int]:
+    """Return the escaped character at ``at``, and the index after it."""
     escape = text[at + 1]
     if escape in _ESCAPES:
         return _ESCAPES[escape], at + 2
     if escape != "u":
         raise ParseError("invalid escape sequence in string")
     end = at + 6
-    code = _hex4(text, at + 2)
+    code = _parse_hex4(text, at + 2)
     if code in _HIGH and text[end : end + 2] == "\\u":
-        low = _hex4(text, end + 2)
+        low = _parse_hex4(text, end + 2)
         if low in _LOW:
             code, end = 0x10000 + ((code & 0x3FF) << 10 | low & 0x3FF), end + 6
     if not _is_character(code):
@@ -209,13 +211,13 @@ def _escaped(text: str, at: int) -> tuple[str, int]:
     return chr(code), end
 
 
-def _hex4(text: str, at: int) -> int:
+def _parse_hex4(text: str, at: int) -> int:
     digits = text[at : at + 4]
-    return int(digits, 16) if len(digits) == 4 and _HEX.issuperset(digits) else -1  # noqa: PLR2004 -- it is in the name
+    return int(digits, 16) if len(digits) == 4 and _HEX.issuperset(digits) else -1  # noqa: PLR2004 -- as in its name
 
 
 def _is_character(code: int) -> bool:
-    """Tell characters from surrogates and from Unicode's non-characters."""
+    """Whether a code point is a character: no surrogate, no non-character."""
     return (
         0 <= code <= _MAX_CODE_POINT
         and code not in _HIGH
@@ -226,6 +228,6 @@ def _is_character(code: int) -> bool:
 
 
 def decode_lossy(raw: bytes) -> str:
-    """Return text as QEMU prints it: up to a NUL, U+FFFD for what is not UTF-8."""
+    """Return bytes as QEMU prints them: up to a NUL, U+FFFD for what is not UTF-8."""
     text = raw.partition(b"\0")[0].decode("utf-8", "replace")
     return "".join(c if _is_character(ord(c)) else "\ufffd" for c in text)

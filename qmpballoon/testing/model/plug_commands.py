@@ -1,7 +1,7 @@
-"""The commands that plug memory, and devices, into a running machine.
+"""The commands that plug memory and devices into a running VM.
 
-Up to 9.1 QEMU turned what ``device_add`` was given into options of its command line
-first, which are text; later versions take each value as it is.
+Up to 9.1 QEMU turned the arguments of ``device_add`` into options of its command line
+first, which are text. Later versions take each value as it is.
 """
 
 from __future__ import annotations
@@ -9,22 +9,26 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from qmpballoon.testing.model.dimms import PERIPHERAL, add_backend, add_dimm, is_busy
-from qmpballoon.testing.model.qobject import in_table_order
+from qmpballoon.testing.model.arguments import Argument, QmpError, check_type
+from qmpballoon.testing.model.config import SECOND
+from qmpballoon.testing.model.dimms import add_backend, add_dimm, is_busy
+from qmpballoon.testing.model.qobject import order_members
 from qmpballoon.testing.model.session import Command
-from qmpballoon.testing.model.visit import Argument, QmpError, check_type
+from qmpballoon.testing.model.vm import PERIPHERAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.testing.model.machine import Machine
+    from qmpballoon.testing.model.arguments import Kind
     from qmpballoon.testing.model.qobject import Value
-    from qmpballoon.testing.model.visit import Kind
+    from qmpballoon.testing.model.vm import Vm
 
-__all__ = ["plug_commands"]
+__all__ = ["build_plug_commands"]
 
 _ANONYMOUS: Final = "/machine/peripheral-anon"
-_UNPLUG_TIME: Final = 100_000_000
+_UNPLUG_TIME: Final = SECOND // 10
+"""How long the guest takes to release a DIMM: soon, but not at once."""
+
 _ID: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _BAD_ID: Final = QmpError("Parameter 'id' expects an identifier")
 _NUMBER: Final = re.compile(r"\s*[-+]?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
@@ -71,41 +75,41 @@ _BACKEND: Final = (
 )
 
 
-def plug_commands(machine: Machine) -> dict[str, Command]:
-    """Return the commands that plug and unplug."""
+def build_plug_commands(vm: Vm) -> dict[str, Command]:
+    """Return the commands that plug into a VM, and unplug from it."""
     identity = (Argument("id", "string"),)
     return {
-        "object-add": Command(lambda a: _object_add(machine, a), _BACKEND),
-        "object-del": Command(lambda a: _object_del(machine, str(a["id"])), identity),
-        "device_add": Command(lambda a: _device_add(machine, a), schema=None),
-        "device_del": Command(lambda a: _device_del(machine, str(a["id"])), identity),
-        "query-memory-devices": Command(lambda _: _memory_devices(machine)),
+        "object-add": Command(lambda a: _add_object(vm, a), _BACKEND),
+        "object-del": Command(lambda a: _delete_object(vm, str(a["id"])), identity),
+        "device_add": Command(lambda a: _add_device(vm, a), schema=None),
+        "device_del": Command(lambda a: _delete_device(vm, str(a["id"])), identity),
+        "query-memory-devices": Command(lambda _: _list_memory_devices(vm)),
     }
 
 
 # Memory
 
 
-def _object_add(machine: Machine, given: dict[str, Any]) -> Value:
+def _add_object(vm: Vm, given: dict[str, Any]) -> Value:
     kind, name = given["qom-type"], given["id"]
     if not _ID.fullmatch(name):
         raise _BAD_ID
-    for member, value in in_table_order(given):
+    for member, value in order_members(given):
         if member in {"size", "prealloc-threads"} and value == 0:
             raise QmpError(f"property '{member}' of {kind} doesn't take value '0'")
         if member == "prealloc-context":
-            machine.tree.check_link(member, "thread-context", value)
-    add_backend(machine, name, given["size"] % (1 << 64))
-    _check_nodes(machine, given)
+            vm.tree.check_link(member, "thread-context", value)
+    add_backend(vm, name, given["size"] % (1 << 64))
+    _check_nodes(vm, given)
     return {}
 
 
-def _check_nodes(machine: Machine, given: dict[str, Any]) -> None:
-    """Undo what was added for a policy that does not go with its nodes."""
+def _check_nodes(vm: Vm, given: dict[str, Any]) -> None:
+    """Remove the new backend if its policy does not fit its nodes."""
     policy, nodes = given.get("policy", "default"), given.get("host-nodes", [])
     if bool(nodes) == (policy != "default"):
         return
-    _remove_backend(machine, given["id"])
+    _remove_backend(vm, given["id"])
     if nodes:
         raise QmpError(
             "host-nodes must be empty for policy default, or you should explicitly"
@@ -114,21 +118,21 @@ def _check_nodes(machine: Machine, given: dict[str, Any]) -> None:
     raise QmpError(f"host-nodes must be set for policy {policy}")
 
 
-def _object_del(machine: Machine, name: str) -> Value:
-    if f"/objects/{name}" not in machine.tree or not _ID.fullmatch(name):
+def _delete_object(vm: Vm, name: str) -> Value:
+    if f"/objects/{name}" not in vm.tree or not _ID.fullmatch(name):
         raise QmpError(f"object '{name}' not found")
-    if is_busy(machine, name):
-        raise QmpError(machine.profile.busy_memory.format(name))
-    _remove_backend(machine, name)
+    if is_busy(vm, name):
+        raise QmpError(vm.profile.busy_memory.format(name))
+    _remove_backend(vm, name)
     return {}
 
 
-def _remove_backend(machine: Machine, name: str) -> None:
-    del machine.backends[name]
-    machine.tree.remove_child("/objects", name)
+def _remove_backend(vm: Vm, name: str) -> None:
+    del vm.backends[name]
+    vm.tree.remove_child("/objects", name)
 
 
-def _memory_devices(machine: Machine) -> Value:
+def _list_memory_devices(vm: Vm) -> Value:
     return [
         {
             "type": "dimm",
@@ -143,34 +147,34 @@ def _memory_devices(machine: Machine) -> Value:
                 **({} if dimm.id is None else {"id": dimm.id}),
             },
         }
-        for dimm in sorted(machine.dimms.values(), key=lambda dimm: dimm.address)
+        for dimm in sorted(vm.dimms.values(), key=lambda dimm: dimm.address)
     ]
 
 
 # Devices
 
 
-def _device_del(machine: Machine, name: str) -> Value:
-    tree = machine.tree
+def _delete_device(vm: Vm, name: str) -> Value:
+    tree = vm.tree
     path = tree.resolve(name if name.startswith("/") else f"{PERIPHERAL}/{name}", name)
-    if path in machine.dimms:
-        if machine.guest.driver_ready:
-            machine.dimms[path].leaves_at = machine.guest.now + _UNPLUG_TIME
+    if path in vm.dimms:
+        if vm.guest.driver_ready:
+            vm.dimms[path].leaves_at = vm.guest.now + _UNPLUG_TIME
         return {}
     kind = tree[path].type
     if kind.endswith("-cpu"):
         raise QmpError("Boot CPU is unpluggable")
     if not kind.endswith(("-device", "-pci", "-transitional")):
-        raise QmpError(machine.profile.not_a_device.format(name))
+        raise QmpError(vm.profile.not_a_device.format(name))
     bus = "virtio-bus" if kind == "virtio-balloon-device" else "pcie.0"
     raise QmpError(f"Bus '{bus}' does not support hotplugging")
 
 
-def _device_add(machine: Machine, given: dict[str, Any]) -> Value:
-    profile = machine.profile
+def _add_device(vm: Vm, given: dict[str, Any]) -> Value:
+    profile = vm.profile
     name = given.get("id") if isinstance(given.get("id"), str) else None
     if profile.devices_are_options:
-        given = _as_options(given)
+        given = _convert_to_options(given)
         if name is not None and not _ID.fullmatch(name):
             raise _BAD_ID
     driver, bus = (
@@ -179,16 +183,16 @@ def _device_add(machine: Machine, given: dict[str, Any]) -> Value:
     )
     if driver is None:
         raise QmpError("Parameter 'driver' is missing")
-    _check_driver(machine, driver)
-    _check_bus(machine, driver, bus)
-    parent, name = _identify(machine, name)
+    _check_driver(vm, driver)
+    _check_bus(vm, driver, bus)
+    parent, name = _identify(vm, name)
     wanted = {
-        key: _property(machine, f"{parent}/{name}", key, value)
-        for key, value in in_table_order(given)
+        key: _parse_property(vm, f"{parent}/{name}", key, value)
+        for key, value in order_members(given)
         if key not in {"driver", "bus", "id"}
     }
     add_dimm(
-        machine,
+        vm,
         parent,
         name,
         cast("str | None", wanted.get("memdev")),
@@ -200,8 +204,8 @@ def _device_add(machine: Machine, given: dict[str, Any]) -> Value:
     return {}
 
 
-def _as_options(given: dict[str, Value]) -> dict[str, Value]:
-    """Return what options, which are text, make of values; some they leave out."""
+def _convert_to_options(given: dict[str, Value]) -> dict[str, Value]:
+    """Return values as options, which are text and leave some values out."""
     options: dict[str, Value] = {}
     for name, value in given.items():
         match value:
@@ -216,8 +220,8 @@ def _as_options(given: dict[str, Value]) -> dict[str, Value]:
     return options
 
 
-def _check_driver(machine: Machine, driver: str) -> None:
-    kinds = {str(entry["name"]): entry for entry in machine.profile.types}
+def _check_driver(vm: Vm, driver: str) -> None:
+    kinds = {str(entry["name"]): entry for entry in vm.profile.types}
     abstract = kinds.get(driver, {}).get("abstract") or driver in _ABSTRACT
     if driver.startswith("memory-backend") or not (abstract or driver in kinds):
         raise QmpError(f"'{driver}' is not a valid device model name")
@@ -225,9 +229,9 @@ def _check_driver(machine: Machine, driver: str) -> None:
         raise QmpError("Parameter 'driver' expects a non-abstract device type")
 
 
-def _check_bus(machine: Machine, driver: str, bus: str | None) -> None:
-    """Find a bus for a device; only DIMMs, which need none, can be plugged in."""
-    has_virtio_bus = bool(machine.config.balloon)
+def _check_bus(vm: Vm, driver: str, bus: str | None) -> None:
+    """Refuse devices that need a bus. Only DIMMs, which need none, are plugged in."""
+    has_virtio_bus = bool(vm.config.balloon)
     is_pci = driver.startswith("virtio-balloon-pci")
     is_virtio = not is_pci and driver not in _DIMMS
     if bus == "virtio-bus" and has_virtio_bus and is_virtio:
@@ -238,57 +242,64 @@ def _check_bus(machine: Machine, driver: str, bus: str | None) -> None:
         raise QmpError(f"Device '{driver}' can't go on {_BUSES[bus]} bus")
     if is_pci:
         raise QmpError("Bus 'pcie.0' does not support hotplugging")
-    if is_virtio and machine.profile.full_bus_is_found and has_virtio_bus:
+    if is_virtio and vm.profile.full_bus_is_found and has_virtio_bus:
         raise QmpError("A 'virtio-bus' bus was found but is full")
     if is_virtio:
         raise QmpError(f"No 'virtio-bus' bus found for device '{driver}'")
 
 
-def _identify(machine: Machine, name: str | None) -> tuple[str, str]:
-    """Return the object that a device belongs to, and its name there."""
+def _identify(vm: Vm, name: str | None) -> tuple[str, str]:
+    """Return the path of the object that a device belongs to, and its name there."""
     if name is None:
-        machine.anonymous += 1
-        return _ANONYMOUS, f"device[{machine.anonymous - 1}]"
-    if machine.profile.bad_device_id and not _ID.fullmatch(name):
-        raise QmpError(machine.profile.bad_device_id.format(name))
-    if machine.tree.has_child(PERIPHERAL, name):
+        vm.anonymous += 1
+        return _ANONYMOUS, f"device[{vm.anonymous - 1}]"
+    if vm.profile.bad_device_id and not _ID.fullmatch(name):
+        raise QmpError(vm.profile.bad_device_id.format(name))
+    if vm.tree.has_child(PERIPHERAL, name):
         raise QmpError(f"Duplicate device ID '{name}'")
     return PERIPHERAL, name
 
 
-def _property(machine: Machine, path: str, name: str, value: Value) -> Value:
-    """Return what a property of the DIMM that is to be at a path is set to."""
-    known = machine.profile.properties["pc-dimm"]["qom-list-properties"]
+def _parse_property(vm: Vm, path: str, name: str, value: Value) -> Value:
+    """Return the value that a property of a new DIMM is set to.
+
+    Args:
+        vm: The VM.
+        path: The path that the DIMM is to have.
+        name: The property's name.
+        value: The value as it was given.
+    """
+    known = vm.profile.properties["pc-dimm"]["qom-list-properties"]
     if all(entry["name"] != name for entry in known):
         raise QmpError(f"Property 'pc-dimm.{name}' not found")
     if name == "memdev":
-        found = machine.tree.check_link(name, "memory-backend", value, itself=path)
+        found = vm.tree.check_link(name, "memory-backend", value, itself=path)
         return None if found is None else found.rpartition("/")[2]
-    if name not in _SETTERS:
+    if name not in _PARSERS:
         raise QmpError(f"Property 'pc-dimm.{name}' is not writable")
-    return _SETTERS[name](machine, name, value)
+    return _PARSERS[name](vm, name, value)
 
 
-def _slot(machine: Machine, name: str, value: Value) -> Value:
-    slot = _number(machine, name, "integer", value)
+def _parse_slot(vm: Vm, name: str, value: Value) -> Value:
+    slot = _parse_number(vm, name, "integer", value)
     if not -(1 << 31) <= slot < 1 << 31:
         raise QmpError(f"Parameter '{name}' expects int32_t")
     return slot
 
 
-def _node(machine: Machine, name: str, value: Value) -> Value:
-    node = _number(machine, name, "uint64", value) % (1 << 64)
+def _parse_node(vm: Vm, name: str, value: Value) -> Value:
+    node = _parse_number(vm, name, "uint64", value) % (1 << 64)
     if node >> 32:
         raise QmpError(f"Parameter '{name}' expects uint32_t")
     return node
 
 
-def _addr(machine: Machine, name: str, value: Value) -> Value:
-    return _number(machine, name, "uint64", value) % (1 << 64)
+def _parse_address(vm: Vm, name: str, value: Value) -> Value:
+    return _parse_number(vm, name, "uint64", value) % (1 << 64)
 
 
-def _number(machine: Machine, name: str, kind: Kind, value: Value) -> int:
-    if machine.profile.devices_are_options:
+def _parse_number(vm: Vm, name: str, kind: Kind, value: Value) -> int:
+    if vm.profile.devices_are_options:
         text = str(value)
         if not _NUMBER.fullmatch(text):
             raise QmpError(f"Parameter '{name}' expects integer")
@@ -299,15 +310,15 @@ def _number(machine: Machine, name: str, kind: Kind, value: Value) -> int:
     return cast("int", value)
 
 
-def _realized(machine: Machine, name: str, value: Value) -> Value:
-    if not machine.profile.devices_are_options:
+def _parse_realized(vm: Vm, name: str, value: Value) -> Value:
+    if not vm.profile.devices_are_options:
         check_type(name, "boolean", value)
     return value
 
 
-_SETTERS: Final[dict[str, Callable[[Machine, str, Value], Value]]] = {
-    "slot": _slot,
-    "node": _node,
-    "addr": _addr,
-    "realized": _realized,
+_PARSERS: Final[dict[str, Callable[[Vm, str, Value], Value]]] = {
+    "slot": _parse_slot,
+    "node": _parse_node,
+    "addr": _parse_address,
+    "realized": _parse_realized,
 }

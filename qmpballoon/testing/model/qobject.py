@@ -1,9 +1,10 @@
-"""QEMU's values as text, byte for byte.
+"""QEMU's values (QObject) as JSON, byte for byte.
 
-QEMU keeps an object's members in a hash table of 512 buckets and writes them in
-the table's order, so the order on the wire follows from the names alone. Clients
-have come to see it, in logs and in their own recorded transcripts; a fake that
-wrote another order could be told from the real thing.
+QEMU keeps an object's members in a hash table of 512 buckets and writes them in the
+table's order. So the order on the wire follows from the names alone. The fake writes
+the same order, since clients' logs and recorded transcripts show it.
+
+Source: ``tdb_hash`` in QEMU's ``qobject/qdict.c``, and ``qobject/json-writer.c``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, Union
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["INT64_MAX", "UINT64_MAX", "Scalar", "Value", "in_table_order", "to_json"]
+__all__ = ["INT64_MAX", "UINT64_MAX", "Scalar", "Value", "order_members", "to_json"]
 
 Scalar: TypeAlias = bool | int | float | str | None
 Value: TypeAlias = Union[Scalar, "Sequence[Value]", "dict[str, Value]"]
@@ -25,6 +26,8 @@ INT64_MAX: Final = (1 << 63) - 1
 UINT64_MAX: Final = (1 << 64) - 1
 
 _BUCKETS: Final = 512
+"""QEMU's ``QDICT_BUCKET_MAX``."""
+
 _SHORT: Final = {
     '"': '\\"',
     "\\": "\\\\",
@@ -38,7 +41,7 @@ _NEEDS_ESCAPE: Final = re.compile(r"[^ !#-\[\]-~]")
 
 
 @functools.lru_cache(maxsize=4096)
-def _bucket(name: str) -> int:
+def _find_bucket(name: str) -> int:
     """Return the hash table's bucket for a member's name."""
     raw = name.encode("utf-8", "surrogatepass")
     value = 0x238F13AF * len(raw)
@@ -47,24 +50,23 @@ def _bucket(name: str) -> int:
     return (1103515243 * value + 12345) % _BUCKETS
 
 
-def in_table_order(members: dict[str, Value]) -> list[tuple[str, Value]]:
-    """Return an object's members in the order in which QEMU walks them."""
-    return [(name, members[name]) for name, _ in _layout(tuple(members))]
+def order_members(members: dict[str, Value]) -> list[tuple[str, Value]]:
+    """Return an object's members in the order in which QEMU iterates over them."""
+    return [(name, members[name]) for name, _ in _lay_out(tuple(members))]
 
 
-# A world says the same few objects over and over: sorting and quoting their names anew
-# each time would be a tenth of its time.
+# A simulation writes the same few objects again and again. To sort and quote their
+# names each time would take a tenth of its time.
 @functools.lru_cache(maxsize=256)
-def _layout(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Return an object's names in the table's order, and what is written before each.
+def _lay_out(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Return an object's names in the table's order, with the text before each value.
 
-    Within a bucket the youngest comes first.
+    Within a bucket the newest comes first.
     """
-    youngest_first = names[::-1]
-    ordered = sorted(youngest_first, key=_bucket)
+    newest_first = names[::-1]
+    ordered = sorted(newest_first, key=_find_bucket)
     return tuple(
-        (name, f"{', ' if i else ''}{_quoted(name)}: ")
-        for i, name in enumerate(ordered)
+        (name, f"{', ' if i else ''}{_quote(name)}: ") for i, name in enumerate(ordered)
     )
 
 
@@ -78,14 +80,13 @@ def _escape(match: re.Match[str]) -> str:
     )
 
 
-def _quoted(text: str) -> str:
+def _quote(text: str) -> str:
     return f'"{_NEEDS_ESCAPE.sub(_escape, text)}"'
 
 
 def to_json(value: Value) -> str:
     """Return a value as QEMU writes it: ASCII, one line, members in table order."""
-    # A client's id comes back nested as deep as it was sent, which is deeper than
-    # Python's own stack goes.
+    # A stack of its own: a client's id may be nested deeper than Python can recurse.
     parts: list[str] = []
     todo: list[Iterator[tuple[str, Value]]] = [iter([("", value)])]
     ends = [""]
@@ -93,12 +94,14 @@ def to_json(value: Value) -> str:
         for prefix, item in todo[-1]:
             parts.append(prefix)
             if item is None or isinstance(item, (str, int, float)):
-                parts.append(_scalar(item))
+                parts.append(_write_scalar(item))
                 continue
             nested = isinstance(item, dict)
             parts.append("{" if nested else "[")
             ends.append("}" if nested else "]")
-            todo.append(_members(item) if isinstance(item, dict) else _items(item))
+            todo.append(
+                _write_members(item) if isinstance(item, dict) else _write_items(item)
+            )
             break
         else:
             todo.pop()
@@ -106,16 +109,16 @@ def to_json(value: Value) -> str:
     return "".join(parts)
 
 
-def _members(members: dict[str, Value]) -> Iterator[tuple[str, Value]]:
-    layout = _layout(tuple(members))
+def _write_members(members: dict[str, Value]) -> Iterator[tuple[str, Value]]:
+    layout = _lay_out(tuple(members))
     return iter([(prefix, members[name]) for name, prefix in layout])
 
 
-def _items(items: Sequence[Value]) -> Iterator[tuple[str, Value]]:
+def _write_items(items: Sequence[Value]) -> Iterator[tuple[str, Value]]:
     return iter([(", " if i else "", value) for i, value in enumerate(items)])
 
 
-def _scalar(value: Scalar) -> str:
+def _write_scalar(value: Scalar) -> str:
     match value:
         case None:
             return "null"
@@ -126,4 +129,4 @@ def _scalar(value: Scalar) -> str:
         case float():
             return f"{value:.17g}"
         case _:
-            return _quoted(value)
+            return _quote(value)

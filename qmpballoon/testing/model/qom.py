@@ -1,8 +1,7 @@
-"""The object tree, as far as ballooning looks at it.
+"""QEMU's tree of objects (QOM).
 
-Objects come from the profile; those that ballooning has nothing to do with are
-leaves that know their type. Paths may be absolute or, as QEMU allows, any unique
-end of one.
+An object of which nothing else is known is a leaf that has a type. A path may be
+absolute or, as QEMU allows, the end of a path that only one object has.
 """
 
 from __future__ import annotations
@@ -11,25 +10,25 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import define, field, frozen
 
-from qmpballoon.testing.model.visit import QmpError
+from qmpballoon.testing.model.arguments import QmpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from qmpballoon.testing.model.qobject import Value
 
-__all__ = ["AmbiguousPath", "Node", "Property", "Tree", "device_not_found"]
+__all__ = ["AmbiguousPath", "Node", "Property", "Tree", "make_not_found"]
 
 Setter: TypeAlias = "Callable[[Value], None]"
 
 
-def device_not_found(name: str) -> QmpError:
-    """Return QEMU's error for a path or an id that names nothing."""
+def make_not_found(name: str) -> QmpError:
+    """Return QEMU's error for a path or an id that no object has."""
     return QmpError(f"Device '{name}' not found", "DeviceNotFound")
 
 
 class AmbiguousPath(QmpError):
-    """A path could mean several objects; most commands say that it means none."""
+    """Several objects have the path. Most commands say that none has."""
 
 
 @define
@@ -39,9 +38,10 @@ class Property:
     Attributes:
         name: Its name.
         type: Its type, as ``qom-list`` prints it.
-        get: Returns its value.
-        set: Takes a value; raises :exc:`QmpError` when it refuses.
-        target: The type of the objects it points to, if it does, and can be set.
+        get: Returns its value; raises :exc:`QmpError` if it cannot be read.
+        set: Sets its value; raises :exc:`QmpError` if it refuses the value.
+        target: The type of the objects that it links to, if it is a link that can be
+            set.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Property:
 
 @frozen
 class _Measured:
-    """How a property answers of which nothing is known but what QEMU once said.
+    """A property that answers as QEMU did when the profile was measured.
 
     Attributes:
         owner: The object's type.
         name: The property's name.
         value: Its value.
-        unreadable: What was said instead of a value.
-        refusal: What was said to whoever wrote to it; None: QEMU's usual words.
-        rename: Replacements in these words.
+        unreadable: The error of reading it, if it cannot be read.
+        refusal: The error of writing it; ``None``: QEMU's usual one.
+        rename: Replacements in these errors.
     """
 
     owner: str
@@ -73,22 +73,22 @@ class _Measured:
 
     @property
     def is_read_only(self) -> bool:
-        """Whether nobody can write to it at any time."""
+        """Whether it can never be written."""
         return self.refusal is None or self.refusal.endswith("is not writable")
 
     def get(self) -> Value:
-        """Return the value, or raise what was said instead."""
+        """Return the value, or raise the error of reading it."""
         if self.unreadable is not None:
-            raise QmpError(_renamed(self.unreadable, self.rename))
+            raise QmpError(_rename(self.unreadable, self.rename))
         return self.value
 
     def set(self, _: Value) -> None:
-        """Raise what was said to whoever wrote to it."""
+        """Raise the error of writing it."""
         default = f"Property '{self.owner}.{self.name}' is not writable"
-        raise QmpError(_renamed(self.refusal or default, self.rename))
+        raise QmpError(_rename(self.refusal or default, self.rename))
 
 
-def _renamed(text: str, rename: tuple[tuple[str, str], ...]) -> str:
+def _rename(text: str, rename: tuple[tuple[str, str], ...]) -> str:
     for old, new in rename:
         text = text.replace(old, new)
     return text
@@ -96,7 +96,7 @@ def _renamed(text: str, rename: tuple[tuple[str, str], ...]) -> str:
 
 @define
 class Node:
-    """One object: its type, its properties, in the order in which they are listed."""
+    """One object: its type, and its properties in the order that QEMU lists them."""
 
     type: str
     properties: dict[str, Property] = field(factory=dict[str, Property])
@@ -105,7 +105,7 @@ class Node:
         """Return a property by its name.
 
         Raises:
-            QmpError: There is none.
+            QmpError: The object has no such property.
         """
         if name not in self.properties:
             raise QmpError(f"Property '{self.type}.{name}' not found")
@@ -117,15 +117,15 @@ class Node:
         get: Callable[[], Value] | None = None,
         set_: Setter | None = None,
     ) -> None:
-        """Let a property, if there is one, be a function of the machine's state."""
+        """Replace how a property is read or written, if the object has it."""
         found = self.properties.get(name)
         if found:
             found.get = get or found.get
             found.set = set_ or found.set
 
 
-def _named_by(path: str, paths: Collection[str]) -> list[str]:
-    """Return those of full paths that a path, or the end of one, names."""
+def _match(path: str, paths: Collection[str]) -> list[str]:
+    """Return those of full paths that a path matches, whole or by their end."""
     parts = [part for part in path.split("/") if part]
     full = "/" + "/".join(parts)
     if path.startswith("/"):
@@ -146,13 +146,13 @@ class Tree:
         entries: Sequence[dict[str, Any]] = (),
         rename: tuple[tuple[str, str], ...] = (),
     ) -> Node:
-        """Add an object, and what its children are as far as they are listed.
+        """Add an object, and its children as far as its properties list them.
 
         Args:
-            path: Where.
+            path: Its path.
             type_: Its type.
-            entries: Its properties, as the profile has them; none: its type only.
-            rename: Replacements in the values and words that were measured on
+            entries: Its properties in the profile's form; none: only its type.
+            rename: Replacements in the values and errors, which were measured on
                 another object of the type.
         """
         node = Node(type_)
@@ -168,15 +168,15 @@ class Tree:
         parent: str,
         name: str,
         type_: str,
-        **options: Any,  # noqa: ANN401
+        **options: Any,  # noqa: ANN401 - those of add()
     ) -> Node:
-        """Add an object as :meth:`add` does, and list it at its parent's."""
+        """Add an object as :meth:`add` does, and a property of its parent for it."""
         entry = {"name": name, "type": f"child<{type_}>"}
         self._put(parent, self._nodes[parent], entry, ())
         return self.add(f"{parent}/{name}", type_, **options)
 
     def has_child(self, parent: str, name: str) -> bool:
-        """Tell whether an object has a child, or another property, of a name."""
+        """Whether an object has a child, or another property, with a name."""
         return name in self._nodes[parent].properties
 
     def remove_child(self, parent: str, name: str) -> None:
@@ -196,7 +196,7 @@ class Tree:
         name, type_ = entry["name"], entry["type"]
         value = entry.get("value")
         if isinstance(value, str):
-            value = _renamed(value, rename)
+            value = _rename(value, rename)
         if type_.startswith("child<"):
             value = f"{path.rstrip('/')}/{name}"
             self._nodes.setdefault(value, Node(type_[6:-1]))
@@ -218,51 +218,53 @@ class Tree:
         node.properties[name] = Property(name, type_, about.get, about.set, target)
 
     def resolve(self, path: str, shown: str | None = None) -> str:
-        """Return the full path of the one object that a path names.
+        """Return the full path of the one object that has a path.
 
         Args:
             path: The path.
-            shown: What the error names, if that is not the path.
+            shown: What the error shows instead of the path.
 
         Raises:
-            AmbiguousPath: It names several.
-            QmpError: It names none.
+            AmbiguousPath: Several objects have it.
+            QmpError: No object has it.
         """
-        found = _named_by(path, self._nodes)
+        found = _match(path, self._nodes)
         if len(found) > 1:
             raise AmbiguousPath(f"Path '{path}' is ambiguous")
         if not found:
-            raise device_not_found(path if shown is None else shown)
+            raise make_not_found(path if shown is None else shown)
         return found[0]
 
     def check_link(
         self, name: str, target: str, value: Value, itself: str | None = None
     ) -> str | None:
-        """Check what a property is set to that points to another object.
+        """Check the value that a link to another object is set to.
 
         Args:
             name: The property's name.
-            target: The type of object it points to.
-            value: A path, of an object of that type.
-            itself: The path of the property's object, if that is about to be added.
+            target: The type of the objects that it links to.
+            value: The path of an object of that type.
+            itself: The path of the property's own object, if that is not in the tree
+                yet.
 
         Returns:
-            The full path; ``None`` for an empty one, which points to nothing.
+            The full path; ``None`` for an empty path, which links to nothing.
 
         Raises:
-            QmpError: It is no path, or leads to nothing, or to another thing.
+            QmpError: The value is no path, or that of no object or of one of another
+                type.
         """
         if not isinstance(value, str):
             raise QmpError(f"Invalid parameter type for '{name}', expected: string")
         if not value:
             return None
-        named = _named_by(value, self._nodes)
+        named = _match(value, self._nodes)
         for full in named:
             if f"{self._nodes[full].type}-".startswith(f"{target}-"):
                 return full
-        if named or (itself and _named_by(value, [itself])):
+        if named or (itself and _match(value, [itself])):
             raise QmpError(f"Invalid parameter type for '{name}', expected: {target}")
-        raise device_not_found(value)
+        raise make_not_found(value)
 
     def __getitem__(self, path: str) -> Node:
         return self._nodes[path]

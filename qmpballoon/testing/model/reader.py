@@ -1,8 +1,10 @@
-"""The monitor's input: tokens gathered into messages, within QEMU's limits.
+"""The monitor's input: tokens are gathered into messages, within QEMU's limits.
 
-A message ends where braces and brackets balance, or where there is one more
-closed than opened; whatever was wrong in it, the next one starts there. That and
-the reset by a stray character is all of QEMU's error recovery.
+A message ends where braces and brackets balance, or where one more is closed than was
+opened. The next message starts there, whatever was wrong with this one. QEMU's error
+recovery is this, and the reset by a stray character.
+
+Source: QEMU's ``qobject/json-streamer.c``.
 """
 
 from __future__ import annotations
@@ -25,46 +27,49 @@ __all__ = [
     "Malformed",
     "Parsed",
     "Reader",
-    "read_plain",
+    "read_simple",
 ]
 
 MAX_NESTING: Final = 1024
-MAX_TOKEN_COUNT: Final = 2 << 20
+"""Most open braces and brackets: QEMU's ``MAX_NESTING``."""
 
-_LONGEST_COMPLAINT: Final = 1023
-"""What fits in the parser's buffer; a stray character has no such bound."""
+MAX_TOKEN_COUNT: Final = 2 << 20
+"""Most tokens in a message: QEMU's ``MAX_TOKEN_COUNT``."""
+
+_LONGEST_ERROR: Final = 1023
+"""Characters that fit in the parser's buffer. Stray characters have no such limit."""
 
 
 @frozen
 class Parsed:
-    """A message that is JSON, whatever else it is."""
+    """A message that is JSON, if not always a request."""
 
     value: Value
 
 
 @frozen
 class Malformed:
-    """A message that is not JSON, and what QEMU says of it."""
+    """A message that is not JSON, with QEMU's error."""
 
     desc: str
 
 
-def read_plain(data: bytes) -> Parsed | None:
-    """Read one plain request the short way; None: it needs the long one.
+def read_simple(data: bytes) -> Parsed | None:
+    """Parse a simple request with Python's JSON parser; ``None``: it is not simple.
 
-    Most of what clients send is one object of printable ASCII without escapes and
-    with small whole numbers. Of that, Python's own parser makes the same as QEMU's,
-    in a twentieth of the time.
+    Most requests are one object of printable ASCII without escapes, whose numbers are
+    small integers. For those Python's parser returns what QEMU's does, in a twentieth
+    of the time.
     """
-    if not _PLAIN.fullmatch(data) or data.count(b"{") + data.count(b"[") > _FLAT:
+    if not _SIMPLE.fullmatch(data) or data.count(b"{") + data.count(b"[") > _FLAT:
         return None
     try:
-        return Parsed(_PLAIN_DECODER.decode(data.decode("ascii")))
+        return Parsed(_SIMPLE_DECODER.decode(data.decode("ascii")))
     except ValueError:
         return None
 
 
-def _small(digits: str) -> int:
+def _parse_small(digits: str) -> int:
     if len(digits) > _SMALL:
         raise ValueError(digits)
     return int(digits)
@@ -74,19 +79,21 @@ def _refuse(text: str) -> NoReturn:
     raise ValueError(text)
 
 
-def _unique(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+def _build_object(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("a key comes twice")
     return members
 
 
-_PLAIN: Final = re.compile(rb"\{[ -&(-\[\]-~]{,4096}\}\n?")
+_SIMPLE: Final = re.compile(rb"\{[ -&(-\[\]-~]{,4096}\}\n?")
+# Braces and brackets: fewer than QEMU allows, or Python can recurse into.
 _FLAT: Final = 64
+# Characters of an integer: all such integers fit in 64 bits.
 _SMALL: Final = 18
-_PLAIN_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique,
-    parse_int=_small,
+_SIMPLE_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_build_object,
+    parse_int=_parse_small,
     parse_float=_refuse,
     parse_constant=_refuse,
 )
@@ -102,26 +109,26 @@ class Reader:
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
         self._lexer = Lexer()
-        self._plain: Parsed | None = None
+        self._simple: Parsed | None = None
         self._start_message()
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the client; any chunking will do."""
-        if self._is_idle and (parsed := read_plain(data)):
-            self._plain = parsed
+        """Take bytes from the client, in chunks of any size."""
+        if self._is_idle and (parsed := read_simple(data)):
+            self._simple = parsed
             self._lexer.pass_over(data)
         else:
             self._lexer.feed(data)
 
     @property
     def _is_idle(self) -> bool:
-        return self._plain is None and self._tokens == 0 and self._lexer.is_idle
+        return self._simple is None and self._tokens == 0 and self._lexer.is_idle
 
     def next_message(self) -> Parsed | Malformed | None:
-        """Return the next message, or None once more bytes are needed."""
-        if self._plain is not None:
-            plain, self._plain = self._plain, None
-            return plain
+        """Return the next message; ``None`` if it needs more bytes."""
+        if self._simple is not None:
+            simple, self._simple = self._simple, None
+            return simple
         while token := self._lexer.next_token():
             message = self._take(token)
             if message is not None:
@@ -131,52 +138,53 @@ class Reader:
     def _start_message(self) -> None:
         self._parser = Parser(self._grammar)
         self._braces = self._brackets = self._tokens = self._size = 0
-        self._complaint: Malformed | None = None
-        self._said = False
+        self._error: Malformed | None = None
+        self._reported = False
 
     def _take(self, token: Token) -> Parsed | Malformed | None:
         self._braces += (token.kind == "{") - (token.kind == "}")
         self._brackets += (token.kind == "[") - (token.kind == "]")
         if token.kind == "error":
-            return self._stray(token)
-        if exceeded := self._over_limit(token):
-            return self._limit(exceeded)
+            return self._report_stray(token)
+        if exceeded := self._count(token):
+            return self._report_limit(exceeded)
         value = self._parse(token)
         open_ = self._braces > 0 or self._brackets > 0
         if open_ and self._braces >= 0 and self._brackets >= 0:
-            return self._say_early()
+            return self._report_early()
         return self._finish(value)
 
     def _parse(self, token: Token) -> tuple[Value] | None:
-        if self._complaint:
+        if self._error:
             return None
         try:
             return self._parser.push(token)
         except ParseError as error:
-            text = str(error)[:_LONGEST_COMPLAINT]
-            self._complaint = self._malformed(text, token)
+            text = str(error)[:_LONGEST_ERROR]
+            self._error = self._make_malformed(text, token)
             return None
 
-    def _say_early(self) -> Malformed | None:
-        if self._said or not (self._grammar.eager and self._complaint):
+    def _report_early(self) -> Malformed | None:
+        if self._reported or not (self._grammar.eager and self._error):
             return None
-        self._said = True
-        return self._complaint
+        self._reported = True
+        return self._error
 
     def _finish(self, value: tuple[Value] | None) -> Parsed | Malformed | None:
-        complaint, said = self._complaint, self._said
+        error, reported = self._error, self._reported
         self._start_message()
-        if complaint:
-            return None if said else complaint
+        if error:
+            return None if reported else error
         return Parsed(value[0]) if value else None
 
-    def _stray(self, token: Token) -> Malformed | None:
-        said = self._said
+    def _report_stray(self, token: Token) -> Malformed | None:
+        reported = self._reported
         self._start_message()
         text = decode_lossy(token.raw)
-        return None if said else self._malformed(f"stray '{text}'", token)
+        return None if reported else self._make_malformed(f"stray '{text}'", token)
 
-    def _over_limit(self, token: Token) -> str | None:
+    def _count(self, token: Token) -> str | None:
+        """Count a token; return the error if a limit is exceeded."""
         if self._size + len(token.raw) + 1 > MAX_TOKEN_SIZE:
             return "JSON token size limit exceeded"
         if self._tokens + 1 > MAX_TOKEN_COUNT:
@@ -187,13 +195,13 @@ class Reader:
         self._tokens += 1
         return None
 
-    def _limit(self, text: str) -> Malformed | None:
+    def _report_limit(self, text: str) -> Malformed | None:
         if not self._grammar.eager:
             self._start_message()
             return Malformed(text)
-        self._complaint = self._complaint or Malformed(text)
-        return self._say_early()
+        self._error = self._error or Malformed(text)
+        return self._report_early()
 
-    def _malformed(self, text: str, token: Token) -> Malformed:
+    def _make_malformed(self, text: str, token: Token) -> Malformed:
         position = f"{token.line}:{token.column}: " if self._grammar.eager else ""
         return Malformed(f"{position}JSON parse error, {text}")

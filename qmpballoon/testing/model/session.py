@@ -1,9 +1,14 @@
-"""One client of the monitor.
+"""The monitor: a session with each client, and the events that it throttles.
 
-Requests are carried out in order. QEMU holds eight of them for a client that
-negotiated out-of-band execution, one for any other, and then stops reading; so the
-bytes of the next request wait. Out-of-band requests are carried out as soon as
-they are read, and so overtake.
+Requests are carried out in order. QEMU queues eight of them for a client that
+negotiated out-of-band execution, one for any other. Then it stops reading, so the bytes
+of the next request wait in the socket. Out-of-band requests are carried out as soon as
+they are read, and overtake the queue.
+
+Some kinds of event are sent once a second at most. The first is sent at once. Within
+the second after it, a newer event replaces the one that waits; the newest is sent when
+the second is over, and another second begins. An event's timestamp is the time at which
+it was made, not that at which it is sent.
 """
 
 from __future__ import annotations
@@ -13,25 +18,36 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from attrs import define, field, frozen
 
-from qmpballoon.testing.model.qobject import in_table_order, to_json
+from qmpballoon.testing.model.arguments import (
+    Aborted,
+    Argument,
+    QmpError,
+    check_arguments,
+)
+from qmpballoon.testing.model.config import SECOND
+from qmpballoon.testing.model.qobject import order_members, to_json
 from qmpballoon.testing.model.reader import Malformed, Reader
-from qmpballoon.testing.model.visit import Aborted, Argument, QmpError, visit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from qmpballoon.testing.model.profiles import Profile
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.reader import Parsed
-    from qmpballoon.testing.profiles import Profile
 
-__all__ = ["QUEUE_LENGTH", "Command", "Host", "Session"]
+__all__ = ["QUEUE_LENGTH", "Command", "Host", "Session", "Throttle"]
 
 QUEUE_LENGTH: Final = 8
-"""Requests that QEMU holds for a client with out-of-band execution."""
+"""Requests that QEMU queues for a client with out-of-band execution: its
+``QMP_REQ_QUEUE_LEN_MAX``."""
+
+_THROTTLE_PERIOD: Final = SECOND
+"""Nanoseconds between two events of a throttled kind, as in QEMU's
+``monitor_qapi_event_conf``."""
 
 
 class Host(Protocol):
-    """What a session needs of the machine that it is a session of."""
+    """What a session needs of its machine."""
 
     profile: Profile
     now: int
@@ -42,22 +58,22 @@ class Host(Protocol):
 
     @property
     def commands(self) -> Mapping[str, Command]:
-        """The commands there are."""
+        """The commands of this QEMU, by name."""
         ...
 
     def settle(self) -> None:
-        """Let happen what is due now."""
+        """Do what is due now."""
         ...
 
 
 @frozen
 class Command:
-    """What a command does.
+    """A command of the monitor.
 
     Attributes:
-        run: Carries it out; returns what it returns.
-        schema: Its arguments; None: it checks them itself.
-        oob: It may be executed out of band.
+        run: Carries the command out with its arguments, and returns its result.
+        schema: The arguments to check first; ``None``: ``run`` checks them itself.
+        oob: The command may be executed out of band.
     """
 
     run: Callable[[dict[str, Value]], Value]
@@ -76,9 +92,9 @@ class Session:
     """A client's connection, as QEMU sees it.
 
     Attributes:
-        negotiated: ``qmp_capabilities`` has been answered; events are sent.
+        negotiated: ``qmp_capabilities`` has been answered, so events are sent.
         oob: Out-of-band execution was negotiated.
-        closed: QEMU has hung up; what is left to read is the last there is.
+        closed: QEMU has closed the connection. The output may still be read.
     """
 
     _host: Host
@@ -99,18 +115,18 @@ class Session:
     # To and from the client
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the client; what follows from them happens now."""
+        """Take bytes from the client, and do what they ask for."""
         self._reader.feed(data)
         self.run()
         self._host.settle()
 
     @property
     def reading(self) -> bool:
-        """Tell whether QEMU reads on, or lets further bytes wait in the socket."""
+        """Whether QEMU reads on, or lets further bytes wait in the socket."""
         return len(self._queue) < (QUEUE_LENGTH if self.oob else 1)
 
     def output(self) -> bytes:
-        """Return the bytes for the client that have come up since the last call."""
+        """Return the bytes for the client since the last call."""
         data = bytes(self._output)
         self._output.clear()
         return data
@@ -121,7 +137,7 @@ class Session:
             self._output += to_json(message).encode("ascii") + b"\r\n"
 
     def send_event(self, event: dict[str, Value]) -> None:
-        """Write an event to the client, if it has negotiated; else it is lost."""
+        """Write an event to the client. Before negotiation the event is lost."""
         if self.negotiated:
             due = self._host.now + self._host.event_delay
             self._late.extend([(due, event)] * self._host.event_copies)
@@ -135,13 +151,13 @@ class Session:
 
     @property
     def due(self) -> int | None:
-        """Tell when it has something to say next, as far as it knows by now."""
+        """When it next has output, as far as is known now; ``None``: not known."""
         times = [self._queue[0].due] if self._queue else []
         times += [self._late[0][0]] if self._late else []
         return min(times, default=None)
 
     def run(self) -> None:
-        """Answer what is due, and read on where there is room."""
+        """Answer requests that are due, and read on while the queue has room."""
         self._send_late()
         while not self._host.ended:
             if self._queue and self._queue[0].due <= self._host.now:
@@ -182,16 +198,16 @@ class Session:
         if "exec-oob" in request and not command.oob:
             raise QmpError(f"The command {name} does not support OOB")
         arguments = request.get("arguments", {})
-        assert isinstance(arguments, dict)  # noqa: S101 -- _check has seen to it
+        assert isinstance(arguments, dict)  # noqa: S101 -- _check holds it
         if command.schema is not None:
-            visit(command.schema, arguments)
+            check_arguments(command.schema, arguments)
         return command.run(arguments)
 
     def _check(self, request: dict[str, Value]) -> str:
-        """Check a request's own members; return the command's name."""
+        """Check a request's members, and return the command's name."""
         command: str | None = None
         key: str | None = None
-        for name, value in in_table_order(request):
+        for name, value in order_members(request):
             if name == "execute" or (name == "exec-oob" and self.oob):
                 if not isinstance(value, str):
                     raise QmpError(f"QMP input member '{name}' must be a string")
@@ -244,3 +260,36 @@ def _is_oob(message: Parsed | Malformed) -> bool:
 
 def _failure(error: QmpError) -> dict[str, Value]:
     return {"error": {"class": error.error_class, "desc": error.desc}}
+
+
+@define
+class Throttle:
+    """Passes events of one kind on, one in each period.
+
+    Attributes:
+        due: When the current period ends; ``None``: none has begun.
+    """
+
+    due: int | None = field(init=False, default=None)
+    _newest: dict[str, Value] | None = field(init=False, default=None)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an event would be sent at once."""
+        return self.due is None
+
+    def offer(self, event: dict[str, Value], now: int) -> dict[str, Value] | None:
+        """Take an event, and return it if it is to be sent at once."""
+        if self.due is not None:
+            self._newest = event
+            return None
+        self.due = now + _THROTTLE_PERIOD
+        return event
+
+    def expire(self, now: int) -> dict[str, Value] | None:
+        """End a period that is over, and return the event to send now, if any."""
+        if self.due is None or now < self.due:
+            return None
+        event, self._newest = self._newest, None
+        self.due = None if event is None else now + _THROTTLE_PERIOD
+        return event

@@ -1,52 +1,65 @@
-"""What a guest says of itself, true or not.
+"""The statistics that a guest's balloon driver tells, true or not.
 
-The counters of reclaim are as measured on Linux 7.2 guests. While there is cache to
-drop, the kernel's own thread does it in time, page after page, and nobody waits.
-Where only swapping out gives memory, about a third of it is found by the one who
-needs it, who waits once for each mebibyte; half of the pages looked at are in use.
-All of them are in bytes on the wire, as those of swapping are.
+The counters of reclaim are modelled on Linux 7.2 guests. While there is page cache to
+drop, the kernel's own thread (kswapd) drops it in time, page after page, and no process
+waits: these are the ``async`` counters. Where memory can only be had by swapping out,
+the process that needs it finds about a third of it by itself: these are the ``direct``
+counters, and it stalls once for each mebibyte. Half of the pages that are looked at are
+in use.
+
+On the wire, the counters of reclaim and of swapping are in bytes.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, field
+from attrs import frozen
 
 from qmpballoon.testing.model.memory import PAGE
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.model.guest import Guest
+    from qmpballoon.testing.model.config import GuestConfig
+    from qmpballoon.testing.model.memory import Memory
 
-__all__ = ["Witness"]
+__all__ = ["Counters", "compute_statistics"]
 
 _CLUSTER: Final = 8 * PAGE
 """Bytes that one fault reads back from swap: the page and its neighbours."""
 
 _FAULTS_AT_BOOT: Final = 150, 20_000
+"""Major and minor faults at the start: the order of what a small guest's boot takes."""
 
 
-@define
-class Witness:
-    """What answers for a guest when it is asked for statistics."""
+@frozen
+class Counters:
+    """What a guest's kernel has counted since it booted, beside its memory.
 
-    _frozen: dict[str, int] | None = field(init=False, default=None)
+    Attributes:
+        oom_kills: Times that it killed a process for its memory.
+        alloc_stalls: Times that an allocation had to wait.
+    """
 
-    def answer(self, guest: Guest) -> dict[str, int]:
-        """Return what the driver answers, under QEMU's names without ``stat-``."""
-        config = guest.config
-        if self._frozen is not None:
-            return self._frozen
-        said = {**_truth(guest), **config.claims}
-        stats = {name: value for name, value in said.items() if value is not None}
-        if config.frozen_after is not None and guest.now >= config.frozen_after:
-            self._frozen = stats
-        return stats
+    oom_kills: int
+    alloc_stalls: int
 
 
-def _truth(guest: Guest) -> dict[str, int]:
-    memory = guest.memory
-    out = memory.swapped_out * 100 // (100 - guest.config.refaults)
+def compute_statistics(
+    config: GuestConfig, memory: Memory, counters: Counters
+) -> dict[str, int]:
+    """Return what the driver tells, under QEMU's names without ``stat-``.
+
+    Statistics that the config claims replace the true ones.
+    """
+    told = {**_compute_true(config, memory, counters), **config.claims}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _compute_true(
+    config: GuestConfig, memory: Memory, counters: Counters
+) -> dict[str, int]:
+    # What is read back at once counts both ways: it was swapped out as well.
+    out = memory.swapped_out * 100 // (100 - config.refaults)
     back = out - memory.swapped_out + memory.swapped_in
     major, minor = _FAULTS_AT_BOOT
     stats = {
@@ -61,12 +74,12 @@ def _truth(guest: Guest) -> dict[str, int]:
         "htlb-pgalloc": 0,
         "htlb-pgfail": 0,
     }
-    if not guest.config.extended_stats:
+    if not config.extended_stats:
         return stats
     direct = out // (3 * PAGE) * PAGE
     return stats | {
-        "oom-kills": guest.oom_kills,
-        "alloc-stalls": guest.alloc_stalls,
+        "oom-kills": counters.oom_kills,
+        "alloc-stalls": counters.alloc_stalls,
         "async-scans": memory.dropped + 2 * (out - direct),
         "direct-scans": direct + direct // (2 * PAGE) * PAGE,
         "async-reclaims": memory.dropped + out - direct,

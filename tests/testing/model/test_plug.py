@@ -11,7 +11,7 @@ from talk import Client, make
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import PROFILES, SECOND, FaultPlan
-from qmpballoon.testing.model.hashtable import first_left
+from qmpballoon.testing.model.arguments import find_first_left
 
 BAD_ID = "Parameter 'id' expects an identifier"
 EXTRANEOUS = "balloon: extraneous characters at the end of line"
@@ -67,7 +67,7 @@ def test_what_was_not_taken_is_left(names: list[str], data: st.DataObject) -> No
     taken = data.draw(
         st.lists(st.sampled_from(names), unique=True) if names else st.just([])
     )
-    left = first_left(names, [*taken, "no name of them all"])
+    left = find_first_left(names, [*taken, "no name of them all"])
     rest = set(names) - set(taken)
     assert left in rest if rest else left is None
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.testing.model.expression import ExpressionError, evaluate
+from qmpballoon.testing.model.hmp import ExpressionError, evaluate
 
 
 @pytest.mark.parametrize(

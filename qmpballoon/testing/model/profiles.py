@@ -132,7 +132,7 @@ class Profile:
 
 def _measured(version: str) -> dict[str, Any]:
     """Return what was asked of a QEMU of that version."""
-    file = resources.files("qmpballoon.testing") / "data" / f"qemu-{version}.json"
+    file = resources.files("qmpballoon.testing.model") / "data" / f"qemu-{version}.json"
     # Members that share a bucket come out youngest first, so they were put in the
     # other way round.
     data: dict[str, Any] = json.loads(
