@@ -49,6 +49,7 @@ def processes() -> int:
     return 100 if PROFILE == "nightly" else 12
 
 
+@pytest.hookimpl(optionalhook=True)  # planted bugs run without pytest-xdist
 def pytest_xdist_auto_num_workers() -> int:
     """Run twice as many workers as there are processors: tests wait half of the time.
 
