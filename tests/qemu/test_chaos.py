@@ -43,7 +43,7 @@ PATIENT = StallLimits(window=120)
 
 ALL = "all its memory"
 ASKED = "the size asked for"
-REACHED = "the size it had come to"
+REACHED = "the size it had reached"
 
 
 @asynccontextmanager
@@ -85,7 +85,7 @@ async def test_quit() -> Row:
         return said(call.got), left
 
 
-@fault("QEMU is stopped, and goes on before a command times out, during `resize`")
+@fault("QEMU is stopped, and continues before a command times out, during `resize`")
 async def test_stopped_for_a_moment() -> Row:
     async with booted() as (guest, balloon):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
@@ -98,7 +98,7 @@ async def test_stopped_for_a_moment() -> Row:
         return said(call.got), ASKED
 
 
-@fault("QEMU is stopped until a command times out during `resize`, and goes on then")
+@fault("QEMU is stopped until a command times out during `resize`, and continues then")
 async def test_stopped_in_resize() -> Row:
     async with booted(command_timeout=1) as (guest, balloon):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
@@ -108,7 +108,7 @@ async def test_stopped_in_resize() -> Row:
         return said(call.got), REACHED
 
 
-@fault("QEMU is stopped until a command times out during `reclaim`, and goes on then")
+@fault("QEMU is stopped until a command times out during `reclaim`, and continues then")
 async def test_stopped_in_reclaim() -> Row:
     async with booted(command_timeout=1) as (guest, balloon):
         interval = await balloon.get_stats_interval()
@@ -192,7 +192,9 @@ async def test_panic_in_reclaim() -> Row:
         return said(call.got), f"a dead kernel; {ALL} when it is restarted"
 
 
-@fault("The guest is restarted during `resize`, and is back before that is a stall")
+@fault(
+    "The guest is restarted during `resize`, and is back before it counts as stalled"
+)
 async def test_restarted() -> Row:
     async with booted() as (guest, balloon):
         async with in_the_middle(
@@ -279,5 +281,5 @@ async def test_migrated_in_reclaim() -> Row:
                 with trio.fail_after(SECONDS):
                     await there.resize(MEMORY)
             await stays_at(moved, MEMORY)
-        left = "the size it was last asked for, in the new QEMU, until it is asked anew"
+        left = "the last target, in the new QEMU, until somebody sets another"
         return said(call.got), left

@@ -96,7 +96,7 @@ async def test_cut_off(tmp_path: Path) -> Row:
             with trio.fail_after(30):
                 await again.resize(MEMORY)
         await stays_at(guest, MEMORY)
-        left = "the size it was last asked for, until it is asked anew"
+        left = "the last target, until somebody sets another"
         return said(call.got), left
 
 
@@ -112,7 +112,7 @@ async def test_socket_removed() -> Row:
         with pytest.raises(MonitorUnreachable) as caught:
             async with open_monitor(guest.socket):
                 pytest.fail("there is no such file")
-        got = f"{said(call.got)}; who comes later, {said(caught.value)}"
+        got = f"{said(call.got)}; clients that connect later: {said(caught.value)}"
         return got, "the size asked for"
 
 
