@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from docblocks import DOCS
 
 import qmpballoon
+from qmpballoon import balloon
 
 LAZY = {name: home for name, home in qmpballoon._HOMES.items()}  # noqa: C416, SLF001
 
@@ -66,3 +69,14 @@ def test_what_is_not_there_is_missing_as_anywhere() -> None:
         AttributeError, match="'qmpballoon' has no attribute 'nonsense'"
     ):
         getattr(qmpballoon, "nonsense")  # noqa: B009
+
+
+def test_the_reference_shows_what_users_may_import_of_the_balloon() -> None:
+    page = DOCS / "reference" / "balloon.md"
+    shown = re.findall(
+        r"^\.\. auto(?:class|data|function):: qmpballoon\.balloon\.([\w.]+)$",
+        page.read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    assert not [name for name in shown if name.startswith("_")]
+    assert sorted(name.rpartition(".")[2] for name in shown) == sorted(balloon.__all__)

@@ -181,7 +181,7 @@ def _make_sync(
 
 
 class BlockingBalloon(_SyncWrapper[Balloon]):
-    """A :class:`~qmpballoon.Balloon` for blocking code, in plain calls.
+    """A :class:`~qmpballoon.balloon.Balloon` for blocking code, in plain calls.
 
     Its methods have the names, arguments, results and errors of the original, and its
     documentation holds here too; ``KeyboardInterrupt`` takes the place of cancellation.
