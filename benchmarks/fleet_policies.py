@@ -31,9 +31,9 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.fleet.members import Host, Member
+from qmpballoon.fleet.guests import Guest, Host
 from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
-from qmpballoon.fleet.vm import Growth
+from qmpballoon.fleet.vm import UsageRate
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import (
     SECOND,
@@ -63,7 +63,7 @@ class Vm:
     headroom: int
     floor: int
     pressed_since: float | None = None
-    growth: Growth = field(factory=Growth)
+    usage_rate: UsageRate = field(factory=UsageRate)
 
     @property
     def actual(self) -> int:
@@ -129,17 +129,17 @@ class Ours:
         if seconds % self.period:
             return
         for vm in vms:
-            vm.growth.see(seconds, vm.actual - vm.available)
+            vm.usage_rate.add_sample(seconds, vm.actual - vm.available)
         host = Host(HOST, available, sum(self.promised.values()))
-        plan = make_plan(host, [make_member(vm, self.period) for vm in vms], self.rules)
+        plan = make_plan(host, [make_guest(vm, self.period) for vm in vms], self.rules)
         for move in plan.moves:
             next(vm for vm in vms if vm.name == move.name).ask(move.target)
             self.promised[move.name] += max(0, move.change)
 
 
-def make_member(vm: Vm, period: float) -> Member:
+def make_guest(vm: Vm, period: float) -> Guest:
     """Return a VM as :func:`make_plan` takes it."""
-    return Member(
+    return Guest(
         name=vm.name,
         actual=vm.actual,
         total=vm.total,
@@ -150,7 +150,7 @@ def make_member(vm: Vm, period: float) -> Member:
         target=None if abs(vm.target - vm.actual) < MiB else vm.target,
         free=vm.free,
         untouched=vm.untouched,
-        growth=vm.growth.until_next(period),
+        usage_increase=vm.usage_rate.predict_increase(period),
     )
 
 

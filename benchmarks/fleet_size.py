@@ -30,11 +30,11 @@ from attrs import frozen
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
-from qmpballoon.fleet.control_loop import balance
-from qmpballoon.fleet.host_memory import Gauge
-from qmpballoon.fleet.metrics import FleetCollector, Snapshot
+from qmpballoon.fleet.control_loop import run_control_loop
+from qmpballoon.fleet.host_memory import HostMemory
+from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot
 from qmpballoon.fleet.policy import Rules
-from qmpballoon.fleet.sources import sources
+from qmpballoon.fleet.sources import make_source
 from qmpballoon.fleet.supervisor import Settings, open_fleet
 from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
 from qmpballoon.sizes import GiB, MiB
@@ -127,7 +127,7 @@ class Figures:
 
 async def measure(pattern: str, count: int, seconds: float) -> Figures:
     """Supervise the VMs, and measure the cost."""
-    gauge = Gauge(limit=2 * count * GiB)
+    memory = HostMemory(limit=2 * count * GiB)
     rules = Rules(reserve=256 * MiB, buffer=64 * MiB)
     latest = 0.0
 
@@ -136,11 +136,11 @@ async def measure(pattern: str, count: int, seconds: float) -> Figures:
         nonlocal latest
         while True:
             await trio.sleep(0.1)
-            latest = max(latest, fleet.lateness)
+            latest = max(latest, fleet.poll_delay)
 
     async with (
         open_fleet(
-            sources([pattern]),
+            make_source([pattern]),
             random.Random(0),  # noqa: S311 - spreads the polls
             settings=Settings(period=PERIOD),
         ) as fleet,
@@ -150,26 +150,26 @@ async def measure(pattern: str, count: int, seconds: float) -> Figures:
         with trio.move_on_after(WARM_UP):
             while healthy < count:
                 await trio.sleep(1)
-                healthy = sum(view.state == "healthy" for view in fleet.views())
+                healthy = sum(view.state == "healthy" for view in fleet.list_views())
         if healthy < count:
             raise SystemExit(f"only {healthy} of {count} VMs are healthy")
         await trio.sleep(CALM)
-        nursery.start_soon(partial(balance, fleet, gauge.read, rules))
+        nursery.start_soon(partial(run_control_loop, fleet, memory.read, rules))
         nursery.start_soon(watch, fleet)
         cpu = time.process_time()
         await trio.sleep(seconds)
         cpu = time.process_time() - cpu
         nursery.cancel_scope.cancel()
         return Figures(
-            count, cpu / seconds, latest, scrape(fleet, gauge, rules), read_resident()
+            count, cpu / seconds, latest, scrape(fleet, memory, rules), read_resident()
         )
 
 
-def scrape(fleet: Supervisor, gauge: Gauge, rules: Rules) -> float:
+def scrape(fleet: Supervisor, memory: HostMemory, rules: Rules) -> float:
     """Return the seconds that a page of metrics takes, as a median of three."""
     registry = CollectorRegistry()
     registry.register(
-        FleetCollector(lambda: Snapshot(gauge.read(), rules, fleet.views()))
+        FleetCollector(lambda: FleetSnapshot(memory.read(), rules, fleet.list_views()))
     )
     times: list[float] = []
     for _ in range(3):

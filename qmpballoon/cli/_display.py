@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.results import Progress
     from qmpballoon.balloon.sampling import Sample, Timeline
     from qmpballoon.cli.render.chart import Chart
-    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
-    from qmpballoon.fleet.vm import View
+    from qmpballoon.fleet.vm import VmView
 
 __all__ = [
     "ShowSample",
@@ -187,7 +187,7 @@ def _say_progress(progress: Progress) -> None:
 # Fleets
 
 
-def print_fleet(host: Host, rules: Rules, views: Sequence[View]) -> None:
+def print_fleet(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
     """Print a fleet once, with all its VMs."""
     from rich.console import Console  # noqa: PLC0415 - loads rich
 
@@ -200,7 +200,7 @@ def print_fleet(host: Host, rules: Rules, views: Sequence[View]) -> None:
 
 
 @contextmanager
-def show_fleet() -> Generator[Callable[[Host, Rules, Sequence[View]], None]]:
+def show_fleet() -> Generator[Callable[[Host, Rules, Sequence[VmView]], None]]:
     """Show a fleet within the block, again and again in the same place."""
     from rich.console import Console  # noqa: PLC0415 - loads rich
     from rich.live import Live  # noqa: PLC0415 - loads rich
@@ -209,7 +209,7 @@ def show_fleet() -> Generator[Callable[[Host, Rules, Sequence[View]], None]]:
 
     console = Console(highlight=False)
 
-    def show(host: Host, rules: Rules, views: Sequence[View]) -> None:
+    def show(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
         page = draw_screen(host, rules, views, console.width, console.height)
         live.update(page, refresh=True)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 import click
 
 from qmpballoon.cli._options import SECONDS, read_positive_size, read_size
-from qmpballoon.fleet.host_memory import Gauge
+from qmpballoon.fleet.host_memory import HostMemory
 from qmpballoon.fleet.policy import PolicyName, Rules
 from qmpballoon.sizes import format_size
 
@@ -81,7 +81,7 @@ _HOST_OPTIONS: Final = (
 def add_host_options(command: Callable[..., _T]) -> Callable[..., _T]:
     """Add the options on the host and the policy to a command.
 
-    Instead of their values, the command is given ``gauge``, which reads the host's
+    Instead of their values, the command is given ``memory``, which reads the host's
     memory, and ``rules``.
     """
 
@@ -94,20 +94,20 @@ def add_host_options(command: Callable[..., _T]) -> Callable[..., _T]:
         policy: PolicyName,
         **others: Any,  # noqa: ANN401 - the command's own options
     ) -> _T:
-        gauge = Gauge(limit=limit, cgroup=cgroup)
-        rules = _make_rules(gauge, reserve, policy)
-        return command(gauge=gauge, rules=rules, **others)
+        memory = HostMemory(limit=limit, cgroup=cgroup)
+        rules = _make_rules(memory, reserve, policy)
+        return command(memory=memory, rules=rules, **others)
 
     for option in reversed(_HOST_OPTIONS):
         call = option(call)
     return call
 
 
-def _make_rules(gauge: Gauge, reserve: int | None, policy: PolicyName) -> Rules:
+def _make_rules(memory: HostMemory, reserve: int | None, policy: PolicyName) -> Rules:
     """Return the rules for a host, from the options.
 
     Args:
-        gauge: Reads the host's memory.
+        memory: Reads the host's memory.
         reserve: Bytes the host is to keep available; ``None`` for the default.
         policy: What is levelled out among the guests.
 
@@ -115,13 +115,13 @@ def _make_rules(gauge: Gauge, reserve: int | None, policy: PolicyName) -> Rules:
         OSError: The host's memory cannot be read.
         click.UsageError: The options contradict each other, or the host.
     """
-    group = gauge.cgroup
+    group = memory.cgroup
     if group is not None and not (group / "memory.max").exists():
         raise click.UsageError(
             f"{group} has no memory.max: give a group of cgroup v2, not its root, that"
             " has the memory controller"
         )
-    total = gauge.read().total
+    total = memory.read().total
     rules = Rules.for_host(total, reserve, policy)
     if rules.reserve >= total:
         raise click.UsageError(

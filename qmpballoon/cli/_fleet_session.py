@@ -10,17 +10,17 @@ import click
 
 from qmpballoon.address import LibvirtVm
 from qmpballoon.cli import _output
-from qmpballoon.fleet.sources import sources
+from qmpballoon.fleet.sources import make_source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
-    from qmpballoon.fleet.host_memory import Gauge
+    from qmpballoon.fleet.host_memory import HostMemory
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.supervisor import Supervisor
 
-__all__ = ["note_no_vms", "serve_metrics", "supervise"]
+__all__ = ["note_no_vms", "open_metrics", "supervise"]
 
 
 def supervise(
@@ -66,20 +66,20 @@ def supervise(
 def _find_source(vms: tuple[str, ...]) -> Source:
     """Return the source of the VMs that the arguments name."""
     try:
-        return sources(vms)
+        return make_source(vms)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
 
 def note_no_vms(supervisor: Supervisor) -> None:
     """Say so on standard error where there are no VMs; some may still come."""
-    if not supervisor.views():
+    if not supervisor.list_views():
         _output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
 
 
 @contextmanager
-def serve_metrics(
-    supervisor: Supervisor, gauge: Gauge, rules: Rules, listen: tuple[str, int]
+def open_metrics(
+    supervisor: Supervisor, memory: HostMemory, rules: Rules, listen: tuple[str, int]
 ) -> Generator[str]:
     """Serve Prometheus metrics within the block; yield their URL.
 
@@ -88,19 +88,19 @@ def serve_metrics(
     """
     import trio  # noqa: PLC0415 - loaded late
 
-    from qmpballoon.fleet.metrics import Snapshot, serve  # noqa: PLC0415 - an extra
+    from qmpballoon.fleet.metrics import FleetSnapshot, serve_metrics  # noqa: PLC0415 - an extra
 
-    def snapshot() -> Snapshot:
-        host = gauge.read(supervisor.held, supervisor.promised)
-        return Snapshot(host, rules, supervisor.views())
+    def snapshot() -> FleetSnapshot:
+        host = memory.read(supervisor.held, supervisor.promised)
+        return FleetSnapshot(host, rules, supervisor.list_views())
 
-    def scrape() -> Snapshot:
+    def scrape() -> FleetSnapshot:
         return trio.from_thread.run_sync(snapshot, trio_token=token)
 
     token = trio.lowlevel.current_trio_token()
     with ExitStack() as stack:
         try:
-            host, port = stack.enter_context(serve(scrape, *listen))
+            host, port = stack.enter_context(serve_metrics(scrape, *listen))
         except OSError as error:
             raise click.UsageError(
                 f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror or error};"

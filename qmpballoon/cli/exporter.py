@@ -16,13 +16,13 @@ from qmpballoon.cli._fleet_options import (
 )
 from qmpballoon.cli._fleet_session import (
     note_no_vms,
-    serve_metrics,
+    open_metrics,
     supervise,
 )
 from qmpballoon.cli._options import PERIOD
 
 if TYPE_CHECKING:
-    from qmpballoon.fleet.host_memory import Gauge
+    from qmpballoon.fleet.host_memory import HostMemory
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
 
@@ -52,7 +52,7 @@ def exporter(
     vms: tuple[str, ...],
     listen: tuple[str, int],
     period: float,
-    gauge: Gauge,
+    memory: HostMemory,
     rules: Rules,
 ) -> None:
     """Serve metrics of all VMs and the host to Prometheus, until interrupted.
@@ -65,7 +65,7 @@ def exporter(
         import trio  # noqa: PLC0415 - loaded late
 
         note_no_vms(supervisor)
-        with serve_metrics(supervisor, gauge, rules, listen) as url:
+        with open_metrics(supervisor, memory, rules, listen) as url:
             _output.say(f"metrics at {url}")
             await trio.sleep_forever()
 

@@ -20,7 +20,7 @@ from qmpballoon.cli._fleet_options import (
 )
 from qmpballoon.cli._fleet_session import (
     note_no_vms,
-    serve_metrics,
+    open_metrics,
     supervise,
 )
 from qmpballoon.cli._options import PERIOD, json_option, read_positive_size
@@ -31,18 +31,18 @@ from qmpballoon.cli.render.fleet import (
     describe_report,
     host_to_json,
 )
-from qmpballoon.fleet.host_memory import Gauge
+from qmpballoon.fleet.host_memory import HostMemory
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.fleet.control_loop import Reclaimed
-    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.control_loop import FleetReclaimReport
+    from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan, PolicyName
     from qmpballoon.fleet.supervisor import Supervisor
-    from qmpballoon.fleet.vm import View
+    from qmpballoon.fleet.vm import VmView
 
 __all__ = ["fleet"]
 
@@ -78,7 +78,7 @@ def status(
     vms: tuple[str, ...],
     watch: bool,
     sort: str,
-    gauge: Gauge,
+    memory: HostMemory,
     rules: Rules,
     timeout: float,
     as_json: bool,
@@ -87,10 +87,10 @@ def status(
 
     async def main(supervisor: Supervisor) -> None:
         if watch:
-            await _watch(supervisor, gauge, rules, sort, as_json=as_json)
+            await _watch(supervisor, memory, rules, sort, as_json=as_json)
         else:
-            await supervisor.known(timeout)
-            _show(supervisor, gauge, rules, sort, as_json=as_json)
+            await supervisor.wait_until_known(timeout)
+            _show(supervisor, memory, rules, sort, as_json=as_json)
 
     with (
         contextlib.suppress(_output.Interrupted) if watch else contextlib.nullcontext()
@@ -99,17 +99,27 @@ def status(
 
 
 def _show(
-    supervisor: Supervisor, gauge: Gauge, rules: Rules, sort: str, *, as_json: bool
+    supervisor: Supervisor,
+    memory: HostMemory,
+    rules: Rules,
+    sort: str,
+    *,
+    as_json: bool,
 ) -> None:
-    host = gauge.read(supervisor.held, supervisor.promised)
+    host = memory.read(supervisor.held, supervisor.promised)
     if as_json:
-        _output.print_json(_to_json(host, rules, _sort(supervisor.views(), sort)))
+        _output.print_json(_to_json(host, rules, _sort(supervisor.list_views(), sort)))
         return
-    print_fleet(host, rules, _sort(supervisor.views(), sort))
+    print_fleet(host, rules, _sort(supervisor.list_views(), sort))
 
 
 async def _watch(
-    supervisor: Supervisor, gauge: Gauge, rules: Rules, sort: str, *, as_json: bool
+    supervisor: Supervisor,
+    memory: HostMemory,
+    rules: Rules,
+    sort: str,
+    *,
+    as_json: bool,
 ) -> None:
     import trio  # noqa: PLC0415 - loaded late
 
@@ -118,21 +128,21 @@ async def _watch(
     with show_fleet() if is_live else contextlib.nullcontext() as show:
         while True:
             if show is None:
-                _show(supervisor, gauge, rules, sort, as_json=as_json)
+                _show(supervisor, memory, rules, sort, as_json=as_json)
             else:
-                host = gauge.read(supervisor.held, supervisor.promised)
-                show(host, rules, _sort(supervisor.views(), sort))
+                host = memory.read(supervisor.held, supervisor.promised)
+                show(host, rules, _sort(supervisor.list_views(), sort))
             await trio.sleep(1)
 
 
-def _to_json(host: Host, rules: Rules, views: list[View]) -> dict[str, object]:
+def _to_json(host: Host, rules: Rules, views: list[VmView]) -> dict[str, object]:
     return {
         "vms": [view.to_json() for view in views],
         "host": host_to_json(host, rules),
     }
 
 
-def _sort(views: list[View], sort: str) -> list[View]:
+def _sort(views: list[VmView], sort: str) -> list[VmView]:
     """Sort by name, by state, by need, or by a size with the largest first."""
     if sort in ("name", "state"):
         return sorted(views, key=lambda view: (str(getattr(view, sort)), view.name))
@@ -141,7 +151,7 @@ def _sort(views: list[View], sort: str) -> list[View]:
             views,
             key=lambda view: (view.above_headroom is None, view.above_headroom or 0),
         )
-    sizes: dict[str, Callable[[View], int | None]] = {
+    sizes: dict[str, Callable[[VmView], int | None]] = {
         "size": lambda view: view.actual,
         "available": lambda view: view.stats.reclaimable,
         "resident": lambda view: view.resident,
@@ -160,7 +170,7 @@ def _sort(views: list[View], sort: str) -> list[View]:
 def plan(
     *,
     vms: tuple[str, ...],
-    gauge: Gauge,
+    memory: HostMemory,
     rules: Rules,
     timeout: float,
     as_json: bool,
@@ -171,9 +181,9 @@ def plan(
         from qmpballoon.fleet.control_loop import decide  # noqa: PLC0415 - loads trio
 
         note_no_vms(supervisor)
-        await supervisor.known(timeout)
-        _output.note(*describe_absent(supervisor.views()))
-        host, made = decide(supervisor, gauge.read, rules)
+        await supervisor.wait_until_known(timeout)
+        _output.note(*describe_absent(supervisor.list_views()))
+        host, made = decide(supervisor, memory.read, rules)
         _print_plan(host, rules, made, as_json=as_json)
 
     supervise(vms, _QUICK, main)
@@ -204,7 +214,7 @@ def run(
     once: bool,
     period: float,
     metrics: tuple[str, int] | None,
-    gauge: Gauge,
+    memory: HostMemory,
     rules: Rules,
     timeout: float,
     as_json: bool,
@@ -221,33 +231,33 @@ def run(
 
     async def main(supervisor: Supervisor) -> int:
         from qmpballoon.fleet.control_loop import (  # noqa: PLC0415 - loads trio
-            balance,
             carry_out,
             decide,
+            run_control_loop,
         )
 
         changes = Changes()
 
         def show(host: Host, plan: FleetPlan) -> None:
-            _output.note(*changes.describe(supervisor.views()))
+            _output.note(*changes.describe(supervisor.list_views()))
             if plan.moves:
                 _print_plan(host, rules, plan, as_json=as_json)
 
         note_no_vms(supervisor)
-        await supervisor.known(timeout)
+        await supervisor.wait_until_known(timeout)
         if not once:
             with contextlib.ExitStack() as stack:
                 if metrics:
-                    served = serve_metrics(supervisor, gauge, rules, metrics)
+                    served = open_metrics(supervisor, memory, rules, metrics)
                     _output.note(f"metrics at {stack.enter_context(served)}")
-                await balance(
-                    supervisor, gauge.read, rules, period=period, on_plan=show
+                await run_control_loop(
+                    supervisor, memory.read, rules, period=period, on_plan=show
                 )
-        _output.note(*describe_absent(supervisor.views()))
-        host, plan = decide(supervisor, gauge.read, rules)
+        _output.note(*describe_absent(supervisor.list_views()))
+        host, plan = decide(supervisor, memory.read, rules)
         _print_plan(host, rules, plan, as_json=as_json)
         await carry_out(supervisor, plan)
-        return _conclude(plan, supervisor.views())
+        return _conclude(plan, supervisor.list_views())
 
     # An interruption is the normal end of the loop.
     with contextlib.nullcontext() if once else contextlib.suppress(_output.Interrupted):
@@ -263,7 +273,7 @@ def _print_plan(host: Host, rules: Rules, plan: FleetPlan, *, as_json: bool) -> 
         _output.say(describe_plan(host, rules, plan))
 
 
-def _conclude(plan: FleetPlan, views: list[View]) -> int:
+def _conclude(plan: FleetPlan, views: list[VmView]) -> int:
     """Name the VMs that did not reach their target; return the exit status."""
     sizes = {view.name: view.actual for view in views}
     stuck = [move for move in plan.moves if sizes.get(move.name) != move.target]
@@ -303,27 +313,27 @@ def reclaim(
     does not give is taken from the others. At the end the guests get their sizes
     back, and the host keeps the memory that they do not touch again.
     """
-    gauge = Gauge()
-    rules = Rules.for_host(gauge.read().total, policy=policy)
+    memory = HostMemory()
+    rules = Rules.for_host(memory.read().total, policy=policy)
 
-    async def main(supervisor: Supervisor) -> Reclaimed:
+    async def main(supervisor: Supervisor) -> FleetReclaimReport:
         from qmpballoon.fleet.control_loop import reclaim  # noqa: PLC0415 - loads trio
 
         note_no_vms(supervisor)
-        await supervisor.known(timeout)
-        _output.note(*describe_absent(supervisor.views()))
+        await supervisor.wait_until_known(timeout)
+        _output.note(*describe_absent(supervisor.list_views()))
         show = _make_progress(amount, quiet=as_json)
         report = await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
-        if supervisor.views() and not report.handed_over:
+        if supervisor.list_views() and not report.handed_over:
             _output.note(
                 "no guest had memory to spare: `qmpballoon fleet status` says how they"
                 " are, `--sort need` sorts them by what is above their headroom"
             )
         return report
 
-    before = gauge.read().available
-    report: Reclaimed = supervise(vms, _QUICK, main)
-    after = gauge.read().available
+    before = memory.read().available
+    report: FleetReclaimReport = supervise(vms, _QUICK, main)
+    after = memory.read().available
     if as_json:
         _output.print_json(
             {**report.to_json(), "host": {"before": before, "after": after}}

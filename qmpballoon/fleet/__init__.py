@@ -1,9 +1,123 @@
-"""Many VMs on one host: memory moves to where it is needed.
+"""Many VMs on one host: memory is moved to the guests that need it.
 
-* :mod:`~qmpballoon.fleet.sources` finds the VMs: by sockets, by a file, by the
-  QEMU processes that run.
-* :mod:`~qmpballoon.fleet.supervisor` keeps in touch with all of them at once, and
-  moves their balloons.
-* :mod:`~qmpballoon.fleet.policy` decides what is moved. It is pure, so that every
-  decision can be shown before it is carried out, simulated, and compared.
+:func:`open_fleet` connects to the VMs that a source returns (:func:`make_source`), and
+polls them. :func:`make_plan` decides which guests give memory and which get some. It is
+pure: each plan can be shown before it is carried out, simulated and compared.
+:func:`run_control_loop` makes a plan each second and carries it out::
+
+    import random
+    from qmpballoon import fleet
+
+    async def keep_reserve():
+        memory = fleet.HostMemory()
+        rules = fleet.Rules.for_host(memory.read().total)
+        vms = fleet.make_source(["/run/vms/*.qmp"])
+        async with fleet.open_fleet(vms, random.Random()) as supervisor:
+            await fleet.run_control_loop(supervisor, memory.read, rules)
+
+Each name that is exported here is loaded when it is first used. So plans can be made
+without trio, and only metrics need prometheus-client, from the extra ``prometheus``.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qmpballoon.fleet.control_loop import FleetReclaimReport as FleetReclaimReport
+    from qmpballoon.fleet.control_loop import VmReclaimReport as VmReclaimReport
+    from qmpballoon.fleet.control_loop import carry_out as carry_out
+    from qmpballoon.fleet.control_loop import decide as decide
+    from qmpballoon.fleet.control_loop import reclaim as reclaim
+    from qmpballoon.fleet.control_loop import run_control_loop as run_control_loop
+    from qmpballoon.fleet.guests import Guest as Guest
+    from qmpballoon.fleet.guests import Host as Host
+    from qmpballoon.fleet.host_memory import HostMemory as HostMemory
+    from qmpballoon.fleet.metrics import FleetCollector as FleetCollector
+    from qmpballoon.fleet.metrics import FleetSnapshot as FleetSnapshot
+    from qmpballoon.fleet.metrics import serve_metrics as serve_metrics
+    from qmpballoon.fleet.policy import FleetPlan as FleetPlan
+    from qmpballoon.fleet.policy import Move as Move
+    from qmpballoon.fleet.policy import PolicyName as PolicyName
+    from qmpballoon.fleet.policy import Rules as Rules
+    from qmpballoon.fleet.policy import make_plan as make_plan
+    from qmpballoon.fleet.policy import take as take
+    from qmpballoon.fleet.sources import Source as Source
+    from qmpballoon.fleet.sources import make_source as make_source
+    from qmpballoon.fleet.spec import Bounds as Bounds
+    from qmpballoon.fleet.spec import VmSpec as VmSpec
+    from qmpballoon.fleet.supervisor import FleetMonitor as FleetMonitor
+    from qmpballoon.fleet.supervisor import Opener as Opener
+    from qmpballoon.fleet.supervisor import Settings as Settings
+    from qmpballoon.fleet.supervisor import Supervisor as Supervisor
+    from qmpballoon.fleet.supervisor import open_fleet as open_fleet
+    from qmpballoon.fleet.vm import VM_STATES as VM_STATES
+    from qmpballoon.fleet.vm import VmCounters as VmCounters
+    from qmpballoon.fleet.vm import VmState as VmState
+    from qmpballoon.fleet.vm import VmView as VmView
+
+_MODULES = {
+    "control_loop": (
+        *("FleetReclaimReport", "VmReclaimReport"),
+        *("carry_out", "decide", "reclaim", "run_control_loop"),
+    ),
+    "guests": ("Guest", "Host"),
+    "host_memory": ("HostMemory",),
+    "metrics": ("FleetCollector", "FleetSnapshot", "serve_metrics"),
+    "policy": ("FleetPlan", "Move", "PolicyName", "Rules", "make_plan", "take"),
+    "sources": ("Source", "make_source"),
+    "spec": ("Bounds", "VmSpec"),
+    "supervisor": ("FleetMonitor", "Opener", "Settings", "Supervisor", "open_fleet"),
+    "vm": ("VM_STATES", "VmCounters", "VmState", "VmView"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+# Written out, so that type checkers can read it. A test compares the two lists.
+__all__ = [
+    "VM_STATES",
+    "Bounds",
+    "FleetCollector",
+    "FleetMonitor",
+    "FleetPlan",
+    "FleetReclaimReport",
+    "FleetSnapshot",
+    "Guest",
+    "Host",
+    "HostMemory",
+    "Move",
+    "Opener",
+    "PolicyName",
+    "Rules",
+    "Settings",
+    "Source",
+    "Supervisor",
+    "VmCounters",
+    "VmReclaimReport",
+    "VmSpec",
+    "VmState",
+    "VmView",
+    "carry_out",
+    "decide",
+    "make_plan",
+    "make_source",
+    "open_fleet",
+    "reclaim",
+    "run_control_loop",
+    "serve_metrics",
+    "take",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a name's module when the name is first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name everything that is exported, loaded or not."""
+    return sorted({*globals(), *_HOMES})

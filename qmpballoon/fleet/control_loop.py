@@ -1,4 +1,4 @@
-"""Moving memory about: plans from what is known now, carried out and seen through."""
+"""Move memory within a fleet: make plans from what is known, and carry them out."""
 
 from __future__ import annotations
 
@@ -15,47 +15,65 @@ from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
 
-__all__ = ["Reclaimed", "ReclaimedFrom", "balance", "carry_out", "decide", "reclaim"]
+__all__ = [
+    "FleetReclaimReport",
+    "VmReclaimReport",
+    "carry_out",
+    "decide",
+    "reclaim",
+    "run_control_loop",
+]
 
+# Plans of one reclaim at most. A second one asks others for what some did not give; a
+# third one asks for the rest of that.
 _ROUNDS: Final = 3
-_ANSWER: Final = 5.0  # seconds for guests to say what they have left
-_TICK: Final = 0.25  # seconds between two reports of progress
-_CLEANUP: Final = 10.0  # seconds for giving memory back on the way out
+_ANSWER_TIMEOUT: Final = 5.0  # seconds for guests to answer at their new sizes
+_PROGRESS_EVERY: Final = 0.25  # seconds
+_CLEANUP_TIMEOUT: Final = 10.0  # seconds for giving memory back when cancelled
 
 
 def decide(
     supervisor: Supervisor, read: Callable[[int, int], Host], rules: Rules
 ) -> tuple[Host, FleetPlan]:
-    """Return the host as it is, and what is to be moved now.
+    """Read the host, and decide what is to be moved now. Nothing is moved.
 
     Args:
         supervisor: Knows the VMs.
-        read: Reads the host, such as :meth:`Gauge.read`; told what the VMs hold and
-            what was promised to them.
-        rules: What to keep to.
+        read: Reads the host's memory, such as :meth:`HostMemory.read`. It is given the
+            bytes that the VMs hold, and those that guests were promised.
+        rules: What the host keeps.
+
+    Returns:
+        The host as it is, and the plan.
 
     Raises:
-        OSError: The host cannot be read.
+        OSError: The host's memory cannot be read.
     """
     host = read(supervisor.held, supervisor.promised)
-    return host, make_plan(host, supervisor.members(), rules)
+    return host, make_plan(host, supervisor.list_guests(), rules)
 
 
 async def carry_out(supervisor: Supervisor, plan: FleetPlan) -> None:
-    """Make the moves of a plan, all at once, and wait until they have ended.
+    """Make all moves of a plan at once, and wait until they have ended.
 
-    Cancellation: at once; the moves go on for as long as the fleet is supervised.
+    Args:
+        supervisor: Moves the VMs.
+        plan: The plan.
+
+    Note:
+        It can be cancelled at any moment. The moves continue while the fleet is
+        supervised.
     """
     for move in plan.moves:
-        supervisor.order(move)
-    await supervisor.still()
+        supervisor.start_move(move)
+    await supervisor.wait_for_moves()
 
 
-async def balance(
+async def run_control_loop(
     supervisor: Supervisor,
     read: Callable[[int, int], Host],
     rules: Rules,
@@ -63,38 +81,43 @@ async def balance(
     period: float = 1.0,
     on_plan: Callable[[Host, FleetPlan], None] = lambda _, __: None,
 ) -> None:
-    """Keep the host in balance for ever.
+    """Make a plan each period and carry it out, until cancelled.
 
-    A plan does not wait for the moves of the one before: who is still on its way is
-    left to it.
+    A plan does not wait for the moves of the one before. It leaves guests that are
+    still moving alone.
 
     Args:
         supervisor: Knows the VMs, and moves them.
         read: As for :func:`decide`.
-        rules: What to keep to.
-        period: Seconds between two plans; the supervisor's own is to be the same.
-        on_plan: Told of each plan, empty ones included.
+        rules: What the host keeps.
+        period: Seconds between two plans. Give the supervisor's settings the same.
+        on_plan: Called with each plan, even if it has no moves.
 
-    Cancellation: at once; moves go on for as long as the fleet is supervised.
+    Raises:
+        OSError: The host's memory cannot be read.
+
+    Note:
+        It can be cancelled at any moment. Moves continue while the fleet is
+        supervised.
     """
     while True:
         host, plan = decide(supervisor, read, rules)
         on_plan(host, plan)
         for move in plan.moves:
-            supervisor.order(move)
+            supervisor.start_move(move)
         await trio.sleep(period)
 
 
 @frozen
-class ReclaimedFrom:
+class VmReclaimReport:
     """What one VM gave, in bytes.
 
     Attributes:
-        name: The VM's.
-        before: What it had.
-        requested: What it was to give.
-        handed_over: What it gave.
-        owed: What it was to get back, and has not taken yet.
+        name: The VM's name.
+        before: The size it had.
+        requested: How much it was asked for.
+        handed_over: How much it gave.
+        owed: How much it was to get back, and has not taken yet.
     """
 
     name: str
@@ -105,20 +128,20 @@ class ReclaimedFrom:
 
 
 @frozen
-class Reclaimed:
+class FleetReclaimReport:
     """What a reclaim from a fleet came to, in bytes.
 
     Attributes:
-        requested: What was to be taken.
-        handed_over: What was taken.
-        held: Whether the guests are to be without it.
-        vms: Who gave what.
+        requested: How much was asked for.
+        handed_over: How much the guests gave.
+        held: Whether the guests stay at their smaller sizes.
+        vms: How much each VM gave.
     """
 
     requested: int
     handed_over: int
     held: bool
-    vms: tuple[ReclaimedFrom, ...] = field(default=())
+    vms: tuple[VmReclaimReport, ...] = field(default=())
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes."""
@@ -132,91 +155,99 @@ async def reclaim(
     *,
     hold: bool = False,
     on_progress: Callable[[int], None] = lambda _: None,
-) -> Reclaimed:
-    """Take an amount from the guests now, wherever it hurts least.
+) -> FleetReclaimReport:
+    """Take an amount of memory now, from the guests that have most to spare.
 
-    What one does not give is asked of the others. Every guest is watched meanwhile,
-    and left with its headroom.
+    What one guest does not give is asked of the others. Each guest is watched while it
+    gives, and keeps its headroom.
 
     Args:
         supervisor: Knows the VMs, and moves them.
         amount: Bytes, 1 or more.
-        rules: Whose policy decides who gives.
-        hold: Keep the memory. By default the guests get their sizes back in the end,
-            and the host keeps what they do not touch again.
-        on_progress: Told a few times a second how many bytes were taken so far.
+        rules: Its policy says which guests give first.
+        hold: Leave the guests at their smaller sizes. By default they get their sizes
+            back in the end, and the host keeps the memory until they touch it again.
+        on_progress: Called a few times a second with the bytes taken so far.
+
+    Returns:
+        How much each VM gave.
 
     Raises:
-        TypeError: The amount is no whole number of bytes.
-        ValueError: It is out of range.
+        TypeError: The amount is not a whole number.
+        ValueError: The amount is out of range.
 
-    Cancellation: the guests get their sizes back.
+    Note:
+        If it is cancelled, the guests get their sizes back.
     """
     require_size(amount, "amount", minimum=1)
     run = _Reclaim(supervisor)
     kept = False
     try:
         for _ in range(_ROUNDS):
-            plan = take(amount - run.handed_over(), supervisor.members(), rules)
+            missing = amount - run.count_handed_over()
+            plan = take(missing, supervisor.list_guests(), rules)
             if not plan.moves:
                 break
-            await run.take(plan, on_progress)
-        report = run.report(amount, held=hold)
+            await run.carry_out(plan, on_progress)
+        report = run.make_report(amount, held=hold)
         kept = hold
     finally:
         if not kept:
-            with trio.move_on_after(_CLEANUP, shield=True):
+            with trio.move_on_after(_CLEANUP_TIMEOUT, shield=True):
                 await run.give_back()
-    return report if hold else evolve(report, vms=run.owed(report.vms))
+    return report if hold else evolve(report, vms=run.add_owed(report.vms))
 
 
 @define
 class _Reclaim:
-    """One reclaim: who was asked for what, and what came of it."""
+    """One reclaim: the VMs that were asked, their sizes before, and how much for."""
 
     supervisor: Supervisor
     before: dict[str, int] = field(factory=dict[str, int])
     requested: Counter[str] = field(factory=Counter[str])
 
-    async def take(self, plan: FleetPlan, on_progress: Callable[[int], None]) -> None:
+    async def carry_out(
+        self, plan: FleetPlan, on_progress: Callable[[int], None]
+    ) -> None:
         for move in plan.moves:
             self.before.setdefault(move.name, move.before)
             self.requested[move.name] -= move.change
-            self.supervisor.order(move)
-        while not await self.supervisor.still(_TICK):
-            on_progress(self.handed_over())
-        on_progress(self.handed_over())
-        # Who gave can give more once it has said what it has left.
-        await self.supervisor.known(_ANSWER)
+            self.supervisor.start_move(move)
+        while not await self.supervisor.wait_for_moves(_PROGRESS_EVERY):
+            on_progress(self.count_handed_over())
+        on_progress(self.count_handed_over())
+        # A guest can be asked again once it has answered at its new size.
+        await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)
 
     async def give_back(self) -> None:
-        """Let everybody have the size it had, once nobody shrinks any more."""
-        await self.supervisor.still()
-        for name, size in self._sizes().items():
+        """Give all guests their sizes back, after the moves that still go on."""
+        await self.supervisor.wait_for_moves()
+        for name, size in self._read_sizes().items():
             if size < self.before.get(name, 0):
                 move = Move(name, size, self.before[name], "it was borrowed")
-                self.supervisor.order(move)
-        await self.supervisor.still()
+                self.supervisor.start_move(move)
+        await self.supervisor.wait_for_moves()
 
-    def owed(self, vms: tuple[ReclaimedFrom, ...]) -> tuple[ReclaimedFrom, ...]:
-        """Tell who has not got back what it gave."""
-        sizes = self._sizes()
+    def add_owed(self, vms: tuple[VmReclaimReport, ...]) -> tuple[VmReclaimReport, ...]:
+        """Add what each VM has not taken back."""
+        sizes = self._read_sizes()
         lacking = [max(0, vm.before - sizes.get(vm.name, vm.before)) for vm in vms]
         return tuple(
             evolve(vm, owed=lacks if lacks >= LARGEST_PAGE else 0)
             for vm, lacks in zip(vms, lacking, strict=True)
         )
 
-    def handed_over(self) -> int:
-        return sum(vm.handed_over for vm in self.vms())
+    def count_handed_over(self) -> int:
+        return sum(vm.handed_over for vm in self.list_vms())
 
-    def report(self, amount: int, *, held: bool) -> Reclaimed:
-        return Reclaimed(amount, self.handed_over(), held, tuple(self.vms()))
+    def make_report(self, amount: int, *, held: bool) -> FleetReclaimReport:
+        vms = tuple(self.list_vms())
+        return FleetReclaimReport(amount, self.count_handed_over(), held, vms)
 
-    def vms(self) -> list[ReclaimedFrom]:
-        sizes = self._sizes()
+    def list_vms(self) -> list[VmReclaimReport]:
+        sizes = self._read_sizes()
         return [
-            ReclaimedFrom(
+            VmReclaimReport(
                 name=name,
                 before=before,
                 requested=self.requested[name],
@@ -225,6 +256,6 @@ class _Reclaim:
             for name, before in self.before.items()
         ]
 
-    def _sizes(self) -> dict[str, int]:
-        views = self.supervisor.views()
+    def _read_sizes(self) -> dict[str, int]:
+        views = self.supervisor.list_views()
         return {view.name: view.actual for view in views if view.actual is not None}

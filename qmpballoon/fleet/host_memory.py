@@ -1,10 +1,13 @@
-"""How much memory the host has left, seen in up to three ways.
+"""How much memory the host has left.
 
-The kernel's own estimate is one. Where VMs live in a control group with a limit,
-that group can be short while the host has plenty; and a fleet can be told to get
-along with less than there is. The least of them counts.
+There are up to three answers, and the lowest counts:
 
-Sources: proc(5), meminfo; Documentation/accounting/psi.rst and
+* the kernel's estimate, ``MemAvailable``;
+* what is left of the limit that was set for all VMs of the fleet together;
+* what is left of the limit of the control group that the VMs run in, which can be
+  short of memory while the host is not.
+
+See proc(5) for meminfo, and Documentation/accounting/psi.rst and
 Documentation/admin-guide/cgroup-v2.rst in Linux.
 """
 
@@ -15,21 +18,23 @@ from typing import Final
 
 from attrs import field, frozen
 
-from qmpballoon.fleet.members import Host
+from qmpballoon.fleet.guests import Host
 
-__all__ = ["Gauge", "parse_meminfo", "parse_pressure"]
+__all__ = ["HostMemory", "parse_meminfo", "parse_pressure"]
 
-_PRESSED: Final = 10.0
-"""Percent of the last 10 seconds in which some task waited for memory."""
+_UNDER_PRESSURE: Final = 10.0
+"""Percent of the last 10 seconds in which some task waited for memory; above it the
+host counts as under pressure. On a host with memory to spare it is 0."""
 
 
 @frozen
-class Gauge:
+class HostMemory:
     """Reads the host's memory.
 
     Attributes:
-        limit: Bytes that all VMs together are to hold at most; ``None``: no limit.
-        cgroup: The folder of the control group (v2) that the VMs live in.
+        limit: How many bytes all VMs together may hold; ``None``: no limit.
+        cgroup: The folder of the control group (v2) that the VMs run in; ``None``: its
+            limit and pressure do not count.
         proc: Where the process file system is.
     """
 
@@ -38,38 +43,34 @@ class Gauge:
     proc: Path = field(default=Path("/proc"))
 
     def read(self, held: int = 0, promised: int = 0) -> Host:
-        """Return the host as it is now.
+        """Return the host's memory as it is now.
 
         Args:
             held: Bytes of it that the VMs hold.
-            promised: Bytes that they were given and have not touched yet.
+            promised: Bytes that guests were given and have not touched yet.
 
         Raises:
-            OSError: The kernel does not tell.
+            OSError: A file of the kernel cannot be read.
         """
         meminfo = parse_meminfo((self.proc / "meminfo").read_text())
         total, available = meminfo["MemTotal"], meminfo["MemAvailable"]
         if self.limit is not None:
             total, available = min(total, self.limit), min(available, self.limit - held)
+        pressure = self.proc / "pressure" / "memory"
         if self.cgroup is not None:
-            most, left = _group(self.cgroup, total)
-            total, available = min(total, most), min(available, left)
-        pressure = (self.cgroup or self.proc / "pressure") / _PRESSURE[
-            bool(self.cgroup)
-        ]
+            limit, left = _read_cgroup(self.cgroup, total)
+            total, available = min(total, limit), min(available, left)
+            pressure = self.cgroup / "memory.pressure"
         return Host(
             total=total,
             available=available,
             promised=promised,
-            pressed=_pressure(pressure) > _PRESSED,
+            pressed=_read_pressure(pressure) > _UNDER_PRESSURE,
         )
 
 
-_PRESSURE: Final = {False: "memory", True: "memory.pressure"}
-
-
 def parse_meminfo(text: str) -> dict[str, int]:
-    """Return what ``/proc/meminfo`` says, in bytes."""
+    """Return the figures of ``/proc/meminfo``, in bytes."""
     figures: dict[str, int] = {}
     for line in text.splitlines():
         name, _, rest = line.partition(":")
@@ -88,20 +89,21 @@ def parse_pressure(text: str) -> float:
     return 0.0
 
 
-def _pressure(path: Path) -> float:
-    """Return 0 where the kernel keeps no account of pressure."""
+def _read_pressure(path: Path) -> float:
+    """Return the pressure; 0 if the kernel does not measure it."""
     try:
         return parse_pressure(path.read_text())
     except OSError:
         return 0.0
 
 
-def _group(folder: Path, total: int) -> tuple[int, int]:
+def _read_cgroup(folder: Path, total: int) -> tuple[int, int]:
     """Return a control group's limit, and what is left of it."""
     limit = (folder / "memory.max").read_text().strip()
     if limit == "max":
         return total, total
     current = int((folder / "memory.current").read_text())
     lines = (folder / "memory.stat").read_text().splitlines()
+    # Cache that is not in active use is what the kernel reclaims first.
     cache = dict(line.split() for line in lines).get("inactive_file", "0")
     return int(limit), int(limit) - current + int(cache)

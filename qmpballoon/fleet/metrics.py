@@ -1,12 +1,12 @@
-"""A fleet as Prometheus sees it.
+"""Metrics of a fleet, for Prometheus.
 
-The page is made from what was last known of all VMs, so a scrape waits for no VM.
-What a guest said before it fell silent is left out: in a graph a gap is honest, and
-a flat line is not. When it last answered stays, as does every counter.
+A scrape is answered from what was last known of all VMs, and so it waits for no VM. If
+a guest does not answer any more, its statistics are left out: a graph then has a gap,
+where old figures would draw a flat line. The time of its last answer stays, as do all
+counters.
 
-Names follow Prometheus' rules: base units, ``_total`` for what only grows.
-
-Source: Prometheus' documentation, "Metric and label naming", "Writing exporters".
+Names follow Prometheus' rules: base units, and ``_total`` for counters. See "Metric and
+label naming" and "Writing exporters" in Prometheus' documentation.
 """
 
 from __future__ import annotations
@@ -25,134 +25,141 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from qmpballoon.fleet.vm import STATES
+from qmpballoon.fleet.vm import VM_STATES
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
-    from qmpballoon.fleet.vm import View
+    from qmpballoon.fleet.vm import VmView
 
-__all__ = ["FleetCollector", "Snapshot", "serve"]
+__all__ = ["FleetCollector", "FleetSnapshot", "serve_metrics"]
 
 
-def _updated(view: View) -> float | None:
+def _read_last_update(view: VmView) -> float | None:
     updated = view.stats.last_update
     return None if updated is None else updated.timestamp()
 
 
-_Value = Callable[["View"], float | None]
+_Value = Callable[["VmView"], float | None]
 
+# Name: help, value.
 _GAUGES: Final[dict[str, tuple[str, _Value]]] = {
     "vm_memory_actual_bytes": (
-        "What the guest has: its RAM less its balloon.",
+        "Memory that the guest has: its RAM less its balloon.",
         lambda view: view.actual,
     ),
-    "vm_memory_ram_bytes": ("RAM the VM was given.", lambda view: view.total),
+    "vm_memory_ram_bytes": ("The VM's RAM.", lambda view: view.total),
     "vm_memory_target_bytes": (
-        "Where the balloon is being moved to; absent while it rests.",
+        "Size that the guest is moving to; absent if it does not move.",
         lambda view: view.target,
     ),
     "vm_memory_resident_bytes": (
-        "What QEMU holds of the host's memory.",
+        "Memory of the host that QEMU holds.",
         lambda view: view.resident,
     ),
     "vm_memory_floor_bytes": (
-        "What the guest never goes below.",
+        "Size that the guest never goes below.",
         lambda view: view.bounds.floor if view.bounds else None,
     ),
     "vm_memory_ceiling_bytes": (
-        "What the guest never goes above.",
+        "Size that the guest never goes above.",
         lambda view: view.bounds.ceiling if view.bounds else None,
     ),
     "vm_memory_headroom_bytes": (
-        "What the guest is to keep available.",
+        "Memory that the guest keeps available.",
         lambda view: view.bounds.headroom if view.bounds else None,
     ),
     "guest_last_update_timestamp_seconds": (
         "When the guest last answered, in seconds since the epoch.",
-        _updated,
+        _read_last_update,
     ),
 }
+# Statistic: help.
 _GUEST_GAUGES: Final = {
-    "total": "Memory the guest's kernel has.",
+    "total": "Memory that the guest's kernel manages.",
     "free": "Memory that nothing uses, not even a cache.",
-    "available": "Memory that can be had without swapping, most page cache included.",
+    "available": "Memory to be had without swapping, most of the page cache included.",
     "disk_caches": "Page cache.",
 }
 # Statistic, name of the metric, help.
 _GUEST_COUNTERS: Final = (
     ("swap_in", "swap_in_bytes", "Read from swap."),
     ("swap_out", "swap_out_bytes", "Written to swap."),
-    ("major_faults", "major_faults", "Page faults that had to wait for a disk."),
+    ("major_faults", "major_faults", "Page faults that waited for a disk."),
     ("minor_faults", "minor_faults", "Other page faults."),
     ("oom_kills", "oom_kills", "Processes killed for want of memory."),
-    ("alloc_stalls", "alloc_stalls", "Allocations that had to reclaim memory first."),
+    (
+        "alloc_stalls",
+        "alloc_stalls",
+        "Allocations that waited for reclaim.",
+    ),
 )
+# Counter, name of the metric, help.
 _COUNTERS: Final = (
-    ("given", "given_bytes", "Memory the guest was given."),
-    ("taken", "taken_bytes", "Memory the guest gave."),
-    ("moves", "moves", "Moves of the balloon that came to their end."),
+    ("given", "given_bytes", "Memory that the guest was given."),
+    ("taken", "taken_bytes", "Memory that was taken from the guest."),
+    ("moves", "moves", "Moves of the balloon that have ended."),
     ("stalls", "stalls", "Moves that did not reach their target."),
     ("losses", "connection_losses", "How often the monitor's connection was lost."),
 )
 
 
 @frozen
-class Snapshot:
+class FleetSnapshot:
     """A fleet at one moment.
 
     Attributes:
-        host: The host.
-        rules: What it is to keep.
+        host: The host's memory.
+        rules: What the host keeps.
         views: The VMs.
     """
 
     host: Host
     rules: Rules
-    views: Sequence[View]
+    views: Sequence[VmView]
 
 
 class FleetCollector(Collector):
     """Makes metrics of what is known of a fleet.
 
     Args:
-        snapshot: Returns the fleet as it was last seen. Called from another thread.
+        snapshot: Returns the fleet as it is now. Called on the thread that collects.
     """
 
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, snapshot: Callable[[], FleetSnapshot]) -> None:
         self._snapshot = snapshot
 
     def describe(self) -> Iterable[Metric]:
-        """Name no metrics in advance: that takes a fleet."""
+        """Return nothing: the metrics depend on the fleet."""
         return []
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics."""
         seen = self._snapshot()
-        yield from _host(seen.host, seen.rules)
-        yield from _vms(seen.views)
-        yield from _guests([view for view in seen.views if view.is_fresh])
-        yield from _counters(seen.views)
+        yield from _collect_host(seen.host, seen.rules)
+        yield from _collect_vms(seen.views)
+        yield from _collect_guests([view for view in seen.views if view.is_fresh])
+        yield from _collect_counters(seen.views)
 
 
 @contextmanager
-def serve(
-    snapshot: Callable[[], Snapshot], host: str, port: int
+def serve_metrics(
+    snapshot: Callable[[], FleetSnapshot], host: str, port: int
 ) -> Generator[tuple[str, int]]:
-    """Serve the metrics over HTTP, from a thread, until the block is left.
+    """Serve the metrics over HTTP, on a thread, within the block.
 
     Args:
-        snapshot: As for :class:`FleetCollector`.
+        snapshot: As for :class:`FleetCollector`; called on the server's thread.
         host: The address to listen on.
-        port: 0 takes one that is free.
+        port: The port to listen on; 0 takes a free one.
 
     Yields:
-        Where it listens.
+        The address and the port that it listens on.
 
     Raises:
-        OSError: Nobody can listen there.
+        OSError: The address or the port cannot be listened on.
     """
     registry = CollectorRegistry()
     registry.register(FleetCollector(snapshot))
@@ -165,34 +172,40 @@ def serve(
         thread.join()
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
+def _make_gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"qmpballoon_{name}", text, value=value)
 
 
-def _host(host: Host, rules: Rules) -> Iterator[Metric]:
-    yield _gauge("host_memory_total_bytes", "The host's memory.", host.total)
-    yield _gauge(
+def _collect_host(host: Host, rules: Rules) -> Iterator[Metric]:
+    yield _make_gauge("host_memory_total_bytes", "The host's memory.", host.total)
+    yield _make_gauge(
         "host_memory_available_bytes",
-        "What of it could be had without swapping.",
+        "Memory of the host to be had without swapping.",
         host.available,
     )
-    yield _gauge("host_memory_reserve_bytes", "What it is to keep.", rules.reserve)
-    yield _gauge(
+    yield _make_gauge(
+        "host_memory_reserve_bytes", "Memory that the host keeps.", rules.reserve
+    )
+    yield _make_gauge(
         "host_memory_promised_bytes",
-        "What guests were given and have not touched yet.",
+        "Memory that guests were given and have not touched yet.",
         host.promised,
     )
-    yield _gauge(
-        "host_memory_pressed", "Whether tasks on it wait for memory.", host.pressed
+    yield _make_gauge(
+        "host_memory_pressed",
+        "Whether tasks on the host wait for memory.",
+        host.pressed,
     )
 
 
-def _vms(views: Sequence[View]) -> Iterator[Metric]:
+def _collect_vms(views: Sequence[VmView]) -> Iterator[Metric]:
     info = InfoMetricFamily("qmpballoon_vm", "Where a VM's monitor is.", labels=["vm"])
-    state = StateSetMetricFamily("qmpballoon_vm_state", "How a VM is.", labels=["vm"])
+    state = StateSetMetricFamily(
+        "qmpballoon_vm_state", "The state of a VM.", labels=["vm"]
+    )
     for view in views:
         info.add_metric([view.name], {"address": view.address})
-        state.add_metric([view.name], {name: name == view.state for name in STATES})
+        state.add_metric([view.name], {name: name == view.state for name in VM_STATES})
     yield info
     yield state
     for name, (text, value) in _GAUGES.items():
@@ -204,7 +217,7 @@ def _vms(views: Sequence[View]) -> Iterator[Metric]:
         yield family
 
 
-def _guests(views: Sequence[View]) -> Iterator[Metric]:
+def _collect_guests(views: Sequence[VmView]) -> Iterator[Metric]:
     for statistic, text in _GUEST_GAUGES.items():
         name = f"qmpballoon_guest_memory_{statistic}_bytes"
         family = GaugeMetricFamily(name, text, labels=["vm"])
@@ -222,7 +235,7 @@ def _guests(views: Sequence[View]) -> Iterator[Metric]:
         yield counter
 
 
-def _counters(views: Sequence[View]) -> Iterator[Metric]:
+def _collect_counters(views: Sequence[VmView]) -> Iterator[Metric]:
     for attribute, name, text in _COUNTERS:
         counter = CounterMetricFamily(f"qmpballoon_vm_{name}", text, labels=["vm"])
         for view in views:

@@ -1,32 +1,33 @@
-"""Who gives memory and who gets some: the state of host and guests in, moves out.
+"""Which guests give memory and which get some: the host and the guests in, moves out.
 
-Pure: the same state always makes the same plan. The rules, in their order:
+Pure: the same state always makes the same plan. These are the rules.
 
-1. *What counts.* A guest has to spare what it has available, page cache included,
-   above its headroom and half as much again, and above what it is about to use if
-   its use grows on. It is in need when it has less available than its headroom, or
-   will have before the next plan. Guests that do not say are left alone.
-2. *The host comes first.* It keeps its reserve. Above the reserve it holds a
-   buffer, out of which a guest in need is served at once. When the buffer is half
-   gone, guests that have something to spare fill it up again.
-3. *Free first, then give.* Only memory that is free by now is given away. What a
-   plan frees is given by the next one, if it did become free: a guest that does
-   not let go cannot push the host below its reserve. So memory is freed a plan
-   before it is needed, by how fast guests grow.
-4. *What was promised counts as gone.* A guest that was given memory and has not
-   touched it yet will.
-5. *Shrink slowly, grow fast.* What a guest gives in one plan is capped, unless the
-   host is in distress. A guest in need gets all it lacks, and its growth until a few
-   plans later, but no more than that: what it does not use would be taken back.
-6. *Leave well alone.* While nobody is in need, and the host has between half a
-   buffer and two, there is nothing to do: nothing is levelled for its own sake. No
-   move is made that is not worth its while; below the reserve small ones are, too.
-7. *Refusers are not rewarded.* Who did not give what it said it could is not asked
-   again for a while, the others take over its part, and it gets nothing beyond its
-   need, either.
+1. *What counts.* A guest can spare the memory that it has available, page cache
+   included, above one and a half times its headroom and what it is about to use. It is
+   in need if it has less available than its headroom, or will have before the next
+   plan. A guest without statistics is left alone.
+2. *The host comes first.* The host keeps its reserve. Above the reserve it holds a
+   buffer, and guests in need get memory from the buffer at once. When half of the
+   buffer is gone, guests with spare memory give some until the buffer is full.
+3. *Free first, then give.* Only memory that is free now is given away. The memory that
+   a plan frees is given by the next plan, if it did become free. So a guest that does
+   not let go of memory cannot push the host below its reserve. Memory is freed one
+   plan before guests need it: their usage rate tells when.
+4. *Promised memory counts as gone.* If a guest was given memory and has not touched it
+   yet, it still may.
+5. *Shrink slowly, grow fast.* What a guest gives in one plan is limited, unless the
+   host has less than half of its reserve. A guest in need gets all that it lacks, and
+   what it is about to use in the next few plans. It gets no more than that: memory that
+   it does not use would be taken back.
+6. *No unnecessary moves.* While no guest is in need, and the host has between half a
+   buffer and two buffers above its reserve, nothing moves. Guests are not made equal
+   for its own sake. A move smaller than the dead band is not made; if the host is below
+   its reserve, the dead band is 1 MiB at most.
+7. *No reward for a stall.* A guest that did not give what it said it could is not asked
+   again for a while. The others give its part. It gets what it needs, and nothing else.
 
-Policies differ in who gives and gets first: see :data:`PolicyName`. Floors, ceilings,
-headrooms and the host's reserve are hard under each of them.
+Policies differ in which guests give and get first: see :data:`PolicyName`. Each keeps
+all floors, ceilings and headrooms, and the host's reserve.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ from attrs import asdict, evolve, frozen
 
 from qmpballoon._checks import require_size
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.fleet.members import STEP, Host, Member
-from qmpballoon.fleet.water_filling import Vessel, pour
+from qmpballoon.fleet.water_filling import Recipient, fill
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from qmpballoon.fleet.guests import Guest, Host
 
 __all__ = [
     "FleetPlan",
@@ -54,22 +56,36 @@ __all__ = [
 ]
 
 PolicyName = Literal["available", "proportional", "shares"]
-"""What is levelled out among the guests: what they have available above their
-headroom, in proportion to their RAM (ours); how far each is between its floor and
-its ceiling (XAPI squeezed's measure); how much each has (Proxmox VE's shares, but with
-cache counted as available). Each is divided by the guest's weight."""
+"""What is made equal among the guests:
+
+* ``available``: the memory that a guest has available above its headroom, as a share of
+  its RAM. The default.
+* ``proportional``: how far a guest's size is between its floor and its ceiling, as in
+  XAPI's squeezed.
+* ``shares``: a guest's size, as by Proxmox VE's shares, but with page cache counted as
+  available.
+
+Each is divided by the guest's weight."""
+
+# The part of its RAM that a guest gives in one plan at most: one 8th. What the guest
+# says then is seen before it has to give the next one.
+_MAX_SHRINK: Final = 8
 
 
 @frozen
 class Rules:
-    """What the host keeps, and what is worth a move; in bytes.
+    """What the host keeps, and which moves are worth making; in bytes.
 
     Attributes:
-        reserve: What the host keeps available.
-        buffer: What it holds above that for guests in need.
-        dead_band: Moves smaller than this are not made, except to serve a need; below
-            the reserve those smaller than 1 MiB.
-        policy: Who gives and gets first.
+        reserve: How much memory the host keeps available.
+        buffer: How much it holds above the reserve for guests in need.
+        dead_band: Moves smaller than this are not made, unless a guest is in need.
+            Below the reserve it is 1 MiB at most.
+        policy: Which guests give and get first.
+
+    Raises:
+        TypeError: A size is not a whole number.
+        ValueError: A size is below 0, or there is no such policy.
     """
 
     reserve: int
@@ -78,23 +94,25 @@ class Rules:
     policy: PolicyName = "available"
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what makes no sense."""
+        """Refuse negative sizes and unknown policies."""
         for name in ("reserve", "buffer", "dead_band"):
             require_size(getattr(self, name), name)
-        if self.policy not in _VIEWS:
-            choices = ", ".join(_VIEWS)
+        if self.policy not in _MEASURES:
+            choices = ", ".join(_MEASURES)
             raise ValueError(f"policy is {self.policy!r}: it must be one of {choices}")
 
     @classmethod
     def for_host(
         cls, total: int, reserve: int | None = None, policy: PolicyName = "available"
     ) -> Rules:
-        """Return rules for a host of so many bytes.
+        """Return the rules for a host.
+
+        The buffer is a quarter of the reserve, and at least 64 MiB.
 
         Args:
             total: The host's memory in bytes.
-            reserve: Bytes; by default 5 % and 256 MiB.
-            policy: Who gives and gets first.
+            reserve: Bytes; by default 5 % of the host's memory and 256 MiB.
+            policy: Which guests give and get first.
         """
         reserve = 256 * MiB + total // 20 if reserve is None else reserve
         return cls(reserve=reserve, buffer=max(64 * MiB, reserve // 4), policy=policy)
@@ -105,9 +123,9 @@ class Move:
     """One change of one guest's size, in bytes.
 
     Attributes:
-        name: The VM's.
-        before: What it has.
-        target: What it is to have.
+        name: The VM's name.
+        before: The size that the guest has.
+        target: The size that it is to have.
         reason: Why, for people.
     """
 
@@ -118,18 +136,18 @@ class Move:
 
     @property
     def change(self) -> int:
-        """Bytes it gets; negative if it gives."""
+        """Bytes that the guest gets; negative if it gives."""
         return self.target - self.before
 
 
 @frozen
 class FleetPlan:
-    """What is to be done now.
+    """The moves to make now.
 
     Attributes:
-        moves: What is moved; those that give come first.
-        wanted: Bytes that guests were to free.
-        lacking: Bytes of that nobody can free.
+        moves: The moves; those of guests that give come first.
+        wanted: How many bytes the guests are to free.
+        lacking: How many of them no guest can free.
     """
 
     moves: tuple[Move, ...] = ()
@@ -145,184 +163,193 @@ class FleetPlan:
         }
 
 
-def make_plan(host: Host, members: Iterable[Member], rules: Rules) -> FleetPlan:
-    """Decide what is moved now.
+def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
+    """Decide what is moved now, so that the host has its reserve and its buffer.
 
     Args:
-        host: The host as it is.
-        members: The VMs that can be moved, those on their way included; others do
-            not belong here. Their order does not matter.
-        rules: What to keep to.
+        host: The host's memory.
+        guests: The guests that can be moved, and those that are moving. In any order.
+        rules: What the host keeps.
     """
-    everyone = sorted(members, key=lambda member: member.name)
-    still = [member for member in everyone if not member.moving]
+    everyone = sorted(guests, key=lambda guest: guest.name)
+    at_rest = [guest for guest in everyone if not guest.is_moving]
     free = host.available - rules.reserve
     if host.pressed:
         free -= rules.buffer
     slack = max(0, free - host.promised)
-    # What is freed now is given by the next plan: the need of that one counts.
-    need = sum(member.need_until(2) for member in still)
-    wanted = max(0, need - slack) - sum(map(_on_its_way, everyone))
+    # What is freed now is given by the next plan. So that plan's need counts.
+    need = sum(guest.compute_need(2) for guest in at_rest)
+    wanted = max(0, need - slack) - sum(map(_predict_gain, everyone))
     if free < rules.buffer // 2:
         wanted += rules.buffer - free
     wanted = max(0, wanted)
-    donors = _donors(still)
-    distress = host.available < rules.reserve // 2
-    # Below the reserve, little is better than nothing.
-    worth = min(rules.dead_band, MiB) if free < 0 else rules.dead_band
-    reason = _why_take(host, rules, need)
-    shrinks = _shrinks(
-        donors, wanted, evolve(rules, dead_band=worth), reason, uncapped=distress
+    donors = _choose_donors(at_rest)
+    # Below the reserve, small moves are better than none.
+    dead_band = min(rules.dead_band, MiB) if free < 0 else rules.dead_band
+    shrinks = _plan_shrinks(
+        donors,
+        wanted,
+        evolve(rules, dead_band=dead_band),
+        _explain_shrinks(host, rules, need),
+        uncapped=host.available < rules.reserve // 2,
     )
     surplus = slack - need - rules.buffer
     if wanted or surplus <= rules.buffer:
         surplus = 0
     return FleetPlan(
-        moves=(*shrinks, *_lids(still, shrinks), *_grows(still, slack, surplus, rules)),
+        moves=(
+            *shrinks,
+            *_enforce_ceilings(at_rest, shrinks),
+            *_plan_grows(at_rest, slack, surplus, rules),
+        ),
         wanted=wanted,
         lacking=max(0, wanted - sum(donor.gain for donor in donors)),
     )
 
 
-def take(amount: int, members: Iterable[Member], rules: Rules) -> FleetPlan:
-    """Plan to take an amount now, wherever it hurts least.
+def take(amount: int, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
+    """Plan to take an amount now, from the guests that have most to spare.
 
-    What one guest gives is not capped: whoever asks for this wants it soon.
+    What one guest gives is not limited to a share of its RAM: the caller wants the
+    memory soon.
 
     Args:
         amount: Bytes.
-        members: As for :func:`make_plan`.
-        rules: Whose policy is kept to, and whose dead band where the amount is not
-            smaller.
+        guests: As for :func:`make_plan`.
+        rules: The policy and the dead band count. A dead band larger than the amount is
+            lowered to it.
     """
-    everyone = sorted(members, key=lambda member: member.name)
-    donors = _donors([member for member in everyone if not member.moving])
+    everyone = sorted(guests, key=lambda guest: guest.name)
+    donors = _choose_donors([guest for guest in everyone if not guest.is_moving])
     reason = f"{format_size(amount)} were asked for"
     exact = evolve(rules, dead_band=min(rules.dead_band, max(amount, PAGE)))
     return FleetPlan(
-        moves=tuple(_shrinks(donors, amount, exact, reason, uncapped=True)),
+        moves=tuple(_plan_shrinks(donors, amount, exact, reason, uncapped=True)),
         wanted=amount,
         lacking=max(0, amount - sum(donor.gain for donor in donors)),
     )
 
 
-# Giving
+# Shrinking
 
 
-def _donors(members: Iterable[Member]) -> list[Member]:
-    return [m for m in members if not (m.refuses or m.need) and m.gain >= PAGE]
+def _choose_donors(guests: Iterable[Guest]) -> list[Guest]:
+    return [g for g in guests if not (g.is_stalled or g.need) and g.gain >= PAGE]
 
 
-def _on_its_way(member: Member) -> int:
-    """Return what the host is about to gain by a move that goes on already."""
-    if member.target is None:
+def _predict_gain(guest: Guest) -> int:
+    """Return the bytes that the host gains when the guest's present move ends."""
+    if guest.target is None:
         return 0
-    given = max(0, member.actual - member.target)
-    from_idle = min(given, member.idle)
-    return from_idle + max(0, given - from_idle - member.untouched)
+    given = max(0, guest.actual - guest.target)
+    from_idle = min(given, guest.idle)
+    return from_idle + max(0, given - from_idle - guest.untouched)
 
 
-def _shrinks(
-    donors: Sequence[Member], wanted: int, rules: Rules, reason: str, *, uncapped: bool
+def _plan_shrinks(
+    donors: Sequence[Guest], wanted: int, rules: Rules, reason: str, *, uncapped: bool
 ) -> list[Move]:
-    """Lower the highest until enough is freed."""
-    view = _VIEWS[rules.policy]
-    # Many small moves would all fall below the dead band: a few have to do.
+    """Lower the highest guests until the wanted bytes are freed."""
+    measure = _MEASURES[rules.policy]
+    # Among all of them, the shares would be smaller than the dead band.
     count = max(1, wanted // max(1, rules.dead_band))
-    highest = sorted(donors, key=lambda m: view(m)[0] / view(m)[1], reverse=True)
+    highest = sorted(donors, key=lambda g: measure(g)[0] / measure(g)[1], reverse=True)
     chosen = highest[:count] if wanted else []
-    vessels = [
-        Vessel(
-            height=-view(m)[0],
-            width=view(m)[1],
-            limit=m.gain if uncapped else min(m.gain, m.total // STEP),
+    # Lowering the highest is the same as raising the lowest, with the sign changed.
+    recipients = [
+        Recipient(
+            filled=-measure(g)[0],
+            weight=measure(g)[1],
+            limit=g.gain if uncapped else min(g.gain, g.total // _MAX_SHRINK),
         )
-        for m in chosen
+        for g in chosen
     ]
     moves: list[Move] = []
-    for member, share in zip(chosen, pour(wanted, vessels), strict=True):
-        given = member.price(share) // PAGE * PAGE
+    for guest, share in zip(chosen, fill(wanted, recipients), strict=True):
+        given = guest.compute_reduction(share) // PAGE * PAGE
         if share and given >= rules.dead_band:
-            why = f"{reason}; {_has(member)}"
-            moves.append(Move(member.name, member.actual, member.actual - given, why))
+            why = f"{reason}; {_describe_guest(guest)}"
+            moves.append(Move(guest.name, guest.actual, guest.actual - given, why))
     return moves
 
 
-def _lids(members: Iterable[Member], shrinks: Iterable[Move]) -> list[Move]:
-    """Bring guests below their ceilings that are above them."""
+def _enforce_ceilings(guests: Iterable[Guest], shrinks: Iterable[Move]) -> list[Move]:
+    """Shrink guests that are above their ceilings and do not shrink already."""
     shrinking = {move.name for move in shrinks}
     moves: list[Move] = []
-    for member in members:
-        given = min(member.actual - member.ceiling, member.spare) // PAGE * PAGE
-        if given > 0 and member.name not in shrinking and not member.refuses:
-            why = f"its ceiling is {format_size(member.ceiling)}; {_has(member)}"
-            moves.append(Move(member.name, member.actual, member.actual - given, why))
+    for guest in guests:
+        given = min(guest.actual - guest.ceiling, guest.spare) // PAGE * PAGE
+        if given > 0 and guest.name not in shrinking and not guest.is_stalled:
+            ceiling = format_size(guest.ceiling)
+            why = f"its ceiling is {ceiling}; {_describe_guest(guest)}"
+            moves.append(Move(guest.name, guest.actual, guest.actual - given, why))
     return moves
 
 
-# Getting
+# Growing
 
 
-def _grows(
-    members: Sequence[Member], slack: int, surplus: int, rules: Rules
+def _plan_grows(
+    guests: Sequence[Guest], slack: int, surplus: int, rules: Rules
 ) -> list[Move]:
-    """Serve the needs, then raise the lowest."""
-    needy = [member for member in members if member.need]
-    served = pour(slack, [_vessel(m, "available", m.need) for m in needy])
-    grants = {m.name: share for m, share in zip(needy, served, strict=True) if share}
+    """Give guests in need what they need, then share the surplus out."""
+    needy = [guest for guest in guests if guest.need]
+    shares = fill(slack, [_make_recipient(g, "available", g.need) for g in needy])
+    grants = {g.name: share for g, share in zip(needy, shares, strict=True) if share}
     if surplus:
-        # Who is in need is served above, and shown in the next plan as it then is.
-        content = [m for m in members if not (m.need or m.refuses or m.room < PAGE)]
-        for member, share in _surplus(content, surplus, rules):
-            if share and share >= min(rules.dead_band, member.room):
-                grants[member.name] = share
+        # A guest in need has got its part. The next plan sees what it has then.
+        others = [g for g in guests if not (g.need or g.is_stalled or g.room < PAGE)]
+        for guest, share in _share_surplus(others, surplus, rules):
+            if share and share >= min(rules.dead_band, guest.room):
+                grants[guest.name] = share
     moves: list[Move] = []
-    for member in members:
-        if member.name in grants:
-            share = grants[member.name]
-            why = f"in need: {_has(member)}" if member.need else _SURPLUS
-            moves.append(Move(member.name, member.actual, member.actual + share, why))
+    for guest in guests:
+        if guest.name in grants:
+            share = grants[guest.name]
+            why = f"in need: {_describe_guest(guest)}" if guest.need else _SURPLUS
+            moves.append(Move(guest.name, guest.actual, guest.actual + share, why))
     return moves
 
 
-def _surplus(
-    members: Sequence[Member], surplus: int, rules: Rules
-) -> Iterable[tuple[Member, int]]:
+def _share_surplus(
+    guests: Sequence[Guest], surplus: int, rules: Rules
+) -> Iterable[tuple[Guest, int]]:
+    """Raise the lowest guests."""
     count = max(1, surplus // max(1, rules.dead_band))
-    view = _VIEWS[rules.policy]
-    lowest = sorted(members, key=lambda m: view(m)[0] / view(m)[1])[:count]
-    shares = pour(surplus, [_vessel(m, rules.policy, m.room) for m in lowest])
-    return zip(lowest, shares, strict=True)
+    measure = _MEASURES[rules.policy]
+    lowest = sorted(guests, key=lambda g: measure(g)[0] / measure(g)[1])[:count]
+    recipients = [_make_recipient(g, rules.policy, g.room) for g in lowest]
+    return zip(lowest, fill(surplus, recipients), strict=True)
 
 
-def _vessel(member: Member, policy: PolicyName, limit: int) -> Vessel:
-    height, width = _VIEWS[policy](member)
-    return Vessel(height, width, limit)
+def _make_recipient(guest: Guest, policy: PolicyName, limit: int) -> Recipient:
+    filled, weight = _MEASURES[policy](guest)
+    return Recipient(filled, weight, limit)
 
 
-# How full a guest is, and what that is divided by.
-_VIEWS: Final[Mapping[PolicyName, Callable[[Member], tuple[int, float]]]] = {
-    "available": lambda m: (m.available - m.headroom, m.weight * m.total),
-    "proportional": lambda m: (
-        m.actual - m.floor,
-        m.weight * max(PAGE, m.ceiling - m.floor),
+# A guest's level under each policy: bytes, and the weight to divide them by.
+_MEASURES: Final[Mapping[PolicyName, Callable[[Guest], tuple[int, float]]]] = {
+    "available": lambda g: (g.available - g.headroom, g.weight * g.total),
+    "proportional": lambda g: (
+        g.actual - g.floor,
+        g.weight * max(PAGE, g.ceiling - g.floor),
     ),
-    "shares": lambda m: (m.actual, m.weight),
+    "shares": lambda g: (g.actual, g.weight),
 }
 
-# Words
+# Reasons
 
 _SURPLUS: Final = "the host has memory to spare"
 
 
-def _has(member: Member) -> str:
+def _describe_guest(guest: Guest) -> str:
     return (
-        f"the guest has {format_size(member.available)} available, and is to keep"
-        f" {format_size(member.headroom)}"
+        f"the guest has {format_size(guest.available)} available, and is to keep"
+        f" {format_size(guest.headroom)}"
     )
 
 
-def _why_take(host: Host, rules: Rules, need: int) -> str:
+def _explain_shrinks(host: Host, rules: Rules, need: int) -> str:
     if host.pressed:
         return "tasks on the host wait for memory"
     if host.available - rules.reserve < rules.buffer // 2:

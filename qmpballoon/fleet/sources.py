@@ -1,11 +1,11 @@
-"""Which VMs there are: by sockets, by a file, by the processes that run.
+"""Which VMs there are: by monitor sockets, by a file, by running QEMU processes.
 
-A :class:`Source` is asked again and again, since VMs come and go. It does not
-connect to anything; whether a VM is there, its monitor tells.
+A :class:`Source` is called again and again, because VMs start and stop. It connects to
+nothing. Whether a VM runs is known once its monitor is connected to.
 
-A file says what is wanted of each VM::
+A TOML file lists VMs, and their limits as in :class:`~qmpballoon.fleet.VmSpec`::
 
-    [defaults]                    # for all that say nothing else
+    [defaults]                    # for each VM that has no value of its own
     headroom = "10%"
 
     [[vm]]
@@ -17,6 +17,9 @@ A file says what is wanted of each VM::
     [[vm]]
     sockets = "/run/vms/web-*.qmp"
     ceiling = "50%"
+
+QEMU processes are found in /proc. Their monitors are read from their command lines:
+see proc(5), and ``-qmp``, ``-mon``, ``-chardev socket`` and ``-name`` in QEMU's manual.
 """
 
 from __future__ import annotations
@@ -42,232 +45,135 @@ from qmpballoon.address import (
     parse_address,
     parse_vm,
 )
-from qmpballoon.fleet.spec import Spec
+from qmpballoon.fleet.spec import VmSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 __all__ = [
     "Source",
-    "from_file",
-    "from_host",
-    "from_sockets",
-    "monitors",
-    "running",
-    "sources",
+    "find_host_vms",
+    "find_processes",
+    "make_file_source",
+    "make_socket_source",
+    "make_source",
+    "parse_monitors",
 ]
 
-Source: TypeAlias = "Callable[[], list[Spec]]"
-"""Returns the VMs that there are now."""
+Source: TypeAlias = "Callable[[], list[VmSpec]]"
+"""A function that returns the VMs that there are now."""
 
 PLACES: Final = (
     "/run/qemu-server/*.qmp",  # Proxmox VE
-    # Incus and LXD keep the monitor out of QEMU's command line.
+    # Incus and LXD: the monitor is not on QEMU's command line.
     "/run/incus/*/qemu.monitor",
     "/var/log/incus/*/qemu.monitor",
     "/var/log/lxd/*/qemu.monitor",
     "/var/snap/lxd/common/lxd/logs/*/qemu.monitor",
 )
-"""Where managers of VMs keep their monitors."""
+"""Where VM managers put the monitor sockets of their VMs."""
 
 _LIMITS: Final = frozenset({"floor", "ceiling", "headroom", "weight"})
-# A socket that is called like this is named after its folder.
-_PLAIN: Final = frozenset({"monitor", "qemu", "qmp", "qmp-monitor"})
+# A socket with such a name is named after its folder.
+_GENERIC_NAMES: Final = frozenset({"monitor", "qemu", "qmp", "qmp-monitor"})
 
 
-def sources(wanted: Sequence[str]) -> Source:
-    """Return the source that a list of arguments means.
+def make_source(wanted: Sequence[str]) -> Source:
+    """Return the source that a list of arguments describes.
 
     Args:
-        wanted: Files (``*.toml``), globs of sockets, or addresses, such as
-            ``libvirt:NAME``; none means the QEMUs that run on this host.
+        wanted: TOML files (``*.toml``), globs of monitor sockets, or addresses such as
+            ``tcp:HOST:PORT`` or ``libvirt:NAME``. If it is empty, the source returns
+            the QEMUs that run on this host.
+
+    Returns:
+        The source. It returns each monitor once, and gives each VM a name of its own.
 
     Raises:
         OSError: A file, or the folder of a glob, cannot be read.
-        ValueError: A file or an address makes no sense; says what.
+        ValueError: A file or an address is malformed. The message says where.
     """
     if not wanted:
-        return from_host
-    parts = [_source(text) for text in wanted]
-    return lambda: _distinct(spec for part in parts for spec in part())
+        return find_host_vms
+    parts = [_make_one_source(text) for text in wanted]
+    return lambda: _make_distinct(spec for part in parts for spec in part())
 
 
-def _source(text: str) -> Source:
+def _make_one_source(text: str) -> Source:
     if text.endswith(".toml"):
-        return from_file(Path(text))
+        return make_file_source(Path(text))
     if text.startswith(("tcp:", "libvirt:")):
-        named = _named(parse_vm(text))
+        named = _name_after_address(parse_vm(text))
         return lambda: [named]
-    return _readable(text.removeprefix("unix:"))
+    return _make_readable_source(text.removeprefix("unix:"))
 
 
-def from_sockets(pattern: str) -> Source:
-    """Return a source of the sockets that match a glob, ``**`` included.
+# Sockets
 
-    A path without wildcards is a VM, whether a socket is there or not.
+
+def make_socket_source(pattern: str) -> Source:
+    """Return a source of the unix sockets that match a glob; ``**`` is supported.
+
+    A pattern without wildcards is always a VM, even if there is no socket.
 
     Raises:
-        ValueError: It is no path that a socket can have.
+        ValueError: The pattern is not a path that a socket can have.
     """
     if not glob.has_magic(pattern):
-        named = _named(UnixAddress(pattern))
+        named = _name_after_address(UnixAddress(pattern))
         return lambda: [named]
     return lambda: [
-        Spec(_socket_name(path), UnixAddress(str(path))) for path in _sockets(pattern)
+        VmSpec(_name_after_path(path), UnixAddress(str(path)))
+        for path in _list_sockets(pattern)
     ]
 
 
-def _readable(pattern: str) -> Source:
-    """Return the source of a glob that somebody has asked for.
+def _make_readable_source(pattern: str) -> Source:
+    """Return the source of a glob whose folder can be read.
 
     Raises:
-        OSError: Its folder may not be looked into: there would seem to be no VMs.
-        ValueError: It is no path that a socket can have.
+        OSError: There is no permission to list the folder. Without this error the
+            glob would match nothing, as if there were no VMs.
+        ValueError: The pattern is not a path that a socket can have.
     """
-    source = from_sockets(pattern)
+    source = make_socket_source(pattern)
     if not glob.has_magic(pattern):
         return source
     parts = takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
     folder = Path(*parts)
-    # One that is not there yet may come.
+    # A folder that does not exist may be created later.
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     return source
 
 
-def from_host() -> list[Spec]:
-    """Return the VMs whose QEMUs run here, and those at well-known places."""
-    found = [Spec(name, address) for name, address in running()]
-    places = (spec for place in PLACES for spec in from_sockets(place)())
-    return _distinct([*found, *places])
-
-
-def from_file(path: Path) -> Source:
-    """Return the source that a file describes; it is read once.
-
-    Args:
-        path: A TOML file, see the module's description.
-
-    Raises:
-        OSError: It cannot be read, or the folder of a glob in it.
-        ValueError: It makes no sense; says where.
-    """
-    try:
-        entries = _entries(tomllib.loads(path.read_text(encoding="utf-8")))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {error}: save it as UTF-8") from error
-    except RecursionError as error:
-        raise ValueError(f"{path}: it is nested too deep") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return lambda: [spec for entry in entries for spec in entry()]
-
-
-def _entries(document: dict[str, Any]) -> list[Source]:
-    _only(document, {"defaults", "vm"})
-    defaults, vms = document.get("defaults", {}), document.get("vm", [])
-    if not _are_tables([defaults]):
-        raise TypeError(f"defaults are {defaults!r}: write [defaults] above them")
-    if not _are_tables(vms):
-        raise TypeError(f"vm is {vms!r}: write [[vm]] above each VM's lines")
-    _only(defaults, _LIMITS)
-    tables: list[dict[str, Any]] = [{**defaults, **vm} for vm in vms]
-    entries = [_entry(table) for table in tables]
-    _each_once("of the name", [repr(vm["name"]) for vm in tables if "name" in vm])
-    alone = [number for number, vm in enumerate(tables) if "address" in vm]
-    specs = [spec for number in alone for spec in entries[number]()]
-    _each_once("at", [str(spec.address) for spec in specs])
-    return entries
-
-
-def _are_tables(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(each, dict) for each in cast("list[object]", value)
-    )
-
-
-def _each_once(what: str, said: Iterable[str]) -> None:
-    for text, count in Counter(said).items():
-        if count > 1:
-            raise ValueError(f"there are {count} VMs {what} {text}: leave one")
-
-
-def _entry(table: dict[str, Any]) -> Source:
-    """Read one ``[[vm]]``: a VM, or all whose sockets match."""
-    _only(table, {"name", "address", "sockets"} | _LIMITS)
-    limits: dict[str, Any] = {
-        name: _limit(name, table[name]) for name in _LIMITS & table.keys()
-    }
-    # Refused now, and not once a socket is there.
-    evolve(Spec("any", UnixAddress("any")), **limits)
-    match table:
-        case {"name": name} if not (isinstance(name, str) and name):
-            raise ValueError(f'name is {name!r}: give text, like "database"')
-        case {"sockets": _, "name": _}:
-            raise ValueError("sockets name their VMs themselves: leave name out")
-        case {"sockets": str(pattern)} if "address" not in table:
-            find = _readable(pattern)
-            return lambda: [evolve(spec, **limits) for spec in find()]
-        case {"address": address} if "sockets" not in table:
-            spec = _named(parse_vm(address))
-            named = evolve(spec, name=table.get("name", spec.name), **limits)
-            return lambda: [named]
-        case _:
-            raise ValueError("a [[vm]] needs either an address or sockets (a glob)")
-
-
-def _only(table: dict[str, Any], names: Collection[str]) -> None:
-    for name in table:
-        if name not in names:
-            choices = ", ".join(sorted(names))
-            raise ValueError(f"{name!r} is not known here: there are {choices}")
-
-
-def _limit(name: str, value: object) -> str | float:
-    """Take sizes as text or as bytes, weights as numbers."""
-    match name, value:
-        case "weight", int() | float() if not isinstance(value, bool):
-            return _weight(value)
-        case "floor" | "ceiling" | "headroom", str():
-            return value
-        case "floor" | "ceiling" | "headroom", int() if not isinstance(value, bool):
-            return str(value)
-        case _:
-            kind = "a number" if name == "weight" else 'a size, like "2GiB" or "25%"'
-            raise ValueError(f"{name} is {value!r}: give {kind}")
-
-
-def _weight(value: float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf  # which is no weight, as a file can have it too
-
-
-def _sockets(pattern: str) -> list[Path]:
-    # Path.glob cannot take a pattern that is absolute.
+def _list_sockets(pattern: str) -> list[Path]:
+    # Path.glob refuses absolute patterns.
     found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
     return [path for path in found if path.is_socket()]
 
 
-def _named(vm: Vm) -> Spec:
-    """Return a VM that is called after its address."""
+# Names
+
+
+def _name_after_address(vm: Vm) -> VmSpec:
     match vm:
         case UnixAddress(path):
-            return Spec(_socket_name(Path(path)), vm)
+            return VmSpec(_name_after_path(Path(path)), vm)
         case LibvirtVm(name):
-            return Spec(name, vm)
+            return VmSpec(name, vm)
         case _:
-            return Spec(str(vm).removeprefix("tcp:"), vm)
+            return VmSpec(str(vm).removeprefix("tcp:"), vm)
 
 
-def _socket_name(path: Path) -> str:
-    return path.parent.name if path.stem in _PLAIN and path.parent.name else path.stem
+def _name_after_path(path: Path) -> str:
+    is_generic = path.stem in _GENERIC_NAMES and path.parent.name
+    return path.parent.name if is_generic else path.stem
 
 
-def _distinct(specs: Iterable[Spec]) -> list[Spec]:
-    """Leave each monitor out but once, and give each VM a name of its own."""
-    by_address: dict[Vm, Spec] = {}
+def _make_distinct(specs: Iterable[VmSpec]) -> list[VmSpec]:
+    """Drop repeated addresses; where VMs share a name, use their addresses."""
+    by_address: dict[Vm, VmSpec] = {}
     for spec in specs:
         by_address.setdefault(spec.address, spec)
     names = Counter(spec.name for spec in by_address.values())
@@ -277,18 +183,131 @@ def _distinct(specs: Iterable[Spec]) -> list[Spec]:
     ]
 
 
-# QEMU processes, by their command lines
+# Files
+
+
+def make_file_source(path: Path) -> Source:
+    """Return the source that a TOML file describes. The file is read once.
+
+    Args:
+        path: The file. The module's description shows the format.
+
+    Raises:
+        OSError: The file, or the folder of a glob in it, cannot be read.
+        ValueError: The file is malformed. The message says where.
+    """
+    try:
+        entries = _read_document(tomllib.loads(path.read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {error}: save it as UTF-8") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: it is nested too deep") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    return lambda: [spec for entry in entries for spec in entry()]
+
+
+def _read_document(document: dict[str, Any]) -> list[Source]:
+    _refuse_unknown(document, {"defaults", "vm"})
+    defaults, vms = document.get("defaults", {}), document.get("vm", [])
+    if not _are_tables([defaults]):
+        raise TypeError(f"defaults are {defaults!r}: write [defaults] above them")
+    if not _are_tables(vms):
+        raise TypeError(f"vm is {vms!r}: write [[vm]] above each VM's lines")
+    _refuse_unknown(defaults, _LIMITS)
+    tables: list[dict[str, Any]] = [{**defaults, **vm} for vm in vms]
+    entries = [_read_vm(table) for table in tables]
+    _refuse_repeated("of the name", [repr(vm["name"]) for vm in tables if "name" in vm])
+    alone = [number for number, vm in enumerate(tables) if "address" in vm]
+    specs = [spec for number in alone for spec in entries[number]()]
+    _refuse_repeated("at", [str(spec.address) for spec in specs])
+    return entries
+
+
+def _are_tables(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) for each in cast("list[object]", value)
+    )
+
+
+def _refuse_repeated(what: str, values: Iterable[str]) -> None:
+    for text, count in Counter(values).items():
+        if count > 1:
+            raise ValueError(f"there are {count} VMs {what} {text}: leave one")
+
+
+def _read_vm(table: dict[str, Any]) -> Source:
+    """Read one ``[[vm]]`` table: one VM, or all VMs whose sockets match a glob."""
+    _refuse_unknown(table, {"name", "address", "sockets"} | _LIMITS)
+    limits: dict[str, Any] = {
+        name: _read_limit(name, table[name]) for name in _LIMITS & table.keys()
+    }
+    # Check the limits now, and not when the first socket appears.
+    evolve(VmSpec("any", UnixAddress("any")), **limits)
+    match table:
+        case {"name": name} if not (isinstance(name, str) and name):
+            raise ValueError(f'name is {name!r}: give text, like "database"')
+        case {"sockets": _, "name": _}:
+            raise ValueError("sockets name their VMs themselves: leave name out")
+        case {"sockets": str(pattern)} if "address" not in table:
+            find = _make_readable_source(pattern)
+            return lambda: [evolve(spec, **limits) for spec in find()]
+        case {"address": address} if "sockets" not in table:
+            spec = _name_after_address(parse_vm(address))
+            named = evolve(spec, name=table.get("name", spec.name), **limits)
+            return lambda: [named]
+        case _:
+            raise ValueError("a [[vm]] needs either an address or sockets (a glob)")
+
+
+def _refuse_unknown(table: dict[str, Any], names: Collection[str]) -> None:
+    for name in table:
+        if name not in names:
+            choices = ", ".join(sorted(names))
+            raise ValueError(f"{name!r} is not known here: there are {choices}")
+
+
+def _read_limit(name: str, value: object) -> str | float:
+    """Read a size, given as text or as bytes, or a weight."""
+    match name, value:
+        case "weight", int() | float() if not isinstance(value, bool):
+            return _read_weight(value)
+        case "floor" | "ceiling" | "headroom", str():
+            return value
+        case "floor" | "ceiling" | "headroom", int() if not isinstance(value, bool):
+            return str(value)
+        case _:
+            kind = "a number" if name == "weight" else 'a size, like "2GiB" or "25%"'
+            raise ValueError(f"{name} is {value!r}: give {kind}")
+
+
+def _read_weight(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # VmSpec refuses it, as it refuses an `inf` in the file
+
+
+# QEMU processes
 
 _PROC: Final = Path("/proc")
 _PROGRAMS: Final = ("qemu-system-", "qemu-kvm", "kvm")
+# Where to connect to, by the host that QEMU listens on.
 _ANYWHERE: Final = {"": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with
 
 
-def running(proc: Path = _PROC) -> Iterator[tuple[str, Address]]:
-    """Yield the name and the monitor of each QEMU that runs and has one.
+def find_host_vms() -> list[VmSpec]:
+    """Return the VMs whose QEMUs run on this host, and those at :data:`PLACES`."""
+    found = [VmSpec(name, address) for name, address in find_processes()]
+    places = (spec for place in PLACES for spec in make_socket_source(place)())
+    return _make_distinct([*found, *places])
 
-    Of several monitors it is the last: the first is often the one that another
-    manager of the VM holds.
+
+def find_processes(proc: Path = _PROC) -> Iterator[tuple[str, Address]]:
+    """Yield the VM's name and the monitor of each QEMU process that has a monitor.
+
+    Of several monitors the last one is taken. The first is often held by another
+    manager of the VM.
 
     Args:
         proc: Where the process file system is.
@@ -297,48 +316,52 @@ def running(proc: Path = _PROC) -> Iterator[tuple[str, Address]]:
         try:
             line = (process / "cmdline").read_bytes().decode(errors="replace")
             folder = (process / "cwd").readlink()
-        except OSError:  # gone, or somebody else's
+        except OSError:  # it has ended, or belongs to another user
             continue
         program, *arguments = line.removesuffix("\0").split("\0")
         if not Path(program).name.startswith(_PROGRAMS):
             continue
-        for address in monitors(arguments, folder)[-1:]:
-            yield _name(arguments) or f"pid-{process.name}", address
+        for address in parse_monitors(arguments, folder)[-1:]:
+            yield _parse_name(arguments) or f"pid-{process.name}", address
 
 
-def monitors(arguments: Sequence[str], folder: Path) -> list[Address]:
-    """Return the QMP monitors of a QEMU that somebody can connect to.
+def parse_monitors(arguments: Sequence[str], folder: Path) -> list[Address]:
+    """Return the QMP monitors of a QEMU that a client can connect to.
 
     Args:
-        arguments: Its command line, without the program.
-        folder: What relative paths are relative to.
+        arguments: QEMU's command line, without the program.
+        folder: QEMU's working directory, which relative paths start from.
     """
-    options = list(_options(arguments))
+    options = list(_split_options(arguments))
     chardevs = [
-        _members(text, "backend") for name, text in options if name == "chardev"
+        _parse_members(text, "backend") for name, text in options if name == "chardev"
     ]
     by_id = {chardev.get("id"): chardev for chardev in chardevs}
     found: list[Address | None] = []
     for name, text in options:
         if name in ("qmp", "qmp-pretty"):
-            found.append(_shorthand(text, folder))
+            found.append(_parse_shorthand(text, folder))
         elif name == "mon":
-            mon = _members(text, "chardev")
+            mon = _parse_members(text, "chardev")
             if mon.get("mode") == "control":
-                found.append(_address(by_id.get(mon.get("chardev"), {}), folder))
+                found.append(_make_address(by_id.get(mon.get("chardev"), {}), folder))
     return [address for address in found if address is not None]
 
 
-def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _split_options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     for option, value in pairwise(arguments):
         if option.startswith("-"):
             yield option.lstrip("-"), value
 
 
-def _members(text: str, first: str) -> dict[str, str]:
-    """Read ``name=value,...``; what comes first may leave its name out.
+def _parse_members(text: str, first: str) -> dict[str, str]:
+    """Parse ``name=value,...``, QEMU's syntax for options.
 
-    A flag on its own is on; two commas stand for one in a value.
+    A name without a value is on. Two commas stand for one comma in a value.
+
+    Args:
+        text: The option's value.
+        first: The name of the first member, which may be left out.
     """
     members: dict[str, str] = {}
     parts = text.replace(",,", "\0").split(",")
@@ -350,19 +373,19 @@ def _members(text: str, first: str) -> dict[str, str]:
     return members
 
 
-def _shorthand(text: str, folder: Path) -> Address | None:
-    """Read what ``-qmp`` takes: ``unix:PATH,server=on`` or ``tcp:HOST:PORT,…``."""
-    members = _members(text, "where")
+def _parse_shorthand(text: str, folder: Path) -> Address | None:
+    """Parse what ``-qmp`` takes: ``unix:PATH,server=on`` or ``tcp:HOST:PORT,...``."""
+    members = _parse_members(text, "where")
     kind, _, rest = members.get("where", "").partition(":")
     if kind == "unix":
         members["path"] = rest
     elif kind == "tcp":
         members["host"], _, members["port"] = rest.rpartition(":")
-    return _address(members, folder)
+    return _make_address(members, folder)
 
 
-def _address(socket: dict[str, str], folder: Path) -> Address | None:
-    """Return where to connect to; ``None`` if QEMU does not listen there."""
+def _make_address(socket: dict[str, str], folder: Path) -> Address | None:
+    """Return where to connect to; ``None`` if QEMU does not listen on the socket."""
     if socket.get("server") != "on":
         return None
     try:
@@ -374,8 +397,8 @@ def _address(socket: dict[str, str], folder: Path) -> Address | None:
         return None
 
 
-def _name(arguments: Sequence[str]) -> str:
-    for option, text in _options(arguments):
+def _parse_name(arguments: Sequence[str]) -> str:
+    for option, text in _split_options(arguments):
         if option == "name":
-            return _members(text, "guest").get("guest", "")
+            return _parse_members(text, "guest").get("guest", "")
     return ""

@@ -1,6 +1,7 @@
-"""What is wanted of a VM in the fleet, and what follows for its size.
+"""A VM of the fleet and its limits, as the user gives them and in bytes.
 
-Sizes may be shares of the VM's RAM, which is known only once it can be asked.
+The user may give a size as a share of the VM's RAM. The RAM is known only once the
+VM's monitor answers.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
     from qmpballoon.address import Vm
 
-__all__ = ["Bounds", "Spec"]
+__all__ = ["Bounds", "VmSpec"]
 
 
-def _size(_: object, attribute: Attribute[str | None], value: str | None) -> None:
+def _check_size(_: object, attribute: Attribute[str | None], value: str | None) -> None:
     if value is None:
         return
     try:
@@ -30,8 +31,8 @@ def _size(_: object, attribute: Attribute[str | None], value: str | None) -> Non
         raise ValueError(f"{attribute.name}: {error}") from error
 
 
-def _weight(_: object, __: object, value: float) -> None:
-    if not 0 < value < math.inf:  # NaN is not, either
+def _check_weight(_: object, __: object, value: float) -> None:
+    if not 0 < value < math.inf:  # refuses NaN, too
         raise ValueError(f"weight: {value} is none: give a number above 0, such as 2")
 
 
@@ -40,9 +41,9 @@ class Bounds:
     """The limits of one VM, in bytes.
 
     Attributes:
-        floor: What it never goes below.
-        ceiling: What it never goes above.
-        headroom: What it keeps available.
+        floor: The size that the VM never goes below.
+        ceiling: The size that it never goes above.
+        headroom: How much memory its guest keeps available.
     """
 
     floor: int
@@ -51,31 +52,34 @@ class Bounds:
 
 
 @frozen
-class Spec:
-    """A VM of the fleet.
+class VmSpec:
+    """A VM of the fleet, and its limits.
 
     Attributes:
-        name: What it is called; no two VMs of a fleet have the same name.
-        address: Where it is reached.
-        floor: What it never goes below, like ``"1GiB"`` or ``"25%"`` of its RAM; by
-            default a 32nd of it, and at least 64 MiB.
-        ceiling: What it never goes above; by default all its RAM.
-        headroom: What it keeps available; by default 64 MiB and 2 % of its RAM.
-        weight: Above 0; one with twice the weight is left with twice as much.
+        name: Its name. No two VMs of a fleet have the same name.
+        address: Where its monitor is.
+        floor: The size that it never goes below: a size such as ``"1GiB"``, or a share
+            of its RAM such as ``"25%"``. By default a 32nd of its RAM, and at least
+            64 MiB.
+        ceiling: The size that it never goes above, likewise. By default its RAM.
+        headroom: How much memory its guest keeps available, likewise. By default
+            64 MiB and 2 % of its RAM.
+        weight: A number above 0. A VM with twice the weight is left with twice as
+            much, and gets twice as much.
 
     Raises:
-        ValueError: A limit makes no sense, or contradicts another.
+        ValueError: A limit is malformed, or contradicts another.
     """
 
     name: str
     address: Vm
-    floor: str | None = field(default=None, validator=_size)
-    ceiling: str | None = field(default=None, validator=_size)
-    headroom: str | None = field(default=None, validator=_size)
-    weight: float = field(default=1.0, validator=_weight)
+    floor: str | None = field(default=None, validator=_check_size)
+    ceiling: str | None = field(default=None, validator=_check_size)
+    headroom: str | None = field(default=None, validator=_check_size)
+    weight: float = field(default=1.0, validator=_check_weight)
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what no RAM can make sense of."""
+        """Refuse limits that contradict each other whatever the RAM is."""
         if self.ceiling is None:
             return
         ceiling = parse_size(self.ceiling, whole=GiB)
@@ -89,17 +93,20 @@ class Spec:
                 " raise the other"
             )
 
-    def bounds(self, total: int) -> Bounds:
-        """Return the limits as they are for a VM with so many bytes of RAM.
+    def compute_bounds(self, total: int) -> Bounds:
+        """Return the limits in bytes.
 
-        A floor above the ceiling, as only shares and sizes mixed can make it, is
-        lowered to the ceiling.
+        If one of floor and ceiling is a share and the other a size, the floor can be
+        above the ceiling. It is then lowered to the ceiling.
+
+        Args:
+            total: The VM's RAM in bytes.
         """
 
-        def of_total(text: str | None) -> int | None:
+        def parse(text: str | None) -> int | None:
             return None if text is None else parse_size(text, whole=total)
 
-        guard = Guard(headroom=of_total(self.headroom), floor=of_total(self.floor))
-        limits, ceiling = guard.limits(total), of_total(self.ceiling)
+        guard = Guard(headroom=parse(self.headroom), floor=parse(self.floor))
+        limits, ceiling = guard.limits(total), parse(self.ceiling)
         ceiling = total if ceiling is None else min(ceiling, total)
         return Bounds(min(limits.floor, ceiling), ceiling, limits.headroom)

@@ -1,16 +1,16 @@
-"""Keeping in touch with all VMs at once, on trio.
+"""Stay connected to all VMs of a fleet, poll them, and move their balloons; on trio.
 
-Each VM has a task of its own, which connects, looks at the VM once a period, moves
-its balloon when told to, and connects anew when the connection is lost. The tasks
-wait for nobody but their own VM, and every wait of theirs has a deadline: a VM that
-hangs, or sends nonsense, costs the others nothing.
+Each VM has a task of its own. The task connects to the VM's monitor, polls the VM once
+a period, moves its balloon when told to, and connects again when the connection is
+lost. A task waits only for its own VM, and each wait has a deadline. So a VM that
+hangs, or that sends garbage, does not delay the others.
 
-Looks are spread over the period, and so are new attempts to connect, at random: a
-thousand VMs do not all come in the same millisecond.
+Polls are spread over the period at random, and so are attempts to connect. Otherwise a
+thousand VMs would all be polled in the same millisecond.
 
-A monitor serves one client at a time. While a fleet is supervised, its monitors are
-held; give VMs that others talk to as well a second monitor (``-qmp``). libvirt shares
-those that are its own.
+A monitor serves one client at a time, and a supervised fleet holds the monitors of its
+VMs. If other programs talk to a VM, start it with a second monitor (``-qmp``). A VM of
+libvirt's can be shared: its requests go through libvirt.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from qmpballoon._transport.qemu_process import read_resident
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon import StallLimits
-from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.balloon.guard import RESIZE_HEADROOM
 from qmpballoon.errors import (
     BalloonUnavailable,
@@ -38,9 +37,9 @@ from qmpballoon.errors import (
     NoBalloonDevice,
     QmpBalloonError,
 )
-from qmpballoon.fleet.vm import Record
+from qmpballoon.fleet.vm import VmRecord
 from qmpballoon.monitor import Monitor
-from qmpballoon.trio import open_monitor
+from qmpballoon.trio import find_balloon, open_monitor
 
 if TYPE_CHECKING:
     import random
@@ -49,18 +48,21 @@ if TYPE_CHECKING:
 
     from qmpballoon.address import Vm
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.fleet.members import Member
+    from qmpballoon.fleet.guests import Guest
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.sources import Source
-    from qmpballoon.fleet.vm import State, View
+    from qmpballoon.fleet.vm import VmState, VmView
 
 __all__ = ["FleetMonitor", "Opener", "Settings", "Supervisor", "open_fleet"]
 
 _DAY: Final = 86400  # seconds
-_TOTAL_EVERY: Final = 60  # looks; RAM changes only when some is plugged
-_STALL: Final = StallLimits(window=2.0)  # others can take over; there is no hurry
-_MOST: Final = 2.0  # each attempt to connect waits up to so many times longer
-_STATES: Final[dict[type[QmpBalloonError], State]] = {
+_TOTAL_EVERY: Final = 60  # polls; the RAM changes only when DIMMs are plugged
+# Shorter than by default: other guests can give the memory, so nothing is gained by
+# waiting for a slow one.
+_STALL: Final = StallLimits(window=2.0)
+_BACKOFF: Final = 2.0  # each attempt to connect waits up to twice as long
+_MAX_DOUBLINGS: Final = 32  # the power stays a float; the pause is limited long before
+_STATES: Final[dict[type[QmpBalloonError], VmState]] = {
     MonitorBusy: "busy",
     NoBalloonDevice: "no-balloon",
     BalloonUnavailable: "no-balloon",
@@ -70,22 +72,23 @@ _STATES: Final[dict[type[QmpBalloonError], State]] = {
 
 @frozen
 class Settings:
-    """How often things are done, and how long they may take; in seconds.
+    """How often a fleet is polled, and how long its VMs may take; in seconds.
 
     Attributes:
-        period: Between two looks at a VM, and two plans: guests that grow are to have
-            enough until the next. Above 0, and a day at most.
-        stale_after: Without an answer of the guest, after which it is silent.
-        rescan: Between two looks for VMs that have come or gone; likewise.
-        open_timeout: For connecting and greeting.
-        command_timeout: For one command.
-        move_timeout: For one move of a balloon.
-        first_pause: Before the first new attempt to connect.
-        longest_pause: Between two attempts.
+        period: The time between two polls of a VM, and between two plans. A guest is
+            given enough memory until the next plan. Above 0, and a day at most.
+        stale_after: The time without an answer, after which a guest counts as silent.
+        rescan: The time between two searches for VMs that have started or ended. Above
+            0, and a day at most.
+        open_timeout: How long connecting and the greeting may take.
+        command_timeout: How long one command may take.
+        move_timeout: How long one move of a balloon may take.
+        first_pause: The time before the first attempt to connect again.
+        longest_pause: The time between two attempts at most.
 
     Raises:
-        TypeError: One of them is no number.
-        ValueError: One of them is out of range.
+        TypeError: A setting is not a number.
+        ValueError: A setting is out of range.
     """
 
     period: float = 1.0
@@ -98,7 +101,7 @@ class Settings:
     longest_pause: float = 30.0
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what would make tasks fail, or spin, later on."""
+        """Refuse values that would make tasks fail, or spin, later."""
         for name, seconds in asdict(self).items():
             require_seconds(seconds, name)
         for name in ("period", "rescan"):
@@ -110,38 +113,38 @@ class Settings:
                 )
 
 
+class FleetMonitor(Monitor, Protocol):
+    """A monitor that knows how much memory its QEMU holds."""
+
+    def resident(self) -> int | None:
+        """Return QEMU's resident memory in bytes; ``None`` if it cannot be known."""
+        ...
+
+
 class Opener(Protocol):
-    """Reaches a VM, and is done with it when the block is left."""
+    """Opens a VM's monitor; an asynchronous context manager."""
 
     def __call__(
         self, vm: Vm, /, *, timeout: float, command_timeout: float
     ) -> AbstractAsyncContextManager[FleetMonitor]:
-        """Reach a VM.
+        """Open a VM's monitor; it is closed at the end of the block.
 
         Args:
-            vm: Where it is.
-            timeout: Seconds for that.
+            vm: Where the monitor is.
+            timeout: Seconds for connecting and the greeting.
             command_timeout: Seconds for each command.
 
         Raises:
-            MonitorError: It cannot be reached.
+            MonitorError: The monitor cannot be opened.
         """
         ...
 
 
-class FleetMonitor(Monitor, Protocol):
-    """A monitor that knows what its QEMU holds."""
-
-    def resident(self) -> int | None:
-        """Return QEMU's resident memory in bytes, ``None`` if it cannot be known."""
-        ...
-
-
 @asynccontextmanager
-async def open_socket(
+async def _open_socket(
     vm: Vm, /, *, timeout: float, command_timeout: float
 ) -> AsyncGenerator[FleetMonitor, None]:
-    """Reach a VM that has a monitor of its own; as :class:`Opener`."""
+    """Open the monitor of a VM that has a socket; as :class:`Opener`."""
     if isinstance(vm, LibvirtVm):
         raise MonitorUnreachable(
             f"{vm} is libvirt's, and this fleet reaches sockets alone: the command"
@@ -153,54 +156,39 @@ async def open_socket(
         yield monitor
 
 
-@define
-class _Attendant:
-    """A VM's record, and what its task is told."""
-
-    record: Record
-    scope: trio.CancelScope = field(factory=trio.CancelScope)
-    wanted: int | None = None
-    told: trio.Event = field(factory=trio.Event)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether it has nothing to do but to look."""
-        record = self.record
-        looked_at = record.looked_at > -math.inf
-        return record.connected and looked_at and record.target is None
-
-
 @asynccontextmanager
 async def open_fleet(
     source: Source,
     rng: random.Random,
     *,
     settings: Settings | None = None,
-    opener: Opener = open_socket,
+    opener: Opener | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Supervisor, None]:
     """Supervise a fleet within an ``async with`` block.
 
     Args:
-        source: Tells which VMs there are.
-        rng: Spreads looks and attempts to connect.
+        source: Returns the VMs that there are now.
+        rng: Spreads polls and attempts to connect.
         settings: How often things are done, and how long they may take.
-        opener: Reaches a VM; by default those that have a socket of their own.
-        wall_clock: Tells seconds since the epoch, for the age of statistics.
+        opener: Opens a VM's monitor. By default it opens sockets only, not VMs of
+            libvirt's.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
-        The supervisor. At the end of the block guests that were shrinking stay at
-        the size they have come to, statistics intervals are put back, and the
-        connections closed. This takes some seconds at most.
+        The supervisor. At the end of the block, which takes some seconds at most,
+        guests that were shrinking stay at the size that they have come to, the
+        statistics intervals are restored, and the connections are closed.
 
-    Cancellation: at any moment. The fleet is supervised until the block is left, so
-    what the block does on its way out can still move balloons.
+    Note:
+        It can be cancelled at any moment. The fleet is supervised until the block is
+        left. So what the block does while it is cancelled can still move balloons.
     """
     supervisor = Supervisor(
         source,
         rng,
         settings=settings or Settings(),
-        opener=opener,
+        opener=opener or _open_socket,
         wall_clock=wall_clock,
     )
     async with BackgroundTasks(shield=True) as tasks:
@@ -208,8 +196,25 @@ async def open_fleet(
         yield supervisor
 
 
+@define
+class _VmTask:
+    """What is known of a VM, and what its task is told to do."""
+
+    record: VmRecord
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    target: int | None = None
+    told: trio.Event = field(factory=trio.Event)
+
+    @property
+    def is_polling(self) -> bool:
+        """Whether it has nothing to do but to poll its VM."""
+        record = self.record
+        polled = record.polled_at > -math.inf
+        return record.connected and polled and record.target is None
+
+
 class Supervisor:
-    """Keeps in touch with a fleet; made by :func:`open_fleet`."""
+    """Stays connected to a fleet; made by :func:`open_fleet`."""
 
     def __init__(
         self,
@@ -225,148 +230,157 @@ class Supervisor:
         self._settings = settings
         self._opener = opener
         self._wall_clock = wall_clock
-        self._attendants: dict[str, _Attendant] = {}
+        self._tasks: dict[str, _VmTask] = {}
         self._changed = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
-        """Supervise the fleet until cancelled; started when the source was read."""
+        """Supervise the fleet until cancelled; :func:`open_fleet` does this.
+
+        Args:
+            task_status: Is told when the source has been read for the first time.
+        """
         async with trio.open_nursery() as nursery:
-            self._scan(nursery)
+            self._rescan(nursery)
             task_status.started()
             while True:
                 await trio.sleep(self._settings.rescan)
-                self._scan(nursery)
+                self._rescan(nursery)
 
     # What is known
 
-    def views(self) -> list[View]:
-        """Return all VMs as they are now, by name."""
+    def list_views(self) -> list[VmView]:
+        """Return all VMs as they are now, sorted by name."""
         now = trio.current_time()
         return sorted(
-            (attendant.record.view(now) for attendant in self._attendants.values()),
+            (task.record.make_view(now) for task in self._tasks.values()),
             key=lambda view: view.name,
         )
 
-    def members(self) -> list[Member]:
-        """Return those that can be moved now, or are on their way."""
+    def list_guests(self) -> list[Guest]:
+        """Return the guests that can be moved now, and those that are moving."""
         now = trio.current_time()
-        members = (a.record.member(now) for a in self._attendants.values())
-        return [member for member in members if member is not None]
+        guests = (task.record.make_guest(now) for task in self._tasks.values())
+        return [guest for guest in guests if guest is not None]
 
     @property
     def held(self) -> int:
-        """Bytes of the host's memory that the QEMUs hold, as far as that is known."""
-        return sum(a.record.resident or 0 for a in self._attendants.values())
+        """Bytes of the host's memory that the QEMUs hold, where that is known."""
+        return sum(task.record.resident or 0 for task in self._tasks.values())
 
     @property
     def promised(self) -> int:
         """Bytes that guests were given and have not touched yet."""
-        return sum(a.record.promised for a in self._attendants.values())
+        return sum(task.record.promised for task in self._tasks.values())
 
     @property
-    def lateness(self) -> float:
-        """Seconds by which the look is late that is the latest of all.
+    def poll_delay(self) -> float:
+        """Seconds by which the poll that is most overdue is late.
 
-        VMs that cannot be looked at, or are on their way, do not count.
+        VMs that cannot be polled, or that are moving, do not count.
         """
         now = trio.current_time()
-        looks = (a.record.looked_at for a in self._attendants.values() if a.is_idle)
-        return max(0.0, now - min(looks, default=now) - self._settings.period)
+        tasks = self._tasks.values()
+        polls = (task.record.polled_at for task in tasks if task.is_polling)
+        return max(0.0, now - min(polls, default=now) - self._settings.period)
 
-    async def known(self, timeout: float = math.inf) -> bool:
-        """Wait until every VM is known well enough to plan with, or cannot be.
-
-        Args:
-            timeout: Seconds to wait at most.
-
-        Returns:
-            Whether it came to that.
-
-        Cancellation: at once.
-        """
-        return await self._until(lambda record, now: record.is_known(now), timeout)
-
-    async def still(self, timeout: float = math.inf) -> bool:
-        """Wait until no VM is on its way.
+    async def wait_until_known(self, timeout: float = math.inf) -> bool:
+        """Wait until each VM is known well enough for plans, or cannot take part.
 
         Args:
             timeout: Seconds to wait at most.
 
         Returns:
-            Whether it came to that.
+            Whether that is so now.
 
-        Cancellation: at once; the moves go on.
+        Note:
+            It can be cancelled at any moment.
         """
-        return await self._until(lambda record, _: record.target is None, timeout)
+        return await self._wait_until(lambda record, now: record.is_known(now), timeout)
 
-    async def _until(
-        self, condition: Callable[[Record, float], bool], timeout: float
+    async def wait_for_moves(self, timeout: float = math.inf) -> bool:
+        """Wait until no VM is moving.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            Whether that is so now.
+
+        Note:
+            It can be cancelled at any moment. The moves continue.
+        """
+        return await self._wait_until(lambda record, _: record.target is None, timeout)
+
+    async def _wait_until(
+        self, condition: Callable[[VmRecord, float], bool], timeout: float
     ) -> bool:
-        def all_do() -> bool:
+        def holds_for_all() -> bool:
             now = trio.current_time()
-            return all(condition(a.record, now) for a in self._attendants.values())
+            return all(condition(task.record, now) for task in self._tasks.values())
 
         with trio.move_on_after(timeout):
-            while not all_do():
-                # Some states come about by nothing happening.
+            while not holds_for_all():
+                # Time alone changes some states, without an event.
                 with trio.move_on_after(self._settings.period):
                     await self._changed.wait()
-        return all_do()
+        return holds_for_all()
 
-    def order(self, move: Move) -> None:
-        """Have a VM moved by its task; how it goes is seen in its view.
+    def start_move(self, move: Move) -> None:
+        """Tell a VM's task to move its balloon. The VM's view shows the progress.
 
-        A VM that has gone since, or is on its way, is left as it is.
+        A VM that is not connected any more, or that is moving already, is left as it
+        is.
         """
-        attendant = self._attendants.get(move.name)
-        if attendant is None or not attendant.record.connected:
+        task = self._tasks.get(move.name)
+        if task is None or not task.record.connected:
             return
-        if attendant.record.target is None:
-            attendant.record.begin(move.target)
-            attendant.wanted = move.target
-            attendant.told.set()
+        if task.record.target is None:
+            task.record.note_move_started(move.target)
+            task.target = move.target
+            task.told.set()
 
     # The VMs' tasks
 
-    def _scan(self, nursery: trio.Nursery) -> None:
-        """Begin to attend to VMs that have come, and forget those that have gone."""
+    def _rescan(self, nursery: trio.Nursery) -> None:
+        """Start tasks for new VMs, and end those of VMs that are not there any more."""
         specs = {spec.name: spec for spec in self._source()}
-        for name, attendant in list(self._attendants.items()):
-            record = attendant.record
-            # A socket may be unlinked while QEMU runs on: its connection stands.
+        for name, task in list(self._tasks.items()):
+            record = task.record
+            # QEMU may run on without its socket file. Then its connection still works.
             if specs.get(name) != record.spec and not record.connected:
-                attendant.scope.cancel()
-                del self._attendants[name]
+                task.scope.cancel()
+                del self._tasks[name]
         for name, spec in specs.items():
-            if name not in self._attendants:
+            if name not in self._tasks:
                 settings = self._settings
-                record = Record(spec, settings.stale_after, settings.period)
-                attendant = self._attendants[name] = _Attendant(record)
-                nursery.start_soon(self._attend, attendant)
+                record = VmRecord(spec, settings.stale_after, settings.period)
+                task = self._tasks[name] = _VmTask(record)
+                nursery.start_soon(self._run_task, task)
 
-    async def _attend(self, attendant: _Attendant) -> None:
-        """Be in touch with one VM for as long as it belongs to the fleet."""
-        record, failures = attendant.record, 0
-        with attendant.scope:
+    async def _run_task(self, task: _VmTask) -> None:
+        """Connect to a VM again and again, while it belongs to the fleet."""
+        record, failures = task.record, 0
+        with task.scope:
             await trio.sleep(self._rng.uniform(0, self._settings.period))
             while True:
                 try:
-                    await self._visit(attendant)
+                    await self._connect(task)
                 except QmpBalloonError as error:
                     failures = 0 if record.connected else failures + 1
-                    record.lose(_state(error), str(error), _resident(error))
-                    attendant.wanted = None
-                    self._tell()
-                await trio.sleep(self._pause(failures))
+                    resident = _read_busy_resident(error)
+                    record.note_lost(_classify(error), str(error), resident)
+                    task.target = None
+                    self._notify()
+                await trio.sleep(self._choose_pause(failures))
 
-    def _pause(self, failures: int) -> float:
+    def _choose_pause(self, failures: int) -> float:
         settings = self._settings
-        pause = settings.first_pause * _MOST ** min(failures, 32)
+        pause = settings.first_pause * _BACKOFF ** min(failures, _MAX_DOUBLINGS)
         return min(pause, settings.longest_pause) * self._rng.uniform(0.5, 1.0)
 
-    async def _visit(self, attendant: _Attendant) -> None:
-        """Connect to a VM and stay with it until the connection is lost."""
-        record, settings = attendant.record, self._settings
+    async def _connect(self, task: _VmTask) -> None:
+        """Connect to a VM, and poll and move it until the connection is lost."""
+        record, settings = task.record, self._settings
         async with self._opener(
             record.spec.address,
             timeout=settings.open_timeout,
@@ -375,71 +389,71 @@ class Supervisor:
             balloon = await find_balloon(
                 monitor, resident=monitor.resident, wall_clock=self._wall_clock
             )
-            record.connect(trio.current_time())
-            # What the guest says from now on is seen to be new.
-            await self._look(record, balloon)
+            record.note_connected(trio.current_time())
+            # This sample may be old. A later one differs from it, and so is new.
+            await self._poll(record, balloon)
             async with balloon.stats_interval(math.ceil(settings.period)):
-                await self._stay(attendant, balloon)
+                await self._poll_and_move(task, balloon)
 
-    async def _stay(self, attendant: _Attendant, balloon: Balloon) -> None:
-        due, looks = trio.current_time(), 0
+    async def _poll_and_move(self, task: _VmTask, balloon: Balloon) -> None:
+        due, polls = trio.current_time(), 0
         while True:
             try:
-                if looks % _TOTAL_EVERY == 0:
-                    attendant.record.learn_total((await balloon.query()).total)
-                looks += 1
-                await self._look(attendant.record, balloon)
+                if polls % _TOTAL_EVERY == 0:
+                    task.record.note_total((await balloon.query()).total)
+                polls += 1
+                await self._poll(task.record, balloon)
                 due = max(due + self._settings.period, trio.current_time())
                 with trio.move_on_at(due):
-                    await attendant.told.wait()
-                if attendant.wanted is not None:
-                    await self._move(attendant, balloon, attendant.wanted)
+                    await task.told.wait()
+                if task.target is not None:
+                    await self._move(task, balloon, task.target)
             except MonitorTimeout as error:
-                # QEMU is stopped or overloaded. Connecting anew would not help.
-                attendant.record.fall_silent(str(error))
-                self._tell()
+                # QEMU is stopped or overloaded. A new connection would not help.
+                task.record.note_timeout(str(error))
+                self._notify()
 
-    async def _look(self, record: Record, balloon: Balloon) -> None:
+    async def _poll(self, record: VmRecord, balloon: Balloon) -> None:
         stats = await balloon.stats()
         actual = await balloon.actual()
-        record.look(trio.current_time(), actual, stats, balloon.resident())
-        self._tell()
+        record.note_poll(trio.current_time(), actual, stats, balloon.resident())
+        self._notify()
 
-    async def _move(self, attendant: _Attendant, balloon: Balloon, target: int) -> None:
-        """Bring a VM to a size, watched by whoever knows best how to."""
-        record = attendant.record
-        attendant.wanted, attendant.told = None, trio.Event()
+    async def _move(self, task: _VmTask, balloon: Balloon, target: int) -> None:
+        """Resize a VM; ``resize`` watches the guest meanwhile."""
+        record = task.record
+        task.target, task.told = None, trio.Event()
         headroom = record.bounds.headroom if record.bounds else RESIZE_HEADROOM
         before = record.actual or target
         try:
             if target > before:
-                # A guest in need cannot wait until all about it has been looked at.
+                # A guest in need gets its memory before resize takes its first sample.
                 await balloon.set_target(target)
             result = await balloon.resize(
                 target,
                 timeout=self._settings.move_timeout,
                 on_stall="settle",
                 headroom=headroom,
-                on_progress=lambda seen: record.pass_by(
+                on_progress=lambda seen: record.note_progress(
                     trio.current_time(), seen.actual
                 ),
                 limits=_STALL,
             )
-            record.finish(trio.current_time(), evolve(result, before=before))
+            record.note_move_ended(trio.current_time(), evolve(result, before=before))
         finally:
-            record.stop()
-            self._tell()
+            record.note_move_dropped()
+            self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
 
 
-def _state(error: QmpBalloonError) -> State:
+def _classify(error: QmpBalloonError) -> VmState:
     return next(state for kind, state in _STATES.items() if isinstance(error, kind))
 
 
-def _resident(error: QmpBalloonError) -> int | None:
-    """Return what a QEMU holds that could not be talked to, if that can be known."""
+def _read_busy_resident(error: QmpBalloonError) -> int | None:
+    """Return how much memory a busy monitor's QEMU holds, if that can be known."""
     pid = error.pid if isinstance(error, MonitorBusy) else None
     return None if pid is None else read_resident(pid)

@@ -1,9 +1,11 @@
-"""What is known of one VM, and what may be made of it.
+"""What is known of one VM, and what follows from it.
 
-Pure: looks at the VM in, its state out. A guest's figures are worth something only
-together with the size it had when it gave them. QEMU tells neither when it asked nor
-what the size was then, so a sample counts as *aligned* when the size was already what
-it is now at the look before the one that first showed the sample.
+Pure: polls of the VM in, its state out.
+
+A guest's statistics mean something only together with the size that the guest had when
+it took them. QEMU tells neither when it asked the guest nor what the size was then. So
+a sample counts as *aligned* with the present size only if the size was already the same
+at the poll before the one that first showed the sample.
 """
 
 from __future__ import annotations
@@ -11,18 +13,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from attrs import define, evolve, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.fleet.members import Member
+from qmpballoon.fleet.guests import Guest
 
 if TYPE_CHECKING:
     from qmpballoon.balloon.results import ResizeResult
-    from qmpballoon.fleet.spec import Bounds, Spec
+    from qmpballoon.fleet.spec import Bounds, VmSpec
 
-__all__ = ["STATES", "Counters", "Growth", "Record", "State", "View"]
+__all__ = ["VM_STATES", "UsageRate", "VmCounters", "VmRecord", "VmState", "VmView"]
 
-State = Literal[
+VmState = Literal[
     "connecting",
     "healthy",
     "stalled",
@@ -32,38 +34,46 @@ State = Literal[
     "busy",
     "gone",
 ]
-"""How a VM is:
+"""The state of a VM:
 
 * ``connecting``: nothing is known yet.
-* ``healthy``: it answers, and its balloon can be moved.
-* ``stalled``: it answers, but lately did not give what it said it could.
-* ``stale``: it answered once, and does not now: paused, hung, or out of its driver.
-* ``no-driver``: its guest never answered: no virtio_balloon is loaded in it, or it has
+* ``healthy``: the guest answers, and its balloon can be moved.
+* ``stalled``: the guest answers, but lately gave less than half of what it said it
+  could. For a while it is not asked again.
+* ``stale``: the guest answered once, and does not now. It is paused, hangs, or has lost
+  its driver.
+* ``no-driver``: the guest never answered. No virtio_balloon is loaded in it, or it has
   been paused since it was first seen.
-* ``no-balloon``: it has no balloon device.
-* ``busy``: another client holds its monitor.
-* ``gone``: its monitor cannot be reached.
+* ``no-balloon``: the VM has no balloon device.
+* ``busy``: another client holds the monitor.
+* ``gone``: the monitor cannot be reached, or does not speak QMP.
 """
-STATES: Final[tuple[State, ...]] = get_args(State)
+VM_STATES: Final[tuple[VmState, ...]] = get_args(VmState)
+"""All states."""
 
-_DETAILS: Final[dict[State, str]] = {
+_DETAILS: Final[dict[VmState, str]] = {
     "stale": "the guest does not answer: it is paused, hangs, or lost its driver",
     "no-driver": "the guest never answered: load virtio_balloon in it, or resume it if"
     " it is paused",
 }
-_FIRST_REST: Final = 30.0  # seconds for which a guest that stalled is not asked again
-_LONGEST_REST: Final = 600.0
+# Seconds for which a guest that stalled is not asked again. The pause doubles with each
+# stall, up to 10 minutes: what made a guest stall, such as a busy driver or memory that
+# it cannot free, often lasts.
+_FIRST_PAUSE: Final = 30.0
+_LONGEST_PAUSE: Final = 600.0
+# Seconds. Even if the next plan comes sooner, a move takes some time.
+_SHORTEST_PERIOD: Final = 1.0
 
 
 @define
-class Counters:
+class VmCounters:
     """What has happened to one VM since it was first seen.
 
     Attributes:
-        given: Bytes it was given.
-        taken: Bytes it gave.
-        moves: Moves that came to their end, reached or not.
-        stalls: Those that did not reach their target.
+        given: Bytes that the guest was given.
+        taken: Bytes that were taken from it.
+        moves: Moves of the balloon that ended, at their target or not.
+        stalls: Moves that did not reach their target.
         losses: How often the connection was lost.
     """
 
@@ -75,26 +85,26 @@ class Counters:
 
 
 @frozen
-class View:
-    """One VM at one moment; what is not known is ``None``. Sizes in bytes.
+class VmView:
+    """One VM at one moment. Sizes in bytes; ``None`` for what is not known.
 
     Attributes:
-        name: What it is called.
+        name: Its name in the fleet.
         address: Where its monitor is.
-        state: How it is.
-        detail: What is wrong and what can be done, in words; empty if nothing is.
-        actual: What it has.
-        total: Its RAM.
-        target: Where it is going, while it does.
-        resident: What QEMU holds of the host's memory.
+        state: Its state.
+        detail: What is wrong and what to do, for people; empty if nothing is wrong.
+        actual: How much memory the guest has.
+        total: The VM's RAM.
+        target: The size that it is moving to; ``None`` if it does not move.
+        resident: How much of the host's memory QEMU holds.
         bounds: Floor, ceiling and headroom.
-        stats: What the guest last said.
-        counters: What has happened to it.
+        stats: The guest's latest statistics.
+        counters: What has happened to the VM.
     """
 
     name: str
     address: str
-    state: State
+    state: VmState
     detail: str
     actual: int | None
     total: int | None
@@ -102,16 +112,16 @@ class View:
     resident: int | None
     bounds: Bounds | None
     stats: GuestStats
-    counters: Counters
+    counters: VmCounters
 
     @property
     def is_fresh(self) -> bool:
-        """Whether what the guest last said still holds."""
+        """Whether the guest's statistics are recent enough to be used."""
         return self.state in ("healthy", "stalled")
 
     @property
     def above_headroom(self) -> int | None:
-        """Bytes it has available above its headroom; below 0 for one in need."""
+        """Bytes available above the headroom; below 0 if the guest is in need."""
         available, bounds = self.stats.reclaimable, self.bounds
         if not self.is_fresh or available is None or bounds is None:
             return None
@@ -120,19 +130,13 @@ class View:
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
         balloon = {"actual": self.actual, "total": self.total, "target": self.target}
-        bounds = self.bounds
         return {
             "name": self.name,
             "address": self.address,
             "state": self.state,
             "detail": self.detail,
             "balloon": None if self.actual is None else balloon,
-            "limits": bounds
-            and {
-                "floor": bounds.floor,
-                "ceiling": bounds.ceiling,
-                "headroom": bounds.headroom,
-            },
+            "limits": self.bounds and asdict(self.bounds),
             "stats": None
             if self.stats.last_update is None
             else {**self.stats.to_json(), "fresh": self.is_fresh},
@@ -140,26 +144,23 @@ class View:
         }
 
 
-_LEAST: Final = 1.0  # seconds: a move takes some time, however soon the next plan comes
-
-
 @define
-class Growth:
-    """The rate at which a guest came to use more, between the last two samples.
+class UsageRate:
+    """How fast a guest's use of memory increases, by its last two samples.
 
     Attributes:
-        rate: Bytes a second; 0 if it does not grow, or that is not known.
+        rate: Bytes a second; 0 if its use does not increase, or is not known.
     """
 
     rate: int = 0
     _at: float | None = None
     _used: int = 0
 
-    def see(self, at: float, used: int) -> None:
+    def add_sample(self, at: float, used: int) -> None:
         """Take in a sample.
 
         Args:
-            at: Its moment, in seconds on any clock that runs steadily.
+            at: When it was taken, in seconds on a monotonic clock.
             used: Bytes that the guest could not do without then.
         """
         if self._at is not None:
@@ -168,35 +169,35 @@ class Growth:
             self.rate = max(0, int((used - self._used) / (at - self._at)))
         self._at, self._used = at, used
 
-    def until_next(self, period: float) -> int:
-        """Return the bytes by which it grows until the next plan.
+    def predict_increase(self, period: float) -> int:
+        """Return the bytes by which the use increases until the next plan.
 
         Args:
-            period: Seconds between two plans; less than one counts as one.
+            period: Seconds between two plans; less than one second counts as one.
         """
-        return int(self.rate * max(period, _LEAST))
+        return int(self.rate * max(period, _SHORTEST_PERIOD))
 
 
 @define
-class Record:
+class VmRecord:
     """Keeps what is known of one VM.
 
     Attributes:
-        spec: What is wanted of it.
-        stale_after: Seconds without an answer after which the guest is silent.
-        period: Seconds between two looks, and two plans.
-        actual: Bytes it has, ``None`` if unknown.
+        spec: The VM and its limits.
+        stale_after: Seconds without an answer, after which the guest counts as silent.
+        period: Seconds between two polls, and between two plans.
+        actual: How many bytes the guest has; ``None`` if not known.
         total: Bytes of its RAM.
-        resident: Bytes QEMU holds.
-        target: Where it is going.
-        promised: Bytes it was given and has not touched yet.
-        stats: What the guest last said.
-        counters: What has happened to it.
+        resident: Bytes of the host's memory that QEMU holds.
+        target: The size that it is moving to.
+        promised: Bytes that it was given and has not touched yet.
+        stats: The guest's latest statistics.
+        counters: What has happened to the VM.
         bounds: Its limits, known once its RAM is.
-        looked_at: When it was last looked at, on the monitor's clock.
+        polled_at: When it was last polled, on the monitor's clock.
     """
 
-    spec: Spec
+    spec: VmSpec
     stale_after: float
     period: float = 1.0
     actual: int | None = None
@@ -205,37 +206,39 @@ class Record:
     target: int | None = None
     promised: int = 0
     stats: GuestStats = field(factory=GuestStats)
-    counters: Counters = field(factory=Counters)
+    counters: VmCounters = field(factory=VmCounters)
     bounds: Bounds | None = None
-    looked_at: float = -math.inf
-    _state: State = "connecting"
+    polled_at: float = -math.inf
+    _state: VmState = "connecting"
     _detail: str = ""
-    # All of these are moments on the monitor's clock.
+    # These are all moments on the monitor's clock.
     _connected_at: float = -math.inf
-    _steady_since: float = math.inf
-    _asked_at: float = -math.inf
+    _steady_since: float = math.inf  # since when the size is what it is
+    _asked_at: float = -math.inf  # before this the latest sample was not there
     _answered_at: float = -math.inf
-    _rests_until: float = -math.inf
-    _rest: float = _FIRST_REST
-    _growth: Growth = field(factory=Growth)
+    _stalled_until: float = -math.inf
+    _pause: float = _FIRST_PAUSE
+    _usage_rate: UsageRate = field(factory=UsageRate)
 
     # What happens to it
 
-    def connect(self, now: float) -> None:
-        """Note that the monitor answers, and the balloon is found."""
+    def note_connected(self, now: float) -> None:
+        """Note that the monitor answers, and that the balloon was found."""
         self._state, self._detail = "healthy", ""
         self._connected_at = now
-        self._answered_at = self.looked_at = -math.inf
+        self._answered_at = self.polled_at = -math.inf
         self._steady_since = math.inf
-        self.stats, self._growth = GuestStats(), Growth()
+        self.stats, self._usage_rate = GuestStats(), UsageRate()
 
-    def lose(self, state: State, detail: str, resident: int | None = None) -> None:
-        """Note that it cannot be reached, and why; what was known is void.
+    def note_lost(
+        self, state: VmState, detail: str, resident: int | None = None
+    ) -> None:
+        """Note that it cannot be reached; what was known does not count any more.
 
         Args:
-            state: How it is.
-            detail: What is wrong and what can be done.
-            resident: Bytes its QEMU holds all the same.
+            state: Its state.
+            detail: What is wrong and what to do.
+            resident: Bytes that its QEMU holds nevertheless.
         """
         if self.connected:
             self.counters.losses += 1
@@ -244,44 +247,44 @@ class Record:
         self.resident = resident
         self.promised = 0
 
-    def look(
+    def note_poll(
         self, now: float, actual: int, stats: GuestStats, resident: int | None
     ) -> None:
-        """Take in what a look has shown."""
-        first = self.looked_at == -math.inf
+        """Take in what a poll has shown."""
+        first = self.polled_at == -math.inf
         if actual != self.actual or first:
             self._steady_since = now
-        is_news = stats.last_update != self.stats.last_update and not first
-        if is_news:
-            self._asked_at, self._answered_at = self.looked_at, now
-        self.looked_at = now
-        if now >= self._rests_until:
+        is_new = stats.last_update != self.stats.last_update and not first
+        if is_new:
+            self._asked_at, self._answered_at = self.polled_at, now
+        self.polled_at = now
+        if now >= self._stalled_until:
             self._detail = ""
         self.actual, self.stats, self.resident = actual, stats, resident
-        if is_news and self._is_aligned and stats.reclaimable is not None:
-            self._growth.see(now, actual - stats.reclaimable)
+        if is_new and self._is_aligned and stats.reclaimable is not None:
+            self._usage_rate.add_sample(now, actual - stats.reclaimable)
         self.promised = min(self.promised, self._untouched)
 
-    def learn_total(self, total: int | None) -> None:
-        """Note its RAM; where QEMU does not tell, the most it was seen to have."""
+    def note_total(self, total: int | None) -> None:
+        """Note its RAM; if QEMU does not tell, the largest size seen so far."""
         known = total or max(self.total or 0, self.actual or 0)
         if known and known != self.total:
-            self.total, self.bounds = known, self.spec.bounds(known)
+            self.total, self.bounds = known, self.spec.compute_bounds(known)
 
-    def fall_silent(self, detail: str) -> None:
-        """Note that it did not answer a look."""
+    def note_timeout(self, detail: str) -> None:
+        """Note that QEMU did not answer a poll."""
         self._detail = detail
 
-    def begin(self, target: int) -> None:
-        """Note that it is about to move."""
+    def note_move_started(self, target: int) -> None:
+        """Note that its balloon is about to be moved."""
         self.target = target
         self.promised += max(0, target - (self.actual or 0))
 
-    def pass_by(self, now: float, actual: int) -> None:
-        """Note where it is on its way; it is looked at there, by who moves it."""
+    def note_progress(self, now: float, actual: int) -> None:
+        """Note its size during a move. This counts as an answer: the move polls it."""
         self.actual, self._answered_at = actual, now
 
-    def finish(self, now: float, result: ResizeResult) -> None:
+    def note_move_ended(self, now: float, result: ResizeResult) -> None:
         """Note how its move ended."""
         self.target, self.actual = None, result.actual
         self._steady_since = now
@@ -290,32 +293,32 @@ class Record:
         self.counters.given += max(0, change)
         self.counters.taken += max(0, -change)
         if result.outcome == "reached":
-            self._rest = _FIRST_REST
+            self._pause = _FIRST_PAUSE
             return
         self.counters.stalls += 1
         if asked < 0 and abs(change) < abs(asked) // 2:
             detail = result.diagnosis.detail if result.diagnosis else ""
             self._detail = detail or "it gave less than half of what it had to spare"
-            self._rests_until = now + self._rest
-            self._rest = min(self._rest * 2, _LONGEST_REST)
+            self._stalled_until = now + self._pause
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
 
-    def stop(self) -> None:
-        """Note that its move was given up."""
+    def note_move_dropped(self) -> None:
+        """Note that it is not moving any more, however the move ended."""
         self.target = None
 
-    # What may be made of it
+    # What follows from it
 
     @property
     def connected(self) -> bool:
         """Whether its monitor answers."""
         return self._state == "healthy"
 
-    def state(self, now: float) -> State:
-        """Tell how it is."""
+    def get_state(self, now: float) -> VmState:
+        """Return its state."""
         if not self.connected:
             return self._state
         if self._is_fresh(now):
-            return "stalled" if now < self._rests_until else "healthy"
+            return "stalled" if now < self._stalled_until else "healthy"
         if self._answered_at == -math.inf:
             if now - self._connected_at <= self.stale_after:
                 return "connecting"
@@ -323,23 +326,23 @@ class Record:
         return "stale"
 
     def is_known(self, now: float) -> bool:
-        """Tell whether a plan could be made, or is never going to be."""
-        state = self.state(now)
+        """Return whether it is known well enough for plans, or cannot take part."""
+        state = self.get_state(now)
         return state != "connecting" and (state != "healthy" or self._is_aligned)
 
-    def member(self, now: float) -> Member | None:
-        """Return it as plans take it; ``None`` if it cannot be moved now."""
+    def make_guest(self, now: float) -> Guest | None:
+        """Return its guest as plans see it; ``None`` if it cannot be moved now."""
         available, bounds = self.stats.reclaimable, self.bounds
         actual, total = self.actual, self.total
         if not (self._is_fresh(now) and (self._is_aligned or self.target is not None)):
             return None
         if available is None or bounds is None or actual is None or total is None:
             return None
-        return Member(
+        return Guest(
             name=self.spec.name,
             actual=actual,
             total=total,
-            # A guest that claims more than it has is not to be believed.
+            # A guest cannot have more available than it has.
             available=min(available, actual),
             headroom=bounds.headroom,
             floor=bounds.floor,
@@ -348,14 +351,14 @@ class Record:
             target=self.target,
             free=min(self.stats.free or 0, actual),
             untouched=self._untouched,
-            refuses=now < self._rests_until,
-            growth=self._growth.until_next(self.period),
+            is_stalled=now < self._stalled_until,
+            usage_increase=self._usage_rate.predict_increase(self.period),
         )
 
-    def view(self, now: float) -> View:
+    def make_view(self, now: float) -> VmView:
         """Return it as it is shown."""
-        state = self.state(now)
-        return View(
+        state = self.get_state(now)
+        return VmView(
             name=self.spec.name,
             address=str(self.spec.address),
             state=state,
@@ -378,10 +381,11 @@ class Record:
 
     @property
     def _untouched(self) -> int:
-        """Bytes it could use without the host having given memory for them."""
+        """Bytes of its size that the host has given no memory for."""
         if self.actual is None or self.resident is None:
             return 0
         untouched = max(0, self.actual - self.resident)
-        # What a guest has not touched is free in it, or its kernel never uses it.
+        # What a guest has not touched is free in it. The rest of what the host has not
+        # given is memory that the guest's kernel never uses.
         knows_free = self._is_aligned and self.stats.free is not None
         return min(untouched, self.stats.free or 0) if knows_free else untouched

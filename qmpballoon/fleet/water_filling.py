@@ -1,6 +1,8 @@
-"""Sharing an amount out as water does: the lowest vessels are filled first.
+"""Water-filling: share an amount out so that the lowest are raised to one level.
 
-Every policy comes down to this. They differ in what they call a vessel's height.
+All policies share memory out by this algorithm. They differ in how they measure a
+guest's level. It stands by itself because it knows nothing of guests: amounts and
+levels in, shares out.
 """
 
 from __future__ import annotations
@@ -14,55 +16,61 @@ from qmpballoon.balloon.device import PAGE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Vessel", "pour"]
+__all__ = ["Recipient", "fill"]
 
+# The level is found by halving an interval. A double has 53 significant bits: after 64
+# halvings the interval cannot become any smaller.
 _HALVINGS: Final = 64
 
 
 @frozen
-class Vessel:
+class Recipient:
     """One that gets a share.
 
     Attributes:
-        height: How full it is already, in bytes; may be negative.
-        width: How much a level means for it, above 0: one twice as wide as another
-            gets twice as much between the same two levels.
-        limit: Bytes it takes at most.
+        filled: Bytes it has already; may be negative.
+        weight: A number above 0. At the same level, one with twice the weight has twice
+            as many bytes.
+        limit: How many bytes it takes at most.
     """
 
-    height: int
-    width: float
+    filled: int
+    weight: float
     limit: int
 
-    def taken(self, level: float) -> int:
-        """Return the bytes in it when the water stands at a level."""
-        return max(0, min(self.limit, int(level * self.width - self.height)))
+    def compute_share(self, level: float) -> int:
+        """Return the bytes that raise it to a level, within its limit.
+
+        Args:
+            level: Bytes for each unit of weight.
+        """
+        return max(0, min(self.limit, int(level * self.weight - self.filled)))
 
 
-def pour(amount: int, vessels: Sequence[Vessel]) -> list[int]:
-    """Share an amount out so that the lowest vessels come to one level.
+def fill(amount: int, recipients: Sequence[Recipient]) -> list[int]:
+    """Share an amount out so that the lowest recipients come to one level.
 
     Args:
         amount: Bytes.
-        vessels: Who gets a share.
+        recipients: Those that get a share.
 
     Returns:
-        Bytes for each vessel, in whole pages, in the order given. Their sum is not
-        above the amount; it is below it by a page a vessel at most, or by what all
-        of them together cannot hold.
+        The share of each recipient in bytes, in whole pages and in the same order. The
+        sum is never above the amount. It is below the amount by one page a recipient
+        at most, or by what exceeds all limits together.
     """
-    if sum(vessel.limit for vessel in vessels) <= amount:
-        return [_whole(vessel.limit) for vessel in vessels]
-    low = min(vessel.height / vessel.width for vessel in vessels)
-    high = max((vessel.height + vessel.limit) / vessel.width for vessel in vessels)
+    if sum(each.limit for each in recipients) <= amount:
+        return [_round_down(each.limit) for each in recipients]
+    low = min(each.filled / each.weight for each in recipients)
+    high = max((each.filled + each.limit) / each.weight for each in recipients)
     for _ in range(_HALVINGS):
         level = (low + high) / 2
-        if sum(vessel.taken(level) for vessel in vessels) <= amount:
+        if sum(each.compute_share(level) for each in recipients) <= amount:
             low = level
         else:
             high = level
-    return [_whole(vessel.taken(low)) for vessel in vessels]
+    return [_round_down(each.compute_share(low)) for each in recipients]
 
 
-def _whole(size: int) -> int:
+def _round_down(size: int) -> int:
     return max(0, size) // PAGE * PAGE

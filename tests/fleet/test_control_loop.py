@@ -1,4 +1,4 @@
-"""Whole hosts in balance, and memory taken from them, on a mock clock."""
+"""Whole hosts in run_control_loop, and memory taken from them, on a mock clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import evolve
 from worlds import GUEST, World, become, open_world, simulated, supervised, view
 
 from qmpballoon.cli.render.fleet import describe_report
-from qmpballoon.fleet.control_loop import balance, carry_out, decide, reclaim
+from qmpballoon.fleet.control_loop import carry_out, decide, reclaim, run_control_loop
 from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
 from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import SECOND, MachineConfig, WorkloadStep, ramp
@@ -50,14 +50,14 @@ async def test_a_host_gets_its_reserve_back(policy: PolicyName) -> None:
             start(world, f"vm{number}", 2 * GiB)
         world.memory -= available(world) - 300 * MiB
         async with supervised(world) as fleet, trio.open_nursery() as nursery:
-            await fleet.known(5)
-            nursery.start_soon(balance, fleet, world.read, rules)
+            await fleet.wait_until_known(5)
+            nursery.start_soon(run_control_loop, fleet, world.read, rules)
             await trio.sleep(40)
             assert available(world) >= RULES.reserve
             # And having come to rest, nothing moves any more.
-            before = [seen.counters.moves for seen in fleet.views()]
+            before = [seen.counters.moves for seen in fleet.list_views()]
             await trio.sleep(60)
-            assert [seen.counters.moves for seen in fleet.views()] == before
+            assert [seen.counters.moves for seen in fleet.list_views()] == before
             nursery.cancel_scope.cancel()
         assert kills(world) == 0
 
@@ -71,12 +71,12 @@ async def test_a_burst_is_fed_from_others_whatever_happens_to_some() -> None:
         for name in ("b", "c", "killed", "paused"):
             start(world, name, 3 * GiB)
         async with supervised(world) as fleet, trio.open_nursery() as nursery:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             # Without what others give, its bursts are more than it has.
-            fleet.order(Move("bursts", 4 * GiB, GiB + 512 * MiB, "test"))
-            await fleet.still()
+            fleet.start_move(Move("bursts", 4 * GiB, GiB + 512 * MiB, "test"))
+            await fleet.wait_for_moves()
             world.memory -= available(world) - RULES.reserve - RULES.buffer
-            nursery.start_soon(balance, fleet, world.read, RULES)
+            nursery.start_soon(run_control_loop, fleet, world.read, RULES)
             await trio.sleep_until(55)
             # Somebody else takes its memory: it is not the bursts'.
             world.memory -= world.fakes["killed"].machine.resident
@@ -102,9 +102,9 @@ async def test_others_take_over_from_a_guest_that_does_not_let_go() -> None:
         start(world, "refuses", 3 * GiB)  # the richest, who is asked first
         world.memory -= available(world) - 700 * MiB
         async with supervised(world) as fleet, trio.open_nursery() as nursery:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             world.fakes["refuses"].machine.guest.stall(3600 * SECOND)
-            nursery.start_soon(balance, fleet, world.read, RULES)
+            nursery.start_soon(run_control_loop, fleet, world.read, RULES)
             await trio.sleep(40)
             assert available(world) >= RULES.reserve
             assert view(fleet, "refuses").counters.stalls
@@ -118,7 +118,7 @@ async def test_a_plan_is_carried_out_once() -> None:
         start(world, "b", GiB)
         world.memory -= available(world) - 900 * MiB
         async with supervised(world) as fleet:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             host, plan = decide(fleet, world.read, RULES)
             assert host.available == 900 * MiB
             assert plan.moves
@@ -138,7 +138,7 @@ async def test_taking_and_giving_back() -> None:
     async with open_world() as world:
         await reclaimable(world)
         async with supervised(world) as fleet:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             before = available(world)
             report = await reclaim(fleet, 2 * GiB, RULES, on_progress=progress.append)
             assert [vm.name for vm in report.vms] == ["poor", "rich"]
@@ -161,7 +161,7 @@ async def test_who_does_not_take_it_back_is_told() -> None:
                 world.fakes["rich"].machine.guest.stall(3600 * SECOND)
 
         async with supervised(world) as fleet:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             report = await reclaim(fleet, 2 * GiB, RULES, on_progress=hang)
             owed = {vm.name: vm.owed for vm in report.vms}
             assert owed["poor"] == 0
@@ -176,7 +176,7 @@ async def test_taking_and_holding() -> None:
     async with open_world() as world:
         await reclaimable(world)
         async with supervised(world) as fleet:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             report = await reclaim(fleet, 5 * GiB, RULES, hold=True)
             assert report.held
             assert report.handed_over == 8 * GiB - sum(sizes(fleet).values())
@@ -189,12 +189,12 @@ async def test_more_than_there_is_cannot_be_taken() -> None:
     async with open_world() as world:
         await reclaimable(world)
         async with supervised(world) as fleet:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             report = await reclaim(fleet, 64 * GiB, RULES, hold=True)
             assert 6 * GiB < report.handed_over < 8 * GiB
-            for seen in fleet.views():
+            for seen in fleet.list_views():
                 assert seen.bounds is not None
-                assert await fleet.known(5)
+                assert await fleet.wait_until_known(5)
                 assert (seen.stats.available or 0) >= seen.bounds.headroom
         assert kills(world) == 0
 
@@ -205,7 +205,7 @@ async def test_what_one_does_not_give_others_do() -> None:
         await reclaimable(world)
         start(world, "refuses", 3 * GiB)
         async with supervised(world) as fleet:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             world.fakes["refuses"].machine.guest.stall(3600 * SECOND)
             report = await reclaim(fleet, 4 * GiB, RULES, hold=True)
             gave = {vm.name: vm.handed_over for vm in report.vms}
@@ -218,21 +218,21 @@ async def test_who_is_interrupted_gives_back() -> None:
     async with open_world() as world:
         await reclaimable(world)
         async with supervised(world) as fleet:
-            await fleet.known(5)
+            await fleet.wait_until_known(5)
             with trio.move_on_after(2):
                 await reclaim(fleet, 3 * GiB, RULES, hold=True)
             assert sizes(fleet) == {"rich": 4 * GiB, "poor": 4 * GiB}
 
 
 def sizes(fleet: Supervisor) -> dict[str, int]:
-    return {seen.name: seen.actual or 0 for seen in fleet.views()}
+    return {seen.name: seen.actual or 0 for seen in fleet.list_views()}
 
 
 def test_an_empty_fleet_has_nothing_to_plan() -> None:
     @simulated
     async def nobody() -> None:
         async with open_world() as world, supervised(world) as fleet:
-            assert await fleet.known(1)
+            assert await fleet.wait_until_known(1)
             assert decide(fleet, world.read, RULES)[1] == FleetPlan()
 
     nobody()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpballoon.fleet.host_memory import Gauge
+from qmpballoon.fleet.host_memory import HostMemory
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
@@ -34,35 +34,35 @@ def group(folder: Path, limit: str) -> Path:
 
 
 def test_the_host(proc: Path) -> None:
-    host = Gauge(proc=proc).read(promised=5)
+    host = HostMemory(proc=proc).read(promised=5)
     assert (host.total, host.available) == (16 * GiB, 4 * GiB)
     assert (host.promised, host.pressed) == (5, False)
 
 
 def test_a_limit_counts_what_the_vms_hold(proc: Path) -> None:
-    host = Gauge(limit=3 * GiB, proc=proc).read(held=2 * GiB)
+    host = HostMemory(limit=3 * GiB, proc=proc).read(held=2 * GiB)
     assert (host.total, host.available) == (3 * GiB, GiB)
     # One plan is to free it all: how far they are beyond the limit is told, too.
-    assert Gauge(limit=3 * GiB, proc=proc).read(held=4 * GiB).available == -GiB
-    assert Gauge(limit=12 * GiB, proc=proc).read(held=GiB).available == 4 * GiB
+    assert HostMemory(limit=3 * GiB, proc=proc).read(held=4 * GiB).available == -GiB
+    assert HostMemory(limit=12 * GiB, proc=proc).read(held=GiB).available == 4 * GiB
 
 
 def test_a_control_group_has_its_own_limit_and_pressure(proc: Path) -> None:
-    host = Gauge(cgroup=group(proc, str(4 * GiB)), proc=proc).read()
+    host = HostMemory(cgroup=group(proc, str(4 * GiB)), proc=proc).read()
     assert (host.total, host.available) == (4 * GiB, GiB + 100 * MiB)
     assert host.pressed
-    assert Gauge(cgroup=group(proc, "max"), proc=proc).read().available == 4 * GiB
+    assert HostMemory(cgroup=group(proc, "max"), proc=proc).read().available == 4 * GiB
 
 
 def test_pressure(proc: Path) -> None:
     (proc / "pressure" / "memory").write_text(PRESSED)
-    assert Gauge(proc=proc).read().pressed
+    assert HostMemory(proc=proc).read().pressed
     (proc / "pressure" / "memory").unlink()
-    assert not Gauge(proc=proc).read().pressed
+    assert not HostMemory(proc=proc).read().pressed
     (proc / "pressure" / "memory").write_text("")
-    assert not Gauge(proc=proc).read().pressed
+    assert not HostMemory(proc=proc).read().pressed
 
 
 def test_this_host_tells() -> None:
-    host = Gauge().read()
+    host = HostMemory().read()
     assert 0 < host.available < host.total

@@ -13,22 +13,22 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import exposition, parser
 from prometheus_client.parser import text_string_to_metric_families
 
-from qmpballoon.fleet.metrics import FleetCollector, Snapshot, serve
-from qmpballoon.fleet.vm import STATES
+from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot, serve_metrics
+from qmpballoon.fleet.vm import VM_STATES
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
 
-def open_page(snapshot: Snapshot = SEEN) -> str:
+def open_page(snapshot: FleetSnapshot = SEEN) -> str:
     registry = CollectorRegistry()
     registry.register(FleetCollector(lambda: snapshot))
     text: bytes = exposition.generate_latest(registry)  # type: ignore[no-untyped-call]
     return text.decode()
 
 
-def families(snapshot: Snapshot = SEEN) -> dict[str, Metric]:
+def families(snapshot: FleetSnapshot = SEEN) -> dict[str, Metric]:
     found = parser.text_string_to_metric_families(open_page(snapshot))  # type: ignore[no-untyped-call]
     return {family.name: family for family in found}
 
@@ -62,7 +62,7 @@ def test_what_a_guest_does_not_report_is_absent_not_zero() -> None:
 
 def test_each_vm_is_in_one_state() -> None:
     samples = families()["qmpballoon_vm_state"].samples
-    assert len(samples) == 3 * len(STATES)
+    assert len(samples) == 3 * len(VM_STATES)
     on = {s.labels["vm"]: s.labels["qmpballoon_vm_state"] for s in samples if s.value}
     assert on == {WELL.name: "healthy", "stale": "stale", "gone": "gone"}
 
@@ -71,7 +71,7 @@ def test_names_follow_the_rules() -> None:
     for name, family in families().items():
         assert name.startswith("qmpballoon_")
         assert family.documentation.endswith(".")
-        if family.type == "gauge":
+        if family.type == "memory":
             assert name.endswith(("_bytes", "_seconds", "_pressed"))
         if family.type == "counter":
             assert all(s.name.endswith("_total") for s in family.samples)
@@ -85,7 +85,10 @@ def test_the_older_format_parses_too() -> None:
 
 def test_a_thousand_vms_are_scraped_within_a_second() -> None:
     views = [evolve(WELL, name=f"vm{number}") for number in range(1000)]
-    with serve(lambda: Snapshot(HOST, RULES, views), "127.0.0.1", 0) as (host, port):
+    with serve_metrics(lambda: FleetSnapshot(HOST, RULES, views), "127.0.0.1", 0) as (
+        host,
+        port,
+    ):
         start = time.process_time()  # of this process, which serves it, too
         text = fetch(host, port)
         seconds = time.process_time() - start
@@ -94,7 +97,7 @@ def test_a_thousand_vms_are_scraped_within_a_second() -> None:
 
 
 def test_nobody_listens_any_more_afterwards() -> None:
-    with serve(lambda: SEEN, "127.0.0.1", 0) as (host, port):
+    with serve_metrics(lambda: SEEN, "127.0.0.1", 0) as (host, port):
         assert "qmpballoon_vm_info" in fetch(host, port)
     with pytest.raises(OSError, match="refused"):
         fetch(host, port)

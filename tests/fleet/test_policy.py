@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.fleet.members import Host, Member
+from qmpballoon.fleet.guests import Guest, Host
 from qmpballoon.fleet.policy import FleetPlan, Rules, make_plan, take
 from qmpballoon.sizes import GiB, MiB
 
@@ -22,7 +22,7 @@ RULES = Rules(reserve=GiB, buffer=256 * MiB)
 ENOUGH = Host(total=16 * GiB, available=RULES.reserve + RULES.buffer)
 
 
-def member(name: str = "vm", **figures: float | None) -> Member:
+def guest(name: str = "vm", **figures: float | None) -> Guest:
     usual = {
         "actual": 2 * GiB,
         "total": 4 * GiB,
@@ -31,7 +31,7 @@ def member(name: str = "vm", **figures: float | None) -> Member:
         "floor": 256 * MiB,
         "ceiling": 4 * GiB,
     }
-    return Member(name, **{**usual, **figures})  # type: ignore[arg-type]
+    return Guest(name, **{**usual, **figures})  # type: ignore[arg-type]
 
 
 def short_of(size: int) -> Host:
@@ -57,7 +57,7 @@ seldom = st.sampled_from([False, False, False, True])
 
 
 @st.composite
-def members_drawn(draw: st.DrawFn) -> list[Member]:
+def members_drawn(draw: st.DrawFn) -> list[Guest]:
     def sizes(maximum: int) -> st.SearchStrategy[int]:
         return between(0, maximum // PAGE).map(lambda pages: pages * PAGE)
 
@@ -68,7 +68,7 @@ def members_drawn(draw: st.DrawFn) -> list[Member]:
         actual = draw(sizes(total))
         available = draw(sizes(total))
         drawn.append(
-            Member(
+            Guest(
                 name=f"vm{number}",
                 actual=actual,
                 total=total,
@@ -80,8 +80,8 @@ def members_drawn(draw: st.DrawFn) -> list[Member]:
                 weight=draw(st.sampled_from([0.5, 1.0, 3.0])),
                 target=draw(sizes(total)) if draw(seldom) else None,
                 untouched=draw(st.just(0) | sizes(actual)),
-                refuses=draw(seldom),
-                growth=draw(sizes(total // 16)) if draw(seldom) else 0,
+                is_stalled=draw(seldom),
+                usage_increase=draw(sizes(total // 16)) if draw(seldom) else 0,
             )
         )
     return drawn
@@ -104,40 +104,40 @@ rules_drawn = st.builds(
 
 
 @given(hosts, members_drawn(), rules_drawn)
-def test_no_plan_breaks_a_limit(host: Host, fleet: list[Member], rules: Rules) -> None:
+def test_no_plan_breaks_a_limit(host: Host, fleet: list[Guest], rules: Rules) -> None:
     plan = make_plan(host, fleet, rules)
     by_name = {m.name: m for m in fleet}
     names = [move.name for move in plan.moves]
     assert len(names) == len(set(names))
     for move in plan.moves:
         vm = by_name[move.name]
-        assert not vm.moving
+        assert not vm.is_moving
         assert move.before == vm.actual
         if move.change < 0:
             assert move.target >= vm.floor
-            soon = min(vm.growth, vm.total // 16)
+            soon = min(vm.usage_increase, vm.total // 16)
             assert vm.available + move.change >= vm.headroom + soon
-            assert not vm.refuses
+            assert not vm.is_stalled
         else:
             assert move.change > 0
             assert move.target <= min(vm.ceiling, vm.total)
-            assert vm.need or not vm.refuses
+            assert vm.need or not vm.is_stalled
 
 
 @given(hosts, members_drawn(), rules_drawn, st.booleans())
 def test_what_is_given_leaves_the_host_its_reserve(
-    host: Host, fleet: list[Member], rules: Rules, is_one_insatiable: bool
+    host: Host, fleet: list[Guest], rules: Rules, is_one_insatiable: bool
 ) -> None:
     if is_one_insatiable:
         sizes = {"total": 64 * GiB, "ceiling": 64 * GiB, "headroom": 32 * GiB}
-        fleet = [*fleet, member("insatiable", available=0, **sizes)]
+        fleet = [*fleet, guest("insatiable", available=0, **sizes)]
     given = sum(max(0, move.change) for move in make_plan(host, fleet, rules).moves)
     assert given == 0 or host.available - host.promised - given >= rules.reserve
 
 
 @given(hosts, members_drawn(), rules_drawn, st.randoms())
 def test_the_same_state_makes_the_same_plan(
-    host: Host, fleet: list[Member], rules: Rules, random: object
+    host: Host, fleet: list[Guest], rules: Rules, random: object
 ) -> None:
     shuffled = fleet.copy()
     random.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -146,7 +146,7 @@ def test_the_same_state_makes_the_same_plan(
 
 @given(members_drawn(), rules_drawn, st.integers(0, 64 * GiB))
 def test_taking_keeps_to_the_limits_and_the_amount(
-    fleet: list[Member], rules: Rules, amount: int
+    fleet: list[Guest], rules: Rules, amount: int
 ) -> None:
     plan = take(amount, fleet, rules)
     by_name = {m.name: m for m in fleet}
@@ -163,7 +163,7 @@ def test_taking_keeps_to_the_limits_and_the_amount(
 
 @given(members_drawn(), rules_drawn, st.integers(0, 16 * GiB))
 def test_carried_out_again_and_again_it_comes_to_rest(
-    fleet: list[Member], rules: Rules, available: int
+    fleet: list[Guest], rules: Rules, available: int
 ) -> None:
     """In a model where every move succeeds and no guest changes its mind."""
     host = Host(total=256 * GiB, available=available)
@@ -178,20 +178,20 @@ def test_carried_out_again_and_again_it_comes_to_rest(
         host, fleet = carried_out(host, fleet, plan)
     assert make_plan(host, fleet, rules).moves == ()
     worth = max(min(rules.dead_band, MiB), PAGE)
-    if any(m.gain > worth and not m.refuses for m in fleet):
+    if any(m.gain > worth and not m.is_stalled for m in fleet):
         # Shares are whole pages, and so is what is worth a move.
         assert host.available >= rules.reserve - PAGE * len(fleet)
 
 
-def gained(vm: Member, given: int) -> int:
+def gained(vm: Guest, given: int) -> int:
     """Return what a host gains: idle memory goes first, then untouched, then cache."""
     idle = min(given, vm.idle)
     return idle + max(0, given - idle - vm.untouched)
 
 
 def carried_out(
-    host: Host, fleet: list[Member], plan: FleetPlan
-) -> tuple[Host, list[Member]]:
+    host: Host, fleet: list[Guest], plan: FleetPlan
+) -> tuple[Host, list[Guest]]:
     moved = changes(plan)
     after, freed, given = [], 0, 0
     for m in fleet:
@@ -217,20 +217,20 @@ def carried_out(
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_balanced_host_is_left_alone(policy: PolicyName) -> None:
-    fleet = [member("a"), member("b", actual=GiB, available=300 * MiB)]
+    fleet = [guest("a"), guest("b", actual=GiB, available=300 * MiB)]
     assert make_plan(ENOUGH, fleet, evolve(RULES, policy=policy)) == FleetPlan()
 
 
 @given(members_drawn(), rules_drawn, st.integers(0, 6), st.integers(0, GiB))
 def test_who_has_enough_on_a_host_that_has_enough_is_left_alone(
-    fleet: list[Member], rules: Rules, quarters: int, promised: int
+    fleet: list[Guest], rules: Rules, quarters: int, promised: int
 ) -> None:
     """However unevenly memory lies among them: levelling it would be in vain."""
     content = [
         evolve(m, actual=actual, ceiling=m.total, available=available, target=None)
         for m in fleet
         for actual in [max(m.actual, m.floor)]
-        for available in [max(m.available, m.headroom + 2 * m.growth)]
+        for available in [max(m.available, m.headroom + 2 * m.usage_increase)]
     ]
     above = rules.buffer // 2 + quarters * rules.buffer // 4
     host = Host(256 * GiB, rules.reserve + above + promised, promised)
@@ -239,7 +239,7 @@ def test_who_has_enough_on_a_host_that_has_enough_is_left_alone(
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_short_host_gets_what_it_lacks_and_its_buffer(policy: PolicyName) -> None:
-    fleet = [member(f"vm{n}") for n in range(4)]
+    fleet = [guest(f"vm{n}") for n in range(4)]
     plan = make_plan(short_of(100 * MiB), fleet, evolve(RULES, policy=policy))
     freed = -sum(changes(plan).values())
     assert plan.lacking == 0
@@ -249,15 +249,15 @@ def test_a_short_host_gets_what_it_lacks_and_its_buffer(policy: PolicyName) -> N
 
 def test_page_cache_can_be_spared() -> None:
     """Of 2 GiB nothing is free, and half is available: it is page cache."""
-    (move,) = make_plan(short_of(0), [member(available=GiB)], RULES).moves
+    (move,) = make_plan(short_of(0), [guest(available=GiB)], RULES).moves
     assert move.change == -RULES.buffer
 
 
 def test_the_richest_gives_most_and_all_end_even() -> None:
     fleet = [
-        member("poor", available=200 * MiB),
-        member("middle", available=400 * MiB),
-        member("rich", available=600 * MiB),
+        guest("poor", available=200 * MiB),
+        guest("middle", available=400 * MiB),
+        guest("rich", available=600 * MiB),
     ]
     plan = make_plan(short_of(44 * MiB), fleet, RULES)
     assert changes(plan) == {"middle": -50 * MiB, "rich": -250 * MiB}
@@ -265,21 +265,21 @@ def test_the_richest_gives_most_and_all_end_even() -> None:
 
 def test_who_has_twice_the_ram_is_left_with_twice_as_much() -> None:
     fleet = [
-        member("small", available=628 * MiB),
-        member("large", available=1128 * MiB, total=8 * GiB),
+        guest("small", available=628 * MiB),
+        guest("large", available=1128 * MiB, total=8 * GiB),
     ]
     plan = make_plan(short_of(44 * MiB), fleet, RULES)
     assert changes(plan) == {"small": -100 * MiB, "large": -200 * MiB}
 
 
 def test_weight_leaves_more() -> None:
-    fleet = [member("light"), member("heavy", weight=3.0)]
+    fleet = [guest("light"), guest("heavy", weight=3.0)]
     moved = changes(make_plan(short_of(100 * MiB), fleet, RULES))
     assert moved == {"light": -(RULES.buffer + 100 * MiB)}
 
 
 def test_what_one_guest_gives_is_capped_unless_the_host_is_in_distress() -> None:
-    fleet = [member(actual=4 * GiB, available=3 * GiB)]
+    fleet = [guest(actual=4 * GiB, available=3 * GiB)]
     (slow,) = make_plan(short_of(500 * MiB), fleet, RULES).moves
     assert slow.change == -512 * MiB
     (fast,) = make_plan(short_of(600 * MiB), fleet, RULES).moves
@@ -287,74 +287,74 @@ def test_what_one_guest_gives_is_capped_unless_the_host_is_in_distress() -> None
 
 
 def test_all_that_is_beyond_a_limit_is_freed_by_one_plan() -> None:
-    fleet = [member(f"vm{n}", actual=4 * GiB, available=3 * GiB) for n in range(4)]
+    fleet = [guest(f"vm{n}", actual=4 * GiB, available=3 * GiB) for n in range(4)]
     plan = make_plan(short_of(5 * GiB), fleet, RULES)
     assert plan.wanted == 5 * GiB + RULES.buffer
     assert sum(changes(plan).values()) == -plan.wanted
 
 
 def test_a_guest_in_need_is_served_at_once_from_what_is_free() -> None:
-    needy = member("needy", available=20 * MiB)
-    plan = make_plan(ENOUGH, [needy, member("rich")], RULES)
+    needy = guest("needy", available=20 * MiB)
+    plan = make_plan(ENOUGH, [needy, guest("rich")], RULES)
     # Its headroom and half as much, and no more.
     assert changes(plan) == {"needy": 172 * MiB}
 
 
 def test_what_is_not_there_for_a_guest_in_need_is_taken_from_others() -> None:
-    needy = member("needy", available=20 * MiB, headroom=256 * MiB)
-    plan = make_plan(ENOUGH, [needy, member("rich")], RULES)
+    needy = guest("needy", available=20 * MiB, headroom=256 * MiB)
+    plan = make_plan(ENOUGH, [needy, guest("rich")], RULES)
     assert changes(plan) == {"needy": RULES.buffer, "rich": -(364 * MiB - RULES.buffer)}
 
 
 def test_a_guest_that_grows_is_served_before_it_is_in_need() -> None:
-    grows = member(available=200 * MiB, growth=80 * MiB)
+    grows = guest(available=200 * MiB, usage_increase=80 * MiB)
     # 8 MiB of its headroom will be gone; a 16th of its RAM is the most it is given.
     assert changes(make_plan(ENOUGH, [grows], RULES)) == {"vm": 248 * MiB}
-    slower = evolve(grows, growth=70 * MiB)
+    slower = evolve(grows, usage_increase=70 * MiB)
     assert make_plan(ENOUGH, [slower], RULES) == FleetPlan()
 
 
 def test_memory_is_freed_a_plan_before_it_is_needed() -> None:
-    grows = member("grows", available=300 * MiB, growth=100 * MiB)
+    grows = guest("grows", available=300 * MiB, usage_increase=100 * MiB)
     promised = evolve(ENOUGH, promised=RULES.buffer)
-    plan = make_plan(promised, [grows, member("rich")], RULES)
+    plan = make_plan(promised, [grows, guest("rich")], RULES)
     assert changes(plan) == {"rich": -148 * MiB}
 
 
 def test_a_guest_that_grows_keeps_what_it_is_about_to_use() -> None:
     fleet = [
-        member("grows", available=600 * MiB, growth=50 * MiB),
-        member("rests", available=400 * MiB),
+        guest("grows", available=600 * MiB, usage_increase=50 * MiB),
+        guest("rests", available=400 * MiB),
     ]
     plan = make_plan(short_of(150 * MiB), fleet, RULES)
     assert changes(plan) == {"grows": -208 * MiB, "rests": -198 * MiB}
 
 
 def test_free_first_then_give() -> None:
-    needy = member("needy", available=20 * MiB)
-    plan = make_plan(short_of(0), [needy, member("rich", actual=3 * GiB)], RULES)
+    needy = guest("needy", available=20 * MiB)
+    plan = make_plan(short_of(0), [needy, guest("rich", actual=3 * GiB)], RULES)
     assert list(changes(plan)) == ["rich"]
 
 
 def test_what_was_promised_is_not_given_twice() -> None:
-    needy = member(available=20 * MiB)
+    needy = guest(available=20 * MiB)
     promised = evolve(ENOUGH, promised=RULES.buffer)
     assert make_plan(promised, [needy], RULES).moves == ()
 
 
 def test_what_is_on_its_way_is_not_asked_for_again() -> None:
-    going = member("going", target=GiB)
-    assert make_plan(short_of(100 * MiB), [going, member("rich")], RULES).moves == ()
+    going = guest("going", target=GiB)
+    assert make_plan(short_of(100 * MiB), [going, guest("rich")], RULES).moves == ()
 
 
 def test_memory_that_was_never_touched_frees_nothing() -> None:
-    fleet = [member("empty", available=2 * GiB, untouched=2 * GiB), member("full")]
+    fleet = [guest("empty", available=2 * GiB, untouched=2 * GiB), guest("full")]
     plan = make_plan(short_of(100 * MiB), fleet, RULES)
     assert list(changes(plan)) == ["full"]
 
 
 def test_what_lies_idle_goes_before_what_was_never_touched() -> None:
-    vm = member(available=GiB + 512 * MiB, free=GiB, untouched=512 * MiB)
+    vm = guest(available=GiB + 512 * MiB, free=GiB, untouched=512 * MiB)
     (some,) = make_plan(short_of(100 * MiB), [vm], RULES).moves
     assert -some.change == 100 * MiB + RULES.buffer
     (more,) = make_plan(short_of(700 * MiB), [vm], RULES).moves
@@ -363,14 +363,14 @@ def test_what_lies_idle_goes_before_what_was_never_touched() -> None:
 
 def test_what_is_to_spare_goes_to_the_poorest() -> None:
     plenty = Host(total=16 * GiB, available=RULES.reserve + RULES.buffer + 600 * MiB)
-    fleet = [member("a", available=300 * MiB), member("b", available=500 * MiB)]
+    fleet = [guest("a", available=300 * MiB), guest("b", available=500 * MiB)]
     assert changes(make_plan(plenty, fleet, RULES)) == {"a": 400 * MiB, "b": 200 * MiB}
 
 
 def test_proportional_and_shares_look_at_other_things() -> None:
     fleet = [
-        member("small", actual=GiB, total=GiB, ceiling=GiB, available=900 * MiB),
-        member("large", actual=3 * GiB, total=8 * GiB, ceiling=8 * GiB),
+        guest("small", actual=GiB, total=GiB, ceiling=GiB, available=900 * MiB),
+        guest("large", actual=3 * GiB, total=8 * GiB, ceiling=8 * GiB),
     ]
     short = short_of(0)
     proportional = make_plan(short, fleet, evolve(RULES, policy="proportional"))
@@ -380,69 +380,69 @@ def test_proportional_and_shares_look_at_other_things() -> None:
 
 
 def test_others_take_over_from_who_refuses() -> None:
-    fleet = [member("refuses", available=2 * GiB, refuses=True), member("rich")]
+    fleet = [guest("refuses", available=2 * GiB, is_stalled=True), guest("rich")]
     plan = make_plan(short_of(0), fleet, RULES)
     assert changes(plan) == {"rich": -RULES.buffer}
 
 
 @pytest.mark.parametrize("amount", [PAGE, MiB, 10 * MiB, 16 * MiB, 20 * MiB])
 def test_a_little_is_taken_where_no_more_is_asked_for(amount: int) -> None:
-    plan = take(amount, [member("a"), member("b")], RULES)
+    plan = take(amount, [guest("a"), guest("b")], RULES)
     assert [move.change for move in plan.moves] == [-amount]
 
 
 def test_refusing_is_not_rewarded() -> None:
     plenty = Host(total=64 * GiB, available=32 * GiB)
-    fleet = [member("refuses", refuses=True), member("willing")]
+    fleet = [guest("refuses", is_stalled=True), guest("willing")]
     assert changes(make_plan(plenty, fleet, RULES)) == {"willing": 2 * GiB}
 
 
 def test_a_ceiling_is_kept_without_any_need() -> None:
-    plan = make_plan(ENOUGH, [member(ceiling=GiB + 512 * MiB)], RULES)
+    plan = make_plan(ENOUGH, [guest(ceiling=GiB + 512 * MiB)], RULES)
     assert changes(plan) == {"vm": -512 * MiB}
     assert "ceiling" in plan.moves[0].reason
 
 
 def test_a_host_whose_tasks_wait_for_memory_counts_as_short() -> None:
     pressed = evolve(ENOUGH, pressed=True)
-    plan = make_plan(pressed, [member()], RULES)
+    plan = make_plan(pressed, [guest()], RULES)
     assert changes(plan) == {"vm": -RULES.buffer}
     assert "wait for memory" in plan.moves[0].reason
 
 
 def test_many_small_shares_are_made_a_few_large_ones() -> None:
-    fleet = [member(f"vm{n:03}") for n in range(200)]
+    fleet = [guest(f"vm{n:03}") for n in range(200)]
     plan = make_plan(short_of(0), fleet, RULES)
     assert -sum(changes(plan).values()) == RULES.buffer
     assert all(-move.change >= RULES.dead_band for move in plan.moves)
 
 
 def test_a_floor_is_kept_whatever_the_host_lacks() -> None:
-    plan = make_plan(short_of(RULES.reserve), [member(floor=1920 * MiB)], RULES)
+    plan = make_plan(short_of(RULES.reserve), [guest(floor=1920 * MiB)], RULES)
     assert changes(plan) == {"vm": -128 * MiB}
 
 
 def test_a_ceiling_is_kept_whatever_a_guest_needs() -> None:
-    needy = member(available=MiB, ceiling=2 * GiB + 32 * MiB)
+    needy = guest(available=MiB, ceiling=2 * GiB + 32 * MiB)
     assert changes(make_plan(short_of(-4 * GiB), [needy], RULES)) == {"vm": 32 * MiB}
 
 
 def test_below_the_reserve_small_moves_are_made() -> None:
     """What several guests have to spare may be less than the dead band each."""
-    fleet = [member(f"vm{n}", available=200 * MiB) for n in range(4)]
+    fleet = [guest(f"vm{n}", available=200 * MiB) for n in range(4)]
     plan = make_plan(short_of(20 * MiB), fleet, RULES)
     assert changes(plan) == {f"vm{n}": -8 * MiB for n in range(4)}
     assert make_plan(short_of(-20 * MiB), fleet, RULES).moves == ()
 
 
 def test_what_nobody_can_free_is_said() -> None:
-    plan = make_plan(short_of(GiB), [member(available=292 * MiB)], RULES)
+    plan = make_plan(short_of(GiB), [guest(available=292 * MiB)], RULES)
     assert plan.wanted == GiB + RULES.buffer
     assert plan.lacking == plan.wanted - 100 * MiB
 
 
 def test_a_plan_as_json_is_told_by_its_figures() -> None:
-    plan = make_plan(short_of(0), [member()], RULES)
+    plan = make_plan(short_of(0), [guest()], RULES)
     moves = plan.to_json()["moves"]
     assert isinstance(moves, list)
     assert moves[0]["change"] == moves[0]["target"] - moves[0]["before"]

@@ -13,8 +13,14 @@ from permissions import as_somebody_else
 
 from qmpballoon.address import LibvirtVm, TcpAddress, UnixAddress
 from qmpballoon.fleet import sources as fleet_sources
-from qmpballoon.fleet.sources import from_file, from_sockets, monitors, running, sources
-from qmpballoon.fleet.spec import Spec
+from qmpballoon.fleet.sources import (
+    find_processes,
+    make_file_source,
+    make_socket_source,
+    make_source,
+    parse_monitors,
+)
+from qmpballoon.fleet.spec import VmSpec
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
@@ -38,7 +44,7 @@ def bind(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 def test_sockets_come_and_go(bind: Callable[[str], Path]) -> None:
-    find = from_sockets("vms/*.qmp")
+    find = make_socket_source("vms/*.qmp")
     assert find() == []
     path = bind("vms/web.qmp")
     bind("vms/db.qmp")
@@ -54,7 +60,7 @@ def test_sockets_of_plain_names_are_called_like_their_folders(
 ) -> None:
     bind("incus/web/qemu.monitor")
     bind("incus/db/qemu.monitor")
-    found = from_sockets("incus/*/qemu.monitor")()
+    found = make_socket_source("incus/*/qemu.monitor")()
     assert [spec.name for spec in found] == ["db", "web"]
 
 
@@ -69,24 +75,24 @@ def test_a_folder_that_may_not_be_read(
     with as_somebody_else(tmp_path / "vms"):
         for wanted in (pattern, str(file)):
             with pytest.raises(PermissionError) as caught:
-                sources([wanted])
+                make_source([wanted])
             assert caught.value.filename == "vms"
-        (spec,) = sources(["vms/web.qmp"])()  # its monitor says that
+        (spec,) = make_source(["vms/web.qmp"])()  # its monitor says that
         assert spec.name == "web"
 
 
 def test_names_are_distinct_and_monitors_too(bind: Callable[[str], Path]) -> None:
     bind("a/vm1.qmp")
     bind("b/vm1.qmp")
-    found = sources(["a/*.qmp", "*/vm1.qmp"])()
+    found = make_source(["a/*.qmp", "*/vm1.qmp"])()
     assert [spec.name for spec in found] == ["a/vm1.qmp", "b/vm1.qmp"]
 
 
 def test_what_was_named_is_a_vm_whether_it_is_there_or_not() -> None:
-    found = sources(["/nowhere/vm7.qmp", "tcp:host:4444"])()
+    found = make_source(["/nowhere/vm7.qmp", "tcp:host:4444"])()
     assert found == [
-        Spec("vm7", UnixAddress("/nowhere/vm7.qmp")),
-        Spec("host:4444", TcpAddress("host", 4444)),
+        VmSpec("vm7", UnixAddress("/nowhere/vm7.qmp")),
+        VmSpec("host:4444", TcpAddress("host", 4444)),
     ]
 
 
@@ -106,8 +112,8 @@ def test_a_file_says_what_is_wanted(bind: Callable[[str], Path]) -> None:
         ceiling = "50%"
         headroom = "1GiB"
     """)
-    database, web = sources([str(path)])()
-    assert database == Spec(
+    database, web = make_source([str(path)])()
+    assert database == VmSpec(
         "database",
         UnixAddress("/run/db.qmp"),
         floor=str(4 * GiB),
@@ -152,7 +158,7 @@ def test_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> No
     path = tmp_path / "fleet.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        from_file(path)
+        make_file_source(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -161,19 +167,23 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"fleet\.toml: .*: save it as UTF-8"):
-        from_file(path)
+        make_file_source(path)
 
 
 def test_bounds_follow_from_the_ram() -> None:
-    spec = Spec("vm", UnixAddress("x"), floor="25%", ceiling="3GiB", headroom="100MiB")
-    bounds = spec.bounds(4 * GiB)
+    spec = VmSpec(
+        "vm", UnixAddress("x"), floor="25%", ceiling="3GiB", headroom="100MiB"
+    )
+    bounds = spec.compute_bounds(4 * GiB)
     assert (bounds.floor, bounds.ceiling, bounds.headroom) == (GiB, 3 * GiB, 100 * MiB)
-    small = spec.bounds(GiB)
+    small = spec.compute_bounds(GiB)
     assert (small.floor, small.ceiling) == (256 * MiB, GiB)
 
 
 def test_a_floor_is_never_above_the_ceiling() -> None:
-    bounds = Spec("vm", UnixAddress("x"), floor="2GiB", ceiling="50%").bounds(2 * GiB)
+    bounds = VmSpec("vm", UnixAddress("x"), floor="2GiB", ceiling="50%").compute_bounds(
+        2 * GiB
+    )
     assert bounds.floor == bounds.ceiling == GiB
 
 
@@ -196,7 +206,7 @@ def test_a_floor_is_never_above_the_ceiling() -> None:
     ],
 )
 def test_command_lines(line: str, address: object) -> None:
-    assert monitors(line.split(), Path("/home")) == [address]
+    assert parse_monitors(line.split(), Path("/home")) == [address]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +223,7 @@ def test_command_lines(line: str, address: object) -> None:
     ],
 )
 def test_command_lines_without_a_monitor_to_connect_to(line: str) -> None:
-    assert monitors(line.split(), Path("/home")) == []
+    assert parse_monitors(line.split(), Path("/home")) == []
 
 
 def test_processes(tmp_path: Path) -> None:
@@ -232,7 +242,7 @@ def test_processes(tmp_path: Path) -> None:
     process(4, "vim qemu-system-x86_64 -qmp unix:/run/c,server=on")
     process(5, "qemu-system-arm -nographic")
     (tmp_path / "6").mkdir()
-    assert list(running(tmp_path)) == [
+    assert list(find_processes(tmp_path)) == [
         ("pid-3", UnixAddress("/run/b")),
         ("web", UnixAddress("/srv/second")),
     ]
@@ -245,8 +255,8 @@ def test_a_host_is_its_processes_and_well_known_places(
     bind("run/web.qmp")
     monkeypatch.setattr(fleet_sources, "PLACES", ("run/*.qmp",))
     web = ("web", UnixAddress("run/web.qmp"))
-    monkeypatch.setattr("qmpballoon.fleet.sources.running", lambda: iter([web]))
-    assert [spec.name for spec in sources([])()] == ["web", "100"]
+    monkeypatch.setattr("qmpballoon.fleet.sources.find_processes", lambda: iter([web]))
+    assert [spec.name for spec in make_source([])()] == ["web", "100"]
 
 
 def test_vms_of_libvirts(tmp_path: Path) -> None:
@@ -260,10 +270,10 @@ def test_vms_of_libvirts(tmp_path: Path) -> None:
         name = "front"
         address = "libvirt:web"
     """)
-    assert sources([str(file), "libvirt:vm1"])() == [
-        Spec("database", LibvirtVm("database"), floor="1GiB"),
-        Spec("front", LibvirtVm("web")),
-        Spec("vm1", LibvirtVm("vm1")),
+    assert make_source([str(file), "libvirt:vm1"])() == [
+        VmSpec("database", LibvirtVm("database"), floor="1GiB"),
+        VmSpec("front", LibvirtVm("web")),
+        VmSpec("vm1", LibvirtVm("vm1")),
     ]
     with pytest.raises(ValueError, match="write libvirt:NAME"):
-        sources(["libvirt:"])
+        make_source(["libvirt:"])

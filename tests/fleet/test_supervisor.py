@@ -21,7 +21,7 @@ from worlds import GUEST, become, open_world, simulated, states, supervised, vie
 from qmpballoon.address import LibvirtVm, UnixAddress
 from qmpballoon.errors import MonitorBusy
 from qmpballoon.fleet.policy import Move
-from qmpballoon.fleet.spec import Spec
+from qmpballoon.fleet.spec import VmSpec
 from qmpballoon.fleet.supervisor import Settings, open_fleet
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import SECOND, MachineConfig, ramp
@@ -44,11 +44,11 @@ async def test_healthy_vms_are_known_within_seconds() -> None:
             world.start(name)
         async with supervised(world) as fleet:
             assert states(fleet) == dict.fromkeys("abc", "connecting")
-            assert await fleet.known(5.0)
+            assert await fleet.wait_until_known(5.0)
             assert states(fleet) == dict.fromkeys("abc", "healthy")
-            assert [m.name for m in sorted(fleet.members(), key=lambda m: m.name)] == [
-                *"abc"
-            ]
+            assert [
+                m.name for m in sorted(fleet.list_guests(), key=lambda m: m.name)
+            ] == [*"abc"]
             seen = view(fleet, "a")
             assert (seen.actual, seen.total) == (2 * GiB, 2 * GiB)
             assert seen.to_json()["detail"] == ""
@@ -67,7 +67,9 @@ async def test_statistics_are_polled_and_the_interval_is_restored() -> None:
 
 @pytest.mark.parametrize(("period", "seconds"), [(1.0, 1), (5.0, 5)])
 @simulated
-async def test_growth_is_that_until_the_next_plan(period: float, seconds: int) -> None:
+async def test_the_usage_increase_is_that_until_the_next_plan(
+    period: float, seconds: int
+) -> None:
     workload = ramp(0, 100 * SECOND, 1000 * MiB, 1000)
     config = MachineConfig(memory=4 * GiB, guest=evolve(GUEST, workload=workload))
     async with open_world() as world:
@@ -75,8 +77,8 @@ async def test_growth_is_that_until_the_next_plan(period: float, seconds: int) -
         settings = Settings(period=period, stale_after=3 * period)
         async with supervised(world, settings) as fleet:
             await trio.sleep(60)
-            (member,) = fleet.members()
-            assert member.growth == pytest.approx(seconds * 10 * MiB, rel=0.2)
+            (guest,) = fleet.list_guests()
+            assert guest.usage_increase == pytest.approx(seconds * 10 * MiB, rel=0.2)
 
 
 @simulated
@@ -105,7 +107,7 @@ async def test_every_ill_is_told_apart_and_harms_nobody_else() -> None:
             )
             for name in ("bare", "gone", "held"):
                 assert view(fleet, name).detail
-            assert [member.name for member in fleet.members()] == ["well"]
+            assert [guest.name for guest in fleet.list_guests()] == ["well"]
 
 
 @simulated
@@ -134,8 +136,8 @@ async def test_a_hanging_qemu_costs_nobody_else_anything() -> None:
             await trio.sleep(5)
             assert "did not answer" in view(fleet, "hanging").detail
             begun = trio.current_time()
-            fleet.order(Move("well", 2 * GiB, GiB + 512 * MiB, "test"))
-            assert await fleet.still(10.0)
+            fleet.start_move(Move("well", 2 * GiB, GiB + 512 * MiB, "test"))
+            assert await fleet.wait_for_moves(10.0)
             assert view(fleet, "well").actual == GiB + 512 * MiB
             assert trio.current_time() - begun < 5
             hanging.machine.reply_delay = 0
@@ -229,20 +231,20 @@ async def test_a_move_is_made_and_seen_through() -> None:
         world.start("vm")
         async with supervised(world) as fleet:
             await become(fleet, {"vm": "healthy"})
-            fleet.order(Move("vm", 2 * GiB, GiB + 256 * MiB, "test"))
+            fleet.start_move(Move("vm", 2 * GiB, GiB + 256 * MiB, "test"))
             assert view(fleet, "vm").target == GiB + 256 * MiB
-            (member,) = fleet.members()
-            assert member.moving
+            (guest,) = fleet.list_guests()
+            assert guest.is_moving
             # Who is on its way is not sent elsewhere, and who is unknown not at all.
-            fleet.order(Move("vm", 2 * GiB, GiB, "test"))
-            fleet.order(Move("nobody", 2 * GiB, GiB, "test"))
-            assert await fleet.still(20.0)
+            fleet.start_move(Move("vm", 2 * GiB, GiB, "test"))
+            fleet.start_move(Move("nobody", 2 * GiB, GiB, "test"))
+            assert await fleet.wait_for_moves(20.0)
             seen = view(fleet, "vm")
             assert (seen.actual, seen.target) == (GiB + 256 * MiB, None)
             assert seen.counters.taken == 768 * MiB
-            assert fleet.members() == []  # until it has answered at its new size
-            assert await fleet.known(5.0)
-            assert len(fleet.members()) == 1
+            assert fleet.list_guests() == []  # until it has answered at its new size
+            assert await fleet.wait_until_known(5.0)
+            assert len(fleet.list_guests()) == 1
 
 
 @simulated
@@ -253,8 +255,8 @@ async def test_a_guest_without_a_driver_in_need_of_a_move_stalls() -> None:
             await become(fleet, {"vm": "healthy"})
             # As if virtio_balloon kept answering, and did not inflate.
             fake.machine.guest.stall(300 * SECOND)
-            fleet.order(Move("vm", 2 * GiB, GiB, "test"))
-            assert await fleet.still(60.0)
+            fleet.start_move(Move("vm", 2 * GiB, GiB, "test"))
+            assert await fleet.wait_for_moves(60.0)
             assert view(fleet, "vm").counters.stalls == 1
             # Nothing goes on pulling at it.
             assert fake.machine.guest.target == 0
@@ -266,7 +268,7 @@ async def test_the_end_leaves_nothing_half_moved() -> None:
         fake = world.start("vm", MachineConfig(memory=16 * GiB))
         async with supervised(world) as fleet:
             await become(fleet, {"vm": "healthy"})
-            fleet.order(Move("vm", 16 * GiB, 2 * GiB, "test"))
+            fleet.start_move(Move("vm", 16 * GiB, 2 * GiB, "test"))
             await trio.sleep(3)
             assert 2 * GiB < (view(fleet, "vm").actual or 0) < 16 * GiB
         await trio.sleep(60)
@@ -310,7 +312,7 @@ def test_whatever_happens_to_others_a_healthy_vm_stays_so(
                 await become(fleet, {"well": "healthy"})
                 for name, fault, seconds in faults:
                     inflict(world.fakes[name], fault)
-                    fleet.order(Move(name, 2 * GiB, GiB, "test"))
+                    fleet.start_move(Move(name, 2 * GiB, GiB, "test"))
                     for _ in range(seconds):
                         await trio.sleep(1)
                         assert states(fleet)["well"] == "healthy"
@@ -341,8 +343,8 @@ def inflict(fake: object, fault: str) -> None:
 
 @simulated
 async def test_a_vm_of_libvirts_needs_an_opener_that_knows_it() -> None:
-    def source() -> list[Spec]:
-        return [Spec("vm", LibvirtVm("vm"))]
+    def source() -> list[VmSpec]:
+        return [VmSpec("vm", LibvirtVm("vm"))]
 
     async with open_fleet(source, random.Random(0)) as fleet:
         await become(fleet, {"vm": "gone"})
@@ -360,14 +362,14 @@ async def test_what_a_busy_vm_holds_counts() -> None:
         raise error
         yield
 
-    def source() -> list[Spec]:
-        return [Spec("vm", UnixAddress("vm"))]
+    def source() -> list[VmSpec]:
+        return [VmSpec("vm", UnixAddress("vm"))]
 
     async with open_fleet(source, random.Random(0), opener=busy) as fleet:
         await become(fleet, {"vm": "busy"})
         assert fleet.held > MiB
         assert view(fleet, "vm").resident == fleet.held
-        assert fleet.members() == []
+        assert fleet.list_guests() == []
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from attrs import evolve
 from qmpballoon.address import UnixAddress
 from qmpballoon.balloon.results import Diagnosis, Outcome, ResizeResult
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.fleet.spec import Spec
-from qmpballoon.fleet.vm import Record
+from qmpballoon.fleet.spec import VmSpec
+from qmpballoon.fleet.vm import VmRecord
 from qmpballoon.sizes import GiB, MiB
 
 
@@ -22,13 +22,13 @@ def answer(second: int, available: int = GiB) -> GuestStats:
     )
 
 
-def seen(*looks: tuple[float, int, GuestStats]) -> Record:
+def seen(*looks: tuple[float, int, GuestStats]) -> VmRecord:
     """Return what is known after some looks: when, what size, what sample."""
-    record = Record(Spec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
-    record.connect(0.0)
-    record.learn_total(4 * GiB)
+    record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
+    record.note_connected(0.0)
+    record.note_total(4 * GiB)
     for now, actual, stats in looks:
-        record.look(now, actual, stats, None)
+        record.note_poll(now, actual, stats, None)
     return record
 
 
@@ -38,25 +38,25 @@ def ended(outcome: Outcome, before: int, requested: int, actual: int) -> ResizeR
 
 
 def test_before_anything_is_known() -> None:
-    record = Record(Spec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
-    assert record.state(0.0) == "connecting"
+    record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
+    assert record.get_state(0.0) == "connecting"
     assert not record.is_known(0.0)
-    assert record.view(0.0).to_json()["balloon"] is None
+    assert record.make_view(0.0).to_json()["balloon"] is None
 
 
 def test_a_sample_from_before_we_came_counts_for_nothing() -> None:
     record = seen((0.0, 2 * GiB, answer(1)), (1.0, 2 * GiB, answer(1)))
-    assert record.state(1.0) == "connecting"
-    assert record.member(1.0) is None
+    assert record.get_state(1.0) == "connecting"
+    assert record.make_guest(1.0) is None
 
 
 def test_who_answers_anew_is_healthy() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
-    assert record.state(1.0) == "healthy"
+    assert record.get_state(1.0) == "healthy"
     assert record.is_known(1.0)
-    member = record.member(1.0)
-    assert member is not None
-    assert (member.actual, member.available) == (2 * GiB, GiB)
+    guest = record.make_guest(1.0)
+    assert guest is not None
+    assert (guest.actual, guest.available) == (2 * GiB, GiB)
 
 
 def test_figures_of_two_sizes_do_not_belong_together() -> None:
@@ -64,71 +64,71 @@ def test_figures_of_two_sizes_do_not_belong_together() -> None:
         (0.0, 2 * GiB, GuestStats()),
         (1.0, GiB, answer(1)),
     )
-    assert record.state(1.0) == "healthy"
-    assert record.member(1.0) is None
+    assert record.get_state(1.0) == "healthy"
+    assert record.make_guest(1.0) is None
     assert not record.is_known(1.0)
-    record.look(2.0, GiB, answer(2), None)
-    assert record.member(2.0) is not None
+    record.note_poll(2.0, GiB, answer(2), None)
+    assert record.make_guest(2.0) is not None
 
 
 def test_no_more_than_there_is_can_be_available() -> None:
     record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1, 64 * GiB)))
-    member = record.member(1.0)
-    assert member is not None
-    assert member.available == GiB
+    guest = record.make_guest(1.0)
+    assert guest is not None
+    assert guest.available == GiB
 
 
 def test_silence() -> None:
     record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1)))
-    record.look(6.0, GiB, answer(1), None)
-    assert record.state(6.0) == "healthy"
-    record.look(6.5, GiB, answer(1), None)
-    assert record.state(6.5) == "stale"
-    assert record.member(6.5) is None
-    record.look(7.0, GiB, answer(7), None)
-    assert record.state(7.0) == "healthy"
+    record.note_poll(6.0, GiB, answer(1), None)
+    assert record.get_state(6.0) == "healthy"
+    record.note_poll(6.5, GiB, answer(1), None)
+    assert record.get_state(6.5) == "stale"
+    assert record.make_guest(6.5) is None
+    record.note_poll(7.0, GiB, answer(7), None)
+    assert record.get_state(7.0) == "healthy"
 
 
 def test_a_vm_that_cannot_even_be_looked_at_is_stale() -> None:
     record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1)))
-    record.fall_silent("QEMU does not answer")
-    assert record.state(7.0) == "stale"
-    assert record.view(7.0).detail == "QEMU does not answer"
+    record.note_timeout("QEMU does not answer")
+    assert record.get_state(7.0) == "stale"
+    assert record.make_view(7.0).detail == "QEMU does not answer"
 
 
 def test_no_driver() -> None:
     record = seen((0.0, GiB, GuestStats()), (6.0, GiB, GuestStats()))
-    assert record.state(5.0) == "connecting"
-    assert record.state(6.0) == "no-driver"
+    assert record.get_state(5.0) == "connecting"
+    assert record.get_state(6.0) == "no-driver"
 
 
 def test_a_lost_vm_is_void() -> None:
     record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1)))
-    record.lose("gone", "QEMU went away")
-    view = record.view(1.0)
+    record.note_lost("gone", "QEMU went away")
+    view = record.make_view(1.0)
     assert (view.state, view.detail, view.actual) == ("gone", "QEMU went away", None)
     assert view.counters.losses == 1
-    record.lose("gone", "still away")
+    record.note_lost("gone", "still away")
     assert record.counters.losses == 1
-    assert record.member(1.0) is None
+    assert record.make_guest(1.0) is None
 
 
 def test_moves_are_counted() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
-    record.begin(GiB)
-    member = record.member(1.0)
-    assert member is not None
-    assert member.moving
-    record.pass_by(2.0, GiB + 512 * MiB)
-    assert record.view(2.0).actual == GiB + 512 * MiB
-    record.finish(3.0, ended("reached", 2 * GiB, GiB, GiB))
+    record.note_move_started(GiB)
+    guest = record.make_guest(1.0)
+    assert guest is not None
+    assert guest.is_moving
+    record.note_progress(2.0, GiB + 512 * MiB)
+    assert record.make_view(2.0).actual == GiB + 512 * MiB
+    record.note_move_ended(3.0, ended("reached", 2 * GiB, GiB, GiB))
     counters = record.counters
     assert (counters.moves, counters.taken, counters.stalls) == (1, GiB, 0)
-    record.begin(2 * GiB)
-    record.finish(4.0, ended("reached", GiB, 2 * GiB, 2 * GiB))
+    record.note_move_started(2 * GiB)
+    record.note_move_ended(4.0, ended("reached", GiB, 2 * GiB, 2 * GiB))
     assert (counters.moves, counters.given) == (2, GiB)
     # What it said before it moved does not count any more.
-    assert record.member(4.0) is None
+    assert record.make_guest(4.0) is None
 
 
 @pytest.mark.parametrize(("actual", "state"), [(1900, "stalled"), (1400, "healthy")])
@@ -136,123 +136,123 @@ def test_who_gives_less_than_half_is_left_alone_for_a_while(
     actual: int, state: str
 ) -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
-    record.begin(GiB)
-    record.finish(2.0, ended("settled", 2 * GiB, GiB, actual * MiB))
-    record.look(3.0, actual * MiB, answer(3), None)
-    record.look(4.0, actual * MiB, answer(4), None)
-    assert record.state(4.0) == state
+    record.note_move_started(GiB)
+    record.note_move_ended(2.0, ended("settled", 2 * GiB, GiB, actual * MiB))
+    record.note_poll(3.0, actual * MiB, answer(3), None)
+    record.note_poll(4.0, actual * MiB, answer(4), None)
+    assert record.get_state(4.0) == state
     assert record.counters.stalls == 1
-    member = record.member(4.0)
-    assert member is not None
-    assert member.refuses == (state == "stalled")
+    guest = record.make_guest(4.0)
+    assert guest is not None
+    assert guest.is_stalled == (state == "stalled")
 
 
 def test_rests_get_longer_until_a_move_succeeds() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
 
     def rest(now: float) -> float:
-        record.finish(now, ended("settled", 2 * GiB, GiB, 2 * GiB))
-        record.look(now, 2 * GiB, answer(int(now)), None)
+        record.note_move_ended(now, ended("settled", 2 * GiB, GiB, 2 * GiB))
+        record.note_poll(now, 2 * GiB, answer(int(now)), None)
         end = now
-        while record.state(end) == "stalled":
+        while record.get_state(end) == "stalled":
             end += 1
-            record.look(end, 2 * GiB, answer(int(end)), None)
+            record.note_poll(end, 2 * GiB, answer(int(end)), None)
         return end - now
 
     first, second = rest(10.0), rest(1000.0)
     assert second == 2 * first
-    record.finish(2000.0, ended("reached", 2 * GiB, GiB, GiB))
+    record.note_move_ended(2000.0, ended("reached", 2 * GiB, GiB, GiB))
     assert rest(3000.0) == first
 
 
 def test_what_was_given_is_promised_until_it_is_touched() -> None:
     record = seen((0.0, GiB, GuestStats()))
-    record.look(1.0, GiB, answer(1), GiB)
-    record.begin(GiB + 512 * MiB)
+    record.note_poll(1.0, GiB, answer(1), GiB)
+    record.note_move_started(GiB + 512 * MiB)
     assert record.promised == 512 * MiB
-    record.finish(2.0, ended("reached", GiB, GiB + 512 * MiB, GiB + 512 * MiB))
-    record.look(3.0, GiB + 512 * MiB, answer(3), GiB + 100 * MiB)
+    record.note_move_ended(2.0, ended("reached", GiB, GiB + 512 * MiB, GiB + 512 * MiB))
+    record.note_poll(3.0, GiB + 512 * MiB, answer(3), GiB + 100 * MiB)
     assert record.promised == 412 * MiB
-    record.look(4.0, GiB + 512 * MiB, answer(4), GiB + 512 * MiB)
+    record.note_poll(4.0, GiB + 512 * MiB, answer(4), GiB + 512 * MiB)
     assert record.promised == 0
 
 
 def test_what_is_not_free_in_the_guest_was_touched_or_never_will_be() -> None:
     """A kernel keeps some memory to itself, and the host never gives that."""
     record = seen((0.0, GiB, GuestStats()))
-    record.look(1.0, GiB, evolve(answer(1), free=200 * MiB), 900 * MiB)
-    member = record.member(1.0)
-    assert member is not None
-    assert member.untouched == 124 * MiB
-    record.look(2.0, GiB, evolve(answer(2), free=20 * MiB), 900 * MiB)
-    member = record.member(2.0)
-    assert member is not None
-    assert member.untouched == 20 * MiB
+    record.note_poll(1.0, GiB, evolve(answer(1), free=200 * MiB), 900 * MiB)
+    guest = record.make_guest(1.0)
+    assert guest is not None
+    assert guest.untouched == 124 * MiB
+    record.note_poll(2.0, GiB, evolve(answer(2), free=20 * MiB), 900 * MiB)
+    guest = record.make_guest(2.0)
+    assert guest is not None
+    assert guest.untouched == 20 * MiB
 
 
 def test_a_sample_from_before_a_grant_does_not_say_that_it_was_used() -> None:
     record = seen((0.0, GiB, GuestStats()))
-    record.look(1.0, GiB, evolve(answer(1), free=0), GiB)
-    record.begin(GiB + 512 * MiB)
-    record.finish(1.5, ended("reached", GiB, GiB + 512 * MiB, GiB + 512 * MiB))
-    record.look(2.0, GiB + 512 * MiB, evolve(answer(2), free=0), GiB)
+    record.note_poll(1.0, GiB, evolve(answer(1), free=0), GiB)
+    record.note_move_started(GiB + 512 * MiB)
+    record.note_move_ended(1.5, ended("reached", GiB, GiB + 512 * MiB, GiB + 512 * MiB))
+    record.note_poll(2.0, GiB + 512 * MiB, evolve(answer(2), free=0), GiB)
     assert record.promised == 512 * MiB
 
 
-def growth(record: Record, now: float) -> int:
-    member = record.member(now)
-    assert member is not None
-    return member.growth
+def usage_increase(record: VmRecord, now: float) -> int:
+    guest = record.make_guest(now)
+    assert guest is not None
+    return guest.usage_increase
 
 
-def test_growth_is_of_what_is_used_whatever_the_size() -> None:
+def test_the_usage_increase_is_of_what_is_used_whatever_the_size() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
-    assert growth(record, 1.0) == 0
-    record.look(2.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
-    assert growth(record, 2.0) == 100 * MiB
+    assert usage_increase(record, 1.0) == 0
+    record.note_poll(2.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
+    assert usage_increase(record, 2.0) == 100 * MiB
     # A look that shows nothing new says nothing new.
-    record.look(3.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
-    assert growth(record, 3.0) == 100 * MiB
+    record.note_poll(3.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
+    assert usage_increase(record, 3.0) == 100 * MiB
     # 1 GiB more, which the sample does not know of yet: then it does.
-    record.look(4.0, 3 * GiB, answer(3, GiB - 100 * MiB), None)
-    record.look(5.0, 3 * GiB, answer(4, 2 * GiB - 160 * MiB), None)
-    assert growth(record, 5.0) == 20 * MiB
-    record.look(6.0, 3 * GiB, answer(5, 2 * GiB), None)
-    assert growth(record, 6.0) == 0
+    record.note_poll(4.0, 3 * GiB, answer(3, GiB - 100 * MiB), None)
+    record.note_poll(5.0, 3 * GiB, answer(4, 2 * GiB - 160 * MiB), None)
+    assert usage_increase(record, 5.0) == 20 * MiB
+    record.note_poll(6.0, 3 * GiB, answer(5, 2 * GiB), None)
+    assert usage_increase(record, 6.0) == 0
 
 
 @pytest.mark.parametrize(
     ("period", "ahead"), [(0.25, 100 * MiB), (1.0, 100 * MiB), (5.0, 500 * MiB)]
 )
-def test_growth_is_looked_ahead_to_the_next_plan_and_a_second_at_least(
+def test_the_usage_increase_is_looked_ahead_to_the_next_plan_and_a_second_at_least(
     period: float, ahead: int
 ) -> None:
-    record = Record(Spec("vm", UnixAddress("/run/vm.qmp")), 15.0, period)
-    record.connect(0.0)
-    record.learn_total(4 * GiB)
+    record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), 15.0, period)
+    record.note_connected(0.0)
+    record.note_total(4 * GiB)
     for second in range(3):
         stats = answer(second, GiB - second * 100 * MiB)
-        record.look(float(second), 2 * GiB, stats, None)
-    assert growth(record, 2.0) == ahead
+        record.note_poll(float(second), 2 * GiB, stats, None)
+    assert usage_increase(record, 2.0) == ahead
 
 
-def test_growth_begins_anew_with_the_connection() -> None:
+def test_the_usage_increase_begins_anew_with_the_connection() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
-    record.look(2.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
-    record.lose("gone", "it is gone")
-    record.connect(10.0)
-    record.look(10.0, 2 * GiB, answer(2, 0), None)
-    record.look(11.0, 2 * GiB, answer(3, 0), None)
-    assert growth(record, 11.0) == 0
+    record.note_poll(2.0, 2 * GiB, answer(2, GiB - 100 * MiB), None)
+    record.note_lost("gone", "it is gone")
+    record.note_connected(10.0)
+    record.note_poll(10.0, 2 * GiB, answer(2, 0), None)
+    record.note_poll(11.0, 2 * GiB, answer(3, 0), None)
+    assert usage_increase(record, 11.0) == 0
 
 
 def test_where_qemu_does_not_tell_the_ram_it_is_the_most_that_was_seen() -> None:
-    record = Record(Spec("vm", UnixAddress("/run/vm.qmp"), floor="50%"), 5.0)
-    record.connect(0.0)
-    record.look(0.0, 2 * GiB, GuestStats(), None)
-    record.learn_total(None)
-    record.look(1.0, GiB, GuestStats(), None)
-    record.learn_total(None)
+    record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp"), floor="50%"), 5.0)
+    record.note_connected(0.0)
+    record.note_poll(0.0, 2 * GiB, GuestStats(), None)
+    record.note_total(None)
+    record.note_poll(1.0, GiB, GuestStats(), None)
+    record.note_total(None)
     assert record.total == 2 * GiB
     assert record.bounds is not None
     assert record.bounds.floor == GiB

@@ -254,9 +254,11 @@ for name in ("it.svg", "it.png"):
 def test_prometheus(install: Callable[[str], Installed]) -> None:
     program = """
 from prometheus_client import CollectorRegistry, generate_latest
-from qmpballoon.fleet.metrics import FleetCollector, Snapshot
-from qmpballoon.fleet.policy import Host, Rules
-seen = Snapshot(Host(total=8, available=3, promised=0), Rules(reserve=1, buffer=1), [])
+from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot
+from qmpballoon.fleet.guests import Host
+from qmpballoon.fleet.policy import Rules
+host, rules = Host(total=8, available=3, promised=0), Rules(reserve=1, buffer=1)
+seen = FleetSnapshot(host, rules, [])
 registry = CollectorRegistry()
 registry.register(FleetCollector(lambda: seen))
 print(generate_latest(registry).decode())

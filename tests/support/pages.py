@@ -9,18 +9,18 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.fleet.members import Host
-from qmpballoon.fleet.metrics import FleetCollector, Snapshot
+from qmpballoon.fleet.guests import Host
+from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.spec import Bounds
-from qmpballoon.fleet.vm import Counters, View
+from qmpballoon.fleet.vm import VmCounters, VmView
 from qmpballoon.sizes import GiB, MiB
 
 __all__ = ["GONE", "HOST", "RULES", "SEEN", "STALE", "WELL", "page"]
 
 HOST = Host(total=64 * GiB, available=8 * GiB, promised=MiB)
 RULES = Rules(reserve=4 * GiB, buffer=GiB)
-WELL = View(
+WELL = VmView(
     name='odd "name"\n',
     address="/run/vm.qmp",
     state="healthy",
@@ -38,7 +38,7 @@ WELL = View(
         disk_caches=950 * MiB,
         oom_kills=3,
     ),
-    counters=Counters(given=5, taken=7, moves=4, stalls=1, losses=2),
+    counters=VmCounters(given=5, taken=7, moves=4, stalls=1, losses=2),
 )
 STALE = evolve(WELL, name="stale", state="stale")
 GONE = evolve(
@@ -51,10 +51,10 @@ GONE = evolve(
     bounds=None,
     stats=GuestStats(),
 )
-SEEN = Snapshot(HOST, RULES, [WELL, STALE, GONE])
+SEEN = FleetSnapshot(HOST, RULES, [WELL, STALE, GONE])
 
 
-def page(snapshot: Snapshot = SEEN) -> str:
+def page(snapshot: FleetSnapshot = SEEN) -> str:
     """Return the page of metrics in the format that Prometheus has always read."""
     registry = CollectorRegistry()
     registry.register(FleetCollector(lambda: snapshot))

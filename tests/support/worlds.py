@@ -12,8 +12,8 @@ import trio.testing
 from attrs import define, evolve, field
 
 from qmpballoon.address import UnixAddress
-from qmpballoon.fleet.members import Host
-from qmpballoon.fleet.spec import Spec
+from qmpballoon.fleet.guests import Host
+from qmpballoon.fleet.spec import VmSpec
 from qmpballoon.fleet.supervisor import Supervisor, open_fleet
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import FakeQemu, Machine, MachineConfig, profile
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.address import Vm
     from qmpballoon.fleet.supervisor import Settings
-    from qmpballoon.fleet.vm import State, View
+    from qmpballoon.fleet.vm import VmState, VmView
     from qmpballoon.trio import TrioMonitor
 
 EPOCH = 1_750_000_000
@@ -47,7 +47,7 @@ class World:
     nursery: trio.Nursery
     fakes: dict[str, FakeQemu] = field(factory=dict[str, FakeQemu])
     strange: dict[str, Callable[[], trio.abc.Stream]] = field(factory=dict)
-    specs: dict[str, Spec] = field(factory=dict[str, Spec])
+    specs: dict[str, VmSpec] = field(factory=dict[str, VmSpec])
     memory: int = 64 * GiB
     dialled: list[tuple[float, str]] = field(factory=list)
 
@@ -61,10 +61,10 @@ class World:
 
     def add(self, name: str, **limits: object) -> None:
         """Let the source tell of a VM."""
-        spec = Spec(name, UnixAddress(name))
+        spec = VmSpec(name, UnixAddress(name))
         self.specs[name] = evolve(spec, **limits)  # type: ignore[arg-type]
 
-    def source(self) -> list[Spec]:
+    def source(self) -> list[VmSpec]:
         return list(self.specs.values())
 
     def reach(
@@ -136,17 +136,17 @@ async def supervised(
         yield supervisor
 
 
-def view(supervisor: Supervisor, name: str) -> View:
-    (found,) = [view for view in supervisor.views() if view.name == name]
+def view(supervisor: Supervisor, name: str) -> VmView:
+    (found,) = [view for view in supervisor.list_views() if view.name == name]
     return found
 
 
-def states(supervisor: Supervisor) -> dict[str, State]:
-    return {view.name: view.state for view in supervisor.views()}
+def states(supervisor: Supervisor) -> dict[str, VmState]:
+    return {view.name: view.state for view in supervisor.list_views()}
 
 
 async def become(
-    supervisor: Supervisor, wanted: dict[str, State], seconds: float = 60.0
+    supervisor: Supervisor, wanted: dict[str, VmState], seconds: float = 60.0
 ) -> None:
     """Wait until VMs are in certain states."""
     with trio.move_on_after(seconds):

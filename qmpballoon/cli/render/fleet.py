@@ -11,10 +11,10 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sized
 
-    from qmpballoon.fleet.control_loop import Reclaimed
-    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.control_loop import FleetReclaimReport
+    from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan, Rules
-    from qmpballoon.fleet.vm import View
+    from qmpballoon.fleet.vm import VmView
 
 __all__ = [
     "Changes",
@@ -74,7 +74,7 @@ def _describe_sums(plan: FleetPlan) -> list[str]:
     return lines
 
 
-def describe_report(report: Reclaimed, before: int, after: int) -> str:
+def describe_report(report: FleetReclaimReport, before: int, after: int) -> str:
     """Say who gave what, and what the host has gained.
 
     Args:
@@ -109,12 +109,12 @@ def _count_guests(vms: Sized) -> str:
 # VMs that take no part
 
 
-def describe_absent(views: Iterable[View]) -> list[str]:
+def describe_absent(views: Iterable[VmView]) -> list[str]:
     """Name the VMs that take no part, and say why, one line each."""
     return [_describe_absent(view) for view in views if not view.is_fresh]
 
 
-def _describe_absent(view: View) -> str:
+def _describe_absent(view: VmView) -> str:
     return f"{view.name} takes no part: {view.detail or view.state}"
 
 
@@ -126,9 +126,9 @@ class Changes:
     that are well, and nothing is said twice.
     """
 
-    _known: dict[str, View] = field(factory=dict[str, "View"])
+    _known: dict[str, VmView] = field(factory=dict[str, "VmView"])
 
-    def describe(self, views: Iterable[View]) -> list[str]:
+    def describe(self, views: Iterable[VmView]) -> list[str]:
         """Say what has changed since the last call, one line a change.
 
         Args:
@@ -148,7 +148,7 @@ class Changes:
         return lines
 
 
-def _describe_change(before: View | None, view: View) -> list[str]:
+def _describe_change(before: VmView | None, view: VmView) -> list[str]:
     if before is not None and before.state == view.state:
         return []
     lines: list[str] = []

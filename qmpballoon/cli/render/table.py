@@ -14,13 +14,13 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qmpballoon.fleet.members import Host
+    from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
-    from qmpballoon.fleet.vm import State, View
+    from qmpballoon.fleet.vm import VmState, VmView
 
 __all__ = ["draw_fleet", "draw_screen"]
 
-_COLOURS: Final[dict[State, str]] = {
+_COLOURS: Final[dict[VmState, str]] = {
     "connecting": "dim",
     "healthy": "green",
     "stalled": "yellow",
@@ -36,14 +36,14 @@ _AROUND: Final = 7
 _NOTES: Final = 5  # lines of a screen for what is wrong, at most
 
 
-def draw_fleet(host: Host, rules: Rules, views: Sequence[View]) -> Group:
+def draw_fleet(host: Host, rules: Rules, views: Sequence[VmView]) -> Group:
     """Lay out a fleet with all its VMs, however many lines that takes."""
     notes = [_describe_detail(view) for view in views if view.detail]
     return _draw_page(host, rules, views, views, notes)
 
 
 def draw_screen(
-    host: Host, rules: Rules, views: Sequence[View], width: int, height: int
+    host: Host, rules: Rules, views: Sequence[VmView], width: int, height: int
 ) -> Group:
     """Lay out as much of a fleet as fits on a screen.
 
@@ -66,8 +66,8 @@ def draw_screen(
 def _draw_page(
     host: Host,
     rules: Rules,
-    views: Sequence[View],
-    shown: Sequence[View],
+    views: Sequence[VmView],
+    shown: Sequence[VmView],
     notes: Iterable[Text],
 ) -> Group:
     """Lay out the host, the VMs, and what is wrong with some of them."""
@@ -91,13 +91,13 @@ def _describe_host(host: Host, rules: Rules) -> Text:
     return text
 
 
-def _describe_vms(views: Sequence[View]) -> Text:
+def _describe_vms(views: Sequence[VmView]) -> Text:
     """Say how the VMs are, what they have, and what they hold of the host."""
     if not views:
         return Text("There are no VMs: name their sockets, like '/run/vms/*.qmp'")
     states = Counter(view.state for view in views)
     text = Text("1 VM: " if len(views) == 1 else f"{len(views)} VMs: ")
-    seen: list[State] = [state for state in _COLOURS if states[state]]
+    seen: list[VmState] = [state for state in _COLOURS if states[state]]
     for number, state in enumerate(seen):
         text.append(", " if number else "")
         text.append(f"{states[state]} {state}", _COLOURS[state])
@@ -109,7 +109,7 @@ def _describe_vms(views: Sequence[View]) -> Text:
     return text
 
 
-def _draw_table(views: Sequence[View]) -> Table:
+def _draw_table(views: Sequence[VmView]) -> Table:
     table = Table(box=None)
     table.add_column("VM", no_wrap=True, overflow="ellipsis")
     table.add_column("state", no_wrap=True)
@@ -122,7 +122,7 @@ def _draw_table(views: Sequence[View]) -> Table:
     return table
 
 
-def _format_cells(view: View) -> list[Text]:
+def _format_cells(view: VmView) -> list[Text]:
     stats = view.stats
     is_needy = (view.above_headroom or 0) < 0
     # Dim: what a guest said before it stopped answering.
@@ -140,7 +140,7 @@ def _format_cells(view: View) -> list[Text]:
     ]
 
 
-def _describe_detail(view: View) -> Text:
+def _describe_detail(view: VmView) -> Text:
     return Text(f" {view.name}: ", _COLOURS[view.state]).append(view.detail, "default")
 
 

@@ -11,7 +11,7 @@ from attrs import evolve
 from qmpballoon.cli.render.fleet import Changes
 
 if TYPE_CHECKING:
-    from qmpballoon.fleet.vm import View
+    from qmpballoon.fleet.vm import VmView
 
 WELL = evolve(pages.WELL, name="vm")
 BUSY = evolve(WELL, state="busy", detail="another client holds it")
@@ -35,7 +35,7 @@ SAID_GONE = "vm is no longer there"
         ([[BUSY], [], [BUSY]], [SAID_BUSY, SAID_BUSY]),
     ],
 )
-def test_what_is_said(states: list[list[View]], said: list[str]) -> None:
+def test_what_is_said(states: list[list[VmView]], said: list[str]) -> None:
     changes = Changes()
     assert [line for views in states for line in changes.describe(views)] == said
 

@@ -17,14 +17,14 @@ from qmpballoon.sizes import MiB
 if TYPE_CHECKING:
     import pytest
 
-    from qmpballoon.fleet.vm import View
+    from qmpballoon.fleet.vm import VmView
 
 WELL = evolve(pages.WELL, name="well")
 GONE = evolve(WELL, name="away", state="gone", detail="there is no socket " * 20)
 RED = "\x1b[1;31m"
 
 
-def drawn(views: list[View], *, width: int = 80, height: int = 24) -> list[str]:
+def drawn(views: list[VmView], *, width: int = 80, height: int = 24) -> list[str]:
     """Return the lines of a screen that a fleet is shown on."""
     file = io.StringIO()
     console = Console(file=file, width=width, height=height, force_terminal=True)

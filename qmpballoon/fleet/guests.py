@@ -1,0 +1,139 @@
+"""The host and its guests, as plans see them.
+
+Pure: figures, and what follows from them for one guest by itself. That is what the
+guest can spare, what the host gains from that, and what the guest needs.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import frozen
+
+__all__ = ["Guest", "Host"]
+
+# How much a guest keeps and gets beyond its headroom, so that it does not come back
+# with each plan. Its use may increase further: it gets the increase of 4 plans, but a
+# 16th of its RAM at most, because a short burst would make that far too much.
+# benchmarks/fleet_policies.py compares the results.
+_PLANS_AHEAD: Final = 4
+_MAX_INCREASE: Final = 16  # a share of the RAM: one 16th
+
+
+@frozen
+class Host:
+    """The host's memory, in bytes.
+
+    Attributes:
+        total: How much it has.
+        available: How much of it can be had without swapping. Below 0 if the VMs hold
+            more than the limit that was set for them.
+        promised: How much guests were given and have not touched yet. The host loses
+            it when they do.
+        pressed: Whether tasks on the host wait for memory (pressure stall
+            information).
+    """
+
+    total: int
+    available: int
+    promised: int = 0
+    pressed: bool = False
+
+
+@frozen
+class Guest:
+    """A guest whose balloon can be moved; sizes in bytes.
+
+    Attributes:
+        name: The VM's name in plans.
+        actual: How much memory the guest has.
+        total: The VM's RAM.
+        available: How much memory the guest can do without, by its own statistics,
+            page cache included. Taken when its size was ``actual``.
+        headroom: How much it keeps available.
+        floor: The size it never goes below.
+        ceiling: The size it never goes above.
+        weight: A number above 0. A guest with twice the weight is left with twice as
+            much, and gets twice as much.
+        target: The size it is moving to; ``None`` if it does not move.
+        free: The part of ``available`` that nothing uses, not even a cache.
+        untouched: The part of its size that the guest has never touched. The host has
+            given no memory for it, and gains nothing if the guest gives it up.
+        is_stalled: Whether it lately gave much less than it said it could.
+        usage_increase: Bytes by which its use increases until the next plan.
+    """
+
+    name: str
+    actual: int
+    total: int
+    available: int
+    headroom: int
+    floor: int
+    ceiling: int
+    weight: float = 1.0
+    target: int | None = None
+    free: int = 0
+    untouched: int = 0
+    is_stalled: bool = False
+    usage_increase: int = 0
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether it is on its way to another size."""
+        return self.target is not None
+
+    @property
+    def desired_available(self) -> int:
+        """Bytes it should have available: enough for this plan and some to come."""
+        increase = min(self.usage_increase * _PLANS_AHEAD, self.total // _MAX_INCREASE)
+        return self.headroom + self.headroom // 2 + increase
+
+    @property
+    def spare(self) -> int:
+        """Bytes it can give: all above what it should have available, and its floor."""
+        above = self.available - self.desired_available
+        return max(0, min(above, self.actual - self.floor))
+
+    @property
+    def idle(self) -> int:
+        """Bytes of its spare memory that are free and that the host has given."""
+        return min(max(0, self.free - self.untouched), self.spare)
+
+    @property
+    def gain(self) -> int:
+        """Bytes that the host gains if the guest gives all that it can spare."""
+        return max(self.idle, self.spare - self.untouched)
+
+    def compute_reduction(self, gain: int) -> int:
+        """Return by how many bytes to shrink the guest, so that the host gains some.
+
+        Linux hands over free pages first, and drops cache only after that. Of the free
+        pages it hands over those that were freed last before those that were never
+        touched. So a gain beyond the idle memory costs all untouched memory, too.
+
+        Args:
+            gain: Bytes that the host is to gain.
+        """
+        return gain if gain <= self.idle else min(gain + self.untouched, self.spare)
+
+    @property
+    def need(self) -> int:
+        """Bytes to give it now; 0 if it has enough until the next plan."""
+        return self.compute_need(1)
+
+    def compute_need(self, plans: int) -> int:
+        """Return the bytes to give it, so that it has enough for a number of plans.
+
+        Args:
+            plans: How many plans, from now on.
+        """
+        left = self.available - self.usage_increase * plans
+        if left >= self.headroom and self.actual >= self.floor:
+            return 0
+        lacking = max(self.desired_available - self.available, self.floor - self.actual)
+        return max(0, min(lacking, self.room))
+
+    @property
+    def room(self) -> int:
+        """Bytes that it can be given: all below its ceiling and its RAM."""
+        return max(0, min(self.ceiling, self.total) - self.actual)
