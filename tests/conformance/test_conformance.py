@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 from attrs import evolve
+from client_input import request_scripts
 from conftest import COMPARED
 from hypothesis import HealthCheck, given, settings
 from real import VERSIONS, qemu_command
 from transcripts import NEGOTIATION, Script, compare, scripts
 
 from qmpballoon.testing import profile
-from qmpballoon.testing.strategies import request_scripts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

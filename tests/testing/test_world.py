@@ -1,289 +1,140 @@
-"""What is planned to go wrong goes wrong, at its time, and nothing else does."""
+"""Simulated VMs in a world of their own."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import random
-from typing import TYPE_CHECKING, Any
-
 import pytest
 import trio
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from qmpballoon.errors import MonitorClosed, MonitorTimeout, QmpBalloonError
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon import GiB, MonitorClosed, open_balloon
 from qmpballoon.testing import (
     SECOND,
+    FakeQemu,
     FaultPlan,
-    GuestConfig,
     Machine,
     MachineConfig,
-    profile,
-    run_world,
+    open_fake,
+    simulate,
 )
-from qmpballoon.testing.model.reader import read_simple
-from qmpballoon.testing.strategies import (
-    fault_plans,
-    guest_stats,
-    machines,
-    malformed,
-    profiles,
-    request_scripts,
-    sizes,
-)
-from qmpballoon.trio import open_balloon, open_monitor
-
-if TYPE_CHECKING:
-    from qmpballoon.testing import FakeQemu, Profile
 
 
-def machine(**options: Any) -> Machine:  # noqa: ANN401 -- a configuration's own
-    guest = GuestConfig(used=64 * MiB, cache=GiB)
-    config = MachineConfig(memory=2 * GiB, guest=guest, **options)
-    return Machine(config, rng=random.Random(0))
+async def actual(vm: FakeQemu) -> int:
+    async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
+        return await balloon.actual()
 
 
-async def conversation(fake: FakeQemu) -> bytes:
-    """Negotiate, resize, and return everything that comes within ten seconds."""
-    stream = fake.connect()
-    await stream.send_all(
-        b'{"execute": "qmp_capabilities"}'
-        b'{"execute": "balloon", "arguments": {"value": 1073741824}}'
-    )
-    data = b""
-    with trio.move_on_after(10):
-        while chunk := await stream.receive_some():
-            data += chunk
-    return data
+def test_one_vm_by_default() -> None:
+    assert simulate(actual) == 2 * GiB
 
 
-def names(transcript: bytes) -> list[str]:
-    return [
-        message["event"]
-        for message in map(json.loads, transcript.splitlines())
-        if "event" in message
-    ]
+def test_as_many_vms_as_there_are_configurations() -> None:
+    async def main(*vms: FakeQemu) -> list[int]:
+        return [await actual(vm) for vm in vms]
+
+    configs = [MachineConfig(memory=size * GiB) for size in (1, 2, 3)]
+    assert simulate(main, *configs) == [1 * GiB, 2 * GiB, 3 * GiB]
 
 
-QUIET = run_world(conversation, machine())
+def test_a_seed_is_a_guest() -> None:
+    async def shrink(vm: FakeQemu) -> int:
+        async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
+            await balloon.set_target(1 * GiB)
+            await trio.sleep(0.5)
+            return await balloon.actual()
+
+    first, again, other = [simulate(shrink, seed=seed) for seed in (1, 1, 2)]
+    assert first == again != other
 
 
-@given(chunk=st.integers(1, 300), pause=st.sampled_from([0, SECOND // 10_000]))
-@settings(max_examples=20)
-def test_chunks_change_nothing_but_the_pace(chunk: int, pause: int) -> None:
-    plan = FaultPlan(chunk=chunk, chunk_pause=pause)
-    assert run_world(conversation, machine(), plan) == QUIET
+def test_the_wall_clock_is_the_worlds() -> None:
+    config = MachineConfig(epoch=1_000 * SECOND)
+
+    async def main(vm: FakeQemu) -> tuple[float, float | None]:
+        await trio.sleep(50)
+        async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
+            stats = await balloon.refresh_stats()
+        assert stats.last_update is not None
+        return stats.last_update.timestamp(), stats.age
+
+    answered, age = simulate(main, config)
+    assert answered == 1050
+    assert age is not None
+    assert 0 <= age < 2
 
 
-@pytest.mark.parametrize("chunk", [1, 7])
-def test_no_more_than_a_chunk_comes_at_a_time(chunk: int) -> None:
-    async def main(fake: FakeQemu) -> list[tuple[float, int]]:
-        stream = fake.connect()
-        return [
-            (trio.current_time(), len(await stream.receive_some())) for _ in range(5)
-        ]
+def test_the_wall_clock_goes_on_while_qemu_is_frozen_and_when_it_is_gone() -> None:
+    config = MachineConfig(epoch=1_000 * SECOND)
+    plan = FaultPlan(freeze_at=10 * SECOND, freeze_for=20 * SECOND, kill_at=40 * SECOND)
 
-    found = run_world(main, machine(), FaultPlan(chunk=chunk, chunk_pause=SECOND))
-    assert [size for _, size in found] == [chunk] * 5
-    assert [round(at) for at, _ in found] == [0, 0, 1, 2, 3]  # when it was asked for
+    async def main(vm: FakeQemu) -> list[float]:
+        times = []
+        for at in (5, 15, 35, 65):
+            await trio.sleep_until(at)
+            times.append(vm.wall_clock())
+        return times
 
-
-@given(cut=st.integers(0, len(QUIET) - 1))
-@settings(max_examples=30)
-def test_a_cut_comes_in_mid_message_and_once(cut: int) -> None:
-    async def main(fake: FakeQemu) -> tuple[bytes, bytes]:
-        first = await conversation(fake)
-        return first, await conversation(fake)
-
-    first, second = run_world(main, machine(), FaultPlan(cut_after=cut))
-    assert first == QUIET[:cut]
-    assert b"BALLOON_CHANGE" in second or cut > 300
-    assert second.startswith(b'{"QMP"')
+    assert simulate(main, config, faults=plan) == [1005, 1015, 1035, 1065]
 
 
-def test_events_come_late_and_twice() -> None:
-    plan = FaultPlan(event_copies=2, event_delay=SECOND)
-    quiet = names(QUIET)
-    assert names(run_world(conversation, machine(), plan)) == sorted(quiet * 2)
+def test_a_guests_answer_after_a_freeze_is_of_now() -> None:
+    plan = FaultPlan(freeze_at=10 * SECOND, freeze_for=20 * SECOND)
+
+    async def main(vm: FakeQemu) -> float | None:
+        await trio.sleep(50)
+        async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
+            return (await balloon.refresh_stats()).age
+
+    age = simulate(main, faults=plan)
+    assert age is not None
+    assert 0 <= age < 2
 
 
-def test_events_come_late_by_what_is_planned() -> None:
-    async def arrival(fake: FakeQemu) -> float:
-        async with open_monitor(fake.connect()) as monitor:
-            with monitor.subscribe("BALLOON_CHANGE") as events:
-                await monitor.execute("balloon", {"value": GiB})
-                await events.receive()
-                return trio.current_time()
+def test_what_goes_wrong_in_a_world_is_raised_as_it_is() -> None:
+    async def main(*vms: FakeQemu) -> None:
+        async with open_balloon(vms[-1].connect()) as balloon:
+            await balloon.set_target(0)
 
-    on_time = run_world(arrival, machine())
-    late = run_world(arrival, machine(), FaultPlan(event_delay=3 * SECOND))
-    assert late == pytest.approx(on_time + 3)
+    for vms in (1, 2, 3):
+        with pytest.raises(ValueError, match="at least 1"):
+            simulate(main, *[MachineConfig()] * vms)
 
 
-def test_replies_are_delayed() -> None:
-    plan = FaultPlan(reply_delay=2 * SECOND)
+def test_a_world_that_is_cancelled_is_left() -> None:
+    async def main(vm: FakeQemu) -> str:
+        with trio.move_on_after(5):
+            async with open_fake():
+                await trio.sleep_forever()
+        assert trio.current_time() == 5
+        return str(await actual(vm))
 
-    async def main(fake: FakeQemu) -> float:
-        async with open_monitor(fake.connect()) as monitor:
-            began = trio.current_time()
-            await monitor.execute("query-status")
-            return trio.current_time() - began
-
-    assert run_world(main, machine(), plan) == pytest.approx(2)
-
-
-def test_a_frozen_qemu_says_nothing_and_then_goes_on() -> None:
-    plan = FaultPlan(freeze_at=SECOND, freeze_for=30 * SECOND)
-
-    async def main(fake: FakeQemu) -> int:
-        async with open_monitor(fake.connect()) as monitor:
-            await trio.sleep(5)
-            with pytest.raises(MonitorTimeout):
-                await monitor.execute("query-status")
-            await trio.sleep(20)
-            await monitor.execute("query-status")
-            answer: Any = await monitor.execute("query-balloon")
-            actual: int = answer["actual"]
-            return actual
-
-    assert run_world(main, machine(), plan) == 2 * GiB
+    assert simulate(main) == str(2 * GiB)
 
 
-def test_a_killed_qemu_leaves_its_client_alone() -> None:
-    async def main(fake: FakeQemu) -> None:
-        async with open_monitor(fake.connect()) as monitor:
-            await trio.sleep(4)
-            await monitor.execute("query-status")
-            await trio.sleep(2)
+def test_something_can_be_done_to_a_vm() -> None:
+    async def main(vm: FakeQemu) -> bool:
+        async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
+            vm.do(Machine.stop)
+            return await balloon.is_running()
+
+    assert simulate(main) is False
+
+
+def test_things_go_wrong_as_planned() -> None:
+    async def main(vm: FakeQemu) -> None:
+        async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
             with pytest.raises(MonitorClosed):
-                await monitor.execute("query-status")
+                await balloon.reclaim()
 
-    run_world(main, machine(), FaultPlan(kill_at=5 * SECOND))
-
-
-def test_a_stalled_guest_moves_later() -> None:
-    plan = FaultPlan(stall_at=SECOND // 2, stall_for=60 * SECOND)
-
-    async def main(fake: FakeQemu) -> tuple[int, int, int]:
-        async with open_balloon(fake.connect()) as balloon:
-            await balloon.set_target(GiB)
-            await trio.sleep(1)
-            first = (await balloon.query()).actual
-            await trio.sleep(50)
-            second = (await balloon.query()).actual
-            await trio.sleep(60)
-            return first, second, (await balloon.query()).actual
-
-    first, second, last = run_world(main, machine(), plan)
-    assert GiB < first == second < 2 * GiB
-    assert last == GiB
+    simulate(main, faults=FaultPlan(kill_at=2 * SECOND))
 
 
-def test_a_reboot_and_a_dimm_in_the_middle_of_a_resize() -> None:
-    plan = FaultPlan(reset_at=SECOND, plug_at=5 * SECOND, plug_size=256 * MiB)
-    plugged = machine(slots=1, max_memory=4 * GiB)
+def test_no_world_hangs() -> None:
+    async def main(_: FakeQemu) -> None:
+        await trio.sleep_forever()
 
-    async def main(fake: FakeQemu) -> bytes:
-        data = await conversation(fake)
-        await trio.sleep(60)
-        return data
-
-    assert "RESET" in names(run_world(main, plugged, plan))
-    assert plugged.guest.memory.ram == 2 * GiB + 256 * MiB
-    assert plugged.guest.memory.balloon == GiB
+    with pytest.raises(trio.TooSlowError):
+        simulate(main, limit=60)
 
 
-@given(plan=fault_plans(), subject=machines(), seed=st.randoms(use_true_random=False))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-def test_whatever_goes_wrong_a_client_is_told_in_the_librarys_words(
-    plan: FaultPlan, subject: Machine, seed: random.Random
-) -> None:
-    target = seed.randrange(MiB, subject.config.memory)
-
-    async def main(fake: FakeQemu) -> None:
-        # Anything else would leave the world, and fail the test.
-        with contextlib.suppress(QmpBalloonError):
-            async with open_balloon(fake.connect()) as balloon:
-                await balloon.resize(target, timeout=30)
-
-    run_world(main, subject, plan)
-
-
-@given(script=request_scripts(), subject=machines())
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-def test_the_fake_survives_every_script(script: list[bytes], subject: Machine) -> None:
-    session = subject.connect()
-    for chunk in script:
-        session.receive(chunk)
-        assert session.output().isascii()
-    session.receive(b'\n\x01\n{"execute": "qmp_capabilities", "id": "last"}')
-    if not session.closed:
-        assert json.loads(session.output().splitlines()[-1])["id"] == "last"
-
-
-@given(version=profiles(), data=st.data())
-def test_drawn_statistics_have_the_versions_names(
-    version: Profile, data: st.DataObject
-) -> None:
-    stats = data.draw(guest_stats(version))
-    assert {name.removeprefix("stat-") for name in stats} == set(version.stat_names)
-
-
-@given(size=sizes(MiB, GiB))
-def test_sizes_are_within_their_bounds(size: int) -> None:
-    assert MiB <= size <= GiB
-
-
-@given(garbage=malformed())
-def test_what_is_malformed_leaves_qemu_in_step(garbage: bytes) -> None:
-    session = machine().connect()
-    session.receive(garbage)
-    session.output()
-    session.receive(b'{"execute": "qmp_capabilities"}')
-    assert session.output() == b'{"return": {}}\r\n'
-
-
-@given(script=request_scripts(), version=profiles())
-def test_the_short_way_to_read_a_request_is_as_good_as_the_long_one(
-    script: list[bytes], version: Profile
-) -> None:
-    """In one chunk most requests are read the short way, byte by byte none is."""
-    said = []
-    for size in (None, 1):
-        session = Machine(profile=version, rng=random.Random(0)).connect()
-        for chunk in script:
-            for start in range(0, len(chunk), size or len(chunk) or 1):
-                session.receive(chunk[start:][:size])
-        said.append(session.output())
-    assert said[0] == said[1]
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        '{"a": 1, "a": 2}', '{"a": 1.0}', '{"a": NaN}', '{"a": -Infinity}', '{"a": 01}',
-        '{"a": 1e5}', '{"a": 1234567890123456789}', '{"a": "\\u0041"}', "{'a': 1}",
-        '{"a": 1}{"b": 2}', '{"a": 1}\r\n', '{"a": "\t"}', '{"a" 1}', "[]", "{",
-        '{"a":' * 100 + "1" + "}" * 100, '{"a": "\x7f"}', '{"a": "\xe9"}',
-    ],
-)  # fmt: skip
-def test_what_is_not_plain_is_read_the_long_way(request_: str) -> None:
-    assert read_simple(request_.encode()) is None
-
-
-@pytest.mark.parametrize("end", ["", "\n"])
-def test_the_short_way_counts_lines_too(end: str) -> None:
-    """QEMU 11.1 tells where in all that it was sent an error is."""
-    request = '{"execute": "query-status", "id": 1}' + end
-    said = []
-    for size in (len(request), 1):
-        version = profile("11.1")
-        session = Machine(profile=version, rng=random.Random(0)).connect()
-        text = (request * 3 + "x\n").encode()
-        for start in range(0, len(text), size):
-            session.receive(text[start : start + size])
-        said.append(json.loads(session.output().splitlines()[-1])["error"]["desc"])
-    assert said[0] == said[1]
-    assert said[0].startswith("4:" if end else f"1:{3 * len(request) + 1}:")
+def test_no_such_version() -> None:
+    with pytest.raises(ValueError, match=r"0\.9"):
+        simulate(actual, version="0.9")
