@@ -5,9 +5,10 @@
     python3 .ci/bootstrap.py tox ARGUMENTS...
 
 Makes a virtual environment in ``.venv``, installs what the command needs into it,
-and becomes the command. What is there already and still right is kept, so the
-second start is quick. Nothing outside the checkout is written, but for pip's
-cache; root is not needed and not used.
+and becomes the command. tox without arguments runs every check, all environments
+side by side. What is there already and still right is kept, so the second start is
+quick. Nothing outside the checkout is written, but for pip's cache; root is not
+needed and not used.
 
 Debian and its like split the part of Python that puts pip into a virtual
 environment (ensurepip) into a package of its own, and refuse installations into
@@ -41,6 +42,10 @@ COMMANDS = {
     "tox": ["tox>=4.22"],
 }
 
+# What each command is told where nothing else is said: to run every check, all
+# environments side by side.
+DEFAULTS = {"tox": ["run-parallel", "--parallel", "all", "--parallel-no-spinner"]}
+
 NO_PIP = (
     "this Python has neither ensurepip nor an apt-get to fetch pip with: "
     "install the package of your distribution that has ensurepip (python3-venv, say)"
@@ -55,7 +60,8 @@ def main() -> None:
     ensure_python()
     try:
         with_lock(command)
-        os.execv(str(VENV / "bin" / command), sys.argv[1:])
+        arguments = sys.argv[2:] or DEFAULTS.get(command, [])
+        os.execv(str(VENV / "bin" / command), [command, *arguments])
     except subprocess.CalledProcessError as error:
         fail(f"{Path(error.cmd[0]).name} failed, see above: {' '.join(error.cmd)}")
     except OSError as error:

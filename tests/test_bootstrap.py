@@ -5,6 +5,7 @@ That it works on a bare machine is seen by running it on one.
 
 from __future__ import annotations
 
+import configparser
 import importlib.util
 import os
 import subprocess
@@ -133,3 +134,33 @@ def test_old_python_is_refused_in_one_line(
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(SystemExit, match=r"^bootstrap: Python 3\.11 or later.*$"):
         bootstrap.script.ensure_python()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["tox"], ["run-parallel", "--parallel", "all", "--parallel-no-spinner"]),
+        (["tox", "-e", "docs"], ["-e", "docs"]),
+        (["qmpballoon"], []),
+    ],
+)
+def test_tox_without_arguments_runs_everything_side_by_side(
+    bootstrap: Bootstrap,
+    monkeypatch: pytest.MonkeyPatch,
+    given: list[str],
+    told: list[str],
+) -> None:
+    become: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(sys, "argv", ["bootstrap.py", *given])
+    monkeypatch.setattr(os, "execv", lambda *arguments: become.append(arguments))
+    bootstrap.script.main()
+    program = bootstrap.venv / "bin" / given[0]
+    assert become == [(str(program), [given[0], *told])]
+
+
+def test_every_environment_has_a_budget() -> None:
+    tox = configparser.ConfigParser(interpolation=None)
+    tox.read(SCRIPT.parent.parent / "tox.ini")
+    for name in tox["tox"]["env_list"].replace(" ", "").split(","):
+        section = tox["testenv" if name == "tests" else f"testenv:{name}"]
+        assert int(section["budget"]) > 0

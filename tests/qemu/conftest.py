@@ -7,14 +7,27 @@ the environment variable ``CI`` is set, that is a failure.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from qmpballoon.sizes import GiB
 from qmpballoon.testing.lab import LabError, ProgressBar
 from qmpballoon.testing.lab._parts import find_busybox, find_kernel, find_qemu
 
 HERE = Path(__file__).parent
+# What the guests of one worker have at most at one time, as a rule: one has 2 GiB.
+WORKER = 3 * GiB
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run two workers on each processor, as far as there is memory for their guests.
+
+    A test waits for its guest, and a guest for its timers, about half of the time.
+    """
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(2 * len(os.sched_getaffinity(0)), memory // WORKER))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.qemu
 
 @on_each(*ALL)
 async def test_on_qemu(front: FrontEnd) -> None:
-    async with lab.boot(memory=MEMORY, cache=CACHE) as guest:
+    async with lab.boot(memory=MEMORY, cache=CACHE, saved=True) as guest:
         for scenario in SCENARIOS:
             if front.name == "blocking" and scenario is interrupting_a_reclaim:
                 continue  # Ctrl-C is for the main thread, where this loop runs

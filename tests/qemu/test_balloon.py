@@ -33,15 +33,14 @@ pytestmark = pytest.mark.qemu
 
 
 @asynccontextmanager
-async def booted(
+async def opened(
     *,
     memory: int = GiB,
-    cache: int = 0,
-    hog: int = 0,
+    saved: bool = True,
     **options: Any,  # noqa: ANN401 - what the lab takes
 ) -> AsyncGenerator[tuple[lab.Guest, Balloon], None]:
     async with (
-        lab.boot(memory=memory, cache=cache, hog=hog, **options) as guest,
+        lab.boot(memory=memory, saved=saved, **options) as guest,
         open_balloon(guest.socket) as balloon,
     ):
         yield guest, balloon
@@ -64,7 +63,8 @@ def resident(pid: int) -> int:
 
 async def test_the_whole_path() -> None:
     memory, cache = 2 * GiB, 1300 * MiB
-    async with booted(memory=memory, cache=cache) as (guest, balloon):
+    # Resident memory is measured: no saved guest.
+    async with opened(memory=memory, cache=cache, saved=False) as (guest, balloon):
         interval = await balloon.get_stats_interval()
         # A little is touched in between, by the guest and by QEMU.
         assert balloon.resident() == pytest.approx(resident(guest.pid), abs=8 * MiB)
@@ -124,7 +124,7 @@ async def test_a_guest_at_its_floor_stays_alive(
     kernel: str | None, hog: int, device: str
 ) -> None:
     options: dict[str, Any] = {"kernel": kernel, "device": device, "machine": "q35"}
-    async with booted(cache=300 * MiB, hog=hog, **options) as (guest, balloon):
+    async with opened(cache=300 * MiB, hog=hog, **options) as (guest, balloon):
         anonymous = "id=" not in device
         assert ("peripheral-anon" in balloon.path) is anonymous
         assert balloon.device_type == device.partition(",")[0]
@@ -145,7 +145,7 @@ async def test_a_microvm_s_balloon() -> None:
         "machine": "microvm",
         "device": "virtio-balloon-device,id=b",
     }
-    async with booted(memory=512 * MiB, **options) as (_, balloon):
+    async with opened(memory=512 * MiB, saved=False, **options) as (_, balloon):
         assert balloon.device_type == "virtio-balloon-device"
         result = await balloon.resize(300 * MiB)
         assert (result.outcome, result.actual) == ("reached", 300 * MiB)
@@ -153,12 +153,12 @@ async def test_a_microvm_s_balloon() -> None:
 
 async def test_no_device() -> None:
     with pytest.raises(NoBalloonDevice, match="-device virtio-balloon-pci"):
-        async with booted(memory=256 * MiB, device=None):
+        async with opened(memory=256 * MiB, device=None):
             pytest.fail("it was found")
 
 
 async def test_no_driver_paused_busy_and_killed() -> None:
-    async with booted(memory=512 * MiB, driver=False) as (guest, balloon):
+    async with opened(memory=512 * MiB, driver=False, saved=False) as (guest, balloon):
         with trio.fail_after(15):
             result = await stalled(balloon, 300 * MiB)
         assert kind(result) == "no-driver"
@@ -189,7 +189,7 @@ async def test_no_driver_paused_busy_and_killed() -> None:
 
 
 async def test_a_reset_meanwhile_is_recovered_from_or_named() -> None:
-    async with booted(cache=200 * MiB) as (guest, balloon):
+    async with opened(cache=200 * MiB, saved=False) as (guest, balloon):
         async with (
             open_monitor(guest.second_socket) as second,
             trio.open_nursery() as nursery,
@@ -212,7 +212,7 @@ async def test_a_reset_meanwhile_is_recovered_from_or_named() -> None:
 
 async def test_memory_plugged_meanwhile_is_taken_too_or_named() -> None:
     extra = ("-m", "slots=1,maxmem=2G")
-    async with booted(cache=300 * MiB, extra=extra) as (guest, balloon):
+    async with opened(cache=300 * MiB, extra=extra) as (guest, balloon):
         async with (
             open_monitor(guest.second_socket) as second,
             trio.open_nursery() as nursery,
@@ -242,7 +242,7 @@ async def test_memory_plugged_meanwhile_is_taken_too_or_named() -> None:
 
 
 async def test_a_burst_in_mid_reclaim_gets_its_memory() -> None:
-    async with booted(cache=600 * MiB) as (guest, balloon):
+    async with opened(cache=600 * MiB) as (guest, balloon):
         half_way = trio.Event()
 
         def watch(sample: Sample) -> None:

@@ -47,13 +47,14 @@ REACHED = "the size it had reached"
 
 
 @asynccontextmanager
-async def booted(
+async def opened(
     *,
     command_timeout: float = 10,
+    saved: bool = True,
     **options: Any,  # noqa: ANN401 - what the lab takes
 ) -> AsyncGenerator[tuple[lab.Guest, Balloon]]:
     async with (
-        lab.boot(memory=MEMORY, cache=256 * MiB, **options) as guest,
+        lab.boot(memory=MEMORY, cache=256 * MiB, saved=saved, **options) as guest,
         open_balloon(guest.socket, command_timeout=command_timeout) as balloon,
     ):
         yield guest, balloon
@@ -61,7 +62,7 @@ async def booted(
 
 @fault("QEMU is killed during `resize`")
 async def test_killed_in_resize() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
             guest.process.kill()
         return said(call.got), await ends(guest)
@@ -69,7 +70,7 @@ async def test_killed_in_resize() -> Row:
 
 @fault("QEMU is killed during `reclaim`")
 async def test_killed_in_reclaim() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
             guest.process.kill()
         return said(call.got), await ends(guest)
@@ -77,7 +78,7 @@ async def test_killed_in_reclaim() -> Row:
 
 @fault("QEMU is told to `quit` during `reclaim`")
 async def test_quit() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
             await ask(guest, "quit")
         left = await ends(guest)
@@ -87,7 +88,7 @@ async def test_quit() -> Row:
 
 @fault("QEMU is stopped, and continues before a command times out, during `resize`")
 async def test_stopped_for_a_moment() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
             guest.process.send_signal(signal.SIGSTOP)
             # The call has asked, and waits for the answer.
@@ -100,7 +101,7 @@ async def test_stopped_for_a_moment() -> Row:
 
 @fault("QEMU is stopped until a command times out during `resize`, and continues then")
 async def test_stopped_in_resize() -> Row:
-    async with booted(command_timeout=1) as (guest, balloon):
+    async with opened(command_timeout=1) as (guest, balloon):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
             guest.process.send_signal(signal.SIGSTOP)
         guest.process.send_signal(signal.SIGCONT)
@@ -110,7 +111,7 @@ async def test_stopped_in_resize() -> Row:
 
 @fault("QEMU is stopped until a command times out during `reclaim`, and continues then")
 async def test_stopped_in_reclaim() -> Row:
-    async with booted(command_timeout=1) as (guest, balloon):
+    async with opened(command_timeout=1) as (guest, balloon):
         interval = await balloon.get_stats_interval()
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
             guest.process.send_signal(signal.SIGSTOP)
@@ -122,7 +123,7 @@ async def test_stopped_in_reclaim() -> Row:
 
 @fault("The VM is paused during `resize`")
 async def test_paused_in_resize() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
             await ask(guest, "stop")
         await ask(guest, "cont")
@@ -134,7 +135,7 @@ async def test_paused_in_resize() -> Row:
 
 @fault("The VM is paused and resumed during `resize`")
 async def test_paused_and_resumed() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
             await ask(guest, "stop")
             await ask(guest, "cont")
@@ -144,7 +145,7 @@ async def test_paused_and_resumed() -> Row:
 
 @fault("The VM is paused during `reclaim`, and resumed later")
 async def test_paused_in_reclaim() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
             await ask(guest, "stop")
         assert isinstance(call.got, ReclaimReport)
@@ -163,7 +164,7 @@ async def panic(guest: lab.Guest) -> None:
 
 @fault("The guest panics during `resize`")
 async def test_panic_in_resize() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         await guest.run("echo 1 >/proc/sys/kernel/unknown_nmi_panic")
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
             await panic(guest)
@@ -176,7 +177,7 @@ async def test_panic_in_resize() -> Row:
 
 @fault("The guest panics during `reclaim`")
 async def test_panic_in_reclaim() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened(saved=False) as (guest, balloon):
         await guest.run("echo 1 >/proc/sys/kernel/unknown_nmi_panic")
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
             await panic(guest)
@@ -196,7 +197,7 @@ async def test_panic_in_reclaim() -> Row:
     "The guest is restarted during `resize`, and is back before it counts as stalled"
 )
 async def test_restarted() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened(saved=False) as (guest, balloon):
         async with in_the_middle(
             balloon, balloon.resize, TARGET, limits=PATIENT
         ) as call:
@@ -208,7 +209,7 @@ async def test_restarted() -> Row:
 
 @fault("The balloon is unplugged during `resize`")
 async def test_unplugged_in_resize() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
             await ask(guest, "device_del", id="balloon0")
         assert isinstance(call.got, NoBalloonDevice)
@@ -217,7 +218,7 @@ async def test_unplugged_in_resize() -> Row:
 
 @fault("The balloon is unplugged during `reclaim`")
 async def test_unplugged_in_reclaim() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
             await ask(guest, "device_del", id="balloon0")
         assert isinstance(call.got, NoBalloonDevice)
@@ -235,7 +236,7 @@ async def without_balloon(guest: lab.Guest) -> str:
 
 @fault("The VM moves to another QEMU during `resize`, and the first one quits")
 async def test_migrated() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         uri = f"unix:{guest.socket.parent / 'incoming'}"
         async with lab.boot(memory=MEMORY, extra=("-incoming", uri)) as moved:
             await balloon.set_stats_interval(7)
@@ -265,7 +266,7 @@ async def test_migrated() -> Row:
 
 @fault("The VM moves to another QEMU during `reclaim`")
 async def test_migrated_in_reclaim() -> Row:
-    async with booted() as (guest, balloon):
+    async with opened() as (guest, balloon):
         uri = f"unix:{guest.socket.parent / 'incoming'}"
         async with lab.boot(memory=MEMORY, extra=("-incoming", uri)) as moved:
             async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:

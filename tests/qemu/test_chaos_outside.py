@@ -84,7 +84,7 @@ async def proxied(path: Path, to: Path) -> AsyncGenerator[trio.Event]:
 async def test_cut_off(tmp_path: Path) -> Row:
     path = tmp_path / "proxy"
     async with (
-        lab.boot(memory=MEMORY, cache=CACHE) as guest,
+        lab.boot(memory=MEMORY, cache=CACHE, saved=True) as guest,
         proxied(path, guest.socket) as cut,
         open_balloon(path) as balloon,
     ):
@@ -103,7 +103,7 @@ async def test_cut_off(tmp_path: Path) -> Row:
 @fault("The socket's file is removed during `resize`")
 async def test_socket_removed() -> Row:
     async with (
-        lab.boot(memory=MEMORY, cache=CACHE) as guest,
+        lab.boot(memory=MEMORY, cache=CACHE, saved=True) as guest,
         open_balloon(guest.socket) as balloon,
     ):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
@@ -128,10 +128,10 @@ class HostClock:
 
 
 @asynccontextmanager
-async def booted_with_a_clock() -> AsyncGenerator[tuple[lab.Guest, Balloon, HostClock]]:
+async def opened_with_a_clock() -> AsyncGenerator[tuple[lab.Guest, Balloon, HostClock]]:
     clock = HostClock()
     async with (
-        lab.boot(memory=MEMORY, cache=CACHE) as guest,
+        lab.boot(memory=MEMORY, cache=CACHE, saved=True) as guest,
         open_balloon(guest.socket, wall_clock=clock) as balloon,
     ):
         yield guest, balloon, clock
@@ -140,7 +140,7 @@ async def booted_with_a_clock() -> AsyncGenerator[tuple[lab.Guest, Balloon, Host
 @fault("The host's clock is set, by an hour either way, during `reclaim`")
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 async def test_clock_in_reclaim(step: int) -> Row:
-    async with booted_with_a_clock() as (guest, balloon, clock):
+    async with opened_with_a_clock() as (guest, balloon, clock):
         assert ((await balloon.refresh_stats()).age or 0) < HOUR / 2
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
             clock.offset = step
@@ -154,7 +154,7 @@ async def test_clock_in_reclaim(step: int) -> Row:
 @fault("The host's clock is set, by an hour either way, during `resize`")
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
 async def test_clock_in_resize(step: int) -> Row:
-    async with booted_with_a_clock() as (guest, balloon, clock):
+    async with opened_with_a_clock() as (guest, balloon, clock):
         async with in_the_middle(balloon, balloon.resize, TARGET) as call:
             clock.offset = step
         await stays_at(guest, TARGET)
@@ -183,7 +183,7 @@ async def test_no_room_for_the_report(
 ) -> Row:
     report = tmp_path / "report.json"
     wrapped = [*shortage(tmp_path), *PROGRAM]
-    async with lab.boot(memory=MEMORY, cache=CACHE) as guest:
+    async with lab.boot(memory=MEMORY, cache=CACHE, saved=True) as guest:
         done = await trio.run_process(
             [*wrapped, "reclaim", str(guest.socket), "--report", str(report)],
             check=False,

@@ -44,6 +44,7 @@ async def guest_stats(guest: lab.Guest) -> dict[str, int]:
 
 
 async def test_figures_agree_with_qemu_the_guest_and_the_host() -> None:
+    # Resident memory is measured: no saved guest.
     async with lab.boot(memory=2 * GiB, cache=5 * GiB // 4) as guest:
         seen = json.loads((await run("status", guest.socket, "--json")).stdout)
         stats = await guest_stats(guest)
@@ -82,7 +83,7 @@ async def test_figures_agree_with_qemu_the_guest_and_the_host() -> None:
 
 
 async def test_a_target_that_the_guest_cannot_reach() -> None:
-    async with lab.boot(memory=GiB) as guest:
+    async with lab.boot(memory=GiB, saved=True) as guest:
         result = await run(
             "resize", guest.socket, "64M", "--on-stall", "settle", "--json"
         )
@@ -95,7 +96,7 @@ async def test_a_target_that_the_guest_cannot_reach() -> None:
 
 
 async def test_a_stopped_qemu_holds_nobody_up() -> None:
-    async with lab.boot(memory=256 * MiB) as guest:
+    async with lab.boot(memory=256 * MiB, saved=True) as guest:
         guest.process.send_signal(signal.SIGSTOP)
         try:
             for command in ("status", "reclaim", "watch"):
@@ -109,7 +110,7 @@ async def test_a_stopped_qemu_holds_nobody_up() -> None:
 
 
 async def test_a_qemu_that_stops_in_mid_reclaim_holds_nobody_up() -> None:
-    async with lab.boot(memory=GiB, cache=GiB // 2) as guest:
+    async with lab.boot(memory=GiB, cache=GiB // 2, saved=True) as guest:
         slowly = ("reclaim", guest.socket, "--max-rate", "50M")
         async with start(*slowly) as command:
             while b"taking" not in await command.stdout.receive_some():
@@ -127,7 +128,7 @@ async def test_a_qemu_that_stops_in_mid_reclaim_holds_nobody_up() -> None:
 
 
 async def test_an_interrupted_reclaim_gives_back() -> None:
-    async with lab.boot(memory=GiB, cache=GiB // 2) as guest:
+    async with lab.boot(memory=GiB, cache=GiB // 2, saved=True) as guest:
         slowly = ("reclaim", guest.socket, "--max-rate", "50M")
         async with start(*slowly) as command:
             while b"taking" not in await command.stdout.receive_some():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 async def test_on_a_real_guest(run: Run, tmp_path: Path) -> None:
-    async with lab.boot(memory=1 * GiB, cache=600 * MiB) as guest:
+    async with lab.boot(memory=1 * GiB, cache=600 * MiB, saved=True) as guest:
         there = partial(run.on, str(guest.socket), folder=tmp_path)
         await trio.to_thread.run_sync(there)
         assert await guest.oom_kills() == 0

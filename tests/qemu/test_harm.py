@@ -39,7 +39,7 @@ def kind(result: ResizeResult) -> str | None:
 
 async def test_what_is_kept_is_there_when_the_guest_needs_it() -> None:
     async with (
-        lab.boot(memory=GiB, cache=600 * MiB) as guest,
+        lab.boot(memory=GiB, cache=600 * MiB, saved=True) as guest,
         open_balloon(guest.socket) as balloon,
     ):
         kept = trio.Event()
@@ -77,6 +77,7 @@ async def test_a_guest_that_begins_to_swap_is_let_alone(
     disk.touch()
     os.truncate(disk, 512 * MiB)
     extra = ("-drive", f"file={disk},format=raw,if=virtio")
+    # The disk is this test's own: no saved guest.
     async with (
         lab.boot(memory=512 * MiB, extra=extra, kernel=kernel) as guest,
         open_balloon(guest.socket) as balloon,
@@ -116,7 +117,7 @@ async def prefer_to_swap(guest: lab.Guest) -> None:
 
 async def test_another_client_s_targets_are_noticed() -> None:
     async with (
-        lab.boot(memory=2 * GiB, cache=300 * MiB) as guest,
+        lab.boot(memory=2 * GiB, cache=300 * MiB, saved=True) as guest,
         open_balloon(guest.socket) as balloon,
     ):
         result = await shrink_and_grow_against_another(guest, balloon)
@@ -156,7 +157,7 @@ async def shrink_and_grow_against_another(
 
 async def test_another_client_s_target_in_place_of_what_is_given_back_is_told() -> None:
     async with (
-        lab.boot(memory=GiB, cache=300 * MiB) as guest,
+        lab.boot(memory=GiB, cache=300 * MiB, saved=True) as guest,
         open_balloon(guest.socket) as balloon,
         open_monitor(guest.second_socket) as other,
         trio.open_nursery() as nursery,
@@ -179,6 +180,7 @@ async def test_another_client_s_target_in_place_of_what_is_given_back_is_told() 
 
 async def test_locked_memory_is_nothing_for_the_host() -> None:
     extra = ("-overcommit", "mem-lock=on")
+    # Resident memory is measured: no saved guest.
     async with (
         lab.boot(memory=GiB, cache=500 * MiB, extra=extra) as guest,
         open_balloon(guest.socket) as balloon,
@@ -189,7 +191,7 @@ async def test_locked_memory_is_nothing_for_the_host() -> None:
 
 async def test_a_balloon_that_is_too_slow_is_called_slow() -> None:
     async with (
-        lab.boot(memory=GiB) as guest,
+        lab.boot(memory=GiB, saved=True) as guest,
         open_balloon(guest.socket) as balloon,
     ):
         demanding = StallLimits(rate=1024 * GiB, window=0.3)
@@ -202,7 +204,7 @@ async def test_a_balloon_that_is_too_slow_is_called_slow() -> None:
 async def test_memory_plugged_meanwhile_is_named() -> None:
     extra = ("-m", "slots=1,maxmem=4G")
     async with (
-        lab.boot(memory=2 * GiB, extra=extra) as guest,
+        lab.boot(memory=2 * GiB, extra=extra, saved=True) as guest,
         open_balloon(guest.socket) as balloon,
         open_monitor(guest.second_socket) as other,
         trio.open_nursery() as nursery,
@@ -225,7 +227,7 @@ async def test_memory_plugged_meanwhile_is_named() -> None:
 
 @pytest.mark.parametrize("moment", ["at once", "taking", "keeping"])
 async def test_ctrl_c_at_any_moment_gives_back(moment: str) -> None:
-    async with lab.boot(memory=GiB, cache=GiB // 2) as guest:
+    async with lab.boot(memory=GiB, cache=GiB // 2, saved=True) as guest:
         async with start(
             *("reclaim", guest.socket, "--keep", "--headroom", "128M")
         ) as command:

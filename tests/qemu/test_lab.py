@@ -129,7 +129,7 @@ async def test_no_balloon() -> None:
 
 
 async def test_commands_run_side_by_side_and_tell_how_they_ended() -> None:
-    async with lab.boot(memory=256 * MiB) as guest:
+    async with lab.boot(memory=256 * MiB, saved=True) as guest:
         finished: list[int] = []
 
         async def run(number: int) -> None:
@@ -152,7 +152,7 @@ async def test_commands_run_side_by_side_and_tell_how_they_ended() -> None:
 
 
 async def test_the_oom_killer_takes_a_hog_and_nothing_else() -> None:
-    async with lab.boot(memory=256 * MiB) as guest:
+    async with lab.boot(memory=256 * MiB, saved=True) as guest:
         assert await guest.oom_kills() == 0
         with pytest.raises(lab.GuestCommandError) as caught:
             await guest.hog(GiB)
@@ -163,15 +163,14 @@ async def test_the_oom_killer_takes_a_hog_and_nothing_else() -> None:
 
 
 async def test_a_panic_is_seen_and_qemu_stays() -> None:
-    async with lab.boot(memory=256 * MiB) as guest:
+    async with lab.boot(memory=256 * MiB, saved=True) as guest:
         async with trio.open_nursery() as nursery:
 
-            async def crash() -> None:
-                with pytest.raises(lab.LabError, match="Kernel panic"):
-                    await guest.run("echo c >/proc/sysrq-trigger", timeout=10)
-
-            nursery.start_soon(crash)
+            nursery.start_soon(guest.run, "echo c >/proc/sysrq-trigger")
             await guest.wait_for_console("Kernel panic")
+            nursery.cancel_scope.cancel()
+        with pytest.raises(lab.LabError, match="Kernel panic"):
+            await guest.run("true", timeout=0.2)
         assert guest.process.poll() is None
         status = cast("dict[str, object]", await qmp(guest.socket, "query-status"))
         assert status["running"] is True
@@ -210,7 +209,7 @@ async def test_a_device_that_does_not_exist_is_told_in_qemus_words() -> None:
 
 
 async def test_the_end_of_qemu_is_told() -> None:
-    async with lab.boot(memory=256 * MiB) as guest:
+    async with lab.boot(memory=256 * MiB, saved=True) as guest:
         guest.process.kill()
         with pytest.raises(lab.LabError, match="QEMU went away"):
             await guest.run("sleep 60")

@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     from frontends import FrontEnd
     from libvirtd import Connection, Domain
 
-pytestmark = [pytest.mark.qemu, pytest.mark.libvirt]
+# One daemon and one guest serve all tests in here: they belong on one worker.
+pytestmark = [
+    pytest.mark.qemu,
+    pytest.mark.libvirt,
+    pytest.mark.xdist_group("libvirt"),
+]
 
 MEMORY = 256 * MiB
 
