@@ -165,7 +165,6 @@ async def test_the_oom_killer_takes_a_hog_and_nothing_else() -> None:
 async def test_a_panic_is_seen_and_qemu_stays() -> None:
     async with lab.boot(memory=256 * MiB, saved=True) as guest:
         async with trio.open_nursery() as nursery:
-
             nursery.start_soon(guest.run, "echo c >/proc/sysrq-trigger")
             await guest.wait_for_console("Kernel panic")
             nursery.cancel_scope.cancel()
