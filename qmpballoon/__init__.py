@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import StallKind as StallKind
     from qmpballoon.balloon import StallLimits as StallLimits
     from qmpballoon.balloon import Timeline as Timeline
+    from qmpballoon.balloon import VmInfo as VmInfo
     from qmpballoon.balloon import find_balloon as find_balloon
     from qmpballoon.errors import BalloonError as BalloonError
     from qmpballoon.errors import BalloonStalled as BalloonStalled
@@ -94,6 +95,7 @@ _MODULES = {
         "StallKind",
         "StallLimits",
         "Timeline",
+        "VmInfo",
         "find_balloon",
     ),
     "trio": ("TrioMonitor", "open_balloon", "open_monitor"),
@@ -166,6 +168,7 @@ __all__ = [
     "Timeline",
     "TrioMonitor",
     "UnsafeTarget",
+    "VmInfo",
     "__version__",
     "find_balloon",
     "format_size",

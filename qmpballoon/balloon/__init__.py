@@ -22,6 +22,7 @@ from qmpballoon.balloon.results import (
     ReclaimOutcome,
     ResizeResult,
     StallKind,
+    VmInfo,
 )
 from qmpballoon.balloon.sampling import KEPT, Sample, Sampler, Snapshot, Timeline
 from qmpballoon.balloon.stats import GuestStats
@@ -53,5 +54,6 @@ __all__ = [
     "StallKind",
     "StallLimits",
     "Timeline",
+    "VmInfo",
     "find_balloon",
 ]

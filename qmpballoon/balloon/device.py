@@ -5,8 +5,8 @@ naming it. Statistics and features are properties of the device object, which
 :func:`find_device` looks for in QEMU's object tree (QOM).
 
 Source: QAPI reference, ``balloon``, ``query-balloon``, ``qom-list``, ``qom-get``,
-``qom-set``, ``query-memory-size-summary``, ``query-memory-devices``, ``query-status``
-and ``RunState``.
+``qom-set``, ``query-memory-size-summary``, ``query-memory-devices``, ``query-name``,
+``query-status`` and ``RunState``, ``query-version``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from qmpballoon._checks import is_interval, is_size, require_interval, require_size
-from qmpballoon.balloon.results import BalloonInfo
+from qmpballoon.balloon.results import BalloonInfo, VmInfo
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import (
     BalloonUnavailable,
@@ -302,6 +302,20 @@ class Device:
                 continue
         return features
 
+    async def query_vm(self) -> VmInfo:
+        """Ask for the VM's name and state, and for QEMU's version.
+
+        Raises:
+            ProtocolError: QEMU does not name a state.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        return VmInfo(
+            name=await self._query_name(),
+            status=await self._query_status(),
+            qemu_version=await self._query_version(),
+        )
+
     async def is_running(self) -> bool:
         """Return whether the VM runs. The balloon of a paused one does not move.
 
@@ -319,6 +333,32 @@ class Device:
                 return explain_status(status)
             case {"running": False}:
                 return _PAUSED
+            case _:
+                return None
+
+    async def _query_name(self) -> str | None:
+        match await self.monitor.execute("query-name"):
+            case {"name": str(name)} if name:
+                return name
+            case _:
+                return None
+
+    async def _query_status(self) -> str:
+        answer = await self.monitor.execute("query-status")
+        match answer:
+            case {"status": str(status)}:
+                return status
+            case _:
+                what = f"query-status returned {answer!r:.80}"
+                raise ProtocolError(prefix_name(self.monitor, what))
+
+    async def _query_version(self) -> str | None:
+        """Return QEMU's version; a libvirt monitor has no greeting to tell it."""
+        match await self.monitor.execute("query-version"):
+            case {
+                "qemu": {"major": int(major), "minor": int(minor), "micro": int(micro)}
+            }:
+                return f"{major}.{minor}.{micro}"
             case _:
                 return None
 

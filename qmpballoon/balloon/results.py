@@ -30,6 +30,7 @@ __all__ = [
     "ReclaimOutcome",
     "ResizeResult",
     "StallKind",
+    "VmInfo",
 ]
 
 Phase = Literal["waiting", "moving", "slowing", "stalled", "reached"]
@@ -97,6 +98,22 @@ class BalloonInfo:
     def ballooned(self) -> int | None:
         """Bytes in the balloon; ``None`` if ``total`` is not known."""
         return None if self.total is None else self.total - self.actual
+
+
+@frozen
+class VmInfo:
+    """Which VM it is, and whether it runs.
+
+    Attributes:
+        name: The name that QEMU was started with; ``None`` if it has none.
+        status: The run state, such as ``"running"`` or ``"paused"``; ``RunState`` in
+            the QAPI reference.
+        qemu_version: QEMU's version, such as ``"10.0.2"``; ``None`` if it is not known.
+    """
+
+    name: str | None
+    status: str
+    qemu_version: str | None
 
 
 @frozen

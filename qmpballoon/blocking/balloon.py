@@ -215,6 +215,7 @@ class BlockingBalloon(_SyncWrapper[Balloon]):
         return self.original.resident()
 
     query: Final = _make_sync(Balloon.query)
+    query_vm: Final = _make_sync(Balloon.query_vm)
     actual: Final = _make_sync(Balloon.actual)
     set_target: Final = _make_sync(Balloon.set_target)
     stats: Final = _make_sync(Balloon.stats)

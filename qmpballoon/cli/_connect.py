@@ -14,7 +14,7 @@ import trio
 
 from qmpballoon import trio as client
 from qmpballoon.address import LibvirtVm
-from qmpballoon.balloon.balloon import find_balloon
+from qmpballoon.balloon import balloon
 from qmpballoon.errors import MonitorTimeout
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qmpballoon.libvirt import Domain, TrioLibvirtMonitor
     from qmpballoon.trio import TrioMonitor
 
-__all__ = ["VmMonitor", "open_balloon", "open_monitor"]
+__all__ = ["find_balloon", "open_balloon", "open_monitor"]
 
 VmMonitor: TypeAlias = "TrioMonitor | TrioLibvirtMonitor"
 _CLOSE_TIMEOUT: Final = 1.0  # seconds
@@ -38,9 +38,14 @@ _THREADS: Final = trio.CapacityLimiter(40)
 async def open_balloon(vm: Vm, *, timeout: float) -> AsyncGenerator[Balloon]:
     """Connect to a VM's monitor and find its balloon; as :func:`open_monitor`."""
     async with open_monitor(vm, timeout=timeout) as monitor:
-        yield await find_balloon(
-            monitor, resident=monitor.resident, wall_clock=time.time
-        )
+        yield await find_balloon(monitor)
+
+
+async def find_balloon(monitor: VmMonitor) -> Balloon:
+    """Find the balloon of the VM behind a monitor."""
+    return await balloon.find_balloon(
+        monitor, resident=monitor.resident, wall_clock=time.time
+    )
 
 
 @asynccontextmanager

@@ -21,11 +21,9 @@ from qmpballoon.errors import QmpBalloonError
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from qmpballoon.address import Vm
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.monitor import Monitor
 
-__all__ = ["explain_interruption", "find_name", "run"]
+__all__ = ["explain_interruption", "run"]
 
 _T = TypeVar("_T")
 _QUERY_TIMEOUT: Final = 3.0  # seconds; the user waits for the process to end
@@ -89,12 +87,3 @@ async def explain_interruption(
             message = describe(balloon.target, await balloon.actual())
         _output.note(f"interrupted: {message}")
         raise
-
-
-async def find_name(monitor: Monitor, vm: Vm) -> str:
-    """Return the VM's name, or its address if it has no name."""
-    match await monitor.execute("query-name"):
-        case {"name": str(name)} if name:
-            return name
-        case _:
-            return str(vm)

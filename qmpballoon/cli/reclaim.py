@@ -214,10 +214,10 @@ async def _reclaim(
 ) -> tuple[str, ReclaimReport]:
     """Connect, and reclaim; return a title and the report."""
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli._session import find_name  # noqa: PLC0415 - loads trio
 
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
-        title = f"Reclaiming memory from {await find_name(balloon.monitor, socket)}"
+        name = (await balloon.query_vm()).name or str(socket)
+        title = f"Reclaiming memory from {name}"
         amount, guard = request.resolve((await balloon.query()).total)
         return title, await reclaim_and_show(
             balloon, title, amount, guard, hold=hold, keep_for=keep_for, quiet=quiet

@@ -1,9 +1,8 @@
-"""``qmpballoon status``: one look at a VM."""
+"""``qmpballoon status``: show a VM, its balloon and its guest's memory."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -20,11 +19,10 @@ if TYPE_CHECKING:
     from qmpballoon.address import Vm
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.stats import GuestStats
-    from qmpballoon.cli._connect import VmMonitor
 
 __all__ = ["status"]
 
-_ANSWER_TIMEOUT: Final = 1.0  # seconds; a guest that is well takes milliseconds
+_ANSWER_TIMEOUT: Final = 1.0  # seconds; a healthy guest answers in milliseconds
 
 
 @click.command()
@@ -43,8 +41,8 @@ def status(
 ) -> None:
     """Show a VM, its balloon and its guest's memory.
 
-    The guest is asked to report anew. One that does not answer shows with what it
-    said last.
+    The guest is asked for new statistics. If it does not answer, its last ones are
+    shown, with their age.
     """
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
@@ -56,33 +54,30 @@ def status(
 
 
 async def _look(socket: Vm, connect_timeout: float, timeout: float) -> dict[str, Any]:
+    """Connect, and collect what is shown."""
     import trio  # noqa: PLC0415 - loaded last
 
-    from qmpballoon.balloon.balloon import find_balloon  # noqa: PLC0415
-    from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415
+    from qmpballoon.cli._connect import find_balloon, open_monitor  # noqa: PLC0415
     from qmpballoon.errors import MonitorTimeout  # noqa: PLC0415
 
     async with open_monitor(socket, timeout=connect_timeout) as monitor:
         with trio.move_on_after(timeout):
-            balloon = await find_balloon(
-                monitor, resident=monitor.resident, wall_clock=time.time
-            )
-            return {"socket": str(socket), **await _ask(monitor, balloon)}
+            balloon = await find_balloon(monitor)
+            return {"socket": str(socket), **await _collect(balloon, monitor.pid)}
     raise MonitorTimeout(
         f"the monitor on {socket} did not answer everything within {timeout:g} s: QEMU"
         " is stopped or overloaded"
     )
 
 
-async def _ask(monitor: VmMonitor, balloon: Balloon) -> dict[str, Any]:
-    """Collect what is printed with ``--json``."""
-    name = cast("dict[str, object]", await monitor.execute("query-name"))
-    state = cast("dict[str, object]", await monitor.execute("query-status"))
-    stats, interval = await _stats(balloon), await balloon.get_stats_interval()
+async def _collect(balloon: Balloon, pid: int | None) -> dict[str, Any]:
+    """Return what is printed with ``--json``, except for the socket."""
+    vm = await balloon.query_vm()
+    stats, interval = await _read_stats(balloon), await balloon.get_stats_interval()
     info = await balloon.query()
     return {
-        "qemu": {"version": await _version(monitor), "pid": monitor.pid},
-        "vm": {"name": name.get("name"), "status": state.get("status")},
+        "qemu": {"version": vm.qemu_version, "pid": pid},
+        "vm": {"name": vm.name, "status": vm.status},
         "balloon": {
             "path": balloon.path,
             "type": balloon.device_type,
@@ -96,17 +91,8 @@ async def _ask(monitor: VmMonitor, balloon: Balloon) -> dict[str, Any]:
     }
 
 
-async def _version(monitor: VmMonitor) -> str | None:
-    """Ask for QEMU's version: of libvirt's VMs, it is libvirt that was greeted."""
-    match await monitor.execute("query-version"):
-        case {"qemu": {"major": int(major), "minor": int(minor), "micro": int(micro)}}:
-            return f"{major}.{minor}.{micro}"
-        case _:
-            return None
-
-
-async def _stats(balloon: Balloon) -> GuestStats:
-    """Have the guest report; take its last word if it does not."""
+async def _read_stats(balloon: Balloon) -> GuestStats:
+    """Return new statistics, or the last ones if the guest does not answer."""
     from qmpballoon.errors import StatsUnavailable  # noqa: PLC0415
 
     try:
@@ -116,14 +102,14 @@ async def _stats(balloon: Balloon) -> GuestStats:
 
 
 def _describe(seen: dict[str, Any]) -> str:
-    """Say it for people."""
+    """Format it for people."""
     vm, host = seen["vm"], seen["host"]
     rows = {
         "VM": f"{vm['name'] or 'without a name'}, {vm['status']}",
         "QEMU": _describe_qemu(seen["qemu"]),
         **_describe_balloon(seen["balloon"]),
         "guest says": _describe_stats(seen["stats"]),
-        "host": f"{_size(host['resident'])} resident",
+        "host": f"{_format(host['resident'])} resident",
     }
     return "\n".join(
         f"{click.style(f'{name:<11}', bold=True)}{text}" for name, text in rows.items()
@@ -140,8 +126,8 @@ def _describe_balloon(balloon: dict[str, Any]) -> dict[str, str]:
     features = [name for name, on in balloon["features"].items() if on]
     return {
         "balloon": ", ".join([f"{balloon['type']} at {balloon['path']}", *features]),
-        "guest has": f"{_size(actual)} of {_size(total)}"
-        + ("" if total is None else f", {_size(total - actual)} is in the balloon"),
+        "guest has": f"{_format(actual)} of {_format(total)}"
+        + ("" if total is None else f", {_format(total - actual)} is in the balloon"),
     }
 
 
@@ -154,12 +140,12 @@ def _describe_stats(stats: dict[str, Any]) -> str:
         "page cache": stats["disk_caches"],
         "of": stats["total"],
     }
-    figures = ", ".join(f"{name} {_size(size)}" for name, size in memory.items())
-    # Its time is known to the second only.
+    figures = ", ".join(f"{name} {_format(size)}" for name, size in memory.items())
+    # QEMU tells the time of an answer in whole seconds.
     if stats["age"] is None or stats["age"] <= _ANSWER_TIMEOUT + 1:
         return figures
     return f"{figures}; that was {stats['age']:.0f} s ago, it does not answer now"
 
 
-def _size(size: int | None) -> str:
+def _format(size: int | None) -> str:
     return "unknown" if size is None else format_size(size)

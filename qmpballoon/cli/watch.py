@@ -69,11 +69,11 @@ def watch(
     The balloon is not moved. On a terminal the samples are drawn as a moving chart.
     """
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli._session import find_name, run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
     async def main() -> None:
         async with open_balloon(socket, timeout=connect_timeout) as balloon:
-            title = f"Watching {await find_name(balloon.monitor, socket)}"
+            name = (await balloon.query_vm()).name or str(socket)
             with ExitStack() as stack:
                 shows: list[ShowSample] = []
                 if record:
@@ -84,7 +84,7 @@ def watch(
                         lambda sample, _="": _output.print_json(sample.to_json())
                     )
                 else:
-                    shows.append(stack.enter_context(show_timeline(title)))
+                    shows.append(stack.enter_context(show_timeline(f"Watching {name}")))
                 await _watch(balloon, interval, count, shows)
 
     run(main)

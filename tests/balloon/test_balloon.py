@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -64,6 +65,16 @@ def test_query_tells_what_is_known() -> None:
     assert info.target == balloon.target == GiB // 2  # QEMU rounds up to a page
     monitor_of(balloon).machine.advance(120 * SECOND)
     assert run(balloon.query()).ballooned == GiB // 2
+
+
+def test_which_vm_it_is() -> None:
+    seen = run(make_balloon(make_machine(name="vm1", paused=True)).query_vm())
+    assert (seen.name, seen.status) == ("vm1", "prelaunch")
+    assert re.fullmatch(r"10\.0\.\d+", seen.qemu_version or "")
+    assert run(make_balloon(make_machine()).query_vm()).name is None
+    assert run(scripted(query_version={}).query_vm()).qemu_version is None
+    with pytest.raises(ProtocolError, match="query-status returned"):
+        run(scripted(query_status={}).query_vm())
 
 
 def test_members_that_others_add_are_kept() -> None:

@@ -28,6 +28,7 @@ from qmpballoon import (
     Snapshot,
     Timeline,
     TrioMonitor,
+    VmInfo,
     blocking,
     find_balloon,
     format_size,
@@ -68,6 +69,7 @@ async def on_trio() -> None:
 async def asking(balloon: Balloon) -> None:
     assert_type(await balloon.query(), BalloonInfo)
     assert_type((await balloon.query()).total, int | None)
+    assert_type(await balloon.query_vm(), VmInfo)
     assert_type(await balloon.refresh_stats(timeout=2), GuestStats)
     assert_type((await balloon.stats()).available, int | None)
     assert_type(balloon.resident(), int | None)
@@ -114,6 +116,7 @@ def without_a_loop() -> None:
     with blocking.open_balloon("/run/vm1.qmp") as balloon:
         assert_type(balloon, blocking.BlockingBalloon)
         assert_type(balloon.query(), BalloonInfo)
+        assert_type(balloon.query_vm(), VmInfo)
         assert_type(balloon.resize(GiB, timeout=5), ResizeResult)
         assert_type(balloon.reclaim(guard=Guard()), ReclaimReport)
         with balloon.sampler() as sampler:
