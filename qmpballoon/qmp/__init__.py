@@ -1,13 +1,13 @@
 """QMP, the QEMU Machine Protocol, without any I/O.
 
-Bytes go in, messages come out, and the other way round; who moves the bytes is
-somebody else's business. Nothing here touches a socket, a clock or an event
-loop, so that one implementation serves every front end, and every byte sequence
-can be tried in a test.
+This package turns bytes into messages and messages into bytes; its callers read and
+write the bytes. It uses no socket, clock or event loop. So one implementation serves
+every front end, and a test can try any sequence of bytes.
 
-- :mod:`~qmpballoon.qmp.decoder` turns bytes into JSON values, within limits.
-- :mod:`~qmpballoon.qmp.messages` gives those values types.
-- :mod:`~qmpballoon.qmp.connection` is the state machine of one connection.
+- :class:`Connection` is the state machine of one connection.
+- :class:`Decoder` turns bytes into JSON values, within :class:`Limits`.
+- :class:`Event`, :class:`Return` and the other messages give those values types.
+- :class:`EventBuffer` holds events for a reader, within a bound.
 
 Source: "QEMU Machine Protocol Specification", docs/interop/qmp-spec in QEMU.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from qmpballoon.qmp.connection import MAX_IN_FLIGHT, Connection, Role, State
 from qmpballoon.qmp.decoder import Decoder, Limits
+from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import (
     Event,
     Failure,
@@ -32,6 +33,7 @@ __all__ = [
     "Connection",
     "Decoder",
     "Event",
+    "EventBuffer",
     "Failure",
     "Greeting",
     "Id",

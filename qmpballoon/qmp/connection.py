@@ -2,31 +2,29 @@
 
 What the states are for
 -----------------------
-A QMP server speaks first. Until its greeting has come nothing may be sent;
-after it, nothing but ``qmp_capabilities`` makes sense; only when that has been
-answered do commands work. A client that gets this wrong is told "Expecting
-capabilities negotiation" by QEMU, far from the place of the mistake; here it is
-a :exc:`RuntimeError` at once, with nothing sent.
+A QMP server speaks first. A client may send nothing before the greeting, then only
+``qmp_capabilities``, and commands only after the reply to that. QEMU answers a client
+that breaks this order with "Expecting capabilities negotiation", far from the place of
+the mistake. Here it is a :exc:`RuntimeError` at once, and nothing is sent.
 
 ::
 
     client:  GREETING -> NEGOTIATING -> READY -> CLOSED
     server:  GREETING ----------------> READY -> CLOSED
 
-The server's end is looser, as its users want it: a fake must be able to answer
-what QEMU answers before negotiation, and it is the fake that knows those words.
+The server's end has no negotiating state, because its users do not want one: a fake
+QEMU has to give QEMU's own answers before the negotiation, and only it knows them.
 
 Who owns a command
 ------------------
-A command is registered by the call that encodes it, so that no reply can come
-for an unknown one, and it is dropped by its reply and by nothing else. A caller
-who no longer wants an answer says :meth:`Connection.abandon`: the reply is
-swallowed when it comes, and until then the command keeps its place in the
-window, because it keeps its place in QEMU's queue as well.
+The call that encodes a command also registers it, so no reply can come for an unknown
+command. Only its reply removes it. A caller that no longer wants the reply calls
+:meth:`Connection.abandon`. The reply is then dropped when it comes. Until then the
+command still counts as in flight, because it is still in QEMU's queue.
 
-QEMU holds eight commands for a client that negotiated out-of-band execution,
-and then stops reading its socket; for other clients everything but one waits in
-the socket. :data:`MAX_IN_FLIGHT` keeps a client from filling either.
+QEMU holds eight commands of a client that negotiated out-of-band execution, then stops
+reading its socket. Of other clients it holds one; the others wait in the socket.
+:data:`MAX_IN_FLIGHT` keeps a client from filling either.
 
 Source: "QEMU Machine Protocol Specification", docs/interop/qmp-spec in QEMU.
 """
@@ -58,7 +56,10 @@ if TYPE_CHECKING:
 __all__ = ["MAX_IN_FLIGHT", "Connection", "Role", "State", "encode"]
 
 MAX_IN_FLIGHT: Final = 8
-"""How many commands QEMU takes from one client before it stops reading."""
+"""How many commands QEMU takes from one client before it stops reading.
+
+Source: ``QMP_REQ_QUEUE_LEN_MAX`` in QEMU.
+"""
 
 
 class Role(enum.Enum):
@@ -80,16 +81,16 @@ class State(enum.Enum):
 class Connection:
     """One end of a QMP connection, without its socket.
 
-    Methods named ``send_…`` return the bytes to write, whole messages in the
-    order of the calls. :meth:`receive_data` takes in what was read, after which
-    :meth:`next_message` is called until it returns ``None``.
+    The methods ``send_...`` return bytes to write: whole messages, to be written in the
+    order of the calls. Give the bytes that were read to :meth:`receive_data`, then call
+    :meth:`next_message` until it returns ``None``.
 
-    Misuse by the caller is a :exc:`RuntimeError`; a peer that misbehaves is a
-    :exc:`~qmpballoon.errors.ProtocolError`. Any other exception is a bug.
+    Misuse by the caller raises :exc:`RuntimeError`. A peer that breaks the protocol
+    raises :exc:`~qmpballoon.ProtocolError`. Any other exception is a bug.
 
     Args:
         role: Which end this is.
-        limits: What the peer may send.
+        limits: What the peer may send in one message.
     """
 
     def __init__(self, role: Role, limits: Limits | None = None) -> None:
@@ -100,7 +101,7 @@ class Connection:
         self._decoder = Decoder(limits)
         self._ids = itertools.count(1)
         self._pending: dict[Id, str] = {}  # names of commands
-        self._out_of_band: set[Id] = set()  # which of them are
+        self._out_of_band: set[Id] = set()  # those that run out of band
         self._abandoned: set[Id] = set()
         self._negotiation: Id | None = None
 
@@ -108,12 +109,12 @@ class Connection:
 
     @property
     def can_send(self) -> bool:
-        """Whether a command may be sent now: ready, and fewer than eight wait."""
+        """Whether a command may be sent: ready, and fewer than eight in flight."""
         return self.state is State.READY and self.in_flight < MAX_IN_FLIGHT
 
     @property
     def in_flight(self) -> int:
-        """How many commands QEMU holds; those run out of band do not queue."""
+        """How many commands QEMU holds; those that run out of band do not count."""
         return len(self._pending) - len(self._out_of_band)
 
     @property
@@ -122,7 +123,11 @@ class Connection:
         return tuple(self._pending.values())
 
     def send_negotiation(self, *, oob: bool = False) -> bytes:
-        """Answer the greeting; out-of-band execution is asked for if offered."""
+        """Answer the greeting.
+
+        Args:
+            oob: Ask for out-of-band execution, if the server offers it.
+        """
         self._expect(Role.CLIENT, State.NEGOTIATING)
         if self._negotiation is not None:
             raise RuntimeError("capabilities are being negotiated already")
@@ -138,19 +143,18 @@ class Connection:
         *,
         oob: bool = False,
     ) -> tuple[Id, bytes]:
-        """Register a command; return its id and what to write.
+        """Register a command; return its id and the bytes to write.
 
         Args:
             command: The command's name.
-            arguments: Its arguments, JSON types only.
-            oob: Run it out of band, which must have been negotiated.
+            arguments: Its arguments, of JSON types only.
+            oob: Run it out of band; this must have been negotiated.
 
         Raises:
-            RuntimeError: Not ready, or eight commands wait already.
-            TypeError: The command is no name, or the arguments are nothing that JSON
-                knows.
-            ValueError: Likewise, by their values: NaN, a lone surrogate, a
-                reference to themselves.
+            RuntimeError: The connection is not ready, or eight commands are in flight.
+            TypeError: The command is no text, or the arguments are no JSON.
+            ValueError: The arguments have values that JSON does not know: NaN, a lone
+                surrogate, a reference to themselves.
         """
         require_command(command, arguments)
         self._expect(Role.CLIENT, State.READY)
@@ -161,14 +165,14 @@ class Connection:
         return self._register(command, arguments or {}, oob=oob)
 
     def abandon(self, ident: Id) -> None:
-        """Have the reply to that command swallowed; one that has come is no error."""
+        """Drop the reply to a command when it comes, if it has not come yet."""
         if ident in self._pending:
             self._abandoned.add(ident)
 
     # The server's end.
 
     def send_greeting(self, greeting: Greeting) -> bytes:
-        """Greet the client."""
+        """Return the greeting to write."""
         self._expect(Role.SERVER, State.GREETING)
         self.state, self.greeting = State.READY, greeting
         version = greeting.version
@@ -188,7 +192,7 @@ class Connection:
         )
 
     def send_reply(self, reply: Return | Failure) -> bytes:
-        """Answer a command."""
+        """Return the reply to write."""
         self._expect(Role.SERVER, State.READY)
         message: dict[str, object]
         if isinstance(reply, Return):
@@ -200,7 +204,7 @@ class Connection:
         return encode(message)
 
     def send_event(self, event: Event) -> bytes:
-        """Tell the client of an event."""
+        """Return the event to write."""
         self._expect(Role.SERVER, State.READY)
         seconds, micros = -1, -1
         if event.timestamp is not None:
@@ -213,18 +217,18 @@ class Connection:
             message["data"] = dict(event.data)
         return encode(message)
 
-    # Both.
+    # Both ends.
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Take in what was read from the peer."""
+        """Take bytes in that were read from the peer."""
         if self.state is not State.CLOSED:
             self._decoder.feed(data)
 
     def close(self) -> tuple[str, ...]:
-        """Note that the connection is gone, from either side.
+        """Record that either side has closed the connection.
 
         Returns:
-            The commands whose outcome nobody will ever know.
+            The names of the commands whose outcome stays unknown.
         """
         unknown = self.outstanding
         self.state = State.CLOSED
@@ -234,14 +238,13 @@ class Connection:
         return unknown
 
     def next_message(self) -> Message | None:
-        """Return the next complete message, or ``None`` if more is to be read.
+        """Return the next complete message; ``None`` if more has to be read.
 
-        Replies to abandoned commands and to the negotiation are dealt with here
-        and not returned.
+        Replies to abandoned commands and to the negotiation are not returned.
 
         Raises:
-            ProtocolError: The peer sent what it may not. A client should close
-                the connection; a server may go on.
+            ProtocolError: The peer broke the protocol. A client should close the
+                connection; a server may go on.
         """
         while self.state is not State.CLOSED:
             value = self._decoder.next()
@@ -255,7 +258,7 @@ class Connection:
         return None
 
     def _accept(self, message: Greeting | Return | Failure | Event) -> bool:
-        """Move the client's state on; tell whether the caller is to see this."""
+        """Update the client's state; tell whether to return the message."""
         if isinstance(message, Event):
             return True
         if isinstance(message, Greeting):
@@ -266,7 +269,7 @@ class Connection:
         return self._accept_reply(message)
 
     def _accept_reply(self, reply: Return | Failure) -> bool:
-        # By exact type: True is an int, too, and equal to 1; a list has no hash.
+        # By exact type: True is an int too, and equal to 1; a list has no hash.
         ident = cast("Id", reply.id) if type(reply.id) in {int, str} else None
         if ident is None or self._pending.pop(ident, None) is None:
             what = reply.desc if isinstance(reply, Failure) else f"id {reply.id!r:.40}"
@@ -309,18 +312,18 @@ class Connection:
             )
 
 
-# Without spaces: QEMU reads its input byte by byte, 2 µs for each.
+# Without spaces: QEMU reads its input byte by byte, which takes 2 µs a byte.
 _JSON: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, separators=(",", ":")
 )
 
 
 def encode(message: Mapping[str, object]) -> bytes:
-    """Write a message out as QEMU wants it.
+    """Encode a message as QEMU expects it.
 
     Raises:
-        TypeError: It is nothing that JSON knows.
-        ValueError: Likewise, by its values.
+        TypeError: It is no JSON.
+        ValueError: It has values that JSON does not know.
     """
     try:
         text = _JSON.encode(message)

@@ -1,26 +1,25 @@
-r"""Bytes in, JSON values out.
+r"""Turns bytes into JSON values.
 
-QMP puts nothing reliable between two messages: QEMU ends each with CRLF, spreads
-one over many lines with ``pretty=on``, and some peers send no newline at all. So
-the end of a message is where its brackets close, and nothing else.
+QMP has no reliable separator between messages: QEMU ends each with CRLF, ``pretty=on``
+spreads one over many lines, and some peers send no newline at all. So a message ends
+where its brackets close.
 
-Finding that place byte by byte in Python is slow, and parsing again and again
-until it works is quadratic. Instead:
+Finding that place byte by byte is slow in Python. Parsing again with each read, until
+that succeeds, takes quadratic time. Instead:
 
-1. C-speed operations on bytes strip everything but the brackets, commas and colons
-   that stand outside strings. Every byte is looked at once, however the stream is
-   cut, and in pieces no longer than what came before them.
-2. From those few the depth is counted, until it comes back to zero.
-3. Then :mod:`json` is given the message, once. It finds the very place where it
-   ends. It is also told to count the keys that it keeps: they are as many as there
-   are colons, or some key is there twice.
+1. Operations on bytes, which run at C speed, remove everything but the brackets, commas
+   and colons outside strings. Each byte is looked at once, however the stream is cut.
+   The pieces are never longer than the part of the message before them.
+2. The remaining few bytes give the depth, until it returns to zero.
+3. Then :mod:`json` parses the message, once, and finds its exact end. The keys that it
+   keeps are counted: if they are fewer than the colons, a key occurs twice.
 
-Most messages are one short line that was received whole. Such a line is parsed
-at once; only if it begins with no complete message does it go the way above.
+Most messages are one short line that was received whole. Such a line is parsed at once.
+It is scanned as above only if it does not begin with a complete message.
 
-A peer may be broken or hostile, so size, nesting and the number of tokens are
-bounded before anything is parsed. QEMU's own parser has the same three limits,
-64 MiB, 1024 levels and 2 Mi tokens; the defaults here are as large or smaller.
+A peer may be broken or hostile, so size, depth and number of tokens are limited before
+anything is parsed. QEMU's own parser has the same three limits: 64 MiB, 1024 levels and
+2 Mi tokens. The defaults here are as large or smaller.
 """
 
 from __future__ import annotations
@@ -29,24 +28,31 @@ import json
 import math
 import re
 from bisect import bisect_left
+from itertools import accumulate
 from typing import Final, NoReturn
 
-from attrs import frozen
+from attrs import field, frozen
 
 from qmpballoon.errors import ProtocolError
-from qmpballoon.qmp._shape import Shape
 
 __all__ = ["Decoder", "Limits"]
 
 _BLANK: Final = b" \t\r\n"
 _BLANKS: Final = re.compile(rb"[ \t\r\n]*")
-_SHORT: Final = 4096  # bytes; statistics have some 700
-# Bytes that are looked at at once, at first and later: whatever follows the message
-# is looked at in vain, and a piece has a price of its own.
+# Bytes of a line that is parsed at once; a reply with statistics has about 700.
+_SHORT: Final = 4096
+# Bytes to scan at once, at first and later. A compromise: bytes after the message's end
+# are scanned in vain, but each piece has a fixed cost.
 _FIRST_PIECE: Final = 256
 _LONGEST_PIECE: Final = 8192
 _OPEN: Final = b"{["
 _CLOSE: Final = b"}]"
+_IRRELEVANT: Final = bytes(byte for byte in range(256) if byte not in b'{}[],:"')
+_SQUARE_TO_CURLY: Final = bytes.maketrans(b"[]", b"{}")
+# How often to remove pairs of brackets; QEMU's own messages nest less deep.
+_PASSES: Final = 16
+# How each byte changes the depth, as a signed number.
+_STEPS: Final = bytes.maketrans(b"{},:", bytes([1, 255, 0, 0]))
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _HINTS: Final = {
     b"QEMU ": "a human monitor (HMP); the VM needs a QMP one, such as "
@@ -63,10 +69,10 @@ class Limits:
 
     Attributes:
         size: Bytes in one message.
-        depth: Levels of nested objects and arrays. Python's own parser gives up
+        depth: Levels of nested objects and arrays. Python's own parser fails
             somewhat below a thousand.
-        tokens: Values, keys and brackets in one message; a short message of many
-            tiny values takes up far more memory than its own length.
+        tokens: Values, keys and brackets in one message. A short message of many tiny
+            values takes far more memory than its own length.
     """
 
     size: int = 16 * 1024 * 1024
@@ -77,12 +83,14 @@ class Limits:
 class Decoder:
     """An incremental decoder for a stream of JSON objects.
 
-    Feed it what was received with :meth:`feed`, then call :meth:`next` until it
-    returns ``None``.
+    Give received bytes to :meth:`feed`, then call :meth:`next` until it returns
+    ``None``.
 
-    After a :exc:`ProtocolError` the offending input is dropped, up to the end of
-    its message, or of its line where no message could be made out. What follows
-    is decoded as if nothing had happened.
+    After a :exc:`ProtocolError` the bad input is dropped up to the end of its message,
+    or of its line if there is no message to be found. What follows is decoded as usual.
+
+    Args:
+        limits: What the peer may send in one message.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -90,12 +98,12 @@ class Decoder:
         self._short = min(_SHORT, self._limits.size)
         self._buffer = bytearray()
         self._start: int = 0  # where the message being received begins
-        self._seen: int = 0  # how far its shape is known
-        self._shape = _EMPTY
+        self._seen: int = 0  # how far it was scanned
+        self._scan = _NOT_SCANNED
         self._skipping = False  # dropping the rest of a bad line
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
-        """Take in what was received; any length, cut anywhere."""
+        """Take received bytes in; they may be cut anywhere."""
         del self._buffer[: self._start]
         self._seen -= self._start
         self._start = 0
@@ -110,8 +118,8 @@ class Decoder:
         """Return the next complete value, or ``None`` if more input is needed.
 
         Raises:
-            ProtocolError: What was received is no JSON object or array, or
-                exceeds the limits. Any other exception is a bug.
+            ProtocolError: The bytes are no JSON object or array, or exceed the limits.
+                Any other exception is a bug.
         """
         if self._start == len(self._buffer) or not self._find_start():
             return None
@@ -119,11 +127,11 @@ class Decoder:
             return value
         while self._may_end():
             piece = self._next_piece()
-            shape = self._shape.after(piece, self._limits.depth)
-            self._check(shape, len(piece))
-            if shape.closed:
-                return self._take(piece, shape)
-            self._shape = shape
+            scan = self._scan.extend(piece, self._limits.depth)
+            self._check_limits(scan, len(piece))
+            if scan.closed:
+                return self._take(piece, scan)
+            self._scan = scan
             self._seen += len(piece)
         return None
 
@@ -148,15 +156,15 @@ class Decoder:
         self._move_to(len(self._buffer) if newline < 0 else newline + 1)
 
     def _move_to(self, start: int) -> None:
-        """Have the next message begin at ``start``, or behind it."""
+        """Let the next message begin at ``start`` or later."""
         self._start = self._seen = start
-        self._shape = _EMPTY
+        self._scan = _NOT_SCANNED
 
     def _take_from_line(self) -> dict[str, object] | list[object] | None:
-        """Take a message that a short line begins with; ``None`` if none does."""
+        """Remove and return the message at the beginning of a short line, if any."""
         end = self._buffer.find(b"\n", self._start, self._start + self._short)
         line = self._buffer[self._start : max(end, self._start)]
-        # Only what is within the limits even if all brackets and commas count.
+        # Only if it is within the limits even if all brackets and commas count.
         opened = line.count(b"{") + line.count(b"[")
         if not 0 < opened <= self._limits.depth or 2 * len(line) > self._limits.tokens:
             return None
@@ -164,13 +172,13 @@ class Decoder:
             value, size = _parse(line)
         except ProtocolError:
             return None
-        # What is left of the line is the CR of CRLF, as a rule.
+        # The rest of the line is usually the CR of CRLF.
         rest = line[size:].strip(_BLANK)
         self._start = self._seen = self._start + size if rest else end + 1
         return value
 
     def _may_end(self) -> bool:
-        """Tell whether a look at what has come since the last one is worth it."""
+        """Tell whether the message may have ended since the last scan."""
         if self._seen + self._short <= len(self._buffer) or (
             self.pending > self._limits.size
         ):
@@ -178,35 +186,37 @@ class Decoder:
         return any(self._buffer.find(bracket, self._seen) >= 0 for bracket in _CLOSE)
 
     def _next_piece(self) -> bytes:
-        """Return the bytes to be looked at next, as long as the message up to them."""
+        """Return the bytes to scan next: as many as were scanned before."""
         size = min(max(_FIRST_PIECE, self._seen - self._start), _LONGEST_PIECE)
-        # Not beyond the limit, and one byte at least: then it is beyond it.
+        # Not beyond the limit, but one byte at least: with it the limit is exceeded.
         left = max(self._start + self._limits.size - self._seen, 1)
         end = self._seen + min(size, left)
         return bytes(memoryview(self._buffer)[self._seen : end])
 
-    def _check(self, shape: Shape, more: int) -> None:
-        """Refuse a message that goes beyond the limits with so many bytes more."""
+    def _check_limits(self, scan: MessageScan, more: int) -> None:
+        """Refuse a message that exceeds the limits with ``more`` further bytes."""
         limits = self._limits
         if self._seen + more > self._start + limits.size:
             self._fail(f"a message of more than {limits.size} bytes")
-        if shape.tokens > limits.tokens:
+        if scan.tokens > limits.tokens:
             self._fail(f"a message of more than {limits.tokens} tokens")
-        if shape.deepest > limits.depth:
+        if scan.deepest > limits.depth:
             self._fail(f"a message nested over {limits.depth} levels deep")
 
-    def _take(self, piece: bytes, shape: Shape) -> dict[str, object] | list[object]:
-        """Parse and remove the message that ends within ``piece``."""
+    def _take(
+        self, piece: bytes, scan: MessageScan
+    ) -> dict[str, object] | list[object]:
+        """Parse and remove the message that ends in ``piece``."""
         end = self._seen + len(piece)
         message = bytes(memoryview(self._buffer)[self._start : end])
         try:
-            value, size = _parse(message, shape.keys)
+            value, size = _parse(message, scan.keys)
         except ProtocolError:
-            before, bound = self._shape, self._limits.depth
+            before, bound = self._scan, self._limits.depth
             length = bisect_left(
                 range(1, len(piece)),
                 True,  # noqa: FBT003 - what is looked for
-                key=lambda size: before.after(piece[:size], bound).closed,
+                key=lambda size: before.extend(piece[:size], bound).closed,
             )
             self._move_to(self._seen + length + 1)
             raise
@@ -221,25 +231,116 @@ class Decoder:
         self._fail(f"a message starts with {sample!r}")
 
     def _fail(self, what: str) -> NoReturn:
-        """Drop the line that holds the current message, and report it."""
+        """Drop the line with the current message, and raise an error for it."""
         self._start = self._seen
         self._skip_line()
-        raise _not_qmp(what)
+        raise _make_error(what)
+
+
+@frozen
+class MessageScan:
+    """The brackets, keys and tokens of a message, up to where it was scanned.
+
+    Attributes:
+        depth: How many brackets are open.
+        deepest: The largest depth so far. As long as it is at most the ``bound`` of
+            :meth:`extend`, it may be an overestimate, but never above that bound.
+        tokens: Values, keys and brackets.
+        keys: Keys; a repeated key counts each time.
+        closed: Whether the message has ended. Bytes after its end are not counted.
+    """
+
+    depth: int = 0
+    deepest: int = 0
+    tokens: int = 0
+    keys: int = 0
+    closed: bool = False
+    _in_string: bool = field(default=False, alias="in_string")
+    # The last byte was a backslash that escapes the next one.
+    _escaped: bool = field(default=False, alias="escaped")
+
+    def extend(self, piece: bytes, bound: int) -> MessageScan:
+        """Return the scan that includes the next bytes, at least one.
+
+        Args:
+            piece: The next bytes.
+            bound: The depth that is allowed; a larger one is counted exactly.
+        """
+        outside, in_string, escaped = self._strip_strings(piece)
+        opened = outside.count(b"{")
+        deepest = self.depth + opened
+        if deepest > bound or self._may_close(outside):
+            steps = memoryview(outside.translate(_STEPS)).cast("b")
+            depths = list(accumulate(steps, initial=self.depth))
+            end = next((n for n, depth in enumerate(depths) if n and depth <= 0), None)
+            outside = outside[:end]
+            opened = outside.count(b"{")
+            deepest = max(depths[: len(outside) + 1])
+        keys = outside.count(b":")
+        separators = keys + outside.count(b",")
+        depth = self.depth + 2 * opened + separators - len(outside)
+        return MessageScan(
+            depth=depth,
+            deepest=max(self.deepest, deepest),
+            # Every token except brackets and last values is followed by a separator.
+            tokens=self.tokens + len(outside) + separators,
+            keys=self.keys + keys,
+            closed=depth <= 0,
+            in_string=in_string,
+            escaped=escaped,
+        )
+
+    def _may_close(self, outside: bytes) -> bool:
+        """Tell whether the message may end among these bytes.
+
+        Pairs of brackets with nothing in between are removed until there are none. The
+        closing brackets that are then at the beginning close brackets opened before.
+        """
+        brackets = outside.translate(None, b",:")
+        if self.depth == 0:  # the message's own bracket must stay
+            brackets = brackets[1:]
+        for _ in range(_PASSES):
+            before = len(brackets)
+            brackets = brackets.replace(b"{}", b"")
+            if len(brackets) == before:
+                return before - len(brackets.lstrip(b"}")) >= max(self.depth, 1)
+        return True
+
+    def _strip_strings(self, piece: bytes) -> tuple[bytes, bool, bool]:
+        """Return the brackets, commas and colons of a piece that are outside strings.
+
+        Square brackets come back as curly ones. The second value tells whether the
+        piece ends in a string, the third whether it ends with an escaping backslash.
+        """
+        escaped = False
+        if self._escaped and piece[:1] in {b'"', b"\\"}:
+            piece = piece[1:]
+        if b"\\" in piece:
+            escaped = (len(piece) - len(piece.rstrip(b"\\"))) % 2 == 1
+            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        left = piece.translate(_SQUARE_TO_CURLY, _IRRELEVANT)
+        if self._in_string:
+            left = b'"' + left
+        # Strings without brackets, commas and colons are now pairs of quotes. Removing
+        # such a pair may also join two neighbouring strings into one. That changes
+        # nothing, because both are skipped.
+        parts = left.replace(b'""', b"").split(b'"')
+        return b"".join(parts[::2]), len(parts) % 2 == 0, escaped
 
 
 def _parse(
     message: bytes | bytearray, keys: int | None = None
 ) -> tuple[dict[str, object] | list[object], int]:
-    """Return the value that ``message`` begins with, and how many bytes it takes.
+    """Return the value at the beginning of some bytes, and how many bytes it takes.
 
     Args:
-        message: More may follow it, of which nothing need be any good.
-        keys: How many keys are written in it, to see quickly if some are the same.
+        message: The message. Anything may follow it.
+        keys: How many keys it has, if known; this saves looking for repeated ones.
     """
     bad: UnicodeDecodeError | None = None
     try:
         text = message.decode()
-    except UnicodeDecodeError as error:  # of what follows, it may be
+    except UnicodeDecodeError as error:  # perhaps after the message
         bad, text = error, message[: error.start].decode()
     try:
         value, size = _parse_text(text, keys)
@@ -248,7 +349,7 @@ def _parse(
     # UnicodeError and JSONDecodeError are ValueErrors, as is a number of too
     # many digits.
     except (ValueError, RecursionError) as error:
-        raise _not_qmp(f"{bad or error} in {bytes(message[:80])!r}") from None
+        raise _make_error(f"{bad or error} in {bytes(message[:80])!r}") from None
     return value, size if text.isascii() else len(text[:size].encode())
 
 
@@ -265,21 +366,20 @@ def _parse_text(
         return members
 
     fast = json.JSONDecoder(
-        parse_constant=_refuse_constant, parse_float=_finite, object_hook=count
+        parse_constant=_refuse_constant, parse_float=_parse_float, object_hook=count
     )
     value: dict[str, object] | list[object]
     value, size = fast.raw_decode(text)
-    # Not only a key that is there twice makes the difference, but also colons behind
-    # the end.
+    # The numbers also differ if there are colons after the message's end.
     return (value, size) if kept == keys else _JSON.raw_decode(text)
 
 
-def _not_qmp(what: str) -> ProtocolError:
+def _make_error(what: str) -> ProtocolError:
     return ProtocolError(f"the peer does not speak QMP: {what}")
 
 
 def _refuse_lone_surrogates(value: object) -> None:
-    # They are legal for json and cannot be encoded by anything downstream.
+    # The json module accepts them, but no text with them can be encoded.
     json.dumps(value, ensure_ascii=False).encode("utf-8")
 
 
@@ -287,23 +387,23 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _finite(text: str) -> float:
+def _parse_float(text: str) -> float:
     number = float(text)
     if math.isinf(number):
         raise ValueError(f"the number {text:.40} is too large")
     return number
 
 
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _build_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
         raise ValueError("an object with the same key twice")
     return members
 
 
-_EMPTY: Final = Shape()
+_NOT_SCANNED: Final = MessageScan()
 _JSON: Final = json.JSONDecoder(
     parse_constant=_refuse_constant,
-    parse_float=_finite,
-    object_pairs_hook=_unique_keys,
+    parse_float=_parse_float,
+    object_pairs_hook=_build_object,
 )

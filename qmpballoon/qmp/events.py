@@ -1,9 +1,9 @@
-"""A bounded buffer of QEMU events, which tells what it had to drop.
+"""A bounded buffer of QEMU events, which counts the events that it drops.
 
-A reader that does not keep up must neither hold up the replies that come behind
-its events nor make memory grow. So the buffer has a bound, and when it is full
-the oldest event *of the same name* goes first: a stream of ``BALLOON_CHANGE``
-does not push out the one ``SHUTDOWN``. What was lost is counted by name.
+A slow reader must neither delay the replies that follow its events nor make memory
+grow. So the buffer is bounded. When it is full, the oldest event *of the same name* is
+dropped first: many ``BALLOON_CHANGE`` events do not displace the only ``SHUTDOWN``.
+Dropped events are counted by name.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class EventBuffer:
     """The events that one subscriber has not read yet.
 
     Args:
-        names: Which events to keep; none means all.
-        capacity: How many to hold, at least 1.
+        names: Which events to keep; by default all.
+        capacity: How many events to hold, at least 1.
 
     Raises:
-        TypeError: A name is no text, or the capacity no whole number.
-        ValueError: The capacity is below 1.
+        TypeError: A name is no text, or the capacity is no integer.
+        ValueError: The capacity is less than 1.
 
     Attributes:
         lost: How many events of each name were dropped unread.
@@ -47,23 +47,24 @@ class EventBuffer:
         self._events: deque[Event] = deque()
 
     def __len__(self) -> int:
-        """Return how many events wait to be read."""
+        """Return the number of unread events."""
         return len(self._events)
 
     def put(self, event: Event) -> bool:
-        """Take an event in; tell whether it is one of ours."""
+        """Take an event in if it is one to keep; tell whether it was."""
         if self._names and event.name not in self._names:
             return False
         if len(self._events) == self._capacity:
-            self._drop_for(event)
+            self._make_room(event)
         self._events.append(event)
         return True
 
     def get(self) -> Event | None:
-        """Return and remove the oldest event, or ``None``."""
+        """Remove and return the oldest event; ``None`` if there is none."""
         return self._events.popleft() if self._events else None
 
-    def _drop_for(self, event: Event) -> None:
+    def _make_room(self, event: Event) -> None:
+        """Drop the oldest event of the same name, or else the oldest of all."""
         names = [held.name for held in self._events]
         oldest = names.index(event.name) if event.name in names else 0
         self.lost[names[oldest]] += 1

@@ -1,8 +1,7 @@
 """The messages of QMP as frozen values.
 
-:func:`parse` is what a client understands, :class:`Request` is what a server is
-sent. Members that nobody knows yet are ignored, as QMP asks of its clients:
-newer versions of QEMU add some.
+:func:`parse` reads what a server sends, :func:`parse_request` what a client sends.
+Unknown members are ignored, as QMP asks of its clients: newer QEMUs add some.
 
 Source: "QEMU Machine Protocol Specification", docs/interop/qmp-spec in QEMU.
 """
@@ -30,25 +29,26 @@ __all__ = [
     "Return",
     "Version",
     "parse",
+    "parse_request",
 ]
 
 Id: TypeAlias = int | str
-"""What a client may call its commands. QEMU takes any JSON value and writes it
-out anew, so floats and huge integers do not come back as they were."""
+"""A command's id. QEMU accepts any JSON value and writes it again in its reply, so a
+float or a huge integer may not come back as it was sent."""
 
-_END_OF_TIME: Final = 253_402_300_799  # seconds; what datetime can hold
+_END_OF_TIME: Final = 253_402_300_799  # seconds; the year 10000, where datetime ends
 _MICROS: Final = 1_000_000  # in a second
 
 
 @frozen(order=True)
 class Version:
-    """A QEMU version; two compare by their numbers.
+    """A QEMU version. Versions are compared by their numbers.
 
     Attributes:
         major: The first number.
-        minor: The second.
-        micro: The third.
-        package: What the distribution adds, often empty.
+        minor: The second number.
+        micro: The third number.
+        package: The distribution's addition, often empty.
     """
 
     major: int
@@ -63,12 +63,11 @@ class Version:
 
 @frozen
 class Greeting:
-    """What a server says first.
+    """The server's first message.
 
     Attributes:
-        version: The server's version, ``None`` where it does not give one that
-            can be read.
-        capabilities: What can be asked for in ``qmp_capabilities``.
+        version: The server's version; ``None`` if it gives none that can be read.
+        capabilities: The capabilities that ``qmp_capabilities`` can enable.
     """
 
     version: Version | None
@@ -77,10 +76,10 @@ class Greeting:
 
 @frozen
 class Return:
-    """A command succeeded.
+    """The reply to a command that succeeded.
 
     Attributes:
-        value: What it returns.
+        value: Its result.
         id: The command's id.
     """
 
@@ -90,12 +89,12 @@ class Return:
 
 @frozen
 class Failure:
-    """A command failed.
+    """The reply to a command that failed.
 
     Attributes:
         error_class: QEMU's error class.
-        desc: The description, for people.
-        id: The command's id; ``None`` where QEMU could not even find one.
+        desc: QEMU's description, for people.
+        id: The command's id; ``None`` if QEMU could not read one.
     """
 
     error_class: str
@@ -105,13 +104,13 @@ class Failure:
 
 @frozen
 class Event:
-    """Something happened in QEMU.
+    """An event in QEMU.
 
     Attributes:
-        name: As in the QMP reference, such as ``"BALLOON_CHANGE"``.
-        data: What the event carries.
-        timestamp: When it was generated, in seconds since the epoch by the
-            host's clock; ``None`` where QEMU could not read that.
+        name: The name in the QMP reference, such as ``"BALLOON_CHANGE"``.
+        data: The event's data.
+        timestamp: When QEMU made it, in seconds since the epoch on the host's clock;
+            ``None`` if QEMU could not read the clock.
     """
 
     name: str
@@ -133,8 +132,8 @@ class Request:
     Attributes:
         command: Its name.
         arguments: Its arguments.
-        id: What the answer is to carry; any JSON value, ``None`` if absent.
-        oob: Whether it is to be run out of band (``exec-oob``).
+        id: The id for the reply: any JSON value, ``None`` if absent.
+        oob: Whether to run it out of band (``exec-oob``).
     """
 
     command: str
@@ -147,81 +146,82 @@ Message: TypeAlias = Greeting | Return | Failure | Event | Request
 
 
 def parse(value: object) -> Greeting | Return | Failure | Event:
-    """Make a message of a decoded value that a server sent.
+    """Read a message that a server sent from its decoded value.
 
     Raises:
-        ProtocolError: It is none. Any other exception is a bug.
+        ProtocolError: It is no QMP message. Any other exception is a bug.
     """
     if not isinstance(value, dict):
-        raise _malformed("a message that is no object", value)
+        raise _make_error("a message that is no object", value)
     message = cast("dict[str, object]", value)
-    # In the order of how often they come.
+    # The most frequent kinds first.
     if "return" in message:
         return Return(message["return"], message.get("id"))
     if "event" in message:
-        return _event(message)
+        return _parse_event(message)
     if "error" in message:
-        return _failure(message)
+        return _parse_failure(message)
     if "QMP" in message:
-        return _greeting(message)
-    raise _malformed("a message of no known kind", message)
+        return _parse_greeting(message)
+    raise _make_error("a message of no known kind", message)
 
 
 def parse_request(value: object) -> Request:
-    """Make a command of a decoded value that a client sent.
+    """Read a command that a client sent from its decoded value.
 
     Raises:
-        ProtocolError: It is none. Any other exception is a bug.
+        ProtocolError: It is no command. Any other exception is a bug.
     """
-    message = _object(value, "a command that is no object")
+    message = _require_object(value, "a command that is no object")
     oob = "exec-oob" in message
     command = message.get("exec-oob" if oob else "execute")
     if not isinstance(command, str):
-        raise _malformed("a command without a name", value)
-    arguments = _object(message.get("arguments", {}), "arguments that are no object")
+        raise _make_error("a command without a name", value)
+    given = message.get("arguments", {})
+    arguments = _require_object(given, "arguments that are no object")
     return Request(command, arguments, message.get("id"), oob)
 
 
-def _event(message: Mapping[str, object]) -> Event:
+def _parse_event(message: Mapping[str, object]) -> Event:
     name = message["event"]
     if not isinstance(name, str):
-        raise _malformed("an event without a name", message)
-    data = _object(message.get("data", {}), "an event whose data is no object")
-    return Event(name, data, _timestamp(message.get("timestamp")))
+        raise _make_error("an event without a name", message)
+    data = _require_object(message.get("data", {}), "an event whose data is no object")
+    return Event(name, data, _parse_timestamp(message.get("timestamp")))
 
 
-def _timestamp(value: object) -> float | None:
+def _parse_timestamp(value: object) -> float | None:
     # QEMU sends -1 for both where it cannot read the clock.
     match value:
         case {"seconds": int(seconds), "microseconds": int(micros)} if (
             0 <= seconds < _END_OF_TIME and 0 <= micros < _MICROS
         ):
-            return (seconds * _MICROS + micros) / _MICROS  # rounded once
+            return (seconds * _MICROS + micros) / _MICROS  # rounded only once
         case _:
             return None
 
 
-def _failure(message: Mapping[str, object]) -> Failure:
+def _parse_failure(message: Mapping[str, object]) -> Failure:
     match message["error"]:
         case {"class": str(error_class), "desc": str(desc)}:
             return Failure(error_class, desc, message.get("id"))
         case _:
-            raise _malformed("an error without class and desc", message)
+            raise _make_error("an error without class and desc", message)
 
 
-def _greeting(message: Mapping[str, object]) -> Greeting:
-    body = _object(message["QMP"], "a greeting that is no object")
+def _parse_greeting(message: Mapping[str, object]) -> Greeting:
+    body = _require_object(message["QMP"], "a greeting that is no object")
     offered = body.get("capabilities", [])
     if not isinstance(offered, list):
-        raise _malformed("capabilities that are no array", message)
-    # Old capabilities could be objects; only names can be asked for.
+        raise _make_error("capabilities that are no array", message)
+    # Only names can be enabled. Capabilities of old versions could be objects.
     names = [
         name for name in cast("Sequence[object]", offered) if isinstance(name, str)
     ]
-    return Greeting(_version(body.get("version")), tuple(names))
+    return Greeting(_parse_version(body.get("version")), tuple(names))
 
 
-def _version(value: object) -> Version | None:
+def _parse_version(value: object) -> Version | None:
     match value:
         case {"qemu": {"major": int(major), "minor": int(minor), "micro": int(micro)}}:
             package = cast("Mapping[str, object]", value).get("package", "")
@@ -230,11 +230,11 @@ def _version(value: object) -> Version | None:
             return None
 
 
-def _object(value: object, problem: str) -> Mapping[str, object]:
+def _require_object(value: object, problem: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise _malformed(problem, value)
+        raise _make_error(problem, value)
     return cast("Mapping[str, object]", value)
 
 
-def _malformed(problem: str, value: object) -> ProtocolError:
+def _make_error(problem: str, value: object) -> ProtocolError:
     return ProtocolError(f"the peer does not speak QMP: {problem}: {value!r:.80}")

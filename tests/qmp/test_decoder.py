@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from qmpballoon.errors import ProtocolError
 from qmpballoon.qmp import decoder as module
-from qmpballoon.qmp._shape import Shape
-from qmpballoon.qmp.decoder import Decoder, Limits
+from qmpballoon.qmp.decoder import Decoder, Limits, MessageScan
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -391,18 +390,18 @@ class Work:
         self.counted = 0
         self.parsed = 0
         parse = module._parse  # noqa: SLF001
-        after = Shape.after
+        after = MessageScan.extend
 
         def counting_parse(message: bytes, keys: int | None = None) -> object:
             self.parsed += len(message)
             return parse(message, keys)
 
-        def counting_after(shape: Shape, piece: bytes, bound: int) -> Shape:
+        def counting_after(scan: MessageScan, piece: bytes, bound: int) -> MessageScan:
             self.counted += len(piece)
-            return after(shape, piece, bound)
+            return after(scan, piece, bound)
 
         monkeypatch.setattr(module, "_parse", counting_parse)
-        monkeypatch.setattr(Shape, "after", counting_after)
+        monkeypatch.setattr(MessageScan, "extend", counting_after)
 
 
 LONG: list[object] = [{"name": f"{{{number}}}", "args": [{}]} for number in range(400)]
