@@ -1,8 +1,8 @@
-"""What each QEMU version says, word for word.
+"""What each QEMU version answers, word for word.
 
-A profile is data. Most of it was asked of a running QEMU and lies in ``data/``:
-the greeting, the commands, the objects with their properties, values and refusals.
-What follows here is what cannot be asked for: the words and habits that differ.
+A profile is data. Most of it was read from a running QEMU and is in ``data/``: the
+greeting, the commands, the objects with their properties, values and errors. This
+module adds what cannot be read from QEMU: the differences in words and behaviour.
 
 =======  ==============================================================
 7.2      measured on 7.2.22
@@ -76,31 +76,35 @@ class Profile:
 
     Attributes:
         version: As in ``"7.2"``.
-        grammar: How it reads JSON.
-        size_parameter: What it calls the argument of ``balloon`` when it refuses
-            one that is not positive.
-        element_name: What it calls the enabled capability that it does not know.
-        stat_names: The statistics it knows, without ``stat-``.
+        grammar: The JSON parser's errors, and when it reports them.
+        size_parameter: The name of ``balloon``'s argument in the error that refuses a
+            size that is not positive.
+        element_name: The name of an unknown capability's place in the error that
+            refuses it.
+        stat_names: The statistics that it knows, without ``stat-``.
         singlestep: ``query-status`` has a member of that name.
-        reset_clears_stats: A machine reset forgets the last statistics.
-        busy_memory: How ``object-del`` refuses memory that a DIMM is made of.
+        reset_clears_stats: A machine reset clears the last statistics.
+        busy_memory: The error of ``object-del`` for memory that a DIMM is made of.
         devices_are_options: ``device_add`` turns values into options, which are text.
-        bad_device_id: How ``device_add`` refuses an id that is none; empty: it takes
-            any, or refuses it as an option.
-        not_a_device: How ``device_del`` refuses another object.
-        full_bus_is_found: ``device_add`` tells a bus that is full from none at all.
-        binary_numbers: The human monitor reads numbers such as 0b101.
+        bad_device_id: The error of ``device_add`` for a malformed id; empty: it takes
+            any id, or refuses it as an option.
+        not_a_device: The error of ``device_del`` for an object that is no device.
+        full_bus_is_found: ``device_add`` has different errors for a bus that is full
+            and for one that does not exist.
+        binary_numbers: The human monitor reads numbers such as ``0b101``.
         cpu_type_shown: ``query-cpus-fast`` has a member ``qom-type``.
-        no_virtio_is_an_error: ``x-query-virtio`` fails where there is no device.
-        virtio_device_words: What ``x-query-virtio-status`` misses at a wrong path.
-        virtio_status_aborts: ``x-query-virtio-status`` ends QEMU by a failed
-            assertion, as it does on 11.1.3.
-        names_ring_reset: It knows the feature of that name by its name.
-        unknown_virtio_features: The offered features that it has no names for.
+        no_virtio_is_an_error: ``x-query-virtio`` fails if there is no device.
+        virtio_device_words: What ``x-query-virtio-status`` calls the device that it
+            does not find.
+        virtio_status_aborts: ``x-query-virtio-status`` ends QEMU by a failed assertion,
+            as on 11.1.3.
+        names_ring_reset: It has a name for the feature ``VIRTIO_F_RING_RESET``.
+        unknown_virtio_features: The offered features that it has no names for, as bits.
         greeting: The ``QMP`` member of its greeting.
-        commands: Every command it has, in its own order.
-        types: What ``qom-list-types`` says of the types that ballooning is about.
-        properties: What the two commands that list properties say of a type.
+        commands: All its commands, in its own order.
+        types: The answer of ``qom-list-types`` for the types of balloons and DIMMs.
+        properties: The answers of ``qom-list-properties`` and
+            ``device-list-properties``, by type.
         objects: The properties of its objects, by the object's type or path.
     """
 
@@ -130,11 +134,11 @@ class Profile:
     objects: dict[str, list[dict[str, Value]]] = field(repr=False)
 
 
-def _measured(version: str) -> dict[str, Any]:
-    """Return what was asked of a QEMU of that version."""
+def _load_measured(version: str) -> dict[str, Any]:
+    """Return what was read from a QEMU of a version."""
     file = resources.files("qmpballoon.testing.model") / "data" / f"qemu-{version}.json"
-    # Members that share a bucket come out youngest first, so they were put in the
-    # other way round.
+    # QEMU writes members that share a bucket newest first. Reversed, they are in the
+    # order of insertion again.
     data: dict[str, Any] = json.loads(
         file.read_text(encoding="utf-8"),
         object_pairs_hook=lambda pairs: dict(reversed(pairs)),
@@ -142,7 +146,7 @@ def _measured(version: str) -> dict[str, Any]:
     return {**data, "commands": tuple(data["commands"]), "types": tuple(data["types"])}
 
 
-def _qemu_7_2() -> Profile:
+def _make_7_2() -> Profile:
     return Profile(
         version="7.2",
         grammar=_GRAMMAR,
@@ -163,11 +167,11 @@ def _qemu_7_2() -> Profile:
         virtio_status_aborts=False,
         names_ring_reset=False,
         unknown_virtio_features=1 << 40 | 1 << 30,
-        **_measured("7.2"),
+        **_load_measured("7.2"),
     )
 
 
-def _qemu_8_2() -> Profile:
+def _make_8_2() -> Profile:
     return evolve(
         profile("10.0"),
         version="8.2",
@@ -177,11 +181,11 @@ def _qemu_8_2() -> Profile:
         not_a_device="{} is not a hotpluggable device",
         binary_numbers=False,
         reset_clears_stats=False,
-        **_measured("8.2"),
+        **_load_measured("8.2"),
     )
 
 
-def _qemu_9_2() -> Profile:
+def _make_9_2() -> Profile:
     return evolve(
         profile("10.0"),
         version="9.2",
@@ -193,7 +197,7 @@ def _qemu_9_2() -> Profile:
     )
 
 
-def _qemu_10_0() -> Profile:
+def _make_10_0() -> Profile:
     return Profile(
         version="10.0",
         grammar=_GRAMMAR,
@@ -214,11 +218,11 @@ def _qemu_10_0() -> Profile:
         virtio_status_aborts=False,
         names_ring_reset=True,
         unknown_virtio_features=1 << 30,
-        **_measured("10.0"),
+        **_load_measured("10.0"),
     )
 
 
-def _qemu_11_1() -> Profile:
+def _make_11_1() -> Profile:
     return evolve(
         profile("10.0"),
         version="11.1",
@@ -228,31 +232,31 @@ def _qemu_11_1() -> Profile:
         full_bus_is_found=True,
         cpu_type_shown=True,
         virtio_status_aborts=True,
-        **_measured("11.1"),
+        **_load_measured("11.1"),
     )
 
 
 _MAKERS: Final = {
-    "7.2": _qemu_7_2,
-    "8.2": _qemu_8_2,
-    "9.2": _qemu_9_2,
-    "10.0": _qemu_10_0,
-    "11.1": _qemu_11_1,
+    "7.2": _make_7_2,
+    "8.2": _make_8_2,
+    "9.2": _make_9_2,
+    "10.0": _make_10_0,
+    "11.1": _make_11_1,
 }
 
 PROFILES: Final = tuple(_MAKERS)
-"""The versions that there are profiles of, oldest first."""
+"""The versions that have a profile, oldest first."""
 
 
 @functools.cache
 def profile(version: str) -> Profile:
-    """Return a version's profile; it is shared, and not to be changed.
+    """Return a version's profile. Callers share it and must not change it.
 
     Args:
         version: One of :data:`PROFILES`.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no profile of that version.
     """
     if version not in _MAKERS:
         raise ValueError(
