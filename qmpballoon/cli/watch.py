@@ -18,7 +18,7 @@ from qmpballoon.cli._options import (
     socket_argument,
 )
 from qmpballoon.errors import StatsUnavailable
-from qmpballoon.export.recording import recorder
+from qmpballoon.export.recording import open_recording
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,7 @@ def watch(
             with ExitStack() as stack:
                 shows: list[ShowSample] = []
                 if record:
-                    keep = stack.enter_context(recorder(record))
+                    keep = stack.enter_context(open_recording(record))
                     shows.append(lambda sample, _="": keep(sample))
                 if as_json:
                     shows.append(

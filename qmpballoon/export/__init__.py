@@ -1,7 +1,7 @@
-"""What was seen, in forms to keep and to show: charts, tables, recordings.
+"""Timelines as files: charts, tables and recordings.
 
-A timeline goes into a file in the format that its name ends in. Charts need
-matplotlib, from the extra ``charts``, which is loaded only for them.
+:func:`save` writes a timeline in the format that the file's name ends in. Charts need
+matplotlib, from the extra ``charts``. It is loaded only when a chart is drawn.
 """
 
 from __future__ import annotations
@@ -12,26 +12,42 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Final
 
+from qmpballoon.export.csv import format_csv
+from qmpballoon.export.figure import draw_figure, render_figure
+from qmpballoon.export.recording import open_recording, read_recording
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qmpballoon.balloon.sampling import Timeline
 
-__all__ = ["CHOICE", "SUFFIXES", "require", "save"]
+__all__ = [
+    "SUFFIXES",
+    "draw_figure",
+    "format_csv",
+    "open_recording",
+    "read_recording",
+    "render_figure",
+    "require",
+    "save",
+]
 
 _MODE: Final = 0o644
 _CHARTS: Final = (".svg", ".png")
 SUFFIXES: Final = (*_CHARTS, ".csv", ".json")
-"""What a file's name may end in."""
+"""What the name of a file may end in."""
 CHOICE: Final = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
 def require(path: Path) -> None:
-    """Make sure that a file of this name can be drawn or written, but for its place.
+    """Check that a file of this name can be saved, before there is anything to save.
+
+    Args:
+        path: The file. Its folder is not checked.
 
     Raises:
-        ModuleNotFoundError: It is to be a chart, and matplotlib is missing.
-        ValueError: The name ends in nothing known.
+        ModuleNotFoundError: It is a chart, and matplotlib is not installed.
+        ValueError: The name does not end in one of :data:`SUFFIXES`.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{path.name!r} names no format: end it in {CHOICE}")
@@ -48,30 +64,29 @@ def save(
 ) -> None:
     """Write a timeline to a file, in the format that the file's name ends in.
 
-    The file is there in full or not at all: if anything goes wrong, what stood there
-    before is untouched.
+    The file is replaced as a whole. If anything fails, the old file stays as it was.
 
     Args:
-        path: Where to.
-        timeline: What was seen.
+        path: The file.
+        timeline: The samples.
         title: The heading of a chart.
-        document: What JSON is to hold instead of the timeline alone.
+        document: What a JSON file contains; by default the timeline.
 
     Raises:
-        OSError: It cannot be written.
-        ModuleNotFoundError: It is to be a chart, and matplotlib is missing.
-        ValueError: The name ends in nothing known.
+        OSError: The file cannot be written.
+        ModuleNotFoundError: It is a chart, and matplotlib is not installed.
+        ValueError: The name does not end in one of :data:`SUFFIXES`.
     """
     require(path)
     data = _render(path.suffix.lower(), timeline, title, document)
     try:
         _replace(path, data)
-    except OSError as error:  # which may not say of what file
+    except OSError as error:  # its own message may not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace(path: Path, data: bytes) -> None:
-    # Not named after the path, whose name may be as long as names can be.
+    # Its name does not contain the path's name, which may have the maximum length.
     with NamedTemporaryFile(
         dir=path.parent, prefix=".qmpballoon-", delete=False
     ) as file:
@@ -79,7 +94,7 @@ def _replace(path: Path, data: bytes) -> None:
         try:
             file.write(data)
             file.flush()
-            # The temporary file is for its owner only; this one is for all.
+            # Temporary files can be read by their owner only.
             temporary.chmod(_MODE)
             temporary.replace(path)
         except BaseException:
@@ -95,13 +110,10 @@ def _render(
 ) -> bytes:
     match suffix:
         case ".csv":
-            from qmpballoon.export.csv import write_csv  # noqa: PLC0415 - rarely used
-
-            return write_csv(timeline).encode()
+            return format_csv(timeline).encode()
         case ".json":
             value = {"timeline": timeline.to_json()} if document is None else document
             return f"{json.dumps(value, indent=2)}\n".encode()
         case _:
-            from qmpballoon.export.figure import draw, render  # noqa: PLC0415 - slow
-
-            return render(draw(timeline, title=title), suffix.removeprefix("."))
+            figure = draw_figure(timeline, title=title)
+            return render_figure(figure, suffix.removeprefix("."))

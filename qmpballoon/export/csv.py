@@ -13,11 +13,18 @@ from qmpballoon.balloon.sampling import Sample
 if TYPE_CHECKING:
     from qmpballoon.balloon.sampling import Timeline
 
-__all__ = ["write_csv"]
+__all__ = ["format_csv"]
 
 
-def write_csv(timeline: Timeline) -> str:
-    """Return a header and a line for each sample; unknown figures are left empty."""
+def format_csv(timeline: Timeline) -> str:
+    """Return a timeline as comma-separated values.
+
+    There is a header with the names of a sample's attributes, and a line for each
+    sample. What was not known is an empty field.
+
+    Args:
+        timeline: The samples.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(attribute.name for attribute in fields(Sample))

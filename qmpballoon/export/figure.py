@@ -1,8 +1,9 @@
-"""A timeline as a chart for a slide: what was requested against what was handed over.
+"""A timeline as a figure: a chart of requested against handed-over memory.
 
-Drawn with matplotlib's object interface: no global state, no window. The same
-timeline gives the same bytes, whenever and wherever it is drawn with the same
-versions.
+It is drawn by matplotlib's object interface, without global state and without a window.
+The same timeline and the same versions give the same bytes.
+
+matplotlib is loaded where it is used, because it is large, and an extra.
 """
 
 # Most of matplotlib's methods take keyword arguments of no stated type.
@@ -14,93 +15,86 @@ import io
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-import matplotlib as mpl
-from attrs import frozen
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
+from qmpballoon.export.series import SERIES, find_largest
 from qmpballoon.sizes import GiB, MiB, format_size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from qmpballoon.balloon.sampling import Sample, Timeline
 
-__all__ = ["draw", "render"]
+__all__ = ["draw_figure", "render_figure"]
 
 _SIZE: Final = (12.8, 7.2)  # inches, 16:9
 _DPI: Final = 150  # 1920 x 1080 dots
 _INK: Final = "#22303c"
 _FAINT: Final = "#8795a1"
 _STYLE: Final[dict[Any, object]] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
+    "font.family": "DejaVu Sans",  # is part of matplotlib: the same on all machines
     "font.size": 13,
     "text.color": _INK,
     "axes.labelcolor": _INK,
     "axes.edgecolor": _FAINT,
     "xtick.color": _INK,
     "ytick.color": _INK,
-    "svg.hashsalt": "qmpballoon",  # makes the ids in the SVG the same each time
+    "svg.hashsalt": "qmpballoon",  # gives the same ids in an SVG each time
 }
 
 
-@frozen
-class _Line:
-    name: str
-    label: str
-    colour: str
-    width: float = 2.0
-    style: str = "-"
-
-
-# Okabe and Ito's colours, which the colour-blind can tell apart too.
-_LINES: Final = (
-    _Line("available", "available", "#56b4e9"),
-    _Line("free", "guest free", "#009e73"),
-    _Line("disk_caches", "guest cache", "#e69f00"),
-    _Line("resident", "host resident", "#cc79a7", 2.6),
-    _Line("target", "requested", _INK, 1.6, "--"),
-    _Line("actual", "actual", "#0072b2", 3.0),
-)
+_ACTUAL: Final = "#0072b2"
+_MARK: Final = "#d55e00"
+# Width and style of a curve's line, if they are not the usual ones.
+_WIDTH: Final = 2.0
+_WIDTHS: Final = {"resident": 2.6, "target": 1.6, "actual": 3.0}
+_STYLES: Final = {"target": "--"}
 _GIB_FROM: Final = GiB  # a chart of less than this is in MiB
 
 
-def draw(timeline: Timeline, *, title: str) -> Figure:
-    """Draw a timeline.
+def draw_figure(timeline: Timeline, *, title: str) -> Figure:
+    """Draw a timeline. This needs matplotlib.
 
     Args:
-        timeline: What was seen; nothing is drawn of figures nobody knew.
-        title: The heading. A second line with the outcome is made from the timeline.
+        timeline: The samples. A curve of which no value is known is left out.
+        title: The heading. The line below it sums the timeline up.
 
     Returns:
-        A figure, 16 to 9, that belongs to the caller alone.
+        A matplotlib figure of 12.8 by 7.2 inches, which the caller may change.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
     """
+    import matplotlib as mpl  # noqa: PLC0415 - an extra
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     samples = list(timeline)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0.075, 0.175, 0.885, 0.645))
         figure.text(0.03, 0.93, title, fontsize=22, fontweight="bold")
-        figure.text(0.03, 0.875, _outcome(samples), fontsize=14, color=_FAINT)
-        top = max((_largest(sample) for sample in samples), default=MiB)
+        figure.text(0.03, 0.875, _sum_up(samples), fontsize=14, color=_FAINT)
+        top = max((find_largest(sample) for sample in samples), default=MiB)
         unit, name = (GiB, "GiB") if top >= _GIB_FROM else (MiB, "MiB")
         _draw_lines(axes, samples, unit)
-        _mark(axes, samples, top / unit)
+        _draw_marks(axes, samples, top / unit)
         _set_axes(axes, samples, name, top / unit)
-        _name_lines(figure, axes)
+        _add_legend(figure, axes)
     return figure
 
 
-def render(figure: Figure, kind: str) -> bytes:
-    """Return a figure as a file.
+def render_figure(figure: Figure, kind: str) -> bytes:
+    """Return a figure as the contents of a file.
 
     Args:
-        figure: As :func:`draw` has made it.
-        kind: ``"svg"`` or ``"png"``.
+        figure: What :func:`draw_figure` has drawn.
+        kind: ``"svg"`` or ``"png"``; a PNG has 1920 by 1080 pixels.
     """
+    import matplotlib as mpl  # noqa: PLC0415 - an extra
+
     data = io.BytesIO()
-    # No date: the same timeline is the same file.
+    # Without a date, so that the same timeline gives the same file.
     metadata = {"Date": None} if kind == "svg" else None
     with mpl.rc_context(_STYLE):
         figure.savefig(data, format=kind, metadata=metadata)
@@ -114,30 +108,30 @@ def _draw_lines(axes: Axes, samples: list[Sample], unit: int) -> None:
             times,
             [sample.actual / unit for sample in samples],
             max(sample.actual for sample in samples) / unit,
-            color="#0072b2",
+            color=_ACTUAL,
             alpha=0.08,
             linewidth=0,
             label="in the balloon",
         )
-    for line in _LINES:
-        sizes = [getattr(sample, line.name) for sample in samples]
+    for series in SERIES:
+        sizes = [series.get_size(sample) for sample in samples]
         if any(size is not None for size in sizes):
             axes.plot(
                 times,
                 [math.nan if size is None else size / unit for size in sizes],
-                label=line.label,
-                color=line.colour,
-                linewidth=line.width,
-                linestyle=line.style,
-                # A target is set at a moment, right behind the sample before;
-                # everything else moves.
-                drawstyle="steps-pre" if line.name == "target" else "default",
+                label=series.label,
+                color=series.colour,
+                linewidth=_WIDTHS.get(series.name, _WIDTH),
+                linestyle=_STYLES.get(series.name, "-"),
+                # A target is set at one moment, right after the sample before. All
+                # other figures change gradually.
+                drawstyle="steps-pre" if series.name == "target" else "default",
                 solid_capstyle="round",
             )
 
 
-def _name_lines(figure: Figure, axes: Axes) -> None:
-    # What is looked at most is drawn last, on top, and named first.
+def _add_legend(figure: Figure, axes: Axes) -> None:
+    # What is drawn last, and so is on top, is named first.
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles[::-1],
@@ -151,22 +145,24 @@ def _name_lines(figure: Figure, axes: Axes) -> None:
     )
 
 
-def _mark(axes: Axes, samples: list[Sample], top: float) -> None:
-    """Draw a line with a word where something happened."""
+def _draw_marks(axes: Axes, samples: list[Sample], top: float) -> None:
+    """Draw a vertical line with a word at each mark."""
     for sample in samples:
         if sample.mark is not None:
-            axes.axvline(sample.t, color="#d55e00", linewidth=1.4, linestyle=":")
+            axes.axvline(sample.t, color=_MARK, linewidth=1.4, linestyle=":")
             axes.annotate(
                 sample.mark,
                 (sample.t, top),
                 xytext=(4, 0),
                 textcoords="offset points",
-                color="#d55e00",
+                color=_MARK,
                 va="bottom",
             )
 
 
 def _set_axes(axes: Axes, samples: list[Sample], unit: str, top: float) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - an extra
+
     axes.set_ylabel(unit)
     axes.set_xlabel("seconds")
     axes.set_ylim(0, top * 1.06)
@@ -178,8 +174,8 @@ def _set_axes(axes: Axes, samples: list[Sample], unit: str, top: float) -> None:
     axes.tick_params(length=0, pad=6)
 
 
-def _outcome(samples: list[Sample]) -> str:
-    """Sum up in one line what the chart shows."""
+def _sum_up(samples: list[Sample]) -> str:
+    """Return one line on what was requested and what came of it."""
     if not samples:
         return "nothing was seen"
     first, last = samples[0], samples[-1]
@@ -197,7 +193,3 @@ def _outcome(samples: list[Sample]) -> str:
         if before is not None and after is not None:
             parts.append(f"{label} {format_size(before)} \u2192 {format_size(after)}")
     return "   \u00b7   ".join(parts)
-
-
-def _largest(sample: Sample) -> int:
-    return max(getattr(sample, line.name) or 0 for line in _LINES)

@@ -1,4 +1,7 @@
-"""Recordings: a sample a line, as ``watch --json`` prints and ``--record`` keeps."""
+"""Recordings: files with a sample on each line, as JSON.
+
+``watch --json`` prints this format, and ``watch --record`` writes it to a file.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +20,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
     from pathlib import Path
 
-__all__ = ["read_recording", "recorder"]
+__all__ = ["open_recording", "read_recording"]
 
 
 @contextmanager
-def recorder(path: Path) -> Generator[Callable[[Sample], None]]:
-    """Yield what writes a sample to a file, as a line, at once.
+def open_recording(path: Path) -> Generator[Callable[[Sample], None]]:
+    """Open a file for a recording; a context manager. A file of that name is replaced.
+
+    Args:
+        path: The file.
+
+    Yields:
+        A function that writes a sample to the file at once.
 
     Raises:
-        OSError: The file cannot be written.
+        OSError: The file cannot be written; from the function, too.
     """
-    # Without a buffer there is nothing left to fail when the file is closed.
+    # Unbuffered, so that nothing is left to be written, and to fail, at the end.
     with path.open("wb", buffering=0) as file:
 
         def write(sample: Sample) -> None:
             line = f"{json.dumps(sample.to_json())}\n".encode()
             try:
                 written = file.write(line)
-            except OSError as error:  # which does not say of what file
+            except OSError as error:  # its own message does not name the file
                 raise OSError(error.errno, error.strerror, str(path)) from error
             if written < len(line):
                 raise OSError(ENOSPC, os.strerror(ENOSPC), str(path))
@@ -43,23 +52,24 @@ def recorder(path: Path) -> Generator[Callable[[Sample], None]]:
 
 
 def read_recording(lines: Iterable[str]) -> Timeline:
-    """Read a recording back.
+    """Read a recording.
 
-    A last line that was cut off, as by a full disk or a crash, is left out. Names
-    that a later version has added are ignored.
+    If the last line is incomplete, because of a full disk or a crash, it is left out.
+    Names that a later version has added are ignored.
 
     Args:
-        lines: The file's.
+        lines: The lines of the file, with their ends.
 
     Raises:
-        ValueError: A line is no sample; says which.
+        ValueError: A line is not a sample, or is older than the one before. The message
+            says which.
     """
     timeline = Timeline()
     for number, line in enumerate(lines, 1):
         try:
-            timeline.add(_sample(line))
+            timeline.add(_parse_sample(line))
         except (TypeError, ValueError, RecursionError) as error:
-            if line.endswith("\n"):  # only the last one can have been cut off
+            if line.endswith("\n"):  # otherwise it was cut off
                 raise ValueError(
                     f"line {number} is no sample, or older than the one before: give a"
                     " file that watch --record has written"
@@ -67,7 +77,7 @@ def read_recording(lines: Iterable[str]) -> Timeline:
     return timeline
 
 
-def _sample(line: str) -> Sample:
+def _parse_sample(line: str) -> Sample:
     value = json.loads(line)
     if not isinstance(value, dict):
         raise TypeError(line)
@@ -79,7 +89,7 @@ def _sample(line: str) -> Sample:
 
 
 def _check(sample: Sample) -> None:
-    """Refuse figures that are none; they would fail where nobody expects it."""
+    """Refuse values of wrong types, which would fail only when they are used."""
     for attribute in fields(Sample):
         value = getattr(sample, attribute.name)
         match attribute.name:

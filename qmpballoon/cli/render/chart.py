@@ -10,48 +10,23 @@ import math
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 from rich.console import Group
 from rich.text import Text
 
 from qmpballoon.balloon.sampling import Timeline
 from qmpballoon.cli.render.lines import Phases
+from qmpballoon.export.series import SERIES, find_largest
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qmpballoon.balloon.sampling import Sample
+    from qmpballoon.export.series import Series
 
-__all__ = ["SERIES", "Chart", "Series", "draw_canvas", "format_seconds"]
+__all__ = ["Chart", "draw_canvas", "format_seconds"]
 
-
-@frozen
-class Series:
-    """One line of the chart.
-
-    Attributes:
-        name: The attribute of a sample that has its figure.
-        label: What people read.
-        letter: What it is drawn with where there is no colour.
-        colour: One of the terminal's 256.
-    """
-
-    name: str
-    label: str
-    letter: str
-    colour: int
-
-
-# In the order of drawing. The last ones are on top: they are looked at most.
-SERIES: Final = (
-    Series("available", "available", "v", 37),
-    Series("free", "guest free", "f", 78),
-    Series("disk_caches", "guest cache", "c", 214),
-    Series("resident", "host resident", "r", 205),
-    Series("target", "requested", "q", 252),
-    Series("actual", "actual", "a", 39),
-)
 
 _CAPACITY: Final = 2000  # samples; a terminal of 1000 columns has as many dots
 _WIDE: Final = 78  # columns in which three figures of the legend fit beside each other
@@ -124,8 +99,8 @@ class Chart:
 
 
 def _render_entry(series: Series, sample: Sample, width: int, *, colour: bool) -> Text:
-    key = ("\u2501", f"color({series.colour})") if colour else series.letter
-    figure = _format_figure(getattr(sample, series.name))
+    key = ("\u2501", f"color({series.terminal_colour})") if colour else series.letter
+    figure = _format_figure(series.get_size(sample))
     entry = Text.assemble(" ", key, f" {series.label:<13} ", (f"{figure:>9}", "bold"))
     entry.truncate(width, pad=True)
     return entry
@@ -164,7 +139,7 @@ def draw_canvas(
     plt.plotsize(width, height)
     plt.theme("clear")
     plt.ticks_color(_TEXT_COLOUR)
-    top = max((_find_largest(sample) for sample in samples), default=MiB)
+    top = max((find_largest(sample) for sample in samples), default=MiB)
     sizes = _choose_size_ticks(top, height // _ROWS_PER_TICK)
     plt.yticks(sizes, _format_sizes(sizes))
     plt.ylim(0, max(top, sizes[-1]) * 1.02)
@@ -187,15 +162,15 @@ def _draw_series(
     colour: bool,
 ) -> None:
     points = [
-        (sample.t, getattr(sample, series.name))
+        (sample.t, series.get_size(sample))
         for sample in samples
-        if getattr(sample, series.name) is not None
+        if series.get_size(sample) is not None
     ]
     if points:
         plt.plot(
             *zip(*points, strict=True),
             marker="braille" if colour else series.letter,
-            color=series.colour,
+            color=series.terminal_colour,
         )
 
 
@@ -206,10 +181,6 @@ def format_seconds(seconds: float) -> str:
         return f"{rest} s"
     hours, minutes = divmod(minutes, _MINUTE)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _find_largest(sample: Sample) -> int:
-    return max(getattr(sample, series.name) or 0 for series in SERIES)
 
 
 def _choose_size_ticks(top: int, count: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field
 
 from qmpballoon.balloon.sampling import KEPT
+from qmpballoon.export.series import SERIES
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
@@ -82,17 +83,7 @@ class Lines:
 
 
 def _format_line(sample: Sample, phase: str) -> str:
-    figures = {
-        "requested": sample.target,
-        "actual": sample.actual,
-        "free": sample.free,
-        "cache": sample.disk_caches,
-        "available": sample.available,
-        "resident": sample.resident,
-    }
-    known = (
-        f"{name} {format_size(size)}"
-        for name, size in figures.items()
-        if size is not None
-    )
+    # In the order of the chart's legend.
+    sizes = ((series.word, series.get_size(sample)) for series in reversed(SERIES))
+    known = [f"{word} {format_size(size)}" for word, size in sizes if size is not None]
     return f"{sample.t:6.1f} s  {phase}: {', '.join(known)}"

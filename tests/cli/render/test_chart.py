@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from qmpballoon.balloon.sampling import Sample
-from qmpballoon.cli.render.chart import SERIES, Chart, draw_canvas, format_seconds
+from qmpballoon.cli.render.chart import Chart, draw_canvas, format_seconds
+from qmpballoon.export.series import SERIES
 from qmpballoon.sizes import GiB, MiB, TiB
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def test_with_colour_each_line_has_its_own() -> None:
     text = draw_canvas(shrinking(), 80, 20, colour=True)
     assert BRAILLE.search(text)
     for series in SERIES:
-        assert f"38;5;{series.colour}m" in text
+        assert f"38;5;{series.terminal_colour}m" in text
 
 
 def test_without_colour_each_line_has_its_letter() -> None:

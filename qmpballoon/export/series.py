@@ -1,0 +1,59 @@
+"""The six curves of a timeline: their names, labels and colours.
+
+All that shows samples uses them: figures, the chart in a terminal, and its lines of
+text. They stand by themselves, so that none of these loads what another one needs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from qmpballoon.balloon.sampling import Sample
+
+__all__ = ["SERIES", "Series", "find_largest"]
+
+
+@frozen
+class Series:
+    """One curve.
+
+    Attributes:
+        name: The attribute of a sample that has its values.
+        label: Its name for people.
+        word: The same in one word, for a line of text.
+        letter: What it is drawn with where there is no colour.
+        colour: Its colour in a figure, as ``#rrggbb``. All but that of the target are
+            Okabe and Ito's, which colour-blind people can tell apart, too.
+        terminal_colour: Its colour in a terminal, one of 256.
+    """
+
+    name: str
+    label: str
+    word: str
+    letter: str
+    colour: str
+    terminal_colour: int
+
+    def get_size(self, sample: Sample) -> int | None:
+        """Return a sample's value in bytes; ``None`` if it was not known."""
+        size: int | None = getattr(sample, self.name)
+        return size
+
+
+# In the order of drawing: the most important ones come last, and so are on top.
+SERIES: Final = (
+    Series("available", "available", "available", "v", "#56b4e9", 37),
+    Series("free", "guest free", "free", "f", "#009e73", 78),
+    Series("disk_caches", "guest cache", "cache", "c", "#e69f00", 214),
+    Series("resident", "host resident", "resident", "r", "#cc79a7", 205),
+    Series("target", "requested", "requested", "q", "#22303c", 252),
+    Series("actual", "actual", "actual", "a", "#0072b2", 39),
+)
+
+
+def find_largest(sample: Sample) -> int:
+    """Return the largest of a sample's values in bytes."""
+    return max(series.get_size(sample) or 0 for series in SERIES)

@@ -1,0 +1,26 @@
+"""The curves of a timeline can be told apart, however they are shown."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import fields_dict
+
+from qmpballoon.balloon.sampling import Sample
+from qmpballoon.export.series import SERIES, Series, find_largest
+from qmpballoon.sizes import GiB, MiB
+
+
+@pytest.mark.parametrize("attribute", list(fields_dict(Series)))
+def test_no_two_curves_are_shown_alike(attribute: str) -> None:
+    assert len({getattr(series, attribute) for series in SERIES}) == len(SERIES)
+
+
+def test_curves_are_the_sizes_of_a_sample() -> None:
+    others = {"t", "total", "mark"}
+    assert {series.name for series in SERIES} == {*fields_dict(Sample)} - others
+
+
+def test_the_largest_size_is_that_of_any_curve() -> None:
+    sample = Sample(0.0, None, MiB, available=GiB)
+    assert find_largest(sample) == GiB
+    assert [series.get_size(sample) for series in SERIES].count(None) == 4
