@@ -91,7 +91,7 @@ async def test_a_guest_that_begins_to_swap_is_let_alone(
         assert (report.after.stats.swap_out or 0) > 0
         # Its cache is in use, and all there, and so is what it has not pushed out yet.
         assert min(sample.available or 0 for sample in report.timeline) > 100 * MiB
-        assert report.before.actual - report.handed_over > 300 * MiB
+        assert report.handed_over < report.requested
         assert await balloon.actual() == 512 * MiB
         assert await guest.oom_kills() == 0
 
