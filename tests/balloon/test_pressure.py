@@ -8,14 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._controller import Controller, Decision
 from qmpballoon.balloon._pressure import (
     NO_PRESSURE_LIMITS,
     Pressure,
     PressureLimits,
     PressureMeter,
 )
-from qmpballoon.balloon.guard import Limits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
 
@@ -54,7 +52,7 @@ def live(
 def worst(*lives: Any, **options: Any) -> Pressure:  # noqa: ANN401 - as live takes them
     order = ("none", "some", "critical")
     seen = live(*lives, **options)[::-1]  # of equals, the last
-    return max(seen, key=lambda strain: order.index(strain.level))
+    return max(seen, key=lambda pressure: order.index(pressure.level))
 
 
 HEALTHY: list[dict[str, float]] = [
@@ -75,7 +73,7 @@ HEALTHY: list[dict[str, float]] = [
 
 
 @pytest.mark.parametrize("rates", HEALTHY)
-def test_what_healthy_guests_show_is_no_strain(rates: dict[str, float]) -> None:
+def test_what_healthy_guests_show_is_no_pressure(rates: dict[str, float]) -> None:
     assert worst({}, rates).level == "none"
 
 
@@ -98,7 +96,7 @@ def test_what_healthy_guests_show_is_no_strain(rates: dict[str, float]) -> None:
         ({"direct_scans": 100 * MiB, "direct_reclaims": MiB}, "some", "1%"),
     ],
 )
-def test_strain_is_told_in_words(
+def test_pressure_is_told_in_words(
     rates: dict[str, float], level: str, words: str
 ) -> None:
     seen = worst({}, rates)
@@ -115,7 +113,7 @@ def test_a_guest_that_always_did_is_no_emergency(rates: dict[str, float]) -> Non
 
 
 @pytest.mark.parametrize("rates", [{"swap_out": 4 * MiB}, {"major_faults": 300}])
-def test_strain_passes(rates: dict[str, float]) -> None:
+def test_pressure_passes(rates: dict[str, float]) -> None:
     meter = PressureMeter(LIMITS)
     (name, rate), *_ = rates.items()
     levels = []
@@ -163,97 +161,6 @@ def test_whatever_a_guest_says_is_judged(
     now = 0.0
     for pause, figures in looks:
         now += pause
-        strain, none = (meter.observe(now, said(figures)) for meter in meters)
-        assert (strain.level == "none") == (strain.reason == "")
+        pressure, none = (meter.observe(now, said(figures)) for meter in meters)
+        assert (pressure.level == "none") == (pressure.reason == "")
         assert none.level == "none"
-
-
-# What the controller makes of it
-
-
-class Suffering:
-    """A guest with plenty available, in the hands of a controller."""
-
-    def __init__(self, **limits: Any) -> None:  # noqa: ANN401 - as Limits takes them
-        defaults: dict[str, Any] = {"headroom": 100 * MiB, "floor": 64 * MiB}
-        strain = PressureLimits.of(4 * GiB, None, None)
-        self.controller = Controller(
-            Limits(**defaults, step=128 * MiB, pressure=strain, **limits),
-            4 * GiB,
-            0,
-            self.stats(),
-        )
-        self.seconds = 0.0
-        self.actual = 4 * GiB
-
-    counters: dict[str, int] = {}  # noqa: RUF012 - replaced, not changed
-
-    def stats(self) -> GuestStats:
-        return said({"available": 2 * GiB, "free": GiB, **self.counters})
-
-    def look(self, seconds: float = TICK, **counters: int) -> Decision:
-        self.seconds += seconds
-        self.counters = counters or self.counters
-        decision = self.controller.decide(
-            self.seconds, self.actual, self.actual, self.stats(), 0.0
-        )
-        self.actual = decision.target
-        return decision
-
-
-def test_a_strained_guest_is_let_alone_until_it_is_better() -> None:
-    guest = Suffering()
-    guest.look(1.0, swap_out=0)
-    size = guest.actual
-    held = guest.look(swap_out=50 * MiB)
-    assert (held.action, held.target, held.mark) == ("take", size, "held back")
-    assert "swaps" in held.reason
-    for _ in range(30):  # a second until it is over, and another of recovery
-        again = guest.look()
-        assert (again.target, again.mark) == (size, None)
-    for _ in range(15):
-        guest.look()
-    assert guest.actual < size
-
-
-def test_one_that_goes_on_suffering_gets_everything() -> None:
-    guest = Suffering()
-    guest.look(1.0, major_faults=0)
-    faults, decisions = 0, []
-    while guest.seconds < 4.5:
-        faults += 500
-        decisions.append(guest.look(major_faults=faults))
-    assert decisions[-1].action == "trouble"
-    assert decisions[-1].target == 4 * GiB
-    assert "although no more is taken" in decisions[-1].reason
-    assert sum(decision.mark is not None for decision in decisions) == 1
-
-
-def test_one_in_a_critical_state_gets_everything_at_once() -> None:
-    guest = Suffering()
-    guest.look(1.0, direct_scans=0, alloc_stalls=0)
-    decision = guest.look(direct_scans=100 * MiB, alloc_stalls=5)
-    assert (decision.action, decision.target) == ("trouble", 4 * GiB)
-
-
-def test_one_that_suffers_time_and_again_has_no_more_to_spare() -> None:
-    guest = Suffering()
-    guest.look(1.0, swap_out=0)
-    swapped = 0
-    for _ in range(3):
-        swapped += 50 * MiB
-        assert guest.look(swap_out=swapped).mark == "held back"
-        for _ in range(21):
-            last = guest.look()
-    assert (last.action, last.target) == ("spent", guest.actual)
-    assert "suffers" in last.reason
-
-
-def test_at_first_only_free_memory_is_taken() -> None:
-    answer = GuestStats(available=2 * GiB, free=GiB)
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB, pressure=LIMITS)
-    controller = Controller(limits, 4 * GiB, 0, answer)
-    first = controller.decide(0.1, 4 * GiB, 4 * GiB, answer, 0.0)
-    assert first.target == 3 * GiB + 100 * MiB
-    later = controller.decide(0.6, 4 * GiB, 4 * GiB, answer, 0.0)
-    assert later.target == 2 * GiB + 100 * MiB

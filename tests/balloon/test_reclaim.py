@@ -10,16 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
+from qmpballoon.balloon._reclaim import make_plan
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.balloon.guard import Guard
+from qmpballoon.balloon.guard import Guard, Limits
+from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import (
     CommandNotFound,
     MonitorClosed,
     MonitorTimeout,
     StatsUnavailable,
 )
-from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep, ramp
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from qmpballoon.balloon._reclaim import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.sampling import Sample
-    from qmpballoon.testing import Machine
 
 BOOTED = 60 * SECOND
 
@@ -458,21 +459,30 @@ def test_a_callback_that_raises_leaves_the_guest_whole(number: int) -> None:
     assert machine.device.interval == 7
 
 
-def test_what_a_qemu_that_does_not_answer_again_leaves_is_noted() -> None:
-    machine = make_machine(memory=2 * GiB)
-    balloon = make_balloon(machine)
-    monitor = monitor_of(balloon)
+# The plan
 
-    async def late(command: str, arguments: object = None) -> object:
-        del arguments
-        raise MonitorTimeout("too late", (command,))
 
-    def stop(seen: Any) -> None:  # noqa: ANN401 - a Sample or a Progress
-        if seen.actual < 2 * GiB:
-            monitor.execute = late  # type: ignore[method-assign]
+def stats(available: int | None) -> GuestStats:
+    return GuestStats(available=available)
 
-    with pytest.raises(MonitorTimeout) as caught:
-        run(balloon.reclaim(on_progress=stop))
-    (note,) = caught.value.__notes__
-    assert "was last asked for" in note
-    assert format_size(told(machine)) in note
+
+def test_the_limit_that_binds_is_named() -> None:
+    limits = Limits(headroom=100 * MiB, floor=700 * MiB)
+    for available, amount, binding, target in (
+        (300 * MiB, None, "headroom", 824 * MiB),
+        (900 * MiB, None, "floor", 700 * MiB),
+        (900 * MiB, 10 * MiB, "amount", 1014 * MiB),
+    ):
+        plan = make_plan(limits, GiB, stats(available), amount)
+        assert plan is not None
+        assert (plan.binding, plan.target) == (binding, target)
+    assert make_plan(limits, GiB, stats(None)) is None
+
+
+def test_what_is_less_than_a_page_is_nothing() -> None:
+    plan = make_plan(Limits(headroom=0, floor=0), GiB, stats(GiB // 2), PAGE - 1)
+    assert plan is not None
+    assert (plan.amount, plan.describe()) == (
+        0,
+        "nothing to take: less than a page was asked for",
+    )

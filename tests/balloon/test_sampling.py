@@ -1,12 +1,143 @@
-"""A timeline keeps what matters of any number of samples."""
+"""Statistics are refreshed, guests sampled, and a timeline keeps what matters."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
+from faults import monitor_of
 from hypothesis import given
 from hypothesis import strategies as st
+from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
 
+from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.sampling import Sample, Timeline
+from qmpballoon.errors import StatsUnavailable
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import SECOND, GuestConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# Refreshing
+
+
+@pytest.mark.parametrize("interval", [0, 1, 60])
+@pytest.mark.parametrize("clock", [True, False])
+def test_a_refreshed_sample_is_of_now_and_the_interval_as_before(
+    interval: int, *, clock: bool
+) -> None:
+    balloon = make_balloon(make_machine(), clock=clock)
+    monitor = monitor_of(balloon)
+    run(balloon.set_stats_interval(interval))
+    for _ in range(5):  # several within one second, in which nothing changes
+        before = monitor.wall_clock()
+        stats = run(balloon.refresh_stats())
+        assert stats.last_update is not None
+        assert stats.last_update.timestamp() >= int(before)
+        assert run(balloon.get_stats_interval()) == interval
+        assert monitor.wall_clock() - before < (0.3 if clock else 1.3)
+
+
+def skewed(machine_clock: Callable[[], float], hours: float) -> Callable[[], float]:
+    return lambda: machine_clock() + hours * 3600
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_wrong_clock_neither_hides_a_new_sample_nor_makes_an_old_one_new(
+    hours: float,
+) -> None:
+    machine = make_machine()
+    monitor = SimulatedMonitor(machine)
+    clock = skewed(monitor.wall_clock, hours)
+    balloon = Balloon(monitor, PATH, "virtio-balloon-pci", wall_clock=clock)
+    run(balloon.refresh_stats())
+    assert run(balloon.refresh_stats()).last_update is not None
+    machine.guest.stall(3600 * SECOND)
+    with pytest.raises(StatsUnavailable):
+        run(balloon.refresh_stats())
+
+
+def test_statistics_that_a_reset_wipes_out_are_waited_for() -> None:
+    machine = make_machine(GuestConfig(boot_time=SECOND))
+    balloon = make_balloon(machine)
+    run(balloon.refresh_stats())
+    machine.reset(by_guest=False)
+    assert run(balloon.stats()).last_update is None
+    assert run(balloon.refresh_stats()).available is not None
+
+
+@pytest.mark.parametrize(
+    ("guest", "break_it", "why"),
+    [
+        (GuestConfig(driver=False), lambda _: None, "load virtio_balloon"),
+        (GuestConfig(), lambda machine: machine.stop(), "the VM is paused"),
+        (
+            GuestConfig(),
+            lambda machine: machine.guest.stall(3600 * SECOND),
+            "the guest hangs",
+        ),
+    ],
+    ids=["no driver", "paused", "hangs"],
+)
+def test_a_guest_that_does_not_answer_is_given_up_in_time_with_a_reason(
+    guest: GuestConfig, break_it: Callable[[object], None], why: str
+) -> None:
+    balloon = make_balloon(make_machine(guest))
+    monitor = monitor_of(balloon)
+    break_it(monitor.machine)
+    start = monitor.now()
+    with pytest.raises(StatsUnavailable, match=why):
+        run(balloon.refresh_stats(timeout=2))
+    assert monitor.now() - start < 2.1
+    assert run(balloon.get_stats_interval()) == 0
+
+
+# The sampler
+
+
+def test_a_sampler_sees_the_guest_answer_many_times_a_second() -> None:
+    machine = make_machine()
+    balloon = make_balloon(machine)
+
+    async def use() -> None:
+        async with balloon.sampler() as sampler:
+            await balloon.set_target(GiB)
+            for number in range(20):
+                await balloon.monitor.sleep(0.04)
+                sample = await sampler.take("!" if number == 3 else None)
+                assert sampler.silence == 0
+                # What the guest said, it said when it had that much.
+                assert sampler.basis >= sample.actual
+                reserve = machine.guest.memory.reserve
+                assert sampler.basis - sample.total - reserve <= 8 * MiB  # type: ignore[operator]
+                assert (sample.mark == "!") == (number == 3)
+
+    run(use())
+    assert run(balloon.get_stats_interval()) == 0
+
+
+def test_a_sampler_tells_for_how_long_the_guest_is_silent() -> None:
+    machine = make_machine()
+    balloon = make_balloon(machine)
+
+    async def use() -> None:
+        async with balloon.sampler() as sampler:
+            await balloon.monitor.sleep(1.1)
+            await sampler.take()
+            assert sampler.silence == 0
+            machine.reset(by_guest=False)  # wipes the statistics out: no answer
+            machine.guest.stall(3600 * SECOND)
+            await balloon.monitor.sleep(2)
+            sample = await sampler.take()
+            assert sampler.silence == pytest.approx(2, abs=0.1)
+            assert sample.available is None
+
+    run(use())
+
+
+# The timeline
 
 
 def sample(t: float, mark: str | None = None) -> Sample:

@@ -1,0 +1,341 @@
+"""Asking and setting a balloon, finding it, and telling why its VM does not run."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from faults import monitor_of
+from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
+
+from qmpballoon.balloon.balloon import Balloon, find_balloon
+from qmpballoon.balloon.device import explain_status
+from qmpballoon.balloon.results import BalloonInfo
+from qmpballoon.errors import (
+    BalloonUnavailable,
+    CommandError,
+    CommandNotFound,
+    MonitorClosed,
+    NoBalloonDevice,
+    ProtocolError,
+    StatsUnavailable,
+    make_command_error,
+)
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import SECOND
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpballoon.balloon.sampling import Sample
+
+
+class ScriptedMonitor(SimulatedMonitor):
+    """A monitor of which some commands answer as a test says."""
+
+    def __init__(self, **answers: object) -> None:
+        super().__init__(make_machine())
+        self._answers = {
+            name.replace("_", "-"): value for name, value in answers.items()
+        }
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        if command not in self._answers:
+            return await super().execute(command, arguments)
+        answer = self._answers[command]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def scripted(**answers: object) -> Balloon:
+    return Balloon(ScriptedMonitor(**answers), PATH, "virtio-balloon-pci")
+
+
+def test_query_tells_what_is_known() -> None:
+    balloon = make_balloon(make_machine(memory=GiB))
+    assert run(balloon.query()) == BalloonInfo(actual=GiB, total=GiB)
+    run(balloon.set_target(GiB // 2 - 1))
+    info = run(balloon.query())
+    assert info.target == balloon.target == GiB // 2  # QEMU rounds up to a page
+    monitor_of(balloon).machine.advance(120 * SECOND)
+    assert run(balloon.query()).ballooned == GiB // 2
+
+
+def test_which_vm_it_is() -> None:
+    seen = run(make_balloon(make_machine(name="vm1", paused=True)).query_vm())
+    assert (seen.name, seen.status) == ("vm1", "prelaunch")
+    assert re.fullmatch(r"10\.0\.\d+", seen.qemu_version or "")
+    assert run(make_balloon(make_machine()).query_vm()).name is None
+    assert run(scripted(query_version={}).query_vm()).qemu_version is None
+    with pytest.raises(ProtocolError, match="query-status returned"):
+        run(scripted(query_status={}).query_vm())
+
+
+def test_members_that_others_add_are_kept() -> None:
+    balloon = scripted(query_balloon={"actual": 7, "max_mem": 9})
+    assert run(balloon.query()).extra == {"max_mem": 9}
+
+
+@pytest.mark.parametrize("answer", [{}, {"actual": "7"}, None, [], {"actual": 1.5}])
+def test_an_answer_that_is_none_is_told_from_a_size(answer: object) -> None:
+    with pytest.raises(ProtocolError, match="query-balloon"):
+        run(scripted(query_balloon=answer).query())
+
+
+def test_an_old_qemu_does_not_tell_the_total() -> None:
+    missing = CommandNotFound("query-memory-size-summary", "CommandNotFound", "")
+    info = run(scripted(query_memory_size_summary=missing).query())
+    assert (info.total, info.ballooned) == (None, None)
+
+
+def test_only_dimms_count_to_what_can_be_ballooned() -> None:
+    devices = [
+        {"type": "dimm", "data": {"size": GiB}},
+        {"type": "dimm", "data": {"size": 2 * GiB}},
+        {"type": "virtio-mem", "data": {"size": 4 * GiB}},
+        {"type": "nvdimm", "data": {"size": 8 * GiB}},
+        "nonsense",
+    ]
+    balloon = scripted(
+        query_memory_size_summary={"base-memory": GiB, "plugged-memory": 15 * GiB},
+        query_memory_devices=devices,
+    )
+    assert run(balloon.query()).total == 4 * GiB
+
+
+@pytest.mark.parametrize("target", [0, -1])
+def test_targets_that_are_none_are_refused(target: int) -> None:
+    balloon = make_balloon(make_machine())
+    with pytest.raises(ValueError, match="target"):
+        run(balloon.set_target(target))
+    assert monitor_of(balloon).calls == 0
+
+
+def test_a_target_whose_outcome_is_unknown_is_not_claimed() -> None:
+    balloon = make_balloon(make_machine())
+    run(balloon.set_target(GiB))
+    monitor_of(balloon).machine.quit()
+    with pytest.raises(MonitorClosed):
+        run(balloon.set_target(2 * GiB))
+    assert balloon.target is None
+
+
+@pytest.mark.parametrize(
+    ("error_class", "expected"),
+    [
+        ("DeviceNotActive", NoBalloonDevice),
+        ("KVMMissingCap", BalloonUnavailable),
+        ("DeviceNotFound", NoBalloonDevice),
+        ("GenericError", CommandError),
+    ],
+)
+def test_refusals_are_told_for_what_they_mean(
+    error_class: str, expected: type[Exception]
+) -> None:
+    error = make_command_error("query-balloon", error_class, "words")
+    with pytest.raises(expected):
+        run(scripted(query_balloon=error).actual())
+
+
+@pytest.mark.parametrize("error_class", ["DeviceNotActive", "DeviceNotFound"])
+def test_a_balloon_that_was_there_is_not_to_be_started_with(error_class: str) -> None:
+    error = make_command_error("query-balloon", error_class, "words")
+    with pytest.raises(NoBalloonDevice, match="it was unplugged"):
+        run(scripted(query_balloon=error).actual())
+
+
+def test_features_that_this_qemu_knows() -> None:
+    balloon = make_balloon(make_machine(deflate_on_oom=True))
+    features = run(balloon.features())
+    assert features["deflate-on-oom"] is True
+    assert features["free-page-reporting"] is False
+
+
+def test_a_paused_vm_does_not_run() -> None:
+    balloon = make_balloon(make_machine())
+    assert run(balloon.is_running())
+    monitor_of(balloon).machine.stop()
+    assert not run(balloon.is_running())
+
+
+def test_the_interval_is_kept_in_a_block_and_restored_behind_it() -> None:
+    balloon = make_balloon(make_machine())
+    run(balloon.set_stats_interval(30))
+
+    async def use() -> None:
+        async with balloon.stats_interval(2):
+            assert await balloon.get_stats_interval() == 2
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        run(use())
+    assert run(balloon.get_stats_interval()) == 30
+
+
+@pytest.mark.parametrize("error", [None, KeyError(), asyncio.CancelledError()])
+def test_a_device_that_is_gone_hides_not_how_a_block_ended(
+    error: BaseException | None,
+) -> None:
+    machine = make_machine()
+    balloon = make_balloon(machine)
+
+    async def use() -> None:
+        async with balloon.stats_interval(2):
+            machine.device = None
+            machine.tree.remove_child(*PATH.rsplit("/", 1))
+            with pytest.raises(NoBalloonDevice):
+                await balloon.stats()
+            if error is not None:
+                raise error
+
+    ended_by: BaseException | None = None
+    try:
+        run(use())
+    except BaseException as caught:  # noqa: BLE001 - a cancellation is none of the others
+        ended_by = caught
+    assert ended_by is error
+
+
+def test_an_interval_that_is_none_is_refused() -> None:
+    balloon = make_balloon(make_machine())
+    with pytest.raises(ValueError, match="seconds"):
+        run(balloon.set_stats_interval(-1))
+    for interval, error in ((-1, ValueError), (1.0, TypeError), ("1", TypeError)):
+        with pytest.raises(error, match="interval is"):
+            run(balloon.request_stats(cast("Any", interval)))
+    assert monitor_of(balloon).calls == 0
+    with pytest.raises(ProtocolError, match="interval"):
+        run(scripted(qom_get="soon").get_stats_interval())
+
+
+# Finding it
+
+TYPES = [
+    "virtio-balloon-pci",
+    "virtio-balloon-pci-transitional",
+    "virtio-balloon-pci-non-transitional",
+    "virtio-balloon-ccw",
+    "virtio-balloon-device",
+]
+
+
+class Tree:
+    """A QOM tree; everything else of a monitor is never used."""
+
+    def __init__(self, **children: object) -> None:
+        self._children = children
+
+    async def execute(self, command: str, arguments: dict[str, str]) -> object:
+        assert command == "qom-list"
+        return self._children.get(arguments["path"].rpartition("/")[2], [])
+
+
+@pytest.mark.parametrize("identifier", ["balloon0", None])
+@pytest.mark.parametrize("version", ["7.2", "11.1"])
+def test_it_is_found_named_and_anonymous(version: str, identifier: str | None) -> None:
+    machine = make_machine(version=version, balloon_id=identifier)
+    balloon = run(find_balloon(SimulatedMonitor(machine)))
+    where = "peripheral/balloon0" if identifier else "peripheral-anon/device[0]"
+    assert balloon.path == f"/machine/{where}"
+    assert balloon.device_type == "virtio-balloon-pci"
+    assert run(balloon.get_stats_interval()) == 0  # the path is one
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("container", ["peripheral", "peripheral-anon", "unattached"])
+def test_every_type_is_found_in_every_place(kind: str, container: str) -> None:
+    children = [
+        {"name": "type", "type": "string"},
+        {"name": "device[0]", "type": "child<virtio-blk-pci>"},
+        {"name": "device[1]", "type": f"child<{kind}>"},
+        {"name": "link", "type": f"link<{kind}>"},
+    ]
+    balloon = run(find_balloon(Tree(**{container: children})))  # type: ignore[arg-type]
+    assert balloon.path == f"/machine/{container}/device[1]"
+    assert balloon.device_type == kind
+
+
+def test_a_vm_without_one_is_told_what_to_do() -> None:
+    machine = make_machine(balloon=None)
+    with pytest.raises(NoBalloonDevice, match="-device virtio-balloon-pci"):
+        run(find_balloon(SimulatedMonitor(machine)))
+
+
+def test_nonsense_is_no_tree() -> None:
+    with pytest.raises(ProtocolError, match="qom-list"):
+        run(find_balloon(Tree(peripheral={"return": 1})))  # type: ignore[arg-type]
+    tree = Tree(peripheral=[1, None, {"name": 7, "type": "child<virtio-balloon-pci>"}])
+    with pytest.raises(NoBalloonDevice):
+        run(find_balloon(tree))  # type: ignore[arg-type]
+
+
+def test_the_end_of_qemu_is_not_the_lack_of_a_device() -> None:
+    machine = make_machine()
+    monitor = SimulatedMonitor(machine)
+    machine.quit()
+    with pytest.raises(MonitorClosed):
+        run(find_balloon(monitor))
+
+
+# Why the VM does not run
+
+# All of QEMU's RunState but "running", and a word of what helps.
+REMEDIES = {
+    "paused": "(cont)",
+    "prelaunch": "(cont)",
+    "debug": "(cont)",
+    "watchdog": "(cont)",
+    "io-error": "repair",
+    "inmigrate": "wait",
+    "finish-migrate": "wait",
+    "save-vm": "wait",
+    "restore-vm": "wait",
+    "colo": "wait",
+    "postmigrate": "where it runs now",
+    "guest-panicked": "system_reset",
+    "internal-error": "system_reset",
+    "shutdown": "system_reset",
+    "suspended": "system_wakeup",
+    "some-day": "some-day",
+}
+
+
+@pytest.mark.parametrize("status", REMEDIES)
+def test_each_state_has_its_remedy(status: str) -> None:
+    text = explain_status(status)
+    assert REMEDIES[status] in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("status", sorted({*REMEDIES} - {"paused"}))
+def test_whoever_asks_is_told_of_the_state(status: str) -> None:
+    machine = make_machine()
+    machine.status = status
+    balloon = make_balloon(machine)
+    assert not run(balloon.is_running())
+    with pytest.raises(StatsUnavailable) as caught:
+        run(balloon.reclaim())
+    assert REMEDIES[status] in str(caught.value)
+    result = run(balloon.resize(256 * MiB, timeout=2, on_stall="settle"))
+    assert result.diagnosis is not None
+    assert result.diagnosis.kind == "paused"
+    assert REMEDIES[status] in result.diagnosis.detail
+
+
+def test_a_vm_that_moves_away_in_mid_reclaim_is_not_to_be_resumed() -> None:
+    machine = make_machine()
+
+    def move(sample: Sample) -> None:
+        if sample.actual < before:
+            machine.status = "postmigrate"
+
+    balloon = make_balloon(machine)
+    before = run(balloon.actual())
+    report = run(balloon.reclaim(on_progress=move))
+    assert report.outcome == "stopped"
+    assert REMEDIES["postmigrate"] in report.reason
