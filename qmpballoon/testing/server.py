@@ -86,7 +86,7 @@ class FakeQemu:
         self._frozen = False
         self._due: int | None = None
         self._alarm = trio.CancelScope()
-        self._outlet = _Outlet(faults, faults.cut_after)
+        self._sender = _FaultySender(faults, faults.cut_after)
         self._monitor = trio.Lock()
         # trio starts tasks in any order. The channel keeps the order in which clients
         # in memory connected.
@@ -130,13 +130,13 @@ class FakeQemu:
     async def _run(self) -> None:
         """Advance the machine whenever it has something to send by itself."""
         while not self._machine.ended:
-            await self._thaw()
+            await self._wait_for_thaw()
             self._alarm = trio.CancelScope()
             self._set_alarm()
             with self._alarm:
                 await trio.sleep_forever()
             due = self._due
-            if due is not None and self._to_clock(due) <= trio.current_time():
+            if due is not None and self._convert_to_clock(due) <= trio.current_time():
                 self._advance(due)
                 self._wake()
         self.ended.set()
@@ -147,8 +147,8 @@ class FakeQemu:
             if self.faults.freeze_at is not None:
                 nursery.start_soon(self._freeze, self.faults.freeze_at)
             for at, action in list_actions(self.faults):
-                await trio.sleep_until(self._to_clock(at))
-                await self._thaw()
+                await trio.sleep_until(self._convert_to_clock(at))
+                await self._wait_for_thaw()
                 if not self._machine.ended:
                     self._advance(at)
                     action(self._machine)
@@ -156,7 +156,7 @@ class FakeQemu:
 
     async def _freeze(self, at: int) -> None:
         """Stop QEMU's process for a while; the time of all others goes on."""
-        await trio.sleep_until(self._to_clock(at))
+        await trio.sleep_until(self._convert_to_clock(at))
         if self._machine.ended:
             return
         self._advance(at)
@@ -169,7 +169,7 @@ class FakeQemu:
         self._machine.sleep(duration)
         self._wake()
 
-    async def _thaw(self) -> None:
+    async def _wait_for_thaw(self) -> None:
         """Wait while QEMU's process is stopped."""
         while self._frozen:
             await self._changed.wait()
@@ -181,7 +181,7 @@ class FakeQemu:
         self._machine.settle()
         self._wake()
 
-    def _to_clock(self, time: int | None) -> float:
+    def _convert_to_clock(self, time: int | None) -> float:
         return math.inf if time is None else self._origin + time / SECOND
 
     def _advance(self, at_least: int = 0) -> None:
@@ -204,8 +204,8 @@ class FakeQemu:
     def _set_alarm(self) -> None:
         """Wake :meth:`_run` when the machine next sends something by itself."""
         machine = self._machine
-        self._due = None if self._frozen else machine.next_word_time()
-        deadline = -math.inf if machine.ended else self._to_clock(self._due)
+        self._due = None if self._frozen else machine.find_next_output()
+        deadline = -math.inf if machine.ended else self._convert_to_clock(self._due)
         if deadline != self._alarm.deadline:
             self._alarm.deadline = deadline
 
@@ -234,7 +234,7 @@ class FakeQemu:
                 await self._serve_session(stream)
 
     async def _serve_session(self, stream: trio.abc.Stream) -> None:
-        await self._thaw()
+        await self._wait_for_thaw()
         self._advance()
         session = self._machine.connect()
         try:
@@ -251,7 +251,7 @@ class FakeQemu:
         """Pass what the client sends to the session, while QEMU reads."""
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await stream.receive_some(_READ_SIZE):
-                await self._thaw()
+                await self._wait_for_thaw()
                 self._advance()
                 session.receive(bytes(data))
                 self._wake()
@@ -263,9 +263,9 @@ class FakeQemu:
         """Send the session's output to the client, until QEMU closes the connection."""
         with contextlib.suppress(trio.BrokenResourceError):
             while True:
-                await self._thaw()
-                if data := session.output():
-                    await self._outlet.send(stream, data)
+                await self._wait_for_thaw()
+                if data := session.take_output():
+                    await self._sender.send(stream, data)
                 elif session.closed:
                     return
                 else:
@@ -290,7 +290,7 @@ class FakeQemu:
         Raises:
             OSError: There is something else at the path, or the socket cannot be made.
         """
-        with _listening(Path(path)) as listener:
+        with _listen_at(Path(path)) as listener:
             task_status.started()
             await self._accept(trio.socket.from_stdlib_socket(listener))
 
@@ -311,7 +311,7 @@ class FakeQemu:
 
 
 @define
-class _Outlet:
+class _FaultySender:
     """Sends bytes to clients, with the faults that are planned for that.
 
     Attributes:
@@ -401,7 +401,7 @@ class _End(trio.abc.Stream):
 
 
 @contextlib.contextmanager
-def _listening(path: Path) -> Generator[socket.socket]:
+def _listen_at(path: Path) -> Generator[socket.socket]:
     """Listen on a new socket at a path, which is removed at the end."""
     _remove_stale(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:

@@ -228,7 +228,7 @@ def test_memory_plugged_meanwhile_stays_with_the_guest() -> None:
                 b'{"execute": "device_add", "arguments":'
                 b'{"driver": "pc-dimm", "id": "d", "memdev": "m"}}'
             )
-            assert b"error" not in session.output()
+            assert b"error" not in session.take_output()
             machine.disconnect(session)
 
     report = reclaim(machine, on_progress=plug)

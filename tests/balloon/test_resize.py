@@ -527,7 +527,7 @@ def plug(machine: Machine, size: int) -> None:
         b'{"execute": "device_add", "arguments":'
         b'{"driver": "pc-dimm", "id": "d", "memdev": "m"}}' % size
     )
-    assert b"error" not in session.output()
+    assert b"error" not in session.take_output()
     machine.disconnect(session)
 
 
@@ -540,7 +540,7 @@ def set_by_another(machine: Machine, target: int) -> None:
         b'{"execute": "qmp_capabilities"}'
         b'{"execute": "balloon", "arguments": {"value": %d}}' % target
     )
-    assert b"error" not in session.output()
+    assert b"error" not in session.take_output()
     machine.disconnect(session)
 
 

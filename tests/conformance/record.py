@@ -50,7 +50,7 @@ def record(script: Script, version: str, folder: Path) -> list[list[str]]:
             session.receive(chunk)
             real.send(chunk)
             # The fake tells how much to wait for; what comes is QEMU's.
-            count = session.output().count(b"\n")
+            count = session.take_output().count(b"\n")
             said = real.receive_all() if session.closed else real.receive(count)
             answers.append(list(normalise(said)))
             if real.closed:

@@ -126,7 +126,7 @@ def compare(
     with real_qemu(command, folder, script.options()) as real:
         for chunk in (b"", *script.chunks, END):
             session.receive(chunk)
-            faked = session.output()
+            faked = session.take_output()
             real.send(chunk)
             count = faked.count(b"\n")
             said = real.receive_all() if session.closed else real.receive(count)
@@ -151,7 +151,7 @@ def replay(
     chunks = (b"", *script.chunks)
     for chunk, real in zip(chunks[: len(recorded)], recorded, strict=True):
         session.receive(chunk)
-        faked = normalise(session.output())
+        faked = normalise(session.take_output())
         if tuple(real) != faked:
             yield Difference(script.name, chunk, tuple(real), faked)
 

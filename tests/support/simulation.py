@@ -50,7 +50,7 @@ class SimulatedMonitor:
         self._shields = 0
         self._session = machine.connect()
         self._session.receive(b'{"execute": "qmp_capabilities"}')
-        self._session.output()
+        self._session.take_output()
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None
@@ -106,7 +106,7 @@ class SimulatedMonitor:
         self.machine.advance(self.machine.now + nanoseconds)
 
     def _reply(self, command: str) -> object:
-        for line in self._session.output().splitlines():
+        for line in self._session.take_output().splitlines():
             message: dict[str, Any] = json.loads(line)
             if "error" in message:
                 error = message["error"]

@@ -26,7 +26,7 @@ class Client:
 
     def read(self) -> list[dict[str, Any]]:
         """Return the answers that have come, and keep the events."""
-        data = self.session.output()
+        data = self.session.take_output()
         self.raw += data
         answers = []
         for line in data.splitlines():
@@ -49,14 +49,14 @@ class Client:
         """Let time pass, event by event, so that each one's time is seen."""
         machine = self.machine
         until = machine.now + duration
-        while (event := machine.next_event_time()) is not None and event <= until:
+        while (event := machine.find_next_event()) is not None and event <= until:
             self._advance(event)
         self._advance(until)
 
     def _advance(self, to: int) -> None:
         """Let time pass; whatever is said in it was to be looked for by then."""
         self.read()
-        known, word = len(self.raw), self.machine.next_word_time()
+        known, word = len(self.raw), self.machine.find_next_output()
         self.machine.advance(to)
         self.read()
         assert len(self.raw) == known or (word is not None and word <= to)

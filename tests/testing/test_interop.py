@@ -111,7 +111,7 @@ class Server(QMPClient):
             await self._outgoing.put(message)
 
     def _said(self) -> list[Message]:
-        return [Message(line) for line in self.session.output().splitlines()]
+        return [Message(line) for line in self.session.take_output().splitlines()]
 
 
 def test_our_client_on_the_server_of_qemu_itself(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ _PRESSURE_LEVELS: Final = 3
 
 
 @frozen
-class _Segment:
+class _Steps:
     """Equal steps that the driver takes next.
 
     Attributes:
@@ -151,13 +151,13 @@ class Guest:
 
     def plug(self, size: int) -> None:
         """Add bytes of memory or, if negative, remove bytes that are not in use."""
-        idle = self._segment() is None
+        idle = self._plan_steps() is None
         self.memory.ram += size
         self._wake(idle=idle)
 
     def set_target(self, size: int) -> None:
         """Set the balloon size that the device asks for, in bytes."""
-        idle = self._segment() is None
+        idle = self._plan_steps() is None
         self.target = size
         self._wake(idle=idle)
 
@@ -168,26 +168,26 @@ class Guest:
 
     # Time
 
-    def next_event_time(self) -> int | None:
+    def find_next_event(self) -> int | None:
         """Return when it next does something by itself, other than a balloon step."""
         times = [self._todo[0].at] if self._todo else []
         if self._ready_at is not None and self.now < self._ready_at:
             times.append(self._ready_at)
-        others = (self._report_at, self._read_back_at, self._panic_at())
+        others = (self._report_at, self._read_back_at, self._find_panic_time())
         times += [t for t in others if t is not None]
-        if segment := self._segment():
-            last = self._first_step(segment) + (segment.count - 1) * segment.duration
+        if steps := self._plan_steps():
+            last = self._find_first_step(steps) + (steps.count - 1) * steps.duration
             times.append(last)
         return max(min(times), self.now) if times else None
 
-    def next_step_time(self) -> int | None:
+    def find_next_step(self) -> int | None:
         """Return when the balloon next moves; ``None``: it does not."""
-        segment = self._segment()
-        return self._first_step(segment) if segment else None
+        steps = self._plan_steps()
+        return self._find_first_step(steps) if steps else None
 
     def advance(self, to: int) -> None:
         """Let time pass until ``to``, and do everything that is due by then."""
-        while (event := self.next_event_time()) is not None and event <= to:
+        while (event := self.find_next_event()) is not None and event <= to:
             self._move(event)
             self.now = event
             self._do_due()
@@ -196,24 +196,24 @@ class Guest:
 
     def _move(self, to: int) -> None:
         """Take the steps that fit in until ``to``. All of them are equal."""
-        segment = self._segment()
-        if segment is None:
+        steps = self._plan_steps()
+        if steps is None:
             return
-        count = min(segment.count, (to - self._step_from) // segment.duration)
+        count = min(steps.count, (to - self._step_from) // steps.duration)
         if count <= 0:
             return
-        if segment.swapping:
-            self.memory.swap_out(count * segment.size)
-        if segment.size > 0:
-            self.memory.inflate(count * segment.size)
+        if steps.swapping:
+            self.memory.swap_out(count * steps.size)
+        if steps.size > 0:
+            self.memory.inflate(count * steps.size)
         else:
-            self.memory.deflate(-count * segment.size)
-        self._step_from += count * segment.duration
+            self.memory.deflate(-count * steps.size)
+        self._step_from += count * steps.duration
         self.changed_at = self._step_from
 
     def _do_due(self) -> None:
         """Do what is due now, other than balloon steps."""
-        idle = self._segment() is None
+        idle = self._plan_steps() is None
         while self._todo and self._todo[0].at <= self.now:
             self._work(self._todo.pop(0))
         if self._report_at is not None and self._report_at <= self.now:
@@ -222,13 +222,13 @@ class Guest:
         if self._read_back_at is not None and self._read_back_at <= self.now:
             self._read_back_at = None
             self.memory.swap_in(self.config.swap_rate // (SECOND // _READ_BACK_EVERY))
-        panic_at = self._panic_at()
+        panic_at = self._find_panic_time()
         if panic_at is not None and panic_at <= self.now:
             self.panicked = True
         self._wake(idle=idle)
 
-    def _first_step(self, segment: _Segment) -> int:
-        return max(self._step_from, self.stalled_until) + segment.duration
+    def _find_first_step(self, steps: _Steps) -> int:
+        return max(self._step_from, self.stalled_until) + steps.duration
 
     def _wake(self, *, idle: bool) -> None:
         """React to a change. A driver that was idle begins its first step now."""
@@ -263,19 +263,19 @@ class Guest:
         left = memory.reclaimable + memory.swappable
         return self.target > memory.balloon and left < PAGE
 
-    def _segment(self) -> _Segment | None:
+    def _plan_steps(self) -> _Steps | None:
         """Return the equal steps that the driver takes next; ``None`` if it is idle."""
         missing = self.target - self.memory.balloon
         if missing == 0 or self.panicked or not self.driver_ready:
             return None
         return self._inflate(missing) if missing > 0 else self._deflate(-missing)
 
-    def _deflate(self, surplus: int) -> _Segment:
+    def _deflate(self, surplus: int) -> _Steps:
         size = min(STEP, surplus)
         duration = self._compute_duration(size, self.config.deflate_rate)
-        return _Segment(-size, duration, surplus // size)
+        return _Steps(-size, duration, surplus // size)
 
-    def _inflate(self, missing: int) -> _Segment | None:
+    def _inflate(self, missing: int) -> _Steps | None:
         # One call for all three: no other code in here runs as often.
         spare, droppable, left = self.memory.measure_room()
         size = min(STEP, missing, left // PAGE * PAGE)
@@ -287,9 +287,9 @@ class Guest:
         level, above = self._compute_pressure(left)
         count = min(missing // size, source // size, -(-above // size))
         duration = self._compute_duration(size, rate) << level
-        return _Segment(size, duration, max(1, count))
+        return _Steps(size, duration, max(1, count))
 
-    def _inflate_by_swapping(self, missing: int) -> _Segment | None:
+    def _inflate_by_swapping(self, missing: int) -> _Steps | None:
         """Return steps for which processes' memory is swapped out."""
         config, source = self.config, self.memory.swappable
         size = min(STEP, missing, source)
@@ -299,7 +299,7 @@ class Guest:
         rate = config.swap_rate * (100 - config.refaults) // (100 + config.refaults)
         count = min(missing, source) // size
         duration = self._compute_duration(size, max(1, rate))
-        return _Segment(size, duration, count, swapping=True)
+        return _Steps(size, duration, count, swapping=True)
 
     def _compute_pressure(self, left: int) -> tuple[int, int]:
         """Return how often the rate is halved, and how many bytes until the next."""
@@ -352,7 +352,7 @@ class Guest:
         self.oom_kills += 1
         memory.release(memory.allocated)
 
-    def _panic_at(self) -> int | None:
+    def _find_panic_time(self) -> int | None:
         after = self.config.panic_after
         if after is None or self._floor_since is None or self.panicked:
             return None

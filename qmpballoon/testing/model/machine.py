@@ -6,9 +6,9 @@ nanoseconds that the caller advances::
     machine = Machine(MachineConfig(memory=4 << 30), profile("10.0"), Random(1))
     monitor = machine.connect()
     monitor.receive(b'{"execute": "qmp_capabilities"}')
-    monitor.output()                      # the greeting and the reply
+    monitor.take_output()                      # the greeting and the reply
     machine.advance(machine.now + 5 * SECOND)
-    machine.next_word_time()              # no client gets an event before then
+    machine.find_next_output()            # no client gets anything before then
 
 The output depends on the machine and on the calls and their times only. How often the
 machine is advanced in between makes no difference.
@@ -124,27 +124,27 @@ class Machine(Vm):
         """Let only the wall clock go on, as for a process that was stopped."""
         self._slept += duration
 
-    def next_event_time(self) -> int | None:
+    def find_next_event(self) -> int | None:
         """Return when something next happens by itself; ``None``: never.
 
-        Before then no client gets an event, and QEMU gets no statistics.
+        Before then there is no output for any client, and QEMU gets no statistics.
         """
-        times = [self.guest.next_event_time()]
+        times = [self.guest.find_next_event()]
         if self.device:
             times += [self.device.answer_at, self.device.poll_at]
         return self._find_earliest(times)
 
-    def next_word_time(self) -> int | None:
-        """Return a time before which no client gets an event; ``None``: none ever does.
+    def find_next_output(self) -> int | None:
+        """Return a time before which no client gets output; ``None``: none ever does.
 
-        Much happens in a guest without an event: there is one a second at most for the
-        balloon, and statistics have to be asked for. So this time is later than
-        :meth:`next_event_time`, and takes a fraction of the work to find.
+        Much happens in a guest without output: there is one event a second at most for
+        the balloon, and statistics have to be asked for. So this time is later than
+        that of :meth:`find_next_event`, and takes a fraction of the work to find.
         """
         return self._find_earliest([])
 
     def _find_earliest(self, guest_times: list[int | None]) -> int | None:
-        """Return the first time of an event and of others on the guest's clock."""
+        """Return the first of the times of output and of others on the guest's clock."""
         if self.ended:
             return None
         times = [s.due for s in self._sessions]
@@ -153,7 +153,7 @@ class Machine(Vm):
             guest, offset = self.guest, self.now - self.guest.now
             guest_times += [dimm.leaves_at for dimm in self.dimms.values()]
             if self._throttle.is_open:
-                guest_times += [guest.next_event_time(), guest.next_step_time()]
+                guest_times += [guest.find_next_event(), guest.find_next_step()]
             times += [t + offset for t in guest_times if t is not None]
         known = [t for t in times if t is not None]
         return max(self.now, min(known)) if known else None
@@ -169,7 +169,7 @@ class Machine(Vm):
         """
         if to < self.now:
             raise ValueError(f"the machine is at {self.now} ns already, not {to}")
-        while (event := self.next_event_time()) is not None and event <= to:
+        while (event := self.find_next_event()) is not None and event <= to:
             self._pass(event)
             self.settle()
         self._pass(to)

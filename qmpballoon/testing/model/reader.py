@@ -79,7 +79,7 @@ def _refuse(text: str) -> NoReturn:
     raise ValueError(text)
 
 
-def _build_object(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
+def _build_members(pairs: list[tuple[str, Value]]) -> dict[str, Value]:
     members = dict(pairs)
     if len(members) < len(pairs):
         raise ValueError("a key comes twice")
@@ -92,7 +92,7 @@ _FLAT: Final = 64
 # Characters of an integer: all such integers fit in 64 bits.
 _SMALL: Final = 18
 _SIMPLE_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_build_object,
+    object_pairs_hook=_build_members,
     parse_int=_parse_small,
     parse_float=_refuse,
     parse_constant=_refuse,

@@ -125,7 +125,7 @@ class Session:
         """Whether QEMU reads on, or lets further bytes wait in the socket."""
         return len(self._queue) < (QUEUE_LENGTH if self.oob else 1)
 
-    def output(self) -> bytes:
+    def take_output(self) -> bytes:
         """Return the bytes for the client since the last call."""
         data = bytes(self._output)
         self._output.clear()

@@ -542,16 +542,16 @@ def test_out_of_band_overtakes_and_the_ninth_request_waits() -> None:
         b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}'
     )
     client.advance(SECOND)
-    session.output()
+    session.take_output()
     session.receive(b'{"execute": "query-status", "id": 1}' * 7)
     session.receive(b'{"exec-oob": "query-status", "id": "oob"}')
-    assert json.loads(session.output())["id"] == "oob"
+    assert json.loads(session.take_output())["id"] == "oob"
     session.receive(b'{"execute": "query-status", "id": 1}')
     assert not session.reading
     session.receive(b'{"exec-oob": "query-status", "id": "late"}')
-    assert session.output() == b""
+    assert session.take_output() == b""
     client.advance(SECOND)
-    ids = [json.loads(line)["id"] for line in session.output().splitlines()]
+    ids = [json.loads(line)["id"] for line in session.take_output().splitlines()]
     assert sorted(ids, key=str) == [1] * 8 + ["late"]
     assert ids[0] == 1
 
@@ -569,19 +569,19 @@ def test_without_out_of_band_requests_wait_for_each_other() -> None:
 def test_events_are_lost_on_those_who_have_not_negotiated() -> None:
     client = make()
     silent = client.machine.connect()
-    silent.output()
+    silent.take_output()
     client.execute("stop")
-    assert silent.output() == b""
+    assert silent.take_output() == b""
     assert len(client.named("STOP")) == 1
 
 
 def test_quit_says_so_and_hangs_up() -> None:
     client = make()
     client.session.receive(b'{"execute": "quit"}{"execute": "query-status"}')
-    lines = client.session.output().splitlines()
+    lines = client.session.take_output().splitlines()
     assert [next(iter(json.loads(line))) for line in lines] == ["timestamp", "return"]
     assert client.session.closed
-    assert client.machine.next_event_time() is None
+    assert client.machine.find_next_event() is None
 
 
 def test_a_deadly_command_gets_no_answer() -> None:
@@ -589,7 +589,7 @@ def test_a_deadly_command_gets_no_answer() -> None:
     path = "/machine/peripheral/balloon0/virtio-backend"
     request = {"execute": "x-query-virtio-status", "arguments": {"path": path}}
     client.session.receive(json.dumps(request).encode())
-    assert client.session.output() == b""
+    assert client.session.take_output() == b""
     assert client.session.closed
 
 
@@ -608,7 +608,7 @@ session.receive(b'{"execute": "balloon", "arguments": {"value": 754974720}}')
 for i in range(300):
     machine.advance(i * SECOND // 5)
     session.receive(b'{"execute": "query-balloon", "id": %d}' % i)
-sys.stdout.buffer.write(session.output())
+sys.stdout.buffer.write(session.take_output())
 """
 
 

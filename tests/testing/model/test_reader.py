@@ -24,19 +24,19 @@ def test_the_fake_survives_every_script(script: list[bytes], subject: Machine) -
     session = subject.connect()
     for chunk in script:
         session.receive(chunk)
-        assert session.output().isascii()
+        assert session.take_output().isascii()
     session.receive(b'\n\x01\n{"execute": "qmp_capabilities", "id": "last"}')
     if not session.closed:
-        assert json.loads(session.output().splitlines()[-1])["id"] == "last"
+        assert json.loads(session.take_output().splitlines()[-1])["id"] == "last"
 
 
 @given(garbage=malformed())
 def test_what_is_malformed_leaves_qemu_in_step(garbage: bytes) -> None:
     session = Machine(rng=random.Random(0)).connect()
     session.receive(garbage)
-    session.output()
+    session.take_output()
     session.receive(b'{"execute": "qmp_capabilities"}')
-    assert session.output() == b'{"return": {}}\r\n'
+    assert session.take_output() == b'{"return": {}}\r\n'
 
 
 @given(script=request_scripts(), version=profiles())
@@ -50,7 +50,7 @@ def test_the_short_way_to_read_a_request_is_as_good_as_the_long_one(
         for chunk in script:
             for start in range(0, len(chunk), size or len(chunk) or 1):
                 session.receive(chunk[start:][:size])
-        said.append(session.output())
+        said.append(session.take_output())
     assert said[0] == said[1]
 
 
@@ -78,6 +78,6 @@ def test_the_short_way_counts_lines_too(end: str) -> None:
         text = (request * 3 + "x\n").encode()
         for start in range(0, len(text), size):
             session.receive(text[start : start + size])
-        said.append(json.loads(session.output().splitlines()[-1])["error"]["desc"])
+        said.append(json.loads(session.take_output().splitlines()[-1])["error"]["desc"])
     assert said[0] == said[1]
     assert said[0].startswith("4:" if end else f"1:{3 * len(request) + 1}:")
