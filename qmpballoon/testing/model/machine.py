@@ -144,7 +144,7 @@ class Machine(Vm):
         return self._find_earliest([])
 
     def _find_earliest(self, guest_times: list[int | None]) -> int | None:
-        """Return the first of the times of output and of others on the guest's clock."""
+        """Return the first time of output, and of others on the guest's clock."""
         if self.ended:
             return None
         times = [s.due for s in self._sessions]
