@@ -11,8 +11,8 @@
 
     trio.run(main)
 
-What is exported here is loaded when it is first asked for, so that importing the
-package loads no event loop: a program on asyncio never loads trio.
+The names here are loaded when they are first used. So importing the package loads no
+event loop, and a program on asyncio never loads trio.
 """
 
 from __future__ import annotations
@@ -21,6 +21,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from qmpballoon._transport.qemu_process import find_peer_pid as find_peer_pid
+    from qmpballoon._transport.qemu_process import find_qemu_pid as find_qemu_pid
+    from qmpballoon._transport.qemu_process import read_resident as read_resident
+    from qmpballoon.address import Address as Address
+    from qmpballoon.address import LibvirtVm as LibvirtVm
+    from qmpballoon.address import TcpAddress as TcpAddress
+    from qmpballoon.address import UnixAddress as UnixAddress
+    from qmpballoon.address import Vm as Vm
+    from qmpballoon.address import parse_address as parse_address
+    from qmpballoon.address import parse_vm as parse_vm
     from qmpballoon.balloon import Balloon as Balloon
     from qmpballoon.balloon import BalloonInfo as BalloonInfo
     from qmpballoon.balloon import Binding as Binding
@@ -59,11 +69,13 @@ if TYPE_CHECKING:
     from qmpballoon.errors import QmpBalloonError as QmpBalloonError
     from qmpballoon.errors import StatsUnavailable as StatsUnavailable
     from qmpballoon.errors import UnsafeTarget as UnsafeTarget
+    from qmpballoon.errors import make_command_error as make_command_error
     from qmpballoon.monitor import Monitor as Monitor
     from qmpballoon.qmp.messages import Event as Event
     from qmpballoon.sizes import GiB as GiB
     from qmpballoon.sizes import KiB as KiB
     from qmpballoon.sizes import MiB as MiB
+    from qmpballoon.sizes import PiB as PiB
     from qmpballoon.sizes import TiB as TiB
     from qmpballoon.sizes import format_size as format_size
     from qmpballoon.sizes import parse_size as parse_size
@@ -74,6 +86,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "_transport.qemu_process": ("find_peer_pid", "find_qemu_pid", "read_resident"),
+    "address": (
+        "Address",
+        "LibvirtVm",
+        "TcpAddress",
+        "UnixAddress",
+        "Vm",
+        "parse_address",
+        "parse_vm",
+    ),
     "balloon": (
         "Balloon",
         "BalloonInfo",
@@ -116,15 +138,17 @@ _MODULES = {
         "QmpBalloonError",
         "StatsUnavailable",
         "UnsafeTarget",
+        "make_command_error",
     ),
     "monitor": ("Monitor",),
     "qmp.messages": ("Event",),
-    "sizes": ("GiB", "KiB", "MiB", "TiB", "format_size", "parse_size"),
+    "sizes": ("GiB", "KiB", "MiB", "PiB", "TiB", "format_size", "parse_size"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 # Written out, so that type checkers can read it; a test holds that it is complete.
 __all__ = [
+    "Address",
     "Balloon",
     "BalloonError",
     "BalloonInfo",
@@ -140,6 +164,7 @@ __all__ = [
     "Guard",
     "GuestStats",
     "KiB",
+    "LibvirtVm",
     "MiB",
     "Monitor",
     "MonitorBusy",
@@ -151,6 +176,7 @@ __all__ = [
     "OnStall",
     "Outcome",
     "Phase",
+    "PiB",
     "Plan",
     "Progress",
     "ProtocolError",
@@ -164,17 +190,26 @@ __all__ = [
     "StallKind",
     "StallLimits",
     "StatsUnavailable",
+    "TcpAddress",
     "TiB",
     "Timeline",
     "TrioMonitor",
+    "UnixAddress",
     "UnsafeTarget",
+    "Vm",
     "VmInfo",
     "__version__",
     "find_balloon",
+    "find_peer_pid",
+    "find_qemu_pid",
     "format_size",
+    "make_command_error",
     "open_balloon",
     "open_monitor",
+    "parse_address",
     "parse_size",
+    "parse_vm",
+    "read_resident",
 ]
 
 

@@ -1,4 +1,7 @@
-"""Refusing bad arguments, in one line, before anything is sent; and bad answers."""
+"""Checks of arguments, before anything is sent, and of QEMU's answers.
+
+The message of each error is one line. It names the argument and what it must be.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ __all__ = [
     "require_size",
 ]
 
-_MAX_INTERVAL = 2**32 - 1  # seconds; QEMU refuses longer ones
-_MAX_SIZE = 2**63 - 1  # QMP's integers; QEMU refuses larger sizes
+_MAX_INTERVAL = 2**32 - 1  # seconds; QEMU refuses longer intervals
+_MAX_SIZE = 2**63 - 1  # bytes; QMP's integers are signed and have 64 bits
 
 
 def is_size(value: object) -> TypeGuard[int]:
-    """Tell whether that can be a number of bytes in QMP."""
+    """Tell whether a value can be a number of bytes in QMP."""
     return _is_whole(value, _MAX_SIZE)
 
 
 def is_interval(value: object) -> TypeGuard[int]:
-    """Tell whether that can be a polling interval: whole seconds."""
+    """Tell whether a value can be a statistics interval in whole seconds."""
     return _is_whole(value, _MAX_INTERVAL)
 
 
@@ -44,8 +47,7 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
     """Return ``value`` if it is a number of bytes, at least ``minimum``.
 
     Raises:
-        TypeError: It is no integer. Floats are refused even if whole: QEMU
-            refuses them too.
+        TypeError: It is no integer. Whole floats are refused too, as QEMU does.
         ValueError: It is out of range.
     """
     if not isinstance(value, int) or isinstance(value, bool):
@@ -58,7 +60,13 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
 
 
 def require_count(value: object, name: str, of: str, *, minimum: int) -> int:
-    """Return ``value`` if it is a number of things, at least ``minimum``.
+    """Return ``value`` if it is an integer, at least ``minimum``.
+
+    Args:
+        value: The argument.
+        name: Its name.
+        of: What it counts, for the message.
+        minimum: The smallest number that is allowed.
 
     Raises:
         TypeError: It is no integer.
@@ -72,59 +80,60 @@ def require_count(value: object, name: str, of: str, *, minimum: int) -> int:
 
 
 def require_command(command: object, arguments: object) -> None:
-    """Refuse what cannot be a command; its values are no part of any message.
+    """Check that a command and its arguments have the right types.
 
-    QEMU could not tell to which command its complaint belongs, and JSON would make
-    names of other keys.
+    Otherwise QEMU's error reply would have no id, and the json module would turn other
+    keys into text. No message shows a value: it may be a secret.
 
     Raises:
-        TypeError: The command is no name, or the arguments have none.
+        TypeError: The command or an argument's name is no text, or the arguments are no
+            mapping.
     """
     if not isinstance(command, str):
         raise TypeError(
-            f"the command is of type {_kind(command)}: it must be a name, like"
+            f"the command is of type {_get_type(command)}: it must be a name, like"
             " query-status"
         )
     if arguments is None:
         return
     if not isinstance(arguments, Mapping):
         raise TypeError(
-            f"the arguments are of type {_kind(arguments)}: give a mapping of the"
+            f"the arguments are of type {_get_type(arguments)}: give a mapping of the"
             " values by their names"
         )
     for name in cast("Mapping[object, object]", arguments):
         if not isinstance(name, str):
             raise TypeError(
-                f"an argument's name is of type {_kind(name)}: it must be text"
+                f"an argument's name is of type {_get_type(name)}: it must be text"
             )
 
 
-def _kind(value: object) -> str:
+def _get_type(value: object) -> str:
     return type(value).__name__
 
 
 def require_kind(value: object, kind: type, name: str) -> None:
-    """Refuse what is neither of a type nor ``None``.
+    """Check that a value is of a type, or ``None``.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: It is neither.
     """
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r:.80}: it must be a {kind.__name__}")
 
 
 def require_callback(value: object, name: str) -> None:
-    """Refuse what can neither be called nor is ``None``.
+    """Check that a value can be called, or is ``None``.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: It is neither.
     """
     if value is not None and not callable(value):
         raise TypeError(f"{name} is {value!r:.80}: it must be a function")
 
 
 def require_interval(value: object, name: str) -> int:
-    """Return ``value`` if QEMU takes it as a polling interval: whole seconds.
+    """Return ``value`` if QEMU accepts it as a statistics interval in whole seconds.
 
     Raises:
         TypeError: It is no integer.
@@ -140,7 +149,7 @@ def require_interval(value: object, name: str) -> int:
 def require_seconds(value: object, name: str, *, minimum: float = 0.0) -> float:
     """Return ``value`` if it is a number of seconds, at least ``minimum``.
 
-    ``math.inf`` is one: it means without end.
+    ``math.inf`` is allowed: it means no limit.
 
     Raises:
         TypeError: It is no number.
@@ -148,12 +157,10 @@ def require_seconds(value: object, name: str, *, minimum: float = 0.0) -> float:
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} is {value!r}: it must be a number of seconds")
-    # NaN is not at least anything.
+    # Written this way round, the comparison also refuses NaN.
     if not minimum <= value:
         raise ValueError(f"{name} is {value}: it must be at least {minimum} seconds")
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(
-            f"{name} is too large: for without end, use math.inf"
-        ) from None
+        raise ValueError(f"{name} is too large: for no limit, use math.inf") from None

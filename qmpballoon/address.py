@@ -1,7 +1,7 @@
-"""Where a monitor is, as users write it.
+"""The addresses of monitors and VMs, as users write them.
 
-Shared by every front end and by the command, so that ``tcp:[::1]:4444`` means
-the same everywhere. Pure: nothing is looked up and nothing is opened.
+Every front end and the command read addresses with these functions, so that
+``tcp:[::1]:4444`` means the same everywhere. Nothing is looked up or opened here.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ __all__ = [
     "parse_vm",
 ]
 
-_HOW = "write unix:PATH, tcp:HOST:PORT, or the path of a socket"
+_FORMS = "write unix:PATH, tcp:HOST:PORT, or the path of a socket"
 _LIBVIRT = "libvirt:"
-_PORT_MAX = 65535
-_SUN_PATH_MAX = 107  # bytes; see unix(7)
+_PORT_MAX = 65535  # a port has 16 bits
+_SUN_PATH_MAX = 107  # bytes, without the final NUL; see unix(7)
 
 
-def _is_path(_address: object, _attribute: object, path: str) -> None:
+def _require_path(_address: object, _attribute: object, path: str) -> None:
     if not path or "\0" in path:
-        raise ValueError(f"{path!r} is no path of a socket: {_HOW}")
+        raise ValueError(f"{path!r} cannot be the path of a socket: {_FORMS}")
     if len(os.fsencode(path)) > _SUN_PATH_MAX:
         raise ValueError(
             f"the path {path!r} is too long for a socket ({_SUN_PATH_MAX} bytes at"
@@ -37,14 +37,14 @@ def _is_path(_address: object, _attribute: object, path: str) -> None:
         )
 
 
-def _is_host(_address: object, _attribute: object, host: str) -> None:
+def _require_host(_address: object, _attribute: object, host: str) -> None:
     if not host:
         raise ValueError("an address needs a host: write tcp:HOST:PORT")
 
 
-def _is_port(_address: object, _attribute: object, port: int) -> None:
+def _require_port(_address: object, _attribute: object, port: int) -> None:
     if not 1 <= port <= _PORT_MAX:
-        raise ValueError(f"there is no TCP port {port}: it is 1 to {_PORT_MAX}")
+        raise ValueError(f"the TCP port is {port}: it must be 1 to {_PORT_MAX}")
 
 
 @frozen
@@ -52,13 +52,13 @@ class UnixAddress:
     """A unix domain socket.
 
     Attributes:
-        path: Its path in the file system, at most 107 bytes.
+        path: Its path in the file system: 1 to 107 bytes.
     """
 
-    path: str = field(validator=_is_path)
+    path: str = field(validator=_require_path)
 
     def __str__(self) -> str:
-        """Return the path, which is how users know the VM."""
+        """Return the path."""
         return self.path
 
 
@@ -67,71 +67,72 @@ class TcpAddress:
     """A TCP port.
 
     Attributes:
-        host: A name or an address, without brackets.
+        host: A host name or an IP address, without brackets.
         port: 1 to 65535.
     """
 
-    host: str = field(validator=_is_host)
-    port: int = field(validator=_is_port)
+    host: str = field(validator=_require_host)
+    port: int = field(validator=_require_port)
 
     def __str__(self) -> str:
-        """Return it as :func:`parse_address` reads it."""
+        """Return the address as :func:`parse_address` reads it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp:{host}:{self.port}"
 
 
 @frozen
 class LibvirtVm:
-    """A VM whose monitor belongs to libvirt.
+    """A VM whose monitor libvirt holds.
 
     Attributes:
-        name: Its name there.
+        name: Its name in libvirt.
     """
 
     name: str
 
     def __str__(self) -> str:
-        """Return it as :func:`parse_vm` reads it."""
+        """Return the address as :func:`parse_vm` reads it."""
         return f"{_LIBVIRT}{self.name}"
 
 
 Address: TypeAlias = UnixAddress | TcpAddress
+"""The address of a monitor's socket."""
 Vm: TypeAlias = Address | LibvirtVm
-"""Where a VM is reached: at its monitor's socket, or through libvirt."""
+"""The address of a VM: its monitor's socket, or its name in libvirt."""
 
 
 def parse_vm(text: object) -> Vm:
-    """Read an address, or ``libvirt:NAME``.
+    """Read the address of a VM.
 
     Args:
-        text: As for :func:`parse_address`, or a VM of libvirt's.
+        text: A text as for :func:`parse_address`, or ``"libvirt:NAME"``.
 
     Raises:
         TypeError: It is no text.
-        ValueError: It cannot be either.
+        ValueError: It cannot be an address.
     """
     if not isinstance(text, str):
-        raise TypeError(f"{text!r} is no monitor's address: {_HOW}")
+        raise TypeError(f"{text!r} is no monitor's address: {_FORMS}")
     if not text.startswith(_LIBVIRT):
         return parse_address(text)
     if name := text.removeprefix(_LIBVIRT):
         return LibvirtVm(name)
-    raise ValueError("libvirt's VM has no name: write libvirt:NAME")
+    raise ValueError("the VM of libvirt has no name: write libvirt:NAME")
 
 
 def parse_address(
     address: str | os.PathLike[str] | tuple[str, int] | Address,
 ) -> Address:
-    """Read an address in any of the forms in which it may be given.
+    """Read the address of a monitor's socket.
 
     Args:
-        address: ``"unix:PATH"``, ``"tcp:HOST:PORT"`` (an IPv6 host in brackets),
-            a bare path, or ``(host, port)``.
+        address: ``"unix:PATH"``, ``"tcp:HOST:PORT"`` (an IPv6 host in brackets), a bare
+            path, ``(host, port)``, or a parsed address.
 
     Raises:
-        TypeError: It is of no such type.
-        ValueError: It is of such a type and cannot be an address. So is
-            ``"libvirt:NAME"``: for such VMs there is :mod:`qmpballoon.libvirt`.
+        TypeError: It is of none of these types.
+        ValueError: It cannot be an address. ``"libvirt:NAME"`` is refused too, as it is
+            no socket: such VMs are reached with :mod:`qmpballoon.libvirt`.
     """
     match address:
         case UnixAddress() | TcpAddress():
@@ -141,19 +142,19 @@ def parse_address(
         case str() | os.PathLike():
             return _parse_text(os.fspath(address))
         case _:
-            raise TypeError(f"{address!r} is no monitor's address: {_HOW}")
+            raise TypeError(f"{address!r} is no monitor's address: {_FORMS}")
 
 
 def _parse_text(text: str) -> Address:
     if text.startswith("tcp:"):
         host, colon, port = text.removeprefix("tcp:").rpartition(":")
-        # int() would take "+1", "1_0" and digits of other scripts too.
+        # int() also accepts "+1", "1_0" and digits of other scripts.
         if not colon or not (port.isascii() and port.isdigit()):
             raise ValueError(f"{text!r} has no port: write tcp:HOST:PORT")
         return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
     if text.startswith(_LIBVIRT):
         raise ValueError(
-            f"{text!r} is a VM of libvirt's, and no socket: give its domain to"
+            f"{text!r} is a VM of libvirt, not a socket: give its domain to"
             " qmpballoon.libvirt.find_balloon, or write unix:PATH"
         )
     return UnixAddress(text.removeprefix("unix:"))

@@ -1,4 +1,4 @@
-"""Every exception that qmpballoon raises on purpose.
+"""The exceptions of qmpballoon.
 
 ::
 
@@ -19,11 +19,10 @@
         ├── UnsafeTarget           refused: it would hurt the guest
         └── StatsUnavailable       the guest does not report statistics
 
-The first level says whom to look at: the way to QEMU, QEMU itself, or the
-guest and its balloon. Bad arguments are plain :exc:`TypeError` or
-:exc:`ValueError`, raised before anything is sent. Every message says what
-happened, to which VM (as its monitor is called), and what can be done about it, in one
-line.
+The first level says where the problem is: the connection to QEMU, QEMU itself, or the
+guest and its balloon. Bad arguments raise :exc:`TypeError` or :exc:`ValueError` before
+anything is sent. Each message is one line. It says what happened, to which VM (by its
+monitor's name), and what to do about it.
 """
 
 from __future__ import annotations
@@ -55,15 +54,15 @@ __all__ = [
 
 
 class QmpBalloonError(Exception):
-    """The base of every exception that qmpballoon raises on purpose."""
+    """The base class of all exceptions of qmpballoon."""
 
 
 class MonitorError(QmpBalloonError):
-    """The way to QEMU failed: nothing is known of the VM's state from now on.
+    """The connection to QEMU failed, so the VM's state is unknown.
 
     Attributes:
-        unknown_outcome: The commands that were sent and not answered. Each may
-            or may not have been, or may yet be, carried out.
+        unknown_outcome: The names of the commands that were sent and not answered. QEMU
+            may have carried out each of them, or may still do so, or may not.
     """
 
     def __init__(self, message: str, unknown_outcome: tuple[str, ...] = ()) -> None:
@@ -72,17 +71,17 @@ class MonitorError(QmpBalloonError):
 
 
 class MonitorUnreachable(MonitorError):
-    """Nobody could be connected to: no socket, refused, or no permission."""
+    """No connection could be made: no socket, refused, or no permission."""
 
 
 class MonitorBusy(MonitorError):
     """Connected, but no greeting came in time.
 
-    QEMU serves one client on a monitor at a time; the next one connects and is
-    not greeted before the first has left.
+    QEMU serves one client on a monitor at a time. The next one can connect, but is
+    greeted only when the first has left.
 
     Attributes:
-        pid: The process id of the QEMU that did not greet, ``None`` where it cannot be
+        pid: The process id of the QEMU that did not greet; ``None`` if it cannot be
             known.
     """
 
@@ -90,7 +89,7 @@ class MonitorBusy(MonitorError):
 
 
 class MonitorClosed(MonitorError):
-    """The connection ended, from the other side or from ours."""
+    """The connection was closed, by QEMU or by this side."""
 
 
 class MonitorTimeout(MonitorError):
@@ -98,7 +97,7 @@ class MonitorTimeout(MonitorError):
 
 
 class ProtocolError(MonitorError):
-    """What the peer sent is not QMP: it is another service, or broken."""
+    """The peer does not speak QMP: it is another service, or broken."""
 
 
 class CommandError(QmpBalloonError):
@@ -107,8 +106,8 @@ class CommandError(QmpBalloonError):
     Attributes:
         command: The command's name.
         error_class: QEMU's error class, most often ``"GenericError"``.
-        desc: QEMU's description, word for word. It is written for people, and
-            changes between versions.
+        desc: QEMU's description, unchanged. It is for people, and differs between
+            versions.
     """
 
     def __init__(
@@ -122,11 +121,11 @@ class CommandError(QmpBalloonError):
 
 
 class CommandNotFound(CommandError):
-    """This QEMU does not have the command."""
+    """This version of QEMU does not have the command."""
 
 
 class DeviceNotFound(CommandError):
-    """No object of this QEMU has that path or id."""
+    """QEMU has no device or object with that path or id."""
 
 
 _BY_CLASS = {"CommandNotFound": CommandNotFound, "DeviceNotFound": DeviceNotFound}
@@ -135,20 +134,22 @@ _BY_CLASS = {"CommandNotFound": CommandNotFound, "DeviceNotFound": DeviceNotFoun
 def make_command_error(
     command: str, error_class: str, desc: str, monitor: str = ""
 ) -> CommandError:
-    """Make the exception for a QMP error class, the general one where none fits.
+    """Make the exception for an error that QEMU replied.
+
+    Use this in a monitor of your own.
 
     Args:
-        command: What was refused.
-        error_class: QEMU's.
-        desc: QEMU's.
-        monitor: What messages call it.
+        command: The name of the command that QEMU refused.
+        error_class: QEMU's error class. It decides on the exception's type.
+        desc: QEMU's description.
+        monitor: The name that messages use for the monitor.
     """
     kind = _BY_CLASS.get(error_class, CommandError)
     return kind(command, error_class, desc, monitor)
 
 
 class BalloonError(QmpBalloonError):
-    """The way to QEMU works; the balloon, or the guest behind it, does not."""
+    """QEMU answers, but the balloon or the guest does not do what was asked."""
 
 
 class NoBalloonDevice(BalloonError):
@@ -156,15 +157,15 @@ class NoBalloonDevice(BalloonError):
 
 
 class BalloonUnavailable(BalloonError):
-    """The VM has a balloon that its host cannot drive (QEMU's ``KVMMissingCap``)."""
+    """The host cannot drive the VM's balloon (QEMU's error ``KVMMissingCap``)."""
 
 
 class BalloonStalled(BalloonError):
     """The balloon did not reach its target.
 
     Attributes:
-        result: What was reached, and what target was left behind.
-        diagnosis: Why, as far as it can be told from outside the guest.
+        result: The size that was reached, and the target that stands now.
+        diagnosis: The reason, as far as it can be known from outside the guest.
     """
 
     def __init__(self, message: str, result: ResizeResult) -> None:
@@ -173,13 +174,13 @@ class BalloonStalled(BalloonError):
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """Why the balloon stalled, where that could be told."""
+        """Why the balloon stalled; ``None`` if that is not known."""
         return self.result.diagnosis
 
 
 class UnsafeTarget(BalloonError):
-    """The guest could not live with that target; nothing was sent."""
+    """The target leaves the guest too little memory; nothing was sent."""
 
 
 class StatsUnavailable(BalloonError):
-    """The guest does not report statistics, or no longer does."""
+    """The guest reports no statistics, or has stopped reporting them."""

@@ -1,10 +1,11 @@
-"""The seam between what decides and what does I/O.
+"""The interface between the code that drives the balloon and the code that does I/O.
 
-Everything in :mod:`qmpballoon.balloon` is written against :class:`Monitor` and
-awaits nothing else. So the same source runs on trio, on asyncio over a
-connection that somebody else owns, in blocking code, and on a virtual clock in
-tests. To drive a balloon over a transport of your own, write these methods. If it has
-a ``name``, messages begin with it.
+Everything in :mod:`qmpballoon.balloon` calls the four methods of :class:`Monitor` and
+awaits nothing else. So the same code runs on trio, on asyncio over a connection that
+somebody else owns, in blocking code, and on a virtual clock in tests.
+
+To drive a balloon over a connection of your own, write a class with these methods. If
+it has an attribute ``name``, messages begin with that name.
 """
 
 from __future__ import annotations
@@ -15,55 +16,56 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ["Monitor", "prefix_name"]
+__all__ = ["Monitor"]
 
 
 @runtime_checkable
 class Monitor(Protocol):
-    """All that balloon code may await or ask for."""
+    """A QMP monitor and a clock: all that the balloon's code calls or awaits."""
 
     async def execute(
         self, command: str, arguments: Mapping[str, object] | None = None
     ) -> object:
-        """Run one QMP command and return what QEMU returns for it.
+        """Run one QMP command and return its result.
 
-        It has to end in bounded time: an implementation has a deadline of its
-        own for each command.
+        The call has to end in bounded time: a monitor has a deadline for each command.
+        If the call is cancelled, QEMU may or may not have carried out the command, and
+        the monitor stays usable.
 
         Args:
             command: The command's name, as in the QMP reference.
-            arguments: Its arguments, JSON types only.
+            arguments: Its arguments, of JSON types only.
 
         Returns:
             The decoded value of ``return``.
 
         Raises:
             CommandError: QEMU refused the command.
-            MonitorError: No answer can be had. Where the outcome is open, the
-                error names the command in ``unknown_outcome``.
-
-        Cancellation: if a call is cancelled, the command may or may not have
-        been carried out. The monitor stays usable.
+            MonitorError: There is no reply. If QEMU may have carried out the command,
+                ``unknown_outcome`` has its name.
         """
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds; zero or less only gives way to others."""
+        """Wait for that many seconds; zero or less only lets other tasks run."""
         ...
 
     def now(self) -> float:
-        """Return seconds on a clock that never goes back; its zero means nothing."""
+        """Return the time in seconds on a clock that never goes back.
+
+        Only differences mean anything.
+        """
         ...
 
     def shield(self, seconds: float) -> AbstractContextManager[object]:
-        """Let what is awaited inside go on although the caller was cancelled.
+        """Return a context manager inside which cancellations are held back.
 
-        Giving a guest its memory back on the way out takes a command, and on an
-        event loop whose cancellation persists that command would be cancelled
-        too. Where cancellation strikes once, ``contextlib.nullcontext()`` will do.
+        After a cancellation, giving a guest its memory back takes a command. On an
+        event loop where a cancelled task stays cancelled, that command would be
+        cancelled too. Elsewhere ``contextlib.nullcontext()`` is enough.
 
         Args:
-            seconds: For so long at most.
+            seconds: The cancellation is held back for that long at most.
         """
         ...
 

@@ -1,9 +1,8 @@
-"""Sizes as people write them, and as they like to read them.
+"""Reading and writing sizes as text.
 
-Everything inside the library counts in bytes. This module is the one place where
-text becomes bytes and bytes become text, so that ``2G`` means the same wherever
-it is written. As with QEMU's own options, ``K``, ``M``, ``G``, ``T`` and ``P`` are
-powers of 1024; only the spelled-out ``kB``, ``MB``, ``GB`` are powers of 1000.
+The library counts in bytes. Only this module converts between text and bytes, so that
+``2G`` means the same everywhere. As in QEMU's own options, ``K``, ``M``, ``G``, ``T``
+and ``P`` are powers of 1024; only ``kB``, ``MB``, ``GB`` and so on are powers of 1000.
 """
 
 from __future__ import annotations
@@ -14,12 +13,17 @@ from typing import Final
 
 __all__ = ["GiB", "KiB", "MiB", "PiB", "TiB", "format_size", "parse_size"]
 
-# The field's own spelling: a "GIB" would be read as something else.
+# Spelled as the units are: constants in capitals, such as GIB, would be misread.
 KiB: Final = 1 << 10
+"""1024 bytes."""
 MiB: Final = 1 << 20
+"""1024 KiB."""
 GiB: Final = 1 << 30
+"""1024 MiB."""
 TiB: Final = 1 << 40
+"""1024 GiB."""
 PiB: Final = 1 << 50
+"""1024 TiB."""
 
 _SYMBOLS: Final = "KMGTP"
 _FACTORS: Final = {
@@ -29,8 +33,10 @@ _FACTORS: Final = {
     **{f"{symbol}B": 1000**n for n, symbol in enumerate(_SYMBOLS, 1)},
 }
 
-# QEMU's integers are signed: it takes no size from here on.
+# QMP's integers are signed and have 64 bits: QEMU refuses sizes from here on.
 _LIMIT: Final = 1 << 63
+# Characters. No size is longer; a longer text is refused before it is parsed, because
+# converting many digits takes quadratic time.
 _LONGEST: Final = 64
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(%|[A-Za-z]*)")
 
@@ -39,20 +45,19 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
     """Read a size.
 
     Args:
-        text: ``"4096"`` (bytes), ``"512MiB"``, ``"1.5G"``, ``"200 MB"``, or a
-            share of ``whole`` such as ``"50%"``. Upper and lower case are the
-            same; a fraction of a byte is dropped.
-        whole: What 100 % is, in bytes. Without it percentages are refused.
+        text: ``"4096"`` (bytes), ``"512MiB"``, ``"1.5G"``, ``"200 MB"``, or a share of
+            ``whole`` such as ``"50%"``. Upper and lower case mean the same. A fraction
+            of a byte is dropped.
+        whole: The size that 100 % is, in bytes. Without it percentages are refused.
 
     Returns:
         Bytes, from 0 to 2^63 - 1.
 
     Raises:
         TypeError: ``text`` is no text.
-        ValueError: ``text`` is no size; the message is one line and shows how
-            to write one.
+        ValueError: ``text`` is no size; the message shows how to write one.
     """
-    text = _text(text)
+    text = _require_text(text)
     shown = repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
     match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None:
@@ -61,7 +66,7 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         )
     number, unit = Fraction(match[1]), match[2].upper()
     if unit == "%":
-        return _share(number, shown, whole)
+        return _take_share(number, shown, whole)
     if unit not in _FACTORS and unit:
         raise ValueError(f"{shown} has an unknown unit: use K, M, G or T, as in 512M")
     if not unit and number.denominator != 1:
@@ -70,20 +75,20 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         )
     size = int(number * _FACTORS.get(unit, 1))
     if size >= _LIMIT:
-        raise ValueError(f"{shown} is more than QEMU can count: give less than 8192P")
+        raise ValueError(f"{shown} is more than QEMU accepts: give less than 8192P")
     return size
 
 
-def _text(value: object) -> str:
+def _require_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"the size is {value!r:.80}: it must be text, like 512MiB")
     return value
 
 
-def _share(percent: Fraction, shown: str, whole: int | None) -> int:
+def _take_share(percent: Fraction, shown: str, whole: int | None) -> int:
     if whole is None:
         raise ValueError(
-            f"{shown} is a share, and there is nothing to take it of: give a size"
+            f"{shown} is a share, but there is no whole to take it of: give a size"
         )
     if percent > 100:  # noqa: PLR2004 - a percentage has no better name for it
         raise ValueError(f"{shown} is more than the whole: give at most 100%")
@@ -91,13 +96,14 @@ def _share(percent: Fraction, shown: str, whole: int | None) -> int:
 
 
 def format_size(size: int) -> str:
-    """Write a size for people: ``"1.5 GiB"``, ``"512 MiB"``, ``"0 B"``.
+    """Return a size as text for people: ``"1.5 GiB"``, ``"512 MiB"``, ``"0 B"``.
 
     Args:
-        size: Bytes; a difference may be negative.
+        size: Bytes; may be negative, as a difference.
 
     Returns:
-        The size in the largest binary unit it fills, to one decimal.
+        The size in the largest binary unit of which it has one or more, with at most
+        one decimal.
     """
     sign, size = ("-" if size < 0 else ""), abs(size)
     if size < KiB:
@@ -105,7 +111,7 @@ def format_size(size: int) -> str:
     tenths, symbol = 0, ""
     for n, symbol in enumerate(_SYMBOLS, 1):
         tenths = round(size * 10 / (1 << 10 * n))
-        # Compared after rounding, or 1 GiB less a byte would read "1024 MiB".
+        # Compared after rounding: 1 GiB less a byte must not become "1024 MiB".
         if tenths < 10 * KiB or symbol == _SYMBOLS[-1]:
             break
     decimal = f".{tenths % 10}" if tenths % 10 else ""

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "asyncio": BELOW_DOORS | {"_transport"},
     "blocking": BELOW_DOORS | {"_transport"},
     "libvirt": BELOW_DOORS | {"_transport", "blocking"},
-    "": BELOW_DOORS | DOORS,
+    "": BELOW_DOORS | DOORS | {"_transport"},
     "fleet": BELOW_DOORS | {"_transport", "trio"},
     "export": BELOW_DOORS,
     "testing.lab": {"_checks", "errors", "qmp", "sizes"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -14,7 +15,17 @@ import pytest
 from docblocks import DOCS
 
 import qmpballoon
-from qmpballoon import balloon, export, fleet, testing
+from qmpballoon import (
+    address,
+    balloon,
+    errors,
+    export,
+    fleet,
+    monitor,
+    qmp,
+    sizes,
+    testing,
+)
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -110,3 +121,50 @@ def test_the_reference_shows_what_users_may_import(name: str) -> None:
     assert not [text for text in shown if text.startswith("_")]
     public = sorted(DOCUMENTED[name].__all__)
     assert sorted(text.rpartition(".")[2] for text in shown) == public
+
+
+def shown_on(page: str) -> list[str]:
+    """Return the full names that a page of the reference shows one by one."""
+    text = (DOCS / "reference" / page).read_text(encoding="utf-8")
+    return re.findall(
+        r"^\.\. (?:auto|py:)(?:class|data|function):: ([\w.]+)$", text, re.MULTILINE
+    )
+
+
+def is_data(value: object) -> bool:
+    """Tell what a page has to show by name: it stands in another module's source."""
+    return not inspect.isclass(value) and not inspect.isfunction(value)
+
+
+PACKAGES = ["asyncio", "blocking", "libvirt", "qmp", "trio"]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_reference_shows_what_users_may_import_of_a_package(name: str) -> None:
+    package = import_module(f"qmpballoon.{name}")
+    text = (DOCS / "reference" / f"{name}.md").read_text(encoding="utf-8")
+    # This shows all classes and functions of its __all__.
+    assert f".. automodule:: qmpballoon.{name}\n" in text
+    assert ":no-members:" not in text
+    data = [each for each in package.__all__ if is_data(getattr(package, each))]
+    shown = shown_on(f"{name}.md")
+    assert sorted(each.rpartition(".")[2] for each in shown) == sorted(data)
+    assert not [each for each in shown if "._" in each]
+    for each, value in re.findall(
+        r"^\.\. py:data:: (\w+)\n.*\n +:value: (.*)", text, re.MULTILINE
+    ):
+        assert str(getattr(package, each)) == value
+
+
+def test_the_reference_shows_what_users_may_import_from_the_front_page() -> None:
+    shown = {name.rpartition(".")[2] for name in shown_on("host.md")}
+    for module in (address, errors, monitor, sizes):
+        page = (
+            DOCS / "reference" / f"{module.__name__.rpartition('.')[2]}.md"
+        ).read_text()
+        assert f".. automodule:: {module.__name__}\n" in page
+        assert {*module.__all__} <= {*qmpballoon.__all__}
+        shown |= {*module.__all__}
+    packages = [balloon, qmp, import_module("qmpballoon.trio")]
+    shown |= {name for package in packages for name in package.__all__}
+    assert {*qmpballoon.__all__} - {"__version__"} <= shown

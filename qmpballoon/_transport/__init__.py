@@ -1,1 +1,1 @@
-"""What the doors share: sockets, deadlines, error messages, clocks, QEMU's process."""
+"""What the front ends share: sockets, deadlines, errors, clocks, QEMU's process."""

@@ -1,7 +1,6 @@
-"""The exceptions that every door raises for the same failure, with the same message.
+"""The exceptions that all front ends raise alike, with the same messages.
 
-They are made here, so that a program that changes from one door to another finds the
-same types and the same words.
+A program that changes from one front end to another finds the same types and texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the monitors of all doors have in common: name, process, deadlines, clocks.
+"""What the monitors of all front ends have in common: name, process, deadlines, clocks.
 
 The clock for asyncio has a module of its own, because it also holds back
 cancellations: :mod:`qmpballoon._transport.asyncio_clock`.
@@ -78,7 +78,7 @@ class BlockingClock:
 class TrioClock:
     """The clock of a monitor on trio.
 
-    It loads trio when it is used: libvirt's door serves programs without trio too.
+    It loads trio when it is used: programs without trio load libvirt's monitors too.
     """
 
     def now(self) -> float:

@@ -1,7 +1,7 @@
 """Connecting to a monitor's socket, and explaining why that failed.
 
-The doors differ only in how they wait and how they open a TCP connection. They pass
-both in.
+The front ends differ only in how they wait and how they open a TCP connection. They
+pass both in.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The asyncio door, over a ``QMPClient`` of qemu.qmp that you may hold already.
+"""The asyncio front end, over a ``QMPClient`` of qemu.qmp that you may hold already.
 
 ::
 
@@ -10,7 +10,7 @@ shares its connection: it goes on using its client for its own commands, and no 
 loop or thread is added. A program without a client calls :func:`open_balloon`, which
 opens one.
 
-This door adds what qemu.qmp does not do. Commands have deadlines. At most eight
+This front end adds what qemu.qmp does not do. Commands have deadlines. At most eight
 commands of a monitor are with QEMU at a time, those whose deadline has passed included.
 Arguments that are no JSON are refused before they can break the connection. Events that
 nobody reads do not pile up in memory.

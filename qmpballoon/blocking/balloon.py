@@ -53,7 +53,7 @@ W_co = TypeVar("W_co", covariant=True)
 
 @runtime_checkable
 class SyncMonitor(Protocol):
-    """A :class:`~qmpballoon.Monitor` for blocking code: plain calls, no shield.
+    """A :class:`~qmpballoon.monitor.Monitor` for blocking code: plain calls, no shield.
 
     Write a class with these methods to drive a balloon over a connection of your own,
     and give it to :func:`find_balloon`.
@@ -112,7 +112,7 @@ def find_balloon(
 
 
 class SyncMonitorAdapter:
-    """Makes a :class:`~qmpballoon.Monitor`, which never suspends, of a blocking one."""
+    """Makes a ``Monitor`` that never suspends of a blocking monitor."""
 
     def __init__(self, monitor: SyncMonitor) -> None:
         self._monitor = monitor

@@ -1,4 +1,4 @@
-"""The libvirt door: the balloon of a VM whose monitor libvirt holds.
+"""The libvirt front end: the balloon of a VM whose monitor libvirt holds.
 
 ::
 
@@ -16,7 +16,7 @@ runs in a thread of its own, and the caller waits for it with a deadline. It blo
 neither an event loop, nor Ctrl-C, nor the end of the program. The commands of one
 monitor are passed on in the order in which they are given.
 
-The door needs ``libvirt-python``: ``pip install 'qmpballoon[libvirt]'``.
+It needs ``libvirt-python``: ``pip install 'qmpballoon[libvirt]'``.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
 
 
 class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
-    """A :class:`~qmpballoon.Monitor` over libvirt, on asyncio.
+    """A :class:`~qmpballoon.monitor.Monitor` over libvirt, on asyncio.
 
     Args:
         domain: A ``libvirt.virDomain``.
@@ -197,7 +197,7 @@ class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
 
 
 class TrioLibvirtMonitor(_Passthrough, TrioClock):
-    """A :class:`~qmpballoon.Monitor` over libvirt, on trio.
+    """A :class:`~qmpballoon.monitor.Monitor` over libvirt, on trio.
 
     Args:
         domain: A ``libvirt.virDomain``.

@@ -86,7 +86,7 @@ class Connection:
     :meth:`next_message` until it returns ``None``.
 
     Misuse by the caller raises :exc:`RuntimeError`. A peer that breaks the protocol
-    raises :exc:`~qmpballoon.ProtocolError`. Any other exception is a bug.
+    raises :exc:`~qmpballoon.errors.ProtocolError`. Any other exception is a bug.
 
     Args:
         role: Which end this is.

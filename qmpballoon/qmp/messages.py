@@ -143,6 +143,7 @@ class Request:
 
 
 Message: TypeAlias = Greeting | Return | Failure | Event | Request
+"""Any message of either side."""
 
 
 def parse(value: object) -> Greeting | Return | Failure | Event:

@@ -1,4 +1,4 @@
-"""The trio door: monitors and balloons straight from an address.
+"""The trio front end: monitors and balloons straight from an address.
 
 ::
 

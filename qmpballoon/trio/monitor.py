@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class TrioMonitor(MonitorBase, TrioClock):
-    """A :class:`~qmpballoon.Monitor` on trio, made by :func:`open_monitor`.
+    """A :class:`~qmpballoon.monitor.Monitor` on trio, made by :func:`open_monitor`.
 
     Many tasks may use it at once. At most eight commands are with QEMU at a time;
     further ones wait for their turn.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         ("101%", "more than the whole"),
         ("0%", "above 0"),
         ("", "is not a size"),
-        ("99999P", "more than QEMU can count"),
+        ("99999P", "more than QEMU accepts"),
     ],
 )
 def test_bad_sizes(

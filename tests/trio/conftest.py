@@ -1,4 +1,4 @@
-"""What the tests of trio's door share."""
+"""What the tests of trio's front end share."""
 
 from __future__ import annotations
 
