@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from qmpballoon.testing.model.config import WorkloadStep as WorkloadStep
     from qmpballoon.testing.model.config import ramp as ramp
     from qmpballoon.testing.model.machine import Machine as Machine
+    from qmpballoon.testing.model.monitor import Session as Session
     from qmpballoon.testing.model.profiles import PROFILES as PROFILES
     from qmpballoon.testing.model.profiles import Profile as Profile
     from qmpballoon.testing.model.profiles import profile as profile
-    from qmpballoon.testing.model.session import Session as Session
     from qmpballoon.testing.server import FakeQemu as FakeQemu
     from qmpballoon.testing.server import open_fake as open_fake
     from qmpballoon.testing.threaded import ThreadedFake as ThreadedFake
@@ -45,7 +45,7 @@ _MODULES = {
         *("SECOND", "GuestConfig", "MachineConfig", "WorkloadStep", "ramp"),
     ),
     "model.machine": ("Machine",),
-    "model.session": ("Session",),
+    "model.monitor": ("Session",),
     "model.profiles": ("PROFILES", "Profile", "profile"),
     "server": ("FakeQemu", "open_fake"),
     "threaded": ("ThreadedFake", "serve"),

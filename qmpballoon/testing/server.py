@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import AsyncGenerator, Callable, Generator
 
-    from qmpballoon.testing.model.session import Session
+    from qmpballoon.testing.model.monitor import Session
 
 __all__ = ["FakeQemu", "open_fake"]
 

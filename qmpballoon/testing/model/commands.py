@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon.testing.model.arguments import Argument, QmpError
 from qmpballoon.testing.model.hmp import run_hmp
+from qmpballoon.testing.model.monitor import Command
 from qmpballoon.testing.model.object_commands import build_object_commands
 from qmpballoon.testing.model.plug_commands import build_plug_commands
-from qmpballoon.testing.model.session import Command
 
 if TYPE_CHECKING:
     from qmpballoon.testing.model.qobject import Value

@@ -24,15 +24,15 @@ from qmpballoon.testing.model.commands import build_commands
 from qmpballoon.testing.model.config import SECOND
 from qmpballoon.testing.model.dimms import remove_dimm
 from qmpballoon.testing.model.memory import PAGE
-from qmpballoon.testing.model.session import Session, Throttle
+from qmpballoon.testing.model.monitor import Session, Throttle
 from qmpballoon.testing.model.vm import Vm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qmpballoon.testing.model.balloon import BalloonDevice
+    from qmpballoon.testing.model.monitor import Command
     from qmpballoon.testing.model.qobject import Value
-    from qmpballoon.testing.model.session import Command
 
 __all__ = ["Machine"]
 

@@ -6,9 +6,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon.testing.model.arguments import Argument, QmpError
+from qmpballoon.testing.model.monitor import Command
 from qmpballoon.testing.model.objects import find_balloon_path
 from qmpballoon.testing.model.qom import AmbiguousPath, make_not_found
-from qmpballoon.testing.model.session import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable

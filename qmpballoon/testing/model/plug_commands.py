@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from qmpballoon.testing.model.arguments import Argument, QmpError, check_type
 from qmpballoon.testing.model.config import SECOND
 from qmpballoon.testing.model.dimms import add_backend, add_dimm, is_busy
+from qmpballoon.testing.model.monitor import Command
 from qmpballoon.testing.model.qobject import order_members
-from qmpballoon.testing.model.session import Command
 from qmpballoon.testing.model.vm import PERIPHERAL
 
 if TYPE_CHECKING:
