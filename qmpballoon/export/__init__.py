@@ -50,7 +50,7 @@ def require(path: Path) -> None:
         ValueError: The name does not end in one of :data:`SUFFIXES`.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path.name!r} names no format: end it in {CHOICE}")
+        raise ValueError(f"{path.name!r} has no known format: end it in {CHOICE}")
     if path.suffix.lower() in _CHARTS:
         import_module("matplotlib")
 

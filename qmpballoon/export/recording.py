@@ -71,8 +71,8 @@ def read_recording(lines: Iterable[str]) -> Timeline:
         except (TypeError, ValueError, RecursionError) as error:
             if line.endswith("\n"):  # otherwise it was cut off
                 raise ValueError(
-                    f"line {number} is no sample, or older than the one before: give a"
-                    " file that watch --record has written"
+                    f"line {number} is not a sample, or is older than the one before:"
+                    " give a file that watch --record has written"
                 ) from error
     return timeline
 

@@ -224,7 +224,7 @@ class _Reclaim:
         await self.supervisor.wait_for_moves()
         for name, size in self._read_sizes().items():
             if size < self.before.get(name, 0):
-                move = Move(name, size, self.before[name], "it was borrowed")
+                move = Move(name, size, self.before[name], "it gets its size back")
                 self.supervisor.start_move(move)
         await self.supervisor.wait_for_moves()
 

@@ -217,7 +217,7 @@ def _read_document(document: dict[str, Any]) -> list[Source]:
     _refuse_unknown(defaults, _LIMITS)
     tables: list[dict[str, Any]] = [{**defaults, **vm} for vm in vms]
     entries = [_read_vm(table) for table in tables]
-    _refuse_repeated("of the name", [repr(vm["name"]) for vm in tables if "name" in vm])
+    _refuse_repeated("named", [repr(vm["name"]) for vm in tables if "name" in vm])
     alone = [number for number, vm in enumerate(tables) if "address" in vm]
     specs = [spec for number in alone for spec in entries[number]()]
     _refuse_repeated("at", [str(spec.address) for spec in specs])
@@ -264,7 +264,7 @@ def _refuse_unknown(table: dict[str, Any], names: Collection[str]) -> None:
     for name in table:
         if name not in names:
             choices = ", ".join(sorted(names))
-            raise ValueError(f"{name!r} is not known here: there are {choices}")
+            raise ValueError(f"{name!r} is unknown: use {choices}")
 
 
 def _read_limit(name: str, value: object) -> str | float:

@@ -33,7 +33,7 @@ def _check_size(_: object, attribute: Attribute[str | None], value: str | None) 
 
 def _check_weight(_: object, __: object, value: float) -> None:
     if not 0 < value < math.inf:  # refuses NaN, too
-        raise ValueError(f"weight: {value} is none: give a number above 0, such as 2")
+        raise ValueError(f"weight is {value}: give a number above 0, such as 2")
 
 
 @frozen

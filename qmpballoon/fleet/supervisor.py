@@ -147,8 +147,8 @@ async def _open_socket(
     """Open the monitor of a VM that has a socket; as :class:`Opener`."""
     if isinstance(vm, LibvirtVm):
         raise MonitorUnreachable(
-            f"{vm} is libvirt's, and this fleet reaches sockets alone: the command"
-            " `qmpballoon fleet` reaches both"
+            f"{vm} is libvirt's, and this fleet opens sockets only: give open_fleet an"
+            " opener that knows libvirt, or use the command `qmpballoon fleet`"
         )
     async with open_monitor(
         vm, timeout=timeout, command_timeout=command_timeout

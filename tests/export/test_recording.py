@@ -69,7 +69,7 @@ def test_a_line_cut_off_at_the_end_is_left_out() -> None:
 )
 def test_lines_that_are_no_samples_are_named(line: str) -> None:
     good = json.dumps(Sample(0.0, None, MiB).to_json())
-    with pytest.raises(ValueError, match="line 2 is no sample"):
+    with pytest.raises(ValueError, match="line 2 is not a sample"):
         read_recording([f"{good}\n", f"{line}\n", f"{good}\n"])
 
 

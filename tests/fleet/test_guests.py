@@ -1,0 +1,52 @@
+"""What one guest can spare, what that gains the host, and what the guest needs."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmpballoon.fleet.guests import Guest
+from qmpballoon.sizes import GiB, MiB
+
+
+def make_guest(**figures: int) -> Guest:
+    usual = {
+        "actual": 2 * GiB,
+        "total": 4 * GiB,
+        "available": GiB,
+        "headroom": 128 * MiB,
+        "floor": 256 * MiB,
+        "ceiling": 4 * GiB,
+    }
+    return Guest("vm", **{**usual, **figures})  # type: ignore[arg-type]
+
+
+def test_what_is_about_to_be_used_is_not_spare() -> None:
+    assert make_guest().spare == GiB - 192 * MiB
+    assert make_guest(usage_increase=10 * MiB).spare == GiB - 232 * MiB
+    # A 16th of the RAM is the most that counts.
+    assert make_guest(usage_increase=GiB).spare == GiB - 448 * MiB
+
+
+def test_the_need_is_looked_ahead_to() -> None:
+    guest = make_guest(available=200 * MiB, usage_increase=30 * MiB)
+    assert guest.compute_need(2) == 0
+    assert guest.compute_need(3) == 192 * MiB + 120 * MiB - 200 * MiB
+
+
+def test_a_size_below_the_floor_is_a_need() -> None:
+    assert make_guest(actual=GiB, floor=2 * GiB).need == GiB
+
+
+sizes = st.integers(0, 4 * GiB)
+
+
+@given(sizes, sizes, st.floats(0, 1))
+def test_a_reduction_yields_its_gain(free: int, untouched: int, share: float) -> None:
+    guest = make_guest(free=min(free, GiB), untouched=min(untouched, 2 * GiB))
+    gain = int(guest.gain * share)
+    reduction = guest.compute_reduction(gain)
+    assert gain <= reduction <= guest.spare
+    # Idle memory goes first, then all that is untouched, then cache.
+    idle = min(reduction, guest.idle)
+    assert idle + max(0, reduction - idle - guest.untouched) >= gain
