@@ -15,13 +15,14 @@ import gc
 import importlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import traceback
 import types
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, TypedDict
+from typing import IO, TYPE_CHECKING, Final, Required, TypedDict
 
 import qmpballoon
 
@@ -33,19 +34,25 @@ ROOT: Final = Path(__file__).parent.parent.parent
 
 # The status of a fork that has not come to run any tests: none of pytest's.
 FAILED: Final = 70
+LONGEST: Final = 120  # seconds of a processor's time for one bug
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class Job(TypedDict):
-    """What is run: tests below tests/, with a bug or, where `key` is empty, without."""
+class Job(TypedDict, total=False):
+    """What is run: tests below tests/, with a bug or without.
+
+    The bug is a function and its change, or a module and another source of it.
+    """
 
     key: str
     old: str
     new: str
     again: bool
-    tests: Sequence[str]
-    profile: str
+    path: str
+    source: str
+    tests: Required[Sequence[str]]
+    profile: Required[str]
 
 
 class Misfit(Exception):
@@ -166,36 +173,47 @@ def plant(key: str, old: str, new: str, *, again: bool = False) -> None:
         again: Run its module again, for a function that makes one of its constants.
     """
     path, tree, function = find_function(key)
-    qualname = key.rpartition(":")[2]
-    name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
-    module = importlib.import_module(name.removesuffix(".__init__"))
     change(function, old, new)
     compiled = compile(ast.fix_missing_locations(tree), path, "exec")
-    (changed,) = [
-        code
-        for code in walk_code(compiled)
-        if code.co_qualname == qualname
-        and min(function.lineno, *lines_of(function)) == code.co_firstlineno
-    ]
-    held = [
-        each
-        for each in gc.get_objects()
-        if isinstance(each, types.FunctionType)
-        and each.__code__.co_qualname == qualname
-        and Path(each.__code__.co_filename) == path
-        and each.__code__.co_firstlineno == changed.co_firstlineno
-    ]
-    if not held:
+    module = importlib.import_module(name_of(path))
+    if key.rpartition(":")[2] not in swap_functions(path, compiled):
         raise Misfit(f"{key}: no such function is held by the program")
-    for each in held:
-        each.__code__ = changed
     if again:
         exec(compiled, vars(module))  # noqa: S102
 
 
-def lines_of(function: FunctionNode) -> list[int]:
-    """Return the lines of a function's decorators: its code begins with the first."""
-    return [node.lineno for node in (function, *function.decorator_list)]
+def plant_source(path: Path, source: str) -> None:
+    """Have the functions of a module do what another source of it says."""
+    importlib.import_module(name_of(path))
+    swap_functions(path, compile(source, path, "exec"))
+
+
+def name_of(path: Path) -> str:
+    """Return the name of a module of the package."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+def swap_functions(path: Path, compiled: types.CodeType) -> set[str]:
+    """Give all functions of a module the code that they have in another one.
+
+    The functions themselves stay, so it does not matter who holds them, and under
+    what name.
+
+    Returns:
+        The names of those that were changed.
+    """
+    codes = {(c.co_qualname, c.co_firstlineno): c for c in walk_code(compiled)}
+    changed = set[str]()
+    for each in gc.get_objects():
+        if not isinstance(each, types.FunctionType):
+            continue
+        code = each.__code__
+        new = codes.get((code.co_qualname, code.co_firstlineno))
+        if new is not None and Path(code.co_filename) == path and new != code:
+            each.__code__ = new
+            changed.add(code.co_qualname)
+    return changed
 
 
 def run_tests(tests: Sequence[str], profile: str) -> int:
@@ -214,17 +232,26 @@ def run_tests(tests: Sequence[str], profile: str) -> int:
     )
 
 
+def plant_job(job: Job) -> None:
+    """Plant the bug of a job, if there is one."""
+    if "key" in job:
+        plant(job["key"], job["old"], job["new"], again=job["again"])
+    if "source" in job:
+        plant_source(Path(job["path"]), job["source"])
+
+
 def run_forked(job: Job) -> tuple[int, str]:
     """Plant a bug in a fork, run its tests there, and return status and output."""
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if not child:
             status = FAILED
+            # A bug may make a loop endless.
+            resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST))
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
-                if job["key"]:
-                    plant(job["key"], job["old"], job["new"], again=job["again"])
+                plant_job(job)
                 gc.freeze()  # so that tests collect their own garbage only
                 status = run_tests(job["tests"], job["profile"])
             except BaseException:  # noqa: BLE001 - shown, and told by the status
