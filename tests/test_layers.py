@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from functools import cache
-from graphlib import TopologicalSorter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,9 @@ IMPURE = {
     *("sched", "select", "selectors", "signal", "socket", "socketserver", "ssl"),
     *("subprocess", "threading", "time", "trio"),
 }
+# A small module stands alone for a reason. Only their number can be held.
+SMALL = 70
+MOST_SMALL = 15
 
 
 def name_of(path: Path) -> str:
@@ -143,6 +146,15 @@ def find_misplaced(imports: Imports) -> list[str]:
     ]
 
 
+def find_circle(imports: Imports) -> list[str]:
+    """Return a circle of modules that import each other, if there is one."""
+    try:
+        TopologicalSorter(ours(imports)).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def find_private(imports: Imports) -> list[str]:
     """Return the imports of a module that is private to another room."""
     return [
@@ -199,12 +211,25 @@ def test_arrows_point_down() -> None:
     assert find_misplaced(IMPORTS) == []
 
 
+def test_no_modules_import_each_other() -> None:
+    assert find_circle(IMPORTS) == []
+
+
 def test_nobody_imports_what_is_private_to_another_room() -> None:
     assert find_private(IMPORTS) == []
 
 
 def test_what_decides_touches_nothing() -> None:
     assert find_impure(IMPORTS) == []
+
+
+def test_few_modules_are_small() -> None:
+    small = [
+        name
+        for name, path in MODULES.items()
+        if len(path.read_text(encoding="utf-8").splitlines()) < SMALL
+    ]
+    assert len(small) <= MOST_SMALL, small
 
 
 def test_no_object_reaches_into_another() -> None:
@@ -244,6 +269,12 @@ def test_an_import_of_a_room_that_is_turned_round_is_found(room: str) -> None:
     assert turned
     for name, other in turned:
         assert find_misplaced(plant(other, name, instead_of=name))
+
+
+def test_an_import_inside_a_room_that_goes_both_ways_is_found() -> None:
+    for name, other in edges(between_rooms=False):
+        circle = find_circle(plant(other, name))
+        assert {name, other} <= {*circle}
 
 
 @pytest.mark.parametrize("part", PURE + DRAWN)

@@ -6,13 +6,17 @@ matplotlib, from the extra ``charts``. It is loaded only when a chart is drawn.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from importlib import import_module
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Final
 
-from qmpballoon.export.csv import format_csv
+from attrs import astuple, fields
+
+from qmpballoon.balloon.sampling import Sample
 from qmpballoon.export.figure import draw_figure, render_figure
 from qmpballoon.export.recording import open_recording, read_recording
 
@@ -37,6 +41,22 @@ _CHARTS: Final = (".svg", ".png")
 SUFFIXES: Final = (*_CHARTS, ".csv", ".json")
 """What the name of a file may end in."""
 CHOICE: Final = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+
+
+def format_csv(timeline: Timeline) -> str:
+    """Return a timeline as comma-separated values.
+
+    There is a header with the names of a sample's attributes, and a line for each
+    sample. What was not known is an empty field.
+
+    Args:
+        timeline: The samples.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(attribute.name for attribute in fields(Sample))
+    writer.writerows(astuple(sample) for sample in timeline)
+    return text.getvalue()
 
 
 def require(path: Path) -> None:
