@@ -67,7 +67,7 @@ OPERATORS: Final = (
 )
 
 
-class SwapMinAndMax(Operator):  # type: ignore[misc] - Cosmic Ray has no types
+class SwapMinAndMax(Operator):  # type: ignore[misc]  # it has no types
     """``min`` for ``max``, and the other way round."""
 
     SWAPPED: Final = {"min": "max", "max": "min"}
