@@ -1,4 +1,4 @@
-"""What holds for every test: options, and hypothesis' profiles.
+"""What holds for every test: options, hypothesis' profiles, and some fixtures.
 
 The environment variable ``HYPOTHESIS_PROFILE`` chooses one: ``ci`` draws the same
 examples on every run, so that what fails there fails here; ``nightly`` looks for
@@ -10,9 +10,16 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from qmpballoon.testing import ThreadedFake
 
 # How long an example takes says more of the machine than of the code: no deadline.
 settings.register_profile("default", deadline=None)
@@ -80,3 +87,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=bool(os.environ.get("CI")),
         help="fail, not skip, where no QEMU can be had (default where CI is set)",
     )
+
+
+@pytest.fixture
+def fake() -> Iterator[ThreadedFake]:
+    """Serve a default VM on a unix socket."""
+    from qmpballoon.testing import serve  # noqa: PLC0415 - for those who ask for it
+
+    with serve() as fake:
+        yield fake
+
+
+@pytest.fixture
+def no_descriptor_leaks() -> Generator[None]:
+    """Let no test leave a descriptor open: neither by success nor by failure."""
+    before = descriptors()
+    yield
+    assert descriptors() == before
+
+
+def descriptors() -> dict[str, str]:
+    """Return what is open: descriptor, and what it is to."""
+    seen: dict[str, str] = {}
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            seen[link.name] = str(link.readlink())
+        except FileNotFoundError:  # the one that listed the folder
+            continue
+    return seen

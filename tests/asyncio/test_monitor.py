@@ -5,49 +5,26 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import os
-import socket
 import threading
 import tracemalloc
 from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 import pytest
+from asyncio_runs import run
 from frontends import elsewhere
 from qemu.qmp import QMPClient
 from scripted import Session, attend, serve, standard_answer
 
-from qmpballoon import MiB, MonitorClosed, MonitorTimeout, ProtocolError
+from qmpballoon import MonitorClosed, MonitorTimeout
 from qmpballoon import asyncio as aio
 from qmpballoon.qmp import MAX_IN_FLIGHT, Event
-from qmpballoon.testing import serve as serve_fake
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
-
     from qemu.qmp import Message
 
     from qmpballoon.qmp import Request
     from qmpballoon.testing import ThreadedFake
-
-
-@pytest.fixture
-def fake() -> Iterator[ThreadedFake]:
-    with serve_fake() as fake:
-        yield fake
-
-
-def run(main: Coroutine[object, object, None]) -> None:
-    """Run a test; nothing may be left running after it."""
-
-    async def whole() -> None:
-        async with asyncio.timeout(60):
-            await main
-        await asyncio.sleep(0)
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        assert not [task for task in rest if not task.done()]
-
-    asyncio.run(whole())
 
 
 def greet_and_attend(session: Session) -> None:
@@ -309,135 +286,5 @@ def test_a_cancelled_command_keeps_the_connection(fake: ThreadedFake) -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             await asyncio.wait_for(balloon.query(), 5)
-
-    run(main())
-
-
-def test_a_second_cancellation_waits_for_the_cleaning_up(fake: ThreadedFake) -> None:
-    async def main() -> None:
-        async with aio.open_balloon(fake.socket) as balloon:
-            await balloon.set_stats_interval(9)
-            fell = asyncio.Event()
-            task = asyncio.create_task(
-                balloon.reclaim(
-                    on_progress=lambda s: fell.set() if s.actual < 2 << 30 else None
-                )
-            )
-            await fell.wait()
-            for _ in range(5):  # as often as it takes anything to come to its end
-                task.cancel()
-                await asyncio.sleep(0)
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert balloon.target == 2 << 30
-            assert await balloon.get_stats_interval() == 9
-
-    run(main())
-
-
-def test_what_a_shield_holds_back_comes_at_its_end(fake: ThreadedFake) -> None:
-    async def main() -> None:
-        async with aio.open_monitor(fake.socket) as monitor:
-            went_on: list[object] = []
-
-            async def shielded() -> None:
-                with monitor.shield(5):
-                    with monitor.shield(5):
-                        await monitor.sleep(0.01)
-                    pytest.fail("the inner one ended without a cancellation")
-                pytest.fail("so did the outer one")
-
-            async def outer_only() -> None:
-                with monitor.shield(5):
-                    went_on.append(await monitor.execute("query-status"))
-                    went_on.append("more")
-                pytest.fail("it ended without a cancellation")
-
-            for coroutine in (shielded(), outer_only()):
-                task = asyncio.create_task(coroutine)
-                await asyncio.sleep(0)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-            assert went_on[-1] == "more"
-            with monitor.shield(5):
-                pass
-            await monitor.execute("query-status")
-
-    run(main())
-
-
-def test_a_shield_ends_in_time() -> None:
-    def script(session: Session) -> None:
-        session.greet()
-        session.request()
-        session.sock.recv(1)
-
-    async def main(path: str) -> None:
-        async with aio.open_monitor(path) as monitor:
-            with pytest.raises(MonitorTimeout), monitor.shield(0.05):
-                await monitor.execute("x", timeout=3600)
-
-    with serve(script) as path:
-        asyncio.run(asyncio.wait_for(main(path), 10))
-
-
-def test_timeouts_around_a_shield_still_are_timeouts(fake: ThreadedFake) -> None:
-    async def main() -> None:
-        async with aio.open_monitor(fake.socket) as monitor:
-
-            async def shielded() -> None:
-                async with asyncio.timeout(0.01):
-                    with monitor.shield(5):
-                        await monitor.sleep(0.05)
-                    pytest.fail("it went on behind the shield")
-
-            with pytest.raises(TimeoutError):
-                await shielded()
-
-    run(main())
-
-
-def test_a_peer_that_does_not_read_is_left_at_once() -> None:
-    left = socket.socketpair()
-
-    def script(session: Session) -> None:
-        session.greet()
-        left[0].recv(1)  # until the client has gone
-
-    async def main(path: str) -> None:
-        with pytest.raises(MonitorTimeout) as caught:
-            async with aio.open_monitor(path) as monitor:
-                await monitor.execute("x", {"text": "x" * 5_000_000}, timeout=0.1)
-        assert caught.value.unknown_outcome == ("x",)
-
-    with serve(script) as path:
-        run(main(path))
-        left[0].close()
-        left[1].close()
-
-
-def test_pretty_output_is_said_to_be_the_matter() -> None:
-    def script(session: Session) -> None:
-        session.sock.sendall(b'{\r\n    "QMP": {\r\n    }\r\n}\r\n')
-        session.sock.recv(100)
-
-    async def main(path: str) -> None:
-        async with aio.open_monitor(path):
-            pytest.fail("it opened")
-
-    with serve(script) as path, pytest.raises(ProtocolError, match="pretty=on"):
-        run(main(path))
-
-
-def test_the_process_is_found_or_taken_as_told(fake: ThreadedFake) -> None:
-    async def main() -> None:
-        client = QMPClient()
-        await client.connect(fake.socket)
-        assert (await aio.find_balloon(client)).resident() is None
-        known = await aio.find_balloon(client, pid=os.getpid())
-        assert (known.resident() or 0) > MiB
-        assert (await aio.find_balloon(client, pid=0)).resident() is None
-        await client.disconnect()
 
     run(main())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -15,28 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
-import trustme
-from scripted import Session, attend, serve, standard_answer
+from scripted import Session, serve
 
 from qmpballoon import (
     MonitorClosed,
     MonitorTimeout,
-    MonitorUnreachable,
     blocking,
 )
 from qmpballoon.qmp import Event
-from qmpballoon.testing import serve as serve_fake
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from qmpballoon.testing import ThreadedFake
-
-
-@pytest.fixture
-def fake() -> Iterator[ThreadedFake]:
-    with serve_fake() as fake:
-        yield fake
 
 
 def test_ctrl_c_while_waiting_for_an_answer() -> None:
@@ -221,31 +208,3 @@ def test_a_peer_that_does_not_read() -> None:
             monitor.execute("x", {"text": "x" * 5_000_000}, timeout=0.1)
         leave.set()
     assert caught.value.unknown_outcome == ("x",)
-
-
-def test_tls() -> None:
-    authority = trustme.CA()
-    ours, theirs = (
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
-    )
-    authority.configure_trust(ours)
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-
-    def script(session: Session) -> None:
-        with theirs.wrap_socket(session.sock, server_side=True) as session.sock:
-            session.greet()
-            while (request := session.request()).command != "large":
-                session.answer(request, standard_answer(request))
-            session.answer(request, "x" * 1_000_000)
-            attend(session)
-
-    with serve(script, family=socket.AF_INET) as place:
-        with blocking.open_balloon(place, tls=ours) as balloon:
-            assert balloon.actual() == 1 << 30
-            assert balloon.monitor.execute("large") == "x" * 1_000_000
-        with (
-            pytest.raises(MonitorUnreachable, match="no TLS handshake"),
-            blocking.open_balloon(place, tls=ssl.create_default_context()),
-        ):
-            pytest.fail("an unknown authority was trusted")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from fake_libvirt import FakeConnection, FakeDomain, LibvirtError, install
 from frontends import on_each
-from scenarios import CACHE, MEMORY, SCENARIOS, a_second_client
+from scenarios import MEMORY, SCENARIOS, a_second_client
 from through_libvirt import ALL
 
 from qmpballoon import (
@@ -15,26 +14,11 @@ from qmpballoon import (
     MonitorError,
     MonitorTimeout,
     MonitorUnreachable,
-    blocking,
-    libvirt,
 )
-from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from fake_libvirt import FakeDomain
     from frontends import FrontEnd, Scenario
-
-MACHINE = MachineConfig(memory=MEMORY, guest=GuestConfig(used=60 << 20, cache=CACHE))
-
-
-@pytest.fixture
-def domain(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDomain]:
-    install(monkeypatch)
-    with serve(MACHINE) as fake, blocking.open_monitor(fake.socket) as monitor:
-        domain = FakeDomain(monitor)
-        domain.hang.set()
-        yield domain
 
 
 @on_each(*ALL)
@@ -114,43 +98,3 @@ def test_what_was_given_up_comes_before_what_undoes_it(
         front.run(scenario())
     finally:
         domain.hang.set()
-
-
-def test_a_qemu_elsewhere_is_not_looked_for_here(domain: FakeDomain) -> None:
-    domain.uri = "qemu+ssh://other.example/system"
-    assert libvirt.find_balloon(domain).resident() is None
-
-
-def test_a_vm_by_its_name(domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str | None] = []
-
-    def connect(uri: str | None) -> FakeConnection:
-        asked.append(uri)
-        return FakeConnection(domain)
-
-    install(monkeypatch, connect)
-    assert libvirt.find_domain("vm1") is domain
-    assert libvirt.find_domain("vm1", "qemu:///session") is domain
-    assert asked == [None, "qemu:///session"]
-    with pytest.raises(MonitorUnreachable, match=r"qemu:///system has no VM 'vm2'"):
-        libvirt.find_domain("vm2")
-
-
-def test_no_libvirt_to_connect_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: str | None) -> None:
-        raise LibvirtError("VIR_ERR_OPERATION_FAILED")
-
-    install(monkeypatch, refuse)
-    with pytest.raises(MonitorUnreachable, match="is its daemon running"):
-        libvirt.find_domain("vm1")
-
-
-def test_a_libvirt_that_cannot_be_reached_is_told_with_the_vms_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def refuse(_: object) -> None:
-        raise LibvirtError("VIR_ERR_AUTH_FAILED")
-
-    install(monkeypatch, refuse)
-    with pytest.raises(MonitorUnreachable, match="'vm1': libvirt cannot be reached"):
-        libvirt.find_domain("vm1")

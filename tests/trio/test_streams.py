@@ -8,22 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from qmp_peers import GREETING, stream_of
 from trio.testing import wait_all_tasks_blocked
 
 from qmpballoon.errors import MonitorClosed
-from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
+from qmpballoon.qmp import Connection, Request, Return, Role
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-GREETING = Greeting(Version(10, 0, 2), ("oob",))
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
-
-
-def stream_of(sock: socket.socket) -> trio.SocketStream:
-    return trio.SocketStream(trio.socket.from_stdlib_socket(sock))
 
 
 @contextmanager

@@ -1,0 +1,192 @@
+"""Sockets that cannot be connected to, seen from the front end on trio."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from permissions import as_somebody_else
+from qmp_peers import (
+    serve,
+    speaks_qmp,
+    stream_of,
+    unix_listener,
+)
+
+from qmpballoon.errors import MonitorBusy, MonitorUnreachable
+from qmpballoon.trio import open_monitor
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
+
+
+async def test_no_socket(tmp_path: Path) -> None:
+    with pytest.raises(MonitorUnreachable, match=r"no socket at .*nope\.qmp"):
+        await speaks_qmp(tmp_path / "nope.qmp")
+
+
+async def test_a_regular_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("hello")
+    with pytest.raises(MonitorUnreachable, match="file is no socket"):
+        await speaks_qmp(path)
+
+
+async def test_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(MonitorUnreachable, match="is no socket"):
+        await speaks_qmp(tmp_path)
+
+
+async def test_a_socket_that_nobody_listens_on(tmp_path: Path) -> None:
+    path = tmp_path / "vm.qmp"
+    with unix_listener(path):
+        pass
+    assert stat.S_ISSOCK(path.stat().st_mode)
+    with pytest.raises(MonitorUnreachable, match="nobody listens"):
+        await speaks_qmp(path)
+
+
+async def test_a_datagram_socket(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(os.fspath(path))
+        with pytest.raises(MonitorUnreachable, match="wrong type"):
+            await speaks_qmp(path)
+
+
+async def test_a_path_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="too long"):
+        await speaks_qmp(tmp_path / ("x" * 108))
+
+
+async def test_no_permission(tmp_path: Path) -> None:
+    path = tmp_path / "vm.qmp"
+    refused = pytest.raises(MonitorUnreachable, match="no permission")
+    with unix_listener(path), as_somebody_else(path), refused:
+        await speaks_qmp(path)
+
+
+async def test_a_tcp_port_that_nobody_listens_on() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))  # not listened on, and nobody else's
+        port = sock.getsockname()[1]
+        with pytest.raises(MonitorUnreachable, match=f"tcp:127.0.0.1:{port}"):
+            await speaks_qmp(("127.0.0.1", port))
+
+
+async def test_a_host_that_does_not_exist() -> None:
+    with pytest.raises(MonitorUnreachable, match=r"cannot connect to tcp:no\.invalid"):
+        await speaks_qmp("tcp:no.invalid:4444")
+
+
+async def test_a_datagram_socket_is_left_alone() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        with pytest.raises(ValueError, match="no stream socket"):
+            await speaks_qmp(sock)
+        with pytest.raises(ValueError, match="no stream socket"):
+            await speaks_qmp(sock.fileno())
+        os.fstat(sock.fileno())
+
+
+async def test_a_descriptor_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file:
+        with pytest.raises(ValueError, match="is no socket"):
+            await speaks_qmp(file.fileno())
+        file.write("still open")
+    with pytest.raises(ValueError, match="descriptor"):
+        await speaks_qmp(-1)
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+async def test_a_socket_that_is_not_connected(family: socket.AddressFamily) -> None:
+    sock = socket.socket(family)
+    with pytest.raises(MonitorUnreachable, match="not connected"):
+        await speaks_qmp(sock)
+    assert sock.fileno() == -1
+
+
+@pytest.mark.parametrize("target", [None, 1.5, b"/run/vm.qmp", ["tcp"]])
+async def test_what_is_no_address(target: object) -> None:
+    with pytest.raises(TypeError, match="no monitor's address"):
+        await speaks_qmp(target)  # type: ignore[arg-type]
+
+
+# A full backlog.
+
+
+@contextmanager
+def crowd(path: Path) -> Generator[list[socket.socket]]:
+    """Fill the queue of those who wait to be accepted."""
+    waiting: list[socket.socket] = []
+    try:
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            waiting.append(sock)
+            sock.setblocking(False)  # noqa: FBT003
+            if sock.connect_ex(os.fspath(path)):
+                break
+        assert len(waiting) > 1
+        yield waiting
+    finally:
+        for sock in waiting:
+            sock.close()
+
+
+async def test_a_full_backlog_means_busy(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "vm.qmp"
+    with unix_listener(path, backlog=1), crowd(path):
+        with pytest.raises(MonitorBusy, match="too many clients"):
+            async with open_monitor(path, timeout=3):
+                pytest.fail("there is no room")
+        assert 3 <= autojump_clock.current_time() < 3.1
+
+
+async def test_room_in_the_backlog_is_taken(
+    tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    path = tmp_path / "vm.qmp"
+    with unix_listener(path, backlog=1) as sock, crowd(path) as waiting:
+
+        async def leave_and_serve() -> None:
+            await trio.sleep(2.5)
+            for client in waiting:
+                client.close()
+            for _ in waiting[:-1]:
+                sock.accept()[0].close()
+            # Threads and descriptors are not on the mock clock: poll.
+            while True:
+                try:
+                    accepted = sock.accept()[0]
+                except BlockingIOError:
+                    await trio.sleep(0.01)
+                else:
+                    break
+            await serve(stream_of(accepted))
+
+        nursery.start_soon(leave_and_serve)
+        await speaks_qmp(path)
+        assert 2.5 <= autojump_clock.current_time() < 3
+
+
+async def test_waiting_for_room_can_be_cancelled(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "vm.qmp"
+    with unix_listener(path, backlog=1), crowd(path):
+        with trio.move_on_after(1) as scope:
+            await speaks_qmp(path)
+        assert scope.cancelled_caught
+        assert autojump_clock.current_time() == 1
