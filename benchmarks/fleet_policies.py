@@ -311,7 +311,7 @@ def make_vms(load: Load, seed: int, seconds: int) -> list[Vm]:
         cache = int((total - used) * rng.uniform(0.1, 0.5))
         steps = sorted(load.draw_steps(rng, total, seconds), key=lambda step: step.at)
         guest = GuestConfig(used=used, cache=cache, workload=tuple(steps))
-        limits = Guard().limits(total)
+        limits = Guard().compute_limits(total)
         machine = Machine(MachineConfig(memory=total, guest=guest), rng=Random(number))  # noqa: S311
         vms.append(
             Vm(

@@ -189,7 +189,7 @@ async def main(options: argparse.Namespace) -> int:
     )
     for case in combine_cases(options):
         verdict = await run(case)
-        below = verdict.longest_below(Guard().limits(case.memory).headroom)
+        below = verdict.longest_below(Guard().compute_limits(case.memory).headroom)
         bad = verdict.oom_kills > 0 or verdict.panic or below > _LONGEST_BELOW
         harmed += bad
         report = verdict.report

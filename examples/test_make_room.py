@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing import FakeQemu, Machine
 
 MEMORY = 2 * GiB
-HEADROOM = Guard().limits(MEMORY).headroom
+HEADROOM = Guard().compute_limits(MEMORY).headroom
 
 guests = st.builds(
     GuestConfig,

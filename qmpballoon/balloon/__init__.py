@@ -5,11 +5,12 @@ else, so it runs on every event loop, on none, and on a clock of a test's own. M
 users open a :class:`Balloon` through a front end, and find the rest through it.
 """
 
+from qmpballoon.balloon._pressure import PressureLimits
 from qmpballoon.balloon._reclaim import ReclaimReport
 from qmpballoon.balloon._tracker import StallLimits
 from qmpballoon.balloon.balloon import Balloon, find_balloon
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE, Device
-from qmpballoon.balloon.guard import RESIZE_FLOOR, RESIZE_HEADROOM, Guard
+from qmpballoon.balloon.guard import RESIZE_FLOOR, RESIZE_HEADROOM, Guard, GuestLimits
 from qmpballoon.balloon.results import (
     BalloonInfo,
     Binding,
@@ -39,11 +40,13 @@ __all__ = [
     "Device",
     "Diagnosis",
     "Guard",
+    "GuestLimits",
     "GuestStats",
     "OnStall",
     "Outcome",
     "Phase",
     "Plan",
+    "PressureLimits",
     "Progress",
     "ReclaimOutcome",
     "ReclaimReport",

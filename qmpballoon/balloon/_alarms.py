@@ -13,7 +13,7 @@ from attrs import frozen
 from qmpballoon.sizes import GiB, format_size
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.guard import Limits
+    from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.stats import GuestStats
 
 __all__ = ["Alarms", "compute_pause"]
@@ -45,7 +45,7 @@ class Alarms:
         first: What it reported at the beginning.
     """
 
-    limits: Limits
+    limits: GuestLimits
     first: GuestStats
 
     @property

@@ -23,7 +23,7 @@ from qmpballoon.sizes import MiB
 
 if TYPE_CHECKING:
     from qmpballoon.balloon._pressure import Pressure
-    from qmpballoon.balloon.guard import Limits
+    from qmpballoon.balloon.guard import GuestLimits
 
 __all__ = ["Controller", "Decision"]
 
@@ -80,7 +80,7 @@ class Controller:
     """
 
     def __init__(
-        self, limits: Limits, start: int, bottom: int, stats: GuestStats | None
+        self, limits: GuestLimits, start: int, bottom: int, stats: GuestStats | None
     ) -> None:
         self._limits = limits
         self._start = start

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Device
-    from qmpballoon.balloon.guard import Limits
+    from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.sampling import Sample, Sampler
     from qmpballoon.balloon.stats import GuestStats
 
@@ -43,7 +43,7 @@ class Keeper:
     """
 
     def __init__(
-        self, limits: Limits, full: int, actual: int, stats: GuestStats
+        self, limits: GuestLimits, full: int, actual: int, stats: GuestStats
     ) -> None:
         self.target: int = actual
         self._full = full
@@ -78,7 +78,7 @@ class Keeper:
             return "the guest came to need all of it"
         return None
 
-    def pause(self, available: int | None) -> float:
+    def choose_pause(self, available: int | None) -> float:
         """Return for how many seconds the guest need not be looked at."""
         spare = (available or 0) - self._alarms.threshold
         return min(max(compute_pause(spare), _SHORTEST), _LONGEST)
@@ -118,5 +118,5 @@ async def keep(
         if keeper.target != device.target:
             await device.set_target(keeper.target)
             mark = "gives back"
-        await monitor.sleep(min(keeper.pause(sample.available), left))
+        await monitor.sleep(min(keeper.choose_pause(sample.available), left))
     return f"kept for {seconds:.0f} s, as long as it was to be"

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Device
-    from qmpballoon.balloon.guard import Limits
+    from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.results import Binding, Phase, ReclaimOutcome
     from qmpballoon.balloon.sampling import Sampler
     from qmpballoon.balloon.stats import GuestStats
@@ -162,14 +162,14 @@ async def reclaim(
 
 async def _prepare(
     device: Device, amount: int | None, guard: Guard | None
-) -> tuple[Snapshot, Limits, Plan]:
+) -> tuple[Snapshot, GuestLimits, Plan]:
     """Look at the guest, and make a plan from what it reports now."""
     if amount is not None:
         require_size(amount, "amount", minimum=1)
     require_kind(guard, Guard, "guard")
     info = await device.query()
     stats = await refresh_stats(device)
-    limits = (guard or Guard()).limits(info.total or info.actual)
+    limits = (guard or Guard()).compute_limits(info.total or info.actual)
     planned = make_plan(limits, info.actual, stats, amount)
     if planned is None:
         why = (
@@ -181,7 +181,7 @@ async def _prepare(
 
 
 def make_plan(
-    limits: Limits, actual: int, stats: GuestStats, amount: int | None = None
+    limits: GuestLimits, actual: int, stats: GuestStats, amount: int | None = None
 ) -> Plan | None:
     """Return what can be taken from a guest; ``None`` if it does not report enough.
 
@@ -271,7 +271,7 @@ class _Run:
         return cls(device, before, on_progress, full, ram, actual, lowest=actual)
 
     async def take(
-        self, sampler: Sampler, limits: Limits, amount: int | None
+        self, sampler: Sampler, limits: GuestLimits, amount: int | None
     ) -> Ending:
         """Inflate as far as the controller allows."""
         start = self.before.actual
@@ -282,7 +282,9 @@ class _Run:
         tracker = Tracker(controller.bottom, start, now, stall_limits)
         return await shrink(self.device, sampler, controller, tracker, self._add_sample)
 
-    async def keep(self, sampler: Sampler, limits: Limits, seconds: float) -> Ending:
+    async def keep(
+        self, sampler: Sampler, limits: GuestLimits, seconds: float
+    ) -> Ending:
         """Keep what was taken for so many seconds, or until the guest needs it."""
         device = self.device
         await device.set_target(self.actual)
@@ -360,7 +362,7 @@ class _Run:
             self.on_progress(sample)
 
 
-def _compute_stall_limits(limits: Limits) -> StallLimits:
+def _compute_stall_limits(limits: GuestLimits) -> StallLimits:
     """Return what counts as a stall of a balloon whose rate is capped."""
     rate = min(StallLimits().rate, limits.max_rate / 4)
     # At a low rate the balloon moves by a page now and then.

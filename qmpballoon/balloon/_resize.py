@@ -37,7 +37,7 @@ from qmpballoon.balloon._diagnosis import (
 from qmpballoon.balloon._shrink import follow, leave_safe, prompt_size_report, shrink
 from qmpballoon.balloon._tracker import StallLimits, Tracker
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.balloon.guard import Guard, Limits
+from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.balloon.results import OnStall, Progress, ResizeResult
 from qmpballoon.balloon.sampling import open_sampler
 from qmpballoon.errors import BalloonStalled, UnsafeTarget
@@ -170,8 +170,8 @@ class _Run:
     def _make_controller(self, tracker: Tracker, headroom: int) -> Controller:
         """Make a controller that goes to the target, and keeps the headroom."""
         # If this process is killed, no more than the step is taken unwatched.
-        step = Guard().limits(self.before.total or tracker.actual).step
-        limits = Limits(headroom=headroom, floor=tracker.target, step=step)
+        step = Guard().compute_limits(self.before.total or tracker.actual).step
+        limits = GuestLimits(headroom=headroom, floor=tracker.target, step=step)
         stats = self.before.stats
         known = self.before.answers and stats.reclaimable is not None
         return Controller(

@@ -1,8 +1,8 @@
 """What a guest must keep: every limit, and how its default is derived.
 
-:class:`Guard` holds what the caller wants, and :class:`Limits` the same as figures for
-one guest. While the balloon moves, :mod:`~qmpballoon.balloon._controller` decides by
-these limits; :mod:`~qmpballoon.balloon._alarms` says when the guest is in trouble.
+:class:`Guard` holds what the caller wants, and :class:`GuestLimits` the same as figures
+for one guest. While the balloon moves, :mod:`~qmpballoon.balloon._controller` decides
+by these limits; :mod:`~qmpballoon.balloon._alarms` says when the guest is in trouble.
 
 The rules:
 
@@ -33,7 +33,7 @@ from qmpballoon.sizes import MiB
 if TYPE_CHECKING:
     from attrs import Attribute
 
-__all__ = ["RESIZE_FLOOR", "RESIZE_HEADROOM", "Guard", "Limits"]
+__all__ = ["RESIZE_FLOOR", "RESIZE_HEADROOM", "Guard", "GuestLimits"]
 
 RESIZE_FLOOR: Final = 32 * MiB
 """Bytes below which ``resize`` refuses a target: no Linux guest survives with less."""
@@ -115,14 +115,14 @@ class Guard:
         if self.step is not None and self.step < MiB:
             raise ValueError(f"step is {self.step}: it must be at least 1 MiB")
 
-    def limits(self, total: int) -> Limits:
+    def compute_limits(self, total: int) -> GuestLimits:
         """Return the figures for one guest.
 
         Args:
             total: Bytes of its RAM.
         """
         floor, step = self.floor, self.step
-        return Limits(
+        return GuestLimits(
             headroom=self._compute_headroom(total),
             floor=max(64 * MiB, total // 32) if floor is None else floor,
             step=max(128 * MiB, total // 32) if step is None else step,
@@ -138,11 +138,16 @@ class Guard:
 
 
 @frozen
-class Limits:
-    """The figures of a guard for one guest, named as in :class:`Guard`.
+class GuestLimits:
+    """The figures of a guard for one guest, as :meth:`Guard.compute_limits` returns.
 
-    By default there is no step and no cap on the rate, and neither memory pressure nor
-    silence counts as trouble.
+    Attributes:
+        headroom: Bytes that the guest keeps available.
+        floor: Bytes below which it never goes.
+        step: Bytes that the target is below its size at most; ``None``: no limit.
+        max_rate: Bytes a second to take at most.
+        stale_after: Seconds without an answer after which it counts as silent.
+        pressure: What counts as memory pressure; by default nothing does.
     """
 
     headroom: int

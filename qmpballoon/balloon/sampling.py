@@ -260,7 +260,7 @@ class Sampler:
     def _note_answer(self, stats: GuestStats, actual: int, now: float) -> None:
         """Note whether the guest has answered, and which size its answer is about."""
         # A reset erases the statistics: that is no answer.
-        if stats.last_update is not None and not stats.same_sample(self.stats):
+        if stats.last_update is not None and not stats.is_same_sample(self.stats):
             self._answered_at = now
             # A late answer can be to any question since the last answer. The size at
             # the first of those questions is the cautious choice: with it the guest
@@ -350,7 +350,7 @@ class _Question:
             stats = await self.device.stats()
             if stats.last_update is None:
                 continue
-            if not stats.same_sample(self.before):
+            if not stats.is_same_sample(self.before):
                 return stats
             is_new = _is_between(stats, self.asked_at, self.device.wall_time())
             if monitor.now() >= grace_end and is_new:

@@ -1,8 +1,10 @@
-"""What a guest says of its own memory.
+"""What a guest reports of its own memory.
 
-The figures come from the guest's driver, which answers when QEMU asks, every
-polling interval. So they are as old as they are: :attr:`GuestStats.last_update`
-belongs to every one of them. And they are a guest's word: hints, not facts.
+The figures come from the driver in the guest, which answers when QEMU asks: once in
+every polling interval. All of them are as old as :attr:`GuestStats.last_update` says.
+They are hints, not facts: a guest can be wrong, or lie.
+
+A new statistic is added in ``_NAMES`` and as a field of :class:`GuestStats`.
 
 Sources: QAPI reference, ``guest-stats`` of virtio-balloon; docs/interop/
 virtio-balloon-stats in QEMU; "Memory Statistics Tags" in the virtio specification.
@@ -19,7 +21,8 @@ from attrs import field, fields, frozen
 
 __all__ = ["GuestStats"]
 
-_UNSET: Final = frozenset({2**64 - 1, -1})  # -1 on QEMU before 2.6
+# What QEMU returns for a figure that the guest did not report; -1 before QEMU 2.6.
+_UNSET: Final = frozenset({2**64 - 1, -1})
 _NAMES: Final = MappingProxyType(
     {
         "stat-total-memory": "total",
@@ -46,32 +49,33 @@ _NAMES: Final = MappingProxyType(
 class GuestStats:
     """One sample of a guest's memory statistics.
 
-    Everything that the guest does not report is ``None``, never zero.
+    A figure that the guest does not report is ``None``, never zero. Counters begin at
+    zero when the guest boots.
 
     Attributes:
         last_update: When the guest answered, to the second, by the host's clock;
             ``None`` if it never did.
-        age: How many seconds ago that was when the sample was read; ``None`` too
-            where the clocks contradict each other, as across hosts.
-        total: Bytes of memory the guest's kernel has; on Linux without what is
-            in the balloon, on Windows with it.
+        age: Seconds from then until the sample was read; ``None`` also if the clocks
+            contradict each other, as those of two hosts may.
+        total: Bytes of memory that the guest's kernel has; on Linux without what is in
+            the balloon, on Windows with it.
         free: Bytes that nothing uses, not even a cache.
-        available: Bytes that can be had without swapping, most of the page cache
-            included.
+        available: Bytes that can be had without swapping; most of the page cache
+            counts.
         disk_caches: Bytes of page cache.
-        swap_in: Bytes read from swap since the guest booted.
-        swap_out: Bytes written to swap since then.
-        major_faults: Page faults that had to wait for a disk, since then.
-        minor_faults: Other page faults, since then.
-        hugetlb_allocations: Huge pages handed out, since then.
-        hugetlb_failures: Huge pages that could not be had, since then.
-        oom_kills: Processes killed for want of memory, since then.
-        alloc_stalls: Allocations that had to reclaim memory first, since then.
-        async_scans: Bytes that kswapd looked at, since then.
-        direct_scans: Bytes that allocating tasks looked at, since then.
-        async_reclaims: Bytes that kswapd freed, since then.
-        direct_reclaims: Bytes that allocating tasks freed, since then.
-        extra: What newer versions of QEMU report besides, under QEMU's names.
+        swap_in: Bytes read from swap.
+        swap_out: Bytes written to swap.
+        major_faults: Page faults that had to wait for a disk.
+        minor_faults: Other page faults.
+        hugetlb_allocations: Huge pages allocated.
+        hugetlb_failures: Allocations of huge pages that failed.
+        oom_kills: Processes killed for want of memory.
+        alloc_stalls: Allocations that had to reclaim memory first.
+        async_scans: Bytes scanned by kswapd.
+        direct_scans: Bytes scanned by allocating tasks.
+        async_reclaims: Bytes freed by kswapd.
+        direct_reclaims: Bytes freed by allocating tasks.
+        extra: Figures that newer versions of QEMU add, under QEMU's names.
     """
 
     last_update: datetime | None = None
@@ -98,16 +102,17 @@ class GuestStats:
     def from_wire(cls, value: object, wall_time: float | None = None) -> GuestStats:
         """Read the value of a device's ``guest-stats`` property.
 
-        What makes no sense is taken as not reported.
+        A figure that makes no sense counts as not reported; nothing is raised.
 
         Args:
             value: As QEMU returned it.
-            wall_time: The host's time in seconds since the epoch, for ``age``.
+            wall_time: The host's time in seconds since the epoch, for ``age``;
+                ``None`` if unknown.
         """
-        answer = _mapping(value)
+        answer = _as_mapping(value)
         known: dict[str, int] = {}
         extra: dict[str, int] = {}
-        for name, figure in _mapping(answer.get("stats")).items():
+        for name, figure in _as_mapping(answer.get("stats")).items():
             if not _is_figure(figure):
                 continue
             if name in _NAMES:
@@ -117,18 +122,18 @@ class GuestStats:
         updated = answer.get("last-update")
         seconds = cast("int", updated) if _is_figure(updated) and updated else None
         return cls(
-            last_update=_time(seconds),
-            age=_age(seconds, wall_time),
+            last_update=_parse_time(seconds),
+            age=_compute_age(seconds, wall_time),
             extra=extra,
             **known,
         )
 
     @property
     def reclaimable(self) -> int | None:
-        """Bytes the guest could do without, by its own word.
+        """Bytes that the guest reports it could do without; ``None`` if unknown.
 
-        That is ``available`` where it is reported; older guests only tell what is
-        free and what is cache.
+        That is ``available`` if it is reported. Older guests report only what is free
+        and what is page cache; then it is the sum of them.
         """
         if self.available is not None:
             return self.available
@@ -136,8 +141,8 @@ class GuestStats:
             return self.free + self.disk_caches
         return self.free
 
-    def same_sample(self, other: GuestStats) -> bool:
-        """Tell whether the guest has not answered anew between these two."""
+    def is_same_sample(self, other: GuestStats) -> bool:
+        """Return whether both are the same answer of the guest: all but ``age``."""
         return all(
             getattr(self, attribute.name) == getattr(other, attribute.name)
             for attribute in fields(type(self))
@@ -159,7 +164,7 @@ class GuestStats:
         }
 
 
-def _mapping(value: object) -> Mapping[str, object]:
+def _as_mapping(value: object) -> Mapping[str, object]:
     return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
@@ -169,16 +174,16 @@ def _is_figure(value: object) -> bool:
     return value >= 0 and value not in _UNSET
 
 
-def _age(seconds: int | None, wall_time: float | None) -> float | None:
+def _compute_age(seconds: int | None, wall_time: float | None) -> float | None:
     if seconds is None or wall_time is None or wall_time < seconds:
         return None
     return wall_time - seconds
 
 
-def _time(seconds: int | None) -> datetime | None:
+def _parse_time(seconds: int | None) -> datetime | None:
     if seconds is None:
         return None
     try:
         return datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, ValueError, OSError):  # a guest's fantasy
+    except (OverflowError, ValueError, OSError):  # out of range
         return None

@@ -107,6 +107,6 @@ class VmSpec:
             return None if text is None else parse_size(text, whole=total)
 
         guard = Guard(headroom=parse(self.headroom), floor=parse(self.floor))
-        limits, ceiling = guard.limits(total), parse(self.ceiling)
+        limits, ceiling = guard.compute_limits(total), parse(self.ceiling)
         ceiling = total if ceiling is None else min(ceiling, total)
         return Bounds(min(limits.floor, ceiling), ceiling, limits.headroom)

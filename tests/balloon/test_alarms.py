@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from qmpballoon.balloon._alarms import Alarms, compute_pause
-from qmpballoon.balloon.guard import Limits
+from qmpballoon.balloon.guard import GuestLimits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
 
-LIMITS = Limits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
+LIMITS = GuestLimits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
 
 
 @pytest.mark.parametrize(

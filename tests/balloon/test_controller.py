@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qmpballoon.balloon._controller import Controller, Decision
 from qmpballoon.balloon._pressure import PressureLimits
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
-from qmpballoon.balloon.guard import Limits
+from qmpballoon.balloon.guard import GuestLimits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
 
@@ -37,7 +37,7 @@ def stats(available: int | None, oom_kills: int | None = None) -> GuestStats:
 
 @given(
     st.builds(
-        Limits,
+        GuestLimits,
         headroom=st.integers(0, 2 * GiB),
         floor=st.integers(0, 2 * GiB),
         step=st.none() | st.integers(MiB, GiB),
@@ -50,7 +50,7 @@ def stats(available: int | None, oom_kills: int | None = None) -> GuestStats:
     st.lists(looks, max_size=30),
 )
 def test_no_guest_can_talk_a_controller_past_its_limits(
-    limits: Limits,
+    limits: GuestLimits,
     start: int,
     bottom: int,
     first: GuestStats | None,
@@ -83,7 +83,7 @@ def test_a_stale_sample_moves_nothing(
     look: tuple[int, int, GuestStats, float], headroom: int, floor: int
 ) -> None:
     actual, basis, said, _ = look
-    limits = Limits(headroom=headroom, floor=floor, step=128 * MiB)
+    limits = GuestLimits(headroom=headroom, floor=floor, step=128 * MiB)
     controller = Controller(limits, 4 * GiB, 0, stats(2 * GiB))
     first = controller.decide(0, 4 * GiB, 4 * GiB, stats(2 * GiB), 0.0)
     assume(first.action == "take" and first.target != 4 * GiB)
@@ -143,7 +143,7 @@ class Guest:
 def test_it_ends_at_the_headroom_whatever_the_guests_unit(
     used: int, unit: int, speed: int, noise: int
 ) -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
     guest = Guest(4 * GiB, used, unit, speed, noise)
     action = settle(Controller(limits, 4 * GiB, 0, stats(4 * GiB - used)), guest)
     assert action == "spent"
@@ -161,7 +161,7 @@ def test_it_ends_at_the_headroom_whatever_the_guests_unit(
 def test_it_ends_soon_though_the_guest_tells_small_changes_not(
     used: int, grain: int, speed: int
 ) -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
     guest = Guest(GiB, used, PAGE, speed, 0, grain=grain)
     there_in = (GiB - used - 100 * MiB) // speed
     settle(Controller(limits, GiB, 0, stats(GiB - used)), guest, ticks=there_in + 40)
@@ -176,7 +176,7 @@ def test_it_ends_soon_though_the_guest_tells_small_changes_not(
 def test_it_ends_at_the_bottom_whatever_the_guests_unit(
     bottom: int, unit: int, speed: int
 ) -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB, step=128 * MiB)
     guest = Guest(4 * GiB, 1 * MiB, unit, speed, 0)
     bottom = max(bottom, 200 * MiB)
     action = settle(Controller(limits, 4 * GiB, bottom, stats(4 * GiB - MiB)), guest)
@@ -186,14 +186,14 @@ def test_it_ends_at_the_bottom_whatever_the_guests_unit(
 
 def test_a_moving_balloon_is_paired_with_the_size_the_guest_spoke_of() -> None:
     # By the time it is read, the guest has 40 MiB less than when it was asked.
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
     decision = controller.decide(1, 960 * MiB, 1000 * MiB, stats(500 * MiB), 0.0)
     assert decision.target == 600 * MiB
 
 
 def test_a_guest_below_its_headroom_gets_what_it_lacks_and_no_more() -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
     decision = controller.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
     assert (decision.action, decision.target) == ("take", 530 * MiB)
@@ -214,7 +214,7 @@ def test_a_guest_below_its_headroom_gets_what_it_lacks_and_no_more() -> None:
 def test_trouble_gives_everything_back(
     said: GuestStats, silence: float, reason: str
 ) -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
     controller = Controller(limits, GiB, 0, stats(600 * MiB, oom_kills=2))
     decision = controller.decide(1, 500 * MiB, 500 * MiB, said, silence)
     assert (decision.action, decision.target) == ("trouble", GiB)
@@ -222,7 +222,7 @@ def test_trouble_gives_everything_back(
 
 
 def test_oom_kills_of_before_are_no_trouble_nor_is_hearing_of_them_late() -> None:
-    limits = Limits(headroom=MiB, floor=MiB)
+    limits = GuestLimits(headroom=MiB, floor=MiB)
     for first in (2, None):
         controller = Controller(limits, GiB, 0, stats(600 * MiB, oom_kills=first))
         said = stats(500 * MiB, oom_kills=2)
@@ -230,7 +230,7 @@ def test_oom_kills_of_before_are_no_trouble_nor_is_hearing_of_them_late() -> Non
 
 
 def test_a_guest_that_has_little_from_the_start_is_no_emergency() -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(30 * MiB))
     for seconds in (0, 1):
         decision = controller.decide(seconds, GiB, GiB, stats(30 * MiB), 0.0)
@@ -239,7 +239,7 @@ def test_a_guest_that_has_little_from_the_start_is_no_emergency() -> None:
 
 
 def test_passing_through_the_headroom_is_not_resting_there() -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
     for tick in range(20):  # it allocates 10 MiB a tick, and gets them
         size = 500 * MiB + tick * 10 * MiB
@@ -253,7 +253,7 @@ def test_passing_through_the_headroom_is_not_resting_there() -> None:
 
 
 def test_a_guest_that_allocates_gets_what_it_may_come_to_use() -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
     # 20 MiB more in every answer; 50 MiB above its headroom after the fourth.
     for tick in range(5):
@@ -274,7 +274,7 @@ def test_a_guest_that_allocates_gets_what_it_may_come_to_use() -> None:
 def test_a_guest_near_its_headroom_that_says_the_same_again_is_at_rest(
     available: int, *, at_rest: bool
 ) -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
     said = stats(available * MiB)
     size = controller.decide(1, 500 * MiB, 500 * MiB, said, 0.0).target
@@ -288,7 +288,7 @@ def test_a_guest_near_its_headroom_that_says_the_same_again_is_at_rest(
 
 
 def test_a_guest_that_was_in_need_is_let_alone_for_a_while() -> None:
-    limits = Limits(headroom=100 * MiB, floor=64 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
     controller.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
     size = 530 * MiB
@@ -300,7 +300,7 @@ def test_a_guest_that_was_in_need_is_let_alone_for_a_while() -> None:
 
 
 def test_a_guest_that_says_nothing_is_asked_until_it_does() -> None:
-    limits = Limits(headroom=100 * MiB, floor=200 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=200 * MiB)
     controller = Controller(limits, GiB, 0, None)
     assert controller.decide(0, GiB, GiB, stats(None), 0.0).target == 200 * MiB
     assert controller.decide(1, GiB, GiB, stats(9 * MiB), 5.0).target == 200 * MiB
@@ -318,11 +318,11 @@ ANSWER = GuestStats(available=2 * GiB, free=GiB)
 class PressedGuest:
     """A guest with plenty available, in the hands of a controller."""
 
-    def __init__(self, **limits: Any) -> None:  # noqa: ANN401 - as Limits takes them
+    def __init__(self, **limits: Any) -> None:  # noqa: ANN401 - as GuestLimits takes them
         defaults: dict[str, Any] = {"headroom": 100 * MiB, "floor": 64 * MiB}
         pressure = PressureLimits.of(4 * GiB, None, None)
         self.controller = Controller(
-            Limits(**defaults, step=128 * MiB, pressure=pressure, **limits),
+            GuestLimits(**defaults, step=128 * MiB, pressure=pressure, **limits),
             4 * GiB,
             0,
             self.stats(),
@@ -394,7 +394,7 @@ def test_one_that_suffers_time_and_again_has_no_more_to_spare() -> None:
 
 
 def test_at_first_only_free_memory_is_taken() -> None:
-    limits = Limits(
+    limits = GuestLimits(
         headroom=100 * MiB, floor=64 * MiB, pressure=PressureLimits.of(GiB, None, None)
     )
     controller = Controller(limits, 4 * GiB, 0, ANSWER)

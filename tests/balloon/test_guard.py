@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpballoon.balloon._pressure import PressureLimits
-from qmpballoon.balloon.guard import Guard, Limits
+from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.sizes import GiB, MiB, TiB
 
 
@@ -25,14 +25,14 @@ from qmpballoon.sizes import GiB, MiB, TiB
 def test_defaults_fit_small_and_large_guests(
     total: int, headroom: int, floor: int, step: int
 ) -> None:
-    limits = Guard().limits(total)
+    limits = Guard().compute_limits(total)
     assert limits.headroom == pytest.approx(headroom, rel=0.01)
     assert (limits.floor, limits.step) == (floor, step)
 
 
 @given(st.integers(256 * MiB, 4 * TiB))
 def test_defaults_leave_most_of_a_guest_to_be_had(total: int) -> None:
-    limits = Guard().limits(total)
+    limits = Guard().compute_limits(total)
     assert limits.headroom < total // 2
     assert limits.floor <= total // 4
     assert limits.step is not None
@@ -48,7 +48,7 @@ def test_what_is_given_holds_whatever_the_size() -> None:
         swap_rate=6,
         fault_rate=7,
     )
-    assert guard.limits(TiB) == Limits(
+    assert guard.compute_limits(TiB) == GuestLimits(
         headroom=1,
         floor=2,
         step=3 * MiB,
@@ -66,7 +66,7 @@ def test_headroom_is_bytes_or_a_share_or_both(total: int) -> None:
         (Guard(headroom=MiB, headroom_share=0.25), MiB + round(total / 4)),
         (Guard(headroom_share=0), 0),
     ):
-        assert guard.limits(total).headroom == headroom
+        assert guard.compute_limits(total).headroom == headroom
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from simulation import make_balloon, make_machine, run
 
 from qmpballoon.balloon._keep import Keeper
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.balloon.guard import Guard, Limits
+from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.sampling import Sample
 
 BOOTED = 60 * SECOND
-LIMITS = Limits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
+LIMITS = GuestLimits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
 
 
 def keep(
@@ -155,7 +155,7 @@ def test_it_only_ever_gives(looks: list[tuple[int, GuestStats, float]]) -> None:
             assert why
         if (said.available or 0) < 50 * MiB:
             assert why
-        assert 0.02 <= keeper.pause(said.available) <= 1
+        assert 0.02 <= keeper.choose_pause(said.available) <= 1
 
 
 def test_what_it_lacks_is_what_it_gets() -> None:

@@ -12,7 +12,7 @@ from simulation import make_balloon, make_machine, run
 
 from qmpballoon.balloon._reclaim import make_plan
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.balloon.guard import Guard, Limits
+from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import (
     CommandNotFound,
@@ -90,7 +90,9 @@ def test_holding_keeps_it() -> None:
     assert [sample.mark for sample in report.timeline if sample.mark] == ["spent"]
     assert told(machine) == report.after.actual
     machine.advance(machine.now + 60 * SECOND)
-    assert machine.guest.memory.available >= Guard().limits(2 * GiB).headroom - MiB
+    assert (
+        machine.guest.memory.available >= Guard().compute_limits(2 * GiB).headroom - MiB
+    )
 
 
 @settings(max_examples=30)
@@ -102,7 +104,7 @@ def test_no_guest_is_taken_below_its_floor_or_headroom(
     rest = memory * (100 - used) // 100
     guest = GuestConfig(used=memory * used // 100, cache=rest * cache // 100)
     machine = make_machine(guest, memory=memory)
-    limits = Guard().limits(memory)
+    limits = Guard().compute_limits(memory)
     lowest: list[int] = []
     report = reclaim(
         machine,
@@ -467,7 +469,7 @@ def stats(available: int | None) -> GuestStats:
 
 
 def test_the_limit_that_binds_is_named() -> None:
-    limits = Limits(headroom=100 * MiB, floor=700 * MiB)
+    limits = GuestLimits(headroom=100 * MiB, floor=700 * MiB)
     for available, amount, binding, target in (
         (300 * MiB, None, "headroom", 824 * MiB),
         (900 * MiB, None, "floor", 700 * MiB),
@@ -480,7 +482,7 @@ def test_the_limit_that_binds_is_named() -> None:
 
 
 def test_what_is_less_than_a_page_is_nothing() -> None:
-    plan = make_plan(Limits(headroom=0, floor=0), GiB, stats(GiB // 2), PAGE - 1)
+    plan = make_plan(GuestLimits(headroom=0, floor=0), GiB, stats(GiB // 2), PAGE - 1)
     assert plan is not None
     assert (plan.amount, plan.describe()) == (
         0,

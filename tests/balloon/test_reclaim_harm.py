@@ -149,7 +149,7 @@ quiet = settings(
 def test_nobody_is_killed_who_would_have_lived_without_us(life: Life) -> None:
     machine, watch, raised = reclaim(life)
     assert raised is None or isinstance(raised, StatsUnavailable)
-    limits = Guard().limits(life.memory)
+    limits = Guard().compute_limits(life.memory)
     assert watch.lowest_told >= limits.floor
     assert watch.lowest >= limits.floor
     assert told(machine) == life.memory
@@ -174,7 +174,7 @@ def test_late_frozen_or_lying_statistics_never_take_it_below_its_floor(
     machine = watch.machine
     raised = attempt(balloon, lambda balloon: balloon.reclaim())
     assert raised is None or isinstance(raised, StatsUnavailable)
-    assert watch.lowest_told >= Guard().limits(life.memory).floor
+    assert watch.lowest_told >= Guard().compute_limits(life.memory).floor
     assert told(machine) == life.memory
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qmpballoon.balloon._reclaim import make_plan
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.balloon.guard import Limits
+from qmpballoon.balloon.guard import GuestLimits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB
 
@@ -21,7 +21,9 @@ pages = st.integers(1, 4 * GiB // PAGE).map(lambda count: count * PAGE)
 figures = st.none() | st.integers(0, 2**63 - 1)
 plans = st.builds(
     make_plan,
-    st.builds(Limits, headroom=st.integers(0, 2 * GiB), floor=st.integers(0, 2 * GiB)),
+    st.builds(
+        GuestLimits, headroom=st.integers(0, 2 * GiB), floor=st.integers(0, 2 * GiB)
+    ),
     pages,
     st.builds(
         GuestStats, available=figures, free=figures, disk_caches=st.just(GiB)

@@ -81,7 +81,7 @@ def test_the_step_ahead_is_all_that_is_taken_unwatched() -> None:
     machine = make_machine(memory=8 * GiB)
     _, balloon = resize(machine, GiB)
     targets = monitor_of(balloon).targets()
-    step = Guard().limits(8 * GiB).step
+    step = Guard().compute_limits(8 * GiB).step
     assert step is not None
     assert targets[0] == 8 * GiB - step
     assert all(one - two <= 2 * step for one, two in pairwise(targets))

@@ -115,13 +115,13 @@ def test_reclaimable_is_the_best_that_is_known(
 @pytest.mark.parametrize("name", [*NAMES.values(), "last_update", "extra"])
 def test_a_sample_is_new_if_anything_but_its_age_is(name: str) -> None:
     old = GuestStats(last_update=datetime(2026, 1, 1, tzinfo=UTC), age=0.1)
-    assert old.same_sample(GuestStats(last_update=old.last_update, age=0.9))
+    assert old.is_same_sample(GuestStats(last_update=old.last_update, age=0.9))
     changed: dict[str, Any] = {"last_update": old.last_update, name: 1}
     if name == "last_update":
         changed[name] = datetime(2026, 1, 2, tzinfo=UTC)
     elif name == "extra":
         changed[name] = {"stat-new": 1}
-    assert not old.same_sample(GuestStats(**changed))
+    assert not old.is_same_sample(GuestStats(**changed))
 
 
 def test_json_has_an_iso_time_with_its_zone_and_every_figure() -> None:

@@ -93,7 +93,7 @@ async def test_the_whole_path() -> None:
             )
         )
         lowest = min(sample.available or 0 for sample in report.timeline)
-        headroom = Guard().limits(memory).headroom
+        headroom = Guard().compute_limits(memory).headroom
         assert lowest >= headroom // 2
 
         # A second time, held; and deflated by hand.
