@@ -19,6 +19,7 @@ from attrs import astuple, fields
 from qmpballoon.balloon.sampling import Sample
 from qmpballoon.export.figure import draw_figure, render_figure
 from qmpballoon.export.recording import open_recording, read_recording
+from qmpballoon.export.series import SERIES, Series
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.sampling import Timeline
 
 __all__ = [
+    "SERIES",
     "SUFFIXES",
+    "Series",
     "draw_figure",
     "format_csv",
     "open_recording",

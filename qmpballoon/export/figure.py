@@ -40,9 +40,7 @@ _STYLE: Final[dict[Any, object]] = {
     "ytick.color": _INK,
     "svg.hashsalt": "qmpballoon",  # gives the same ids in an SVG each time
 }
-
-
-_ACTUAL: Final = "#0072b2"
+_ACTUAL: Final = next(s.colour for s in SERIES if s.name == "actual")
 _MARK: Final = "#d55e00"
 # Width and style of a curve's line, if they are not the usual ones.
 _WIDTH: Final = 2.0
@@ -177,7 +175,7 @@ def _set_axes(axes: Axes, samples: list[Sample], unit: str, top: float) -> None:
 def _sum_up(samples: list[Sample]) -> str:
     """Return one line on what was requested and what came of it."""
     if not samples:
-        return "nothing was seen"
+        return "no samples"
     first, last = samples[0], samples[-1]
     parts: list[str] = []
     targets = [sample.target for sample in samples if sample.target is not None]

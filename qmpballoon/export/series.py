@@ -43,7 +43,6 @@ class Series:
         return size
 
 
-# In the order of drawing: the most important ones come last, and so are on top.
 SERIES: Final = (
     Series("available", "available", "available", "v", "#56b4e9", 37),
     Series("free", "guest free", "free", "f", "#009e73", 78),
@@ -52,6 +51,7 @@ SERIES: Final = (
     Series("target", "requested", "requested", "q", "#22303c", 252),
     Series("actual", "actual", "actual", "a", "#0072b2", 39),
 )
+"""All curves in the order of drawing: the most important ones come last, on top."""
 
 
 def find_largest(sample: Sample) -> int:
