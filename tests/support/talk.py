@@ -79,3 +79,9 @@ def make(
 ) -> Client:
     config = MachineConfig(**options, guest=guest or GuestConfig())
     return Client(Machine(config, profile(version), random.Random(1)))
+
+
+def set_interval(client: Client, seconds: int) -> None:
+    """Have QEMU ask the guest for statistics at an interval, in seconds."""
+    where = {"path": "balloon0", "property": "guest-stats-polling-interval"}
+    assert client.execute("qom-set", **where, value=seconds) == {}

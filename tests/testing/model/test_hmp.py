@@ -1,12 +1,17 @@
-"""Sums as QEMU's human monitor takes them; all were asked of real QEMUs."""
+"""The human monitor's commands and sums; all were asked of real QEMUs."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from talk import make
 
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import SECOND
 from qmpballoon.testing.model.hmp import ExpressionError, evaluate
+
+EXTRANEOUS = "balloon: extraneous characters at the end of line"
 
 
 @pytest.mark.parametrize(
@@ -78,3 +83,35 @@ def test_values_are_64_bits_wide(text: str) -> None:
         return
     assert -(1 << 63) <= value < 1 << 63
     assert text.endswith(rest)
+
+
+@pytest.mark.parametrize(
+    ("line", "command", "said"),
+    [
+        ("balloon 2*(3", "balloon", "')' expected"),
+        (" balloon -1", " balloon", "enter a positive value"),
+        ("balloon 300 1", "balloon", EXTRANEOUS),
+        ("info balloon/x", "info balloon", EXTRANEOUS),
+    ],
+)
+def test_what_the_human_monitor_refuses(line: str, command: str, said: str) -> None:
+    answer: object = make().execute("human-monitor-command", **{"command-line": line})
+    assert answer == f'{said}\r\nTry "help {command}" for more information\r\n'
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [("  a b", "  a"), ("/x y", ""), ("info/x balloon", "info"), ("info / b", "info ")],
+)
+def test_what_the_human_monitor_does_not_know(line: str, shown: str) -> None:
+    answer: object = make().execute("human-monitor-command", **{"command-line": line})
+    assert answer == f"unknown command: '{shown}'\r\n"
+
+
+def test_a_sum_is_a_size_in_mebibytes() -> None:
+    client = make(memory=GiB)
+    line = {"command-line": "  balloon 2*(100 + 0x1c)"}
+    answer: object = client.execute("human-monitor-command", **line)
+    assert answer == ""
+    client.advance(60 * SECOND)
+    assert client.execute("query-balloon") == {"actual": 256 * MiB}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -22,7 +21,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from talk import UNSET, Client, make
+from talk import Client, make
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import (
@@ -33,7 +32,6 @@ from qmpballoon.testing import (
     MachineConfig,
     WorkloadStep,
     profile,
-    ramp,
 )
 from qmpballoon.testing.model.memory import PAGE, STEP
 from qmpballoon.testing.strategies import workloads
@@ -365,130 +363,6 @@ def test_reported_pages_leave_the_host_by_themselves() -> None:
     assert residents[0] - residents[1] == GiB
 
 
-def test_ramps_add_up() -> None:
-    steps = ramp(SECOND, 2 * SECOND, 1000 * MiB + 1, steps=7)
-    assert sum(step.delta for step in steps) == 1000 * MiB + 1
-    assert all(SECOND <= step.at < 2 * SECOND for step in steps)
-
-
-# The device
-
-
-def set_interval(client: Client, seconds: int) -> None:
-    where = {"path": "balloon0", "property": "guest-stats-polling-interval"}
-    assert client.execute("qom-set", **where, value=seconds) == {}
-
-
-def last_update(client: Client) -> int:
-    answer = client.execute("qom-get", path="balloon0", property="guest-stats")
-    update: int = answer["last-update"]
-    return update
-
-
-def test_the_driver_answers_once_at_probe() -> None:
-    client = make()
-    first = last_update(client)
-    client.advance(10 * SECOND)
-    assert first == last_update(client) == client.machine.config.epoch // SECOND
-
-
-def test_an_interval_from_nothing_fires_at_once_and_then_at_every_one() -> None:
-    client = make()
-    client.advance(10 * SECOND)
-    epoch = client.machine.config.epoch // SECOND
-    set_interval(client, 3)
-    client.advance(SECOND // 10)
-    assert last_update(client) == epoch + 10
-    client.advance(3 * SECOND)
-    assert last_update(client) == epoch + 13
-    set_interval(client, 3)
-    set_interval(client, 5)
-    client.advance(4 * SECOND)
-    assert last_update(client) == epoch + 13
-    client.advance(2 * SECOND)
-    assert last_update(client) == epoch + 18
-    set_interval(client, 0)
-    client.advance(20 * SECOND)
-    assert last_update(client) == epoch + 18
-
-
-def test_rearming_the_interval_makes_the_guest_answer_at_once() -> None:
-    client = make(guest=GuestConfig(cache=GiB), memory=4 * GiB)
-    set_interval(client, 1)
-    client.execute("balloon", value=2 * GiB)
-    totals = set()
-    for _ in range(20):
-        set_interval(client, 0)
-        set_interval(client, 1)
-        client.advance(SECOND // 25)
-        totals.add(client.stats()["stat-total-memory"])
-    assert len(totals) == 20
-
-
-def test_the_statistics_clock_stands_while_the_vm_does() -> None:
-    client = make()
-    set_interval(client, 2)
-    client.advance(SECOND)
-    client.execute("stop")
-    client.advance(100 * SECOND)
-    before = last_update(client)
-    client.execute("cont")
-    client.advance(SECOND // 2)
-    assert last_update(client) == before
-    client.advance(SECOND)
-    assert last_update(client) > before + 100
-
-
-def test_a_guest_that_never_answers_keeps_its_first_sample() -> None:
-    client = make(guest=GuestConfig(stats_delay=None))
-    first = last_update(client)
-    set_interval(client, 1)
-    client.advance(30 * SECOND)
-    assert last_update(client) == first
-
-
-def test_no_driver_no_movement_no_statistics() -> None:
-    client = make(guest=GuestConfig(driver=False), memory=GiB)
-    set_interval(client, 1)
-    assert client.execute("balloon", value=GiB // 2) == {}
-    client.advance(60 * SECOND)
-    assert client.execute("query-balloon")["actual"] == GiB
-    assert set(client.stats().values()) == {UNSET}
-    assert last_update(client) == 0
-
-
-@pytest.mark.parametrize("version", PROFILES)
-def test_statistics_have_the_versions_names(version: str) -> None:
-    client = make(version)
-    wanted = {f"stat-{name}" for name in profile(version).stat_names}
-    assert set(client.stats()) == wanted
-    assert UNSET not in client.stats().values()
-
-
-def test_an_old_kernel_does_not_fill_the_new_statistics() -> None:
-    client = make(guest=GuestConfig(extended_stats=False))
-    stats = client.stats()
-    assert stats["stat-oom-kills"] == stats["stat-alloc-stalls"] == UNSET
-    assert stats["stat-disk-caches"] < UNSET
-
-
-@pytest.mark.parametrize("version", PROFILES)
-def test_a_reset_keeps_actual_until_the_driver_is_back(version: str) -> None:
-    client = make(version, memory=2 * GiB, guest=GuestConfig(cache=0))
-    client.execute("balloon", value=GiB)
-    set_interval(client, 1)
-    client.advance(10 * SECOND)
-    client.execute("system_reset")
-    forgotten = last_update(client) == 0
-    assert forgotten is profile(version).reset_clears_stats
-    client.advance(SECOND)
-    assert client.execute("query-balloon")["actual"] == GiB
-    client.advance(SECOND * 3 // 2 + SECOND // 100)
-    assert GiB < client.execute("query-balloon")["actual"] < 2 * GiB
-    client.advance(10 * SECOND)
-    assert client.execute("query-balloon")["actual"] == GiB
-
-
 def test_a_paused_vm_takes_commands_and_does_not_move() -> None:
     client = make(memory=GiB)
     client.execute("stop")
@@ -530,67 +404,6 @@ def test_time_does_not_go_back() -> None:
     machine.advance(SECOND)
     with pytest.raises(ValueError, match="already"):
         machine.advance(SECOND - 1)
-
-
-# The session
-
-
-def test_out_of_band_overtakes_and_the_ninth_request_waits() -> None:
-    client = make(reply_delay=SECOND)
-    session = client.machine.connect()
-    session.receive(
-        b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}}'
-    )
-    client.advance(SECOND)
-    session.take_output()
-    session.receive(b'{"execute": "query-status", "id": 1}' * 7)
-    session.receive(b'{"exec-oob": "query-status", "id": "oob"}')
-    assert json.loads(session.take_output())["id"] == "oob"
-    session.receive(b'{"execute": "query-status", "id": 1}')
-    assert not session.reading
-    session.receive(b'{"exec-oob": "query-status", "id": "late"}')
-    assert session.take_output() == b""
-    client.advance(SECOND)
-    ids = [json.loads(line)["id"] for line in session.take_output().splitlines()]
-    assert sorted(ids, key=str) == [1] * 8 + ["late"]
-    assert ids[0] == 1
-
-
-def test_without_out_of_band_requests_wait_for_each_other() -> None:
-    client = make()
-    client.machine.reply_delay = SECOND
-    client.session.receive(b'{"execute": "query-status"}' * 3)
-    client.advance(5 * SECOND // 2)
-    assert client.raw.count(b'"return": {"status"') == 2
-    client.advance(SECOND)
-    assert client.raw.count(b'"return": {"status"') == 3
-
-
-def test_events_are_lost_on_those_who_have_not_negotiated() -> None:
-    client = make()
-    silent = client.machine.connect()
-    silent.take_output()
-    client.execute("stop")
-    assert silent.take_output() == b""
-    assert len(client.named("STOP")) == 1
-
-
-def test_quit_says_so_and_hangs_up() -> None:
-    client = make()
-    client.session.receive(b'{"execute": "quit"}{"execute": "query-status"}')
-    lines = client.session.take_output().splitlines()
-    assert [next(iter(json.loads(line))) for line in lines] == ["timestamp", "return"]
-    assert client.session.closed
-    assert client.machine.find_next_event() is None
-
-
-def test_a_deadly_command_gets_no_answer() -> None:
-    client = make("11.1")
-    path = "/machine/peripheral/balloon0/virtio-backend"
-    request = {"execute": "x-query-virtio-status", "arguments": {"path": path}}
-    client.session.receive(json.dumps(request).encode())
-    assert client.session.take_output() == b""
-    assert client.session.closed
 
 
 # Speed and repeatability
@@ -635,9 +448,3 @@ def test_the_same_seed_says_the_same_in_other_processes(processes: int) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         (transcript,) = set(pool.map(run, range(processes)))
     assert transcript.count(b"BALLOON_CHANGE") > 10
-
-
-@pytest.mark.parametrize("balloon", ["virtio-balloon-ccw", "virtio-net-pci", ""])
-def test_a_balloon_that_it_cannot_have_is_refused(balloon: str) -> None:
-    with pytest.raises(ValueError, match=r"^balloon is "):
-        MachineConfig(balloon=balloon)

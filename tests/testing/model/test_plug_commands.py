@@ -5,17 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from talk import Client, make
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import PROFILES, SECOND, FaultPlan
-from qmpballoon.testing.model.arguments import find_first_left
 
 BAD_ID = "Parameter 'id' expects an identifier"
-EXTRANEOUS = "balloon: extraneous characters at the end of line"
-NUMBERED = [f"n{number}" for number in range(60)]
 
 
 def slotted(version: str = "10.0", **options: Any) -> Client:  # noqa: ANN401
@@ -39,37 +34,6 @@ def plug(client: Client, **arguments: object) -> dict[str, Any]:
 def devices(client: Client) -> list[dict[str, Any]]:
     answer: Any = client.execute("query-memory-devices")
     return list(answer)
-
-
-@pytest.mark.parametrize(
-    ("command", "names", "complaint"),
-    [
-        ("query-status", ["path"], "path"),
-        ("query-status", ["x", "id"], "id"),
-        ("query-status", ["command-line", "path"], "path"),
-        ("query-status", ["qom-type", "id", "size"], "size"),
-        ("query-status", ["ä", "z", "y", "x"], "z"),
-        ("query-status", NUMBERED[:8], "n4"),
-        ("query-status", NUMBERED, "n39"),
-        ("qom-get", ["path", *NUMBERED[:7], "property"], "n4"),
-        ("qom-list", ["path", *NUMBERED[:30]], "n13"),
-    ],
-)
-def test_which_of_several_is_unexpected(
-    command: str, names: list[str], complaint: str
-) -> None:
-    answer = make().execute(command, **dict.fromkeys(names, "/"))
-    assert answer["desc"] == f"Parameter '{complaint}' is unexpected"
-
-
-@given(st.lists(st.text(min_size=1), unique=True), st.data())
-def test_what_was_not_taken_is_left(names: list[str], data: st.DataObject) -> None:
-    taken = data.draw(
-        st.lists(st.sampled_from(names), unique=True) if names else st.just([])
-    )
-    left = find_first_left(names, [*taken, "no name of them all"])
-    rest = set(names) - set(taken)
-    assert left in rest if rest else left is None
 
 
 @pytest.mark.parametrize(
@@ -210,49 +174,3 @@ def test_a_size_that_qemu_dies_of() -> None:
 )
 def test_what_cannot_be_unplugged(name: str, why: str) -> None:
     assert slotted().execute("device_del", id=name)["desc"] == why
-
-
-def test_a_link_is_looked_up_before_it_is_refused() -> None:
-    client = make()
-
-    def point(value: object) -> str:
-        about = {"path": "balloon0", "property": "iothread", "value": value}
-        answer = client.execute("qom-set", **about)
-        return str(answer["desc"])
-
-    assert point("nope") == "Device 'nope' not found"
-    assert point("/machine").endswith("expected: iothread")
-    assert point(1).endswith("expected: string")
-    assert point("").startswith("Attempt to set link property 'iothread'")
-
-
-@pytest.mark.parametrize(
-    ("line", "command", "said"),
-    [
-        ("balloon 2*(3", "balloon", "')' expected"),
-        (" balloon -1", " balloon", "enter a positive value"),
-        ("balloon 300 1", "balloon", EXTRANEOUS),
-        ("info balloon/x", "info balloon", EXTRANEOUS),
-    ],
-)
-def test_what_the_human_monitor_refuses(line: str, command: str, said: str) -> None:
-    answer: object = make().execute("human-monitor-command", **{"command-line": line})
-    assert answer == f'{said}\r\nTry "help {command}" for more information\r\n'
-
-
-@pytest.mark.parametrize(
-    ("line", "shown"),
-    [("  a b", "  a"), ("/x y", ""), ("info/x balloon", "info"), ("info / b", "info ")],
-)
-def test_what_the_human_monitor_does_not_know(line: str, shown: str) -> None:
-    answer: object = make().execute("human-monitor-command", **{"command-line": line})
-    assert answer == f"unknown command: '{shown}'\r\n"
-
-
-def test_a_sum_is_a_size_in_mebibytes() -> None:
-    client = make(memory=GiB)
-    line = {"command-line": "  balloon 2*(100 + 0x1c)"}
-    answer: object = client.execute("human-monitor-command", **line)
-    assert answer == ""
-    client.advance(60 * SECOND)
-    assert client.execute("query-balloon") == {"actual": 256 * MiB}
