@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from talk import Client, make
+from talk import UNSET, Client, make
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import (
