@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import find_balloon as find_balloon
     from qmpballoon.errors import BalloonError as BalloonError
     from qmpballoon.errors import BalloonStalled as BalloonStalled
+    from qmpballoon.errors import BalloonTimeout as BalloonTimeout
     from qmpballoon.errors import BalloonUnavailable as BalloonUnavailable
     from qmpballoon.errors import CommandError as CommandError
     from qmpballoon.errors import CommandNotFound as CommandNotFound
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from qmpballoon.errors import NoBalloonDevice as NoBalloonDevice
     from qmpballoon.errors import ProtocolError as ProtocolError
     from qmpballoon.errors import QmpBalloonError as QmpBalloonError
+    from qmpballoon.errors import StatsTimeout as StatsTimeout
     from qmpballoon.errors import StatsUnavailable as StatsUnavailable
     from qmpballoon.errors import UnsafeTarget as UnsafeTarget
     from qmpballoon.errors import make_command_error as make_command_error
@@ -124,6 +126,7 @@ _MODULES = {
     "errors": (
         "BalloonError",
         "BalloonStalled",
+        "BalloonTimeout",
         "BalloonUnavailable",
         "CommandError",
         "CommandNotFound",
@@ -136,6 +139,7 @@ _MODULES = {
         "NoBalloonDevice",
         "ProtocolError",
         "QmpBalloonError",
+        "StatsTimeout",
         "StatsUnavailable",
         "UnsafeTarget",
         "make_command_error",
@@ -153,6 +157,7 @@ __all__ = [
     "BalloonError",
     "BalloonInfo",
     "BalloonStalled",
+    "BalloonTimeout",
     "BalloonUnavailable",
     "Binding",
     "CommandError",
@@ -189,6 +194,7 @@ __all__ = [
     "Snapshot",
     "StallKind",
     "StallLimits",
+    "StatsTimeout",
     "StatsUnavailable",
     "TcpAddress",
     "TiB",

@@ -16,13 +16,19 @@
         ├── NoBalloonDevice        the VM has none
         ├── BalloonUnavailable     it has one that cannot work here
         ├── BalloonStalled         the target was not reached, and why
+        │   └── BalloonTimeout     not within the timeout
         ├── UnsafeTarget           refused: it would hurt the guest
         └── StatsUnavailable       the guest does not report statistics
+            └── StatsTimeout       it did not answer in time
 
 The first level says where the problem is: the connection to QEMU, QEMU itself, or the
 guest and its balloon. Bad arguments raise :exc:`TypeError` or :exc:`ValueError` before
 anything is sent. Each message is one line. It says what happened, to which VM (by its
 monitor's name), and what to do about it.
+
+The exceptions for a timeout that has passed are :exc:`TimeoutError`, too:
+:exc:`MonitorBusy`, :exc:`MonitorTimeout`, :exc:`BalloonTimeout` and
+:exc:`StatsTimeout`.
 """
 
 from __future__ import annotations
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BalloonError",
     "BalloonStalled",
+    "BalloonTimeout",
     "BalloonUnavailable",
     "CommandError",
     "CommandNotFound",
@@ -47,6 +54,7 @@ __all__ = [
     "NoBalloonDevice",
     "ProtocolError",
     "QmpBalloonError",
+    "StatsTimeout",
     "StatsUnavailable",
     "UnsafeTarget",
     "make_command_error",
@@ -54,7 +62,26 @@ __all__ = [
 
 
 class QmpBalloonError(Exception):
-    """The base class of all exceptions of qmpballoon."""
+    """The base class of all exceptions of qmpballoon.
+
+    Pickled or copied, an exception keeps its type, its message, its notes and all its
+    fields.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By default an exception is made anew from ``args``, which are the message
+        # alone, while some constructors take more than that.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    kind: type[QmpBalloonError], args: tuple[object, ...], fields: dict[str, object]
+) -> QmpBalloonError:
+    """Make an exception with these fields, without its constructor."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
 
 
 class MonitorError(QmpBalloonError):
@@ -74,7 +101,7 @@ class MonitorUnreachable(MonitorError):
     """No connection could be made: no socket, refused, or no permission."""
 
 
-class MonitorBusy(MonitorError):
+class MonitorBusy(MonitorError, TimeoutError):
     """Connected, but no greeting came in time.
 
     QEMU serves one client on a monitor at a time. The next one can connect, but is
@@ -92,8 +119,11 @@ class MonitorClosed(MonitorError):
     """The connection was closed, by QEMU or by this side."""
 
 
-class MonitorTimeout(MonitorError):
-    """QEMU did not answer in time: it is stopped, swapped out or overloaded."""
+class MonitorTimeout(MonitorError, TimeoutError):
+    """QEMU did not answer in time: it is stopped, swapped out or overloaded.
+
+    Also raised where a TCP connection was not made in time.
+    """
 
 
 class ProtocolError(MonitorError):
@@ -178,9 +208,17 @@ class BalloonStalled(BalloonError):
         return self.result.diagnosis
 
 
+class BalloonTimeout(BalloonStalled, TimeoutError):
+    """The balloon did not reach its target within the timeout of the call."""
+
+
 class UnsafeTarget(BalloonError):
     """The target leaves the guest too little memory; nothing was sent."""
 
 
 class StatsUnavailable(BalloonError):
     """The guest reports no statistics, or has stopped reporting them."""
+
+
+class StatsTimeout(StatsUnavailable, TimeoutError):
+    """The guest did not answer a request for statistics in time."""

@@ -5,6 +5,8 @@ A program that changes from one front end to another finds the same types and te
 
 from __future__ import annotations
 
+import copy
+
 from qmpballoon.errors import MonitorBusy, MonitorClosed, MonitorError, MonitorTimeout
 
 __all__ = [
@@ -67,4 +69,7 @@ def copy_error(failure: MonitorError, unknown: tuple[str, ...] = ()) -> MonitorE
         unknown: The commands of this caller whose outcome is unknown.
     """
     suffix = f"; it is not known what became of {', '.join(unknown)}" if unknown else ""
-    return type(failure)(f"{failure}{suffix}", unknown)
+    copied = copy.copy(failure)
+    copied.args = (f"{failure}{suffix}",)
+    copied.unknown_outcome = unknown
+    return copied

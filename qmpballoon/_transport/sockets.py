@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from qmpballoon.address import TcpAddress, UnixAddress, parse_address
-from qmpballoon.errors import MonitorBusy, MonitorUnreachable
+from qmpballoon.errors import MonitorBusy, MonitorTimeout, MonitorUnreachable
 
 if TYPE_CHECKING:
     import ssl
@@ -185,9 +185,9 @@ def make_tcp_error(address: TcpAddress, error: OSError) -> MonitorUnreachable:
     )
 
 
-def make_tcp_timeout(address: TcpAddress) -> MonitorUnreachable:
+def make_tcp_timeout(address: TcpAddress) -> MonitorTimeout:
     """Make the error for a TCP connection that was not made in time."""
-    return MonitorUnreachable(
+    return MonitorTimeout(
         f"no connection to {address} in time: is the host up, and the port open?"
     )
 

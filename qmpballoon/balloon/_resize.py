@@ -40,7 +40,7 @@ from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.balloon.results import OnStall, Progress, ResizeResult
 from qmpballoon.balloon.sampling import open_sampler
-from qmpballoon.errors import BalloonStalled, UnsafeTarget
+from qmpballoon.errors import BalloonStalled, BalloonTimeout, UnsafeTarget
 from qmpballoon.monitor import prefix_name
 from qmpballoon.sizes import format_size
 
@@ -107,7 +107,8 @@ async def resize(
     result = run.report(target, outcome, diagnosis)
     if on_stall == "raise":
         why = _describe_stall(result)
-        raise BalloonStalled(prefix_name(device.monitor, why), result)
+        kind = BalloonTimeout if outcome == "timed-out" else BalloonStalled
+        raise kind(prefix_name(device.monitor, why), result)
     return result
 
 

@@ -21,7 +21,7 @@ from attrs import asdict, frozen
 
 from qmpballoon._checks import require_count, require_seconds
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.errors import StatsUnavailable
+from qmpballoon.errors import StatsTimeout
 from qmpballoon.monitor import prefix_name
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ async def refresh_stats(
         stats = await _ask(device, interval, timeout)
     if stats is None:
         why = await _explain_silence(device, timeout)
-        raise StatsUnavailable(prefix_name(device.monitor, why))
+        raise StatsTimeout(prefix_name(device.monitor, why))
     return stats
 
 

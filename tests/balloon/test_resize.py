@@ -16,6 +16,7 @@ from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import RESIZE_HEADROOM
 from qmpballoon.errors import (
     BalloonStalled,
+    BalloonTimeout,
     CommandError,
     CommandNotFound,
     MonitorClosed,
@@ -164,7 +165,7 @@ def test_a_deadline_is_for_all_of_it() -> None:
 @pytest.mark.parametrize(("timeout", "word"), [(0.0, "did not move"), (0.5, "more")])
 def test_time_that_is_up_is_not_blamed_on_the_guest(timeout: float, word: str) -> None:
     balloon = make_balloon(make_machine(memory=2 * GiB))
-    with pytest.raises(BalloonStalled, match=f"time was up.*{word}") as caught:
+    with pytest.raises(BalloonTimeout, match=f"time was up.*{word}") as caught:
         run(balloon.resize(GiB, timeout=timeout))
     assert caught.value.result.outcome == "timed-out"
     assert "swaps" not in str(caught.value)
