@@ -1,4 +1,4 @@
-"""A QEMU that answers whatever it likes: nothing but our own exceptions come of it."""
+"""Whatever a QEMU answers, the balloon raises nothing but our own exceptions."""
 
 from __future__ import annotations
 

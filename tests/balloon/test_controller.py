@@ -26,8 +26,8 @@ lies = st.builds(
     disk_caches=figures,
     oom_kills=st.none() | st.integers(0, 3),
 )
-# What one look at a guest may show: its size, its size when it was asked, what it
-# says, and for how long it has said nothing new.
+# What one sample may show: the guest's size, its size when it was asked, what it
+# reports, and the seconds since its last new answer.
 looks = st.tuples(pages, pages, lies, st.sampled_from([0.0, 0.0, 0.0, 0.04, 5.0]))
 
 
@@ -108,7 +108,7 @@ def settle(controller: Controller, guest: Guest, ticks: int = 2000) -> str:
 
 
 class Guest:
-    """Moves by its own unit at its own speed; its available wavers."""
+    """A guest that moves by a unit at a speed, and whose available varies."""
 
     def __init__(
         self,
@@ -151,8 +151,8 @@ def test_it_ends_at_the_headroom_whatever_the_guests_unit(
     assert abs(guest.actual - used - 100 * MiB) <= 7 * MiB
 
 
-# Pages that a processor keeps at hand count as neither free nor used: a guest may give
-# some MiB and take them back without a change of what it says.
+# Pages on a processor's own free list count as neither free nor used: a guest may give
+# some MiB and take them back without a change of its figures.
 @given(
     st.integers(64 * MiB, 512 * MiB),
     st.integers(2 * MiB, 12 * MiB),
@@ -246,7 +246,7 @@ def test_passing_through_the_headroom_is_not_resting_there() -> None:
         said = stats(100 * MiB if tick == 0 else 90 * MiB)
         decision = controller.decide(tick * 0.02, size, size, said, 0.0)
         assert decision.action == "take"
-    # It says the same again and again: at rest, it is there.
+    # It reports the same again and again: it is at rest there.
     for tick in range(5):
         controller.decide(2 + tick, size, size, stats(100 * MiB), 0.0)
     assert controller.decide(6.06, size, size, stats(100 * MiB), 0.06).action == "spent"
@@ -304,7 +304,7 @@ def test_a_guest_that_says_nothing_is_asked_until_it_does() -> None:
     controller = Controller(limits, GiB, 0, None)
     assert controller.decide(0, GiB, GiB, stats(None), 0.0).target == 200 * MiB
     assert controller.decide(1, GiB, GiB, stats(9 * MiB), 5.0).target == 200 * MiB
-    # Now it does, and is steered by that.
+    # Now it does, and the target follows that.
     assert controller.decide(2, GiB, GiB, stats(500 * MiB), 0.0).target == 624 * MiB
     assert controller.decide(3, GiB, GiB, stats(None), 0.0).action == "trouble"
 

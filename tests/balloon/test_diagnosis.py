@@ -1,4 +1,4 @@
-"""Each kind of stall is told by its own evidence, the surest sign first."""
+"""Each kind of stall is recognised by its own evidence, the surest sign first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept is given back as soon as the guest needs it, and in any case."""
+"""Kept memory is given back when the guest needs it, and at the end in any case."""
 
 from __future__ import annotations
 

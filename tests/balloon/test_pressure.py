@@ -1,4 +1,4 @@
-"""A guest that suffers is seen to, and one that always did is not our doing."""
+"""Memory pressure is told from what a healthy guest shows, and from its own rates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reclaiming takes what can be spared, gives it back, and reports what was."""
+"""A reclaim takes what the guest can spare, gives it back, and reports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thousands of guests: none is harmed that would not have been harmed without us."""
+"""A reclaim harms no guest: random guests, each compared to itself without one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNTIL = 30  # seconds in which the guests do something
 
 @frozen
 class Life:
-    """A guest and what befalls it."""
+    """A guest, and what happens in it."""
 
     memory: int
     guest: GuestConfig

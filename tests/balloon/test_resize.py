@@ -1,4 +1,4 @@
-"""Resizing tells the truth, and leaves nothing pulling, whatever happens."""
+"""A resize reports what came of it, and never leaves a target the guest cannot reach."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guest says of its memory, and what is made of nonsense."""
+"""A guest's statistics are read, and figures that make no sense are left out."""
 
 from __future__ import annotations
 

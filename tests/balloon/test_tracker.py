@@ -1,4 +1,4 @@
-"""A stall is a rate below a limit over a window; anything else is progress."""
+"""A stall is a rate below a limit over a window; all else is progress."""
 
 from __future__ import annotations
 
