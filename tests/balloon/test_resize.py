@@ -1,4 +1,4 @@
-"""A resize reports what came of it, and never leaves a target the guest cannot reach."""
+"""A resize reports what came of it, and leaves no target the guest cannot reach."""
 
 from __future__ import annotations
 
