@@ -45,5 +45,5 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!qmpballoon\b).*"),
     # Shown as bases, and nobody's to use.
-    ("py:class", r"qmpballoon\.(.*\._\w+|aiotime\.\w+)"),
+    ("py:class", r"qmpballoon\..*\._\w+"),
 ]

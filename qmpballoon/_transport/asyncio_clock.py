@@ -51,7 +51,9 @@ class AsyncioClock:
     async def wait(self, future: asyncio.Future[Any], deadline: float) -> None:
         """Wait until the future is done or the deadline has passed.
 
-        The future is not cancelled if this call is.
+        If the call is cancelled, the future is not. The monitors call this.
+
+        :meta private:
         """
         task = asyncio.current_task()
         shield = None if task is None else self._shields.get(task)

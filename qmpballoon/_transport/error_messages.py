@@ -60,9 +60,9 @@ def make_not_subscribed() -> RuntimeError:
 
 
 def copy_error(failure: MonitorError, unknown: tuple[str, ...] = ()) -> MonitorError:
-    """Make a copy of an error, so that each caller is raised one of its own.
+    """Make a copy of an error, because each caller needs another exception object.
 
-    An exception that several tasks raise would collect all their tracebacks.
+    One that several callers raise would collect the tracebacks of all of them.
 
     Args:
         failure: What happened to the monitor.

@@ -25,7 +25,7 @@ _PROC: Final = Path("/proc")
 # Distributions also install QEMU under these names.
 _NAMES: Final = frozenset({"kvm", "qemu-kvm"})
 # The program's path is among the first arguments, also where the dynamic linker starts
-# it: that takes a few options of its own, each with a value.
+# it: then up to three options of the linker, each with a value, may precede it.
 _FIRST_ARGUMENTS: Final = 8
 _UCRED: Final = struct.Struct("iII")  # pid, uid, gid
 
@@ -50,7 +50,7 @@ def find_peer_pid(sock: socket.socket) -> int | None:
     except OSError:
         return None
     pid: int = _UCRED.unpack(peer)[0]
-    # 0: the process is in a pid namespace that cannot be seen from ours.
+    # 0: the process is in a pid namespace that is not visible from here.
     return pid if pid > 0 and _looks_like_qemu(_PROC / str(pid)) else None
 
 

@@ -293,7 +293,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
 
 
 def _is_temporary(error: OSError) -> bool:
-    """Tell whether the call can be repeated later; TLS has errors of its own for it."""
+    """Tell whether the call can be repeated later; TLS raises its own errors for it."""
     names = {"SSLWantReadError", "SSLWantWriteError"}
     return isinstance(error, BlockingIOError) or type(error).__name__ in names
 
