@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,11 +17,18 @@ from qmpballoon.sizes import GiB
 from qmpballoon.testing.lab import LabError, ProgressBar
 from qmpballoon.testing.lab._parts import find_busybox, find_kernel, find_qemu
 
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
+
 HERE = Path(__file__).parent
+# What takes long in these files is done once for all of their tests.
+ON_ONE_WORKER = ("test_libvirt.py", "test_tutorial.py")
 # What the guests of one worker have at most at one time, as a rule: one has 2 GiB.
 WORKER = 3 * GiB
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Run two workers on each processor, as far as there is memory for their guests.
 
@@ -28,6 +36,22 @@ def pytest_xdist_auto_num_workers() -> int:
     """
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(2 * len(os.sched_getaffinity(0)), memory // WORKER))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Producer
+) -> LoadScopeScheduling:
+    """Send each test to the next worker that is free, and some files to one worker."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - may not be there
+
+    def scope_of(test: str) -> str:
+        file = test.partition("::")[0]
+        return file if file.endswith(ON_ONE_WORKER) else test
+
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = scope_of  # noqa: SLF001 - what its subclasses override
+    return scheduling
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -38,12 +38,7 @@ if TYPE_CHECKING:
     from frontends import FrontEnd
     from libvirtd import Connection, Domain
 
-# One daemon and one guest serve all tests in here: they belong on one worker.
-pytestmark = [
-    pytest.mark.qemu,
-    pytest.mark.libvirt,
-    pytest.mark.xdist_group("libvirt"),
-]
+pytestmark = [pytest.mark.qemu, pytest.mark.libvirt]
 
 MEMORY = 256 * MiB
 

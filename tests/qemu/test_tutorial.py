@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# One run of the tutorial serves all tests in here: they belong on one worker.
-pytestmark = pytest.mark.xdist_group("tutorial")
-
 BLOCKS = list(blocks(DOCS / "tutorial.md"))
 READY = "Ctrl-C ends it."
 TIMEOUT = 500  # seconds; packages may have to be fetched
