@@ -1,4 +1,4 @@
-"""What only plain calls have to bear: Ctrl-C, threads, and nobody who reads."""
+"""What only blocking calls have to handle: Ctrl-C, threads, and unread events."""
 
 from __future__ import annotations
 

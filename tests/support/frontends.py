@@ -1,7 +1,7 @@
 """Every front end behind one face, so that what is to hold for all is written once.
 
 A scenario is a coroutine function that is given a :class:`FrontEnd`. The blocking
-front end runs it too: through its own plain calls, dressed as coroutines that never
+front end runs it too: its blocking calls are wrapped in coroutines that never
 suspend. So what is tested is what its users call.
 """
 
