@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CACHE: Final = 0.7  # of the guest's memory
-# Seconds between two looks. Each takes CPU time from QEMU, and so, under TCG, from the
+# Seconds between two polls. Each takes CPU time from QEMU, and so, under TCG, from the
 # guest.
 _LOOK: Final = 0.005
 

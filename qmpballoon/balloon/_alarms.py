@@ -1,4 +1,4 @@
-"""When a guest is in trouble, and how often it has to be looked at.
+"""When a guest is in trouble, and how often it has to be sampled.
 
 Pure: statistics in, a reason out. All calls that take memory from a guest use this one
 rule.
@@ -22,18 +22,18 @@ __all__ = ["Alarms", "compute_pause"]
 # about 1 GiB/s (measured with dd to tmpfs, 0.4 to 2.8), one that only touches new 4 KiB
 # pages 2 to 3.
 _ALLOCATION_RATE: Final = GiB
-# A look shows the answer to the look before. So a guest that allocates is looked at
-# twice before it has used up what it can spare.
-_LOOKS: Final = 2
+# A sample shows the answer to the request of the sample before. So a guest that
+# allocates is sampled twice before it has used up what it can spare.
+_SAMPLES: Final = 2
 
 
 def compute_pause(spare: int) -> float:
-    """Return for how many seconds a guest need not be looked at.
+    """Return for how many seconds a guest need not be sampled.
 
     Args:
-        spare: Bytes that it may allocate before it has to be looked at.
+        spare: Bytes that it may allocate before it has to be sampled.
     """
-    return spare / _LOOKS / _ALLOCATION_RATE
+    return spare / _SAMPLES / _ALLOCATION_RATE
 
 
 @frozen

@@ -31,12 +31,12 @@ __all__ = ["Controller", "Decision"]
 # what it allocates between two samples before, at 1.6 GiB a second for 40 ms.
 _WATCH_MARGIN: Final = 64 * MiB
 # Bytes that the target may be off the goal. Linux's driver inflates by 1 MiB at a time,
-# and an answer is one sample old: corrections of a few MiB would go on for ever.
+# and an answer is one sample old: corrections of a few MiB would never end.
 _TOLERANCE: Final = 4 * MiB
 # And this part of the headroom: a guest's figures are no more exact than that.
 _PRECISION: Final = 16
 _ANSWERS: Final = 5  # a guest's allocations are taken over so many answers
-# Seconds for which no memory is taken ahead from a guest that came to need some.
+# Seconds for which no memory is taken ahead from a guest that began to need some.
 _RECOVERY: Final = 1.0
 # Seconds for which a guest has to stay at its headroom: one that allocates only passes.
 _SETTLED: Final = 0.05
@@ -79,7 +79,7 @@ class Controller:
 
     Attributes:
         bottom: Bytes below which no target is set.
-        watch_below: Bytes available below which to look at the guest most often.
+        watch_below: Bytes available below which the guest is sampled most often.
     """
 
     def __init__(
@@ -197,14 +197,14 @@ class Controller:
         if goal > self.bottom:
             reason = self._alarms.describe_headroom(available)
             return self._approach(goal, seconds, actual, reason)
-        # A balloon that still moves will come nearer than this.
+        # While the balloon moves, it gets nearer to the goal than this.
         is_near = abs(self.bottom - actual) < LARGEST_PAGE and actual == basis
         if is_near and self._target == self.bottom:
             return Decision("reached", actual)
         return self._take(self.bottom, seconds, actual)
 
     def _predict_growth(self, use: int) -> int:
-        """Return the bytes that the guest may come to use before the balloon can turn.
+        """Return the bytes that the guest may allocate before the balloon can deflate.
 
         What it allocated during the last few answers it may allocate during the next.
 
@@ -260,5 +260,5 @@ class Controller:
         return Decision("take", self._target, reason)
 
     def _recovers(self, seconds: float) -> bool:
-        """Return whether the guest came to need memory a moment ago."""
+        """Return whether the guest began to need memory a moment ago."""
         return seconds < self._short_at + _RECOVERY

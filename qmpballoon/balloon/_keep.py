@@ -1,9 +1,9 @@
-"""Keeping what a guest gave, until it comes to need it.
+"""Keeping what a guest gave, until the guest needs it.
 
 :class:`Keeper` (pure) judges sample by sample, and :func:`keep` takes the samples. A
-guest that goes on working in a small size may slowly use more, or burst. If it falls
-under three quarters of its headroom it gets what it lacks of it, and the rest is kept.
-In trouble it gets everything, and that is the end.
+small guest that goes on working may use more memory, slowly or in a burst. If it falls
+below three quarters of its headroom, it gets what it lacks, and the rest is kept. If it
+is in trouble, it gets everything, and the keeping ends.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper", "keep"]
 
-_SHORTEST: Final = 0.02  # seconds between two looks at a guest with little left
-_LONGEST: Final = 1.0  # and at one with plenty
+_SHORTEST: Final = 0.02  # seconds between two samples of a guest with little left
+_LONGEST: Final = 1.0  # and of one with plenty
 
 
 class Keeper:
@@ -75,11 +75,11 @@ class Keeper:
             wanted = basis + self._headroom - available
             self.target = max(self.target, -(-wanted // PAGE) * PAGE)
         if self.target >= self._full:
-            return "the guest came to need all of it"
+            return "the guest needs all of it"
         return None
 
     def choose_pause(self, available: int | None) -> float:
-        """Return for how many seconds the guest need not be looked at."""
+        """Return for how many seconds the guest need not be sampled."""
         spare = (available or 0) - self._alarms.threshold
         return min(max(compute_pause(spare), _SHORTEST), _LONGEST)
 

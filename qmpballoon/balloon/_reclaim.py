@@ -1,8 +1,8 @@
 """Taking what a guest can spare, giving it back, and proving what came of it.
 
-The balloon grows step by step under the eye of a
-:class:`~qmpballoon.balloon._controller.Controller`. What guest and host looked like
-before and after goes into a report.
+The balloon inflates step by step; a
+:class:`~qmpballoon.balloon._controller.Controller` decides on each step. The report has
+the state of guest and host before and after.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ async def reclaim(
                 await run.hold(sampler, end)
             else:
                 await run.give_back(sampler, end)
-        after, stopped = await _look(device), await device.why_stopped()
+        after, stopped = await _take_snapshot(device), await device.why_stopped()
         seconds = device.monitor.now() - sampler.start
         run.add_last(after, seconds)
     except BaseException as error:
@@ -220,8 +220,8 @@ def make_plan(
     )
 
 
-async def _look(device: Device) -> Snapshot:
-    """Look at guest and host at the end. A silent guest's last answer has to do."""
+async def _take_snapshot(device: Device) -> Snapshot:
+    """Record guest and host. If the guest does not answer, its last answer is used."""
     try:
         stats = await refresh_stats(device)
     except StatsUnavailable:

@@ -10,8 +10,8 @@ reports nothing is asked for the target as it is. A guest that begins to need it
 meanwhile gets some back, and is asked again when it has some to spare; if that leads
 nowhere it counts as a stall.
 
-A balloon keeps pulling for as long as its target stands. So however the call ends, the
-target that it leaves is one that the guest has reached.
+A balloon inflates for as long as its target is not reached. So however the call ends,
+the target that it leaves is one that the guest has reached.
 """
 
 from __future__ import annotations

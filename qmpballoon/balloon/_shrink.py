@@ -35,9 +35,9 @@ _TICK: Final = 0.04  # seconds between two samples; more often costs an idle gue
 _SHORTEST_TICK: Final = 0.02  # for a guest that has little left
 _LONGEST_TICK: Final = 0.5  # for one that has far more than it can allocate meanwhile
 _SLOWER: Final = 1.5  # by how much the pause grows while the guest is still on its way
-# Seconds between two looks at the size alone: near the target, and far from it.
-_SHORTEST_LOOK: Final = 0.01
-_LONGEST_LOOK: Final = 0.25
+# Seconds between two polls of the size alone: near the target, and far from it.
+_SHORTEST_POLL: Final = 0.01
+_LONGEST_POLL: Final = 0.25
 
 
 async def shrink(
@@ -151,7 +151,7 @@ class _Pauses:
 async def follow(
     device: Device,
     tracker: Tracker,
-    on_look: Callable[[Phase], None] = lambda _: None,
+    on_poll: Callable[[Phase], None] = lambda _: None,
     *,
     timeout: float = math.inf,
 ) -> Ending:
@@ -160,7 +160,7 @@ async def follow(
     Args:
         device: The balloon.
         tracker: Tells whether the balloon has stalled.
-        on_look: Called with the phase at each look.
+        on_poll: Called with the phase at each poll.
         timeout: Seconds for the whole call.
 
     Returns:
@@ -172,20 +172,22 @@ async def follow(
     deadline = monitor.now() + timeout
     while monitor.now() < deadline:
         phase = tracker.observe(monitor.now(), await device.actual())
-        on_look(phase)
+        on_poll(phase)
         if phase == "reached":
             return Ending("reached")
         if phase == "stalled":
             return Ending("stalled")
-        await monitor.sleep(min(_choose_look(tracker, phase), deadline - monitor.now()))
+        await monitor.sleep(
+            min(_choose_poll_interval(tracker, phase), deadline - monitor.now())
+        )
     return Ending("timed-out")
 
 
-def _choose_look(tracker: Tracker, phase: Phase) -> float:
-    """Return the seconds until a good part of the remaining way may be done."""
+def _choose_poll_interval(tracker: Tracker, phase: Phase) -> float:
+    """Return the seconds until a good part of the remaining distance may be done."""
     if phase == "waiting" or tracker.time_left is None:
         return _TICK
-    return min(max(tracker.time_left / 4, _SHORTEST_LOOK), _LONGEST_LOOK)
+    return min(max(tracker.time_left / 4, _SHORTEST_POLL), _LONGEST_POLL)
 
 
 async def prompt_size_report(
@@ -198,7 +200,7 @@ async def prompt_size_report(
 
     Args:
         device: The balloon.
-        goal: Bytes that the guest was asked to come to, and has.
+        goal: Bytes that the guest was asked to have, and has.
         actual: Bytes that it has by QEMU's report; fewer.
         timeout: Seconds for it.
     """

@@ -4,7 +4,7 @@ Pure: observations in, a phase out.
 
 "No byte moved" is no useful test for a stall. A guest at its limit still hands over a
 page now and then, and one with deflate-on-oom takes pages back and gives them again
-for ever. So progress is by how much the balloon has come *nearer* to its target than
+without end. So progress is by how much the balloon has come *nearer* to its target than
 ever before, and it has stalled when that is below a certain rate over a window of time.
 """
 
@@ -32,7 +32,7 @@ target."""
 
 _RATE_WINDOW: Final = 1.0  # seconds over which the present rate is taken
 _SLOWING: Final = 0.25  # share of its best rate below which a balloon slows down
-# Bytes that only a reset or hot-plugged memory moves a balloon back between two looks.
+# Bytes that only a reset or hot-plugged memory moves a balloon back between two polls.
 _JUMP: Final = 64 * MiB
 _MAX_RESTARTS: Final = 3  # jumps, and ways back that we ordered, before a stall counts
 
@@ -81,7 +81,7 @@ class Tracker:
         self.actual: int = actual
         self.jumps: int = 0
         self._restarts = 0
-        # How far from its target it was sent since it last came nearer.
+        # How far from its target it was sent since its last progress.
         self._sent_back = 0
         self._limits = limits or StallLimits()
         self._start = self._now = now
@@ -138,7 +138,7 @@ class Tracker:
 
     @property
     def stopped(self) -> bool:
-        """Whether it moved, and has come no nearer for a whole window."""
+        """Whether it moved, and then made no progress for a whole window."""
         far, near = self._history[0][1], self._history[-1][1]
         return self.actual != self.before and self._stalled and far == near
 

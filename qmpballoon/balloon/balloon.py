@@ -159,8 +159,8 @@ class Balloon(Device):
     ) -> ReclaimReport:
         """Take from the guest what it can spare, page cache included.
 
-        The guest is watched several times a second. If it comes to need memory it gets
-        memory back at once, and the report says so.
+        The guest is watched several times a second. If it begins to need memory, it
+        gets memory back at once, and the report says so.
 
         Args:
             amount: The most bytes to take; by default all that the guest can spare.
@@ -196,7 +196,7 @@ class Balloon(Device):
         seconds: float = math.inf,
         on_progress: Callable[[Sample], None] | None = None,
     ) -> ReclaimReport:
-        """Reclaim, and keep the memory until the guest comes to need it.
+        """Reclaim, and keep the memory until the guest needs it.
 
         After a reclaim the guest stays watched: from once a second to 50 times, by how
         much it has available. If it falls under three quarters of its headroom it gets

@@ -173,7 +173,7 @@ class Device:
         return (await self._query_balloon())[0]
 
     async def set_target(self, target: int) -> None:
-        """Ask the guest to come to a size, and return without waiting for it.
+        """Ask the guest for a size, and return without waiting for it.
 
         QEMU rounds the target up to 4 KiB, and takes one above the VM's RAM as all of
         the RAM. It reports success at once, whatever the guest then does.

@@ -47,7 +47,7 @@ that is short of memory can take a second or two."""
 KEPT: Final = "kept"
 """The mark of the sample from which on ``keep`` keeps the memory."""
 
-_ANSWER_POLL: Final = 0.01  # seconds between two looks for the guest's answer
+_ANSWER_POLL: Final = 0.01  # seconds between two polls for the guest's answer
 # A guest answers within milliseconds. After so many seconds without any change, a
 # sample of the second of the question is taken as new: its figures are just the same.
 _GRACE: Final = 0.1

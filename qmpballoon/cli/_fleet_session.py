@@ -32,7 +32,7 @@ def supervise(
 
     Args:
         vms: The command line's VMs.
-        period: Seconds between two looks at a VM.
+        period: Seconds between two polls of a VM.
         main: Is given the supervisor.
 
     Returns:
@@ -53,7 +53,7 @@ def supervise(
 
     async def main_supervised() -> Any:  # noqa: ANN401
         settings = Settings(period=period, stale_after=max(5.0, 3 * period))
-        # It spreads the looks at the VMs over the period.
+        # It spreads the polls of the VMs over the period.
         rng = random.Random()  # noqa: S311 - nothing secret
         async with open_fleet(
             source, rng, settings=settings, opener=open_monitor

@@ -45,7 +45,7 @@ __all__ = ["exporter"]
     type=PERIOD,
     default=5.0,
     metavar="SECONDS",
-    help="How long to wait between two looks at a VM.",
+    help="How long to wait between two polls of a VM.",
 )
 def exporter(
     *,

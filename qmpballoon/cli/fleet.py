@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fleet"]
 
-_QUICK: Final = 0.25  # seconds between two looks where one look at each VM is enough
+_QUICK: Final = 0.25  # seconds between two polls where one poll of each VM is enough
 _SORTS: Final = ("name", "state", "need", "size", "available", "resident")
 
 
@@ -198,7 +198,7 @@ def plan(
     type=PERIOD,
     default=1.0,
     metavar="SECONDS",
-    help="How long to wait between two looks at a VM, and between two plans.",
+    help="How long to wait between two polls of a VM, and between two plans.",
 )
 @click.option(
     "--metrics",

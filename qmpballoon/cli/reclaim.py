@@ -144,7 +144,7 @@ def reclaim(
     The balloon is inflated, the guest's page cache shrinks, and the host gets the
     memory. At the end the guest gets its size back, nearly all of it free. The host
     keeps what the guest does not touch again. The guest is watched all the time, and
-    gets memory back at once if it comes to need it.
+    gets memory back at once if it needs it.
     """
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 

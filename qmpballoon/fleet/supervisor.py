@@ -177,7 +177,7 @@ async def open_fleet(
 
     Yields:
         The supervisor. At the end of the block, which takes some seconds at most,
-        guests that were shrinking stay at the size that they have come to, the
+        guests that were shrinking stay at the size that they have reached, the
         statistics intervals are restored, and the connections are closed.
 
     Note:

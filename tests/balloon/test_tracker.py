@@ -79,7 +79,7 @@ def test_a_jump_back_begins_anew() -> None:
 
 
 def test_a_balloon_that_goes_back_as_it_was_asked_to_is_not_thrown_back() -> None:
-    # As a guest does that came to need memory on its way.
+    # As a guest does that begins to need memory on its way.
     tracker = Tracker(GiB, 2 * GiB, 0.0)
     tracker.observe(1, 1100 * MiB, asked=GiB)
     # By the time it is seen it may be on its way down again.

@@ -15,7 +15,7 @@ from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import lab
 from qmpballoon.trio import open_monitor
 
-# What may happen to a quiet guest between two looks at it.
+# What may happen to a quiet guest between two samples.
 SLACK = 32 * MiB
 
 

@@ -26,10 +26,10 @@ _LARGEST_HOG: Final = GiB
 # Bytes a second. Under TCG, on a busy machine, a guest touches some 100 MiB a second.
 # A guest that is ten times slower is taken to have stopped.
 _SLOWEST: Final = 10 * MiB
-# Seconds between two looks at meminfo or the console; a command takes 5 ms.
+# Seconds between two reads of meminfo or the console; a command takes 5 ms.
 _POLL: Final = 0.02
 _PANIC: Final = "Kernel panic"
-# Seconds between two looks for a panic while the guest boots.
+# Seconds between two checks for a panic while the guest boots.
 _PANIC_LOOK: Final = 0.5
 # Lines that an error's message shows of QEMU's output and the console.
 _TAIL: Final = 20

@@ -78,7 +78,7 @@ class GuestConfig:
         inflate_rate: Bytes a second while there are free pages.
         reclaim_rate: Bytes a second while cache has to be dropped.
         deflate_rate: Bytes a second.
-        swap: Bytes of swap space. A guest with swap space goes on inflating when its
+        swap: Bytes of swap space. A guest with swap space continues to inflate when its
             cache is gone.
         swap_rate: Bytes a second while processes' memory is swapped out, and while it
             is read back.

@@ -4,7 +4,7 @@ The counters of reclaim are modelled on Linux 7.2 guests. While there is page ca
 drop, the kernel's own thread (kswapd) drops it in time, page after page, and no process
 waits: these are the ``async`` counters. Where memory can only be had by swapping out,
 the process that needs it finds about a third of it by itself: these are the ``direct``
-counters, and it stalls once for each mebibyte. Half of the pages that are looked at are
+counters, and it stalls once for each mebibyte. Half of the pages that are scanned are
 in use.
 
 On the wire, the counters of reclaim and of swapping are in bytes.
