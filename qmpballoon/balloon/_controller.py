@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Controller", "Decision"]
 
-# Bytes above twice the headroom at which a guest begins to be looked at most often:
+# Bytes above twice the headroom below which a guest is sampled most often:
 # what it allocates between two samples before, at 1.6 GiB a second for 40 ms.
 _WATCH_MARGIN: Final = 64 * MiB
 # Bytes that the target may be off the goal. Linux's driver inflates by 1 MiB at a time,
