@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from qmpballoon._transport.qemu_process import find_peer_pid as find_peer_pid
     from qmpballoon._transport.qemu_process import find_qemu_pid as find_qemu_pid
     from qmpballoon._transport.qemu_process import read_resident as read_resident
+    from qmpballoon.address import AbstractAddress as AbstractAddress
     from qmpballoon.address import Address as Address
     from qmpballoon.address import LibvirtVm as LibvirtVm
     from qmpballoon.address import TcpAddress as TcpAddress
@@ -90,6 +91,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "_transport.qemu_process": ("find_peer_pid", "find_qemu_pid", "read_resident"),
     "address": (
+        "AbstractAddress",
         "Address",
         "LibvirtVm",
         "TcpAddress",
@@ -152,6 +154,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 # Written out, so that type checkers can read it; a test holds that it is complete.
 __all__ = [
+    "AbstractAddress",
     "Address",
     "Balloon",
     "BalloonError",

@@ -11,7 +11,10 @@ from typing import TypeAlias
 
 from attrs import field, frozen
 
+from qmpballoon._checks import escape_undecodable
+
 __all__ = [
+    "AbstractAddress",
     "Address",
     "LibvirtVm",
     "TcpAddress",
@@ -23,23 +26,44 @@ __all__ = [
 
 _FORMS = "write unix:PATH, tcp:HOST:PORT, or the path of a socket"
 _LIBVIRT = "libvirt:"
+_ABSTRACT = "unix-abstract:"
 _PORT_MAX = 65535  # a port has 16 bits
-_SUN_PATH_MAX = 107  # bytes, without the final NUL; see unix(7)
+_PATH_MAX = 4095  # bytes, without the final NUL; see path_resolution(7)
+_ABSTRACT_MAX = 107  # bytes, after the NUL that they begin with; see unix(7)
 
 
 def _require_path(_address: object, _attribute: object, path: str) -> None:
     if not path or "\0" in path:
         raise ValueError(f"{path!r} cannot be the path of a socket: {_FORMS}")
-    if len(os.fsencode(path)) > _SUN_PATH_MAX:
+    if _count_bytes(path) > _PATH_MAX:
         raise ValueError(
-            f"the path {path!r} is too long for a socket ({_SUN_PATH_MAX} bytes at"
-            " most): use a relative path or a symbolic link"
+            f"the path {path[:40]!r}... is too long ({_PATH_MAX} bytes at most): use a"
+            " relative path or a symbolic link"
         )
 
 
+def _require_abstract(_address: object, _attribute: object, name: str) -> None:
+    if not name or "\0" in name or _count_bytes(name) > _ABSTRACT_MAX:
+        raise ValueError(
+            f"{name[:120]!r} cannot be the name of an abstract socket: write"
+            f" {_ABSTRACT}NAME, with 1 to {_ABSTRACT_MAX} bytes"
+        )
+
+
+def _count_bytes(text: str) -> int:
+    try:
+        return len(os.fsencode(text))
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{text[:120]!r} is no text that a path can hold: {_FORMS}"
+        ) from None
+
+
 def _require_host(_address: object, _attribute: object, host: str) -> None:
-    if not host:
-        raise ValueError("an address needs a host: write tcp:HOST:PORT")
+    if not host or "\0" in host:
+        raise ValueError(
+            f"{host!r} cannot be a host: an address needs one; write tcp:HOST:PORT"
+        )
 
 
 def _require_port(_address: object, _attribute: object, port: int) -> None:
@@ -52,14 +76,33 @@ class UnixAddress:
     """A unix domain socket.
 
     Attributes:
-        path: Its path in the file system: 1 to 107 bytes.
+        path: Its path in the file system: 1 to 4095 bytes. Bytes that are no UTF-8
+            stand in it as in :func:`os.fsdecode`.
     """
 
     path: str = field(validator=_require_path)
 
     def __str__(self) -> str:
-        """Return the path."""
-        return self.path
+        """Return the path; bytes that are no UTF-8 are escaped."""
+        return escape_undecodable(self.path)
+
+
+@frozen
+class AbstractAddress:
+    """A unix domain socket without a path, in Linux' abstract namespace.
+
+    QEMU makes one with ``-chardev socket,path=NAME,abstract=on``. It can be reached
+    only from the same network namespace, and by every user there.
+
+    Attributes:
+        name: Its name: 1 to 107 bytes.
+    """
+
+    name: str = field(validator=_require_abstract)
+
+    def __str__(self) -> str:
+        """Return the address as :func:`parse_address` reads it."""
+        return f"{_ABSTRACT}{escape_undecodable(self.name)}"
 
 
 @frozen
@@ -95,7 +138,7 @@ class LibvirtVm:
         return f"{_LIBVIRT}{self.name}"
 
 
-Address: TypeAlias = UnixAddress | TcpAddress
+Address: TypeAlias = UnixAddress | AbstractAddress | TcpAddress
 """The address of a monitor's socket."""
 Vm: TypeAlias = Address | LibvirtVm
 """The address of a VM: its monitor's socket, or its name in libvirt."""
@@ -126,8 +169,8 @@ def parse_address(
     """Read the address of a monitor's socket.
 
     Args:
-        address: ``"unix:PATH"``, ``"tcp:HOST:PORT"`` (an IPv6 host in brackets), a bare
-            path, ``(host, port)``, or a parsed address.
+        address: ``"unix:PATH"``, ``"unix-abstract:NAME"``, ``"tcp:HOST:PORT"`` (an IPv6
+            host in brackets), a bare path, ``(host, port)``, or a parsed address.
 
     Raises:
         TypeError: It is of none of these types.
@@ -135,7 +178,7 @@ def parse_address(
             no socket: such VMs are reached with :mod:`qmpballoon.libvirt`.
     """
     match address:
-        case UnixAddress() | TcpAddress():
+        case UnixAddress() | AbstractAddress() | TcpAddress():
             return address
         case (str(host), int(port)):
             return TcpAddress(host, port)
@@ -152,6 +195,8 @@ def _parse_text(text: str) -> Address:
         if not colon or not (port.isascii() and port.isdigit()):
             raise ValueError(f"{text!r} has no port: write tcp:HOST:PORT")
         return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+    if text.startswith(_ABSTRACT):
+        return AbstractAddress(text.removeprefix(_ABSTRACT))
     if text.startswith(_LIBVIRT):
         raise ValueError(
             f"{text!r} is a VM of libvirt, not a socket: give its domain to"

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.address import Address, TcpAddress, UnixAddress, parse_address
+from qmpballoon.address import (
+    AbstractAddress,
+    Address,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,7 +35,10 @@ from qmpballoon.address import Address, TcpAddress, UnixAddress, parse_address
         (("host", 65535), TcpAddress("host", 65535)),
         (UnixAddress("a"), UnixAddress("a")),
         (TcpAddress("a", 1), TcpAddress("a", 1)),
-        ("é" * 53, UnixAddress("é" * 53)),
+        ("é" * 2047, UnixAddress("é" * 2047)),
+        ("unix-abstract:vm", AbstractAddress("vm")),
+        ("unix:unix-abstract:vm", UnixAddress("unix-abstract:vm")),
+        (AbstractAddress("é" * 53), AbstractAddress("é" * 53)),
     ],
 )
 def test_addresses(
@@ -41,12 +50,13 @@ def test_addresses(
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "unix:", "a\0b", "x" * 108, "é" * 54),
+        *("", "unix:", "a\0b", "x" * 4096, "é" * 2048, "\ud800"),
+        *("unix-abstract:", "unix-abstract:a\0", f"unix-abstract:{'x' * 108}"),
         *("tcp:", "tcp:host", "tcp:host:", "tcp::4444", "tcp:[]:4444"),
         *("tcp:host:0", "tcp:host:65536", "tcp:host:-1", "tcp:host:+1"),
         *("tcp:host:1_0", "tcp:host:٤", "tcp:host: 1", "tcp:host:x"),
         *("libvirt:vm1", "libvirt:"),
-        *(("host", 0), ("host", 65536), ("", 1)),
+        *(("host", 0), ("host", 65536), ("", 1), ("a\0b", 1)),
     ],
 )
 def test_what_cannot_be_an_address(
@@ -57,7 +67,7 @@ def test_what_cannot_be_an_address(
 
 
 def test_there_are_no_impossible_addresses() -> None:
-    for path in ("", "a\0b", "x" * 108):
+    for path in ("", "a\0b", "x" * 4096):
         with pytest.raises(ValueError, match=":"):
             UnixAddress(path)
     for host, port in (("", 1), ("host", 0), ("host", 65536)):
@@ -79,7 +89,12 @@ def test_any_text_is_an_address_that_reads_back_or_a_value_error(text: str) -> N
         address = parse_address(text)
     except ValueError:
         return
-    if isinstance(address, TcpAddress):
+    if not isinstance(address, UnixAddress):
         assert parse_address(str(address)) == address
     else:
         assert parse_address(f"unix:{address}") == address
+
+
+def test_names_that_are_no_utf_8_are_shown_escaped() -> None:
+    assert str(UnixAddress("/run/caf\udce9.sock")) == r"/run/caf\xe9.sock"
+    assert str(AbstractAddress("\udcff")) == r"unix-abstract:\xff"

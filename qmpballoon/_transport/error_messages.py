@@ -24,8 +24,8 @@ def make_no_greeting(name: str, pid: int | None) -> MonitorBusy:
     """Make the error for a connection on which no greeting came in time."""
     busy = MonitorBusy(
         f"{name} did not greet in time: another client holds it, QEMU is stopped, or"
-        " it is no QMP monitor; close that client, or give the VM a second -qmp"
-        " monitor"
+        " it is no QMP monitor, or one over websocket or TLS; close that client, or"
+        " give the VM a second -qmp monitor"
     )
     busy.pid = pid
     return busy

@@ -11,15 +11,21 @@ import os
 import re
 import socket
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from qmpballoon.address import TcpAddress, UnixAddress, parse_address
+from qmpballoon.address import (
+    AbstractAddress,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+)
 from qmpballoon.errors import MonitorBusy, MonitorTimeout, MonitorUnreachable
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from qmpballoon.address import Address
 
@@ -48,6 +54,8 @@ socket or descriptor over and closes it at the end."""
 OPEN_TIMEOUT: Final = 5.0
 """Seconds for connecting, greeting and negotiating together."""
 
+_SUN_PATH_MAX: Final = 107  # bytes, without the final NUL; see unix(7)
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 _PORT: Final = re.compile(r"[^/]+:[0-9]+")  # HOST:PORT, with "tcp:" forgotten
 # Seconds between two attempts while the backlog is full. QEMU accepts the next client
 # when the present one leaves; a person does not notice so short a delay.
@@ -82,9 +90,10 @@ async def connect_socket(
     if isinstance(target, int | socket.socket):
         return _take_over(target)
     address = parse_address(target)
-    if isinstance(address, UnixAddress):
-        return await _connect_unix(address, deadline, now=now, sleep=sleep)
-    return set_nonblocking(await connect_tcp(address, deadline))
+    if isinstance(address, TcpAddress):
+        return set_nonblocking(await connect_tcp(address, deadline))
+    with _open_place(address) as place:
+        return await _connect_unix(address, place, deadline, now=now, sleep=sleep)
 
 
 def set_nonblocking(sock: socket.socket) -> socket.socket:
@@ -147,19 +156,50 @@ def _from_descriptor(descriptor: int) -> socket.socket:
         ) from None
 
 
+@contextmanager
+def _open_place(address: UnixAddress | AbstractAddress) -> Generator[bytes]:
+    """Yield what the kernel takes as a socket's address.
+
+    A longer path than the kernel takes is reached through a descriptor of the socket's
+    file. Such sockets exist: QEMU can be started in their folder.
+
+    Raises:
+        MonitorUnreachable: The file of a longer path cannot be opened.
+    """
+    if isinstance(address, AbstractAddress):
+        yield b"\0" + os.fsencode(address.name)
+        return
+    place = os.fsencode(address.path)
+    if len(place) <= _SUN_PATH_MAX:
+        yield place
+        return
+    try:
+        descriptor = os.open(place, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise _explain_unreachable(address, error.errno or 0) from None
+    try:
+        yield b"/proc/self/fd/%d" % descriptor
+    finally:
+        os.close(descriptor)
+
+
 async def _connect_unix(
-    address: UnixAddress,
+    address: UnixAddress | AbstractAddress,
+    place: bytes,
     deadline: float,
     *,
     now: Callable[[], float],
     sleep: Callable[[float], Awaitable[object]],
 ) -> socket.socket:
     """Connect to a unix socket; wait while its backlog is full."""
-    sock = set_nonblocking(socket.socket(socket.AF_UNIX))
+    try:
+        sock = set_nonblocking(socket.socket(socket.AF_UNIX))
+    except OSError as failure:  # there is no descriptor left
+        raise _explain_unreachable(address, failure.errno or 0) from None
     try:
         # EAGAIN means that the backlog is full, and leaves the socket
         # unconnected: waiting for it to become writable would wait for nothing.
-        while (error := sock.connect_ex(address.path)) == errno.EAGAIN:
+        while (error := sock.connect_ex(place)) == errno.EAGAIN:
             if now() >= deadline:
                 break
             await sleep(_RETRY_INTERVAL)
@@ -174,13 +214,27 @@ async def _connect_unix(
             f"too many clients wait for {address} already: close the client that"
             " holds it, or give the VM a second -qmp monitor"
         )
-    raise MonitorUnreachable(_explain_unreachable(address, error))
+    raise _explain_unreachable(address, error)
 
 
-def make_tcp_error(address: TcpAddress, error: OSError) -> MonitorUnreachable:
-    """Make the error for a TCP connection that failed."""
+def make_tcp_error(
+    address: TcpAddress, error: OSError | ValueError
+) -> MonitorUnreachable:
+    """Make the error for a TCP connection that failed.
+
+    Args:
+        address: Where to.
+        error: Why. It is a ValueError where the host's name cannot be looked up at
+            all, such as one with an empty label.
+    """
+    # With several addresses, or with trio, the errors of the attempts are behind it.
+    cause = error.__cause__
+    attempts = cause.exceptions if isinstance(cause, ExceptionGroup) else (cause,)
+    if any(getattr(each, "errno", 0) in _NO_DESCRIPTORS for each in (error, *attempts)):
+        return MonitorUnreachable(_describe_no_descriptor(address))
+    why = error.strerror if isinstance(error, OSError) else None
     return MonitorUnreachable(
-        f"cannot connect to {address}: {error.strerror or error}: does the VM have a"
+        f"cannot connect to {address}: {why or error}: does the VM have a"
         " -qmp tcp:HOST:PORT,server=on,wait=off monitor there?"
     )
 
@@ -222,21 +276,44 @@ def make_tls_timeout(name: str) -> MonitorBusy:
     )
 
 
-def _explain_unreachable(address: UnixAddress, error: int) -> str:
-    path = address.path
-    match error:
-        case errno.ENOENT if _PORT.fullmatch(path):
-            return f"there is no socket at {path}: write tcp:{path} for a TCP port"
-        case errno.ENOENT:
-            return f"there is no socket at {path}: is the VM running?"
-        case errno.EACCES | errno.EPERM:
-            return f"no permission for {path}: run as the user of QEMU, or as root"
-        case errno.ECONNREFUSED if not _is_socket(path):
-            return f"{path} is no socket: give the path of a -qmp unix:PATH monitor"
-        case errno.ECONNREFUSED:
-            return f"nobody listens at {path} any more: the VM has ended"
-        case _:
-            return f"cannot connect to {path}: {os.strerror(error)}"
+def _explain_unreachable(
+    address: UnixAddress | AbstractAddress, error: int
+) -> MonitorUnreachable:
+    """Make the error for a unix socket that cannot be connected to."""
+    return MonitorUnreachable(_describe_unreachable(address, error))
+
+
+def _describe_unreachable(address: UnixAddress | AbstractAddress, error: int) -> str:
+    if error in _NO_DESCRIPTORS:
+        return _describe_no_descriptor(address)
+    if error in (errno.EACCES, errno.EPERM):
+        return f"no permission for {address}: run as the user of QEMU, or as root"
+    if error == errno.ENOENT:
+        is_port = isinstance(address, UnixAddress) and _PORT.fullmatch(address.path)
+        advice = (
+            f"write tcp:{address} for a TCP port" if is_port else "is the VM running?"
+        )
+        return f"there is no socket at {address}: {advice}"
+    if error == errno.ECONNREFUSED:
+        return _describe_refused(address)
+    return f"cannot connect to {address}: {os.strerror(error)}"
+
+
+def _describe_no_descriptor(address: Address) -> str:
+    return (
+        f"there is no file descriptor left for {address}: raise the limit (ulimit -n,"
+        " LimitNOFILE=)"
+    )
+
+
+def _describe_refused(address: UnixAddress | AbstractAddress) -> str:
+    if isinstance(address, AbstractAddress):
+        return (
+            f"nobody listens at {address}: does the VM run, in this network namespace?"
+        )
+    if _is_socket(address.path):
+        return f"nobody listens at {address} any more: the VM has ended"
+    return f"{address} is no socket: give the path of a -qmp unix:PATH monitor"
 
 
 def _is_socket(path: str) -> bool:

@@ -185,7 +185,7 @@ async def open_balloon(
 
 async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
     loop = asyncio.get_running_loop()
-    failure = OSError("it has no address")
+    failure: OSError | ValueError = OSError("it has no address")
     try:
         async with asyncio.timeout_at(deadline):
             for family, kind, protocol, _, place in await loop.getaddrinfo(
@@ -205,7 +205,7 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
                     return sock
     except TimeoutError:
         raise make_tcp_timeout(address) from None
-    except OSError as error:  # the host could not be looked up
+    except (OSError, ValueError) as error:  # the host could not be looked up
         failure = error
     raise make_tcp_error(address, failure)
 

@@ -131,7 +131,7 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
         return socket.create_connection(place, _get_time_left(deadline))
     except TimeoutError:
         raise sockets.make_tcp_timeout(address) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise sockets.make_tcp_error(address, error) from None
 
 

@@ -58,6 +58,7 @@ _HINTS: Final = {
     b"QEMU ": "a human monitor (HMP); the VM needs a QMP one, such as "
     "-qmp unix:PATH,server=on,wait=off",
     b"HTTP/": "an HTTP server",
+    b"\xff": "a telnet monitor; leave telnet=on out",  # IAC, which no UTF-8 contains
     b"SSH-": "an SSH server",
     b"RFB ": "a VNC server",
 }

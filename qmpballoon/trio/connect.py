@@ -156,7 +156,7 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
             stream = await trio.open_tcp_stream(address.host, address.port)
     except trio.TooSlowError:
         raise sockets.make_tcp_timeout(address) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise sockets.make_tcp_error(address, error) from None
     return socket.socket(fileno=stream.socket.detach())
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,8 +15,10 @@ import trio
 from permissions import as_somebody_else
 from qmp_peers import (
     serve,
+    serving,
     speaks_qmp,
     stream_of,
+    trio_listener,
     unix_listener,
 )
 
@@ -23,7 +27,6 @@ from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
     from trio.testing import MockClock
 
@@ -65,9 +68,87 @@ async def test_a_datagram_socket(tmp_path: Path) -> None:
             await speaks_qmp(path)
 
 
-async def test_a_path_that_is_too_long(tmp_path: Path) -> None:
+@contextmanager
+def long_folder(tmp_path: Path) -> Generator[Path]:
+    """Make a folder with a path that no socket address can hold, and go there."""
+    folder = tmp_path / ("x" * 110) / ("y" * 200)
+    folder.mkdir(parents=True)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield folder
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("name", ["qemu.monitor", "z" * 100])
+async def test_a_path_that_is_longer_than_a_socket_address(
+    tmp_path: Path, name: str
+) -> None:
+    with long_folder(tmp_path) as folder, unix_listener(Path(name)) as sock:
+        async with serving(trio_listener(sock)):
+            await speaks_qmp(folder / name)
+
+
+async def test_a_longer_path_that_is_wrong(tmp_path: Path) -> None:
+    with long_folder(tmp_path) as folder, open("file", "x"):  # noqa: PTH123, ASYNC230
+        pass
+    with pytest.raises(MonitorUnreachable, match=r"no socket at .*nope"):
+        await speaks_qmp(folder / "nope")
+    with pytest.raises(MonitorUnreachable, match="file is no socket"):
+        await speaks_qmp(folder / "file")
     with pytest.raises(ValueError, match="too long"):
-        await speaks_qmp(tmp_path / ("x" * 108))
+        await speaks_qmp(tmp_path / ("x" * 4096))
+
+
+async def test_a_path_that_is_no_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(MonitorUnreachable, match=r"no socket at .*caf\\xe9"):
+        await speaks_qmp(path)
+    with unix_listener(path) as sock:
+        async with serving(trio_listener(sock)):
+            await speaks_qmp(path)
+
+
+async def test_an_abstract_socket() -> None:
+    name = f"qmpballoon-test-{os.getpid()}"
+    with pytest.raises(MonitorUnreachable, match=f"nobody listens at .*{name}: does"):
+        await speaks_qmp(f"unix-abstract:{name}")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"\0{name}")
+        sock.listen()
+        sock.setblocking(False)  # noqa: FBT003
+        async with serving(trio_listener(sock)):
+            await speaks_qmp(f"unix-abstract:{name}")
+
+
+@pytest.mark.parametrize("host", ["db..example", "x" * 64, ".", "a\udce9", "\ud800"])
+async def test_a_host_name_that_cannot_be_looked_up(host: str) -> None:
+    with pytest.raises(MonitorUnreachable, match="cannot connect to tcp:"):
+        await speaks_qmp((host, 4444))
+
+
+@contextmanager
+def no_descriptors() -> Generator[None]:
+    """Let there be no descriptor left."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open() as file:
+        used = file.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_no_descriptor_is_left(tmp_path: Path) -> None:
+    with unix_listener(tmp_path / "vm.qmp"), no_descriptors():
+        with pytest.raises(MonitorUnreachable, match="no file descriptor left"):
+            await speaks_qmp(tmp_path / "vm.qmp")
+        with pytest.raises(MonitorUnreachable, match="no file descriptor left"):
+            await speaks_qmp(tmp_path / ("x" * 200))
+        with pytest.raises(MonitorUnreachable, match="no file descriptor left"):
+            await speaks_qmp("tcp:127.0.0.1:4444")
 
 
 async def test_no_permission(tmp_path: Path) -> None:

@@ -374,6 +374,7 @@ def test_a_backslash_outside_strings_is_found_however_it_is_cut(bad: bytes) -> N
     [
         (b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ", "HMP"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "HTTP"),
+        (b"\xff\xfb\x01\xff\xfb\x03", "telnet=on"),
         (b"RFB 003.008\n", "VNC"),
         (b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", "SSH"),
         (b"220 mail ready\r\n", "220 mail ready"),
