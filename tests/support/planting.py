@@ -279,7 +279,7 @@ class Nursery:
                 cwd=ROOT,
                 # Nothing of those who run it: so that hypothesis finds the bug in the
                 # same example each time.
-                env={"PATH": "/usr/bin:/bin"},
+                env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
