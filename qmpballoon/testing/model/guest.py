@@ -129,7 +129,7 @@ class Guest:
         self.oom_kills = self._stalls = 0
         self._floor_since = None
         self._ready_at = self.now + self.config.boot_time
-        self._step_from = self._ready_at
+        self._step_from = max(self._ready_at, self.stalled_until)
         self._draw_pace()
 
     def _fill_memory(self, cache: int) -> None:

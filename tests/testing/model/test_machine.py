@@ -448,3 +448,19 @@ def test_the_same_seed_says_the_same_in_other_processes(processes: int) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         (transcript,) = set(pool.map(run, range(processes)))
     assert transcript.count(b"BALLOON_CHANGE") > 10
+
+
+def test_a_stall_that_outlasts_a_reboot_is_waited_for() -> None:
+    client = make(guest=GuestConfig(used=0, cache=0), memory=64 * MiB)
+    boot = client.machine.config.guest.boot_time
+    client.machine.guest.stall(boot + 1)
+    client.execute("balloon", value=1)
+    client.execute("system_reset")
+    client.advance(boot)
+    word = client.machine.find_next_output()
+    assert word is not None
+    # Nothing is said before then: this is what advancing holds.
+    client.advance(word - 1 - client.machine.now)
+    assert client.named("BALLOON_CHANGE") == []
+    client.advance(1)
+    assert len(client.named("BALLOON_CHANGE")) == 1
