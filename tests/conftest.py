@@ -45,6 +45,31 @@ PROFILE = os.environ.get(
 )
 settings.load_profile(PROFILE)
 
+TESTS = Path(__file__).parent
+# What takes long: it starts processes, waits in real time, or tries very much. While
+# one works, `pytest -m "not slow"` leaves it out.
+SLOW = (
+    *("cli", "conformance/test_conformance.py", "conformance/test_survival.py"),
+    *("libvirt", "mutations", "package", "qemu", "test_cancellation.py"),
+    *("test_determinism.py", "test_docs.py", "test_examples.py", "test_hostile.py"),
+    *("test_readme.py", "test_soak.py", "testing/test_interop.py"),
+    *("testing/test_plugin.py", "testing/test_world.py"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)  # before some are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow."""
+    for item in items:
+        if any(item.path.is_relative_to(TESTS / name) for name in SLOW):
+            item.add_marker("slow")
+
+
+@pytest.fixture
+def slow_places() -> list[Path]:
+    """The files and folders whose tests are marked as slow."""
+    return [TESTS / name for name in SLOW]
+
 
 @pytest.fixture
 def processes() -> int:

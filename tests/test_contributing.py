@@ -85,3 +85,7 @@ def test_the_steps_are_in_the_order_of_the_calls(
 
 def test_no_file_is_left_out(steps: list[list[str]], called: list[str]) -> None:
     assert set(called) - ANYWHERE - {file for step in steps for file in step} == set()
+
+
+def test_all_that_is_called_slow_is_there(slow_places: list[Path]) -> None:
+    assert [path for path in slow_places if not path.exists()] == []
