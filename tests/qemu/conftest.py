@@ -15,6 +15,7 @@ import pytest
 
 from qmpballoon.sizes import GiB
 from qmpballoon.testing.lab import LabError, ProgressBar
+from qmpballoon.testing.lab._guest import parse_meminfo
 from qmpballoon.testing.lab._parts import find_busybox, find_kernel, find_qemu
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
     A test waits for its guest, and a guest for its timers, about half of the time.
     """
-    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = parse_meminfo(Path("/proc/meminfo").read_text())["MemAvailable"]
     return max(1, min(2 * len(os.sched_getaffinity(0)), memory // WORKER))
 
 
