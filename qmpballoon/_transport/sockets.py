@@ -13,7 +13,7 @@ import socket
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from qmpballoon.address import (
     AbstractAddress,
@@ -229,7 +229,9 @@ def make_tcp_error(
     """
     # With several addresses, or with trio, the errors of the attempts are behind it.
     cause = error.__cause__
-    attempts = cause.exceptions if isinstance(cause, ExceptionGroup) else (cause,)
+    attempts: tuple[BaseException | None, ...] = (cause,)
+    if isinstance(cause, ExceptionGroup):
+        attempts = cast("ExceptionGroup[Exception]", cause).exceptions
     if any(getattr(each, "errno", 0) in _NO_DESCRIPTORS for each in (error, *attempts)):
         return MonitorUnreachable(_describe_no_descriptor(address))
     why = error.strerror if isinstance(error, OSError) else None

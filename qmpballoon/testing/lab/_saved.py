@@ -254,7 +254,8 @@ async def _write_state(monitor: Path, path: Path) -> None:
                 case "failed" | "cancelled":
                     reason = progress.get("error-desc", "QEMU does not say why")
                     raise LabError(f"the guest cannot be saved: {reason}")
-            await trio.sleep(_POLL)
+                case _:
+                    await trio.sleep(_POLL)
 
 
 @define
