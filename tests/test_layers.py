@@ -31,9 +31,9 @@ PACKAGE = Path(qmpballoon.__file__).parent
 # holds it. "" is the package's own front page. The table says which other rooms each
 # may import; what a room imports stands above it.
 VALUES = {"_checks", "balloon.results", "errors", "monitor", "sizes"}
-BELOW_DOORS = VALUES | {"address", "balloon", "qmp"}
-DOORS = {"asyncio", "blocking", "libvirt", "trio"}
-LIBRARY = BELOW_DOORS | DOORS | {"", "_transport", "export", "fleet"}
+BELOW_FRONT_ENDS = VALUES | {"address", "balloon", "qmp"}
+FRONT_ENDS = {"asyncio", "blocking", "libvirt", "trio"}
+LIBRARY = BELOW_FRONT_ENDS | FRONT_ENDS | {"", "_transport", "export", "fleet"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
     "sizes": set(),
@@ -44,13 +44,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "qmp": {"_checks", "errors"},
     "balloon": VALUES,
     "_transport": {"_checks", "address", "errors", "monitor", "qmp"},
-    "trio": BELOW_DOORS | {"_transport"},
-    "asyncio": BELOW_DOORS | {"_transport"},
-    "blocking": BELOW_DOORS | {"_transport"},
-    "libvirt": BELOW_DOORS | {"_transport", "blocking"},
-    "": BELOW_DOORS | DOORS | {"_transport"},
-    "fleet": BELOW_DOORS | {"_transport", "trio"},
-    "export": BELOW_DOORS,
+    "trio": BELOW_FRONT_ENDS | {"_transport"},
+    "asyncio": BELOW_FRONT_ENDS | {"_transport"},
+    "blocking": BELOW_FRONT_ENDS | {"_transport"},
+    "libvirt": BELOW_FRONT_ENDS | {"_transport", "blocking"},
+    "": BELOW_FRONT_ENDS | FRONT_ENDS | {"_transport"},
+    "fleet": BELOW_FRONT_ENDS | {"_transport", "trio"},
+    "export": BELOW_FRONT_ENDS,
     "testing.lab": {"_checks", "errors", "qmp", "sizes"},
     "testing": VALUES | {"_transport", "qmp"},
     "cli.render": VALUES | {"balloon", "export", "fleet"},

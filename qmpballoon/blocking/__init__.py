@@ -1,4 +1,4 @@
-"""The blocking front end: sockets and plain calls, no event loop and no thread.
+"""The blocking front end: blocking calls on sockets, no event loop and no thread.
 
 ::
 

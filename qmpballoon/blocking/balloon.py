@@ -1,9 +1,9 @@
-"""The balloon in blocking code: plain calls, without an event loop.
+"""The balloon in blocking code, without an event loop.
 
 The code of :mod:`qmpballoon.balloon` awaits nothing but its monitor. Over a monitor
 whose coroutines never suspend, each of its coroutines runs to its end when it is sent
-``None`` once. That makes it a plain call, without an event loop, a thread, or a second
-copy of the balloon.
+``None`` once. That makes it a blocking call, without an event loop, a thread, or a
+second copy of the balloon.
 
 :class:`SyncMonitor` says what such a monitor has to have.
 """
@@ -53,7 +53,7 @@ W_co = TypeVar("W_co", covariant=True)
 
 @runtime_checkable
 class SyncMonitor(Protocol):
-    """A :class:`~qmpballoon.monitor.Monitor` for blocking code: plain calls, no shield.
+    """A :class:`~qmpballoon.monitor.Monitor` for blocking code; it has no shield.
 
     Write a class with these methods to drive a balloon over a connection of your own,
     and give it to :func:`find_balloon`.
@@ -86,7 +86,9 @@ def run_sync(coroutine: Coroutine[object, object, T]) -> T:
         result: T = end.value
         return result
     coroutine.close()
-    raise RuntimeError(f"{coroutine!r} needs an event loop: it is no plain call")
+    raise RuntimeError(
+        f"{coroutine!r} needs an event loop: it cannot be a blocking call"
+    )
 
 
 def find_balloon(
@@ -157,7 +159,7 @@ class _SyncContext(AbstractContextManager[T_co], Generic[T_co]):
 
 
 class _SyncWrapper(Generic[W_co]):
-    """An object whose coroutine methods are plain calls, made by :func:`_make_sync`."""
+    """An object with blocking calls in place of coroutines, made by :func:`_make_sync`."""
 
     def __init__(self, original: W_co) -> None:
         self._original = original
@@ -171,7 +173,7 @@ class _SyncWrapper(Generic[W_co]):
 def _make_sync(
     method: Callable[Concatenate[W, P], Coroutine[object, object, T]],
 ) -> Callable[Concatenate[_SyncWrapper[W], P], T]:
-    """Make a plain method, with the same signature, of a coroutine method."""
+    """Make a blocking method, with the same signature, of a coroutine method."""
 
     @functools.wraps(method)
     def call(self: _SyncWrapper[W], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -181,7 +183,7 @@ def _make_sync(
 
 
 class BlockingBalloon(_SyncWrapper[Balloon]):
-    """A :class:`~qmpballoon.balloon.Balloon` for blocking code, in plain calls.
+    """A :class:`~qmpballoon.balloon.Balloon` for blocking code.
 
     Its methods have the names, arguments, results and errors of the original, and its
     documentation holds here too; ``KeyboardInterrupt`` takes the place of cancellation.
@@ -190,7 +192,7 @@ class BlockingBalloon(_SyncWrapper[Balloon]):
 
     Args:
         original: The balloon, over a monitor that never suspends.
-        monitor: That monitor, in plain calls.
+        monitor: That monitor, with blocking methods.
 
     Attributes:
         original: The balloon.
@@ -248,7 +250,7 @@ class BlockingBalloon(_SyncWrapper[Balloon]):
 
 
 class BlockingSampler(_SyncWrapper[Sampler]):
-    """A :class:`~qmpballoon.balloon.Sampler` for blocking code, in plain calls.
+    """A :class:`~qmpballoon.balloon.Sampler` for blocking code.
 
     Attributes:
         original: The sampler.

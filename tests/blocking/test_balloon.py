@@ -1,4 +1,4 @@
-"""Plain calls are all there, and only what never suspends becomes one."""
+"""All blocking calls are there, and only what never suspends becomes one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ INNER = {"begin"}  # a sampler's, for who makes it
 
 
 @pytest.mark.parametrize(
-    ("original", "plain"), [(Balloon, BlockingBalloon), (Sampler, BlockingSampler)]
+    ("original", "blocking"), [(Balloon, BlockingBalloon), (Sampler, BlockingSampler)]
 )
-def test_every_method_has_its_plain_call(original: type, plain: type) -> None:
+def test_every_method_has_its_blocking_call(original: type, blocking: type) -> None:
     names = {name for name in vars(original) if not name.startswith("_")} - INNER
-    assert names <= {*dir(plain)}
+    assert names <= {*dir(blocking)}
     for name in names:
         method = getattr(original, name)
         if inspect.iscoroutinefunction(method):
-            call = getattr(plain, name)
+            call = getattr(blocking, name)
             assert not inspect.iscoroutinefunction(call)
             assert inspect.signature(call) == inspect.signature(method)
             assert call.__doc__ == method.__doc__

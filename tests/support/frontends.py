@@ -157,13 +157,13 @@ class Blocking(FrontEnd):
 
 @define
 class Awaited:
-    """Plain calls, as coroutines wherever ``like`` has coroutines."""
+    """Blocking calls, as coroutines wherever ``like`` has coroutines."""
 
-    plain: Any
+    blocking: Any
     like: type
 
     def __getattr__(self, name: str) -> object:
-        value = getattr(self.plain, name)
+        value = getattr(self.blocking, name)
         if name == "monitor":
             return Awaited(value, client.TrioMonitor)
         if name == "sampler":
@@ -182,12 +182,12 @@ class Awaited:
 
     @asynccontextmanager
     async def _sampler(self) -> AsyncIterator[Any]:
-        with self.plain.sampler() as sampler:
+        with self.blocking.sampler() as sampler:
             yield Awaited(sampler, Sampler)
 
     @asynccontextmanager
     async def _stats_interval(self, seconds: int) -> AsyncIterator[None]:
-        with self.plain.stats_interval(seconds):
+        with self.blocking.stats_interval(seconds):
             yield
 
 
