@@ -159,7 +159,7 @@ class _SyncContext(AbstractContextManager[T_co], Generic[T_co]):
 
 
 class _SyncWrapper(Generic[W_co]):
-    """An object with blocking calls in place of coroutines, made by :func:`_make_sync`."""
+    """An object with blocking calls for coroutines, made by :func:`_make_sync`."""
 
     def __init__(self, original: W_co) -> None:
         self._original = original

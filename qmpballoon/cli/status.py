@@ -46,14 +46,14 @@ def status(
     """
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
-    seen = run(lambda: _look(socket, connect_timeout, timeout))
+    seen = run(lambda: _query(socket, connect_timeout, timeout))
     if as_json:
         _output.print_json(seen)
     else:
         _output.say(_describe(seen))
 
 
-async def _look(socket: Vm, connect_timeout: float, timeout: float) -> dict[str, Any]:
+async def _query(socket: Vm, connect_timeout: float, timeout: float) -> dict[str, Any]:
     """Connect, and collect what is shown."""
     import trio  # noqa: PLC0415 - loaded last
 
