@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import take as take
     from qmpballoon.fleet.sources import Source as Source
     from qmpballoon.fleet.sources import make_source as make_source
-    from qmpballoon.fleet.spec import Bounds as Bounds
-    from qmpballoon.fleet.spec import VmSpec as VmSpec
     from qmpballoon.fleet.supervisor import FleetMonitor as FleetMonitor
     from qmpballoon.fleet.supervisor import Opener as Opener
     from qmpballoon.fleet.supervisor import Settings as Settings
@@ -56,6 +54,8 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.vm import VmCounters as VmCounters
     from qmpballoon.fleet.vm import VmState as VmState
     from qmpballoon.fleet.vm import VmView as VmView
+    from qmpballoon.fleet.vm_spec import Bounds as Bounds
+    from qmpballoon.fleet.vm_spec import VmSpec as VmSpec
 
 _MODULES = {
     "control_loop": (
@@ -67,7 +67,7 @@ _MODULES = {
     "metrics": ("FleetCollector", "FleetSnapshot", "serve_metrics"),
     "policy": ("FleetPlan", "Move", "PolicyName", "Rules", "make_plan", "take"),
     "sources": ("Source", "make_source"),
-    "spec": ("Bounds", "VmSpec"),
+    "vm_spec": ("Bounds", "VmSpec"),
     "supervisor": ("FleetMonitor", "Opener", "Settings", "Supervisor", "open_fleet"),
     "vm": ("VM_STATES", "VmCounters", "VmState", "VmView"),
 }

@@ -45,7 +45,7 @@ from qmpballoon.address import (
     parse_address,
     parse_vm,
 )
-from qmpballoon.fleet.spec import VmSpec
+from qmpballoon.fleet.vm_spec import VmSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

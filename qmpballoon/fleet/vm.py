@@ -20,7 +20,7 @@ from qmpballoon.fleet.guests import Guest
 
 if TYPE_CHECKING:
     from qmpballoon.balloon.results import ResizeResult
-    from qmpballoon.fleet.spec import Bounds, VmSpec
+    from qmpballoon.fleet.vm_spec import Bounds, VmSpec
 
 __all__ = ["VM_STATES", "UsageRate", "VmCounters", "VmRecord", "VmState", "VmView"]
 

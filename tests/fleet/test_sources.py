@@ -20,7 +20,7 @@ from qmpballoon.fleet.sources import (
     make_source,
     parse_monitors,
 )
-from qmpballoon.fleet.spec import VmSpec
+from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from worlds import GUEST, become, open_world, simulated, states, supervised, vie
 from qmpballoon.address import LibvirtVm, UnixAddress
 from qmpballoon.errors import MonitorBusy
 from qmpballoon.fleet.policy import Move
-from qmpballoon.fleet.spec import VmSpec
 from qmpballoon.fleet.supervisor import Settings, open_fleet
+from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import SECOND, MachineConfig, ramp
 from qmpballoon.trio import open_monitor

@@ -10,8 +10,8 @@ from attrs import evolve
 from qmpballoon.address import UnixAddress
 from qmpballoon.balloon.results import Diagnosis, Outcome, ResizeResult
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.fleet.spec import VmSpec
 from qmpballoon.fleet.vm import VmRecord
+from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB, MiB
 
 

@@ -13,8 +13,8 @@ from attrs import define, evolve, field
 
 from qmpballoon.address import UnixAddress
 from qmpballoon.fleet.guests import Host
-from qmpballoon.fleet.spec import VmSpec
 from qmpballoon.fleet.supervisor import Supervisor, open_fleet
+from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import FakeQemu, Machine, MachineConfig, profile
 from qmpballoon.trio import open_monitor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qmpballoon.address import UnixAddress
-from qmpballoon.fleet.spec import VmSpec
+from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB, MiB
 
 
