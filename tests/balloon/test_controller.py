@@ -402,3 +402,19 @@ def test_at_first_only_free_memory_is_taken() -> None:
     assert first.target == 3 * GiB + 100 * MiB
     later = controller.decide(0.6, 4 * GiB, 4 * GiB, ANSWER, 0.0)
     assert later.target == 2 * GiB + 100 * MiB
+
+
+def test_the_rate_is_taken_from_the_size_at_the_start() -> None:
+    limits = GuestLimits(headroom=0, floor=0, max_rate=100 * MiB)
+    controller = Controller(limits, 4 * GiB, 0, stats(4 * GiB))
+    decision = controller.decide(2.0, 4 * GiB, 4 * GiB, stats(4 * GiB), 0.0)
+    assert decision == Decision("take", 4 * GiB - 200 * MiB)
+
+
+def test_the_first_answer_counts_once_it_has_come() -> None:
+    limits = GuestLimits(headroom=GiB, floor=0)
+    for silence, target in [(0.0, 4 * GiB), (0.5, PAGE)]:
+        controller = Controller(limits, 4 * GiB, 0, None)
+        decision = controller.decide(1.0, 4 * GiB, 4 * GiB, stats(GiB), silence)
+        # It has its headroom, and nothing to spare.
+        assert decision.target == target

@@ -164,3 +164,89 @@ def test_whatever_a_guest_says_is_judged(
         pressure, none = (meter.observe(now, said(figures)) for meter in meters)
         assert (pressure.level == "none") == (pressure.reason == "")
         assert none.level == "none"
+
+
+def judge(*samples: tuple[float, dict[str, int]], limits: PressureLimits) -> Pressure:
+    """Return what comes of samples that a guest of 1 GiB reports."""
+    meter, seen = PressureMeter(limits), Pressure()
+    counts = dict.fromkeys(COUNTERS, 0)
+    for seconds, more in samples:
+        for name, count in more.items():
+            counts[name] += count
+        seen = meter.observe(seconds, said(counts))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("scans", "level"),
+    [
+        # Two MiB are enough to judge by, and nothing less.
+        ({"async_scans": 2 * MiB}, "some"),
+        ({"async_scans": 2 * MiB - 1}, "none"),
+        # From 60 % on that cannot be freed.
+        ({"async_scans": 10 * MiB, "async_reclaims": 4 * MiB}, "some"),
+        ({"async_scans": 10 * MiB, "async_reclaims": 4 * MiB + 1}, "none"),
+        # Of what tasks scan while they wait, 95 %, and of two MiB or more.
+        ({"direct_scans": 2 * MiB, "alloc_stalls": 1}, "critical"),
+        (
+            {"direct_scans": 20 * MiB, "direct_reclaims": MiB, "alloc_stalls": 1},
+            "critical",
+        ),
+        (
+            {"direct_scans": 20 * MiB, "direct_reclaims": MiB + 1, "alloc_stalls": 1},
+            "some",
+        ),
+        # The kernel's own scans are futile, and those of the tasks are not.
+        (
+            {
+                "async_scans": 100 * MiB,
+                "direct_scans": 10 * MiB,
+                "direct_reclaims": 5 * MiB,
+                "alloc_stalls": 1,
+            },
+            "some",
+        ),
+        (
+            {
+                "async_scans": 100 * MiB,
+                "direct_scans": 2 * MiB - 1,
+                "alloc_stalls": 1,
+            },
+            "some",
+        ),
+    ],
+)
+def test_the_share_of_futile_scans(scans: dict[str, int], level: str) -> None:
+    assert judge((0.0, {}), (1.0, scans), limits=LIMITS).level == level
+
+
+@pytest.mark.parametrize(
+    ("count", "level"), [({"swap_out": MiB}, "none"), ({"swap_out": MiB + 1}, "some")]
+)
+def test_a_rate_may_be_as_high_as_its_limit(count: dict[str, int], level: str) -> None:
+    assert judge((0.0, {}), (1.0, count), limits=LIMITS).level == level
+
+
+@pytest.mark.parametrize(("faults", "level"), [(100, "none"), (101, "some")])
+def test_faults_may_be_as_many_as_their_limit(faults: int, level: str) -> None:
+    count = {"major_faults": faults}
+    assert judge((0.0, {}), (1.0, count), limits=LIMITS).level == level
+
+
+def test_rates_are_taken_over_the_time_between_the_samples() -> None:
+    seldom = {"swap_out": 3 * MiB // 2, "major_faults": 150}
+    assert judge((0.0, {}), (2.0, seldom), limits=LIMITS).level == "none"
+
+
+def test_rates_are_of_the_last_second() -> None:
+    count = {"swap_out": 3 * MiB // 2}
+    seen = judge((0.0, {}), (1.0, {}), (2.0, count), limits=LIMITS)
+    assert seen.level == "some"
+
+
+def test_a_guests_own_rate_is_measured_until_the_end_of_the_baseline() -> None:
+    # 1 MiB in the shortest time that is taken for a rate: 4 MiB a second are its own.
+    samples: list[tuple[float, dict[str, int]]] = [(0.2, {}), (0.25, {"swap_out": MiB})]
+    for rate, level in [(9 * MiB, "none"), (9 * MiB + 1, "some")]:
+        then = (1.25, {"swap_out": rate})
+        assert judge(*samples, then, limits=LIMITS).level == level

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._tracker import StallLimits, Tracker
+from qmpballoon.balloon._tracker import STRAY, StallLimits, Tracker
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.sizes import GiB, MiB
 
@@ -146,3 +146,51 @@ def test_limits_under_which_nothing_ever_stalls_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="must be"):
         StallLimits(**wrong)
+
+
+def test_only_what_moved_within_the_window_counts() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0, StallLimits(window=5.0))
+    assert tracker.observe(5.0, 3 * GiB) != "stalled"
+    # The window begins with the look at 5 seconds.
+    assert tracker.observe(10.0, 3 * GiB) == "stalled"
+    assert tracker.stopped
+
+
+def test_what_still_moves_has_not_stopped() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0, StallLimits(rate=MiB, window=5.0))
+    tracker.observe(5.0, 3 * GiB)
+    assert not tracker.stopped
+    assert tracker.observe(10.0, 3 * GiB - MiB) == "stalled"  # too slow
+    assert not tracker.stopped
+
+
+def test_two_looks_at_one_moment_are_no_rate() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0)
+    tracker.observe(1.0, 3 * GiB)
+    rate = tracker.rate
+    tracker.observe(1.0, 2 * GiB)
+    assert tracker.rate == rate
+
+
+def test_a_large_page_off_is_not_there() -> None:
+    for off, phase in [(LARGEST_PAGE - PAGE, "reached"), (LARGEST_PAGE, "stalled")]:
+        tracker = Tracker(0, off, 0.0, StallLimits(window=5.0))
+        assert tracker.observe(5.0, off) == phase
+
+
+def test_much_farther_than_before_is_astray() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0)
+    tracker.observe(1.0, 4 * GiB + STRAY)
+    assert not tracker.strayed
+    tracker.observe(2.0, 4 * GiB + STRAY + PAGE)
+    assert tracker.strayed
+    tracker.observe(3.0, 3 * GiB)
+    assert not tracker.strayed
+
+
+def test_that_it_was_asked_back_counts_until_it_comes_nearer() -> None:
+    tracker = Tracker(0, GiB, 0.0)
+    tracker.observe(1.0, GiB, asked=3 * GiB)
+    tracker.observe(2.0, GiB)  # it has not moved yet
+    tracker.observe(3.0, 3 * GiB)
+    assert tracker.jumps == 0

@@ -10,7 +10,7 @@ from attrs import evolve
 from qmpballoon.address import UnixAddress
 from qmpballoon.balloon.results import Diagnosis, Outcome, ResizeResult
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.fleet.vm import VmRecord
+from qmpballoon.fleet.vm import UsageRate, VmRecord
 from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB, MiB
 
@@ -256,3 +256,68 @@ def test_where_qemu_does_not_tell_the_ram_it_is_the_most_that_was_seen() -> None
     assert record.total == 2 * GiB
     assert record.bounds is not None
     assert record.bounds.floor == GiB
+
+
+def test_who_is_fresh_has_so_much_above_its_headroom() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    assert record.bounds is not None
+    view = record.make_view(1.0)
+    assert view.above_headroom == GiB - record.bounds.headroom
+    assert record.make_view(7.0).above_headroom is None  # stale
+    record.note_poll(8.0, 2 * GiB, evolve(answer(8), available=None), None)
+    assert record.make_view(8.0).above_headroom is None
+
+
+def test_a_guest_that_does_not_say_what_is_available_cannot_be_moved() -> None:
+    said = evolve(answer(1), available=None)
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, said))
+    assert record.get_state(1.0) == "healthy"
+    assert record.make_guest(1.0) is None
+
+
+def test_no_more_than_there_is_can_be_free() -> None:
+    said = evolve(answer(1), free=64 * GiB)
+    guest = seen((0.0, GiB, GuestStats()), (1.0, GiB, said)).make_guest(1.0)
+    assert guest is not None
+    assert guest.free == GiB
+    said = evolve(answer(1), free=GiB // 2)
+    guest = seen((0.0, GiB, GuestStats()), (1.0, GiB, said)).make_guest(1.0)
+    assert guest is not None
+    assert guest.free == GiB // 2
+
+
+def test_how_long_it_is_connected_counts_from_when_it_was() -> None:
+    record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
+    record.note_connected(1000.0)
+    assert record.get_state(1005.0) == "connecting"
+    assert record.get_state(1005.5) == "no-driver"
+
+
+def test_why_it_stalled_is_shown_until_its_rest_is_over() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    record.note_move_ended(10.0, ended("settled", 2 * GiB, GiB, 2 * GiB))
+    for now, detail in [(11.0, "it is slow"), (39.0, "it is slow"), (40.0, "")]:
+        record.note_poll(now, 2 * GiB, answer(int(now)), None)
+        assert record.make_view(now).detail == detail
+
+
+def test_who_stalls_for_no_known_reason_gave_too_little() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    result = evolve(ended("settled", 2 * GiB, GiB, 2 * GiB), diagnosis=None)
+    record.note_move_ended(10.0, result)
+    record.note_poll(11.0, 2 * GiB, answer(11), None)
+    assert "less than half" in record.make_view(11.0).detail
+
+
+def test_two_samples_of_one_moment_are_no_rate() -> None:
+    rate = UsageRate()
+    rate.add_sample(1.0, 100)
+    rate.add_sample(2.0, 150)
+    rate.add_sample(2.0, 400)
+    assert rate.rate == 50
+
+
+def test_a_ram_of_nothing_is_not_known() -> None:
+    record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
+    record.note_total(None)
+    assert (record.total, record.bounds) == (None, None)
