@@ -458,3 +458,64 @@ def test_sizes_below_zero_are_refused(name: str) -> None:
 def test_policies_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="one of available, proportional, shares"):
         Rules(reserve=0, buffer=0, policy="fair")  # type: ignore[arg-type]
+
+
+def test_what_is_taken_at_once_is_not_limited_to_a_share_of_the_guest() -> None:
+    plan = take(GiB // 2, [guest(actual=4 * GiB, available=3 * GiB)], RULES)
+    assert changes(plan) == {"vm": -GiB // 2}
+    plan = take(2 * GiB, [guest(actual=4 * GiB, available=3 * GiB)], RULES)
+    assert changes(plan) == {"vm": -2 * GiB}
+
+
+@pytest.mark.parametrize(
+    ("free", "untouched", "gained"),
+    [
+        (0, 0, 512 * MiB),  # all of it was in use
+        (0, 512 * MiB, 0),  # the host had given none of it
+        (256 * MiB, 0, 512 * MiB),
+        # Free memory that was touched comes first, then what was not, then cache.
+        (384 * MiB, 128 * MiB, 384 * MiB),
+    ],
+)
+def test_what_a_moving_guest_will_have_given_is_not_asked_of_others(
+    free: int, untouched: int, gained: int
+) -> None:
+    moving = guest(
+        "moving",
+        free=free,
+        untouched=untouched,
+        actual=2 * GiB,
+        target=2 * GiB - 512 * MiB,
+    )
+    alone = make_plan(short_of(GiB), [guest("other")], RULES)
+    plan = make_plan(short_of(GiB), [guest("other"), moving], RULES)
+    assert alone.wanted - plan.wanted == gained
+
+
+def test_why_guests_shrink_is_said() -> None:
+    donor = guest("donor", actual=4 * GiB, available=3 * GiB)
+    poor = guest("poor", available=0)
+
+    def reason(host: Host, *guests: Guest) -> str:
+        moves = make_plan(host, [donor, *guests], RULES).moves
+        (found,) = {move.reason for move in moves if move.name == "donor"}
+        return found
+
+    assert reason(short_of(GiB)).startswith("the host is short of memory")
+    assert reason(evolve(ENOUGH, pressed=True)).startswith("tasks on the host wait")
+    half = Host(total=16 * GiB, available=RULES.reserve + RULES.buffer // 2)
+    assert reason(half, poor).startswith("other guests need")
+
+
+def test_the_reserve_is_a_share_of_the_host_unless_it_is_given() -> None:
+    assert Rules.for_host(20 * GiB).reserve == 256 * MiB + GiB
+    assert Rules.for_host(20 * GiB, reserve=2 * GiB).reserve == 2 * GiB
+
+
+def test_a_guest_in_need_leaves_less_to_share_out() -> None:
+    # With nobody in need, what is above twice the buffer is shared out.
+    host = Host(total=16 * GiB, available=RULES.reserve + 2 * RULES.buffer + 64 * MiB)
+    rules = evolve(RULES, dead_band=MiB)
+    assert changes(make_plan(host, [guest("calm")], rules)) == {"calm": 320 * MiB}
+    plan = make_plan(host, [guest("calm"), guest("poor", available=0)], rules)
+    assert "calm" not in changes(plan)

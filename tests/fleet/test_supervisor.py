@@ -388,3 +388,28 @@ def test_settings_that_make_no_sense(
 ) -> None:
     with pytest.raises(error, match=f"^{name} is"):
         Settings(**{name: cast("Any", value)})
+
+
+@simulated
+async def test_the_ram_is_asked_for_at_once_and_then_once_a_minute() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        summary, asked = fake.machine.commands["query-memory-size-summary"], 0
+
+        def count(arguments: Any) -> Any:  # noqa: ANN401 - JSON
+            nonlocal asked
+            asked += 1
+            return summary.run(arguments)
+
+        fake.machine.commands = {
+            **fake.machine.commands,
+            "query-memory-size-summary": evolve(summary, run=count),
+        }
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            assert view(fleet, "vm").total == 2 * GiB
+            at_first = asked
+            await trio.sleep(50)
+            assert asked == at_first
+            await trio.sleep(20)
+            assert asked == at_first + 1
