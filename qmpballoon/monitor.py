@@ -4,8 +4,15 @@ Everything in :mod:`qmpballoon.balloon` calls the four methods of :class:`Monito
 awaits nothing else. So the same code runs on trio, on asyncio over a connection that
 somebody else owns, in blocking code, and on a virtual clock in tests.
 
-To drive a balloon over a connection of your own, write a class with these methods. If
-it has an attribute ``name``, messages begin with that name.
+To drive a balloon over a connection of your own, write a class with these methods. A
+monitor may also have these, and those of this package do:
+
+- ``name: str``, with which messages begin.
+- ``pid: int | None``, the process id of QEMU on this host, ``None`` if it is not known.
+- ``resident() -> int | None``, QEMU's resident memory in bytes, ``None`` if it is not
+  known. With it, samples and reports say what the host has got.
+- ``wall_clock() -> float | None``, seconds since the epoch by the host's clock. With
+  it, statistics have an age.
 """
 
 from __future__ import annotations
@@ -13,7 +20,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
 __all__ = ["Monitor"]
@@ -74,3 +81,15 @@ def prefix_name(monitor: object, message: str) -> str:
     """Return a message about a VM with the name of its monitor, if any, before it."""
     name = getattr(monitor, "name", None)
     return f"{name}: {message}" if name else message
+
+
+def read_resident(monitor: object) -> int | None:
+    """Return the resident memory of a monitor's QEMU in bytes, if it is known."""
+    resident: Callable[[], int | None] | None = getattr(monitor, "resident", None)
+    return None if resident is None else resident()
+
+
+def read_wall_clock(monitor: object) -> float | None:
+    """Return seconds since the epoch by a monitor's wall clock, if it has one."""
+    clock: Callable[[], float | None] | None = getattr(monitor, "wall_clock", None)
+    return None if clock is None else clock()

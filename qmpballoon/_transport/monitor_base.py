@@ -14,7 +14,7 @@ from qmpballoon._checks import require_seconds
 from qmpballoon._transport import qemu_process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Self
 
     import trio
@@ -46,15 +46,27 @@ class MonitorBase:
         pid: The process id of QEMU; ``None`` if it is not known.
     """
 
-    def __init__(self, *, name: str, pid: int | None, command_timeout: float) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        pid: int | None,
+        command_timeout: float,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         super().__init__()  # asyncio's clock has a state
         self.name: str = name
         self.pid: int | None = pid
         self._command_timeout = require_seconds(command_timeout, "command_timeout")
+        self._wall_clock = wall_clock
 
     def resident(self) -> int | None:
         """Return QEMU's resident memory in bytes; ``None`` if it cannot be known."""
         return None if self.pid is None else qemu_process.read_resident(self.pid)
+
+    def wall_clock(self) -> float:
+        """Return seconds since the epoch, for the age of statistics."""
+        return self._wall_clock()
 
     def _choose_timeout(self, timeout: float | None) -> float:
         """Return the seconds for a command: those given, or the monitor's own."""

@@ -63,7 +63,7 @@ async def find_balloon(
     unread_events: int | None = UNREAD_EVENTS,
     pid: int | None = None,
     wall_clock: Callable[[], float] = time.time,
-) -> Balloon:
+) -> Balloon[AsyncioMonitor]:
     """Find the balloon of the VM behind your connected client.
 
     You may go on using the client, and you close it. If the call is cancelled, it ends
@@ -85,12 +85,13 @@ async def find_balloon(
         MonitorTimeout: QEMU does not answer.
     """
     monitor = AsyncioMonitor(
-        client, command_timeout=command_timeout, unread_events=unread_events
+        client,
+        command_timeout=command_timeout,
+        wall_clock=wall_clock,
+        unread_events=unread_events,
     )
     monitor.pid = (await find_qemu_pid(monitor) if pid is None else pid) or None
-    return await find_with_monitor(
-        monitor, resident=monitor.resident, wall_clock=wall_clock
-    )
+    return await find_with_monitor(monitor)
 
 
 @asynccontextmanager
@@ -99,6 +100,7 @@ async def open_monitor(
     *,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
+    wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[AsyncioMonitor, None]:
     """Connect to a QMP monitor and negotiate; an asynchronous context manager.
 
@@ -112,6 +114,7 @@ async def open_monitor(
             descriptor, which the monitor takes over.
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
         The monitor. Its connection is closed at the end of the block.
@@ -143,7 +146,9 @@ async def open_monitor(
     client.events.event_filter = drop_event  # nobody can read client.events
     try:
         await _greet(client, sock, name, pid, deadline)
-        monitor = AsyncioMonitor(client, name=name, command_timeout=command_timeout)
+        monitor = AsyncioMonitor(
+            client, name=name, command_timeout=command_timeout, wall_clock=wall_clock
+        )
         monitor.pid = pid
         yield monitor
     finally:
@@ -157,7 +162,7 @@ async def open_balloon(
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
-) -> AsyncGenerator[Balloon, None]:
+) -> AsyncGenerator[Balloon[AsyncioMonitor], None]:
     """Connect to a VM's monitor and find its balloon; an asynchronous context manager.
 
     If the task is cancelled, at any moment, the connection is closed.
@@ -176,11 +181,12 @@ async def open_balloon(
         MonitorError: As for :func:`open_monitor`.
     """
     async with open_monitor(
-        target, timeout=timeout, command_timeout=command_timeout
+        target,
+        timeout=timeout,
+        command_timeout=command_timeout,
+        wall_clock=wall_clock,
     ) as monitor:
-        yield await find_with_monitor(
-            monitor, resident=monitor.resident, wall_clock=wall_clock
-        )
+        yield await find_with_monitor(monitor)
 
 
 async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -83,10 +84,13 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         *,
         name: str | None = None,
         command_timeout: float = COMMAND_TIMEOUT,
+        wall_clock: Callable[[], float] = time.time,
         unread_events: int | None = UNREAD_EVENTS,
     ) -> None:
         name = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
-        super().__init__(name=name, pid=None, command_timeout=command_timeout)
+        super().__init__(
+            name=name, pid=None, command_timeout=command_timeout, wall_clock=wall_clock
+        )
         self.client = client
         self._turns = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._tasks: set[asyncio.Task[object]] = set()  # asyncio's own are weak

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from qmpballoon.balloon import _reclaim, _resize, sampling
-from qmpballoon.balloon.device import Device, find_device
+from qmpballoon.balloon.device import Device, M_co, find_device
 from qmpballoon.balloon.guard import RESIZE_FLOOR, RESIZE_HEADROOM
 
 if TYPE_CHECKING:
@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Balloon", "find_balloon"]
 
+M = TypeVar("M", bound="Monitor")
 
-class Balloon(Device):
+
+class Balloon(Device[M_co]):
     """A VM's virtio-balloon.
 
     Get one from ``open_balloon`` or ``find_balloon`` of a front end. Several tasks may
     share it to ask for sizes and statistics; only one at a time should move it.
 
-    It takes the arguments of :class:`Device`, and has its attributes.
+    It takes the arguments of :class:`Device`, and has its attributes. Type checkers
+    know the type of its :attr:`monitor`: that of ``open_balloon`` of :mod:`qmpballoon`
+    is a ``Balloon[TrioMonitor]``.
     """
 
     async def refresh_stats(
@@ -233,19 +237,11 @@ class Balloon(Device):
         )
 
 
-async def find_balloon(
-    monitor: Monitor,
-    *,
-    resident: Callable[[], int | None] = lambda: None,
-    wall_clock: Callable[[], float | None] = lambda: None,
-) -> Balloon:
+async def find_balloon(monitor: M) -> Balloon[M]:
     """Find the balloon device of the VM behind a monitor.
 
     Args:
         monitor: The way to QEMU.
-        resident: Returns QEMU's resident memory in bytes, ``None`` if unknown.
-        wall_clock: Returns seconds since the epoch, for the age of statistics;
-            ``None`` if unknown.
 
     Returns:
         The balloon.
@@ -257,4 +253,4 @@ async def find_balloon(
     Cancellation: takes effect at once and changes nothing.
     """
     path, device_type = await find_device(monitor)
-    return Balloon(monitor, path, device_type, resident=resident, wall_clock=wall_clock)
+    return Balloon(monitor, path, device_type)

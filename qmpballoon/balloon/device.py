@@ -12,7 +12,7 @@ Source: QAPI reference, ``balloon``, ``query-balloon``, ``qom-list``, ``qom-get`
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Generic, cast
 
 from qmpballoon._checks import is_interval, is_size, require_interval, require_size
 from qmpballoon.balloon.results import BalloonInfo, VmInfo
@@ -26,12 +26,21 @@ from qmpballoon.errors import (
     ProtocolError,
     QmpBalloonError,
 )
-from qmpballoon.monitor import prefix_name
+from qmpballoon.monitor import prefix_name, read_resident, read_wall_clock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Mapping
+
+    # For type checkers only: 3.13 is the first Python whose own has defaults.
+    from typing_extensions import TypeVar
 
     from qmpballoon.monitor import Monitor
+
+    M_co = TypeVar("M_co", bound=Monitor, default=Monitor, covariant=True)
+else:
+    from typing import TypeVar
+
+    M_co = TypeVar("M_co", covariant=True)
 
 __all__ = [
     "CLEANUP_TIMEOUT",
@@ -99,7 +108,7 @@ _STATUSES: Final = {
 }
 
 
-class Device:
+class Device(Generic[M_co]):
     """A handle of one VM's virtio-balloon: it asks and sets, and decides nothing.
 
     :class:`~qmpballoon.balloon.Balloon` adds the calls that watch the guest.
@@ -108,31 +117,22 @@ class Device:
         monitor: The way to QEMU.
         path: The device's path in QOM.
         device_type: Its QOM type.
-        resident: Returns QEMU's resident memory in bytes, ``None`` if unknown.
-        wall_clock: Returns seconds since the epoch, for the age of statistics;
-            ``None`` if unknown.
 
     Attributes:
-        monitor: The way to QEMU.
         path: The device's path in QOM.
         device_type: Its QOM type, such as ``"virtio-balloon-pci"``.
     """
 
-    def __init__(
-        self,
-        monitor: Monitor,
-        path: str,
-        device_type: str,
-        *,
-        resident: Callable[[], int | None] = lambda: None,
-        wall_clock: Callable[[], float | None] = lambda: None,
-    ) -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: M_co, path: str, device_type: str) -> None:
+        self._monitor = monitor
         self.path = path
         self.device_type = device_type
-        self._resident = resident
-        self._wall_clock = wall_clock
         self._target: int | None = None
+
+    @property
+    def monitor(self) -> M_co:
+        """The way to QEMU."""
+        return self._monitor
 
     @property
     def target(self) -> int | None:
@@ -144,11 +144,11 @@ class Device:
 
     def resident(self) -> int | None:
         """Return QEMU's resident memory on this host in bytes, if it is known."""
-        return self._resident()
+        return read_resident(self.monitor)
 
     def wall_time(self) -> float | None:
         """Return seconds since the epoch by the host's clock, if they are known."""
-        return self._wall_clock()
+        return read_wall_clock(self.monitor)
 
     async def query(self) -> BalloonInfo:
         """Ask for the size of the guest.
@@ -204,7 +204,7 @@ class Device:
 
         Cancellation: takes effect at once and changes nothing.
         """
-        return GuestStats.from_wire(await self._get("guest-stats"), self._wall_clock())
+        return GuestStats.from_wire(await self._get("guest-stats"), self.wall_time())
 
     async def request_stats(self, interval: int) -> None:
         """Have QEMU ask the guest for statistics now, and every interval from then on.

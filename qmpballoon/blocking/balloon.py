@@ -11,7 +11,6 @@ second copy of the balloon.
 from __future__ import annotations
 
 import functools
-import time
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import (
     TYPE_CHECKING,
@@ -27,13 +26,23 @@ from typing import (
 from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.balloon import find_balloon as find_with_monitor
 from qmpballoon.balloon.sampling import Sampler
+from qmpballoon.monitor import read_resident, read_wall_clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Mapping
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
+    # For type checkers only: 3.13 is the first Python whose own has defaults.
+    from typing_extensions import TypeVar as DefaultTypeVar
+
     from qmpballoon.balloon.stats import GuestStats
+
+    S_co = DefaultTypeVar(
+        "S_co", bound="SyncMonitor", default="SyncMonitor", covariant=True
+    )
+else:
+    S_co = TypeVar("S_co", covariant=True)
 
 __all__ = [
     "BlockingBalloon",
@@ -45,6 +54,7 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+S = TypeVar("S", bound="SyncMonitor")
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 W = TypeVar("W")
@@ -54,6 +64,9 @@ W_co = TypeVar("W_co", covariant=True)
 @runtime_checkable
 class SyncMonitor(Protocol):
     """A :class:`~qmpballoon.monitor.Monitor` for blocking code; it has no shield.
+
+    It may also have ``name``, ``pid``, ``resident()`` and ``wall_clock()``, as a
+    ``Monitor`` may.
 
     Write a class with these methods to drive a balloon over a connection of your own,
     and give it to :func:`find_balloon`.
@@ -91,25 +104,17 @@ def run_sync(coroutine: Coroutine[object, object, T]) -> T:
     )
 
 
-def find_balloon(
-    monitor: SyncMonitor,
-    *,
-    resident: Callable[[], int | None] = lambda: None,
-    wall_clock: Callable[[], float | None] = time.time,
-) -> BlockingBalloon:
+def find_balloon(monitor: S) -> BlockingBalloon[S]:
     """Find the balloon device of the VM behind a monitor.
 
     Args:
         monitor: The VM's monitor.
-        resident: Returns QEMU's resident memory in bytes, if that can be known.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Raises:
         NoBalloonDevice: The VM has none.
         MonitorError: QEMU cannot be asked.
     """
-    adapter = SyncMonitorAdapter(monitor)
-    search = find_with_monitor(adapter, resident=resident, wall_clock=wall_clock)
+    search = find_with_monitor(SyncMonitorAdapter(monitor))
     return BlockingBalloon(run_sync(search), monitor)
 
 
@@ -133,6 +138,14 @@ class SyncMonitorAdapter:
     def now(self) -> float:
         """Return the time in seconds on the monitor's clock."""
         return self._monitor.now()
+
+    def resident(self) -> int | None:
+        """Return QEMU's resident memory in bytes, if it is known."""
+        return read_resident(self._monitor)
+
+    def wall_clock(self) -> float | None:
+        """Return seconds since the epoch, if the monitor has such a clock."""
+        return read_wall_clock(self._monitor)
 
     def shield(self, seconds: float) -> AbstractContextManager[object]:
         """Do nothing: what runs after Ctrl-C is not interrupted, except by another."""
@@ -182,7 +195,7 @@ def _make_sync(
     return call
 
 
-class BlockingBalloon(_SyncWrapper[Balloon]):
+class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
     """A :class:`~qmpballoon.balloon.Balloon` for blocking code.
 
     Its methods have the names, arguments, results and errors of the original, and its
@@ -196,16 +209,20 @@ class BlockingBalloon(_SyncWrapper[Balloon]):
 
     Attributes:
         original: The balloon.
-        monitor: The VM's monitor.
         path: The device's path in QOM.
         device_type: Its QOM type, such as ``"virtio-balloon-pci"``.
     """
 
-    def __init__(self, original: Balloon, monitor: SyncMonitor) -> None:
+    def __init__(self, original: Balloon, monitor: S_co) -> None:
         super().__init__(original)
-        self.monitor = monitor
+        self._monitor = monitor
         self.path: str = original.path
         self.device_type: str = original.device_type
+
+    @property
+    def monitor(self) -> S_co:
+        """The VM's monitor, in plain calls."""
+        return self._monitor
 
     @property
     def target(self) -> int | None:

@@ -33,6 +33,7 @@ def open_monitor(
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     tls: ssl.SSLContext | None = None,
+    wall_clock: Callable[[], float] = time.time,
 ) -> Generator[BlockingMonitor]:
     """Connect to a QMP monitor and negotiate; a context manager.
 
@@ -44,6 +45,7 @@ def open_monitor(
             a host's name takes as long as the resolver's own timeout allows.
         command_timeout: Seconds for each command that gives none of its own.
         tls: Wrap the connection in TLS with this context.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
         The monitor. Its connection is closed at the end of the block.
@@ -66,6 +68,7 @@ def open_monitor(
         name=sockets.describe_target(target),
         pid=pid,
         command_timeout=command_timeout,
+        wall_clock=wall_clock,
     )
     with monitor.run(deadline):
         yield monitor
@@ -79,7 +82,7 @@ def open_balloon(
     command_timeout: float = COMMAND_TIMEOUT,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
-) -> Generator[BlockingBalloon]:
+) -> Generator[BlockingBalloon[BlockingMonitor]]:
     """Connect to a VM's monitor and find its balloon; a context manager.
 
     Args:
@@ -87,7 +90,7 @@ def open_balloon(
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
+        wall_clock: As for :func:`open_monitor`.
 
     Yields:
         The balloon. Its connection is closed at the end of the block.
@@ -97,9 +100,13 @@ def open_balloon(
         MonitorError: As for :func:`open_monitor`.
     """
     with open_monitor(
-        target, timeout=timeout, command_timeout=command_timeout, tls=tls
+        target,
+        timeout=timeout,
+        command_timeout=command_timeout,
+        tls=tls,
+        wall_clock=wall_clock,
     ) as monitor:
-        yield find_balloon(monitor, resident=monitor.resident, wall_clock=wall_clock)
+        yield find_balloon(monitor)
 
 
 def _connect(

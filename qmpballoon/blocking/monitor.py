@@ -67,8 +67,11 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         name: str,
         pid: int | None,
         command_timeout: float,
+        wall_clock: Callable[[], float],
     ) -> None:
-        super().__init__(name=name, pid=pid, command_timeout=command_timeout)
+        super().__init__(
+            name=name, pid=pid, command_timeout=command_timeout, wall_clock=wall_clock
+        )
         self._socket = sock
         self._connection = Connection(Role.CLIENT)
         self._backlog = bytearray()  # to be sent

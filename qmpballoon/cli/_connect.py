@@ -6,7 +6,6 @@ cancelled. So they run in a thread, which is abandoned at the deadline.
 
 from __future__ import annotations
 
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -14,7 +13,7 @@ import trio
 
 from qmpballoon import trio as client
 from qmpballoon.address import LibvirtVm
-from qmpballoon.balloon import balloon
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.errors import MonitorTimeout
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from qmpballoon.libvirt import Domain, TrioLibvirtMonitor
     from qmpballoon.trio import TrioMonitor
 
-__all__ = ["find_balloon", "open_balloon", "open_monitor"]
+__all__ = ["open_balloon", "open_monitor"]
 
 VmMonitor: TypeAlias = "TrioMonitor | TrioLibvirtMonitor"
 _CLOSE_TIMEOUT: Final = 1.0  # seconds
@@ -39,13 +38,6 @@ async def open_balloon(vm: Vm, *, timeout: float) -> AsyncGenerator[Balloon]:
     """Connect to a VM's monitor and find its balloon; as :func:`open_monitor`."""
     async with open_monitor(vm, timeout=timeout) as monitor:
         yield await find_balloon(monitor)
-
-
-async def find_balloon(monitor: VmMonitor) -> Balloon:
-    """Find the balloon of the VM behind a monitor."""
-    return await balloon.find_balloon(
-        monitor, resident=monitor.resident, wall_clock=time.time
-    )
 
 
 @asynccontextmanager

@@ -152,7 +152,8 @@ async def _real_guest(
 async def _simulated_guest(
     memory: int, cache: int
 ) -> AsyncGenerator[tuple[Balloon, _GuestKind]]:
-    from qmpballoon.balloon.balloon import find_balloon  # noqa: PLC0415 - rarely used
+    from qmpballoon.balloon.balloon import Balloon  # noqa: PLC0415 - rarely used
+    from qmpballoon.balloon.device import find_device  # noqa: PLC0415 - rarely used
     from qmpballoon.testing import (  # noqa: PLC0415 - rarely used, loads trio
         GuestConfig,
         Machine,
@@ -161,14 +162,19 @@ async def _simulated_guest(
     )
     from qmpballoon.trio import open_monitor  # noqa: PLC0415 - loads trio
 
+    class SimulatedBalloon(Balloon):
+        """A balloon without a process behind it."""
+
+        def resident(self) -> int | None:
+            """Return the resident memory that the simulated QEMU has."""
+            return machine.resident
+
     machine = Machine(
         MachineConfig(
             memory=memory, epoch=time.time_ns(), guest=GuestConfig(cache=cache)
         )
     )
     async with open_fake(machine) as fake, open_monitor(fake.connect()) as monitor:
-        balloon = await find_balloon(
-            monitor, resident=lambda: machine.resident, wall_clock=time.time
-        )
+        balloon = SimulatedBalloon(monitor, *await find_device(monitor))
         version = monitor.greeting.version if monitor.greeting else None
         yield balloon, _GuestKind(simulated=True, qemu=str(version))

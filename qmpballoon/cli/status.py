@@ -57,7 +57,8 @@ async def _query(socket: Vm, connect_timeout: float, timeout: float) -> dict[str
     """Connect, and collect what is shown."""
     import trio  # noqa: PLC0415 - loaded last
 
-    from qmpballoon.cli._connect import find_balloon, open_monitor  # noqa: PLC0415
+    from qmpballoon.balloon.balloon import find_balloon  # noqa: PLC0415
+    from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415
     from qmpballoon.errors import MonitorTimeout  # noqa: PLC0415
 
     async with open_monitor(socket, timeout=connect_timeout) as monitor:

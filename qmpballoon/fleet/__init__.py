@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import take as take
     from qmpballoon.fleet.sources import Source as Source
     from qmpballoon.fleet.sources import make_source as make_source
-    from qmpballoon.fleet.supervisor import FleetMonitor as FleetMonitor
     from qmpballoon.fleet.supervisor import Opener as Opener
     from qmpballoon.fleet.supervisor import Settings as Settings
     from qmpballoon.fleet.supervisor import Supervisor as Supervisor
@@ -68,7 +67,7 @@ _MODULES = {
     "policy": ("FleetPlan", "Move", "PolicyName", "Rules", "make_plan", "take"),
     "sources": ("Source", "make_source"),
     "vm_spec": ("Bounds", "VmSpec"),
-    "supervisor": ("FleetMonitor", "Opener", "Settings", "Supervisor", "open_fleet"),
+    "supervisor": ("Opener", "Settings", "Supervisor", "open_fleet"),
     "vm": ("VM_STATES", "VmCounters", "VmState", "VmView"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -78,7 +77,6 @@ __all__ = [
     "VM_STATES",
     "Bounds",
     "FleetCollector",
-    "FleetMonitor",
     "FleetPlan",
     "FleetReclaimReport",
     "FleetSnapshot",

@@ -16,7 +16,6 @@ libvirt's can be shared: its requests go through libvirt.
 from __future__ import annotations
 
 import math
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -38,7 +37,6 @@ from qmpballoon.errors import (
     QmpBalloonError,
 )
 from qmpballoon.fleet.vm import VmRecord
-from qmpballoon.monitor import Monitor
 from qmpballoon.trio import find_balloon, open_monitor
 
 if TYPE_CHECKING:
@@ -52,8 +50,9 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.vm import VmState, VmView
+    from qmpballoon.monitor import Monitor
 
-__all__ = ["FleetMonitor", "Opener", "Settings", "Supervisor", "open_fleet"]
+__all__ = ["Opener", "Settings", "Supervisor", "open_fleet"]
 
 _DAY: Final = 86400  # seconds
 _TOTAL_EVERY: Final = 60  # polls; the RAM changes only when DIMMs are plugged
@@ -113,20 +112,12 @@ class Settings:
                 )
 
 
-class FleetMonitor(Monitor, Protocol):
-    """A monitor that knows how much memory its QEMU holds."""
-
-    def resident(self) -> int | None:
-        """Return QEMU's resident memory in bytes; ``None`` if it cannot be known."""
-        ...
-
-
 class Opener(Protocol):
     """Opens a VM's monitor; an asynchronous context manager."""
 
     def __call__(
         self, vm: Vm, /, *, timeout: float, command_timeout: float
-    ) -> AbstractAsyncContextManager[FleetMonitor]:
+    ) -> AbstractAsyncContextManager[Monitor]:
         """Open a VM's monitor; it is closed at the end of the block.
 
         Args:
@@ -143,7 +134,7 @@ class Opener(Protocol):
 @asynccontextmanager
 async def _open_socket(
     vm: Vm, /, *, timeout: float, command_timeout: float
-) -> AsyncGenerator[FleetMonitor, None]:
+) -> AsyncGenerator[Monitor, None]:
     """Open the monitor of a VM that has a socket; as :class:`Opener`."""
     if isinstance(vm, LibvirtVm):
         raise MonitorUnreachable(
@@ -163,7 +154,6 @@ async def open_fleet(
     *,
     settings: Settings | None = None,
     opener: Opener | None = None,
-    wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Supervisor, None]:
     """Supervise a fleet within an ``async with`` block.
 
@@ -173,7 +163,6 @@ async def open_fleet(
         settings: How often things are done, and how long they may take.
         opener: Opens a VM's monitor. By default it opens sockets only, not VMs of
             libvirt's.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
         The supervisor. At the end of the block, which takes some seconds at most,
@@ -189,7 +178,6 @@ async def open_fleet(
         rng,
         settings=settings or Settings(),
         opener=opener or _open_socket,
-        wall_clock=wall_clock,
     )
     async with BackgroundTasks(shield=True) as tasks:
         await tasks.start(supervisor.run)
@@ -223,13 +211,11 @@ class Supervisor:
         *,
         settings: Settings,
         opener: Opener,
-        wall_clock: Callable[[], float],
     ) -> None:
         self._source = source
         self._rng = rng
         self._settings = settings
         self._opener = opener
-        self._wall_clock = wall_clock
         self._tasks: dict[str, _VmTask] = {}
         self._changed = trio.Event()
 
@@ -386,9 +372,7 @@ class Supervisor:
             timeout=settings.open_timeout,
             command_timeout=settings.command_timeout,
         ) as monitor:
-            balloon = await find_balloon(
-                monitor, resident=monitor.resident, wall_clock=self._wall_clock
-            )
+            balloon = await find_balloon(monitor)
             record.note_connected(trio.current_time())
             # This sample may be old. A later one differs from it, and so is new.
             await self._poll(record, balloon)

@@ -36,7 +36,7 @@ def find_balloon(
     *,
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
-) -> balloon.BlockingBalloon:
+) -> balloon.BlockingBalloon[LibvirtMonitor]:
     """Find the balloon of a running domain, for blocking code.
 
     Args:
@@ -52,13 +52,13 @@ def find_balloon(
         MonitorTimeout: QEMU or libvirt does not answer.
         ImportError: libvirt-python is not installed.
     """
-    monitor = LibvirtMonitor(domain, command_timeout=command_timeout)
+    monitor = LibvirtMonitor(
+        domain, command_timeout=command_timeout, wall_clock=wall_clock
+    )
     monitor.pid = balloon.run_sync(
         find_pid(domain, balloon.SyncMonitorAdapter(monitor))
     )
-    return balloon.find_balloon(
-        monitor, resident=monitor.resident, wall_clock=wall_clock
-    )
+    return balloon.find_balloon(monitor)
 
 
 async def find_balloon_asyncio(
@@ -66,7 +66,7 @@ async def find_balloon_asyncio(
     *,
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
-) -> Balloon:
+) -> Balloon[AsyncioLibvirtMonitor]:
     """Find the balloon of a running domain, on asyncio.
 
     If the call is cancelled, it ends at once and has no effect.
@@ -80,8 +80,11 @@ async def find_balloon_asyncio(
         QmpBalloonError: As for :func:`find_balloon`.
         ImportError: libvirt-python is not installed.
     """
-    monitor = AsyncioLibvirtMonitor(domain, command_timeout=command_timeout)
-    return await _find(domain, monitor, wall_clock)
+    monitor = AsyncioLibvirtMonitor(
+        domain, command_timeout=command_timeout, wall_clock=wall_clock
+    )
+    monitor.pid = await find_pid(domain, monitor)
+    return await find_with_monitor(monitor)
 
 
 async def find_balloon_trio(
@@ -89,7 +92,7 @@ async def find_balloon_trio(
     *,
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
-) -> Balloon:
+) -> Balloon[TrioLibvirtMonitor]:
     """Find the balloon of a running domain, on trio.
 
     If the call is cancelled, it ends at once and has no effect.
@@ -103,19 +106,11 @@ async def find_balloon_trio(
         QmpBalloonError: As for :func:`find_balloon`.
         ImportError: libvirt-python is not installed.
     """
-    monitor = TrioLibvirtMonitor(domain, command_timeout=command_timeout)
-    return await _find(domain, monitor, wall_clock)
-
-
-async def _find(
-    domain: Domain,
-    monitor: AsyncioLibvirtMonitor | TrioLibvirtMonitor,
-    wall_clock: Callable[[], float],
-) -> Balloon:
-    monitor.pid = await find_pid(domain, monitor)
-    return await find_with_monitor(
-        monitor, resident=monitor.resident, wall_clock=wall_clock
+    monitor = TrioLibvirtMonitor(
+        domain, command_timeout=command_timeout, wall_clock=wall_clock
     )
+    monitor.pid = await find_pid(domain, monitor)
+    return await find_with_monitor(monitor)
 
 
 async def find_pid(domain: Domain, monitor: Monitor) -> int | None:

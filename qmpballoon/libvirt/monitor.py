@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +27,7 @@ from qmpballoon.qmp.connection import encode
 from qmpballoon.qmp.messages import Failure, Return, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from qmpballoon.libvirt.domain import Domain
 
@@ -51,9 +52,17 @@ class _Passthrough(MonitorBase):
     one, which timed out, has to come after it.
     """
 
-    def __init__(self, domain: Domain, *, command_timeout: float) -> None:
+    def __init__(
+        self,
+        domain: Domain,
+        *,
+        command_timeout: float,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         name = f"libvirt's monitor of {domain.name()}"
-        super().__init__(name=name, pid=None, command_timeout=command_timeout)
+        super().__init__(
+            name=name, pid=None, command_timeout=command_timeout, wall_clock=wall_clock
+        )
         self._domain = domain
         self._libvirt = import_module("libvirt")
         self._pass_on = import_module("libvirt_qemu").qemuMonitorCommand
@@ -124,6 +133,7 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
     Args:
         domain: A ``libvirt.virDomain``.
         command_timeout: Seconds for each command.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Attributes:
         name: The name that messages use for the monitor.
@@ -149,11 +159,10 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
             MonitorError: There is no reply; its type says why.
         """
         future = self._submit(command, arguments)
-        timeout = min(self._command_timeout, threading.TIMEOUT_MAX)
-        try:
-            return future.result(timeout)
-        except TimeoutError:
-            raise self._make_timeout(command) from None
+        wait([future], min(self._command_timeout, threading.TIMEOUT_MAX))
+        if not future.done():
+            raise self._make_timeout(command)
+        return future.result()
 
 
 class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
@@ -162,6 +171,7 @@ class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
     Args:
         domain: A ``libvirt.virDomain``.
         command_timeout: Seconds for each command.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Attributes:
         name: The name that messages use for the monitor.
@@ -202,6 +212,7 @@ class TrioLibvirtMonitor(_Passthrough, TrioClock):
     Args:
         domain: A ``libvirt.virDomain``.
         command_timeout: Seconds for each command.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Attributes:
         name: The name that messages use for the monitor.

@@ -46,6 +46,7 @@ async def open_monitor(
     command_timeout: float = COMMAND_TIMEOUT,
     oob: bool = False,
     tls: ssl.SSLContext | None = None,
+    wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[TrioMonitor, None]:
     """Connect to a QMP monitor and negotiate; an asynchronous context manager.
 
@@ -59,6 +60,7 @@ async def open_monitor(
         command_timeout: Seconds for each command that gives none of its own.
         oob: Ask for out-of-band execution, if QEMU offers it.
         tls: Wrap the connection in TLS with this context.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
         The monitor. Its connection is closed at the end of the block.
@@ -77,7 +79,9 @@ async def open_monitor(
     deadline = trio.current_time() + timeout
     transport = await _connect(target, deadline, tls)
     name = describe_target(target)
-    monitor = TrioMonitor(transport, name=name, command_timeout=command_timeout)
+    monitor = TrioMonitor(
+        transport, name=name, command_timeout=command_timeout, wall_clock=wall_clock
+    )
     async with monitor.run(deadline, oob=oob):
         yield monitor
 
@@ -90,7 +94,7 @@ async def open_balloon(
     command_timeout: float = COMMAND_TIMEOUT,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
-) -> AsyncGenerator[Balloon, None]:
+) -> AsyncGenerator[Balloon[TrioMonitor], None]:
     """Connect to a VM's monitor and find its balloon; an asynchronous context manager.
 
     If the task is cancelled, at any moment, the connection is closed.
@@ -100,7 +104,7 @@ async def open_balloon(
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
+        wall_clock: As for :func:`open_monitor`.
 
     Yields:
         The balloon. Its connection is closed at the end of the block.
@@ -110,11 +114,13 @@ async def open_balloon(
         MonitorError: As for :func:`open_monitor`.
     """
     async with open_monitor(
-        target, timeout=timeout, command_timeout=command_timeout, tls=tls
+        target,
+        timeout=timeout,
+        command_timeout=command_timeout,
+        tls=tls,
+        wall_clock=wall_clock,
     ) as monitor:
-        yield await find_balloon(
-            monitor, resident=monitor.resident, wall_clock=wall_clock
-        )
+        yield await find_balloon(monitor)
 
 
 def describe_target(target: Target) -> str:

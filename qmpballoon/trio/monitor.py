@@ -32,7 +32,7 @@ from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, Failure, Return
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -56,9 +56,19 @@ class TrioMonitor(MonitorBase, TrioClock):
     """
 
     def __init__(
-        self, transport: Transport, *, name: str, command_timeout: float
+        self,
+        transport: Transport,
+        *,
+        name: str,
+        command_timeout: float,
+        wall_clock: Callable[[], float],
     ) -> None:
-        super().__init__(name=name, pid=transport.pid, command_timeout=command_timeout)
+        super().__init__(
+            name=name,
+            pid=transport.pid,
+            command_timeout=command_timeout,
+            wall_clock=wall_clock,
+        )
         self._transport = transport
         self._connection = Connection(Role.CLIENT)
         self._tasks: BackgroundTasks | None = None

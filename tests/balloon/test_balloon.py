@@ -116,7 +116,7 @@ def test_lies_are_errors_of_ours(operation: str, lies: dict[int, object]) -> Non
     liar = Liar(lies)
 
     async def main() -> object:
-        balloon: Balloon = await find_balloon(liar, wall_clock=liar.wall_clock)
+        balloon: Balloon = await find_balloon(liar)
         return await OPERATIONS[operation](balloon)
 
     try:

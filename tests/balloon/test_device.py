@@ -255,7 +255,7 @@ def test_every_type_is_found_in_every_place(kind: str, container: str) -> None:
         {"name": "device[1]", "type": f"child<{kind}>"},
         {"name": "link", "type": f"link<{kind}>"},
     ]
-    balloon = run(find_balloon(Tree(**{container: children})))  # type: ignore[arg-type]
+    balloon = run(find_balloon(Tree(**{container: children})))  # type: ignore[type-var]
     assert balloon.path == f"/machine/{container}/device[1]"
     assert balloon.device_type == kind
 
@@ -266,12 +266,32 @@ def test_a_vm_without_one_is_told_what_to_do() -> None:
         run(find_balloon(SimulatedMonitor(machine)))
 
 
+class Bare:
+    """A monitor with what a monitor must have, and nothing else."""
+
+    def __init__(self, monitor: SimulatedMonitor) -> None:
+        self.execute = monitor.execute
+        self.sleep = monitor.sleep
+        self.now = monitor.now
+        self.shield = monitor.shield
+
+
+def test_age_and_resident_memory_come_from_the_monitor() -> None:
+    monitor = SimulatedMonitor(make_machine())
+    balloon = run(find_balloon(monitor))
+    assert run(balloon.refresh_stats()).age is not None
+    assert balloon.resident() == monitor.machine.resident
+    bare = run(find_balloon(Bare(monitor)))
+    assert run(bare.refresh_stats()).age is None
+    assert bare.resident() is None
+
+
 def test_nonsense_is_no_tree() -> None:
     with pytest.raises(ProtocolError, match="qom-list"):
-        run(find_balloon(Tree(peripheral={"return": 1})))  # type: ignore[arg-type]
+        run(find_balloon(Tree(peripheral={"return": 1})))  # type: ignore[type-var]
     tree = Tree(peripheral=[1, None, {"name": 7, "type": "child<virtio-balloon-pci>"}])
     with pytest.raises(NoBalloonDevice):
-        run(find_balloon(tree))  # type: ignore[arg-type]
+        run(find_balloon(tree))  # type: ignore[type-var]
 
 
 def test_the_end_of_qemu_is_not_the_lack_of_a_device() -> None:

@@ -39,6 +39,8 @@ class SimulatedMonitor:
             may raise, as a cancellation does, and may do things to the machine.
             Not called under a shield, where no cancellation comes.
         after_call: Likewise, when it was carried out, and the answer can be lost.
+        has_clock: Whether it has a wall clock.
+        skew: Seconds by which that is ahead of the machine's.
     """
 
     def __init__(self, machine: Machine) -> None:
@@ -47,6 +49,8 @@ class SimulatedMonitor:
         self.commands: list[tuple[str, Mapping[str, object]]] = []
         self.before_call: Callable[[int], None] = lambda _: None
         self.after_call: Callable[[int], None] = lambda _: None
+        self.has_clock = True
+        self.skew = 0.0
         self._shields = 0
         self._session = machine.connect()
         self._session.receive(b'{"execute": "qmp_capabilities"}')
@@ -74,7 +78,14 @@ class SimulatedMonitor:
     def now(self) -> float:
         return self.machine.now / SECOND
 
-    def wall_clock(self) -> float:
+    def resident(self) -> int:
+        return self.machine.resident
+
+    def wall_clock(self) -> float | None:
+        """Return seconds since the epoch by the host's clock, if it is to have one."""
+        return self.machine_clock() + self.skew if self.has_clock else None
+
+    def machine_clock(self) -> float:
         """Return the machine's seconds since the epoch."""
         return (self.machine.config.epoch + self.machine.now) / SECOND
 
@@ -148,10 +159,5 @@ def make_machine(
 def make_balloon(machine: Machine, *, clock: bool = True) -> Balloon:
     """Return the balloon of a machine; its monitor is a :class:`SimulatedMonitor`."""
     monitor = SimulatedMonitor(machine)
-    return Balloon(
-        monitor,
-        PATH,
-        machine.config.balloon or "",
-        resident=lambda: machine.resident,
-        wall_clock=monitor.wall_clock if clock else lambda: None,
-    )
+    monitor.has_clock = clock
+    return Balloon(monitor, PATH, machine.config.balloon or "")

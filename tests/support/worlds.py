@@ -42,6 +42,7 @@ class World:
         specs: What the source tells; all VMs, unless a test changes it.
         memory: Of the host, in bytes.
         dialled: When somebody connected to whom.
+        start_time: When it began, by trio's clock.
     """
 
     nursery: trio.Nursery
@@ -50,6 +51,7 @@ class World:
     specs: dict[str, VmSpec] = field(factory=dict[str, VmSpec])
     memory: int = 64 * GiB
     dialled: list[tuple[float, str]] = field(factory=list)
+    start_time: float = field(factory=trio.current_time)
 
     def start(self, name: str, config: MachineConfig | None = None) -> FakeQemu:
         """Start a VM."""
@@ -71,8 +73,15 @@ class World:
         self, vm: Vm, /, *, timeout: float, command_timeout: float
     ) -> AbstractAsyncContextManager[TrioMonitor]:
         return open_monitor(
-            self.dial(vm), timeout=timeout, command_timeout=command_timeout
+            self.dial(vm),
+            timeout=timeout,
+            command_timeout=command_timeout,
+            wall_clock=self.wall_clock,
         )
+
+    def wall_clock(self) -> float:
+        """Return seconds since the epoch."""
+        return EPOCH + trio.current_time() - self.start_time
 
     def dial(self, vm: Vm) -> trio.abc.Stream:
         name = str(vm)
@@ -125,13 +134,11 @@ async def supervised(
     world: World, settings: Settings | None = None, seed: int = 0
 ) -> AsyncGenerator[Supervisor]:
     """Have a world's VMs supervised."""
-    start = trio.current_time()
     async with open_fleet(
         world.source,
         random.Random(seed),
         settings=settings,
         opener=world.reach,
-        wall_clock=lambda: EPOCH + trio.current_time() - start,
     ) as supervisor:
         yield supervisor
 

@@ -32,6 +32,7 @@ from qmpballoon import (
     blocking,
     find_balloon,
     format_size,
+    libvirt,
     open_balloon,
     open_monitor,
     parse_size,
@@ -56,11 +57,15 @@ def values() -> None:
 
 async def on_trio() -> None:
     async with open_balloon("/run/vm1.qmp", timeout=1) as balloon:
+        assert_type(balloon, Balloon[TrioMonitor])
         await asking(balloon)
         await moving(balloon)
+        await balloon.monitor.execute("query-status", timeout=1, oob=True)
+        with balloon.monitor.subscribe("BALLOON_CHANGE") as events:
+            assert_type(await events.receive(), Event)
     async with open_monitor(("localhost", 4444)) as monitor:
         assert_type(monitor, TrioMonitor)
-        assert_type(await find_balloon(monitor), Balloon)
+        assert_type(await find_balloon(monitor), Balloon[TrioMonitor])
         with monitor.subscribe("BALLOON_CHANGE") as events:
             async for event in events:
                 assert_type(event, Event)
@@ -105,16 +110,24 @@ async def moving(balloon: Balloon) -> None:
 
 
 async def on_asyncio(client: QMPClient) -> None:
-    assert_type(await aio.find_balloon(client), Balloon)
+    assert_type(await aio.find_balloon(client), Balloon[aio.AsyncioMonitor])
     async with aio.open_balloon("/run/vm1.qmp") as balloon:
-        assert_type(balloon, Balloon)
+        assert_type(balloon, Balloon[aio.AsyncioMonitor])
+        await asking(balloon)
+        await moving(balloon)
+        await balloon.monitor.execute("query-status", timeout=1)
+        with balloon.monitor.subscribe("BALLOON_CHANGE") as events:
+            assert_type(await events.receive(), Event)
     async with aio.open_monitor("/run/vm1.qmp") as monitor:
         assert_type(await monitor.execute("query-status"), object)
 
 
 def without_a_loop() -> None:
     with blocking.open_balloon("/run/vm1.qmp") as balloon:
-        assert_type(balloon, blocking.BlockingBalloon)
+        assert_type(balloon, blocking.BlockingBalloon[blocking.BlockingMonitor])
+        balloon.monitor.execute("query-status", timeout=1)
+        with balloon.monitor.subscribe("BALLOON_CHANGE") as events:
+            assert_type(events.receive(timeout=1), Event | None)
         assert_type(balloon.query(), BalloonInfo)
         assert_type(balloon.query_vm(), VmInfo)
         assert_type(balloon.resize(GiB, timeout=5), ResizeResult)
@@ -122,6 +135,19 @@ def without_a_loop() -> None:
         with balloon.sampler() as sampler:
             assert_type(sampler.take(), Sample)
         balloon.resize("2G")  # type: ignore[arg-type]
+
+
+async def through_libvirt(domain: libvirt.Domain) -> None:
+    found = await libvirt.find_balloon_trio(domain)
+    assert_type(found, Balloon[libvirt.TrioLibvirtMonitor])
+    await asking(found)
+    assert_type(
+        await libvirt.find_balloon_asyncio(domain),
+        Balloon[libvirt.AsyncioLibvirtMonitor],
+    )
+    assert_type(
+        libvirt.find_balloon(domain), blocking.BlockingBalloon[libvirt.LibvirtMonitor]
+    )
 
 
 class Own:
