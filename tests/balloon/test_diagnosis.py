@@ -9,8 +9,15 @@ import pytest
 from attrs import evolve
 from simulation import make_balloon, make_machine, run
 
-from qmpballoon.balloon._diagnosis import Evidence, explain, gather
+from qmpballoon.balloon._diagnosis import (
+    Evidence,
+    explain,
+    gather,
+    suspect_inhibition,
+    suspect_old_size,
+)
 from qmpballoon.balloon._tracker import Tracker
+from qmpballoon.balloon.guard import RESIZE_HEADROOM
 from qmpballoon.balloon.results import Ending, StallKind
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
@@ -186,3 +193,76 @@ def test_nothing_is_asked_that_kills_a_qemu() -> None:
     machine = make_machine(GuestConfig(driver=False), memory=GiB, version="11.1")
     run(gather(make_balloon(machine)))
     assert not machine.ended
+
+
+@pytest.mark.parametrize(
+    ("size", "available", "kind"),
+    [
+        # A twentieth of what the guest has, and never less than resize's headroom.
+        (2 * GiB, 2 * GiB // 20 - 1, "guest-at-floor"),
+        (2 * GiB, 2 * GiB // 20, "slow"),
+        (GiB + MiB, RESIZE_HEADROOM - 1, "guest-at-floor"),
+    ],
+)
+def test_a_guest_at_its_floor_has_little_available(
+    size: int, available: int, kind: StallKind
+) -> None:
+    after = evolve(HEALTHY, resident=size, stats=stats(available=available))
+    diagnosis = explain(moved(GiB, size), HEALTHY, after, STALLED)
+    assert diagnosis.kind == kind
+
+
+def test_what_a_guest_at_its_floor_has_left_is_said_if_it_is_known() -> None:
+    for said, left in [
+        (stats(available=MiB), "available 1 MiB"),
+        (stats(available=None, oom_kills=1), "available unknown"),
+    ]:
+        after = evolve(HEALTHY, resident=2 * GiB, stats=said)
+        detail = explain(moved(GiB, 2 * GiB), HEALTHY, after, STALLED).detail
+        assert left in detail
+
+
+def test_whether_time_was_up_is_said() -> None:
+    after = evolve(HEALTHY, resident=2 * GiB)
+    for tracker, end, words in [
+        (moved(GiB, 2 * GiB), STALLED, "the guest swaps, or the host"),
+        (moved(GiB, 2 * GiB), Ending("timed-out"), "s more"),
+        (moved(GiB), Ending("timed-out"), "did not move yet"),
+    ]:
+        detail = explain(tracker, HEALTHY, after, end).detail
+        assert words in detail
+        assert ("time was up" in detail) == (end != STALLED)
+
+
+def test_a_guest_that_has_more_than_qemu_knows_of_was_restarted() -> None:
+    def suspected(size: int, *, target: int = 8 * GiB, answers: bool = True) -> bool:
+        after = evolve(HEALTHY, stats=stats(total=size), answers=answers)
+        return suspect_old_size(moved(target), HEALTHY, after) is not None
+
+    assert suspected(4 * GiB + MiB)
+    assert not suspected(4 * GiB)  # it has what QEMU says
+    assert not suspected(5 * GiB, answers=False)
+    assert not suspected(5 * GiB, target=GiB)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "suspected"),
+    [
+        (4 * GiB, 4 * GiB, True),
+        # The host got a tenth of the 2 GiB, and more.
+        (4 * GiB, 4 * GiB - 2 * GiB // 10, True),
+        (4 * GiB, 4 * GiB - 2 * GiB // 10 - 1, False),
+        # Half of what was taken may have been untouched, and more.
+        (3 * GiB, 3 * GiB, True),
+        (3 * GiB - 1, 3 * GiB - 1, False),
+    ],
+)
+def test_the_host_must_get_a_tenth_of_what_the_guest_gave(
+    before: int, after: int, *, suspected: bool
+) -> None:
+    diagnosis = suspect_inhibition(
+        moved(GiB, 2 * GiB),
+        evolve(HEALTHY, resident=before),
+        evolve(HEALTHY, resident=after),
+    )
+    assert (diagnosis is not None) is suspected

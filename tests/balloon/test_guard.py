@@ -99,3 +99,9 @@ def test_nonsense_is_refused_in_one_line(
         Guard(**wrong)
     assert next(iter(wrong)) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_ends_of_the_ranges_are_taken() -> None:
+    for share in (0, 1):
+        assert Guard(headroom_share=share).compute_limits(GiB).headroom == share * GiB
+    assert Guard(step=MiB).compute_limits(GiB).step == MiB

@@ -250,3 +250,12 @@ def test_a_guests_own_rate_is_measured_until_the_end_of_the_baseline() -> None:
     for rate, level in [(9 * MiB, "none"), (9 * MiB + 1, "some")]:
         then = (1.25, {"swap_out": rate})
         assert judge(*samples, then, limits=LIMITS).level == level
+
+
+def test_only_scans_since_the_last_second_count() -> None:
+    futile = {"direct_scans": 100 * MiB}
+    then = {"async_scans": 100 * MiB, "direct_scans": MiB, "alloc_stalls": 1}
+    assert judge((0.0, futile), (1.0, then), limits=LIMITS).level == "some"
+    fruitful = {"direct_scans": 100 * MiB, "direct_reclaims": 100 * MiB}
+    then = {"direct_scans": 20 * MiB, "alloc_stalls": 1}
+    assert judge((0.0, fruitful), (1.0, then), limits=LIMITS).level == "critical"

@@ -129,3 +129,15 @@ def test_json_has_an_iso_time_with_its_zone_and_every_figure() -> None:
     assert printed["last_update"] == "1973-03-03T09:46:40+00:00"
     assert printed["extra"] == {"stat-new": 7}
     assert set(printed) == {*NAMES.values(), "last_update", "age", "extra"}
+
+
+def test_a_figure_that_makes_no_sense_does_not_hide_those_behind_it() -> None:
+    stats = {"stat-free-memory": "much", "stat-swap-in": -1, "stat-swap-out": 7}
+    seen = GuestStats.from_wire({"stats": stats, "last-update": 0})
+    assert (seen.free, seen.swap_in, seen.swap_out) == (None, None, 7)
+
+
+def test_a_sample_of_this_very_second_has_no_age_and_one_of_the_future_none() -> None:
+    value = {"stats": {}, "last-update": 1000}
+    assert GuestStats.from_wire(value, wall_time=1000.0).age == 0
+    assert GuestStats.from_wire(value, wall_time=999.0).age is None
