@@ -183,11 +183,11 @@ class Controller:
         self, seconds: float, actual: int, basis: int, stats: GuestStats, available: int
     ) -> Decision:
         """Take what a guest without pressure can spare."""
-        growth = self._predict_growth(basis - available)
+        increase = self._predict_increase(basis - available)
         spare = available - self._limits.headroom
-        if self._alarms.is_short(available) or growth > max(spare, 0) // 2:
+        if self._alarms.is_short(available) or increase > max(spare, 0) // 2:
             self._short_at = seconds
-        goal = basis - spare + growth
+        goal = basis - spare + increase
         is_baseline = self._has_baseline and seconds < BASELINE_PERIOD
         if is_baseline and stats.free is not None:
             # Only free memory is taken: whatever the guest does now, it does by itself.
@@ -203,7 +203,7 @@ class Controller:
             return Decision("reached", actual)
         return self._take(self.bottom, seconds, actual)
 
-    def _predict_growth(self, use: int) -> int:
+    def _predict_increase(self, use: int) -> int:
         """Return the bytes that the guest may allocate before the balloon can deflate.
 
         What it allocated during the last few answers it may allocate during the next.
@@ -212,8 +212,8 @@ class Controller:
             use: Bytes that it uses now.
         """
         self._uses.append(use)
-        growth = use - self._uses[0]
-        return growth if growth >= self._near else 0
+        increase = use - self._uses[0]
+        return increase if increase >= self._near else 0
 
     def _approach(
         self, goal: int, seconds: float, actual: int, reason: str
