@@ -4,6 +4,12 @@ The figures come from the driver in the guest, which answers when QEMU asks: onc
 every polling interval. All of them are as old as :attr:`GuestStats.last_update` says.
 They are hints, not facts: a guest can be wrong, or lie.
 
+A figure is believed if it is a whole number that 64 bits without a sign can hold, as
+virtio transfers it. :meth:`GuestStats.from_wire` leaves any other value out, and keeps
+its name in :attr:`GuestStats.nonsense`. A figure of memory must also be at most what
+the VM can have: see :meth:`GuestStats.find_nonsense`; its caller has to know how much
+that is.
+
 A new statistic is added in ``_NAMES`` and as a field of :class:`GuestStats`.
 
 Sources: QAPI reference, ``guest-stats`` of virtio-balloon; docs/interop/
@@ -15,14 +21,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from attrs import field, fields, frozen
+
+from qmpballoon.sizes import format_size
+
+if TYPE_CHECKING:
+    from typing import TypeGuard
 
 __all__ = ["GuestStats"]
 
 # What QEMU returns for a figure that the guest did not report; -1 before QEMU 2.6.
 _UNSET: Final = frozenset({2**64 - 1, -1})
+_LARGEST: Final = 2**64 - 2  # what virtio's 64 bits can hold, but for the unset value
+# Figures of the memory that the guest has now. All others count since it booted.
+_MEMORY: Final = MappingProxyType(
+    {
+        "total": "managed by its kernel",
+        "free": "free",
+        "available": "available",
+        "disk_caches": "page cache",
+    }
+)
 _NAMES: Final = MappingProxyType(
     {
         "stat-total-memory": "total",
@@ -76,6 +97,9 @@ class GuestStats:
         async_reclaims: Bytes freed by kswapd.
         direct_reclaims: Bytes freed by allocating tasks.
         extra: Figures that newer versions of QEMU add, under QEMU's names.
+        nonsense: QEMU's names of the figures that were left out because no guest can
+            mean them: no whole numbers, below 0, or above 64 bits. Empty for a QEMU
+            that works.
     """
 
     last_update: datetime | None = None
@@ -97,12 +121,14 @@ class GuestStats:
     async_reclaims: int | None = None
     direct_reclaims: int | None = None
     extra: Mapping[str, int] = field(factory=dict[str, int])
+    nonsense: tuple[str, ...] = ()
 
     @classmethod
     def from_wire(cls, value: object, wall_time: float | None = None) -> GuestStats:
         """Read the value of a device's ``guest-stats`` property.
 
-        A figure that makes no sense counts as not reported; nothing is raised.
+        A figure that makes no sense counts as not reported, and is named in
+        ``nonsense``; nothing is raised.
 
         Args:
             value: As QEMU returned it.
@@ -112,21 +138,45 @@ class GuestStats:
         answer = _as_mapping(value)
         known: dict[str, int] = {}
         extra: dict[str, int] = {}
+        nonsense: list[str] = []
         for name, figure in _as_mapping(answer.get("stats")).items():
-            if not _is_figure(figure):
-                continue
-            if name in _NAMES:
-                known[_NAMES[name]] = cast("int", figure)
-            else:
-                extra[name] = cast("int", figure)
+            if _is_figure(figure):
+                if name in _NAMES:
+                    known[_NAMES[name]] = figure
+                else:
+                    extra[name] = figure
+            elif name in _NAMES and not _is_unset(figure):
+                # What a newer QEMU adds need not be a number.
+                nonsense.append(name)
         updated = answer.get("last-update")
-        seconds = cast("int", updated) if _is_figure(updated) and updated else None
+        seconds = updated if _is_figure(updated) and updated else None
         return cls(
             last_update=_parse_time(seconds),
             age=_compute_age(seconds, wall_time),
             extra=extra,
+            nonsense=tuple(sorted(nonsense)),
             **known,
         )
+
+    def find_nonsense(self, memory: int | None = None) -> str | None:
+        """Say which figure cannot be true; ``None`` if all of them can.
+
+        Args:
+            memory: Bytes of memory that the guest can have; ``None`` if unknown.
+
+        Returns:
+            A clause for people, without the guest's name.
+        """
+        if self.nonsense:
+            return f"{self.nonsense[0]} is no number of 64 bits"
+        for name, meaning in _MEMORY.items():
+            figure = getattr(self, name)
+            if memory is not None and figure is not None and figure > memory:
+                return (
+                    f"{format_size(figure)} are {meaning}, and it can have"
+                    f" {format_size(memory)} at most"
+                )
+        return None
 
     @property
     def reclaimable(self) -> int | None:
@@ -154,13 +204,14 @@ class GuestStats:
         figures: dict[str, object] = {
             attribute.name: getattr(self, attribute.name)
             for attribute in fields(type(self))
-            if attribute.name != "extra"
+            if attribute.name not in ("extra", "nonsense")
         }
         updated = self.last_update
         return {
             **figures,
             "last_update": updated.isoformat() if updated else None,
             "extra": dict(self.extra),
+            "nonsense": list(self.nonsense),
         }
 
 
@@ -168,10 +219,13 @@ def _as_mapping(value: object) -> Mapping[str, object]:
     return cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
 
 
-def _is_figure(value: object) -> bool:
-    if not isinstance(value, int) or isinstance(value, bool):
-        return False
-    return value >= 0 and value not in _UNSET
+def _is_figure(value: object) -> TypeGuard[int]:
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return is_whole and 0 <= value <= _LARGEST
+
+
+def _is_unset(value: object) -> bool:
+    return isinstance(value, int) and value in _UNSET
 
 
 def _compute_age(seconds: int | None, wall_time: float | None) -> float | None:

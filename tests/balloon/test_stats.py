@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,11 +56,47 @@ def test_every_figure_lands_under_its_name_and_what_is_missing_is_none(
     assert stats.extra == {}
 
 
-@pytest.mark.parametrize("unset", [UNSET, -1, None, True, 1.5, "7", -7])
+NONSENSE = [None, True, 1.5, "7", -7, -(2**64), 2**64, 10**400, -(10**400), [], {}]
+
+
+@pytest.mark.parametrize("unset", [UNSET, -1, *NONSENSE])
 def test_what_is_unset_or_nonsense_is_none_and_never_zero(unset: object) -> None:
     stats = GuestStats.from_wire(wire(stat_free_memory=unset, stat_new=unset))
     assert stats.free is None
     assert stats.extra == {}
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+def test_what_no_guest_can_mean_is_named(value: object) -> None:
+    stats = GuestStats.from_wire(wire(stat_free_memory=value, stat_new=value))
+    assert stats.nonsense == ("stat-free-memory",)
+    assert "stat-free-memory" in (stats.find_nonsense() or "")
+
+
+@pytest.mark.parametrize("value", [UNSET, -1, 0, 2**64 - 2])
+def test_what_is_unset_or_fits_64_bits_is_no_nonsense(value: int) -> None:
+    stats = GuestStats.from_wire(wire(stat_swap_in=value))
+    assert stats.nonsense == ()
+    assert stats.find_nonsense(0) is None
+
+
+@pytest.mark.parametrize("name", ["total", "free", "available", "disk_caches"])
+def test_memory_is_at_most_what_the_vm_can_have(name: str) -> None:
+    stats = GuestStats(**{name: 2**31})  # type: ignore[arg-type]
+    assert stats.find_nonsense() is None
+    assert stats.find_nonsense(2**31) is None
+    found = stats.find_nonsense(2**31 - 4096)
+    assert found is not None
+    assert "2 GiB" in found
+
+
+@given(st.dictionaries(st.sampled_from(sorted(NAMES)), json_values))
+def test_whatever_was_read_can_be_shown(reported: dict[str, object]) -> None:
+    """Charts, metrics and recordings take any figure as a float."""
+    stats = GuestStats.from_wire({"stats": reported, "last-update": 10**400})
+    json.dumps(stats.to_json())
+    for attribute in NAMES.values():
+        float(getattr(stats, attribute) or 0)
 
 
 def test_zero_is_a_figure() -> None:
@@ -112,7 +149,7 @@ def test_reclaimable_is_the_best_that_is_known(
     assert GuestStats(**reported).reclaimable == reclaimable
 
 
-@pytest.mark.parametrize("name", [*NAMES.values(), "last_update", "extra"])
+@pytest.mark.parametrize("name", [*NAMES.values(), "last_update", "extra", "nonsense"])
 def test_a_sample_is_new_if_anything_but_its_age_is(name: str) -> None:
     old = GuestStats(last_update=datetime(2026, 1, 1, tzinfo=UTC), age=0.1)
     assert old.is_same_sample(GuestStats(last_update=old.last_update, age=0.9))
@@ -121,6 +158,8 @@ def test_a_sample_is_new_if_anything_but_its_age_is(name: str) -> None:
         changed[name] = datetime(2026, 1, 2, tzinfo=UTC)
     elif name == "extra":
         changed[name] = {"stat-new": 1}
+    elif name == "nonsense":
+        changed[name] = ("stat-free-memory",)
     assert not old.is_same_sample(GuestStats(**changed))
 
 
@@ -128,7 +167,13 @@ def test_json_has_an_iso_time_with_its_zone_and_every_figure() -> None:
     printed = GuestStats.from_wire(wire(0x5F5E100, stat_new=7), 0x5F5E100).to_json()
     assert printed["last_update"] == "1973-03-03T09:46:40+00:00"
     assert printed["extra"] == {"stat-new": 7}
-    assert set(printed) == {*NAMES.values(), "last_update", "age", "extra"}
+    assert set(printed) == {
+        *NAMES.values(),
+        "last_update",
+        "age",
+        "extra",
+        "nonsense",
+    }
 
 
 def test_a_figure_that_makes_no_sense_does_not_hide_those_behind_it() -> None:
