@@ -220,8 +220,9 @@ def _as_mapping(value: object) -> Mapping[str, object]:
 
 
 def _is_figure(value: object) -> TypeGuard[int]:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return is_whole and 0 <= value <= _LARGEST
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return 0 <= value <= _LARGEST
 
 
 def _is_unset(value: object) -> bool:

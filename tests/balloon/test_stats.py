@@ -56,7 +56,19 @@ def test_every_figure_lands_under_its_name_and_what_is_missing_is_none(
     assert stats.extra == {}
 
 
-NONSENSE = [None, True, 1.5, "7", -7, -(2**64), 2**64, 10**400, -(10**400), [], {}]
+NONSENSE: list[object] = [
+    None,
+    True,
+    1.5,
+    "7",
+    -7,
+    -(2**64),
+    2**64,
+    10**400,
+    -(10**400),
+    [],
+    {},
+]
 
 
 @pytest.mark.parametrize("unset", [UNSET, -1, *NONSENSE])
