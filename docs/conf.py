@@ -44,6 +44,8 @@ napoleon_use_ivar = True
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!qmpballoon\b).*"),
-    # Shown as bases, and nobody's to use.
+    # Private classes, which are shown as bases.
     ("py:class", r"qmpballoon\..*\._\w+"),
+    # Type variables: signatures name them, but they have no documentation of their own.
+    ("py:(class|obj)", r"qmpballoon\..*\.[A-Z](_co)?"),
 ]

@@ -221,7 +221,7 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
 
     @property
     def monitor(self) -> S_co:
-        """The VM's monitor, in plain calls."""
+        """The VM's monitor, with blocking methods."""
         return self._monitor
 
     @property
