@@ -33,8 +33,8 @@ class Balloon(Device[M_co]):
     share it to ask for sizes and statistics; only one at a time should move it.
 
     It takes the arguments of :class:`Device`, and has its attributes. Type checkers
-    know the type of its :attr:`monitor`: ``qmpballoon.open_balloon``, for example, gives
-    a ``Balloon[TrioMonitor]``.
+    know the type of its :attr:`monitor`: ``qmpballoon.open_balloon``, for example,
+    gives a ``Balloon[TrioMonitor]``.
     """
 
     async def refresh_stats(
