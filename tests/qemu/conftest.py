@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 # What takes long in these files is done once for all of their tests.
 ON_ONE_WORKER = ("test_libvirt.py", "test_tutorial.py")
+LONGEST = "test_fleet.py"
 # What the guests of one worker have at most at one time, as a rule: one has 2 GiB.
 WORKER = 3 * GiB
 
@@ -57,6 +58,8 @@ def pytest_xdist_make_scheduler(
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark all tests in this folder, so that none is run where it should not be."""
+    # Begun last, the one that takes longest would be waited for by all other workers.
+    items.sort(key=lambda item: item.path.name != LONGEST)
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.qemu)

@@ -140,8 +140,16 @@ def lock_guest(key: str) -> Generator[None]:
 
     Enter it in one of trio's threads: waiting for another process blocks. Cancelling
     the caller ends the waiting.
+
+    Raises:
+        LabError: There can be no files in the cache folder.
     """
-    with locked(_lock(key), trio.from_thread.check_cancelled):
+    lock = _lock(key)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LabError(f"guests cannot be saved: {error}") from error
+    with locked(lock, trio.from_thread.check_cancelled):
         yield
 
 

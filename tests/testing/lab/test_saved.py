@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from qmpballoon.testing.lab import LabError
 from qmpballoon.testing.lab import _saved as saved
 from qmpballoon.testing.lab._saved import (
     find_saved,
@@ -164,6 +165,15 @@ async def test_waiting_for_another_process_can_be_cancelled(guests: Path) -> Non
     with trio.move_on_after(0.3) as scope:
         await trio.to_thread.run_sync(hold_and_wait)
     assert scope.cancelled_caught
+
+
+def test_a_cache_folder_that_can_hold_nothing_is_told(cache_folder: Path) -> None:
+    cache_folder.write_text("a file")
+    with (
+        pytest.raises(LabError, match=r"guests cannot be saved: .*cache"),
+        lock_guest(KEY),
+    ):
+        pytest.fail("it was locked")
 
 
 def test_a_path_with_blanks_is_one_word(
