@@ -30,12 +30,13 @@ PACKAGE = Path(qmpballoon.__file__).parent
 # A room is a module or a folder of the package; a module is in the innermost room that
 # holds it. "" is the package's own front page. The table says which other rooms each
 # may import; what a room imports stands above it.
-VALUES = {"_checks", "balloon.results", "errors", "monitor", "sizes"}
+VALUES = {"_checks", "_printable", "balloon.results", "errors", "monitor", "sizes"}
 BELOW_FRONT_ENDS = VALUES | {"address", "balloon", "qmp"}
 FRONT_ENDS = {"asyncio", "blocking", "libvirt", "trio"}
 LIBRARY = BELOW_FRONT_ENDS | FRONT_ENDS | {"", "_transport", "export", "fleet"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
+    "_printable": set(),
     "sizes": set(),
     "balloon.results": {"_checks", "sizes"},
     "errors": {"balloon.results"},
@@ -58,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 # Rooms whose modules others may import, although their names begin with an underscore:
 # what the package shares, and users do not see. The table says who does.
-SHARED = {"_checks", "_transport"}
+SHARED = {"_checks", "_printable", "_transport"}
 # What decides, by the beginning of its name: it imports none of what would make it
 # touch something, and no module of ours that does.
 PURE = ("balloon", "qmp", "fleet.policy", "fleet.water_filling")

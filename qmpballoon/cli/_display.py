@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
     from rich.console import Console, RenderableType
+    from rich.live import Live
 
     from qmpballoon.balloon.results import Progress
     from qmpballoon.balloon.sampling import Sample, Timeline
@@ -108,7 +109,9 @@ def _show_chart(title: str) -> Generator[ShowSample]:
             def show(sample: Sample, note: str = "") -> None:
                 nonlocal due
                 chart.add(sample, note)
-                if time.monotonic() >= due:
+                _output.check_output()
+                # Where nobody reads, a picture that waits is not followed by others.
+                if time.monotonic() >= due and _output.is_idle():
                     screen.update(_render(chart, console, console.height))
                     due = time.monotonic() + _CHART_INTERVAL
 
@@ -169,13 +172,34 @@ def _limit_rate(
 
 @contextmanager
 def _show_bar() -> Generator[Callable[[Progress], None]]:
-    from rich.live import Live  # noqa: PLC0415 - loads rich
-
     from qmpballoon.cli.render.bar import draw_bar  # noqa: PLC0415 - loads rich
 
-    # Drawn when there is news: a thread that draws would take time from QEMU.
-    with Live(auto_refresh=False, transient=True) as live:
-        yield lambda progress: live.update(draw_bar(progress), refresh=True)
+    with _open_live(transient=True) as live:
+
+        def show(progress: Progress) -> None:
+            _output.check_output()
+            if _output.is_idle():
+                live.update(draw_bar(progress), refresh=True)
+
+        yield show
+
+
+def _open_live(*, transient: bool = False) -> Live:
+    """Return what draws again and again in the same place.
+
+    It draws when it is told to: a thread that draws would take time from QEMU. And it
+    leaves the standard streams alone, which have threads that write to them.
+    """
+    from rich.console import Console  # noqa: PLC0415 - loads rich
+    from rich.live import Live  # noqa: PLC0415 - loads rich
+
+    return Live(
+        console=Console(highlight=False),
+        auto_refresh=False,
+        transient=transient,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
 
 
 def _say_progress(progress: Progress) -> None:
@@ -202,17 +226,14 @@ def print_fleet(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
 @contextmanager
 def show_fleet() -> Generator[Callable[[Host, Rules, Sequence[VmView]], None]]:
     """Show a fleet within the block, again and again in the same place."""
-    from rich.console import Console  # noqa: PLC0415 - loads rich
-    from rich.live import Live  # noqa: PLC0415 - loads rich
-
     from qmpballoon.cli.render.table import draw_screen  # noqa: PLC0415 - loads rich
 
-    console = Console(highlight=False)
-
     def show(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
-        page = draw_screen(host, rules, views, console.width, console.height)
-        live.update(page, refresh=True)
+        _output.check_output()
+        if _output.is_idle():
+            size = live.console.size
+            page = draw_screen(host, rules, views, size.width, size.height)
+            live.update(page, refresh=True)
 
-    # Drawn when there is news: a thread that draws would take time from the VMs.
-    with Live(auto_refresh=False, console=console) as live:
+    with _open_live() as live:
         yield show

@@ -27,6 +27,8 @@ def supervise(
     vms: tuple[str, ...],
     period: float,
     main: Callable[[Supervisor], Awaitable[Any]],
+    *,
+    outlives_reader: bool = False,
 ) -> Any:  # noqa: ANN401 - what main returns
     """Supervise VMs while a coroutine function works with them.
 
@@ -34,6 +36,7 @@ def supervise(
         vms: The command line's VMs.
         period: Seconds between two polls of a VM.
         main: Is given the supervisor.
+        outlives_reader: As for :func:`qmpballoon.cli._session.run`.
 
     Returns:
         What ``main`` returns.
@@ -60,7 +63,7 @@ def supervise(
         ) as supervisor:
             return await main(supervisor)
 
-    return run(main_supervised)
+    return run(main_supervised, outlives_reader=outlives_reader)
 
 
 def _find_source(vms: tuple[str, ...]) -> Source:

@@ -13,8 +13,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-import click
-
+from qmpballoon._printable import make_printable, make_value_printable
+from qmpballoon.cli._writer import find_writer
 from qmpballoon.errors import (
     BalloonStalled,
     BalloonUnavailable,
@@ -37,8 +37,11 @@ __all__ = [
     "UNEXPECTED",
     "USAGE",
     "Interrupted",
+    "check_output",
     "draw",
+    "explain_unwritable",
     "fail",
+    "is_idle",
     "note",
     "print_json",
     "say",
@@ -76,27 +79,58 @@ class Interrupted(Exception):
 
 
 def say(text: str) -> None:
-    """Print a line of the result, and flush it.
+    """Print lines of the result, and flush them.
+
+    While a subcommand works with VMs, a thread writes them; this does not wait for it.
+    What was written before may then be what cannot be written.
 
     Raises:
         Interrupted: The reader has closed the pipe. The command ends as if by SIGPIPE,
             which Python ignores.
         OSError: It cannot be written, on a full disk for example.
     """
+    # A table's lines can be long, and none is cut.
+    _write("\n".join(make_printable(line, sys.maxsize) for line in text.split("\n")))
+
+
+def _write(text: str) -> None:
+    """Write a text as it is and a newline; raises as :func:`say`."""
+    check_output()
     try:
-        click.echo(text)
+        sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
     except OSError as error:
         # Python would try to write what is still buffered when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise Interrupted(signal.SIGPIPE) from error
-        raise
+        raise explain_unwritable(error) from error
+
+
+def check_output() -> None:
+    """Raise the error with which a thread's writing has failed; as :func:`say`."""
+    writer = find_writer(sys.stdout)
+    if writer and writer.failure:
+        raise explain_unwritable(writer.failure) from writer.failure
+
+
+def is_idle() -> bool:
+    """Tell whether all that was printed was also written."""
+    writer = find_writer(sys.stdout)
+    return writer is None or writer.is_idle
+
+
+def explain_unwritable(error: OSError) -> Exception:
+    """Return the exception for output that cannot be written; :func:`say` raises it."""
+    if isinstance(error, BrokenPipeError):
+        return Interrupted(signal.SIGPIPE)
+    return error
 
 
 def print_json(value: Mapping[str, object]) -> None:
-    """Print one object in one line, and flush it; raises as :func:`say`."""
-    say(json.dumps(value))
+    """Print one object in one line, and flush it; raises as :func:`say`.
+
+    Texts in it are shown as everywhere else: see :func:`make_printable`.
+    """
+    _write(json.dumps(make_value_printable(value)))
 
 
 def draw(console: Console, *parts: RenderableType) -> None:
@@ -107,15 +141,18 @@ def draw(console: Console, *parts: RenderableType) -> None:
     with console.capture() as capture:
         for part in parts:
             console.print(part)
-    say(capture.get().removesuffix("\n"))
+    # Not by say: rich's escape sequences are to reach the terminal.
+    _write(capture.get().removesuffix("\n"))
 
 
 def note(*messages: str) -> None:
-    """Print messages on standard error, one line each."""
+    """Print messages on standard error, one line of bounded length each."""
     # A terminal that was closed cannot be written to; nobody reads it any more.
     with suppress(OSError):
         for message in messages:
-            click.echo(f"qmpballoon: {' '.join(message.split())}", err=True)
+            line = make_printable(" ".join(message.split()))
+            sys.stderr.write(f"qmpballoon: {line}\n")
+            sys.stderr.flush()
 
 
 def fail(error: Exception) -> int:

@@ -16,6 +16,7 @@ import trio
 
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.cli import _output
+from qmpballoon.cli._writer import open_writers
 from qmpballoon.errors import QmpBalloonError
 
 if TYPE_CHECKING:
@@ -29,13 +30,34 @@ _T = TypeVar("_T")
 _QUERY_TIMEOUT: Final = 3.0  # seconds; the user waits for the process to end
 
 
-def run(main: Callable[[], Awaitable[_T]]) -> _T:
+def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> _T:
     """Run a coroutine function and return what it returns.
 
+    Meanwhile threads write what it prints, so that it waits for no reader.
+
+    Args:
+        main: The coroutine function.
+        outlives_reader: Go on when standard output cannot be written any more. That
+            becomes an error only in the end.
+
     Raises:
-        _output.Interrupted: A signal came, and the coroutine was cancelled.
+        _output.Interrupted: A signal came, and the coroutine was cancelled; or the
+            reader of standard output has gone.
+        OSError: Standard output cannot be written.
     """
-    return trio.run(_run_until_signal, main)
+    try:
+        with open_writers(is_strict=not outlives_reader) as written:
+            try:
+                return trio.run(_run_until_signal, main)
+            except _output.Interrupted:
+                if written and written.error and outlives_reader:
+                    # The writer says what was lost; it is no success.
+                    raise written.error from None
+                raise
+    except BrokenPipeError as error:
+        if outlives_reader:
+            raise
+        raise _output.explain_unwritable(error) from error
 
 
 async def _run_until_signal(main: Callable[[], Awaitable[_T]]) -> _T:

@@ -71,4 +71,4 @@ def exporter(
 
     # An interruption is the normal end.
     with contextlib.suppress(_output.Interrupted):
-        supervise(vms, period, main)
+        supervise(vms, period, main, outlives_reader=True)

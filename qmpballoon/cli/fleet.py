@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -92,10 +93,12 @@ def status(
             await supervisor.wait_until_known(timeout)
             _show(supervisor, memory, rules, sort, as_json=as_json)
 
-    with (
-        contextlib.suppress(_output.Interrupted) if watch else contextlib.nullcontext()
-    ):
+    try:
         supervise(vms, 1.0 if watch else _QUICK, main)
+    except _output.Interrupted as interrupted:
+        # Ctrl-C is the normal end of watching, and a reader that left is not.
+        if not watch or interrupted.number == signal.SIGPIPE:
+            raise
 
 
 def _show(
@@ -261,7 +264,7 @@ def run(
 
     # An interruption is the normal end of the loop.
     with contextlib.nullcontext() if once else contextlib.suppress(_output.Interrupted):
-        outcome: int = supervise(vms, period, main)
+        outcome: int = supervise(vms, period, main, outlives_reader=not once)
         return outcome
     return _output.DONE
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -17,18 +17,22 @@ from qmpballoon.cli._options import (
     json_option,
     socket_argument,
 )
+from qmpballoon.cli._writer import open_writer
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.export.recording import open_recording
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
     from qmpballoon.address import Vm
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.sampling import Sample
     from qmpballoon.cli._display import ShowSample
 
 __all__ = ["watch"]
 
+_SAMPLE_SIZE: Final = 512  # bytes; a line of a recording has fewer
 _SILENT: Final = 3.0  # seconds without an answer, from when on a note says so
 
 
@@ -77,8 +81,7 @@ def watch(
             with ExitStack() as stack:
                 shows: list[ShowSample] = []
                 if record:
-                    keep = stack.enter_context(open_recording(record))
-                    shows.append(lambda sample, _="": keep(sample))
+                    shows.append(stack.enter_context(_open_recorder(record)))
                 if as_json:
                     shows.append(
                         lambda sample, _="": _output.print_json(sample.to_json())
@@ -88,6 +91,26 @@ def watch(
                 await _watch(balloon, interval, count, shows)
 
     run(main)
+
+
+@contextmanager
+def _open_recorder(path: Path) -> Generator[ShowSample]:
+    """Record samples within the block, on a thread: a disk may hang.
+
+    Raises:
+        OSError: The file cannot be written; from the function, too.
+    """
+    with (
+        open_recording(path) as write,
+        open_writer(str(path), write) as writer,
+    ):
+
+        def record(sample: Sample, _: str = "") -> None:
+            if writer.failure:
+                raise writer.failure
+            writer.submit(sample, _SAMPLE_SIZE)
+
+        yield record
 
 
 async def _watch(

@@ -37,7 +37,8 @@ async def test_a_socket_whose_name_is_no_text(tmp_path: Path) -> None:
             result = await run(name, path, *rest)
             assert (result.returncode, result.stderr) == (0, "")
         seen = object_of(await run("status", path, "--json"))
-    assert seen["socket"] == str(path)
+    # As it is shown everywhere. An escape of half a character is no valid JSON text.
+    assert seen["socket"] == str(tmp_path / r"qmp-\xff")
 
 
 async def test_a_vm_whose_name_the_terminal_cannot_show(socket_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""Text that others have chosen, made fit to be shown on any surface.
+
+Names of VMs, sockets and files, what QEMU says and what a guest says are chosen by
+others. They can hold anything: escape sequences that a terminal obeys, newlines that
+forge a line of a log, bytes that are no UTF-8, or a megabyte. So all of them go through
+:func:`make_printable` before they are shown, and read the same on a terminal, in a log,
+in JSON, in a label of Prometheus' and in a chart.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["LONGEST", "make_printable", "make_value_printable"]
+
+LONGEST: Final = 1000
+"""Characters of a shown text at most. The classic limit of a line in a log is 1,024
+bytes (RFC 3164), and a time, a host and a program's name stand before it."""
+_CUT: Final = " ... "
+
+
+def make_printable(text: str, longest: int = LONGEST) -> str:
+    r"""Return a text as one line of printable characters.
+
+    Others become escapes as Python writes them: ``\n``, ``\x1b``, ``\u202e``. A byte of
+    a file's name that is no UTF-8 becomes ``\xe9``. Backslashes stay as they are, so
+    that a text that is printable already is not changed.
+
+    Args:
+        text: Any text.
+        longest: Characters to return at most. A longer text loses its middle: its end
+            often says what to do.
+    """
+    # Escapes only lengthen a text, so what is left out here would be cut anyway.
+    if len(text) > longest:
+        half = (longest - len(_CUT)) // 2
+        text = f"{text[:half]}{_CUT}{text[-half:]}"
+    if text.isprintable():
+        return text
+    shown = "".join(map(_escape, text))
+    return shown if len(shown) <= longest else make_printable(shown, longest)
+
+
+def _escape(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # how os.fsdecode tells a byte
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def make_value_printable(value: object) -> object:
+    """Return a value of JSON with all texts in it made printable."""
+    match value:
+        case str():
+            return make_printable(value)
+        case dict():
+            return {key: make_value_printable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [make_value_printable(item) for item in value]
+        case _:
+            return value
