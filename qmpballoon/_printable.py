@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["LONGEST", "make_printable", "make_value_printable"]
+__all__ = ["LONGEST", "describe_bug", "make_printable", "make_value_printable"]
 
 LONGEST: Final = 1000
 """Characters of a shown text at most. The classic limit of a line in a log is 1,024
@@ -60,3 +60,22 @@ def make_value_printable(value: object) -> object:
             return [make_value_printable(item) for item in value]
         case _:
             return value
+
+
+def describe_bug(error: BaseException) -> str:
+    """Say in one line what an exception is that nobody expected, and where it began.
+
+    Args:
+        error: Any exception, one of whose texts cannot be had included.
+    """
+    try:
+        text = str(error)
+    except Exception as second:  # noqa: BLE001 - whatever its own code raises
+        text = f"its text cannot be had: {type(second).__name__}"
+    said = make_printable(f"{type(error).__name__}: {text}", LONGEST // 2)
+    place, traceback = "", error.__traceback__
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        place = f" (in {code.co_qualname}, line {traceback.tb_lineno})"
+        traceback = traceback.tb_next
+    return make_printable(f"unexpected {said}{place}; please report it")

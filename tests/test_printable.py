@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon._printable import LONGEST, make_printable, make_value_printable
+from qmpballoon._printable import (
+    LONGEST,
+    describe_bug,
+    make_printable,
+    make_value_printable,
+)
 
 ANYTHING = st.text(st.characters(exclude_categories=()), max_size=3 * LONGEST)
 
@@ -59,3 +64,31 @@ def test_all_texts_in_a_value_of_json() -> None:
         "vms": [{"n": r"\x1b"}, 1, None],
         "x": [r"\r", True],
     }
+
+
+class Mute(Exception):
+    """An exception that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("a\nb"), r"unexpected ValueError: a\nb (in "),
+        (Mute(), "unexpected Mute: its text cannot be had: KeyError (in "),
+        (OverflowError("x" * 9999), "unexpected OverflowError: xxx"),
+    ],
+)
+def test_an_exception_that_nobody_expected_is_one_line(
+    error: Exception, said: str
+) -> None:
+    try:
+        raise error
+    except Exception as caught:  # noqa: BLE001 - whichever it is
+        line = describe_bug(caught)
+    assert line.startswith(said)
+    assert "test_an_exception_that_nobody_expected_is_one_line, line " in line
+    assert line.isprintable()
+    assert len(line) <= LONGEST
