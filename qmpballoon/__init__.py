@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qmpballoon.address import Vm as Vm
     from qmpballoon.address import parse_address as parse_address
     from qmpballoon.address import parse_vm as parse_vm
+    from qmpballoon.balloon import RESIZE_GUARD as RESIZE_GUARD
     from qmpballoon.balloon import Balloon as Balloon
     from qmpballoon.balloon import BalloonInfo as BalloonInfo
     from qmpballoon.balloon import Binding as Binding
@@ -101,6 +102,7 @@ _MODULES = {
         "parse_vm",
     ),
     "balloon": (
+        "RESIZE_GUARD",
         "Balloon",
         "BalloonInfo",
         "Binding",
@@ -154,6 +156,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 # Written out, so that type checkers can read it; a test holds that it is complete.
 __all__ = [
+    "RESIZE_GUARD",
     "AbstractAddress",
     "Address",
     "Balloon",

@@ -10,7 +10,7 @@ from qmpballoon.balloon._reclaim import ReclaimReport
 from qmpballoon.balloon._tracker import StallLimits
 from qmpballoon.balloon.balloon import Balloon, find_balloon
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE, Device
-from qmpballoon.balloon.guard import RESIZE_FLOOR, RESIZE_HEADROOM, Guard, GuestLimits
+from qmpballoon.balloon.guard import RESIZE_GUARD, Guard, GuestLimits
 from qmpballoon.balloon.results import (
     BalloonInfo,
     Binding,
@@ -32,8 +32,7 @@ __all__ = [
     "KEPT",
     "LARGEST_PAGE",
     "PAGE",
-    "RESIZE_FLOOR",
-    "RESIZE_HEADROOM",
+    "RESIZE_GUARD",
     "Balloon",
     "BalloonInfo",
     "Binding",

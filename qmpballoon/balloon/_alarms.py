@@ -1,22 +1,29 @@
-"""When a guest is in trouble, and how often it has to be sampled.
+"""When a guest is in trouble: one rule for all calls that take memory from it.
 
-Pure: statistics in, a reason out. All calls that take memory from a guest use this one
-rule.
+Pure: statistics in, an alarm out. ``reclaim``, ``keep``, ``resize`` and the fleet (by
+``resize``) have the same alarms. They differ in what they do about one; the table in
+"What the guard promises" of the documentation says how.
+
+Memory pressure is measured by :mod:`~qmpballoon.balloon._pressure`. What is here
+decides when pressure is trouble: when it lasts, or when it is critical.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
+from qmpballoon.balloon._pressure import PressureMeter
 from qmpballoon.sizes import GiB, format_size
 
 if TYPE_CHECKING:
+    from qmpballoon.balloon._pressure import Pressure
     from qmpballoon.balloon.guard import GuestLimits
+    from qmpballoon.balloon.results import AlarmKind
     from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["Alarms", "compute_pause"]
+__all__ = ["Alarm", "Alarms", "compute_pause"]
 
 # Bytes a second that a guest may allocate. A process that writes to new memory reaches
 # about 1 GiB/s (measured with dd to tmpfs, 0.4 to 2.8), one that only touches new 4 KiB
@@ -25,6 +32,9 @@ _ALLOCATION_RATE: Final = GiB
 # A sample shows the answer to the request of the sample before. So a guest that
 # allocates is sampled twice before it has used up what it can spare.
 _SAMPLES: Final = 2
+# Seconds of memory pressure after which a guest gets everything back. Rates are taken
+# over a second, so pressure is seen for one second after it has ended.
+_MAX_PRESSURE: Final = 3.0
 
 
 def compute_pause(spare: int) -> float:
@@ -37,16 +47,43 @@ def compute_pause(spare: int) -> float:
 
 
 @frozen
+class Alarm:
+    """What is wrong with a guest at one moment.
+
+    Attributes:
+        level: ``"none"``; ``"hold"``: take no more for now; ``"trouble"``: the guest
+            needs all of its memory back.
+        kind: What the alarm is about; ``None`` for ``"none"``.
+        reason: The same in words; empty for ``"none"``.
+        begins: Whether a ``"hold"`` begins with this sample.
+    """
+
+    level: Literal["none", "hold", "trouble"] = "none"
+    kind: AlarmKind | None = None
+    reason: str = ""
+    begins: bool = False
+
+
+_NONE: Final = Alarm()
+
+
 class Alarms:
     """The alarms of one guest.
 
-    Attributes:
+    Args:
         limits: What the guest must keep.
         first: What it reported at the beginning.
+
+    Attributes:
+        holds: How often memory pressure has begun.
     """
 
-    limits: GuestLimits
-    first: GuestStats
+    def __init__(self, limits: GuestLimits, first: GuestStats) -> None:
+        self.holds: int = 0
+        self._limits = limits
+        self._first = first
+        self._meter = PressureMeter(limits.pressure)
+        self._pressed_since: float | None = None
 
     @property
     def reserve(self) -> int:
@@ -54,34 +91,43 @@ class Alarms:
 
         It is less if the guest had less at the beginning: that is not our doing.
         """
-        return min(self.limits.headroom, self.first.reclaimable or 0)
+        return min(self._limits.headroom, self._first.reclaimable or 0)
 
     @property
     def threshold(self) -> int:
         """Bytes available below which the guest is in trouble: half of the reserve."""
         return self.reserve // 2
 
+    @property
+    def is_pressed(self) -> bool:
+        """Whether the last sample showed memory pressure."""
+        return self._pressed_since is not None
+
     def is_short(self, available: int) -> bool:
         """Return whether a guest with so many bytes available needs some back."""
         return available < self.reserve * 3 // 4
 
-    def find_trouble(self, stats: GuestStats, silence: float) -> str | None:
-        """Return why the guest has to get everything back; ``None`` if it need not.
+    def begin_anew(self, stats: GuestStats) -> None:
+        """Expect no more from the guest than it has now.
+
+        A guest may come to rest a little below its headroom. Its own rates of swapping
+        and faults stay what they were at the beginning.
 
         Args:
-            stats: What it last reported.
+            stats: What it reports now.
+        """
+        self._first = stats
+
+    def judge(self, seconds: float, stats: GuestStats, silence: float) -> Alarm:
+        """Judge a sample.
+
+        Args:
+            seconds: Seconds since the beginning.
+            stats: What the guest last reported.
             silence: Seconds since its last new answer.
         """
-        if silence > self.limits.stale_after:
-            return f"the guest has not answered for {silence:.1f} s"
-        kills, available = self.first.oom_kills, stats.reclaimable
-        if kills is not None and (stats.oom_kills or 0) > kills:
-            return "the guest killed a process for want of memory"
-        if available is None:
-            return "the guest no longer says what it has available"
-        if available < self.threshold:
-            return self.describe_headroom(available)
-        return None
+        pressure = self._judge_pressure(seconds, self._meter.observe(seconds, stats))
+        return self._find_trouble(stats, silence) or pressure
 
     def describe_headroom(self, available: int) -> str:
         """Return the reason that the headroom allows no more to be taken.
@@ -91,5 +137,37 @@ class Alarms:
         """
         return (
             f"the guest has {format_size(available)} available, and is to keep"
-            f" {format_size(self.limits.headroom)}"
+            f" {format_size(self._limits.headroom)}"
         )
+
+    def _find_trouble(self, stats: GuestStats, silence: float) -> Alarm | None:
+        """Return the alarm that one sample alone gives."""
+        if silence > self._limits.stale_after:
+            why = f"the guest has not answered for {silence:.1f} s"
+            return Alarm("trouble", "silence", why)
+        kills, available = self._first.oom_kills, stats.reclaimable
+        if kills is not None and (stats.oom_kills or 0) > kills:
+            why = "the guest killed a process for want of memory"
+            return Alarm("trouble", "oom-kill", why)
+        if available is None:
+            why = "the guest no longer says what it has available"
+            return Alarm("trouble", "unreported", why)
+        if available < self.threshold:
+            return Alarm("trouble", "headroom", self.describe_headroom(available))
+        return None
+
+    def _judge_pressure(self, seconds: float, pressure: Pressure) -> Alarm:
+        """Note since when there is pressure: trouble if it lasts, or is critical."""
+        if pressure.level == "none":
+            self._pressed_since = None
+            return _NONE
+        begins = self._pressed_since is None
+        if self._pressed_since is None:
+            self._pressed_since = seconds
+            self.holds += 1
+        if pressure.level == "critical":
+            return Alarm("trouble", "pressure", pressure.reason)
+        if seconds < self._pressed_since + _MAX_PRESSURE:
+            return Alarm("hold", "pressure", pressure.reason, begins)
+        why = f"{pressure.reason}, although no more is taken from it"
+        return Alarm("trouble", "pressure", why)

@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
-from qmpballoon.balloon._alarms import Alarms
-from qmpballoon.balloon._pressure import (
-    BASELINE_PERIOD,
-    NO_PRESSURE_LIMITS,
-    PressureMeter,
-)
+from qmpballoon.balloon._alarms import Alarm, Alarms
+from qmpballoon.balloon._pressure import BASELINE_PERIOD, NO_PRESSURE_LIMITS
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import MiB
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon._pressure import Pressure
     from qmpballoon.balloon.guard import GuestLimits
+    from qmpballoon.balloon.results import AlarmKind
 
 __all__ = ["Controller", "Decision"]
 
@@ -42,9 +38,6 @@ _RECOVERY: Final = 1.0
 _SETTLED: Final = 0.05
 # Seconds of the same figures after which a guest is at rest, rather than late.
 _AT_REST: Final = 0.5
-# Seconds of memory pressure after which a guest gets everything back. Rates are taken
-# over a second, so pressure is seen for one second after it has ended.
-_MAX_PRESSURE: Final = 3.0
 _MAX_HOLDS: Final = 3  # a guest with pressure so many times has no more to spare
 
 
@@ -59,12 +52,15 @@ class Decision:
         target: The target in bytes, for ``"take"`` and ``"trouble"``.
         reason: Why, or what keeps the guest from going on; empty if nothing does.
         mark: A word for the timeline if something new begins with this decision.
+        alarm: What is wrong with the guest, also where it need not get everything back
+            yet; ``None`` if nothing is.
     """
 
     action: Literal["take", "reached", "spent", "trouble"]
     target: int
     reason: str = ""
     mark: str | None = None
+    alarm: AlarmKind | None = None
 
 
 class Controller:
@@ -78,6 +74,7 @@ class Controller:
             it does, the target goes to the bottom whatever the guest needs.
 
     Attributes:
+        alarms: Says when the guest is in trouble.
         bottom: Bytes below which no target is set.
         watch_below: Bytes available below which the guest is sampled most often.
     """
@@ -92,7 +89,7 @@ class Controller:
         self.watch_below: int = 2 * limits.headroom + _WATCH_MARGIN
         self._target = start
         self._has_answered = stats is not None
-        self._alarms = Alarms(limits, stats or GuestStats())
+        self.alarms: Alarms = Alarms(limits, stats or GuestStats())
         self._short_at = -math.inf
         self._settled_since: float | None = None
         self._uses = deque[int](maxlen=_ANSWERS)
@@ -100,11 +97,10 @@ class Controller:
         self._smallest_step = self._tolerance
         # Within this distance it is the headroom that stops the guest.
         self._near = 4 * self._tolerance
-        self._meter = PressureMeter(limits.pressure)
-        self._pressed_since: float | None = None
-        self._holds = 0
         # Without limits on pressure, a baseline is of no use.
         self._has_baseline = limits.pressure != NO_PRESSURE_LIMITS
+        # Whether the last target took free memory only.
+        self._is_baseline = False
 
     def decide(
         self, seconds: float, actual: int, basis: int, stats: GuestStats, silence: float
@@ -123,61 +119,47 @@ class Controller:
             if silence > 0 or available is None:
                 return self._take(self.bottom, seconds, actual)
             self._has_answered = True
-            self._alarms = Alarms(self._limits, stats)
-        pressure = self._meter.observe(seconds, stats)
-        trouble = self._alarms.find_trouble(stats, silence)
-        trouble = trouble or self._note_pressure(seconds, pressure)
-        if trouble is not None or available is None:
+            self.alarms = Alarms(self._limits, stats)
+        alarm = self.alarms.judge(seconds, stats, silence)
+        if alarm.level == "trouble" or available is None:
             self._short_at, self._settled_since = seconds, None
             self._target = self._start
-            return Decision("trouble", self._start, trouble or "")
-        pause = self._pause(seconds, actual, available, pressure, silence)
+            return Decision("trouble", self._start, alarm.reason, alarm=alarm.kind)
+        pause = self._pause(seconds, actual, available, alarm, silence)
         return pause or self._seek_goal(seconds, actual, basis, stats, available)
-
-    def _note_pressure(self, seconds: float, pressure: Pressure) -> str | None:
-        """Note since when there is pressure; return why that cannot go on, if so."""
-        if pressure.level == "none":
-            self._pressed_since = None
-            return None
-        if self._pressed_since is None:
-            self._pressed_since = seconds
-            self._holds += 1
-        if pressure.level == "critical":
-            return pressure.reason
-        if seconds < self._pressed_since + _MAX_PRESSURE:
-            return None
-        return f"{pressure.reason}, although no more is taken from it"
 
     def _pause(
         self,
         seconds: float,
         actual: int,
         available: int,
-        pressure: Pressure,
+        alarm: Alarm,
         silence: float,
     ) -> Decision | None:
         """Decide to take no more for now, or for good, if there is a reason to."""
-        if self._pressed_since is not None:
-            return self._hold(seconds, actual, pressure)
-        if self._holds >= _MAX_HOLDS:
+        if alarm.level == "hold":
+            return self._hold(seconds, actual, alarm)
+        if self.alarms.holds >= _MAX_HOLDS:
             return Decision("spent", actual, "the guest suffers when more is taken")
-        if silence > 0 and self._target != self._start:
+        # While the baseline is measured only free memory is taken, which harms nobody:
+        # an answer to that need not be waited for.
+        begins = self._is_baseline and seconds >= BASELINE_PERIOD
+        if silence > 0 and self._target != self._start and not begins:
             # It is not known what the last step did. But a guest that reports the same
             # for long is at rest: a few MiB more or less need not show in its figures.
             is_near = abs(available - self._limits.headroom) < self._near
             if silence >= _AT_REST and is_near and not self._recovers(seconds):
                 self._settled_since = self._settled_since or seconds
-            reason = self._alarms.describe_headroom(available)
+            reason = self.alarms.describe_headroom(available)
             return self._wait(seconds, actual, reason)
         return None
 
-    def _hold(self, seconds: float, actual: int, pressure: Pressure) -> Decision:
+    def _hold(self, seconds: float, actual: int, alarm: Alarm) -> Decision:
         """Take no more until the pressure is over."""
         self._short_at, self._settled_since = seconds, None
-        begins = self._pressed_since == seconds
         self._target = min(max(self._target, actual), self._start)
-        mark = "held back" if begins else None
-        return Decision("take", self._target, pressure.reason, mark)
+        mark = "held back" if alarm.begins else None
+        return Decision("take", self._target, alarm.reason, mark, alarm.kind)
 
     def _seek_goal(
         self, seconds: float, actual: int, basis: int, stats: GuestStats, available: int
@@ -185,17 +167,17 @@ class Controller:
         """Take what a guest without pressure can spare."""
         increase = self._predict_increase(basis - available)
         spare = available - self._limits.headroom
-        if self._alarms.is_short(available) or increase > max(spare, 0) // 2:
+        if self.alarms.is_short(available) or increase > max(spare, 0) // 2:
             self._short_at = seconds
         goal = basis - spare + increase
-        is_baseline = self._has_baseline and seconds < BASELINE_PERIOD
-        if is_baseline and stats.free is not None:
+        self._is_baseline = self._has_baseline and seconds < BASELINE_PERIOD
+        if self._is_baseline and stats.free is not None:
             # Only free memory is taken: whatever the guest does now, it does by itself.
             unused = max(0, stats.free - self._limits.headroom)
             first_goal = max(self.bottom, min(basis - unused, actual))
             return self._take(max(goal, first_goal), seconds, actual)
         if goal > self.bottom:
-            reason = self._alarms.describe_headroom(available)
+            reason = self.alarms.describe_headroom(available)
             return self._approach(goal, seconds, actual, reason)
         # While the balloon moves, it gets nearer to the goal than this.
         is_near = abs(self.bottom - actual) < LARGEST_PAGE and actual == basis
@@ -250,7 +232,7 @@ class Controller:
     ) -> Decision:
         """Set a target on the way to a size, as far as step and rate allow by now."""
         step, rate = self._limits.step, self._limits.max_rate
-        by_step = 0 if step is None else actual - step
+        by_step = 0 if math.isinf(step) else actual - int(step)
         if self._recovers(seconds):
             by_step = actual
         by_rate = 0 if math.isinf(rate) else self._start - int(rate * seconds)

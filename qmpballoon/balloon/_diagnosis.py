@@ -98,6 +98,9 @@ def explain(
         diagnosis = suspect(tracker, before, after)
         if diagnosis is not None:
             return diagnosis
+    silent = _suspect_silent_reset(tracker, before, after)
+    if silent is not None and end.alarm == "silence":
+        return silent
     if end.reason:
         return Diagnosis(
             "guest-at-floor",

@@ -3,14 +3,16 @@
 :class:`Keeper` (pure) judges sample by sample, and :func:`keep` takes the samples. A
 small guest that goes on working may use more memory, slowly or in a burst. If it falls
 below three quarters of its headroom, it gets what it lacks, and the rest is kept. If it
-is in trouble, it gets everything, and the keeping ends.
+comes under memory pressure, it gets one step of its guard, as nothing tells what it
+lacks. If it is in trouble, it gets everything, and the keeping ends.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
-from qmpballoon.balloon._alarms import Alarms, compute_pause
+from qmpballoon.balloon._alarms import compute_pause
 from qmpballoon.balloon._tracker import STRAY
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.sampling import KEPT
@@ -18,6 +20,7 @@ from qmpballoon.balloon.sampling import KEPT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.balloon._alarms import Alarms
     from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.sampling import Sample, Sampler
@@ -27,6 +30,8 @@ __all__ = ["Keeper", "keep"]
 
 _SHORTEST: Final = 0.02  # seconds between two samples of a guest with little left
 _LONGEST: Final = 1.0  # and of one with plenty
+# And of one under memory pressure, which may become critical, or end.
+_UNDER_PRESSURE: Final = 0.25
 
 
 class Keeper:
@@ -36,27 +41,32 @@ class Keeper:
         limits: What the guest must keep.
         full: Bytes it is to have when it gets everything.
         actual: Bytes it has.
-        stats: What it reports at the beginning.
+        alarms: Its alarms, which know what it did before memory was taken.
 
     Attributes:
         target: Bytes it is to have; it only ever grows.
     """
 
     def __init__(
-        self, limits: GuestLimits, full: int, actual: int, stats: GuestStats
+        self, limits: GuestLimits, full: int, actual: int, alarms: Alarms
     ) -> None:
         self.target: int = actual
         self._full = full
-        self._headroom = limits.headroom
-        # A guest may have come to rest a little below its headroom.
-        self._alarms = Alarms(limits, stats)
+        self._limits = limits
+        self._alarms = alarms
 
     def judge(
-        self, actual: int, basis: int, stats: GuestStats, silence: float
+        self,
+        seconds: float,
+        actual: int,
+        basis: int,
+        stats: GuestStats,
+        silence: float,
     ) -> str | None:
         """Judge a sample.
 
         Args:
+            seconds: Seconds since the beginning of the alarms.
             actual: Bytes the guest has.
             basis: Bytes it had when it was asked for ``stats``.
             stats: What it last reported.
@@ -65,23 +75,29 @@ class Keeper:
         Returns:
             Why the guest is to have everything back; ``None`` if it is not.
         """
-        trouble = self._alarms.find_trouble(stats, silence)
-        if trouble is not None:
-            return trouble
+        alarm = self._alarms.judge(seconds, stats, silence)
+        if alarm.level == "trouble":
+            return alarm.reason
         if actual > self.target + STRAY:
             return "somebody else gave the guest its memory back"
         available = stats.reclaimable or 0
         if self._alarms.is_short(available):
-            wanted = basis + self._headroom - available
-            self.target = max(self.target, -(-wanted // PAGE) * PAGE)
+            self._give(basis + self._limits.headroom - available)
+        if alarm.begins:
+            step = self._limits.step
+            self._give(self._full if math.isinf(step) else self.target + int(step))
         if self.target >= self._full:
             return "the guest needs all of it"
         return None
 
+    def _give(self, wanted: int) -> None:
+        self.target = max(self.target, -(-wanted // PAGE) * PAGE)
+
     def choose_pause(self, available: int | None) -> float:
         """Return for how many seconds the guest need not be sampled."""
         spare = (available or 0) - self._alarms.threshold
-        return min(max(compute_pause(spare), _SHORTEST), _LONGEST)
+        longest = _UNDER_PRESSURE if self._alarms.is_pressed else _LONGEST
+        return min(max(compute_pause(spare), _SHORTEST), longest)
 
 
 async def keep(
@@ -112,7 +128,9 @@ async def keep(
         sample = await sampler.take(mark)
         mark = None
         on_sample(sample)
-        why = keeper.judge(sample.actual, sampler.basis, sampler.stats, sampler.silence)
+        why = keeper.judge(
+            sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
+        )
         if why is not None:
             return f"kept for {monitor.now() - began:.0f} s: {why}"
         if keeper.target != device.target:

@@ -58,12 +58,12 @@ class PressureLimits:
         swap_rate: Bytes a second that a guest may swap out more than before.
         fault_rate: Major faults a second that it may have more than before.
         scanned: Bytes that its kernel must have scanned in a second for the share
-            that it could free to mean anything; ``None``: it never does.
+            that it could free to mean anything.
     """
 
     swap_rate: float = math.inf
     fault_rate: float = math.inf
-    scanned: int | None = None
+    scanned: float = math.inf
 
     @classmethod
     def of(
@@ -203,7 +203,7 @@ class PressureMeter:
         """Judge by the share of the scanned pages that the kernel can free."""
         enough = self._limits.scanned
         scanned = now.scanned - then.scanned
-        if enough is None or scanned < enough:
+        if scanned < enough:
             return None
         share = 1 - (now.freed - then.freed) / scanned
         if share < _MEDIUM:

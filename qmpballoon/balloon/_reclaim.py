@@ -20,8 +20,13 @@ from qmpballoon._checks import (
 )
 from qmpballoon.balloon._controller import Controller
 from qmpballoon.balloon._keep import Keeper, keep
-from qmpballoon.balloon._shrink import leave_safe, prompt_size_report, shrink
-from qmpballoon.balloon._tracker import StallLimits, Tracker
+from qmpballoon.balloon._shrink import (
+    choose_safe_size,
+    leave_safe,
+    prompt_size_report,
+    shrink,
+)
+from qmpballoon.balloon._tracker import Tracker, compute_stall_limits
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.results import OVERRIDDEN, Ending, Plan
@@ -39,6 +44,7 @@ from qmpballoon.sizes import GiB, format_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.balloon._alarms import Alarms
     from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.results import Binding, Phase, ReclaimOutcome
@@ -130,13 +136,16 @@ async def reclaim(
             before=before,
             after=before,
         )
-    run = await _Run.begin(device, before, on_progress)
+    run = await _Run.begin(device, limits, before, on_progress)
+    controller = run.make_controller(amount)
     try:
         async with open_sampler(device) as sampler:
-            end = await run.take(sampler, limits, amount)
-            held = hold and end.kind != "trouble"
-            if keep_for is not None and end.kind != "trouble":
-                end = await run.keep(sampler, limits, keep_for)
+            end = await run.take(sampler, controller)
+            # What is held is not watched: with anything wrong it is given back.
+            stopped_early = end.kind == "trouble" or (hold and end.alarm is not None)
+            held = hold and not stopped_early
+            if keep_for is not None and not stopped_early:
+                end = await run.keep(sampler, controller.alarms, keep_for)
             if held:
                 await run.hold(sampler, end)
             else:
@@ -148,7 +157,7 @@ async def reclaim(
         await leave_safe(device, run.full, error, run.measure_full)
         raise
     return ReclaimReport(
-        outcome="stopped" if end.kind == "trouble" else "done",
+        outcome="stopped" if stopped_early else "done",
         reason=run.explain(end, stopped),
         requested=requested,
         handed_over=before.actual - run.lowest,
@@ -235,6 +244,7 @@ class _Run:
 
     Attributes:
         device: The balloon.
+        limits: What the guest must keep.
         before: Guest and host at the beginning.
         on_progress: Called with each sample.
         full: Bytes that the guest is to have when it gets everything back.
@@ -247,6 +257,7 @@ class _Run:
     """
 
     device: Device
+    limits: GuestLimits
     before: Snapshot
     on_progress: Callable[[Sample], None] | None
     full: int
@@ -261,6 +272,7 @@ class _Run:
     async def begin(
         cls,
         device: Device,
+        limits: GuestLimits,
         before: Snapshot,
         on_progress: Callable[[Sample], None] | None,
     ) -> _Run:
@@ -268,33 +280,41 @@ class _Run:
         actual, ram = before.actual, (await device.query()).total
         # A guest that is about to grow to its target is to have that at the end.
         full = max(actual, min(device.target or 0, ram or 0))
-        return cls(device, before, on_progress, full, ram, actual, lowest=actual)
+        return cls(
+            device, limits, before, on_progress, full, ram, actual, lowest=actual
+        )
 
-    async def take(
-        self, sampler: Sampler, limits: GuestLimits, amount: int | None
-    ) -> Ending:
-        """Inflate as far as the controller allows."""
+    def make_controller(self, amount: int | None) -> Controller:
+        """Make a controller that takes so many bytes, or all that can be spared."""
         start = self.before.actual
         bottom = 0 if amount is None else start - amount
-        controller = Controller(limits, start, bottom, self.before.stats)
-        now = self.device.monitor.now()
-        stall_limits = _compute_stall_limits(limits)
-        tracker = Tracker(controller.bottom, start, now, stall_limits)
+        return Controller(self.limits, start, bottom, self.before.stats)
+
+    async def take(self, sampler: Sampler, controller: Controller) -> Ending:
+        """Inflate as far as the controller allows."""
+        tracker = Tracker(
+            controller.bottom,
+            self.before.actual,
+            self.device.monitor.now(),
+            compute_stall_limits(self.limits.max_rate),
+        )
         return await shrink(self.device, sampler, controller, tracker, self._add_sample)
 
-    async def keep(
-        self, sampler: Sampler, limits: GuestLimits, seconds: float
-    ) -> Ending:
+    async def keep(self, sampler: Sampler, alarms: Alarms, seconds: float) -> Ending:
         """Keep what was taken for so many seconds, or until the guest needs it."""
         device = self.device
         await device.set_target(self.actual)
-        keeper = Keeper(limits, self.full, self.actual, sampler.stats)
+        alarms.begin_anew(sampler.stats)
+        keeper = Keeper(self.limits, self.full, self.actual, alarms)
         why = await keep(device, sampler, keeper, seconds, self._add_sample)
         return Ending("given-back", why)
 
     async def hold(self, sampler: Sampler, end: Ending) -> None:
-        """Leave the guest at the size that it has reached."""
-        await self.device.set_target(self.actual)
+        """Leave the guest at the size that it has reached, with its headroom."""
+        headroom, stats = self.limits.headroom, sampler.stats
+        await self.device.set_target(
+            choose_safe_size(self.actual, self.full, headroom, stats, end.alarm)
+        )
         self._add_sample(await sampler.take(end.kind))
 
     async def give_back(self, sampler: Sampler, end: Ending) -> None:
@@ -360,10 +380,3 @@ class _Run:
         self.timeline.add(sample)
         if self.on_progress is not None:
             self.on_progress(sample)
-
-
-def _compute_stall_limits(limits: GuestLimits) -> StallLimits:
-    """Return what counts as a stall of a balloon whose rate is capped."""
-    rate = min(StallLimits().rate, limits.max_rate / 4)
-    # At a low rate the balloon moves by a page now and then.
-    return StallLimits(rate, max(StallLimits().window, LARGEST_PAGE / rate))

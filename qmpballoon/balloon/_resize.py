@@ -3,15 +3,15 @@
 The size is polled. ``BALLOON_CHANGE`` events would not do: QEMU sends at most one a
 second, so the last one may come a second late.
 
-A shrinking guest is asked for no more than it reports as available, less a small
-headroom. Without that, a target that the guest cannot reach would press on it until it
-kills processes or panics, and before that no stall would be noticed. A guest that
-reports nothing is asked for the target as it is. A guest that begins to need its memory
-meanwhile gets some back, and is asked again when it has some to spare; if that leads
-nowhere it counts as a stall.
+A shrinking guest is watched as in a reclaim, with the same alarms, but by default with
+a smaller headroom. Without that, a target that the guest cannot reach would press on it
+until it kills processes or panics, and before that no stall would be noticed. A guest
+in trouble gets back all that it had at the beginning. It is asked again when it is
+well; if that leads nowhere it counts as a stall. A guest that has reported nothing yet
+is asked for the target, one step at a time.
 
 A balloon inflates for as long as its target is not reached. So however the call ends,
-the target that it leaves is one that the guest has reached.
+the target that it leaves is one that the guest has reached, or a larger one.
 """
 
 from __future__ import annotations
@@ -34,10 +34,16 @@ from qmpballoon.balloon._diagnosis import (
     suspect_inhibition,
     suspect_old_size,
 )
-from qmpballoon.balloon._shrink import follow, leave_safe, prompt_size_report, shrink
-from qmpballoon.balloon._tracker import StallLimits, Tracker
+from qmpballoon.balloon._shrink import (
+    choose_safe_size,
+    follow,
+    leave_safe,
+    prompt_size_report,
+    shrink,
+)
+from qmpballoon.balloon._tracker import StallLimits, Tracker, compute_stall_limits
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.balloon.guard import Guard, GuestLimits
+from qmpballoon.balloon.guard import RESIZE_GUARD, Guard
 from qmpballoon.balloon.results import OnStall, Progress, ResizeResult
 from qmpballoon.balloon.sampling import open_sampler
 from qmpballoon.errors import BalloonStalled, BalloonTimeout, UnsafeTarget
@@ -49,7 +55,14 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon._diagnosis import Evidence
     from qmpballoon.balloon.device import Device
-    from qmpballoon.balloon.results import Diagnosis, Ending, Outcome, Phase
+    from qmpballoon.balloon.guard import GuestLimits
+    from qmpballoon.balloon.results import (
+        AlarmKind,
+        Diagnosis,
+        Ending,
+        Outcome,
+        Phase,
+    )
 
 __all__ = ["resize"]
 
@@ -62,42 +75,40 @@ async def resize(
     *,
     timeout: float,
     on_stall: OnStall,
-    floor: int,
-    headroom: int | None,
+    guard: Guard | None,
+    unguarded: bool,
     on_progress: Callable[[Progress], None] | None,
     limits: StallLimits | None,
 ) -> ResizeResult:
     """Bring the guest to a size; see :meth:`Balloon.resize`."""
-    _check(target, timeout, on_stall, floor, headroom)
+    require_size(target, "target", minimum=1)
+    require_seconds(timeout, "timeout")
+    _check_on_stall(on_stall)
     require_callback(on_progress, "on_progress")
     require_kind(limits, StallLimits, "limits")
-    if target < floor:
-        why = (
-            f"a target of {format_size(target)} is below the floor of"
-            f" {format_size(floor)}, which no guest survives; nothing was sent"
-        )
-        raise UnsafeTarget(prefix_name(device.monitor, why))
+    chosen = _choose_guard(guard, unguarded=unguarded)
+    if chosen is not None and chosen.floor is not None:
+        _check_floor(device, target, chosen.floor)
     deadline = device.monitor.now() + timeout
-    before = await gather(device)
-    actual, now = await device.actual(), device.monitor.now()
-    goal = min(-(-target // PAGE) * PAGE, before.total or _MAX_TARGET)
-    run = _Run(device, Tracker(goal, actual, now, limits), before, headroom)
+    run = await _Run.begin(device, target, chosen, limits)
     try:
-        end = await run.move(run.tracker, on_progress, timeout=deadline - now)
+        left = deadline - device.monitor.now()
+        end = await run.move(run.tracker, on_progress, timeout=left)
         if end.kind == "reached":
             return run.report(target, "reached", run.check_host())
+        await run.stop()
         after = await gather(device)
-        size_is_old = suspect_old_size(run.tracker, before, after) is not None
+        size_is_old = suspect_old_size(run.tracker, run.before, after) is not None
         if size_is_old and end.kind == "stalled":
             end = await run.go_on(deadline, on_progress)
             if end.kind == "reached":
                 return run.report(target, "reached")
-        diagnosis = explain(run.tracker, before, after, end)
+        diagnosis = explain(run.tracker, run.before, after, end)
         # To the old size that QEMU reports, the guest would have to shrink.
         if not size_is_old:
             if on_stall == "rollback":
                 return await run.roll_back(target, diagnosis)
-            await run.settle(after)
+            await run.settle(after, end)
     except BaseException as error:
         await run.abandon(error)
         raise
@@ -120,13 +131,31 @@ class _Run:
         device: The balloon.
         tracker: Follows it to the target.
         before: What could be seen at the beginning.
-        headroom: Bytes that the guest keeps available; ``None``: no matter what.
+        limits: What a shrinking guest must keep; ``None``: it is not watched.
     """
 
     device: Device
     tracker: Tracker
     before: Evidence
-    headroom: int | None
+    limits: GuestLimits | None
+
+    @classmethod
+    async def begin(
+        cls,
+        device: Device,
+        target: int,
+        guard: Guard | None,
+        stall: StallLimits | None,
+    ) -> _Run:
+        """Look at the VM, and refuse a target below the guard's floor for it."""
+        before = await gather(device)
+        actual, now = await device.actual(), device.monitor.now()
+        limits = None if guard is None else guard.compute_limits(before.total or actual)
+        if limits is not None:
+            _check_floor(device, target, limits.floor)
+            stall = stall or compute_stall_limits(limits.max_rate)
+        goal = min(-(-target // PAGE) * PAGE, before.total or _MAX_TARGET)
+        return cls(device, Tracker(goal, actual, now, stall), before, limits)
 
     async def move(
         self,
@@ -142,14 +171,14 @@ class _Run:
             if on_progress is not None:
                 on_progress(_describe_progress(tracker, phase))
 
-        if tracker.target >= tracker.actual or self.headroom is None:
+        if tracker.target >= tracker.actual or self.limits is None:
             await device.set_target(tracker.target)
             return await follow(device, tracker, show, timeout=timeout)
         async with open_sampler(device) as sampler:
             return await shrink(
                 device,
                 sampler,
-                self._make_controller(tracker, self.headroom),
+                self._make_controller(tracker, self.limits),
                 tracker,
                 lambda _, phase: show(phase),
                 timeout=timeout,
@@ -168,11 +197,10 @@ class _Run:
         left = deadline - monitor.now()
         return await self.move(tracker, on_progress, timeout=left)
 
-    def _make_controller(self, tracker: Tracker, headroom: int) -> Controller:
-        """Make a controller that goes to the target, and keeps the headroom."""
-        # If this process is killed, no more than the step is taken unwatched.
-        step = Guard().compute_limits(self.before.total or tracker.actual).step
-        limits = GuestLimits(headroom=headroom, floor=tracker.target, step=step)
+    def _make_controller(self, tracker: Tracker, limits: GuestLimits) -> Controller:
+        """Make a controller that goes to the target."""
+        # A rollback may go to a size below the floor: the guest had that before.
+        limits = evolve(limits, floor=tracker.target)
         stats = self.before.stats
         known = self.before.answers and stats.reclaimable is not None
         return Controller(
@@ -196,23 +224,38 @@ class _Run:
             seconds=began.elapsed + tracker.elapsed,
         )
 
-    async def settle(self, after: Evidence) -> None:
-        """Stay at the size that was reached.
+    async def stop(self) -> None:
+        """Take no more from a guest that shrinks, while nobody watches it."""
+        asked, size = self.device.target, self.tracker.actual
+        if self.tracker.target < size and (asked is None or asked < size):
+            await self.device.set_target(size)
 
-        A guest that was left without its headroom gets it back: with nothing available
-        it would die of the next allocation.
-        """
+    async def settle(self, after: Evidence, end: Ending) -> None:
+        """Stay at the size that was reached, or at one that the guest can live with."""
         device, tracker = self.device, self.tracker
-        actual = await device.actual()
-        available, lacking = after.stats.reclaimable, 0
-        if tracker.target < tracker.before and available is not None:
-            lacking = max(0, (self.headroom or 0) - available)
-        await device.set_target(min(actual + lacking, max(actual, tracker.before)))
+        size = actual = await device.actual()
+        if tracker.target < tracker.before:
+            headroom = 0 if self.limits is None else self.limits.headroom
+            alarm = self._choose_alarm(after, end)
+            size = choose_safe_size(
+                actual, tracker.before, headroom, after.stats, alarm
+            )
+        await device.set_target(size)
         tracker.observe(device.monitor.now(), actual)
-        if lacking:
-            back = Tracker(device.target or actual, actual, device.monitor.now())
+        if size > actual:
+            back = Tracker(size, actual, device.monitor.now())
             await follow(device, back)
             tracker.observe(device.monitor.now(), back.actual)
+
+    def _choose_alarm(self, after: Evidence, end: Ending) -> AlarmKind | None:
+        """Return what is wrong with the guest now, when watching it ends."""
+        if self.limits is None:
+            return None
+        if after.stopped is not None:
+            # That a stopped VM is silent is no trouble of its guest's.
+            return None if end.alarm == "silence" else end.alarm
+        is_silent = self.before.answers and not after.answers
+        return end.alarm or ("silence" if is_silent else None)
 
     async def abandon(self, error: BaseException) -> None:
         """Keep a guest that shrinks at its size; let one that grows go on."""
@@ -249,21 +292,37 @@ def _describe_progress(tracker: Tracker, phase: Phase) -> Progress:
 
 def _describe_stall(result: ResizeResult) -> str:
     why = result.diagnosis.detail if result.diagnosis else "the reason is not known"
+    left = "was left there"
+    if result.target > result.actual:
+        left = f"was then asked to go back to {format_size(result.target)}"
     return (
         f"the balloon stopped at {format_size(result.actual)} on its way to"
-        f" {format_size(result.requested)} and was left there; {why}"
+        f" {format_size(result.requested)} and {left}; {why}"
     )
 
 
-def _check(
-    target: int, timeout: float, on_stall: str, floor: int, headroom: int | None
-) -> None:
-    """Refuse arguments that make no sense."""
-    require_size(target, "target", minimum=1)
-    require_size(floor, "floor")
-    if headroom is not None:
-        require_size(headroom, "headroom")
-    require_seconds(timeout, "timeout")
+def _choose_guard(guard: Guard | None, *, unguarded: bool) -> Guard | None:
+    """Return the guard to go by; ``None``: the guest is not to be protected."""
+    require_kind(guard, Guard, "guard")
+    if not isinstance(unguarded, bool):
+        raise TypeError(f"unguarded is {unguarded!r:.80}: it must be True or False")
+    if unguarded and guard is not None:
+        raise ValueError("a guard is given, and unguarded: leave one of them out")
+    return None if unguarded else guard or RESIZE_GUARD
+
+
+def _check_floor(device: Device, target: int, floor: int) -> None:
+    """Refuse a target that no guest survives, or that the caller forbids."""
+    if target < floor:
+        why = (
+            f"a target of {format_size(target)} is below the floor of"
+            f" {format_size(floor)}; nothing was sent: choose a larger target, or"
+            " another floor"
+        )
+        raise UnsafeTarget(prefix_name(device.monitor, why))
+
+
+def _check_on_stall(on_stall: str) -> None:
     if on_stall not in get_args(OnStall):
         choices = ", ".join(get_args(OnStall))
         raise ValueError(f"on_stall is {on_stall!r}: it must be one of {choices}")

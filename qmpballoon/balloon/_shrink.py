@@ -3,7 +3,11 @@
 :func:`shrink` is what ``resize`` and ``reclaim`` share: it takes a sample, has a
 :class:`~qmpballoon.balloon._controller.Controller` decide, and sets the target that it
 says. The calls differ in what they let the controller allow. :func:`follow` waits for a
-target that is set. :func:`leave_safe` is what is done when a call ends by an exception.
+target that is set.
+
+However a call ends, the guest is left at a size that it can live with:
+:func:`choose_safe_size` says which one that is, and :func:`leave_safe` sets it when the
+call ends by an exception.
 """
 
 from __future__ import annotations
@@ -26,10 +30,17 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon._controller import Controller
     from qmpballoon.balloon.device import Device
-    from qmpballoon.balloon.results import Phase
+    from qmpballoon.balloon.results import AlarmKind, Phase
     from qmpballoon.balloon.sampling import Sample, Sampler
+    from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["follow", "leave_safe", "prompt_size_report", "shrink"]
+__all__ = [
+    "choose_safe_size",
+    "follow",
+    "leave_safe",
+    "prompt_size_report",
+    "shrink",
+]
 
 _TICK: Final = 0.04  # seconds between two samples; more often costs an idle guest CPU
 _SHORTEST_TICK: Final = 0.02  # for a guest that has little left
@@ -73,7 +84,7 @@ async def shrink(
     """
     monitor = device.monitor
     deadline = monitor.now() + timeout
-    reason, mark, limited_at = "", None, 0
+    reason, mark, limited_at, alarm = "", None, 0, None
     pauses = _Pauses(controller, tracker)
     while monitor.now() < deadline:
         sample = await sampler.take(mark)
@@ -84,7 +95,7 @@ async def shrink(
         decision = controller.decide(
             sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
         )
-        mark = decision.mark
+        mark, alarm = decision.mark, decision.alarm
         # A reason holds until the guest gets farther than it was then.
         if decision.reason:
             reason, limited_at = decision.reason, tracker.nearest
@@ -93,9 +104,9 @@ async def shrink(
         gives_back = persist and decision.action == "trouble"
         arrived = device.target is not None and sample.actual <= device.target
         if decision.action != "take" and not gives_back:
-            return Ending(decision.action, reason)
+            return Ending(decision.action, reason, alarm)
         if phase == "stalled":
-            return Ending("stalled", reason)
+            return Ending("stalled", reason, alarm)
         # While the guest has not moved, another client may have set its own target.
         if decision.target != device.target or phase == "waiting":
             await device.set_target(decision.target)
@@ -103,7 +114,7 @@ async def shrink(
         # The next step waits for the guest's answer.
         pause_now = min(pause, _TICK) if sampler.silence > 0 else pause
         await monitor.sleep(min(pause_now, deadline - monitor.now()))
-    return Ending("timed-out", reason)
+    return Ending("timed-out", reason, alarm)
 
 
 @define
@@ -208,6 +219,30 @@ async def prompt_size_report(
     await device.set_target(little.target)
     await follow(device, little, timeout=timeout)
     await device.set_target(goal)
+
+
+def choose_safe_size(
+    actual: int, full: int, headroom: int, stats: GuestStats, alarm: AlarmKind | None
+) -> int:
+    """Return the size at which a call that took memory from a guest may leave it.
+
+    From now on nobody watches the guest. So if anything is wrong with it, it gets all
+    that it had, even if it would have been let alone for some seconds. Another one gets
+    what it lacks of its headroom: with nothing available it would die of the next
+    allocation.
+
+    Args:
+        actual: Bytes that the guest has.
+        full: Bytes that it had before.
+        headroom: Bytes that it is to have available.
+        stats: What it reports now.
+        alarm: What is wrong with it; ``None`` if nothing is.
+    """
+    if alarm is not None:
+        return max(actual, full)
+    available = stats.reclaimable
+    lacks = 0 if available is None else max(0, headroom - available)
+    return min(actual + lacks, max(actual, full))
 
 
 async def leave_safe(

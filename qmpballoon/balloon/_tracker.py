@@ -23,7 +23,7 @@ from qmpballoon.sizes import MiB
 if TYPE_CHECKING:
     from qmpballoon.balloon.results import Phase
 
-__all__ = ["STRAY", "StallLimits", "Tracker"]
+__all__ = ["STRAY", "StallLimits", "Tracker", "compute_stall_limits"]
 
 STRAY: Final = 16 * MiB
 """Bytes that a balloon may move away from its target by itself: when the target
@@ -55,6 +55,17 @@ class StallLimits:
         for name, value in (("rate", self.rate), ("window", self.window)):
             if not value > 0:  # with either at 0, nothing would ever count as a stall
                 raise ValueError(f"{name} is {value}: it must be above 0")
+
+
+def compute_stall_limits(max_rate: float) -> StallLimits:
+    """Return what counts as a stall of a balloon whose rate is capped.
+
+    Args:
+        max_rate: Bytes a second that are taken at most.
+    """
+    rate = min(StallLimits().rate, max_rate / 4)
+    # At a low rate the balloon moves by a page now and then.
+    return StallLimits(rate, max(StallLimits().window, LARGEST_PAGE / rate))
 
 
 class Tracker:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qmpballoon.balloon import _reclaim, _resize, sampling
 from qmpballoon.balloon.device import Device, M_co, find_device
-from qmpballoon.balloon.guard import RESIZE_FLOOR, RESIZE_HEADROOM
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -82,36 +81,48 @@ class Balloon(Device[M_co]):
         *,
         timeout: float = math.inf,
         on_stall: OnStall = "raise",
-        floor: int = RESIZE_FLOOR,
-        headroom: int | None = RESIZE_HEADROOM,
+        guard: Guard | None = None,
+        unguarded: bool = False,
         on_progress: Callable[[Progress], None] | None = None,
         limits: StallLimits | None = None,
     ) -> ResizeResult:
         """Bring the guest to a size, and wait until it is there.
 
+        A guest that shrinks is watched as in :meth:`reclaim`, with the same alarms. In
+        trouble it gets back all that it had. It is asked again when it is well; if that
+        leads nowhere, the balloon has stalled.
+
         A balloon that stalls does not keep its target: the target is set to the size
-        that was reached, or to the size before.
+        that was reached, or to the size before. A guest in trouble always gets the size
+        before.
 
         Args:
             target: Bytes, 1 or more; more than the VM's RAM means all of it.
-            timeout: Seconds for the whole call.
+            timeout: Seconds for the whole call; ``math.inf``: no limit.
             on_stall: What to do when the balloon does not reach the target.
                 ``"raise"`` settles at the size reached and raises, ``"settle"``
                 settles and returns, ``"rollback"`` goes back to the size before and
                 returns.
-            floor: Bytes below which a target is refused.
-            headroom: Bytes that a shrinking guest keeps available, by its own
-                statistics; if the target would take them it is not reached. ``None``
-                sets the target whatever the guest reports, which can kill it.
+            guard: What a shrinking guest must keep, and what counts as trouble; by
+                default :data:`RESIZE_GUARD`. If the target would take more, it is not
+                reached.
+            unguarded: Set the target at once, whatever the guest reports. This can kill
+                processes in the guest, or the guest.
             on_progress: Called several times a second with the progress.
-            limits: What counts as a stall.
+            limits: What counts as a stall. By default, less than 1 MiB a second over 5
+                seconds, or less than a quarter of the guard's ``max_rate``.
 
         Returns:
             What was reached; its ``outcome`` says how it ended.
 
         Raises:
-            UnsafeTarget: The target is below the floor; nothing was sent.
-            BalloonStalled: The target was not reached; with a diagnosis.
+            UnsafeTarget: The target is below the guard's floor; no target was sent.
+            BalloonStalled: The target was not reached; with a diagnosis. Only with
+                ``on_stall="raise"``.
+            BalloonTimeout: The same, and it is because the time was over.
+            TypeError: An argument is of the wrong type; nothing was sent.
+            ValueError: An argument is out of range, or both ``guard`` and ``unguarded``
+                are given; nothing was sent.
             NoBalloonDevice: The VM has no balloon, or no longer.
             BalloonUnavailable: The host's KVM cannot drive it.
             MonitorError: QEMU can no longer be asked. If it is only stopped, it leaves
@@ -126,8 +137,8 @@ class Balloon(Device[M_co]):
             target,
             timeout=timeout,
             on_stall=on_stall,
-            floor=floor,
-            headroom=headroom,
+            guard=guard,
+            unguarded=unguarded,
             on_progress=on_progress,
             limits=limits,
         )

@@ -15,6 +15,9 @@ The rules:
 4. A guest that shows memory pressure in other ways is left alone until that is over,
    and gets everything if it does not end: :mod:`~qmpballoon.balloon._pressure`.
 
+All calls that shrink a guest follow these rules. Nothing that is merely left out
+removes one of them: ``None`` stands for the default, and "no limit" is ``math.inf``.
+
 A guest's statistics are hints from somebody who may be wrong, or lie. They can make a
 guard more careful than it need be. They can never take the guest below its floor.
 """
@@ -33,16 +36,14 @@ from qmpballoon.sizes import MiB
 if TYPE_CHECKING:
     from attrs import Attribute
 
-__all__ = ["RESIZE_FLOOR", "RESIZE_HEADROOM", "Guard", "GuestLimits"]
-
-RESIZE_FLOOR: Final = 32 * MiB
-"""Bytes below which ``resize`` refuses a target: no Linux guest survives with less."""
+__all__ = ["RESIZE_GUARD", "RESIZE_HEADROOM", "Guard", "GuestLimits"]
 
 RESIZE_HEADROOM: Final = 32 * MiB
-"""Bytes that a guest keeps available while ``resize`` shrinks it.
+"""Bytes that a guest keeps available while ``resize`` shrinks it by default.
 
-Less than a reclaim leaves: a resize is an order, so the guest gives what it can without
-being killed."""
+With less, a guest may be killed by the next allocation: 32 MiB are what a process that
+writes 0.8 GiB a second allocates between two samples, 40 ms apart."""
+_RESIZE_FLOOR: Final = 32 * MiB  # no Linux guest survives with less
 
 # The default headroom. 64 MiB is what a process that writes 1.6 GiB a second allocates
 # between two samples, 40 ms apart; with less available, Linux reclaims in every
@@ -79,7 +80,7 @@ def _check_optional_share(
 
 
 def _check_rate(_: object, attribute: Attribute[Any], value: object) -> None:
-    if not isinstance(value, int | float):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{attribute.name} is {value!r}: it must be a rate a second")
     if not value > 0:  # false for NaN, too
         raise ValueError(f"{attribute.name} is {value}: it must be above 0 a second")
@@ -92,9 +93,12 @@ def _check_optional_rate(
         _check_rate(self, attribute, value)
 
 
-@frozen
+@frozen(kw_only=True)
 class Guard:
     """What a guest must keep, and what counts as trouble.
+
+    All arguments are keywords. ``None`` stands for the default. Rates and
+    ``stale_after`` may be ``math.inf``: then there is no such limit.
 
     Attributes:
         headroom: Bytes that the guest keeps available. By default 64 MiB and 2 % of its
@@ -105,18 +109,20 @@ class Guard:
             32nd of its RAM, and at least 64 MiB.
         step: Bytes that the target is below the guest's size at most, 1 MiB or more. By
             default 128 MiB, or a 32nd of the RAM if that is more.
-        max_rate: Bytes a second to take at most.
+        max_rate: Bytes a second to take at most. By default there is no limit.
         swap_rate: Bytes a second that the guest may swap out more than it did by
             itself. By default a 4096th of its RAM, and at least 1 MiB.
         fault_rate: Major page faults a second that it may have more than by itself.
             By default 100 for each 16 GiB of its RAM, and at least 100.
         stale_after: Seconds without an answer after which the guest counts as silent.
+
+    Raises:
+        TypeError: A value is not a number of the right kind.
+        ValueError: A value is out of range.
     """
 
     headroom: int | None = field(default=None, validator=_check_optional_size)
-    headroom_share: float | None = field(
-        default=None, validator=_check_optional_share, kw_only=True
-    )
+    headroom_share: float | None = field(default=None, validator=_check_optional_share)
     floor: int | None = field(default=None, validator=_check_optional_size)
     step: int | None = field(default=None, validator=_check_optional_size)
     max_rate: float = field(default=math.inf, validator=_check_rate)
@@ -159,7 +165,7 @@ class GuestLimits:
     Attributes:
         headroom: Bytes that the guest keeps available.
         floor: Bytes below which it never goes.
-        step: Bytes that the target is below its size at most; ``None``: no limit.
+        step: Bytes that the target is below its size at most.
         max_rate: Bytes a second to take at most.
         stale_after: Seconds without an answer after which it counts as silent.
         pressure: What counts as memory pressure; by default nothing does.
@@ -167,7 +173,15 @@ class GuestLimits:
 
     headroom: int
     floor: int
-    step: int | None = None
+    step: float = math.inf
     max_rate: float = math.inf
     stale_after: float = math.inf
     pressure: PressureLimits = NO_PRESSURE_LIMITS
+
+
+RESIZE_GUARD: Final = Guard(headroom=RESIZE_HEADROOM, floor=_RESIZE_FLOOR)
+"""The guard of ``resize`` if none is given: a headroom and a floor of 32 MiB.
+
+A resize is an order, so it keeps less than a reclaim: enough that the guest is not
+killed. All alarms are on. For other limits that are as low where nothing else is said,
+use ``attrs.evolve(RESIZE_GUARD, ...)``."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OVERRIDDEN",
+    "AlarmKind",
     "BalloonInfo",
     "Binding",
     "Diagnosis",
@@ -69,6 +70,11 @@ EndingKind = Literal[
 """How one movement of the balloon ended: at its target; stalled; out of time; with a
 guest that has no more to spare; with a guest in trouble; with the memory given back
 after it was kept for a while. Timelines use the same words as marks."""
+
+AlarmKind = Literal["silence", "oom-kill", "unreported", "headroom", "pressure"]
+"""What is wrong with a guest: it does not answer; it killed a process for want of
+memory; it no longer reports what it has available; it has less than half of its
+headroom; it is under memory pressure."""
 
 OVERRIDDEN: Final = (
     "another client sets targets, too; turn its ballooning off for this VM"
@@ -192,10 +198,12 @@ class Ending:
         kind: In a word.
         reason: What kept the guest from going on, in a few words; empty if nothing
             did.
+        alarm: What was wrong with the guest at the end; ``None`` if nothing was.
     """
 
     kind: EndingKind
     reason: str = ""
+    alarm: AlarmKind | None = None
 
 
 @frozen

@@ -11,31 +11,39 @@ import math
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qmpballoon import export
 from qmpballoon.address import parse_vm
 from qmpballoon.sizes import GiB, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qmpballoon.address import Vm
+    from qmpballoon.balloon.guard import Guard
+
+Option: TypeAlias = "Callable[[Callable[..., Any]], Callable[..., Any]]"
 
 __all__ = [
     "PERIOD",
     "SECONDS",
+    "RelativeGuard",
     "RelativeSize",
     "Seconds",
     "check_record_file",
     "check_report_file",
     "connect_timeout_option",
+    "floor_option",
+    "headroom_option",
     "json_option",
+    "max_rate_option",
     "read_positive_share",
     "read_positive_size",
     "read_share",
-    "read_share_or_none",
     "read_size",
     "socket_argument",
 ]
@@ -107,11 +115,6 @@ def read_positive_share(text: str) -> RelativeSize:
     return RelativeSize(text)
 
 
-def read_share_or_none(text: str) -> RelativeSize | None:
-    """Read a size such as ``512MiB`` or ``50%``, or the word ``none``."""
-    return None if text.lower() == "none" else read_share(text)
-
-
 def _parse(text: str, whole: int | None) -> int:
     try:
         return parse_size(text, whole=whole)
@@ -164,6 +167,72 @@ def _read_vm(text: str) -> Vm:
         raise click.UsageError(str(error)) from error
 
 
+@frozen(kw_only=True)
+class RelativeGuard:
+    """What a guest must keep, as the options say; sizes may be shares of its memory.
+
+    Attributes:
+        headroom: How much it keeps available; ``None``: the default.
+        floor: The size that it never goes below; ``None``: the default.
+        max_rate: Bytes a second to take at most; ``None``: no limit.
+    """
+
+    headroom: RelativeSize | None = None
+    floor: RelativeSize | None = None
+    max_rate: int | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether any of the options was given."""
+        return self != RelativeGuard()
+
+    def resolve(self, total: int | None, default: Guard) -> Guard:
+        """Return the guard for a VM.
+
+        Args:
+            total: Bytes of its memory; ``None`` where QEMU does not tell.
+            default: Says what holds where no option is given.
+        """
+        guard = default
+        if self.headroom is not None:
+            guard = evolve(guard, headroom=self.headroom.resolve(total))
+        if self.floor is not None:
+            guard = evolve(guard, floor=self.floor.resolve(total))
+        if self.max_rate is not None:
+            guard = evolve(guard, max_rate=self.max_rate)
+        return guard
+
+
+def headroom_option(default: str) -> Option:
+    """Return the option ``--headroom``.
+
+    Args:
+        default: What holds without it, for the help.
+    """
+    return click.option(
+        "--headroom",
+        type=read_share,
+        metavar="SIZE",
+        help=f"How much memory the guest keeps available.  [default: {default}]",
+    )
+
+
+def floor_option(default: str) -> Option:
+    """Return the option ``--floor``; as :func:`headroom_option`."""
+    return click.option(
+        "--floor",
+        type=read_share,
+        metavar="SIZE",
+        help=f"The size that the guest never goes below.  [default: {default}]",
+    )
+
+
+max_rate_option: Final = click.option(
+    "--max-rate",
+    type=read_positive_size,
+    metavar="SIZE",
+    help="How much to take in a second at most.  [default: no limit]",
+)
 socket_argument: Final = click.argument("socket", type=_read_vm)
 json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes."

@@ -15,13 +15,15 @@ from qmpballoon.cli import _output
 from qmpballoon.cli._display import show_timeline
 from qmpballoon.cli._options import (
     SECONDS,
+    RelativeGuard,
     RelativeSize,
     check_report_file,
     connect_timeout_option,
+    floor_option,
+    headroom_option,
     json_option,
+    max_rate_option,
     read_positive_share,
-    read_positive_size,
-    read_share,
     socket_argument,
 )
 from qmpballoon.sizes import format_size
@@ -48,21 +50,12 @@ class _Request:
     """What the options ask for; sizes may be shares of the VM's memory."""
 
     amount: RelativeSize | None
-    headroom: RelativeSize | None
-    floor: RelativeSize | None
-    max_rate: int | None
+    guard: RelativeGuard
 
     def resolve(self, total: int | None) -> tuple[int | None, Guard]:
         """Return amount and guard for a VM with so many bytes of memory."""
-
-        def resolve(size: RelativeSize | None) -> int | None:
-            return None if size is None else size.resolve(total)
-
-        return resolve(self.amount), Guard(
-            headroom=resolve(self.headroom),
-            floor=resolve(self.floor),
-            max_rate=math.inf if self.max_rate is None else self.max_rate,
-        )
+        amount = None if self.amount is None else self.amount.resolve(total)
+        return amount, self.guard.resolve(total, Guard())
 
 
 @click.command()
@@ -75,26 +68,9 @@ class _Request:
     metavar="SIZE",
     help="The same as AMOUNT.",
 )
-@click.option(
-    "--headroom",
-    type=read_share,
-    metavar="SIZE",
-    help="How much memory the guest keeps available.  [default: 64MiB and 2 % of its"
-    " memory]",
-)
-@click.option(
-    "--floor",
-    type=read_share,
-    metavar="SIZE",
-    help="The size that the guest never goes below.  [default: 1/32 of its memory, and"
-    " at least 64MiB]",
-)
-@click.option(
-    "--max-rate",
-    type=read_positive_size,
-    metavar="SIZE",
-    help="How much to take in a second at most.  [default: no limit]",
-)
+@headroom_option("64MiB and 2 % of its memory")
+@floor_option("1/32 of its memory, and at least 64MiB")
+@max_rate_option
 @click.option(
     "--hold",
     is_flag=True,
@@ -159,9 +135,7 @@ def reclaim(
     keep_for = (math.inf if seconds is None else seconds) if keep else None
     request = _Request(
         amount=amount or amount_option,
-        headroom=headroom,
-        floor=floor,
-        max_rate=max_rate,
+        guard=RelativeGuard(headroom=headroom, floor=floor, max_rate=max_rate),
     )
     if dry_run:
         plan = run(lambda: _plan(socket, connect_timeout, request))

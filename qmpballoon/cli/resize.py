@@ -8,21 +8,24 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from qmpballoon.balloon.guard import RESIZE_HEADROOM
+from qmpballoon.balloon.guard import RESIZE_GUARD
 from qmpballoon.balloon.results import OnStall
 from qmpballoon.cli import _output
 from qmpballoon.cli._display import show_progress
 from qmpballoon.cli._options import (
     SECONDS,
+    RelativeGuard,
     RelativeSize,
     connect_timeout_option,
+    floor_option,
+    headroom_option,
     json_option,
+    max_rate_option,
     read_positive_share,
-    read_share_or_none,
     socket_argument,
 )
 from qmpballoon.errors import BalloonStalled
-from qmpballoon.sizes import MiB, format_size
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from qmpballoon.address import Vm
@@ -48,13 +51,14 @@ __all__ = ["resize"]
     " size reached and reports an error, `settle` stays there and reports the size,"
     " `rollback` goes back to the size before.",
 )
+@headroom_option("32MiB")
+@floor_option("32MiB")
+@max_rate_option
 @click.option(
-    "--headroom",
-    type=read_share_or_none,
-    metavar="SIZE",
-    default=f"{RESIZE_HEADROOM // MiB}MiB",
-    help="How much memory the guest keeps available, whatever the target. With `none`"
-    " it may have to kill processes.",
+    "--unguarded",
+    is_flag=True,
+    help="Set the target at once and do not watch the guest. It may have to kill"
+    " processes, or panic.",
 )
 @connect_timeout_option
 @json_option
@@ -65,15 +69,26 @@ def resize(
     timeout: float | None,
     on_stall: OnStall,
     headroom: RelativeSize | None,
+    floor: RelativeSize | None,
+    max_rate: int | None,
+    unguarded: bool,
     connect_timeout: float,
     as_json: bool,
 ) -> int:
     """Bring the guest to the size TARGET, like 2G, or 50% of the VM's memory.
 
-    The balloon takes the rest of the VM's memory, or gives it back.
+    The balloon takes the rest of the VM's memory, or gives it back. A guest that
+    shrinks is watched, and gets back what it had if it comes to need it.
     """
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
     from qmpballoon.cli._session import explain_interruption, run  # noqa: PLC0415
+
+    guard = RelativeGuard(headroom=headroom, floor=floor, max_rate=max_rate)
+    if unguarded and guard.is_given:
+        raise click.UsageError(
+            "--unguarded: there is no headroom, floor or rate then; leave it out, or"
+            " those"
+        )
 
     async def main() -> ResizeResult:
         async with open_balloon(socket, timeout=connect_timeout) as balloon:
@@ -84,7 +99,8 @@ def resize(
                         target.resolve(total),
                         timeout=math.inf if timeout is None else timeout,
                         on_stall=on_stall,
-                        headroom=None if headroom is None else headroom.resolve(total),
+                        guard=None if unguarded else guard.resolve(total, RESIZE_GUARD),
+                        unguarded=unguarded,
                         on_progress=on_progress,
                     )
 

@@ -27,7 +27,7 @@ from qmpballoon._transport.qemu_process import read_resident
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon import StallLimits
-from qmpballoon.balloon.guard import RESIZE_HEADROOM
+from qmpballoon.balloon.guard import RESIZE_GUARD, Guard
 from qmpballoon.errors import (
     BalloonUnavailable,
     MonitorBusy,
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.vm import VmState, VmView
+    from qmpballoon.fleet.vm_spec import Bounds
     from qmpballoon.monitor import Monitor
 
 __all__ = ["Opener", "Settings", "Supervisor", "open_fleet"]
@@ -407,7 +408,7 @@ class Supervisor:
         """Resize a VM; ``resize`` watches the guest meanwhile."""
         record = task.record
         task.target, task.told = None, trio.Event()
-        headroom = record.bounds.headroom if record.bounds else RESIZE_HEADROOM
+        guard = _make_guard(record.bounds, target)
         before = record.actual or target
         try:
             if target > before:
@@ -417,7 +418,7 @@ class Supervisor:
                 target,
                 timeout=self._settings.move_timeout,
                 on_stall="settle",
-                headroom=headroom,
+                guard=guard,
                 on_progress=lambda seen: record.note_progress(
                     trio.current_time(), seen.actual
                 ),
@@ -431,6 +432,19 @@ class Supervisor:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _make_guard(bounds: Bounds | None, target: int) -> Guard:
+    """Make the guard of a move.
+
+    Args:
+        bounds: The VM's limits, if they are known.
+        target: The size that it moves to. A guest in need may get less than its floor,
+            when the host has no more to give.
+    """
+    if bounds is None:
+        return evolve(RESIZE_GUARD, floor=min(target, RESIZE_GUARD.floor or 0))
+    return Guard(headroom=bounds.headroom, floor=min(target, bounds.floor))
 
 
 def _classify(error: QmpBalloonError) -> VmState:

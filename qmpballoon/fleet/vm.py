@@ -296,7 +296,9 @@ class VmRecord:
             self._pause = _FIRST_PAUSE
             return
         self.counters.stalls += 1
-        if asked < 0 and abs(change) < abs(asked) // 2:
+        # A guest in trouble is left with a target above its size: it gets all back.
+        in_trouble = result.target > result.actual
+        if asked < 0 and (in_trouble or abs(change) < abs(asked) // 2):
             detail = result.diagnosis.detail if result.diagnosis else ""
             self._detail = detail or "it gave less than half of what it had to spare"
             self._stalled_until = now + self._pause

@@ -40,7 +40,7 @@ def stats(available: int | None, oom_kills: int | None = None) -> GuestStats:
         GuestLimits,
         headroom=st.integers(0, 2 * GiB),
         floor=st.integers(0, 2 * GiB),
-        step=st.none() | st.integers(MiB, GiB),
+        step=st.just(math.inf) | st.integers(MiB, GiB),
         max_rate=st.just(math.inf) | st.floats(1, 4 * GiB),
         stale_after=st.just(math.inf) | st.floats(0, 10),
     ),
@@ -71,7 +71,7 @@ def test_no_guest_can_talk_a_controller_past_its_limits(
             assert target == start
             assert decision.reason
         elif target < before:  # what is already asked for may be kept
-            if limits.step is not None:
+            if not math.isinf(limits.step):
                 assert target >= actual - limits.step
             if not math.isinf(limits.max_rate):
                 assert target >= start - limits.max_rate * seconds - 1

@@ -35,7 +35,7 @@ def test_defaults_leave_most_of_a_guest_to_be_had(total: int) -> None:
     limits = Guard().compute_limits(total)
     assert limits.headroom < total // 2
     assert limits.floor <= total // 4
-    assert limits.step is not None
+    assert limits.step <= total // 2
 
 
 def test_what_is_given_holds_whatever_the_size() -> None:
@@ -69,6 +69,21 @@ def test_headroom_is_bytes_or_a_share_or_both(total: int) -> None:
         assert guard.compute_limits(total).headroom == headroom
 
 
+def test_what_is_missing_is_the_default_and_no_limit_is_a_word_of_its_own() -> None:
+    missing = Guard(
+        headroom=None, floor=None, step=None, swap_rate=None, fault_rate=None
+    )
+    assert missing.compute_limits(GiB) == Guard().compute_limits(GiB)
+    pressure = Guard(swap_rate=math.inf).compute_limits(GiB).pressure
+    assert math.isinf(pressure.swap_rate)
+    assert not math.isinf(pressure.fault_rate)
+
+
+def test_all_arguments_are_keywords() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        Guard(64 * MiB)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
@@ -80,6 +95,8 @@ def test_headroom_is_bytes_or_a_share_or_both(total: int) -> None:
         ({"headroom_share": True}, TypeError),
         ({"swap_rate": 0}, ValueError),
         ({"fault_rate": "many"}, TypeError),
+        ({"swap_rate": True}, TypeError),
+        ({"max_rate": True}, TypeError),
         ({"headroom": 1.5}, TypeError),
         ({"floor": "1G"}, TypeError),
         ({"floor": True}, TypeError),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
+from qmpballoon.balloon._alarms import Alarms
 from qmpballoon.balloon._keep import Keeper
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard, GuestLimits
@@ -145,10 +146,11 @@ lies = st.builds(GuestStats, available=figures, oom_kills=st.none() | st.integer
 
 @given(st.lists(st.tuples(st.integers(0, 4 * GiB), lies, st.floats(0, 5)), max_size=30))
 def test_it_only_ever_gives(looks: list[tuple[int, GuestStats, float]]) -> None:
-    keeper = Keeper(LIMITS, 4 * GiB, GiB, GuestStats(available=100 * MiB, oom_kills=1))
+    first = GuestStats(available=100 * MiB, oom_kills=1)
+    keeper = Keeper(LIMITS, 4 * GiB, GiB, Alarms(LIMITS, first))
     target = GiB
-    for actual, said, silence in looks:
-        why = keeper.judge(actual, actual, said, silence)
+    for seconds, (actual, said, silence) in enumerate(looks):
+        why = keeper.judge(seconds, actual, actual, said, silence)
         assert keeper.target >= target
         target = keeper.target
         if said.available is None or (said.oom_kills or 0) > 1 or silence > 3:
@@ -159,8 +161,9 @@ def test_it_only_ever_gives(looks: list[tuple[int, GuestStats, float]]) -> None:
 
 
 def test_what_it_lacks_is_what_it_gets() -> None:
-    keeper = Keeper(LIMITS, 4 * GiB, GiB, GuestStats(available=100 * MiB))
-    assert keeper.judge(GiB, GiB, GuestStats(available=80 * MiB), 0) is None
+    alarms = Alarms(LIMITS, GuestStats(available=100 * MiB))
+    keeper = Keeper(LIMITS, 4 * GiB, GiB, alarms)
+    assert keeper.judge(0, GiB, GiB, GuestStats(available=80 * MiB), 0) is None
     assert keeper.target == GiB
-    assert keeper.judge(GiB, GiB, GuestStats(available=70 * MiB), 0) is None
+    assert keeper.judge(1, GiB, GiB, GuestStats(available=70 * MiB), 0) is None
     assert keeper.target == GiB + 30 * MiB

@@ -1,8 +1,8 @@
-"""A reclaim harms no guest: random guests, each compared to itself without one."""
+"""No call harms a guest: random guests, each compared to itself without us."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 from faults import Cancelled, attempt, monitor_of
@@ -17,8 +17,11 @@ from qmpballoon.sizes import MiB, TiB
 from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep, ramp
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from qmpballoon.balloon._reclaim import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.results import OnStall
 
 BOOTED = 60 * SECOND
 MILLISECOND = SECOND // 1000
@@ -79,10 +82,10 @@ def lives(draw: st.DrawFn, *, delay: int | None = 20) -> Life:
     )
 
 
-def without_us(life: Life) -> int:
-    """Return how many processes are killed if nobody reclaims."""
+def without_us(life: Life, until: int = BOOTED + 120 * SECOND) -> int:
+    """Return how many processes are killed by then if nobody reclaims."""
     machine = life.machine()
-    machine.advance(BOOTED + 120 * SECOND)
+    machine.advance(until)
     return machine.guest.oom_kills
 
 
@@ -202,3 +205,72 @@ def test_cancelled_anywhere_the_guest_can_live_with_its_target(
         assert told(machine) == life.memory
         machine.advance(max(machine.now, BOOTED + 120 * SECOND))
         assert machine.guest.oom_kills <= without_us(life)
+
+
+@quiet
+@given(lives(), st.integers(1, 40))
+def test_keeping_kills_nobody_who_would_have_lived_without_us(
+    life: Life, seconds: int
+) -> None:
+    balloon = make_balloon(life.machine())
+    watch = Watch(balloon)
+    raised = attempt(balloon, lambda balloon: balloon.keep(seconds=seconds))
+    assert raised is None or isinstance(raised, StatsUnavailable)
+    machine = watch.machine
+    assert watch.lowest_told >= Guard().compute_limits(life.memory).floor
+    assert told(machine) == life.memory
+    machine.advance(max(machine.now, BOOTED + 120 * SECOND))
+    assert machine.guest.oom_kills <= without_us(life)
+    assert not machine.guest.panicked
+
+
+@quiet
+@given(lives(), st.integers(1, 100), st.sampled_from(["settle", "rollback"]))
+def test_resizing_kills_nobody_who_would_have_lived_without_us(
+    life: Life, percent: int, on_stall: OnStall
+) -> None:
+    balloon = make_balloon(life.machine())
+    watch = Watch(balloon)
+    floor = Guard().compute_limits(life.memory).floor
+    target = max(floor, life.memory * percent // 100)
+    raised = attempt(
+        balloon,
+        lambda balloon: balloon.resize(target, guard=Guard(), on_stall=on_stall),
+    )
+    assert raised is None
+    machine = watch.machine
+    assert watch.lowest_told >= target
+    # What it needs later is up to whoever ordered that size.
+    assert machine.guest.oom_kills <= without_us(life, machine.now)
+    assert not machine.guest.panicked
+
+
+@quiet
+@given(
+    lives(delay=None),
+    st.integers(0, 8000),
+    st.integers(0, 2**62),
+    st.sampled_from(["keep", "resize"]),
+    st.booleans(),
+)
+def test_no_lie_takes_a_guest_below_its_floor_in_any_call(
+    life: Life, frozen_at: int, lie: int, call: str, freeze: bool
+) -> None:
+    guest = (
+        evolve(life.guest, frozen_after=BOOTED + frozen_at * MILLISECOND)
+        if freeze
+        else evolve(life.guest, claims={"available-memory": lie, "swap-out": lie % 3})
+    )
+    balloon = make_balloon(evolve(life, guest=guest).machine())
+    watch = Watch(balloon)
+    floor = Guard().compute_limits(life.memory).floor
+    calls: dict[str, Callable[[Balloon], Coroutine[Any, Any, Any]]] = {
+        "keep": lambda balloon: balloon.keep(seconds=5),
+        "resize": lambda balloon: balloon.resize(
+            floor, guard=Guard(), on_stall="settle"
+        ),
+    }
+    raised = attempt(balloon, calls[call])
+    assert raised is None or isinstance(raised, StatsUnavailable)
+    assert watch.lowest_told >= floor
+    assert call == "resize" or told(watch.machine) == life.memory

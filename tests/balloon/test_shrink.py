@@ -82,7 +82,6 @@ def test_the_step_ahead_is_all_that_is_taken_unwatched() -> None:
     _, balloon = resize(machine, GiB)
     targets = monitor_of(balloon).targets()
     step = Guard().compute_limits(8 * GiB).step
-    assert step is not None
     assert targets[0] == 8 * GiB - step
     assert all(one - two <= 2 * step for one, two in pairwise(targets))
 

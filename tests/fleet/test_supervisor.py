@@ -16,6 +16,7 @@ import trio.testing
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from suffering import NEEDS, SUFFERINGS, Suffering, SufferingKind
 from worlds import GUEST, become, open_world, simulated, states, supervised, view
 
 from qmpballoon.address import LibvirtVm, UnixAddress
@@ -24,12 +25,13 @@ from qmpballoon.fleet.policy import Move
 from qmpballoon.fleet.supervisor import Settings, open_fleet
 from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import SECOND, MachineConfig, ramp
+from qmpballoon.testing import SECOND, GuestConfig, MachineConfig, ramp
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from qmpballoon.testing import FakeQemu
     from qmpballoon.trio import TrioMonitor
 
 
@@ -245,6 +247,35 @@ async def test_a_move_is_made_and_seen_through() -> None:
             assert fleet.list_guests() == []  # until it has answered at its new size
             assert await fleet.wait_until_known(5.0)
             assert len(fleet.list_guests()) == 1
+
+
+@pytest.mark.parametrize("kind", SUFFERINGS)
+@simulated
+async def test_a_guest_that_suffers_from_a_move_is_let_alone_and_rests(
+    kind: SufferingKind,
+) -> None:
+    guest = GuestConfig(used=128 * MiB, cache=512 * MiB, inflate_rate=512 * MiB)
+    async with open_world() as world:
+        fake = world.start("vm", MachineConfig(memory=2 * GiB, guest=guest))
+        suffering = Suffering(fake.machine, kind)
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await become(fleet, {"vm": "healthy"})
+            nursery.start_soon(look_all_the_time, fake, suffering)
+            fleet.start_move(Move("vm", 2 * GiB, GiB // 2, "test"))
+            assert await fleet.wait_for_moves(60.0)
+            assert suffering.lowest >= suffering.least
+            assert suffering.told >= NEEDS
+            seen = view(fleet, "vm")
+            assert (seen.counters.moves, seen.counters.stalls) == (1, 1)
+            assert seen.state in {"stalled", "stale"}
+            nursery.cancel_scope.cancel()
+
+
+async def look_all_the_time(fake: FakeQemu, suffering: Suffering) -> None:
+    while True:
+        fake.touch()
+        suffering.look()
+        await trio.sleep(0.02)
 
 
 @simulated

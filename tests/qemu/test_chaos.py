@@ -243,7 +243,7 @@ async def test_migrated() -> Row:
             await balloon.set_stats_interval(7)
             # The target itself, not step by step: nobody looks after it there.
             async with in_the_middle(
-                balloon, balloon.resize, TARGET, headroom=None, limits=PATIENT
+                balloon, balloon.resize, TARGET, unguarded=True, limits=PATIENT
             ) as call:
                 # It would be done before the migration is.
                 await ask(guest, "stop")

@@ -220,7 +220,7 @@ async def test_memory_plugged_meanwhile_is_named() -> None:
 
         nursery.start_soon(plug)
         result = await balloon.resize(
-            GiB, headroom=None, on_stall="settle", on_progress=lambda _: began.set()
+            GiB, unguarded=True, on_stall="settle", on_progress=lambda _: began.set()
         )
         assert kind(result) == "hot-plug"
 
