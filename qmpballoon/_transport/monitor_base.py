@@ -7,24 +7,21 @@ cancellations: :mod:`qmpballoon._transport.asyncio_clock`.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from qmpballoon._checks import require_seconds
 from qmpballoon._transport import qemu_process
+from qmpballoon._transport.error_messages import copy_error, make_command_timeout
+from qmpballoon.errors import MonitorError, make_command_error
+from qmpballoon.qmp.messages import Failure, Return
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Self
+    from collections.abc import Callable
 
     import trio
 
-    from qmpballoon.qmp.events import EventBuffer
-    from qmpballoon.qmp.messages import Event
-
 __all__ = [
     "COMMAND_TIMEOUT",
-    "AsyncSubscription",
     "BlockingClock",
     "MonitorBase",
     "TrioClock",
@@ -74,6 +71,34 @@ class MonitorBase:
             return self._command_timeout
         return require_seconds(timeout, "timeout")
 
+    def _read_reply(
+        self,
+        command: str,
+        reply: Return | Failure | MonitorError | None,
+        timeout: float,
+        *,
+        sent: bool,
+    ) -> object:
+        """Return what a command has returned, or raise why it has returned nothing.
+
+        Args:
+            command: The command's name.
+            reply: The reply, or why none comes; ``None`` if the time is over.
+            timeout: The seconds that the command had.
+            sent: Whether it was sent, so that its outcome is unknown without a reply.
+        """
+        if isinstance(reply, Return):  # the most frequent case, without a match
+            return reply.value
+        unknown = (command,) if sent else ()
+        match reply:
+            case Failure(error_class, desc):
+                raise make_command_error(command, error_class, desc, self.name)
+            case MonitorError():
+                raise copy_error(reply, unknown)
+            case _:
+                late = make_command_timeout(self.name, command, timeout)
+                raise copy_error(late, unknown)
+
 
 class BlockingClock:
     """The clock of a monitor in blocking code."""
@@ -117,27 +142,3 @@ class TrioClock:
         import trio  # noqa: PLC0415 - see the class
 
         return trio.move_on_after(seconds, shield=True)
-
-
-class AsyncSubscription(ABC):
-    """The part of a subscription to events that does not depend on the event loop."""
-
-    def __init__(self, buffer: EventBuffer) -> None:
-        self._buffer = buffer
-
-    @property
-    def lost(self) -> Mapping[str, int]:
-        """How many events of each name were dropped unread."""
-        return self._buffer.lost
-
-    @abstractmethod
-    async def receive(self) -> Event:
-        """Return the next event."""
-
-    def __aiter__(self) -> Self:
-        """Return itself."""
-        return self
-
-    async def __anext__(self) -> Event:
-        """Return the next event, as :meth:`receive` does."""
-        return await self.receive()

@@ -1,32 +1,46 @@
-"""The asyncio front end, over a ``QMPClient`` of qemu.qmp that you may hold already.
+"""The asyncio front end: monitors and balloons straight from an address.
 
 ::
+
+    async with open_balloon("/run/vm1.qmp") as balloon:
+        print(await balloon.query())
+
+The event loop calls the monitor for everything that QEMU sends. So replies, events and
+the end of the connection are noticed at once, whatever the caller does. A monitor has
+no task of its own, and closes its socket as soon as its block ends.
+
+A command is registered and handed to the kernel without an ``await`` in between; the
+event loop writes what the kernel does not take at once. So a cancelled command leaves
+neither half a message on the wire nor a reply that nobody expects.
+
+QEMU serves one client on a monitor at a time. So a program that already speaks QMP with
+a ``QMPClient`` of qemu.qmp shares its connection::
 
     balloon = await find_balloon(client)          # your connected QMPClient
     await balloon.resize(2 * GiB)
 
-QEMU serves one client on a monitor at a time. So a program that already speaks QMP
-shares its connection: it goes on using its client for its own commands, and no event
-loop or thread is added. A program without a client calls :func:`open_balloon`, which
-opens one.
-
-This front end adds what qemu.qmp does not do. Commands have deadlines. At most eight
-commands of a monitor are with QEMU at a time, those whose deadline has passed included.
-Arguments that are no JSON are refused before they can break the connection. Events that
-nobody reads do not pile up in memory.
-
-Each command runs in a task of its own, because qemu.qmp forgets a command whose caller
-is cancelled, and its place in QEMU's queue would count as free too early.
-
-Only the parts of qemu.qmp under the LGPL are used.
+It goes on using its client for its own commands, and the client is left as it was
+found. This is all for which qemu.qmp is needed, and it is loaded only then.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.sockets import OPEN_TIMEOUT, Target
 from qmpballoon.asyncio.connect import find_balloon, open_balloon, open_monitor
-from qmpballoon.asyncio.monitor import UNREAD_EVENTS, AsyncioMonitor, EventSubscription
+from qmpballoon.asyncio.monitor import AsyncioMonitor, EventSubscription
+
+if TYPE_CHECKING:
+    from qmpballoon.asyncio.held_client import UNREAD_EVENTS as UNREAD_EVENTS
+    from qmpballoon.asyncio.held_client import HeldClientMonitor as HeldClientMonitor
+    from qmpballoon.asyncio.held_client import (
+        HeldClientSubscription as HeldClientSubscription,
+    )
+    from qmpballoon.asyncio.held_client import (
+        limit_unread_events as limit_unread_events,
+    )
 
 __all__ = [
     "COMMAND_TIMEOUT",
@@ -34,8 +48,22 @@ __all__ = [
     "UNREAD_EVENTS",
     "AsyncioMonitor",
     "EventSubscription",
+    "HeldClientMonitor",
+    "HeldClientSubscription",
     "Target",
     "find_balloon",
+    "limit_unread_events",
     "open_balloon",
     "open_monitor",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load what needs qemu.qmp when it is asked for the first time."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from qmpballoon.asyncio import held_client  # noqa: PLC0415 - see above
+
+    value: object = getattr(held_client, name)
+    globals()[name] = value
+    return value

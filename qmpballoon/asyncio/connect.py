@@ -1,97 +1,38 @@
-"""Opening a monitor and a balloon from an address or a client, on asyncio."""
+"""Opening a monitor and a balloon on asyncio, from an address or a client."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import math
 import os
 import socket
+import ssl
 import time
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final
-
-from qemu.qmp import ConnectError, QMPClient, Runstate
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar, overload
 
 from qmpballoon._checks import require_seconds
-from qmpballoon._transport.asyncio_clock import AsyncioClock
-from qmpballoon._transport.error_messages import (
-    make_closed_by_qemu,
-    make_negotiation_timeout,
-    make_no_greeting,
-)
+from qmpballoon._transport import sockets
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
-from qmpballoon._transport.qemu_process import find_peer_pid, find_qemu_pid
-from qmpballoon._transport.sockets import (
-    OPEN_TIMEOUT,
-    connect_socket,
-    describe_target,
-    make_tcp_error,
-    make_tcp_timeout,
-    set_nonblocking,
-)
-from qmpballoon.asyncio.monitor import (
-    UNREAD_EVENTS,
-    AsyncioMonitor,
-    drop_event,
-    get_first_line,
-)
+from qmpballoon._transport.qemu_process import find_qemu_pid
+from qmpballoon._transport.sockets import OPEN_TIMEOUT
+from qmpballoon.asyncio._streams import SocketTransport, TlsTransport
+from qmpballoon.asyncio.monitor import AsyncioMonitor
 from qmpballoon.balloon.balloon import find_balloon as find_with_monitor
-from qmpballoon.errors import MonitorClosed, ProtocolError, QmpBalloonError
+from qmpballoon.monitor import Monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from qemu.qmp import QMPClient
+
     from qmpballoon._transport.sockets import Target
     from qmpballoon.address import TcpAddress
+    from qmpballoon.asyncio.held_client import HeldClientMonitor
     from qmpballoon.balloon.balloon import Balloon
 
 __all__ = ["find_balloon", "open_balloon", "open_monitor"]
 
-# For a client of our own. What qemu.qmp logs about its connection is raised as well.
-_silent_log = logging.getLogger(f"{__name__}.client")
-_silent_log.setLevel(logging.CRITICAL + 1)
-
-# Seconds. Chosen: the socket is shut down already, so the client's tasks end at once.
-_CLOSE_TIMEOUT: Final = 1.0
-
-
-async def find_balloon(
-    client: QMPClient,
-    *,
-    command_timeout: float = COMMAND_TIMEOUT,
-    unread_events: int | None = UNREAD_EVENTS,
-    pid: int | None = None,
-    wall_clock: Callable[[], float] = time.time,
-) -> Balloon[AsyncioMonitor]:
-    """Find the balloon of the VM behind your connected client.
-
-    You may go on using the client, and you close it. If the call is cancelled, it ends
-    at once and has no effect.
-
-    Args:
-        client: The client.
-        command_timeout: Seconds for each command of the balloon.
-        unread_events: How many unread events ``client.events`` may hold. Further ones
-            are dropped until they are read. Without a limit, qemu.qmp keeps every
-            event for ever. ``None`` sets no limit.
-        pid: QEMU's process id, if you know it. By default QEMU is asked for its
-            threads. Give ``0`` if QEMU runs on *another* host.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
-
-    Raises:
-        NoBalloonDevice: The VM has none.
-        MonitorClosed: The client is not connected.
-        MonitorTimeout: QEMU does not answer.
-    """
-    monitor = AsyncioMonitor(
-        client,
-        command_timeout=command_timeout,
-        wall_clock=wall_clock,
-        unread_events=unread_events,
-    )
-    monitor.pid = (await find_qemu_pid(monitor) if pid is None else pid) or None
-    return await find_with_monitor(monitor)
+M = TypeVar("M", bound=Monitor)
 
 
 @asynccontextmanager
@@ -100,13 +41,13 @@ async def open_monitor(
     *,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
+    oob: bool = False,
+    tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[AsyncioMonitor, None]:
     """Connect to a QMP monitor and negotiate; an asynchronous context manager.
 
-    It connects a ``QMPClient`` of its own, without TLS. For TLS, connect a client
-    yourself and call :func:`find_balloon`. If the task is cancelled, at any moment, the
-    connection is closed.
+    If the task is cancelled, at any moment, the connection is closed.
 
     Args:
         target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
@@ -114,6 +55,8 @@ async def open_monitor(
             descriptor, which the monitor takes over.
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
+        oob: Ask for out-of-band execution, if QEMU offers it.
+        tls: Wrap the connection in TLS with this context.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Yields:
@@ -124,35 +67,22 @@ async def open_monitor(
         MonitorBusy: Connected, but not greeted: QEMU serves another client.
         MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
-        ProtocolError: The peer does not speak QMP, or speaks it with ``pretty=on``,
-            which qemu.qmp does not understand.
+        ProtocolError: The peer does not speak QMP.
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.
     """
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
-    sock = await connect_socket(
-        target,
-        deadline,
-        now=loop.time,
-        sleep=asyncio.sleep,
-        connect_tcp=_connect_tcp,
+    deadline = asyncio.get_running_loop().time() + timeout
+    transport = await _connect(target, deadline, tls)
+    monitor = AsyncioMonitor(
+        transport,
+        name=sockets.describe_target(target),
+        command_timeout=command_timeout,
+        wall_clock=wall_clock,
     )
-    name, pid = describe_target(target), find_peer_pid(sock)
-    client = QMPClient()
-    client.logger = _silent_log
-    client.events.event_filter = drop_event  # nobody can read client.events
-    try:
-        await _greet(client, sock, name, pid, deadline)
-        monitor = AsyncioMonitor(
-            client, name=name, command_timeout=command_timeout, wall_clock=wall_clock
-        )
-        monitor.pid = pid
+    async with monitor.run(deadline, oob=oob):
         yield monitor
-    finally:
-        await _disconnect(client, sock)
 
 
 @asynccontextmanager
@@ -161,6 +91,7 @@ async def open_balloon(
     *,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
+    tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Balloon[AsyncioMonitor], None]:
     """Connect to a VM's monitor and find its balloon; an asynchronous context manager.
@@ -171,7 +102,8 @@ async def open_balloon(
         target: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
+        tls: As for :func:`open_monitor`.
+        wall_clock: As for :func:`open_monitor`.
 
     Yields:
         The balloon. Its connection is closed at the end of the block.
@@ -184,21 +116,94 @@ async def open_balloon(
         target,
         timeout=timeout,
         command_timeout=command_timeout,
+        tls=tls,
         wall_clock=wall_clock,
     ) as monitor:
         yield await find_with_monitor(monitor)
 
 
+@overload
+async def find_balloon(monitor: M, /) -> Balloon[M]: ...
+
+
+@overload
+async def find_balloon(
+    client: QMPClient,
+    /,
+    *,
+    command_timeout: float = COMMAND_TIMEOUT,
+    pid: int | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> Balloon[HeldClientMonitor]: ...
+
+
+async def find_balloon(
+    monitor: Monitor | QMPClient,
+    /,
+    *,
+    command_timeout: float = COMMAND_TIMEOUT,
+    pid: int | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> Balloon:
+    """Find the balloon of the VM behind a monitor, or behind your connected client.
+
+    You may go on using the monitor or client, and you close it. A client is left as it
+    is: nothing of it is replaced. If the call is cancelled, it ends at once and has no
+    effect.
+
+    Args:
+        monitor: A monitor, or a connected ``QMPClient`` of qemu.qmp. The other
+            arguments are for a client.
+        command_timeout: Seconds for each command of the balloon.
+        pid: QEMU's process id, if you know it. By default QEMU is asked for its
+            threads. Give ``0`` if QEMU runs on *another* host.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
+
+    Raises:
+        NoBalloonDevice: The VM has none.
+        MonitorClosed: The client is not connected.
+        MonitorTimeout: QEMU does not answer.
+    """
+    if isinstance(monitor, Monitor):
+        return await find_with_monitor(monitor)
+    # Only a program that holds a client has qemu.qmp for certain.
+    from qmpballoon.asyncio.held_client import HeldClientMonitor  # noqa: PLC0415
+
+    held = HeldClientMonitor(
+        monitor, command_timeout=command_timeout, wall_clock=wall_clock
+    )
+    held.pid = (await find_qemu_pid(held) if pid is None else pid) or None
+    return await find_with_monitor(held)
+
+
+async def _connect(
+    target: Target, deadline: float, tls: ssl.SSLContext | None
+) -> SocketTransport:
+    """Connect to a monitor. If this fails or is cancelled, nothing stays open."""
+    sock = await sockets.connect_socket(
+        target,
+        deadline,
+        now=asyncio.get_running_loop().time,
+        sleep=asyncio.sleep,
+        connect_tcp=_connect_tcp,
+    )
+    if tls is None:
+        return SocketTransport(sock)
+    return TlsTransport(await _shake_hands(sock, target, tls, deadline))
+
+
 async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
     loop = asyncio.get_running_loop()
-    failure: OSError | ValueError = OSError("it has no address")
+    failure = OSError("it has no address")
     try:
         async with asyncio.timeout_at(deadline):
             for family, kind, protocol, _, place in await loop.getaddrinfo(
                 address.host, address.port, type=socket.SOCK_STREAM
             ):
-                sock = set_nonblocking(socket.socket(family, kind, protocol))
+                sock = sockets.set_nonblocking(socket.socket(family, kind, protocol))
                 try:
+                    # Otherwise a second command waits until the first is acknowledged.
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     await loop.sock_connect(sock, place)
                 except OSError as error:
                     sock.close()
@@ -210,59 +215,56 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
                 else:
                     return sock
     except TimeoutError:
-        raise make_tcp_timeout(address) from None
-    except (OSError, ValueError) as error:  # the host could not be looked up
+        raise sockets.make_tcp_timeout(address) from None
+    except OSError as error:  # the host could not be looked up
         failure = error
-    raise make_tcp_error(address, failure)
+    raise sockets.make_tcp_error(address, failure)
 
 
-async def _greet(
-    client: QMPClient, sock: socket.socket, name: str, pid: int | None, deadline: float
-) -> None:
-    """Wait for the greeting and negotiate."""
+async def _shake_hands(
+    sock: socket.socket, target: Target, tls: ssl.SSLContext, deadline: float
+) -> ssl.SSLSocket:
+    """Wrap a socket in TLS. If this fails or is cancelled, the socket is closed."""
+    name, host_name = sockets.describe_target(target), sockets.find_host_name(target)
+    secure = sock
     try:
+        sockets.require_host_name(tls, host_name)
+        secure = tls.wrap_socket(
+            sock, server_hostname=host_name, do_handshake_on_connect=False
+        )
         async with asyncio.timeout_at(deadline):
-            await client.connect(sock)
-    except TimeoutError:
-        if client.greeting is None:
-            raise make_no_greeting(name, pid) from None
-        raise make_negotiation_timeout(name) from None
-    except ConnectError as error:
-        raise _translate_connect_error(name, error.exc) from error
+            while not await _advance_handshake(secure):
+                pass
+    except BaseException as error:
+        secure.close()
+        if isinstance(error, TimeoutError):
+            raise sockets.make_tls_timeout(name) from None
+        if isinstance(error, OSError):
+            raise sockets.make_tls_error(name, error) from None
+        raise
+    return secure
 
 
-def _translate_connect_error(name: str, cause: Exception) -> QmpBalloonError:
-    match cause:
-        case EOFError():
-            return make_closed_by_qemu(name)
-        case OSError():
-            return MonitorClosed(f"{name} broke: {cause}")
-        case _:
-            return ProtocolError(
-                f"{name}: {get_first_line(cause)}: it is no QMP monitor, or one with"
-                " pretty=on, which qemu.qmp cannot read"
-            )
-
-
-async def _disconnect(client: QMPClient, sock: socket.socket) -> None:
-    """Close the connection at once: qemu.qmp would wait for a peer that does not read.
-
-    A cancellation is held back until this is done. Otherwise qemu.qmp would leave its
-    tasks and the socket behind.
-    """
-    with suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    clock = AsyncioClock()
+async def _advance_handshake(secure: ssl.SSLSocket) -> bool:
+    """Do what is possible of a TLS handshake, then wait; tell whether it is done."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
     try:
-        with clock.shield(math.inf):
-            await clock.wait(asyncio.create_task(_end(client)), math.inf)
+        secure.do_handshake()
+    except ssl.SSLWantReadError:
+        loop.add_reader(secure, _resolve, ready)
+    except ssl.SSLWantWriteError:
+        loop.add_writer(secure, _resolve, ready)
+    else:
+        return True
+    try:
+        await ready
     finally:
-        sock.close()
+        loop.remove_reader(secure)
+        loop.remove_writer(secure)
+    return False
 
 
-async def _end(client: QMPClient) -> None:
-    if client.runstate is not Runstate.IDLE:
-        # It raises the error that ended the connection once more.
-        with suppress(Exception):
-            async with asyncio.timeout(_CLOSE_TIMEOUT):
-                await client.disconnect()
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,101 +1,88 @@
-"""A monitor on asyncio, over a connected ``QMPClient`` of qemu.qmp."""
+"""A monitor on asyncio, whose event loop calls it for everything that QEMU sends."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import time
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+import math
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, cast
 
 from attrs import define
-from qemu.qmp import (
-    EventListener,
-    ExecInterruptedError,
-    ExecuteError,
-    QMPError,
-    Runstate,
-    StateError,
-)
 
-from qmpballoon._checks import require_command, require_count
 from qmpballoon._transport.asyncio_clock import AsyncioClock
 from qmpballoon._transport.error_messages import (
     copy_error,
-    make_command_timeout,
-    make_not_subscribed,
+    make_closed_by_qemu,
+    make_closed_by_us,
+    make_negotiation_timeout,
+    make_no_greeting,
 )
-from qmpballoon._transport.monitor_base import (
-    COMMAND_TIMEOUT,
-    AsyncSubscription,
-    MonitorBase,
-)
-from qmpballoon.errors import MonitorClosed, ProtocolError, make_command_error
-from qmpballoon.qmp.connection import MAX_IN_FLIGHT, encode
+from qmpballoon._transport.monitor_base import MonitorBase
+from qmpballoon._transport.subscriptions import EventFeed, FeedSubscription
+from qmpballoon.errors import MonitorClosed, MonitorError, ProtocolError
+from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
-from qmpballoon.qmp.messages import Event, parse
+from qmpballoon.qmp.messages import Event, Failure, Return
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from types import TracebackType
-    from typing import Self
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
-    from qemu.qmp import Message, QMPClient
+    from qmpballoon.asyncio._streams import SocketTransport
+    from qmpballoon.qmp.messages import Greeting, Id
 
-__all__ = [
-    "UNREAD_EVENTS",
-    "AsyncioMonitor",
-    "EventSubscription",
-    "drop_event",
-    "get_first_line",
-]
+__all__ = ["AsyncioMonitor", "EventSubscription"]
 
 _log = logging.getLogger(__name__)
 
-# Measured: a BALLOON_CHANGE event takes 1.3 kB in qemu.qmp, so this is 1.3 MB. A reader
-# that is merely slow leaves fewer events unread.
-UNREAD_EVENTS: Final = 1000
-"""How many events a client may hold for a reader that does not come."""
-
 
 class AsyncioMonitor(MonitorBase, AsyncioClock):
-    """A :class:`~qmpballoon.monitor.Monitor` over a connected ``QMPClient``.
+    """A :class:`~qmpballoon.monitor.Monitor` on asyncio, made by :func:`open_monitor`.
 
-    Many tasks may use it at once. At most eight of its commands are with QEMU at a
-    time; further ones wait for their turn. Commands that others send through the client
-    do not count.
-
-    Args:
-        client: Connected. Others may go on using it.
-        name: The name that messages use for the monitor.
-        command_timeout: Seconds for each command that gives none of its own.
-        unread_events: As for :func:`find_balloon`.
+    Many tasks of its event loop may use it at once. At most eight commands are with
+    QEMU at a time; further ones wait for their turn.
 
     Attributes:
-        client: The client.
         name: The name that messages use for the monitor.
-        pid: The process id of QEMU; ``None`` if it is not known.
+        pid: The process id of QEMU; ``None`` if it cannot be known.
     """
 
     def __init__(
         self,
-        client: QMPClient,
+        transport: SocketTransport,
         *,
-        name: str | None = None,
-        command_timeout: float = COMMAND_TIMEOUT,
-        wall_clock: Callable[[], float] = time.time,
-        unread_events: int | None = UNREAD_EVENTS,
+        name: str,
+        command_timeout: float,
+        wall_clock: Callable[[], float],
     ) -> None:
-        name = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
         super().__init__(
-            name=name, pid=None, command_timeout=command_timeout, wall_clock=wall_clock
+            name=name,
+            pid=transport.pid,
+            command_timeout=command_timeout,
+            wall_clock=wall_clock,
         )
-        self.client = client
-        self._turns = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._tasks: set[asyncio.Task[object]] = set()  # asyncio's own are weak
-        if unread_events is not None:
-            _limit_unread(client.events, unread_events)
+        self._loop = asyncio.get_running_loop()
+        self._transport = transport
+        self._connection = Connection(Role.CLIENT)
+        self._waiting: dict[Id, _Waiter] = {}
+        self._turns: deque[_Waiter] = deque()
+        self._state_changed = asyncio.Event()
+        self._events = EventFeed()
+        self._failure: MonitorError | None = None
+        # One timer for all commands: one for each would take longer than the rest.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_deadline = math.inf
+
+    @property
+    def greeting(self) -> Greeting | None:
+        """QEMU's greeting: its version and its capabilities."""
+        return self._connection.greeting
+
+    @property
+    def oob(self) -> bool:
+        """Whether out-of-band execution was negotiated."""
+        return self._connection.oob
 
     async def execute(
         self,
@@ -103,6 +90,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         arguments: Mapping[str, object] | None = None,
         *,
         timeout: float | None = None,
+        oob: bool = False,
     ) -> object:
         """Run one QMP command and return its result.
 
@@ -114,6 +102,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
             arguments: Its arguments, of JSON types only.
             timeout: Seconds for the reply, including the time that the command waits
                 for its turn; ``math.inf`` for no limit. By default the monitor's own.
+            oob: Run the command out of band, ahead of the commands that wait.
 
         Returns:
             The decoded value of ``return``.
@@ -121,29 +110,16 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         Raises:
             CommandError: QEMU refused the command.
             MonitorTimeout: No reply came in time. The monitor stays usable.
-            MonitorClosed: The client is not connected, or no longer.
-            ProtocolError: The peer does not speak QMP.
+            MonitorClosed: The connection has ended.
+            ProtocolError: The peer does not speak QMP; the connection is closed.
             TypeError: The command is no text, or the arguments are no JSON.
             ValueError: The arguments have values that JSON does not know.
         """
         timeout = self._choose_timeout(timeout)
-        require_command(command, arguments)
-        call = _Call(command, _copy(arguments))
-        task = asyncio.create_task(self._exchange(call))
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
-        try:
-            await self.wait(task, self.now() + timeout)
-        finally:
-            if not call.sent:
-                task.cancel()
-        if not task.done() or task.cancelled():
-            late = make_command_timeout(self.name, command, timeout)
-            raise copy_error(late, call.unknown)
-        error = task.exception()
-        if error is None:
-            return task.result()
-        raise self._translate(error, call) from error
+        waiter = _Waiter(command, self._loop.time() + timeout)
+        if oob or self._may_send() or await self._take_turn(waiter):
+            await self._exchange(waiter, arguments, oob=oob)
+        return self._read_reply(command, waiter.reply, timeout, sent=waiter.sent)
 
     def subscribe(self, *names: str, capacity: int = 64) -> EventSubscription:
         """Return a subscription to QEMU's events.
@@ -158,76 +134,205 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
             TypeError: A name is no text, or the capacity is no integer.
             ValueError: The capacity is less than 1.
         """
-        return EventSubscription(
-            self.client, self._raise_if_closed, EventBuffer(names, capacity)
-        )
+        return EventSubscription(self._events, EventBuffer(names, capacity))
 
-    async def _exchange(self, call: _Call) -> object:
-        async with self._turns:
-            call.sent = True
-            return await self.client.execute(call.command, call.arguments)
+    def _may_send(self) -> bool:
+        # Commands that wait come first, even if there is room for another.
+        return self._connection.can_send and not self._turns
 
-    def _forget(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would log it; the caller got it
+    async def _take_turn(self, waiter: _Waiter) -> bool:
+        """Wait until the command may be sent; return False if it may not be any more.
 
-    def _translate(self, error: BaseException, call: _Call) -> BaseException:
-        """Return this library's exception for one that qemu.qmp raised."""
-        match error:
-            case ExecuteError():
-                kind, desc = error.error_class, str(error)
-                return make_command_error(call.command, kind, desc, self.name)
-            case StateError():
-                return self._make_closed()
-            case ExecInterruptedError():
-                return copy_error(self._make_closed(), call.unknown)
-            case QMPError():
-                return ProtocolError(
-                    f"{self.name}: {get_first_line(error)}", call.unknown
-                )
-            case _:
-                return error
+        It stays the first in the queue until it is sent, so that no command that comes
+        in between takes its place.
+        """
+        self._raise_if_failed()
+        self._turns.append(waiter)
+        is_next = False
+        try:
+            await self._wait_for(waiter)
+            is_next = waiter.has_turn and waiter.reply is None
+        finally:
+            self._turns.remove(waiter)
+            if not is_next:
+                self._pass_turn()
+        return is_next
 
-    def _make_closed(self) -> MonitorClosed:
-        return MonitorClosed(f"{self.name} is not connected (any more)")
+    async def _exchange(
+        self, waiter: _Waiter, arguments: Mapping[str, object] | None, *, oob: bool
+    ) -> None:
+        """Send the command, and wait for its reply or for the connection's end."""
+        self._raise_if_failed()
+        try:
+            ident, data = self._connection.send_command(
+                waiter.command, arguments, oob=oob
+            )
+        finally:
+            self._pass_turn()
+        _log.debug("%s: %s, id %s", self.name, waiter.command, ident)
+        self._waiting[ident] = waiter
+        waiter.sent = True
+        self._transport.write(data)
+        try:
+            await self._wait_for(waiter)
+        finally:
+            if waiter.reply is None:
+                self._forget(ident)
 
-    def _raise_if_closed(self) -> None:
-        if self.client.runstate is not Runstate.RUNNING:
-            raise self._make_closed()
+    async def _wait_for(self, waiter: _Waiter) -> None:
+        """Wait until the waiter is woken; its deadline wakes it, too."""
+        future = waiter.future = self._loop.create_future()
+        if waiter.deadline < self._timer_deadline:
+            self._set_timer(waiter.deadline)
+        if self._shields:
+            await self.wait(future, waiter.deadline)
+        else:
+            await future
+
+    def _pass_turn(self) -> None:
+        """Wake the next command that waits for its turn, if there is room.
+
+        One is enough: it calls this again when it has sent its command, or has found
+        that it cannot.
+        """
+        if self._turns and self._connection.can_send:
+            self._turns[0].give_turn()
+
+    def _forget(self, ident: Id) -> None:
+        self._connection.abandon(ident)
+        self._waiting.pop(ident, None)
+
+    # Deadlines.
+
+    def _set_timer(self, deadline: float) -> None:
+        """Wake late commands at that time, and at no other."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_deadline = None, deadline
+        if deadline < math.inf:
+            self._timer = self._loop.call_at(deadline, self._wake_late_commands)
+
+    def _wake_late_commands(self) -> None:
+        now, left = self._loop.time(), math.inf
+        for waiter in (*self._waiting.values(), *self._turns):
+            if waiter.deadline <= now:
+                waiter.wake()
+            else:
+                left = min(left, waiter.deadline)
+        self._set_timer(left)
+
+    # Negotiating.
+
+    @asynccontextmanager
+    async def run(self, deadline: float, *, oob: bool) -> AsyncGenerator[None]:
+        """Negotiate, then serve commands until the block ends; close the connection.
+
+        Only :func:`open_monitor` calls this, once.
+
+        :meta private:
+        """
+        try:
+            self._transport.start_reading(self._receive, self._note_end)
+            await self._negotiate(deadline, oob=oob)
+            yield
+        finally:
+            self._shut(make_closed_by_us(self.name), by_us=True)
+
+    async def _negotiate(self, deadline: float, *, oob: bool) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._wait_for_state(State.NEGOTIATING)
+                self._transport.write(self._connection.send_negotiation(oob=oob))
+                await self._wait_for_state(State.READY)
+                return
+        except TimeoutError:
+            if self._connection.state is State.GREETING:
+                raise make_no_greeting(self.name, self.pid) from None
+            raise make_negotiation_timeout(self.name) from None
+
+    async def _wait_for_state(self, state: State) -> None:
+        while self._connection.state is not state:
+            self._raise_if_failed()
+            await self._state_changed.wait()
+
+    # What the event loop calls.
+
+    def _receive(self, data: bytes) -> None:
+        """Handle what QEMU has sent."""
+        connection, state = self._connection, self._connection.state
+        try:
+            connection.receive_data(data)
+            while (message := connection.next_message()) is not None:
+                self._dispatch(message)
+        except ProtocolError as error:
+            self._shut(ProtocolError(f"{self.name}: {error}"))
+            return
+        if connection.state is not state:
+            self._announce_state()
+        self._pass_turn()
+
+    def _note_end(self, error: OSError | None) -> None:
+        if error is None:
+            self._shut(make_closed_by_qemu(self.name))
+        else:
+            self._shut(MonitorClosed(f"{self.name} broke: {error}"))
+
+    def _dispatch(self, message: object) -> None:
+        if isinstance(message, Event):
+            self._events.put(message)
+        elif isinstance(message, (Return, Failure)):  # building a union is slow
+            self._waiting.pop(cast("Id", message.id)).finish(message)
+
+    def _announce_state(self) -> None:
+        self._state_changed.set()
+        self._state_changed = asyncio.Event()
+
+    def _shut(self, failure: MonitorError, *, by_us: bool = False) -> None:
+        """Close the connection, and raise why it ended to everyone who waits."""
+        if self._failure is not None:
+            return
+        self._failure = failure
+        self._connection.close()
+        self._transport.close()
+        self._set_timer(math.inf)
+        for waiter in (*self._waiting.values(), *self._turns):
+            waiter.finish(failure)
+        self._waiting.clear()
+        self._announce_state()
+        self._events.end(failure, by_us=by_us)
+
+    def _raise_if_failed(self) -> None:
+        if self._failure is not None:
+            raise copy_error(self._failure)
 
 
-@define
-class _Call:
-    """One command, and whether it was sent."""
+@define(eq=False)
+class _Waiter:
+    """One command that waits: first for its turn, if it must, then for its reply."""
 
     command: str
-    arguments: Mapping[str, object] | None
+    deadline: float
+    future: asyncio.Future[None] | None = None
+    has_turn: bool = False
     sent: bool = False
+    reply: Return | Failure | MonitorError | None = None
 
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        return (self.command,) if self.sent else ()
+    def give_turn(self) -> None:
+        if self.future is not None and not self.future.done():
+            self.has_turn = True
+            self.future.set_result(None)
 
+    def finish(self, reply: Return | Failure | MonitorError) -> None:
+        self.reply = reply
+        self.wake()
 
-def _copy(arguments: Mapping[str, object] | None) -> Mapping[str, object] | None:
-    """Return the arguments as JSON represents them.
-
-    qemu.qmp encodes them later, in a task of its own, and an error there would end the
-    connection.
-    """
-    if arguments is None:
-        return None
-    copied: dict[str, object] = json.loads(encode(arguments))
-    return copied
-
-
-def get_first_line(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).partition("\n")[0] or type(error).__name__
+    def wake(self) -> None:
+        # It may be done: cancelled, and the task has not been told yet.
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
 
 
-class EventSubscription(AsyncSubscription):
+class EventSubscription(FeedSubscription):
     """QEMU's events for one reader: a context manager, and an iterator inside it.
 
     ::
@@ -238,119 +343,24 @@ class EventSubscription(AsyncSubscription):
 
     Events wait in a bounded buffer until they are read. When it is full, the oldest
     event is dropped, preferably one with the same name as the new one; :attr:`lost`
-    counts the dropped events. A slow reader delays nobody else.
+    counts the dropped events. A slow reader delays nobody else. The iteration ends when
+    this end closes the connection; it raises if the connection ends otherwise.
     """
 
-    def __init__(
-        self,
-        client: QMPClient,
-        raise_if_closed: Callable[[], None],
-        buffer: EventBuffer,
-    ) -> None:
-        super().__init__(buffer)
-        self._client = client
-        self._raise_if_closed = raise_if_closed
+    def __init__(self, feed: EventFeed, buffer: EventBuffer) -> None:
+        super().__init__(feed, buffer)
         self._arrived = asyncio.Event()
-        # The filter stores the events and lets none pass: a listener never frees the
-        # events that it lets pass.
-        self._listener = EventListener(event_filter=self._put)
-        self._is_open = False
 
-    def __enter__(self) -> Self:
-        """Begin to take events in."""
-        self._client.register_listener(self._listener)
-        self._is_open = True
-        return self
+    def wake(self) -> None:
+        """Wake the tasks that wait in :meth:`receive`; the feed calls this.
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop taking events in. Those that came before can still be read."""
-        self._client.remove_listener(self._listener)
-        self._is_open = False
+        :meta private:
+        """
         self._arrived.set()
 
-    async def receive(self) -> Event:
-        """Return the next event.
-
-        If the call is cancelled, it ends at once and no event is lost.
-
-        Raises:
-            MonitorClosed: The client is not connected, and all events have been read.
-            RuntimeError: The block has ended, and all events have been read.
-        """
+    async def _let_others_run(self) -> None:
         await asyncio.sleep(0)
-        while (event := self._buffer.get()) is None:
-            self._raise_if_closed()
-            if not self._is_open:
-                raise make_not_subscribed()
-            await self._wait_for_more()
-        return event
 
-    async def _wait_for_more(self) -> None:
+    async def _wait(self) -> None:
         self._arrived.clear()
-        waits = (
-            asyncio.create_task(self._arrived.wait()),
-            asyncio.create_task(self._client.runstate_changed()),
-        )
-        try:
-            await asyncio.sleep(0)  # both have begun to wait after this
-            if not self._arrived.is_set():
-                self._raise_if_closed()
-                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-
-    def _put(self, message: Message) -> bool:
-        # An exception here would end the connection of the client's owner.
-        with suppress(ProtocolError):
-            event = parse(dict(message))
-            if isinstance(event, Event) and self._buffer.put(event):
-                self._arrived.set()
-        return False
-
-
-class _UnreadLimit:
-    """An event filter that limits how many unread events a listener holds.
-
-    It drops the newest events, not the oldest: a listener never frees an event that
-    it has accepted.
-    """
-
-    def __init__(self, listener: EventListener, limit: int) -> None:
-        self._listener = listener
-        self._limit = limit
-        self._previous = listener.event_filter
-        self._accepted = 0  # since the listener was empty
-
-    def __call__(self, event: Message) -> bool:
-        if self._previous is not None and not self._previous(event):
-            return False
-        if self._listener.empty():
-            self._accepted = 0
-        if self._accepted == self._limit:
-            _log.warning(
-                "%d events are unread in client.events: further ones are dropped"
-                " until they are read; see unread_events",
-                self._limit,
-            )
-        self._accepted += 1
-        return self._accepted <= self._limit
-
-
-def _limit_unread(listener: EventListener, limit: int) -> None:
-    """Limit a listener's unread events, unless it is limited already."""
-    require_count(limit, "unread_events", "events", minimum=0)
-    if not isinstance(listener.event_filter, _UnreadLimit) and (
-        listener.event_filter is not drop_event
-    ):
-        listener.event_filter = _UnreadLimit(listener, limit)
-
-
-def drop_event(_: Message) -> bool:
-    """Let no event pass. The filter for a listener that nobody can read."""
-    return False
+        await self._arrived.wait()

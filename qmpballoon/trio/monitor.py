@@ -14,18 +14,16 @@ from qmpballoon._transport.error_messages import (
     copy_error,
     make_closed_by_qemu,
     make_closed_by_us,
-    make_command_timeout,
     make_negotiation_timeout,
     make_no_greeting,
-    make_not_subscribed,
 )
-from qmpballoon._transport.monitor_base import AsyncSubscription, MonitorBase, TrioClock
+from qmpballoon._transport.monitor_base import MonitorBase, TrioClock
+from qmpballoon._transport.subscriptions import EventFeed, FeedSubscription
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
     ProtocolError,
-    make_command_error,
 )
 from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
@@ -33,8 +31,6 @@ from qmpballoon.qmp.messages import Event, Failure, Return
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
-    from types import TracebackType
-    from typing import Self
 
     from qmpballoon.qmp.messages import Greeting, Id
     from qmpballoon.trio._streams import Transport
@@ -75,7 +71,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._waiting: dict[Id, _Waiter] = {}
         self._turns = trio.lowlevel.ParkingLot()
         self._state_changed = trio.Event()
-        self._events = _EventFeed()
+        self._events = EventFeed()
         self._failure: MonitorError | None = None
         self._watchdog = trio.CancelScope()
 
@@ -126,7 +122,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         waiter = _Waiter(command, deadline, trio.lowlevel.current_task())
         if oob or self._may_send() or await self._take_turn(waiter):
             await self._exchange(waiter, arguments, oob=oob)
-        return self._result(waiter, timeout)
+        return self._read_reply(command, waiter.reply, timeout, sent=waiter.sent)
 
     def subscribe(self, *names: str, capacity: int = 64) -> EventSubscription:
         """Return a subscription to QEMU's events.
@@ -194,18 +190,6 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._connection.abandon(ident)
         return self._waiting.pop(ident)
 
-    def _result(self, waiter: _Waiter, timeout: float) -> object:
-        if isinstance(waiter.reply, Return):  # the most frequent case, without a match
-            return waiter.reply.value
-        match waiter.reply:
-            case Failure(error_class, desc):
-                raise make_command_error(waiter.command, error_class, desc, self.name)
-            case MonitorError() as failure:
-                raise copy_error(failure, waiter.unknown)
-            case _:
-                timed_out = make_command_timeout(self.name, waiter.command, timeout)
-                raise copy_error(timed_out, waiter.unknown)
-
     def _write(self, data: bytes) -> None:
         if self._transport.write(data) and self._tasks is not None:
             self._tasks.start_soon(self._transport.flush)
@@ -227,7 +211,7 @@ class TrioMonitor(MonitorBase, TrioClock):
                     yield
                 finally:
                     # Before the tasks end: a failed monitor starts no further ones.
-                    self._shut(make_closed_by_us(self.name))
+                    self._shut(make_closed_by_us(self.name), by_us=True)
         finally:
             await self._transport.aclose()
 
@@ -302,7 +286,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._state_changed.set()
         self._state_changed = trio.Event()
 
-    def _shut(self, failure: MonitorError) -> None:
+    def _shut(self, failure: MonitorError, *, by_us: bool = False) -> None:
         """Record why the connection ended, and raise that to everyone who waits."""
         if self._failure is not None:
             return
@@ -313,7 +297,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._waiting.clear()
         self._turns.unpark_all()
         self._announce_state()
-        self._events.end(failure)
+        self._events.end(failure, by_us=by_us)
 
     def _raise_if_failed(self) -> None:
         if self._failure is not None:
@@ -330,40 +314,12 @@ class _Waiter:
     sent: bool = False
     reply: Return | Failure | MonitorError | None = None
 
-    @property
-    def unknown(self) -> tuple[str, ...]:
-        return (self.command,) if self.sent else ()
-
     def finish(self, reply: Return | Failure | MonitorError | None) -> None:
         self.reply = reply
         trio.lowlevel.reschedule(self.task)
 
 
-class _EventFeed:
-    """Gives each event to all subscriptions.
-
-    Attributes:
-        subscriptions: The open ones.
-        failure: Why no more events will come; ``None`` while they may.
-    """
-
-    def __init__(self) -> None:
-        self.subscriptions: set[EventSubscription] = set()
-        self.failure: MonitorError | None = None
-
-    def put(self, event: Event) -> None:
-        """Give an event to all subscriptions."""
-        for subscription in self.subscriptions:
-            subscription.put(event)
-
-    def end(self, failure: MonitorError) -> None:
-        """Record that no more events come, and wake all readers."""
-        self.failure = failure
-        for subscription in self.subscriptions:
-            subscription.wake()
-
-
-class EventSubscription(AsyncSubscription):
+class EventSubscription(FeedSubscription):
     """QEMU's events for one reader: a context manager, and an iterator inside it.
 
     ::
@@ -374,54 +330,13 @@ class EventSubscription(AsyncSubscription):
 
     Events wait in a bounded buffer until they are read. When it is full, the oldest
     event is dropped, preferably one with the same name as the new one; :attr:`lost`
-    counts the dropped events. A slow reader delays nobody else.
+    counts the dropped events. A slow reader delays nobody else. The iteration ends when
+    this end closes the connection; it raises if the connection ends otherwise.
     """
 
-    def __init__(self, feed: _EventFeed, buffer: EventBuffer) -> None:
-        super().__init__(buffer)
-        self._feed = feed
+    def __init__(self, feed: EventFeed, buffer: EventBuffer) -> None:
+        super().__init__(feed, buffer)
         self._readers = trio.lowlevel.ParkingLot()
-
-    def __enter__(self) -> Self:
-        """Begin to take events in."""
-        self._feed.subscriptions.add(self)
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop taking events in. Those that came before can still be read."""
-        self._feed.subscriptions.discard(self)
-        self.wake()
-
-    async def receive(self) -> Event:
-        """Return the next event.
-
-        If the call is cancelled, it ends at once and no event is lost.
-
-        Raises:
-            MonitorError: The connection has ended, and all events have been read.
-            RuntimeError: The block has ended, and all events have been read.
-        """
-        await trio.lowlevel.checkpoint()
-        while (event := self._buffer.get()) is None:
-            if self._feed.failure is not None:
-                raise copy_error(self._feed.failure)
-            if self not in self._feed.subscriptions:
-                raise make_not_subscribed()
-            await self._readers.park()
-        return event
-
-    def put(self, event: Event) -> None:
-        """Take an event in, if it is one that was asked for; the feed calls this.
-
-        :meta private:
-        """
-        if self._buffer.put(event):
-            self.wake()
 
     def wake(self) -> None:
         """Wake the tasks that wait in :meth:`receive`; the feed calls this.
@@ -429,3 +344,9 @@ class EventSubscription(AsyncSubscription):
         :meta private:
         """
         self._readers.unpark_all()
+
+    async def _let_others_run(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def _wait(self) -> None:
+        await self._readers.park()

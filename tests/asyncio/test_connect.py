@@ -1,20 +1,22 @@
-"""Opening and closing a client on asyncio, and finding its QEMU."""
+"""Opening and closing a monitor on asyncio, TLS, and finding a client's QEMU."""
 
 from __future__ import annotations
 
 import os
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+import trustme
 from asyncio_runs import run
 from qemu.qmp import QMPClient
-from scripted import Session, serve
+from scripted import Session, attend, serve, standard_answer
 
 from qmpballoon import (
     MiB,
     MonitorTimeout,
-    ProtocolError,
+    MonitorUnreachable,
 )
 from qmpballoon import asyncio as aio
 
@@ -41,17 +43,51 @@ def test_a_peer_that_does_not_read_is_left_at_once() -> None:
         left[1].close()
 
 
-def test_pretty_output_is_said_to_be_the_matter() -> None:
+def test_pretty_output_is_read() -> None:
     def script(session: Session) -> None:
         session.sock.sendall(b'{\r\n    "QMP": {\r\n    }\r\n}\r\n')
         session.sock.recv(100)
+        session.sock.sendall(b'{\r\n    "return": {\r\n    },\r\n    "id": 1\r\n}\r\n')
+        session.sock.recv(100)
 
     async def main(path: str) -> None:
-        async with aio.open_monitor(path):
-            pytest.fail("it opened")
+        async with aio.open_monitor(path) as monitor:
+            assert monitor.greeting is not None
 
-    with serve(script) as path, pytest.raises(ProtocolError, match="pretty=on"):
+    with serve(script) as path:
         run(main(path))
+
+
+def test_tls() -> None:
+    authority = trustme.CA()
+    ours, theirs = (
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER),
+    )
+    authority.configure_trust(ours)
+    authority.issue_cert("127.0.0.1").configure_cert(theirs)
+
+    def script(session: Session) -> None:
+        with theirs.wrap_socket(session.sock, server_side=True) as session.sock:
+            session.greet()
+            while (request := session.request()).command != "large":
+                session.answer(request, standard_answer(request))
+            session.answer(request, request.arguments["text"])
+            attend(session)
+
+    async def main(place: tuple[str, int]) -> None:
+        async with aio.open_balloon(place, tls=ours) as balloon:
+            assert await balloon.actual() == 1 << 30
+            text = "x" * 1_000_000
+            execute = balloon.monitor.execute
+            assert await execute("large", {"text": text}) == text
+            assert await balloon.actual() == 1 << 30
+        with pytest.raises(MonitorUnreachable, match="no TLS handshake"):
+            async with aio.open_balloon(place, tls=ssl.create_default_context()):
+                pytest.fail("an unknown authority was trusted")
+
+    with serve(script, family=socket.AF_INET) as place:
+        run(main(place))
 
 
 def test_the_process_is_found_or_taken_as_told(fake: ThreadedFake) -> None:

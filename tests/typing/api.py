@@ -110,12 +110,22 @@ async def moving(balloon: Balloon) -> None:
 
 
 async def on_asyncio(client: QMPClient) -> None:
-    assert_type(await aio.find_balloon(client), Balloon[aio.AsyncioMonitor])
+    held = await aio.find_balloon(client, command_timeout=1)
+    assert_type(held, Balloon[aio.HeldClientMonitor])
+    await held.monitor.execute("query-status", timeout=1)
+    with (
+        aio.limit_unread_events(client),
+        held.monitor.subscribe("BALLOON_CHANGE") as heard,
+    ):
+        assert_type(await heard.receive(), Event)
     async with aio.open_balloon("/run/vm1.qmp") as balloon:
         assert_type(balloon, Balloon[aio.AsyncioMonitor])
         await asking(balloon)
         await moving(balloon)
-        await balloon.monitor.execute("query-status", timeout=1)
+        assert_type(
+            await aio.find_balloon(balloon.monitor), Balloon[aio.AsyncioMonitor]
+        )
+        await balloon.monitor.execute("query-status", timeout=1, oob=True)
         with balloon.monitor.subscribe("BALLOON_CHANGE") as events:
             assert_type(await events.receive(), Event)
     async with aio.open_monitor("/run/vm1.qmp") as monitor:

@@ -1,0 +1,126 @@
+"""Byte streams to a monitor, on asyncio.
+
+A transport writes without waiting. What the kernel takes goes out at once; the event
+loop sends the rest as soon as there is room. So no ``await`` stands between registering
+a command and handing its bytes over.
+
+The event loop calls back for a socket directly. asyncio's own transports and streams
+take longer for messages as short as QMP's, and close a socket only later, in another
+turn of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from qmpballoon._transport.qemu_process import find_peer_pid
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+__all__ = ["SocketTransport", "TlsTransport"]
+
+_READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
+# What a non-blocking socket raises when it has to wait.
+_WAITS: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+# QEMU's monitor reads byte by byte. QEMU 7.2 takes a whole TLS record from the socket
+# for the first byte, and looks at the others only when the socket is readable again. A
+# second record of one byte makes the socket readable, and leaves no byte behind.
+_TLS_TRAILER: Final = b"\n"
+
+
+class SocketTransport:
+    """A transport over a connected, non-blocking socket.
+
+    Attributes:
+        pid: The process id of the QEMU at the other end; ``None`` if it cannot be
+            known.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.pid: int | None = find_peer_pid(sock)
+        self._socket = sock
+        self._loop = asyncio.get_running_loop()
+        self._backlog: deque[memoryview] = deque()
+
+    def start_reading(
+        self,
+        on_data: Callable[[bytes], None],
+        on_end: Callable[[OSError | None], None],
+    ) -> None:
+        """Begin to read.
+
+        Args:
+            on_data: Is given what was read.
+            on_end: Is called when nothing more can be read, with the error if the
+                connection broke. It has to close the transport.
+        """
+        self._loop.add_reader(self._socket, self._read, on_data, on_end)
+
+    def write(self, data: bytes) -> None:
+        """Send without waiting. If the connection is broken, reading reports it."""
+        if self._backlog:
+            self._backlog.append(memoryview(data))
+            return
+        sent = self._send(data)
+        if sent < len(data):
+            self._backlog.append(memoryview(data)[sent:])
+            self._loop.add_writer(self._socket, self._flush)
+
+    def close(self) -> None:
+        """Close at once, without waiting for the peer."""
+        if self._socket.fileno() < 0:
+            return
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._backlog.clear()
+        self._socket.close()
+
+    def _read(
+        self,
+        on_data: Callable[[bytes], None],
+        on_end: Callable[[OSError | None], None],
+    ) -> None:
+        try:
+            data = self._socket.recv(_READ_SIZE)
+        except _WAITS:  # a spurious wake-up, or half a TLS record
+            return
+        except OSError as error:
+            on_end(error)
+            return
+        if data:
+            on_data(data)
+        else:
+            on_end(None)
+
+    def _flush(self) -> None:
+        while self._backlog:
+            data = self._backlog[0]
+            sent = self._send(data)
+            if sent < len(data):
+                self._backlog[0] = data[sent:]
+                return
+            self._backlog.popleft()
+        self._loop.remove_writer(self._socket)
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except _WAITS:
+            return 0
+        except OSError:
+            # Reading gets the same error and reports it.
+            return len(data)
+
+
+class TlsTransport(SocketTransport):
+    """A transport over a socket that is wrapped in TLS, after the handshake."""
+
+    def write(self, data: bytes) -> None:
+        """Send without waiting. If the connection is broken, reading reports it."""
+        super().write(data)
+        super().write(_TLS_TRAILER)

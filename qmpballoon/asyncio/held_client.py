@@ -1,0 +1,373 @@
+"""A monitor over a connected ``QMPClient`` of qemu.qmp, which somebody else holds.
+
+The client is left as it was found. A subscription registers an event listener, and
+removes it at the end of its block; nothing else of the client is touched.
+
+Each command runs in a task of its own, because qemu.qmp forgets a command whose caller
+is cancelled, and its place in QEMU's queue would count as free too early.
+
+Only the parts of qemu.qmp under the LGPL are used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from attrs import define
+from qemu.qmp import (
+    EventListener,
+    ExecInterruptedError,
+    ExecuteError,
+    QMPError,
+    Runstate,
+    StateError,
+)
+
+from qmpballoon._checks import require_command, require_count
+from qmpballoon._transport.asyncio_clock import AsyncioClock
+from qmpballoon._transport.error_messages import (
+    copy_error,
+    make_command_timeout,
+    make_not_subscribed,
+)
+from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT, MonitorBase
+from qmpballoon._transport.subscriptions import AsyncSubscription
+from qmpballoon.errors import MonitorClosed, ProtocolError, make_command_error
+from qmpballoon.qmp.connection import MAX_IN_FLIGHT, encode
+from qmpballoon.qmp.events import EventBuffer
+from qmpballoon.qmp.messages import Event, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from qemu.qmp import Message, QMPClient
+
+__all__ = [
+    "UNREAD_EVENTS",
+    "HeldClientMonitor",
+    "HeldClientSubscription",
+    "limit_unread_events",
+]
+
+_log = logging.getLogger(__name__)
+
+# Measured: a BALLOON_CHANGE event takes 1.3 kB in qemu.qmp, so this is 1.3 MB. A reader
+# that is merely slow leaves fewer events unread.
+UNREAD_EVENTS: Final = 1000
+"""How many events a client may hold for a reader that does not come."""
+
+
+class HeldClientMonitor(MonitorBase, AsyncioClock):
+    """A :class:`~qmpballoon.monitor.Monitor` over a connected ``QMPClient``.
+
+    Many tasks may use it at once. At most eight of its commands are with QEMU at a
+    time; further ones wait for their turn. Commands that others send through the client
+    do not count.
+
+    Args:
+        client: Connected. Others may go on using it.
+        name: The name that messages use for the monitor.
+        command_timeout: Seconds for each command that gives none of its own.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
+
+    Attributes:
+        client: The client.
+        name: The name that messages use for the monitor.
+        pid: The process id of QEMU; ``None`` if it is not known.
+    """
+
+    def __init__(
+        self,
+        client: QMPClient,
+        *,
+        name: str | None = None,
+        command_timeout: float = COMMAND_TIMEOUT,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        name = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
+        super().__init__(
+            name=name, pid=None, command_timeout=command_timeout, wall_clock=wall_clock
+        )
+        self.client = client
+        self._turns = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._tasks: set[asyncio.Task[object]] = set()  # asyncio's own are weak
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> object:
+        """Run one QMP command and return its result.
+
+        If the call is cancelled, QEMU may or may not have carried out the command. Its
+        reply is dropped, and the monitor stays usable.
+
+        Args:
+            command: The command's name, as in the QMP reference.
+            arguments: Its arguments, of JSON types only.
+            timeout: Seconds for the reply, including the time that the command waits
+                for its turn; ``math.inf`` for no limit. By default the monitor's own.
+
+        Returns:
+            The decoded value of ``return``.
+
+        Raises:
+            CommandError: QEMU refused the command.
+            MonitorTimeout: No reply came in time. The monitor stays usable.
+            MonitorClosed: The client is not connected, or no longer.
+            ProtocolError: The peer does not speak QMP.
+            TypeError: The command is no text, or the arguments are no JSON.
+            ValueError: The arguments have values that JSON does not know.
+        """
+        timeout = self._choose_timeout(timeout)
+        require_command(command, arguments)
+        call = _Call(command, _copy(arguments))
+        task = asyncio.create_task(self._exchange(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        try:
+            await self.wait(task, self.now() + timeout)
+        finally:
+            if not call.sent:
+                task.cancel()
+        if not task.done() or task.cancelled():
+            late = make_command_timeout(self.name, command, timeout)
+            raise copy_error(late, call.unknown)
+        error = task.exception()
+        if error is None:
+            return task.result()
+        raise self._translate(error, call) from error
+
+    def subscribe(self, *names: str, capacity: int = 64) -> HeldClientSubscription:
+        """Return a subscription to QEMU's events.
+
+        It takes events in from the beginning of its ``with`` block to the end.
+
+        Args:
+            names: Which events, such as ``"BALLOON_CHANGE"``; by default all.
+            capacity: How many unread events to hold, at least 1.
+
+        Raises:
+            TypeError: A name is no text, or the capacity is no integer.
+            ValueError: The capacity is less than 1.
+        """
+        return HeldClientSubscription(
+            self.client, self._raise_if_closed, EventBuffer(names, capacity)
+        )
+
+    async def _exchange(self, call: _Call) -> object:
+        async with self._turns:
+            call.sent = True
+            return await self.client.execute(call.command, call.arguments)
+
+    def _forget(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, or asyncio would log it; the caller got it
+
+    def _translate(self, error: BaseException, call: _Call) -> BaseException:
+        """Return this library's exception for one that qemu.qmp raised."""
+        match error:
+            case ExecuteError():
+                kind, desc = error.error_class, str(error)
+                return make_command_error(call.command, kind, desc, self.name)
+            case StateError():
+                return self._make_closed()
+            case ExecInterruptedError():
+                return copy_error(self._make_closed(), call.unknown)
+            case QMPError():
+                return ProtocolError(
+                    f"{self.name}: {_get_first_line(error)}", call.unknown
+                )
+            case _:
+                return error
+
+    def _make_closed(self) -> MonitorClosed:
+        return MonitorClosed(f"{self.name} is not connected (any more)")
+
+    def _raise_if_closed(self) -> None:
+        if self.client.runstate is not Runstate.RUNNING:
+            raise self._make_closed()
+
+
+@define
+class _Call:
+    """One command, and whether it was sent."""
+
+    command: str
+    arguments: Mapping[str, object] | None
+    sent: bool = False
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        return (self.command,) if self.sent else ()
+
+
+def _copy(arguments: Mapping[str, object] | None) -> Mapping[str, object] | None:
+    """Return the arguments as JSON represents them.
+
+    qemu.qmp encodes them later, in a task of its own, and an error there would end the
+    connection.
+    """
+    if arguments is None:
+        return None
+    copied: dict[str, object] = json.loads(encode(arguments))
+    return copied
+
+
+def _get_first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+class HeldClientSubscription(AsyncSubscription):
+    """QEMU's events for one reader: a context manager, and an iterator inside it.
+
+    ::
+
+        with monitor.subscribe("BALLOON_CHANGE") as events:
+            async for event in events:
+                print(event.data)
+
+    Events wait in a bounded buffer until they are read. When it is full, the oldest
+    event is dropped, preferably one with the same name as the new one; :attr:`lost`
+    counts the dropped events. A slow reader delays nobody else.
+    """
+
+    def __init__(
+        self,
+        client: QMPClient,
+        raise_if_closed: Callable[[], None],
+        buffer: EventBuffer,
+    ) -> None:
+        super().__init__(buffer)
+        self._client = client
+        self._raise_if_closed = raise_if_closed
+        self._arrived = asyncio.Event()
+        # The filter stores the events and lets none pass: a listener never frees the
+        # events that it lets pass.
+        self._listener = EventListener(event_filter=self._put)
+        self._is_open = False
+
+    def __enter__(self) -> Self:
+        """Begin to take events in."""
+        self._client.register_listener(self._listener)
+        self._is_open = True
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop taking events in. Those that came before can still be read."""
+        self._client.remove_listener(self._listener)
+        self._is_open = False
+        self._arrived.set()
+
+    async def _let_others_run(self) -> None:
+        await asyncio.sleep(0)
+
+    def _raise_if_ended(self) -> None:
+        self._raise_if_closed()
+        if not self._is_open:
+            raise make_not_subscribed()
+
+    def _is_closed_by_us(self) -> bool:
+        return False  # its owner closes it
+
+    async def _wait(self) -> None:
+        self._arrived.clear()
+        waits = (
+            asyncio.create_task(self._arrived.wait()),
+            asyncio.create_task(self._client.runstate_changed()),
+        )
+        try:
+            await asyncio.sleep(0)  # both have begun to wait after this
+            if not self._arrived.is_set():
+                self._raise_if_closed()
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    def _put(self, message: Message) -> bool:
+        # An exception here would end the connection of the client's owner.
+        with suppress(ProtocolError):
+            event = parse(dict(message))
+            if isinstance(event, Event) and self._buffer.put(event):
+                self._arrived.set()
+        return False
+
+
+class _UnreadLimit:
+    """An event filter that limits how many unread events a listener holds.
+
+    It drops the newest events, not the oldest: a listener never frees an event that
+    it has accepted.
+    """
+
+    def __init__(self, listener: EventListener, limit: int) -> None:
+        self._listener = listener
+        self._limit = limit
+        self._previous = listener.event_filter
+        self._accepted = 0  # since the listener was empty
+
+    def __call__(self, event: Message) -> bool:
+        if self._previous is not None and not self._previous(event):
+            return False
+        if self._listener.empty():
+            self._accepted = 0
+        if self._accepted == self._limit:
+            _log.warning(
+                "%d events are unread in client.events: further ones are dropped"
+                " until they are read; see limit_unread_events",
+                self._limit,
+            )
+        self._accepted += 1
+        return self._accepted <= self._limit
+
+
+@contextmanager
+def limit_unread_events(
+    client: QMPClient, limit: int = UNREAD_EVENTS
+) -> Generator[None]:
+    """Limit the unread events in ``client.events`` within a ``with`` block.
+
+    qemu.qmp puts every event into ``client.events`` and keeps it until somebody reads
+    it. In a program that does not read them, they pile up in memory. Within the block,
+    further events are dropped while so many are unread. At its end the listener has the
+    event filter that it had before.
+
+    If the client is limited already, this changes nothing.
+
+    Args:
+        client: The client.
+        limit: How many unread events it may hold, at least 0.
+
+    Raises:
+        TypeError: The limit is no integer.
+        ValueError: The limit is negative.
+    """
+    require_count(limit, "limit", "events", minimum=0)
+    listener = client.events
+    before = listener.event_filter
+    if isinstance(before, _UnreadLimit):
+        yield
+        return
+    listener.event_filter = ours = _UnreadLimit(listener, limit)
+    try:
+        yield
+    finally:
+        if listener.event_filter is ours:  # nobody has set another meanwhile
+            listener.event_filter = before
