@@ -1,8 +1,8 @@
 """Peers that lie, flood, dawdle or babble, over real sockets, on every front end.
 
 Whatever they do: the caller gets one of our exceptions, in time, for little memory,
-and nothing stays open. What our own decoder sees is a :exc:`ProtocolError`, and so
-named; asyncio's is that of qemu.qmp, which passes some of it on as an answer.
+and nothing stays open. What the decoder refuses is a :exc:`ProtocolError`, and so
+named.
 """
 
 from __future__ import annotations
@@ -127,15 +127,12 @@ def test_an_answer_that_is_none(front: FrontEnd, name: str) -> None:
     def script(session: Session) -> None:
         session.greet()
         ident = json.dumps(session.request().id).strip('"').encode()
-        if front.name == "asyncio":  # its ids are words
-            ident = b'"' + ident + b'"'
         attack(session, ident)
         until_left(session)
 
     # A flood may take a while before it is too much.
     error = attacked(front, script, IN_TIME if attack is flood else SHORT)
-    if front.name != "asyncio" or expected is MonitorTimeout:
-        assert type(error) is expected
+    assert type(error) is expected
 
 
 @on_each(*CONNECTING)

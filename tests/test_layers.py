@@ -322,12 +322,12 @@ def test_importing_the_package_loads_only_its_front_page() -> None:
 @pytest.mark.parametrize(
     ("front_end", "others"),
     [
-        ("asyncio", {"trio"}),
+        ("asyncio", {"trio", "qemu.qmp"}),
         ("blocking", {"asyncio", "trio"}),
         ("trio", {"asyncio"}),
     ],
 )
-def test_a_front_end_loads_no_other_event_loop(
+def test_a_front_end_loads_no_other_event_loop_and_no_qemu_qmp(
     front_end: str, others: set[str]
 ) -> None:
     loaded = loaded_by(f"import qmpballoon.{front_end}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import os
@@ -29,6 +30,7 @@ from qmpballoon import (
     UnsafeTarget,
     blocking,
 )
+from qmpballoon import asyncio as aio
 from qmpballoon import trio as client
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import GuestConfig, MachineConfig
@@ -186,10 +188,7 @@ def test_a_peer_that_hangs_up() -> None:
 
 
 def over_tls(target: Target, tls: ssl.SSLContext) -> tuple[type, str]:
-    """Return what is raised where TLS does not come about, alike on trio and without.
-
-    qemu.qmp, and so asyncio, has it from its user.
-    """
+    """Return what is raised where TLS does not come about, alike on every front end."""
 
     async def on_trio() -> None:
         async with client.open_monitor(target, tls=tls, timeout=0.2):
@@ -203,6 +202,14 @@ def over_tls(target: Target, tls: ssl.SSLContext) -> tuple[type, str]:
     ):
         pytest.fail("it opened")
     assert str(plain.value) == str(caught.value)
+
+    async def on_asyncio() -> None:
+        async with aio.open_monitor(target, tls=tls, timeout=0.2):
+            pytest.fail("it opened")
+
+    with pytest.raises(type(caught.value)) as other:
+        asyncio.run(on_asyncio())
+    assert str(other.value) == str(caught.value)
     return type(caught.value), str(caught.value)
 
 
