@@ -194,3 +194,43 @@ def test_that_it_was_asked_back_counts_until_it_comes_nearer() -> None:
     tracker.observe(2.0, GiB)  # it has not moved yet
     tracker.observe(3.0, 3 * GiB)
     assert tracker.jumps == 0
+
+
+def test_it_has_moved_once_it_moved_wherever_it_is_now() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0)
+    assert not tracker.moved
+    tracker.observe(1.0, 4 * GiB)
+    assert not tracker.moved
+    tracker.observe(2.0, 4 * GiB - MiB)
+    assert tracker.moved
+    tracker.observe(3.0, 4 * GiB)
+    assert tracker.moved
+
+
+def test_the_nearest_is_that_of_all_looks() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0)
+    for second, size in enumerate([3 * GiB, 2 * GiB, 2 * GiB + MiB], 1):
+        tracker.observe(second, size)
+    assert tracker.nearest == 2 * GiB
+
+
+def test_what_moves_at_the_end_of_a_window_has_not_stopped() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0, StallLimits(rate=MiB, window=5.0))
+    for second, size in [(1.0, 3 * GiB), (3.0, 3 * GiB), (6.0, 3 * GiB - MiB)]:
+        tracker.observe(second, size)
+    assert tracker.phase == "stalled"
+    assert not tracker.stopped
+
+
+def test_the_rate_of_the_limit_is_no_stall() -> None:
+    for less, phase in [(0, "moving"), (PAGE, "stalled")]:
+        tracker = Tracker(0, 4 * GiB, 0.0, StallLimits(rate=MiB, window=5.0))
+        assert tracker.observe(5.0, 4 * GiB - 5 * MiB + less) == phase
+
+
+def test_only_what_goes_back_far_was_thrown_back() -> None:
+    for more, jumps in [(0, 0), (PAGE, 1)]:
+        tracker = Tracker(0, 4 * GiB, 0.0)
+        tracker.observe(1.0, 3 * GiB)
+        tracker.observe(2.0, 3 * GiB + 64 * MiB + more)
+        assert tracker.jumps == jumps

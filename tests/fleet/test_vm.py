@@ -321,3 +321,34 @@ def test_a_ram_of_nothing_is_not_known() -> None:
     record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
     record.note_total(None)
     assert (record.total, record.bounds) == (None, None)
+
+
+def test_who_gives_half_does_not_rest_and_a_rest_ends_on_time() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    record.note_move_ended(2.0, ended("settled", 2 * GiB, GiB, 2 * GiB - GiB // 2))
+    record.note_poll(3.0, 2 * GiB - GiB // 2, answer(3), None)
+    assert record.get_state(3.0) == "healthy"
+    record.note_move_ended(10.0, ended("settled", 2 * GiB, GiB, 2 * GiB))
+    record.note_poll(39.0, 2 * GiB, answer(39), None)
+    record.note_poll(40.0, 2 * GiB, answer(40), None)
+    for now, is_stalled in [(39.9, True), (40.0, False)]:
+        guest = record.make_guest(now)
+        assert guest is not None
+        assert guest.is_stalled is is_stalled
+
+
+def test_a_guest_whose_ram_is_not_known_cannot_be_moved() -> None:
+    record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
+    record.note_connected(0.0)
+    record.note_poll(0.0, 2 * GiB, GuestStats(), None)
+    record.note_poll(1.0, 2 * GiB, answer(1), None)
+    assert record.get_state(1.0) == "healthy"
+    assert record.make_guest(1.0) is None
+
+
+def test_statistics_are_shown_once_there_are_any() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()))
+    assert record.make_view(0.0).to_json()["stats"] is None
+    record.note_poll(1.0, 2 * GiB, answer(1), None)
+    shown = record.make_view(1.0).to_json()["stats"]
+    assert shown == {**answer(1).to_json(), "fresh": True}
