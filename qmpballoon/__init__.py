@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from qmpballoon.errors import StatsTimeout as StatsTimeout
     from qmpballoon.errors import StatsUnavailable as StatsUnavailable
     from qmpballoon.errors import UnsafeTarget as UnsafeTarget
+    from qmpballoon.errors import UntrustedMonitor as UntrustedMonitor
     from qmpballoon.errors import make_command_error as make_command_error
     from qmpballoon.monitor import Monitor as Monitor
     from qmpballoon.qmp.messages import Event as Event
@@ -146,6 +147,8 @@ _MODULES = {
         "StatsTimeout",
         "StatsUnavailable",
         "UnsafeTarget",
+        "UntrustedMonitor",
+        "UntrustedMonitor",
         "make_command_error",
     ),
     "monitor": ("Monitor",),
@@ -208,6 +211,7 @@ __all__ = [
     "TrioMonitor",
     "UnixAddress",
     "UnsafeTarget",
+    "UntrustedMonitor",
     "Vm",
     "VmInfo",
     "__version__",

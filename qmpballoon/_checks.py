@@ -1,22 +1,17 @@
-r"""Checks of arguments, before anything is sent, and of QEMU's answers.
+"""Checks of arguments, before anything is sent, and of QEMU's answers.
 
-The message of each error is one line. It names the argument and what it must be. Text
-from outside is escaped first. File names, command lines and names of VMs can hold bytes
-that are no UTF-8, which no output takes, and characters that control a terminal.
+The message of each error is one line. It names the argument and what it must be.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from typing import TypeGuard
 
 __all__ = [
-    "escape_undecodable",
-    "escape_unprintable",
     "is_interval",
     "is_size",
     "require_callback",
@@ -30,11 +25,6 @@ __all__ = [
 
 _MAX_INTERVAL = 2**32 - 1  # seconds; QEMU refuses longer intervals
 _MAX_SIZE = 2**63 - 1  # bytes; QMP's integers are signed and have 64 bits
-
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
-# What PEP 383 stands for the bytes 0x80 to 0xff with.
-_FIRST_BYTE: Final = 0xDC80
-_LAST_BYTE: Final = 0xDCFF
 
 
 def is_size(value: object) -> TypeGuard[int]:
@@ -174,37 +164,3 @@ def require_seconds(value: object, name: str, *, minimum: float = 0.0) -> float:
         return float(value)
     except OverflowError:
         raise ValueError(f"{name} is too large: for no limit, use math.inf") from None
-
-
-def escape_undecodable(text: str) -> str:
-    r"""Return a text that can be encoded, for one from the file system.
-
-    File names and command lines are bytes. Python stands for each byte that is no UTF-8
-    with a surrogate (:pep:`383`), which no output takes. Such a byte is shown as
-    ``\xe9``, for example.
-
-    Args:
-        text: Text as :func:`os.fsdecode` returns it, or any other.
-    """
-    return _SURROGATE.sub(_escape_surrogate, text)
-
-
-def _escape_surrogate(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    is_byte = _FIRST_BYTE <= code <= _LAST_BYTE
-    return f"\\x{code & 0xFF:02x}" if is_byte else f"\\u{code:04x}"
-
-
-def escape_unprintable(text: str) -> str:
-    r"""Return a text that fits on a line, and that controls no terminal.
-
-    Characters that cannot be printed are shown as in Python, such as ``\n``, and bytes
-    that are no UTF-8 as by :func:`escape_undecodable`.
-
-    Args:
-        text: Text from anywhere.
-    """
-    return "".join(
-        char if char.isprintable() else repr(char)[1:-1]
-        for char in escape_undecodable(text)
-    )

@@ -7,11 +7,12 @@ Every front end and the command read addresses with these functions, so that
 from __future__ import annotations
 
 import os
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import field, frozen
 
-from qmpballoon._checks import escape_undecodable
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 __all__ = [
     "AbstractAddress",
@@ -59,6 +60,11 @@ def _count_bytes(text: str) -> int:
         ) from None
 
 
+def _show(text: str) -> str:
+    """Return a name with its bytes that are no UTF-8 escaped: no output takes them."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
 def _require_host(_address: object, _attribute: object, host: str) -> None:
     if not host or "\0" in host:
         raise ValueError(
@@ -78,13 +84,22 @@ class UnixAddress:
     Attributes:
         path: Its path in the file system: 1 to 4095 bytes. Bytes that are no UTF-8
             stand in it as in :func:`os.fsdecode`.
+        pid: The process that must listen there; ``None`` for any. It is checked before
+            anything is sent, by ``SO_PEERCRED`` of unix(7).
+        users: The ids of the users of which one must listen there; ``None`` for any.
+            If ``pid`` is given, root may listen too: QEMU may have given up its rights.
+            Neither of the two tells addresses apart.
     """
 
     path: str = field(validator=_require_path)
+    pid: int | None = field(default=None, kw_only=True, eq=False, repr=False)
+    users: Collection[int] | None = field(
+        default=None, kw_only=True, eq=False, repr=False
+    )
 
     def __str__(self) -> str:
         """Return the path; bytes that are no UTF-8 are escaped."""
-        return escape_undecodable(self.path)
+        return _show(self.path)
 
 
 @frozen
@@ -96,13 +111,19 @@ class AbstractAddress:
 
     Attributes:
         name: Its name: 1 to 107 bytes.
+        pid: As for :class:`UnixAddress`.
+        users: As for :class:`UnixAddress`.
     """
 
     name: str = field(validator=_require_abstract)
+    pid: int | None = field(default=None, kw_only=True, eq=False, repr=False)
+    users: Collection[int] | None = field(
+        default=None, kw_only=True, eq=False, repr=False
+    )
 
     def __str__(self) -> str:
         """Return the address as :func:`parse_address` reads it."""
-        return f"{_ABSTRACT}{escape_undecodable(self.name)}"
+        return f"{_ABSTRACT}{_show(self.name)}"
 
 
 @frozen

@@ -5,6 +5,7 @@
     QmpBalloonError
     ├── MonitorError
     │   ├── MonitorUnreachable     no socket, refused, no permission
+    │   │   └── UntrustedMonitor   another user or process listens there
     │   ├── MonitorBusy            connected, but never greeted
     │   ├── MonitorClosed          QEMU went away
     │   ├── MonitorTimeout         a deadline passed
@@ -57,6 +58,7 @@ __all__ = [
     "StatsTimeout",
     "StatsUnavailable",
     "UnsafeTarget",
+    "UntrustedMonitor",
     "make_command_error",
 ]
 
@@ -99,6 +101,13 @@ class MonitorError(QmpBalloonError):
 
 class MonitorUnreachable(MonitorError):
     """No connection could be made: no socket, refused, or no permission."""
+
+
+class UntrustedMonitor(MonitorUnreachable):
+    """Another user or process listens at a socket than the address asks for.
+
+    Nothing was sent.
+    """
 
 
 class MonitorBusy(MonitorError, TimeoutError):

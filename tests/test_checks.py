@@ -1,18 +1,13 @@
-"""Bad arguments are refused in one line, and any text can be shown on a line."""
+"""Bad arguments are refused in one line."""
 
 from __future__ import annotations
 
 import math
-import os
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from qmpballoon._checks import (
-    escape_undecodable,
-    escape_unprintable,
     require_interval,
     require_seconds,
     require_size,
@@ -78,29 +73,3 @@ def test_intervals(value: int) -> None:
 def test_what_is_no_interval(value: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="seconds is"):
         require_interval(value, "seconds")
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("café", "café"),
-        (os.fsdecode(b"caf\xe9"), r"caf\xe9"),
-        ("\ud800", r"\ud800"),
-        ("a\tb\n\x1b[2J", r"a\tb\n\x1b[2J"),
-        ("\u202e", r"\u202e"),
-    ],
-)
-def test_escapes(text: str, shown: str) -> None:
-    assert escape_unprintable(text) == shown
-
-
-@given(st.text(st.characters(categories=None)) | st.binary().map(os.fsdecode))
-def test_anything_can_be_shown(text: str) -> None:
-    assert escape_unprintable(text).isprintable()
-    escape_unprintable(text).encode()
-    escape_undecodable(text).encode()
-
-
-@given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_text_stays_as_it_is(text: str) -> None:
-    assert escape_undecodable(text) == text

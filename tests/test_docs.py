@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 from docblocks import DOCS, Block, blocks, commands
 
-from qmpballoon.fleet.sources import make_file_source
+from qmpballoon.fleet.sources import make_source
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def test_python_sessions(block: Block) -> None:
 def test_descriptions_of_fleets(block: Block, tmp_path: Path) -> None:
     file = tmp_path / "fleet.toml"
     file.write_text(block.source, encoding="utf-8")
-    assert make_file_source(file)()
+    assert make_source([str(file)])()
 
 
 @pytest.mark.parametrize("block", of("console", "sh"))

@@ -27,6 +27,7 @@ from qmpballoon.errors import (
     StatsTimeout,
     StatsUnavailable,
     UnsafeTarget,
+    UntrustedMonitor,
     make_command_error,
 )
 
@@ -61,6 +62,7 @@ MADE = [
     sockets.make_tls_timeout("the monitor"),
     ProtocolError("the monitor: nonsense"),
     MonitorUnreachable("there is no socket at /run/vm.qmp"),
+    UntrustedMonitor("process 7 listens there"),
     BalloonStalled("it stalled", RESULT),
     BalloonTimeout("it took too long", RESULT),
     NoBalloonDevice("the VM has none"),

@@ -19,7 +19,7 @@ from qmpballoon.errors import CommandError
 if TYPE_CHECKING:
     from qmpballoon.monitor import Monitor
 
-__all__ = ["find_peer_pid", "find_qemu_pid", "read_resident"]
+__all__ = ["find_peer_pid", "find_qemu_pid", "read_peer", "read_resident"]
 
 _PROC: Final = Path("/proc")
 # Distributions also install QEMU under these names.
@@ -46,12 +46,29 @@ def find_peer_pid(sock: socket.socket) -> int | None:
     if sock.family != socket.AF_UNIX:
         return None
     try:
-        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        pid, _ = read_peer(sock)
     except OSError:
         return None
-    pid: int = _UCRED.unpack(peer)[0]
     # 0: the process is in a pid namespace that is not visible from here.
     return pid if pid > 0 and _looks_like_qemu(_PROC / str(pid)) else None
+
+
+def read_peer(sock: socket.socket) -> tuple[int, int]:
+    """Return the process and the user that began to listen on a unix socket.
+
+    Args:
+        sock: A connected socket.
+
+    Returns:
+        The process id, or 0 if it cannot be seen from our pid namespace; and the user's
+        id.
+
+    Raises:
+        OSError: The kernel does not tell.
+    """
+    peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _ = _UCRED.unpack(peer)
+    return pid, uid
 
 
 async def find_qemu_pid(monitor: Monitor) -> int | None:

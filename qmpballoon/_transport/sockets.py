@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import re
 import socket
 import stat
@@ -15,13 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
+from qmpballoon._transport.qemu_process import read_peer
 from qmpballoon.address import (
     AbstractAddress,
     TcpAddress,
     UnixAddress,
     parse_address,
 )
-from qmpballoon.errors import MonitorBusy, MonitorTimeout, MonitorUnreachable
+from qmpballoon.errors import (
+    MonitorBusy,
+    MonitorTimeout,
+    MonitorUnreachable,
+    UntrustedMonitor,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -82,6 +89,8 @@ async def connect_socket(
     Raises:
         MonitorUnreachable: No connection could be made, or the socket is not
             connected.
+        UntrustedMonitor: Another user or process listens there than the address
+            asks for.
         MonitorBusy: The queue of waiting clients stayed full.
         TypeError: The target is of no such type.
         ValueError: The target cannot be a monitor. A socket or descriptor stays as
@@ -93,7 +102,8 @@ async def connect_socket(
     if isinstance(address, TcpAddress):
         return set_nonblocking(await connect_tcp(address, deadline))
     with _open_place(address) as place:
-        return await _connect_unix(address, place, deadline, now=now, sleep=sleep)
+        sock = await _connect_unix(address, place, deadline, now=now, sleep=sleep)
+    return _check_peer(sock, address)
 
 
 def set_nonblocking(sock: socket.socket) -> socket.socket:
@@ -215,6 +225,46 @@ async def _connect_unix(
             " holds it, or give the VM a second -qmp monitor"
         )
     raise _explain_unreachable(address, error)
+
+
+def _check_peer(
+    sock: socket.socket, address: UnixAddress | AbstractAddress
+) -> socket.socket:
+    """Return a connected socket; close it if somebody else listens there.
+
+    Raises:
+        UntrustedMonitor: Somebody else listens there.
+    """
+    pid, users = address.pid, address.users
+    if pid is None and users is None:
+        return sock
+    try:
+        peer, user = read_peer(sock)
+    except OSError as error:
+        problem = f"it is not known who listens at {address}: {error.strerror}"
+    else:
+        problem = ""
+        if pid not in (None, peer):
+            problem = (
+                f"process {peer} listens at {address}, and not the QEMU that names it"
+                f" (process {pid})"
+            )
+        elif users is not None and user not in users and (user != 0 or pid is None):
+            problem = (
+                f"{address} belongs to user {_name_user(user)}: trust that user"
+                " (--user), if it runs VMs"
+            )
+    if problem:
+        sock.close()
+        raise UntrustedMonitor(problem)
+    return sock
+
+
+def _name_user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
 
 
 def make_tcp_error(

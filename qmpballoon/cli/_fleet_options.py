@@ -22,6 +22,7 @@ __all__ = [
     "policy_option",
     "read_listen_address",
     "timeout_option",
+    "users_option",
     "vms_argument",
 ]
 
@@ -39,6 +40,15 @@ VMS: Final = (
 _PORT_MAX: Final = 65535
 
 vms_argument: Final = click.argument("vms", nargs=-1, metavar="[VMS]...")
+users_option: Final = click.option(
+    "--user",
+    "users",
+    multiple=True,
+    metavar="NAME",
+    help="Trust the QEMUs and sockets of this user as well, where VMs are found by"
+    " processes or globs; can be repeated. Root trusts those named only.  [default:"
+    " yourself; as root: root, qemu, libvirt-qemu]",
+)
 timeout_option: Final = click.option(
     "--timeout",
     type=SECONDS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,10 @@ import click
 
 from qmpballoon.address import LibvirtVm
 from qmpballoon.cli import _output
+from qmpballoon.cli.render.fleet import describe_refused
+from qmpballoon.fleet.processes import choose_users, describe_users
 from qmpballoon.fleet.sources import make_source
+from qmpballoon.fleet.vm_spec import VmSpec
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
@@ -20,11 +25,12 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.supervisor import Supervisor
 
-__all__ = ["note_no_vms", "open_metrics", "supervise"]
+__all__ = ["note_found", "open_metrics", "supervise"]
 
 
 def supervise(
     vms: tuple[str, ...],
+    users: tuple[str, ...],
     period: float,
     main: Callable[[Supervisor], Awaitable[Any]],
     *,
@@ -34,6 +40,7 @@ def supervise(
 
     Args:
         vms: The command line's VMs.
+        users: Whose QEMUs and sockets are trusted.
         period: Seconds between two polls of a VM.
         main: Is given the supervisor.
         outlives_reader: As for :func:`qmpballoon.cli._session.run`.
@@ -41,8 +48,9 @@ def supervise(
     Returns:
         What ``main`` returns.
     """
-    source = _find_source(vms)
-    if any(isinstance(spec.address, LibvirtVm) for spec in source()):
+    source = _find_source(vms, users)
+    specs = [each for each in source() if isinstance(each, VmSpec)]
+    if any(isinstance(spec.address, LibvirtVm) for spec in specs):
         import_module("libvirt")  # fails here, before anything, if not installed
 
     import random  # noqa: PLC0415 - loaded late
@@ -52,7 +60,12 @@ def supervise(
     from qmpballoon.fleet.supervisor import (  # noqa: PLC0415 - loads trio
         Settings,
         open_fleet,
+        raise_descriptor_limit,
     )
+
+    raise_descriptor_limit()
+    # The command says itself, in its own words, what the library logs.
+    logging.getLogger("qmpballoon.fleet").addHandler(logging.NullHandler())
 
     async def main_supervised() -> Any:  # noqa: ANN401
         settings = Settings(period=period, stale_after=max(5.0, 3 * period))
@@ -66,16 +79,21 @@ def supervise(
     return run(main_supervised, outlives_reader=outlives_reader)
 
 
-def _find_source(vms: tuple[str, ...]) -> Source:
+def _find_source(vms: tuple[str, ...], users: tuple[str, ...]) -> Source:
     """Return the source of the VMs that the arguments name."""
     try:
-        return make_source(vms)
+        source = make_source(vms, users=users)
+        trusted = describe_users(choose_users(users))
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    if not vms and os.geteuid() == 0:
+        _output.note(f"VMs are the QEMUs of these users: {trusted} (see --user)")
+    return source
 
 
-def note_no_vms(supervisor: Supervisor) -> None:
-    """Say so on standard error where there are no VMs; some may still come."""
+def note_found(supervisor: Supervisor) -> None:
+    """Say on standard error what was refused, and if there are no VMs."""
+    _output.note(*describe_refused(supervisor.list_refused()))
     if not supervisor.list_views():
         _output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
 

@@ -12,10 +12,11 @@ from qmpballoon.cli._fleet_options import (
     VMS,
     add_host_options,
     read_listen_address,
+    users_option,
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
-    note_no_vms,
+    note_found,
     open_metrics,
     supervise,
 )
@@ -31,6 +32,7 @@ __all__ = ["exporter"]
 
 @click.command(epilog=VMS)
 @vms_argument
+@users_option
 @click.option(
     "--listen",
     type=read_listen_address,
@@ -50,6 +52,7 @@ __all__ = ["exporter"]
 def exporter(
     *,
     vms: tuple[str, ...],
+    users: tuple[str, ...],
     listen: tuple[str, int],
     period: float,
     memory: HostMemory,
@@ -64,11 +67,11 @@ def exporter(
     async def main(supervisor: Supervisor) -> None:
         import trio  # noqa: PLC0415 - loaded late
 
-        note_no_vms(supervisor)
+        note_found(supervisor)
         with open_metrics(supervisor, memory, rules, listen) as url:
             _output.say(f"metrics at {url}")
             await trio.sleep_forever()
 
     # An interruption is the normal end.
     with contextlib.suppress(_output.Interrupted):
-        supervise(vms, period, main, outlives_reader=True)
+        supervise(vms, users, period, main, outlives_reader=True)

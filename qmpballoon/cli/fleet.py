@@ -17,10 +17,11 @@ from qmpballoon.cli._fleet_options import (
     policy_option,
     read_listen_address,
     timeout_option,
+    users_option,
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
-    note_no_vms,
+    note_found,
     open_metrics,
     supervise,
 )
@@ -29,6 +30,7 @@ from qmpballoon.cli.render.fleet import (
     Changes,
     describe_absent,
     describe_plan,
+    describe_refused,
     describe_report,
     host_to_json,
 )
@@ -61,6 +63,7 @@ def fleet() -> None:
 
 @fleet.command()
 @vms_argument
+@users_option
 @click.option(
     "--watch", is_flag=True, help="Show them again every second, until Ctrl-C."
 )
@@ -77,6 +80,7 @@ def fleet() -> None:
 def status(
     *,
     vms: tuple[str, ...],
+    users: tuple[str, ...],
     watch: bool,
     sort: str,
     memory: HostMemory,
@@ -94,7 +98,7 @@ def status(
             _show(supervisor, memory, rules, sort, as_json=as_json)
 
     try:
-        supervise(vms, 1.0 if watch else _QUICK, main)
+        supervise(vms, users, 1.0 if watch else _QUICK, main)
     except _output.Interrupted as interrupted:
         # Ctrl-C is the normal end of watching, and a reader that left is not.
         if not watch or interrupted.number == signal.SIGPIPE:
@@ -111,9 +115,11 @@ def _show(
 ) -> None:
     host = memory.read(supervisor.held, supervisor.promised)
     if as_json:
-        _output.print_json(_to_json(host, rules, _sort(supervisor.list_views(), sort)))
+        _output.print_json(_to_json(host, rules, supervisor, sort))
         return
     print_fleet(host, rules, _sort(supervisor.list_views(), sort))
+    for line in describe_refused(supervisor.list_refused()):
+        _output.say(line)
 
 
 async def _watch(
@@ -138,11 +144,18 @@ async def _watch(
             await trio.sleep(1)
 
 
-def _to_json(host: Host, rules: Rules, views: list[VmView]) -> dict[str, object]:
+def _to_json(
+    host: Host, rules: Rules, supervisor: Supervisor, sort: str
+) -> dict[str, object]:
     return {
-        "vms": [view.to_json() for view in views],
+        "vms": [view.to_json() for view in _sort(supervisor.list_views(), sort)],
+        "refused": _list_refused(supervisor),
         "host": host_to_json(host, rules),
     }
+
+
+def _list_refused(supervisor: Supervisor) -> list[dict[str, object]]:
+    return [refused.to_json() for refused in supervisor.list_refused()]
 
 
 def _sort(views: list[VmView], sort: str) -> list[VmView]:
@@ -167,12 +180,14 @@ def _sort(views: list[VmView], sort: str) -> list[VmView]:
 
 @fleet.command()
 @vms_argument
+@users_option
 @add_host_options
 @timeout_option
 @json_option
 def plan(
     *,
     vms: tuple[str, ...],
+    users: tuple[str, ...],
     memory: HostMemory,
     rules: Rules,
     timeout: float,
@@ -183,17 +198,18 @@ def plan(
     async def main(supervisor: Supervisor) -> None:
         from qmpballoon.fleet.control_loop import decide  # noqa: PLC0415 - loads trio
 
-        note_no_vms(supervisor)
+        note_found(supervisor)
         await supervisor.wait_until_known(timeout)
         _output.note(*describe_absent(supervisor.list_views()))
         host, made = decide(supervisor, memory.read, rules)
-        _print_plan(host, rules, made, as_json=as_json)
+        _print_plan(host, rules, made, supervisor, as_json=as_json)
 
-    supervise(vms, _QUICK, main)
+    supervise(vms, users, _QUICK, main)
 
 
 @fleet.command()
 @vms_argument
+@users_option
 @add_host_options
 @click.option("--once", is_flag=True, help="Make one plan, carry it out, and end.")
 @click.option(
@@ -214,6 +230,7 @@ def plan(
 def run(
     *,
     vms: tuple[str, ...],
+    users: tuple[str, ...],
     once: bool,
     period: float,
     metrics: tuple[str, int] | None,
@@ -239,14 +256,16 @@ def run(
             run_control_loop,
         )
 
-        changes = Changes()
+        changes = Changes(refused=frozenset(supervisor.list_refused()))
 
         def show(host: Host, plan: FleetPlan) -> None:
-            _output.note(*changes.describe(supervisor.list_views()))
+            _output.note(
+                *changes.describe(supervisor.list_views(), supervisor.list_refused())
+            )
             if plan.moves:
-                _print_plan(host, rules, plan, as_json=as_json)
+                _print_plan(host, rules, plan, supervisor, as_json=as_json)
 
-        note_no_vms(supervisor)
+        note_found(supervisor)
         await supervisor.wait_until_known(timeout)
         if not once:
             with contextlib.ExitStack() as stack:
@@ -258,20 +277,28 @@ def run(
                 )
         _output.note(*describe_absent(supervisor.list_views()))
         host, plan = decide(supervisor, memory.read, rules)
-        _print_plan(host, rules, plan, as_json=as_json)
+        _print_plan(host, rules, plan, supervisor, as_json=as_json)
         await carry_out(supervisor, plan)
         return _conclude(plan, supervisor.list_views())
 
     # An interruption is the normal end of the loop.
     with contextlib.nullcontext() if once else contextlib.suppress(_output.Interrupted):
-        outcome: int = supervise(vms, period, main, outlives_reader=not once)
+        outcome: int = supervise(vms, users, period, main, outlives_reader=not once)
         return outcome
     return _output.DONE
 
 
-def _print_plan(host: Host, rules: Rules, plan: FleetPlan, *, as_json: bool) -> None:
+def _print_plan(
+    host: Host, rules: Rules, plan: FleetPlan, supervisor: Supervisor, *, as_json: bool
+) -> None:
     if as_json:
-        _output.print_json({**plan.to_json(), "host": host_to_json(host, rules)})
+        _output.print_json(
+            {
+                **plan.to_json(),
+                "host": host_to_json(host, rules),
+                "refused": _list_refused(supervisor),
+            }
+        )
     else:
         _output.say(describe_plan(host, rules, plan))
 
@@ -293,6 +320,7 @@ def _conclude(plan: FleetPlan, views: list[VmView]) -> int:
 @fleet.command()
 @click.argument("amount", type=read_positive_size)
 @vms_argument
+@users_option
 @click.option(
     "--hold",
     is_flag=True,
@@ -305,6 +333,7 @@ def reclaim(
     *,
     amount: int,
     vms: tuple[str, ...],
+    users: tuple[str, ...],
     hold: bool,
     policy: PolicyName,
     timeout: float,
@@ -322,7 +351,7 @@ def reclaim(
     async def main(supervisor: Supervisor) -> FleetReclaimReport:
         from qmpballoon.fleet.control_loop import reclaim  # noqa: PLC0415 - loads trio
 
-        note_no_vms(supervisor)
+        note_found(supervisor)
         await supervisor.wait_until_known(timeout)
         _output.note(*describe_absent(supervisor.list_views()))
         show = _make_progress(amount, quiet=as_json)
@@ -335,7 +364,7 @@ def reclaim(
         return report
 
     before = memory.read().available
-    report: FleetReclaimReport = supervise(vms, _QUICK, main)
+    report: FleetReclaimReport = supervise(vms, users, _QUICK, main)
     after = memory.read().available
     if as_json:
         _output.print_json(

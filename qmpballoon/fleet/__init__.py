@@ -49,11 +49,15 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.supervisor import Settings as Settings
     from qmpballoon.fleet.supervisor import Supervisor as Supervisor
     from qmpballoon.fleet.supervisor import open_fleet as open_fleet
+    from qmpballoon.fleet.supervisor import (
+        raise_descriptor_limit as raise_descriptor_limit,
+    )
     from qmpballoon.fleet.vm import VM_STATES as VM_STATES
     from qmpballoon.fleet.vm import VmCounters as VmCounters
     from qmpballoon.fleet.vm import VmState as VmState
     from qmpballoon.fleet.vm import VmView as VmView
     from qmpballoon.fleet.vm_spec import Bounds as Bounds
+    from qmpballoon.fleet.vm_spec import Refused as Refused
     from qmpballoon.fleet.vm_spec import VmSpec as VmSpec
 
 _MODULES = {
@@ -66,8 +70,11 @@ _MODULES = {
     "metrics": ("FleetCollector", "FleetSnapshot", "serve_metrics"),
     "policy": ("FleetPlan", "Move", "PolicyName", "Rules", "make_plan", "take"),
     "sources": ("Source", "make_source"),
-    "vm_spec": ("Bounds", "VmSpec"),
-    "supervisor": ("Opener", "Settings", "Supervisor", "open_fleet"),
+    "vm_spec": ("Bounds", "Refused", "VmSpec"),
+    "supervisor": (
+        *("Opener", "Settings", "Supervisor"),
+        *("open_fleet", "raise_descriptor_limit"),
+    ),
     "vm": ("VM_STATES", "VmCounters", "VmState", "VmView"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
@@ -86,6 +93,7 @@ __all__ = [
     "Move",
     "Opener",
     "PolicyName",
+    "Refused",
     "Rules",
     "Settings",
     "Source",
@@ -100,6 +108,7 @@ __all__ = [
     "make_plan",
     "make_source",
     "open_fleet",
+    "raise_descriptor_limit",
     "reclaim",
     "run_control_loop",
     "serve_metrics",

@@ -3,6 +3,11 @@
 A :class:`Source` is called again and again, because VMs start and stop. It connects to
 nothing. Whether a VM runs is known once its monitor is connected to.
 
+One QEMU is one VM, whatever leads to it: several monitors, paths, links, or entries of
+a file. An entry that names one VM has precedence over a glob. Of several monitors that
+a glob matches, the last one on QEMU's command line is taken, because the first is often
+held by a manager of the VM. A monitor that such a manager needs is never taken.
+
 A TOML file lists VMs, and their limits as in :class:`~qmpballoon.fleet.VmSpec`::
 
     [defaults]                    # for each VM that has no value of its own
@@ -17,9 +22,6 @@ A TOML file lists VMs, and their limits as in :class:`~qmpballoon.fleet.VmSpec`:
     [[vm]]
     sockets = "/run/vms/web-*.qmp"
     ceiling = "50%"
-
-QEMU processes are found in /proc. Their monitors are read from their command lines:
-see proc(5), and ``-qmp``, ``-mon``, ``-chardev socket`` and ``-name`` in QEMU's manual.
 """
 
 from __future__ import annotations
@@ -30,127 +32,253 @@ import math
 import os
 import tomllib
 from collections import Counter
-from itertools import pairwise, takewhile
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
-from attrs import evolve
+from attrs import evolve, frozen
 
-from qmpballoon.address import (
-    Address,
-    LibvirtVm,
-    TcpAddress,
-    UnixAddress,
-    Vm,
-    parse_address,
-    parse_vm,
+from qmpballoon._printable import make_printable
+from qmpballoon.address import LibvirtVm, UnixAddress, Vm, parse_vm
+from qmpballoon.fleet.processes import (
+    QemuProcess,
+    choose_users,
+    find_folder_problem,
+    find_manager,
+    find_processes,
+    identify_socket,
 )
-from qmpballoon.fleet.vm_spec import VmSpec
+from qmpballoon.fleet.vm_spec import Refused, VmSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
-__all__ = [
-    "Source",
-    "find_host_vms",
-    "find_processes",
-    "make_file_source",
-    "make_socket_source",
-    "make_source",
-    "parse_monitors",
-]
+__all__ = ["Source", "make_source"]
 
-Source: TypeAlias = "Callable[[], list[VmSpec]]"
-"""A function that returns the VMs that there are now."""
-
-PLACES: Final = (
-    "/run/qemu-server/*.qmp",  # Proxmox VE
-    # Incus and LXD: the monitor is not on QEMU's command line.
-    "/run/incus/*/qemu.monitor",
-    "/var/log/incus/*/qemu.monitor",
-    "/var/log/lxd/*/qemu.monitor",
-    "/var/snap/lxd/common/lxd/logs/*/qemu.monitor",
-)
-"""Where VM managers put the monitor sockets of their VMs."""
+Source: TypeAlias = "Callable[[], Sequence[VmSpec | Refused]]"
+"""A function that returns the VMs that there are now, and what was refused."""
 
 _LIMITS: Final = frozenset({"floor", "ceiling", "headroom", "weight"})
 # A socket with such a name is named after its folder.
 _GENERIC_NAMES: Final = frozenset({"monitor", "qemu", "qmp", "qmp-monitor"})
 
 
-def make_source(wanted: Sequence[str]) -> Source:
+@frozen
+class _Candidate:
+    """A VM that an argument or an entry of a file leads to.
+
+    Attributes:
+        spec: The VM.
+        is_specific: Whether it was named itself, and not matched by a glob.
+    """
+
+    spec: VmSpec
+    is_specific: bool
+
+
+_Entry: TypeAlias = "Callable[[], Sequence[_Candidate | Refused]]"
+
+
+def make_source(wanted: Sequence[str], *, users: Sequence[str] = ()) -> Source:
     """Return the source that a list of arguments describes.
 
     Args:
         wanted: TOML files (``*.toml``), globs of monitor sockets, or addresses such as
             ``tcp:HOST:PORT`` or ``libvirt:NAME``. If it is empty, the source returns
             the QEMUs that run on this host.
+        users: The users whose QEMUs and sockets are trusted, by name or id. Ours are
+            trusted as well. If we are root, only those named are, or else root and the
+            users that VM managers' packages run QEMU as. This is for what is found: by
+            processes and globs. An address that is named is trusted.
 
     Returns:
-        The source. It returns each monitor once, and gives each VM a name of its own.
+        The source. It returns each QEMU once, and gives each VM a name of its own. What
+        cannot be trusted or reached is returned as refused, with the reason. It raises
+        nothing: an entry that cannot be read is refused, and its VMs stay.
 
     Raises:
         OSError: A file, or the folder of a glob, cannot be read.
-        ValueError: A file or an address is malformed. The message says where.
+        ValueError: A file or an address is malformed, or there is no such user. The
+            message says where.
     """
+    trusted = choose_users(users)
+    read_processes = _keep_last("/proc", lambda: find_processes(trusted))
     if not wanted:
-        return find_host_vms
-    parts = [_make_one_source(text) for text in wanted]
-    return lambda: _make_distinct(spec for part in parts for spec in part())
+        return lambda: _make_distinct(map(_manage, read_processes()))
+    entries = [entry for text in wanted for entry in _make_entries(text, trusted)]
+
+    def find() -> list[VmSpec | Refused]:
+        processes = [each for each in read_processes() if isinstance(each, QemuProcess)]
+        found = [each for entry in entries for each in entry()]
+        refused = [each for each in found if isinstance(each, Refused)]
+        candidates = [each for each in found if isinstance(each, _Candidate)]
+        return [*_make_distinct(_merge(candidates, processes)), *refused]
+
+    return find
 
 
-def _make_one_source(text: str) -> Source:
+_T = TypeVar("_T")
+
+
+def _keep_last(
+    name: str, find: Callable[[], Sequence[_T | Refused]]
+) -> Callable[[], Sequence[_T | Refused]]:
+    """Return a function that raises nothing: what was found last time stays.
+
+    Args:
+        name: What it is called if it fails.
+        find: Returns what there is now.
+    """
+    last: Sequence[_T | Refused] = ()
+
+    def find_or_keep() -> Sequence[_T | Refused]:
+        nonlocal last
+        try:
+            last = find()
+        except Exception as error:  # noqa: BLE001 - whatever it is, others go on
+            reason = f"it cannot be searched: {make_printable(str(error))}"
+            kept = [each for each in last if not isinstance(each, Refused)]
+            return [*kept, Refused(make_printable(name), reason)]
+        return last
+
+    return find_or_keep
+
+
+def _make_entries(text: str, trusted: Collection[int]) -> list[_Entry]:
     if text.endswith(".toml"):
-        return make_file_source(Path(text))
-    if text.startswith(("tcp:", "libvirt:")):
-        named = _name_after_address(parse_vm(text))
-        return lambda: [named]
-    return _make_readable_source(text.removeprefix("unix:"))
+        return _read_file(Path(text), trusted)
+    if text.startswith(("tcp:", "libvirt:", "unix-abstract:")):
+        return [_make_specific(_name_after_address(parse_vm(text)))]
+    return [_make_readable_entry(text.removeprefix("unix:"), trusted)]
+
+
+def _make_specific(spec: VmSpec) -> _Entry:
+    return lambda: [_Candidate(spec, is_specific=True)]
+
+
+# One QEMU, one VM
+
+
+def _manage(found: QemuProcess | Refused) -> VmSpec | Refused:
+    """Return the VM of a QEMU that was found by its process."""
+    if isinstance(found, Refused):
+        return found
+    monitor = found.choose_monitor()
+    if monitor is None:
+        return Refused(found.name, found.explain_refusal(), pid=found.pid)
+    return VmSpec(
+        found.name,
+        monitor.address,
+        is_named=False,
+        process=found.identity,
+        socket=monitor.socket,
+    )
+
+
+def _merge(
+    candidates: Sequence[_Candidate], processes: Sequence[QemuProcess]
+) -> list[VmSpec | Refused]:
+    """Return one VM for each QEMU that candidates lead to, in their order."""
+    owners = {
+        monitor.socket: (process, number)
+        for process in processes
+        for number, monitor in enumerate(process.monitors)
+    }
+    groups: dict[Hashable, list[tuple[tuple[bool, int], VmSpec]]] = {}
+    by_identity: dict[Hashable, QemuProcess] = {}
+    for each in candidates:
+        address = each.spec.address
+        socket = None if isinstance(address, LibvirtVm) else identify_socket(address)
+        process, number = owners.get(socket, (None, 0))
+        identity = process.identity if process else None
+        spec = evolve(each.spec, process=identity, socket=socket)
+        # A named one is taken as it is; of the others the last on the command line.
+        rank = (each.is_specific, 0 if each.is_specific else number)
+        known = (each for each in (identity, socket) if each is not None)
+        key = next(known, address)
+        if process is not None:
+            by_identity[key] = process
+        groups.setdefault(key, []).append((rank, spec))
+    return [
+        _take_free(max(group, key=lambda pair: pair[0])[1], by_identity.get(key))
+        for key, group in groups.items()
+    ]
+
+
+def _take_free(spec: VmSpec, process: QemuProcess | None) -> VmSpec | Refused:
+    """Return a VM with a monitor that no manager of VMs needs."""
+    address = spec.address
+    if isinstance(address, LibvirtVm) or not (manager := find_manager(address)):
+        return spec
+    monitor = process.choose_monitor() if process else None
+    if monitor is None:
+        reason = f"this monitor is {manager}"
+        pid = process.pid if process else None
+        return Refused(spec.name, reason, str(address), pid)
+    return evolve(spec, address=monitor.address, socket=monitor.socket)
+
+
+def _make_distinct(found: Iterable[VmSpec | Refused]) -> list[VmSpec | Refused]:
+    """Where VMs share a name, use their addresses."""
+    found = list(found)
+    names = Counter(each.name for each in found if isinstance(each, VmSpec))
+    return [
+        evolve(each, name=str(each.address))
+        if isinstance(each, VmSpec) and names[each.name] > 1
+        else each
+        for each in found
+    ]
 
 
 # Sockets
 
 
-def make_socket_source(pattern: str) -> Source:
-    """Return a source of the unix sockets that match a glob; ``**`` is supported.
+def _make_readable_entry(pattern: str, trusted: Collection[int]) -> _Entry:
+    """Return the entry of a path, or of a glob whose folder can be read.
 
-    A pattern without wildcards is always a VM, even if there is no socket.
-
-    Raises:
-        ValueError: The pattern is not a path that a socket can have.
-    """
-    if not glob.has_magic(pattern):
-        named = _name_after_address(UnixAddress(pattern))
-        return lambda: [named]
-    return lambda: [
-        VmSpec(_name_after_path(path), UnixAddress(str(path)))
-        for path in _list_sockets(pattern)
-    ]
-
-
-def _make_readable_source(pattern: str) -> Source:
-    """Return the source of a glob whose folder can be read.
+    A pattern without wildcards is always a VM, even if there is no socket. ``**`` is
+    supported.
 
     Raises:
         OSError: There is no permission to list the folder. Without this error the
             glob would match nothing, as if there were no VMs.
         ValueError: The pattern is not a path that a socket can have.
     """
-    source = make_socket_source(pattern)
     if not glob.has_magic(pattern):
-        return source
+        return _make_specific(_name_after_address(UnixAddress(pattern)))
     parts = takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
     folder = Path(*parts)
     # A folder that does not exist may be created later.
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    return source
+    return _keep_last(pattern, lambda: _find_sockets(pattern, trusted))
 
 
-def _list_sockets(pattern: str) -> list[Path]:
+def _find_sockets(pattern: str, trusted: Collection[int]) -> list[_Candidate | Refused]:
+    # Without a descriptor a glob matches nothing, and does not say so.
+    os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
     # Path.glob refuses absolute patterns.
     found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
-    return [path for path in found if path.is_socket()]
+    return [_examine_socket(path, trusted) for path in found if _may_be_socket(path)]
+
+
+def _may_be_socket(path: Path) -> bool:
+    try:
+        return path.is_socket()
+    except (OSError, ValueError):
+        return False
+
+
+def _examine_socket(path: Path, trusted: Collection[int]) -> _Candidate | Refused:
+    """Return what a socket leads to; whatever goes wrong concerns this socket only."""
+    name = make_printable(str(path))
+    try:
+        if problem := find_folder_problem(str(path), trusted):
+            return Refused(name, problem, name)
+        address = UnixAddress(str(path), users=trusted)
+        return _Candidate(_name_after_address(address), is_specific=False)
+    except Exception as error:  # noqa: BLE001 - see above
+        return Refused(name, f"it cannot be looked at: {error!r}", name)
 
 
 # Names
@@ -161,53 +289,42 @@ def _name_after_address(vm: Vm) -> VmSpec:
         case UnixAddress(path):
             return VmSpec(_name_after_path(Path(path)), vm)
         case LibvirtVm(name):
-            return VmSpec(name, vm)
+            return VmSpec(make_printable(name), vm)
         case _:
-            return VmSpec(str(vm).removeprefix("tcp:"), vm)
+            text = str(vm).removeprefix("tcp:").removeprefix("unix-abstract:")
+            return VmSpec(make_printable(text), vm)
 
 
 def _name_after_path(path: Path) -> str:
     is_generic = path.stem in _GENERIC_NAMES and path.parent.name
-    return path.parent.name if is_generic else path.stem
-
-
-def _make_distinct(specs: Iterable[VmSpec]) -> list[VmSpec]:
-    """Drop repeated addresses; where VMs share a name, use their addresses."""
-    by_address: dict[Vm, VmSpec] = {}
-    for spec in specs:
-        by_address.setdefault(spec.address, spec)
-    names = Counter(spec.name for spec in by_address.values())
-    return [
-        evolve(spec, name=str(spec.address)) if names[spec.name] > 1 else spec
-        for spec in by_address.values()
-    ]
+    return make_printable(path.parent.name if is_generic else path.stem)
 
 
 # Files
 
 
-def make_file_source(path: Path) -> Source:
-    """Return the source that a TOML file describes. The file is read once.
-
-    Args:
-        path: The file. The module's description shows the format.
+def _read_file(path: Path, trusted: Collection[int]) -> list[_Entry]:
+    """Return the entries of a TOML file, which is read once.
 
     Raises:
         OSError: The file, or the folder of a glob in it, cannot be read.
         ValueError: The file is malformed. The message says where.
     """
     try:
-        entries = _read_document(tomllib.loads(path.read_text(encoding="utf-8")))
+        # Editors on Windows begin a file with a byte-order mark.
+        document = tomllib.loads(
+            path.read_text(encoding="utf-8").removeprefix("\ufeff")
+        )
+        return _read_document(document, trusted)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: {error}: save it as UTF-8") from error
     except RecursionError as error:
         raise ValueError(f"{path}: it is nested too deep") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    return lambda: [spec for entry in entries for spec in entry()]
 
 
-def _read_document(document: dict[str, Any]) -> list[Source]:
+def _read_document(document: dict[str, Any], trusted: Collection[int]) -> list[_Entry]:
     _refuse_unknown(document, {"defaults", "vm"})
     defaults, vms = document.get("defaults", {}), document.get("vm", [])
     if not _are_tables([defaults]):
@@ -216,12 +333,11 @@ def _read_document(document: dict[str, Any]) -> list[Source]:
         raise TypeError(f"vm is {vms!r}: write [[vm]] above each VM's lines")
     _refuse_unknown(defaults, _LIMITS)
     tables: list[dict[str, Any]] = [{**defaults, **vm} for vm in vms]
-    entries = [_read_vm(table) for table in tables]
+    read = [_read_vm(table, trusted) for table in tables]
     _refuse_repeated("named", [repr(vm["name"]) for vm in tables if "name" in vm])
-    alone = [number for number, vm in enumerate(tables) if "address" in vm]
-    specs = [spec for number in alone for spec in entries[number]()]
+    specs = [each for each in read if isinstance(each, VmSpec)]
     _refuse_repeated("at", [str(spec.address) for spec in specs])
-    return entries
+    return [_make_specific(each) if isinstance(each, VmSpec) else each for each in read]
 
 
 def _are_tables(value: object) -> bool:
@@ -236,7 +352,7 @@ def _refuse_repeated(what: str, values: Iterable[str]) -> None:
             raise ValueError(f"there are {count} VMs {what} {text}: leave one")
 
 
-def _read_vm(table: dict[str, Any]) -> Source:
+def _read_vm(table: dict[str, Any], trusted: Collection[int]) -> VmSpec | _Entry:
     """Read one ``[[vm]]`` table: one VM, or all VMs whose sockets match a glob."""
     _refuse_unknown(table, {"name", "address", "sockets"} | _LIMITS)
     limits: dict[str, Any] = {
@@ -250,14 +366,20 @@ def _read_vm(table: dict[str, Any]) -> Source:
         case {"sockets": _, "name": _}:
             raise ValueError("sockets name their VMs themselves: leave name out")
         case {"sockets": str(pattern)} if "address" not in table:
-            find = _make_readable_source(pattern)
-            return lambda: [evolve(spec, **limits) for spec in find()]
+            find = _make_readable_entry(pattern, trusted)
+            return lambda: [_limit(each, limits) for each in find()]
         case {"address": address} if "sockets" not in table:
             spec = _name_after_address(parse_vm(address))
-            named = evolve(spec, name=table.get("name", spec.name), **limits)
-            return lambda: [named]
+            name = make_printable(table.get("name", spec.name))
+            return evolve(spec, name=name, **limits)
         case _:
             raise ValueError("a [[vm]] needs either an address or sockets (a glob)")
+
+
+def _limit(found: _Candidate | Refused, limits: dict[str, Any]) -> _Candidate | Refused:
+    if isinstance(found, Refused):
+        return found
+    return evolve(found, spec=evolve(found.spec, **limits))
 
 
 def _refuse_unknown(table: dict[str, Any], names: Collection[str]) -> None:
@@ -286,119 +408,3 @@ def _read_weight(value: float) -> float:
         return float(value)
     except OverflowError:
         return math.inf  # VmSpec refuses it, as it refuses an `inf` in the file
-
-
-# QEMU processes
-
-_PROC: Final = Path("/proc")
-_PROGRAMS: Final = ("qemu-system-", "qemu-kvm", "kvm")
-# Where to connect to, by the host that QEMU listens on.
-_ANYWHERE: Final = {"": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with
-
-
-def find_host_vms() -> list[VmSpec]:
-    """Return the VMs whose QEMUs run on this host, and those at :data:`PLACES`."""
-    found = [VmSpec(name, address) for name, address in find_processes()]
-    places = (spec for place in PLACES for spec in make_socket_source(place)())
-    return _make_distinct([*found, *places])
-
-
-def find_processes(proc: Path = _PROC) -> Iterator[tuple[str, Address]]:
-    """Yield the VM's name and the monitor of each QEMU process that has a monitor.
-
-    Of several monitors the last one is taken. The first is often held by another
-    manager of the VM.
-
-    Args:
-        proc: Where the process file system is.
-    """
-    for process in sorted(proc.glob("[0-9]*"), key=lambda path: int(path.name)):
-        try:
-            line = (process / "cmdline").read_bytes().decode(errors="replace")
-            folder = (process / "cwd").readlink()
-        except OSError:  # it has ended, or belongs to another user
-            continue
-        program, *arguments = line.removesuffix("\0").split("\0")
-        if not Path(program).name.startswith(_PROGRAMS):
-            continue
-        for address in parse_monitors(arguments, folder)[-1:]:
-            yield _parse_name(arguments) or f"pid-{process.name}", address
-
-
-def parse_monitors(arguments: Sequence[str], folder: Path) -> list[Address]:
-    """Return the QMP monitors of a QEMU that a client can connect to.
-
-    Args:
-        arguments: QEMU's command line, without the program.
-        folder: QEMU's working directory, which relative paths start from.
-    """
-    options = list(_split_options(arguments))
-    chardevs = [
-        _parse_members(text, "backend") for name, text in options if name == "chardev"
-    ]
-    by_id = {chardev.get("id"): chardev for chardev in chardevs}
-    found: list[Address | None] = []
-    for name, text in options:
-        if name in ("qmp", "qmp-pretty"):
-            found.append(_parse_shorthand(text, folder))
-        elif name == "mon":
-            mon = _parse_members(text, "chardev")
-            if mon.get("mode") == "control":
-                found.append(_make_address(by_id.get(mon.get("chardev"), {}), folder))
-    return [address for address in found if address is not None]
-
-
-def _split_options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for option, value in pairwise(arguments):
-        if option.startswith("-"):
-            yield option.lstrip("-"), value
-
-
-def _parse_members(text: str, first: str) -> dict[str, str]:
-    """Parse ``name=value,...``, QEMU's syntax for options.
-
-    A name without a value is on. Two commas stand for one comma in a value.
-
-    Args:
-        text: The option's value.
-        first: The name of the first member, which may be left out.
-    """
-    members: dict[str, str] = {}
-    parts = text.replace(",,", "\0").split(",")
-    for number, part in enumerate(parts):
-        name, equals, value = part.replace("\0", ",").partition("=")
-        if number == 0 and not equals:
-            name, value = first, name
-        members[name] = value if equals or number == 0 else "on"
-    return members
-
-
-def _parse_shorthand(text: str, folder: Path) -> Address | None:
-    """Parse what ``-qmp`` takes: ``unix:PATH,server=on`` or ``tcp:HOST:PORT,...``."""
-    members = _parse_members(text, "where")
-    kind, _, rest = members.get("where", "").partition(":")
-    if kind == "unix":
-        members["path"] = rest
-    elif kind == "tcp":
-        members["host"], _, members["port"] = rest.rpartition(":")
-    return _make_address(members, folder)
-
-
-def _make_address(socket: dict[str, str], folder: Path) -> Address | None:
-    """Return where to connect to; ``None`` if QEMU does not listen on the socket."""
-    if socket.get("server") != "on":
-        return None
-    try:
-        if "path" in socket:
-            return parse_address(str(folder / socket["path"]))
-        host = socket.get("host", "").strip("[]")
-        return TcpAddress(_ANYWHERE.get(host, host), int(socket.get("port", "")))
-    except ValueError:
-        return None
-
-
-def _parse_name(arguments: Sequence[str]) -> str:
-    for option, text in _split_options(arguments):
-        if option == "name":
-            return _parse_members(text, "guest").get("guest", "")
-    return ""

@@ -15,14 +15,19 @@ libvirt's can be shared: its requests go through libvirt.
 
 from __future__ import annotations
 
+import logging
 import math
-from contextlib import asynccontextmanager
+import os
+import resource
+from contextlib import asynccontextmanager, suppress
+from itertools import chain, count
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import require_seconds
+from qmpballoon._printable import make_printable
 from qmpballoon._transport.qemu_process import read_resident
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.address import LibvirtVm
@@ -30,18 +35,22 @@ from qmpballoon.balloon import StallLimits
 from qmpballoon.balloon.guard import RESIZE_GUARD, Guard
 from qmpballoon.errors import (
     BalloonUnavailable,
+    CommandError,
     MonitorBusy,
     MonitorTimeout,
     MonitorUnreachable,
     NoBalloonDevice,
     QmpBalloonError,
+    UntrustedMonitor,
 )
+from qmpballoon.fleet.processes import identify_process
 from qmpballoon.fleet.vm import VmRecord
+from qmpballoon.fleet.vm_spec import Refused, VmSpec
 from qmpballoon.trio import find_balloon, open_monitor
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Hashable
     from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.address import Vm
@@ -53,16 +62,21 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.vm_spec import Bounds
     from qmpballoon.monitor import Monitor
 
-__all__ = ["Opener", "Settings", "Supervisor", "open_fleet"]
+__all__ = ["Opener", "Settings", "Supervisor", "open_fleet", "raise_descriptor_limit"]
 
 _DAY: Final = 86400  # seconds
 _TOTAL_EVERY: Final = 60  # polls; the RAM changes only when DIMMs are plugged
 # Shorter than by default: other guests can give the memory, so nothing is gained by
 # waiting for a slow one.
 _STALL: Final = StallLimits(window=2.0)
+# Descriptors that stay free: for /proc and the host's memory, a search for VMs, the
+# metrics' clients, and the log.
+_SPARE_DESCRIPTORS: Final = 8
 _BACKOFF: Final = 2.0  # each attempt to connect waits up to twice as long
 _MAX_DOUBLINGS: Final = 32  # the power stays a float; the pause is limited long before
+_LOG: Final = logging.getLogger("qmpballoon.fleet")
 _STATES: Final[dict[type[QmpBalloonError], VmState]] = {
+    UntrustedMonitor: "refused",
     MonitorBusy: "busy",
     NoBalloonDevice: "no-balloon",
     BalloonUnavailable: "no-balloon",
@@ -187,12 +201,51 @@ async def open_fleet(
 
 @define
 class _VmTask:
-    """What is known of a VM, and what its task is told to do."""
+    """What is known of a VM, and what its task is told to do.
+
+    Attributes:
+        record: What is known of the VM.
+        spec: What the source says of it. Its name may be another VM's by now.
+        process: What tells its QEMU from others, where that is known.
+        twin: The task that holds another monitor of the same QEMU, if there is one.
+        scope: Ends the task.
+        target: The size that it is told to move to.
+        told: Is set when it is told so.
+    """
 
     record: VmRecord
+    spec: VmSpec
+    process: Hashable = None
+    twin: _VmTask | None = None
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     target: int | None = None
     told: trio.Event = field(factory=trio.Event)
+
+    def require_no_twin(self) -> None:
+        """Raise MonitorBusy while another task holds a monitor of the same QEMU."""
+        if self.twin is not None and not self.twin.record.connected:
+            self.twin = None
+        if self.twin is not None:
+            name = self.twin.record.spec.name
+            raise MonitorBusy(f"it is a monitor of {name}, which has another one")
+
+    def may_be(self, spec: VmSpec) -> bool:
+        """Tell whether a VM of the source can be this one, by what is known of both.
+
+        A VM that is not connected may have been started again.
+        """
+        pairs = ((self.process, spec.process), (self.spec.socket, spec.socket))
+        known = [pair for pair in pairs if None not in pair]
+        return not self.record.connected or not known or known[0][0] == known[0][1]
+
+    def update(self, spec: VmSpec) -> None:
+        """Take what the source says now of a VM that is not connected."""
+        record = self.record
+        if spec.socket != self.spec.socket:
+            self.twin = None
+        name, is_named = record.spec.name, record.spec.is_named
+        record.spec = evolve(spec, name=name, is_named=is_named)
+        self.spec, self.process = spec, spec.process
 
     @property
     def is_polling(self) -> bool:
@@ -217,7 +270,8 @@ class Supervisor:
         self._rng = rng
         self._settings = settings
         self._opener = opener
-        self._tasks: dict[str, _VmTask] = {}
+        self._all_tasks: dict[str, _VmTask] = {}  # by the names that VMs have here
+        self._refused: tuple[Refused, ...] = ()
         self._changed = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
@@ -235,29 +289,38 @@ class Supervisor:
 
     # What is known
 
+    @property
+    def _tasks(self) -> list[_VmTask]:
+        """The tasks of all VMs; none of them twice."""
+        return [task for task in self._all_tasks.values() if task.twin is None]
+
+    def list_refused(self) -> list[Refused]:
+        """Return what was found when VMs were looked for, and is refused, and why."""
+        return list(self._refused)
+
     def list_views(self) -> list[VmView]:
         """Return all VMs as they are now, sorted by name."""
         now = trio.current_time()
         return sorted(
-            (task.record.make_view(now) for task in self._tasks.values()),
+            (task.record.make_view(now) for task in self._tasks),
             key=lambda view: view.name,
         )
 
     def list_guests(self) -> list[Guest]:
         """Return the guests that can be moved now, and those that are moving."""
         now = trio.current_time()
-        guests = (task.record.make_guest(now) for task in self._tasks.values())
+        guests = (task.record.make_guest(now) for task in self._tasks)
         return [guest for guest in guests if guest is not None]
 
     @property
     def held(self) -> int:
         """Bytes of the host's memory that the QEMUs hold, where that is known."""
-        return sum(task.record.resident or 0 for task in self._tasks.values())
+        return sum(task.record.resident or 0 for task in self._tasks)
 
     @property
     def promised(self) -> int:
         """Bytes that guests were given and have not touched yet."""
-        return sum(task.record.promised for task in self._tasks.values())
+        return sum(task.record.promised for task in self._tasks)
 
     @property
     def poll_delay(self) -> float:
@@ -266,7 +329,7 @@ class Supervisor:
         VMs that cannot be polled, or that are moving, do not count.
         """
         now = trio.current_time()
-        tasks = self._tasks.values()
+        tasks = self._tasks
         polls = (task.record.polled_at for task in tasks if task.is_polling)
         return max(0.0, now - min(polls, default=now) - self._settings.period)
 
@@ -303,7 +366,7 @@ class Supervisor:
     ) -> bool:
         def holds_for_all() -> bool:
             now = trio.current_time()
-            return all(condition(task.record, now) for task in self._tasks.values())
+            return all(condition(task.record, now) for task in self._tasks)
 
         with trio.move_on_after(timeout):
             while not holds_for_all():
@@ -318,7 +381,7 @@ class Supervisor:
         A VM that is not connected any more, or that is moving already, is left as it
         is.
         """
-        task = self._tasks.get(move.name)
+        task = self._all_tasks.get(move.name)
         if task is None or not task.record.connected:
             return
         if task.record.target is None:
@@ -330,19 +393,47 @@ class Supervisor:
 
     def _rescan(self, nursery: trio.Nursery) -> None:
         """Start tasks for new VMs, and end those of VMs that are not there any more."""
-        specs = {spec.name: spec for spec in self._source()}
-        for name, task in list(self._tasks.items()):
-            record = task.record
+        try:
+            found = list(self._source())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the VMs stay
+            reason = f"VMs cannot be looked for: {make_printable(repr(error))}"
+            self._note_refused([Refused("the source of VMs", reason)])
+            _LOG.debug("the source of VMs failed", exc_info=True)
+            return
+        self._note_refused([each for each in found if isinstance(each, Refused)])
+        specs = [each for each in found if isinstance(each, VmSpec)]
+        known = _match(list(self._all_tasks.values()), specs)
+        kept = {id(task) for task in known}
+        for name, task in list(self._all_tasks.items()):
             # QEMU may run on without its socket file. Then its connection still works.
-            if specs.get(name) != record.spec and not record.connected:
+            if id(task) not in kept and not task.record.connected:
                 task.scope.cancel()
-                del self._tasks[name]
-        for name, spec in specs.items():
-            if name not in self._tasks:
-                settings = self._settings
-                record = VmRecord(spec, settings.stale_after, settings.period)
-                task = self._tasks[name] = _VmTask(record)
-                nursery.start_soon(self._run_task, task)
+                del self._all_tasks[name]
+        for spec, same in zip(specs, known, strict=True):
+            if same is None:
+                self._start_task(spec, nursery)
+            elif not same.record.connected:
+                same.update(spec)
+
+    def _start_task(self, spec: VmSpec, nursery: trio.Nursery) -> None:
+        named = evolve(spec, name=self._choose_name(spec))
+        settings = self._settings
+        record = VmRecord(named, settings.stale_after, settings.period)
+        task = _VmTask(record, spec, spec.process)
+        self._all_tasks[named.name] = task
+        nursery.start_soon(self._run_task, task)
+
+    def _choose_name(self, spec: VmSpec) -> str:
+        """Return a name that no other VM has: its own, or else its address."""
+        address = str(spec.address)
+        more = (f"{address} ({number})" for number in count(2))
+        names = chain([spec.name, address], more)
+        return next(name for name in names if name not in self._all_tasks)
+
+    def _note_refused(self, refused: list[Refused]) -> None:
+        for each in set(refused) - set(self._refused):
+            _LOG.warning("%s is refused: %s", each.name, each.reason)
+        self._refused = tuple(refused)
 
     async def _run_task(self, task: _VmTask) -> None:
         """Connect to a VM again and again, while it belongs to the fleet."""
@@ -368,17 +459,48 @@ class Supervisor:
     async def _connect(self, task: _VmTask) -> None:
         """Connect to a VM, and poll and move it until the connection is lost."""
         record, settings = task.record, self._settings
+        task.require_no_twin()
+        _require_descriptors()
         async with self._opener(
             record.spec.address,
             timeout=settings.open_timeout,
             command_timeout=settings.command_timeout,
         ) as monitor:
+            self._note_process(task, monitor)
             balloon = await find_balloon(monitor)
+            if not record.spec.is_named:
+                await self._ask_name(task, monitor)
             record.note_connected(trio.current_time())
             # This sample may be old. A later one differs from it, and so is new.
             await self._poll(record, balloon)
             async with balloon.stats_interval(math.ceil(settings.period)):
                 await self._poll_and_move(task, balloon)
+
+    def _note_process(self, task: _VmTask, monitor: Monitor) -> None:
+        """Note which QEMU a monitor is of.
+
+        Raises:
+            MonitorBusy: Another task holds a monitor of the same QEMU.
+        """
+        pid = getattr(monitor, "pid", None)  # not every monitor has one
+        process = identify_process(pid) if isinstance(pid, int) else None
+        task.process = task.spec.process if process is None else process
+        for other in self._tasks:
+            same = process is not None and other.process == process
+            if same and other is not task and other.record.connected:
+                task.twin = other
+        task.require_no_twin()
+
+    async def _ask_name(self, task: _VmTask, monitor: Monitor) -> None:
+        """Give a VM the name that its QEMU says, once, if no other VM has it."""
+        with suppress(CommandError):
+            match await monitor.execute("query-name"):
+                case {"name": str(name)} if name:
+                    spec = evolve(task.spec, name=make_printable(name))
+                    old = task.record.spec.name
+                    new = old if spec.name == old else self._choose_name(spec)
+                    task.record.spec = evolve(task.record.spec, name=new, is_named=True)
+                    self._all_tasks[new] = self._all_tasks.pop(old)
 
     async def _poll_and_move(self, task: _VmTask, balloon: Balloon) -> None:
         due, polls = trio.current_time(), 0
@@ -445,6 +567,65 @@ def _make_guard(bounds: Bounds | None, target: int) -> Guard:
     if bounds is None:
         return evolve(RESIZE_GUARD, floor=min(target, RESIZE_GUARD.floor or 0))
     return Guard(headroom=bounds.headroom, floor=min(target, bounds.floor))
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process open as many files as it may: the soft limit becomes the hard.
+
+    Each VM takes a descriptor. By default a process may have 1024, because select(2)
+    takes no larger ones; nothing here uses it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # More than the kernel's own limit cannot be set, whatever the hard limit says.
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _require_descriptors() -> None:
+    """Keep some descriptors for everything else than the VMs' monitors.
+
+    Raises:
+        MonitorUnreachable: No other VM can be connected to.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        lowest = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        os.close(lowest)
+    except OSError:
+        lowest = soft
+    if soft != resource.RLIM_INFINITY and lowest >= soft - _SPARE_DESCRIPTORS:
+        raise MonitorUnreachable(
+            f"there is no file descriptor left for it: {soft} are allowed; raise the"
+            " limit (ulimit -n, LimitNOFILE=)"
+        )
+
+
+def _match(tasks: list[_VmTask], specs: list[VmSpec]) -> list[_VmTask | None]:
+    """Return the task that each VM of a source has already, or ``None``.
+
+    A VM is the same if its QEMU is; where that is not known, if its socket is; and then
+    if its address is. No task is returned twice.
+    """
+    by_process = {task.process: task for task in tasks}
+    by_socket = {task.spec.socket: task for task in tasks}
+    by_address = {task.spec.address: task for task in tasks}
+    left = {id(task) for task in tasks}
+    found: list[_VmTask | None] = []
+    for spec in specs:
+        candidates = (
+            None if spec.process is None else by_process.get(spec.process),
+            None if spec.socket is None else by_socket.get(spec.socket),
+            by_address.get(spec.address),
+        )
+        fitting = (
+            task
+            for task in candidates
+            if task is not None and id(task) in left and task.may_be(spec)
+        )
+        task = next(fitting, None)
+        left.discard(id(task))
+        found.append(task)
+    return found
 
 
 def _classify(error: QmpBalloonError) -> VmState:

@@ -32,6 +32,7 @@ VmState = Literal[
     "no-driver",
     "no-balloon",
     "busy",
+    "refused",
     "gone",
 ]
 """The state of a VM:
@@ -46,6 +47,7 @@ VmState = Literal[
   been paused since it was first seen.
 * ``no-balloon``: the VM has no balloon device.
 * ``busy``: another client holds the monitor.
+* ``refused``: another user or process than was trusted listens at its monitor's socket.
 * ``gone``: the monitor cannot be reached, or does not speak QMP.
 """
 VM_STATES: Final[tuple[VmState, ...]] = get_args(VmState)

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import asdict, field, frozen
 
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.sizes import GiB, parse_size
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from attrs import Attribute
 
     from qmpballoon.address import Vm
 
-__all__ = ["Bounds", "VmSpec"]
+__all__ = ["Bounds", "Refused", "VmSpec"]
 
 
 def _check_size(_: object, attribute: Attribute[str | None], value: str | None) -> None:
@@ -52,6 +54,28 @@ class Bounds:
 
 
 @frozen
+class Refused:
+    """What was found when VMs were looked for, and is none, or cannot be trusted.
+
+    Attributes:
+        name: What it is called in messages: a process is called after its id, unless
+            its user is trusted. Its name in the fleet is not taken.
+        reason: Why it is refused, and what to do.
+        address: Where its monitor is; empty if it has none, or several.
+        pid: Its process; ``None`` if it is none, or if that is not known.
+    """
+
+    name: str
+    reason: str
+    address: str = ""
+    pid: int | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it."""
+        return asdict(self)
+
+
+@frozen
 class VmSpec:
     """A VM of the fleet, and its limits.
 
@@ -66,6 +90,12 @@ class VmSpec:
             64 MiB and 2 % of its RAM.
         weight: A number above 0. A VM with twice the weight is left with twice as
             much, and gets twice as much.
+        is_named: Whether the user chose the name, or it comes from a socket's path.
+            Otherwise QEMU is asked for its VM's name.
+        process: What tells its QEMU from all others; ``None`` if that is not known.
+        socket: What tells its monitor's socket from all others, likewise. These two
+            say which VM of the fleet it is, where they are known, and the address
+            where they are not. They are no part of a comparison.
 
     Raises:
         ValueError: A limit is malformed, or contradicts another.
@@ -77,6 +107,9 @@ class VmSpec:
     ceiling: str | None = field(default=None, validator=_check_size)
     headroom: str | None = field(default=None, validator=_check_size)
     weight: float = field(default=1.0, validator=_check_weight)
+    is_named: bool = field(default=True, eq=False, repr=False)
+    process: Hashable = field(default=None, eq=False, repr=False)
+    socket: Hashable = field(default=None, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Refuse limits that contradict each other whatever the RAM is."""

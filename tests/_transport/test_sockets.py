@@ -22,7 +22,8 @@ from qmp_peers import (
     unix_listener,
 )
 
-from qmpballoon.errors import MonitorBusy, MonitorUnreachable
+from qmpballoon.address import UnixAddress
+from qmpballoon.errors import MonitorBusy, MonitorUnreachable, UntrustedMonitor
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
@@ -120,6 +121,22 @@ async def test_an_abstract_socket() -> None:
         sock.setblocking(False)  # noqa: FBT003
         async with serving(trio_listener(sock)):
             await speaks_qmp(f"unix-abstract:{name}")
+
+
+async def test_only_who_is_trusted_may_listen(tmp_path: Path) -> None:
+    path, mine, pid = str(tmp_path / "vm.qmp"), os.geteuid(), os.getpid()
+    with unix_listener(tmp_path / "vm.qmp") as sock:
+        async with serving(trio_listener(sock)):
+            await speaks_qmp(UnixAddress(path, pid=pid, users={mine}))
+            await speaks_qmp(UnixAddress(path, users={mine}))
+            with pytest.raises(UntrustedMonitor, match=f"process {pid} listens at"):
+                await speaks_qmp(UnixAddress(path, pid=1))
+            with pytest.raises(UntrustedMonitor, match="belongs to user"):
+                await speaks_qmp(UnixAddress(path, users={4242}))
+            # QEMU may have begun to listen as root, before it became another user.
+            ours = UnixAddress(path, pid=pid, users={4242})
+            if mine == 0:
+                await speaks_qmp(ours)
 
 
 @pytest.mark.parametrize("host", ["db..example", "x" * 64, ".", "a\udce9", "\ud800"])

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 from permissions import as_somebody_else
+from qemu_likes import NOBODY, fake_process
 
 from qmpballoon.address import LibvirtVm, TcpAddress, UnixAddress
-from qmpballoon.fleet import sources as fleet_sources
-from qmpballoon.fleet.sources import (
-    find_processes,
-    make_file_source,
-    make_socket_source,
-    make_source,
-    parse_monitors,
-)
-from qmpballoon.fleet.vm_spec import VmSpec
+from qmpballoon.fleet import processes, sources
+from qmpballoon.fleet.processes import QemuProcess, find_processes
+from qmpballoon.fleet.sources import make_source
+from qmpballoon.fleet.vm_spec import Refused, VmSpec
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from qmpballoon.address import Address
 
 
 @pytest.fixture
@@ -43,8 +41,20 @@ def bind(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     os.chdir(before)
 
 
+def make_vms(wanted: Sequence[str]) -> Callable[[], list[VmSpec]]:
+    """Return a source of which nothing is refused."""
+    source = make_source(wanted)
+
+    def find() -> list[VmSpec]:
+        found = source()
+        assert not [each for each in found if isinstance(each, Refused)]
+        return [each for each in found if isinstance(each, VmSpec)]
+
+    return find
+
+
 def test_sockets_come_and_go(bind: Callable[[str], Path]) -> None:
-    find = make_socket_source("vms/*.qmp")
+    find = make_vms(["vms/*.qmp"])
     assert find() == []
     path = bind("vms/web.qmp")
     bind("vms/db.qmp")
@@ -60,7 +70,7 @@ def test_sockets_of_plain_names_are_called_like_their_folders(
 ) -> None:
     bind("incus/web/qemu.monitor")
     bind("incus/db/qemu.monitor")
-    found = make_socket_source("incus/*/qemu.monitor")()
+    found = make_vms(["incus/*/qemu.monitor"])()
     assert [spec.name for spec in found] == ["db", "web"]
 
 
@@ -77,19 +87,19 @@ def test_a_folder_that_may_not_be_read(
             with pytest.raises(PermissionError) as caught:
                 make_source([wanted])
             assert caught.value.filename == "vms"
-        (spec,) = make_source(["vms/web.qmp"])()  # its monitor says that
+        (spec,) = make_vms(["vms/web.qmp"])()  # its monitor says that
         assert spec.name == "web"
 
 
 def test_names_are_distinct_and_monitors_too(bind: Callable[[str], Path]) -> None:
     bind("a/vm1.qmp")
     bind("b/vm1.qmp")
-    found = make_source(["a/*.qmp", "*/vm1.qmp"])()
+    found = make_vms(["a/*.qmp", "*/vm1.qmp"])()
     assert [spec.name for spec in found] == ["a/vm1.qmp", "b/vm1.qmp"]
 
 
 def test_what_was_named_is_a_vm_whether_it_is_there_or_not() -> None:
-    found = make_source(["/nowhere/vm7.qmp", "tcp:host:4444"])()
+    found = make_vms(["/nowhere/vm7.qmp", "tcp:host:4444"])()
     assert found == [
         VmSpec("vm7", UnixAddress("/nowhere/vm7.qmp")),
         VmSpec("host:4444", TcpAddress("host", 4444)),
@@ -112,7 +122,7 @@ def test_a_file_says_what_is_wanted(bind: Callable[[str], Path]) -> None:
         ceiling = "50%"
         headroom = "1GiB"
     """)
-    database, web = make_source([str(path)])()
+    database, web = make_vms([str(path)])()
     assert database == VmSpec(
         "database",
         UnixAddress("/run/db.qmp"),
@@ -158,7 +168,7 @@ def test_files_that_make_no_sense(tmp_path: Path, text: str, message: str) -> No
     path = tmp_path / "fleet.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:
-        make_file_source(path)
+        make_source([str(path)])
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -167,79 +177,7 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"fleet\.toml: .*: save it as UTF-8"):
-        make_file_source(path)
-
-
-@pytest.mark.parametrize(
-    ("line", "address"),
-    [
-        ("-qmp unix:/run/a.qmp,server=on,wait=off", UnixAddress("/run/a.qmp")),
-        ("-qmp unix:a.qmp,server,nowait", UnixAddress("/home/a.qmp")),
-        ("--qmp-pretty unix:/a,,b,server=on", UnixAddress("/a,b")),
-        ("-qmp tcp::4444,server=on", TcpAddress("localhost", 4444)),
-        ("-qmp tcp:[::1]:4444,server=on", TcpAddress("::1", 4444)),
-        (
-            "-mon chardev=q,mode=control -chardev socket,id=q,path=/r/1.qmp,server=on",
-            UnixAddress("/r/1.qmp"),
-        ),
-        (
-            "-mon m,mode=control -chardev socket,host=0.0.0.0,port=1,server=on,id=m",
-            TcpAddress("127.0.0.1", 1),
-        ),
-    ],
-)
-def test_command_lines(line: str, address: object) -> None:
-    assert parse_monitors(line.split(), Path("/home")) == [address]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "-monitor unix:/run/a,server=on",
-        "-qmp stdio",
-        "-qmp unix:/run/client.sock",
-        "-chardev socket,id=m,path=/run/hmp,server=on -mon chardev=m,mode=readline",
-        "-chardev socket,id=m,fd=33,server=on -mon chardev=m,mode=control",
-        "-mon chardev=gone,mode=control",
-        "-qmp tcp:host:port,server=on",
-        "-qmp",
-    ],
-)
-def test_command_lines_without_a_monitor_to_connect_to(line: str) -> None:
-    assert parse_monitors(line.split(), Path("/home")) == []
-
-
-def test_processes(tmp_path: Path) -> None:
-    def process(pid: int, line: str) -> None:
-        folder = tmp_path / str(pid)
-        folder.mkdir()
-        (folder / "cmdline").write_text(line.replace(" ", "\0") + "\0")
-        (folder / "cwd").symlink_to("/srv")
-
-    process(
-        20,
-        "/usr/bin/qemu-system-x86_64 -name guest=web,debug-threads=on"
-        " -qmp unix:/run/first,server=on -qmp unix:second,server=on",
-    )
-    process(3, "qemu-kvm -qmp unix:/run/b,server=on")
-    process(4, "vim qemu-system-x86_64 -qmp unix:/run/c,server=on")
-    process(5, "qemu-system-arm -nographic")
-    (tmp_path / "6").mkdir()
-    assert list(find_processes(tmp_path)) == [
-        ("pid-3", UnixAddress("/run/b")),
-        ("web", UnixAddress("/srv/second")),
-    ]
-
-
-def test_a_host_is_its_processes_and_well_known_places(
-    bind: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bind("run/100.qmp")
-    bind("run/web.qmp")
-    monkeypatch.setattr(fleet_sources, "PLACES", ("run/*.qmp",))
-    web = ("web", UnixAddress("run/web.qmp"))
-    monkeypatch.setattr("qmpballoon.fleet.sources.find_processes", lambda: iter([web]))
-    assert [spec.name for spec in make_source([])()] == ["web", "100"]
+        make_source([str(path)])
 
 
 def test_vms_of_libvirts(tmp_path: Path) -> None:
@@ -253,10 +191,157 @@ def test_vms_of_libvirts(tmp_path: Path) -> None:
         name = "front"
         address = "libvirt:web"
     """)
-    assert make_source([str(file), "libvirt:vm1"])() == [
+    assert make_vms([str(file), "libvirt:vm1"])() == [
         VmSpec("database", LibvirtVm("database"), floor="1GiB"),
         VmSpec("front", LibvirtVm("web")),
         VmSpec("vm1", LibvirtVm("vm1")),
     ]
     with pytest.raises(ValueError, match="write libvirt:NAME"):
         make_source(["libvirt:"])
+
+
+# One QEMU, one VM
+
+
+def qemu(proc: Path, pid: int, *paths: str) -> None:
+    """Let there be a QEMU with these monitors, in their order."""
+    options = [word for path in paths for word in ("-qmp", f"unix:{path},server=on")]
+    fake_process(proc, pid, ["/usr/bin/qemu-system-x86_64", *options])
+
+
+@pytest.fixture
+def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A process file system, of which root's are ours."""
+    folder = tmp_path / "proc"
+    folder.mkdir()
+
+    def find(users: Collection[int]) -> list[QemuProcess | Refused]:
+        return find_processes({*users, 0}, folder)
+
+    monkeypatch.setattr(sources, "find_processes", find)
+    return folder
+
+
+def test_a_host_is_its_processes(proc: Path, bind: Callable[[str], Path]) -> None:
+    first, second = (str(bind(name).absolute()) for name in ("1.qmp", "2.qmp"))
+    qemu(proc, 7, first, second)
+    qemu(proc, 8)
+    fake_process(proc, 9, ["qemu-kvm"], exe="/usr/bin/perl")
+    web, mute, pretender = make_source([])()
+    assert isinstance(web, VmSpec)
+    assert (web.name, web.address, web.is_named) == (
+        "pid-7",
+        UnixAddress(second),
+        False,
+    )
+    assert web.process is not None
+    assert mute == Refused(
+        "pid-8",
+        "it has no QMP monitor: start it with -qmp unix:PATH,server=on",
+        pid=8,
+    )
+    assert isinstance(pretender, Refused)
+
+
+def test_one_qemu_is_one_vm(proc: Path, bind: Callable[[str], Path]) -> None:
+    first, second = (str(bind(name).absolute()) for name in ("1.qmp", "2.qmp"))
+    Path("link").symlink_to(".")
+    Path("other.qmp").symlink_to("1.qmp")
+    qemu(proc, 7, first, second)
+    for wanted in (["*.qmp"], ["1.qmp", "*.qmp", second], ["link/*.qmp", "*.qmp"]):
+        assert len(make_vms(wanted)()) == 1
+    # The last on its command line, of those that were asked for; but a named one first.
+    assert [str(vm.address) for vm in make_vms(["*.qmp"])()] == ["2.qmp"]
+    assert [str(vm.address) for vm in make_vms(["other.qmp", "*.qmp"])()] == [
+        "other.qmp"
+    ]
+    # Also where the process cannot be seen.
+    (proc / "7" / "cmdline").unlink()
+    assert len(make_vms(["*.qmp", "1.qmp", "link/1.qmp"])()) == 2
+
+
+def test_ports_of_one_qemu(proc: Path, bind: Callable[[str], Path]) -> None:
+    path = str(bind("1.qmp").absolute())
+    line = ["qemu-kvm", "-qmp", "tcp::4444,server=on", "-qmp", f"unix:{path},server=on"]
+    fake_process(proc, 7, line)
+    assert len(make_vms(["tcp:127.0.0.1:4444", "tcp:localhost:4444", path])()) == 1
+    assert len(make_vms(["tcp:elsewhere:4444", "tcp:localhost:4444"])()) == 2
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_specific_entry_wins_over_a_glob(
+    order: int, bind: Callable[[str], Path]
+) -> None:
+    bind("a.qmp")
+    bind("b.qmp")
+    entries = [
+        "[[vm]]\nsockets = '*.qmp'\nfloor = '1GiB'\n",
+        "[[vm]]\nname = 'db'\naddress = './a.qmp'\nfloor = '2GiB'\n",
+    ]
+    # An editor on Windows begins with a byte-order mark.
+    Path("fleet.toml").write_text(
+        "\ufeff" + "".join(entries[::order]), encoding="utf-8"
+    )
+    found = {vm.name: vm.floor for vm in make_vms(["fleet.toml"])()}
+    assert found == {"db": "2GiB", "b": "1GiB"}
+    assert {vm.name for vm in make_vms(["fleet.toml", "*.qmp"][::order])()} == {
+        "db",
+        "b",
+    }
+
+
+def test_a_monitor_that_a_manager_needs_is_never_taken(
+    proc: Path, bind: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, second = (str(bind(name).absolute()) for name in ("own.qmp", "2.qmp"))
+
+    def needed(address: Address) -> str:
+        return "a manager's own: leave it" if "own" in str(address) else ""
+
+    for module in (sources, processes):
+        monkeypatch.setattr(module, "find_manager", needed)
+    qemu(proc, 7, second, own)
+    for wanted in ([], [own], ["own*"]):
+        (vm,) = make_vms(wanted)()
+        assert str(vm.address) == second
+    (proc / "7").rename(proc / "gone")
+    qemu(proc, 8, own)
+    for wanted in ([], [own], ["own*"]):
+        (refused,) = make_source(wanted)()
+        assert isinstance(refused, Refused)
+        assert "a manager's own: leave it" in refused.reason
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_sockets_in_a_folder_of_somebody_else(bind: Callable[[str], Path]) -> None:
+    bind("theirs/a.qmp")
+    os.chown("theirs", NOBODY, NOBODY)
+    (refused,) = make_source(["theirs/*.qmp"])()
+    assert isinstance(refused, Refused)
+    assert "belongs to user nobody: give --user nobody" in refused.reason
+    assert len(make_source(["theirs/*.qmp"], users=["root", "nobody"])()) == 1
+    assert isinstance(make_source(["theirs/a.qmp"])()[0], VmSpec)  # it was named
+
+
+def test_an_entry_that_fails_keeps_its_vms(
+    bind: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bind("a.qmp")
+    find = make_source(["*.qmp", "/run/b.qmp"])
+    before = find()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("glob.glob", fail)
+    found = find()
+    assert found[:2] == before
+    assert found[2] == Refused(
+        "*.qmp", "it cannot be searched: [Errno 24] Too many open files"
+    )
+
+
+def test_a_socket_whose_name_is_no_utf_8(bind: Callable[[str], Path]) -> None:
+    bind("caf\udce9.sock")
+    (vm,) = make_vms(["*.sock"])()
+    assert (vm.name, vm.address) == (r"caf\xe9", UnixAddress("caf\udce9.sock"))

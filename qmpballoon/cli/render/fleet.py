@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sized
+    from collections.abc import Iterable, Sequence, Sized
 
     from qmpballoon.fleet.control_loop import FleetReclaimReport
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan, Rules
     from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_spec import Refused
 
 __all__ = [
     "Changes",
     "describe_absent",
     "describe_plan",
+    "describe_refused",
     "describe_report",
     "host_to_json",
 ]
@@ -106,7 +108,25 @@ def _count_guests(vms: Sized) -> str:
     return "1 guest" if len(vms) == 1 else f"{len(vms)} guests"
 
 
-# VMs that take no part
+# What takes no part
+
+# Anybody can start processes that are refused, as many as the system lets him.
+_MOST_REFUSED: Final = 20
+
+
+def describe_refused(refused: Sequence[Refused]) -> list[str]:
+    """Say what was found and is not managed, and why, one line each.
+
+    The first line says how many there are.
+    """
+    if not refused:
+        return []
+    lines = [f"{each.name} is not managed: {each.reason}" for each in refused]
+    left_out = len(lines) - _MOST_REFUSED
+    more = [f"and {left_out} more, which --json lists"] if left_out > 0 else []
+    count = "1 QEMU or socket" if len(lines) == 1 else f"{len(lines)} QEMUs or sockets"
+    verb = "was" if len(lines) == 1 else "were"
+    return [f"{count} {verb} refused:", *lines[:_MOST_REFUSED], *more]
 
 
 def describe_absent(views: Iterable[VmView]) -> list[str]:
@@ -127,12 +147,16 @@ class Changes:
     """
 
     _known: dict[str, VmView] = field(factory=dict[str, "VmView"])
+    _refused: frozenset[Refused] = field(default=frozenset(), alias="refused")
 
-    def describe(self, views: Iterable[VmView]) -> list[str]:
+    def describe(
+        self, views: Iterable[VmView], refused: Iterable[Refused] = ()
+    ) -> list[str]:
         """Say what has changed since the last call, one line a change.
 
         Args:
             views: All VMs that belong to the fleet now.
+            refused: What is refused now.
         """
         here = {view.name: view for view in views}
         lines = [
@@ -145,6 +169,9 @@ class Changes:
             if view.state != "connecting":
                 lines += _describe_change(self._known.get(name), view)
                 self._known[name] = view
+        refused = list(refused)
+        lines += describe_refused([r for r in refused if r not in self._refused])
+        self._refused = frozenset(refused)
         return lines
 
 

@@ -1,0 +1,482 @@
+"""Which QEMUs run on this host, whose they are, and where their monitors are.
+
+Everybody can start a process that is called like a QEMU, and name any socket on its
+command line. So a process counts only if its user is trusted and its program is a QEMU,
+and its monitor only if that very process listens there. The last is checked when the
+monitor is connected to: see :class:`~qmpballoon.address.UnixAddress`.
+
+Everything is read from /proc: see proc(5). Nothing is connected to.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import pwd
+import re
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from attrs import evolve, field, frozen
+
+from qmpballoon._printable import make_printable
+from qmpballoon.address import AbstractAddress, TcpAddress, UnixAddress
+from qmpballoon.fleet.command_line import MonitorOption, parse_command_line
+from qmpballoon.fleet.vm_spec import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable, Sequence
+
+    from qmpballoon.address import Address
+
+__all__ = [
+    "FoundMonitor",
+    "QemuProcess",
+    "choose_users",
+    "describe_users",
+    "find_folder_problem",
+    "find_manager",
+    "find_processes",
+    "identify_process",
+    "identify_socket",
+]
+
+_PROC: Final = Path("/proc")
+# The users that the VM managers' packages run QEMU as. Root trusts them by default.
+_QEMU_USERS: Final = ("libvirt-qemu", "qemu", "root")
+# Distributions also install QEMU under these names.
+_PROGRAMS: Final = frozenset({"kvm", "qemu-kvm"})
+_LOADER: Final = re.compile(r"ld[-.].*\.so[.0-9]*|ld-musl.*|ld\.so")
+_DELETED: Final = " (deleted)"
+# The dynamic linker takes a few options of its own before the program, each with a
+# value.
+_FIRST_ARGUMENTS: Final = 8
+# Bytes of a file for -readconfig. Incus' are some 20 KiB.
+_LONGEST_CONFIG: Final = 1 << 20
+_LISTENS: Final = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
+
+# Monitors that a manager of VMs needs for itself: a client that stays connected would
+# lock it out. By their paths, and what to do instead.
+_SECOND: Final = "give the VM a second monitor with"
+_PROXMOX: Final = f"Proxmox VE's own: {_SECOND} `qm set VMID --args`"
+_INCUS: Final = f"the daemon's own: {_SECOND} raw.qemu"
+_RESERVED: Final = {
+    "/run/qemu-server/*.qmp": _PROXMOX,
+    "/run/incus/*/qemu.monitor": _INCUS,
+    "/var/log/incus/*/qemu.monitor": _INCUS,
+    "/var/log/lxd/*/qemu.monitor": _INCUS,
+    "/var/snap/lxd/common/lxd/logs/*/qemu.monitor": _INCUS,
+    "*/libvirt/qemu/*/monitor.sock": "libvirt's own: name the VM libvirt:NAME",
+}
+
+
+@frozen
+class FoundMonitor:
+    """A monitor of a QEMU that runs on this host, which a client can connect to.
+
+    Attributes:
+        address: Where it is.
+        socket: What tells its socket from others.
+    """
+
+    address: Address
+    socket: Hashable
+
+
+@frozen
+class QemuProcess:
+    """A QEMU that runs on this host, of a user that is trusted.
+
+    Attributes:
+        pid: Its process id.
+        started: When it started, in clock ticks since boot. Process ids are used again.
+        name: Its VM's name, as its command line says.
+        monitors: Its monitors, in the order of its command line.
+        problem: Why there is no monitor that could be used; empty if there is one.
+    """
+
+    pid: int
+    started: int
+    name: str
+    monitors: tuple[FoundMonitor, ...] = ()
+    problem: str = field(default="", eq=False)
+
+    @property
+    def identity(self) -> Hashable:
+        """What tells this QEMU from others."""
+        return ("process", self.pid, self.started)
+
+    def choose_monitor(self) -> FoundMonitor | None:
+        """Return the last monitor that no manager needs; ``None`` if there is none.
+
+        The first is often a manager's.
+        """
+        free = [each for each in self.monitors if not find_manager(each.address)]
+        return free[-1] if free else None
+
+    def explain_refusal(self) -> str:
+        """Say why it has no monitor that could be used."""
+        if self.monitors:
+            address = self.monitors[-1].address
+            return f"its monitor {address} is {find_manager(address)}"
+        return self.problem
+
+
+# Users
+
+
+def choose_users(names: Sequence[str] = ()) -> frozenset[int]:
+    """Return the ids of the users whose QEMUs are VMs.
+
+    Args:
+        names: Users that were named, or their ids. One's own QEMUs count as well. For
+            root these are all; if there are none, they are root and the users that
+            the VM managers' packages run QEMU as.
+
+    Raises:
+        ValueError: There is no such user.
+    """
+    own = os.geteuid()
+    if own != 0:
+        return frozenset({own, *map(_find_user, names)})
+    if names:
+        return frozenset(map(_find_user, names))
+    known = (_find_known_user(name) for name in _QEMU_USERS)
+    return frozenset(uid for uid in known if uid is not None)
+
+
+def describe_users(users: Collection[int]) -> str:
+    """Return the names of users, for people."""
+    return ", ".join(sorted(map(_name_user, users)))
+
+
+def _find_user(name: str) -> int:
+    uid = int(name) if name.isascii() and name.isdigit() else _find_known_user(name)
+    if uid is None:
+        raise ValueError(f"there is no user {name!r}: name one, or give a user's id")
+    return uid
+
+
+def _find_known_user(name: str) -> int | None:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except (KeyError, ValueError):  # a name with a NUL, for example
+        return None
+
+
+def _name_user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
+
+
+def find_folder_problem(path: str, users: Collection[int]) -> str:
+    """Say why sockets in the folder of a path are not trusted; empty if they are.
+
+    Whoever owns a folder decides which sockets are in it.
+
+    Args:
+        path: The path of a socket.
+        users: Who is trusted, besides root and ourselves.
+    """
+    for folder in {Path(path).parent, Path(os.path.realpath(path)).parent}:
+        try:
+            owner = folder.stat().st_uid
+        except OSError:  # connecting will say so
+            continue
+        if owner not in {0, os.geteuid(), *users}:
+            name = _name_user(owner)
+            return (
+                f"its folder {make_printable(str(folder))} belongs to user {name}:"
+                f" give --user {name} if that user runs VMs"
+            )
+    return ""
+
+
+# Identities
+
+
+def identify_process(pid: int, proc: Path = _PROC) -> Hashable:
+    """Return what tells a process from all others; ``None`` if it has ended."""
+    try:
+        return ("process", pid, _read_start(proc / str(pid)))
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def identify_socket(address: Address) -> Hashable:
+    """Return what tells a socket on this host from all others.
+
+    Returns:
+        ``None`` if the address does not tell: there is no such socket.
+    """
+    match address:
+        case UnixAddress(path):
+            try:
+                found = os.stat(path)  # noqa: PTH116 - Path would normalise it
+            except OSError:
+                return None
+            return ("file", found.st_dev, found.st_ino)
+        case AbstractAddress(name):
+            return ("abstract", name)
+        case TcpAddress("localhost" | "127.0.0.1" | "::1", port):
+            return ("tcp", "localhost", port)
+        case TcpAddress(host, port):
+            return ("tcp", host, port)
+
+
+def find_manager(address: Address) -> str:
+    """Say which manager of VMs needs a monitor for itself; empty if none does.
+
+    Args:
+        address: Where the monitor is.
+    """
+    if not isinstance(address, UnixAddress):
+        return ""
+    # A process' root is left out: a container has its own /run.
+    path = re.sub(r"^/proc/\d+/root(?=/)", "", os.path.abspath(address.path))  # noqa: PTH100
+    places = {re.sub("^/var/run/", "/run/", path), os.path.realpath(path)}
+    for pattern, manager in _RESERVED.items():
+        if any(fnmatch.fnmatchcase(place, pattern) for place in places):
+            return manager
+    return ""
+
+
+# Processes
+
+
+def find_processes(
+    users: Collection[int], proc: Path = _PROC
+) -> list[QemuProcess | Refused]:
+    """Return the QEMUs that run on this host, and what only looks like one.
+
+    Args:
+        users: The ids of the users whose QEMUs count.
+        proc: Where the process file system is.
+
+    Returns:
+        They are sorted by process id. Processes that have nothing to do with QEMU are
+        left out.
+
+    Raises:
+        OSError: There is no process file system.
+    """
+    pids = sorted(int(name) for name in os.listdir(proc) if name.isdigit())  # noqa: PTH208 - faster
+    found = (_look_at(pid, users, proc) for pid in pids)
+    return [each for each in found if each is not None]
+
+
+def _look_at(
+    pid: int, users: Collection[int], proc: Path
+) -> QemuProcess | Refused | None:
+    """Return what a process is; whatever goes wrong concerns this process only."""
+    try:
+        return _examine(pid, users, proc)
+    except (FileNotFoundError, ProcessLookupError):  # it has ended
+        return None
+    except Exception as error:  # noqa: BLE001 - see above
+        return Refused(f"pid-{pid}", f"it cannot be looked at: {error!r}", pid=pid)
+
+
+def _examine(
+    pid: int, users: Collection[int], proc: Path
+) -> QemuProcess | Refused | None:
+    process = proc / str(pid)
+    try:
+        line = (process / "cmdline").read_bytes()
+    except PermissionError:  # hidepid=1: nothing can be known
+        return None
+    program, *arguments = map(os.fsdecode, line.removesuffix(b"\0").split(b"\0"))
+    exe, claims_it = _read_program(process), _is_qemu(program)
+    runs_it = claims_it if exe is None else _runs_qemu(process, exe, arguments)
+    if not (runs_it or claims_it):
+        return None
+    owners = _read_users(process)
+    strangers = sorted(owners - set(users))
+    if not runs_it:
+        reason = (
+            f"it calls itself {make_printable(Path(program).name):.40}, but is"
+            f" {make_printable(exe or '')}, of user {describe_users(owners)}"
+        )
+    elif strangers:
+        name = _name_user(strangers[0])
+        reason = f"it belongs to user {name}: give --user {name} if that user runs VMs"
+    else:
+        return _read_qemu(process, program, arguments, users)
+    return Refused(f"pid-{pid}", reason, pid=pid)
+
+
+def _is_qemu(program: str) -> bool:
+    name = Path(program.removesuffix(_DELETED)).name
+    return "qemu-system-" in name or name in _PROGRAMS
+
+
+def _read_program(process: Path) -> str | None:
+    """Return the name of the file that a process runs; ``None`` if it may not be known.
+
+    A process can change its other names.
+    """
+    try:
+        return Path(os.readlink(process / "exe").removesuffix(_DELETED)).name  # noqa: PTH115
+    except PermissionError:
+        return None
+
+
+def _read_users(process: Path) -> set[int]:
+    """Return the ids of all users whose rights a process has."""
+    for line in (process / "status").read_bytes().splitlines():
+        if line.startswith(b"Uid:"):
+            return {int(uid) for uid in line.split()[1:]}
+    raise ValueError("its status has no Uid")
+
+
+def _read_start(process: Path) -> int:
+    # The name before it may hold anything, also spaces and brackets.
+    _, _, rest = (process / "stat").read_bytes().rpartition(b")")
+    return int(rest.split()[19])
+
+
+def _runs_qemu(process: Path, exe: str, arguments: Sequence[str]) -> bool:
+    """Tell whether a process runs QEMU: as its program, or through the linker."""
+    if _is_qemu(exe):
+        return True
+    if not _LOADER.fullmatch(exe) or not any(
+        map(_is_qemu, arguments[:_FIRST_ARGUMENTS])
+    ):
+        return False
+    for line in (process / "maps").read_bytes().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) > 5 and b"x" in fields[1] and _is_qemu(os.fsdecode(fields[5])):  # noqa: PLR2004
+            return True
+    return False
+
+
+def _read_qemu(
+    process: Path, program: str, arguments: list[str], users: Collection[int]
+) -> QemuProcess:
+    """Return what is known of a QEMU that is trusted."""
+    line = parse_command_line(arguments, _Files(process).read_config)
+    found: list[FoundMonitor] = []
+    problems = [line.problem] if line.problem else []
+    for option in line.monitors:
+        try:
+            found.append(_locate_monitor(process, option, users))
+        except ValueError as error:
+            problems.append(f"its monitor {error}")
+    if not (found or problems):
+        problems = ["it has no QMP monitor: start it with -qmp unix:PATH,server=on"]
+    # microvm.nix starts QEMU under the name of the VM.
+    is_microvm = program.startswith("microvm@")
+    name = line.name or (program.partition("@")[2] if is_microvm else "")
+    return QemuProcess(
+        pid=int(process.name),
+        started=_read_start(process),
+        name=make_printable(name) or f"pid-{process.name}",
+        monitors=tuple(found),
+        problem="; ".join(problems),
+    )
+
+
+def _locate_monitor(
+    process: Path, option: MonitorOption, users: Collection[int]
+) -> FoundMonitor:
+    """Return how a QEMU's monitor is reached from here.
+
+    Raises:
+        ValueError: It cannot be reached, or not be trusted. The message continues "its
+            monitor".
+    """
+    if option.problem:
+        raise ValueError(option.problem)
+    address: Address | None = option.address
+    pid: int | None = int(process.name)
+    files = _Files(process)
+    if option.descriptor is not None:
+        # Another process listened there first, and handed the socket on.
+        address, pid = files.find_socket(option.descriptor), None
+    if isinstance(address, UnixAddress):
+        address = UnixAddress(files.locate(address.path), pid=pid, users=users)
+        if problem := find_folder_problem(address.path, users):
+            raise ValueError(f"{address} is not trusted: {problem}")
+    elif address is None:
+        raise ValueError("has no address")
+    elif not files.shares("net"):
+        raise ValueError(f"is {address} in another network namespace: use a unix path")
+    elif isinstance(address, AbstractAddress):
+        address = evolve(address, pid=pid, users=users)
+    return FoundMonitor(address, identify_socket(address))
+
+
+@frozen
+class _Files:
+    """The file system as a process sees it."""
+
+    process: Path
+
+    def shares(self, namespace: str) -> bool:
+        """Tell whether it is in our namespace, as far as that can be known."""
+        try:
+            ours = os.readlink(self.process.parent / "self" / "ns" / namespace)  # noqa: PTH115
+            return os.readlink(self.process / "ns" / namespace) == ours  # noqa: PTH115
+        except OSError:
+            return True
+
+    def locate(self, path: str) -> str:
+        """Return a path by which we reach what the process reaches by ``path``.
+
+        Raises:
+            ValueError: The path is relative to a folder that may not be known.
+        """
+        inside = path
+        if not path.startswith("/"):
+            try:
+                folder = os.readlink(self.process / "cwd")  # noqa: PTH115
+            except PermissionError:
+                raise ValueError(
+                    f"is {path}, in a folder that only root and its user may know"
+                ) from None
+            inside = os.path.join(folder.removesuffix(_DELETED), path)  # noqa: PTH118
+        exact = f"{self.process}/root{inside}"
+        seen, there = _stat(inside), _stat(exact)
+        # A QEMU that has changed its root made its sockets before.
+        return exact if there is not None and there != seen else inside
+
+    def read_config(self, path: str) -> str:
+        """Return the text of a file for ``-readconfig``."""
+        place = self.locate(path)
+        # A pipe would block, and a device may never end.
+        descriptor = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(0, "it is no regular file", path)
+            return os.fsdecode(file.read(_LONGEST_CONFIG))
+
+    def find_socket(self, descriptor: int) -> Address:
+        """Return the address of a listening socket that the process holds.
+
+        Raises:
+            ValueError: It is not known.
+        """
+        try:
+            link = os.readlink(self.process / "fd" / str(descriptor))  # noqa: PTH115
+            table = (self.process / "net" / "unix").read_bytes().splitlines()
+        except OSError as error:
+            raise ValueError(f"is descriptor {descriptor}: {error.strerror}") from None
+        for line in table[1:]:
+            fields = line.split(maxsplit=7)
+            inode = f"socket:[{fields[6].decode()}]" if len(fields) > 7 else ""  # noqa: PLR2004
+            if inode == link and int(fields[3], 16) & _LISTENS:
+                name = os.fsdecode(fields[7])
+                is_abstract = name.startswith("@")
+                return AbstractAddress(name[1:]) if is_abstract else UnixAddress(name)
+        raise ValueError(f"is descriptor {descriptor}, which is no unix socket")
+
+
+def _stat(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
