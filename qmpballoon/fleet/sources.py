@@ -108,10 +108,17 @@ def make_source(wanted: Sequence[str], *, users: Sequence[str] = ()) -> Source:
     entries = [entry for text in wanted for entry in _make_entries(text, trusted)]
 
     def find() -> list[VmSpec | Refused]:
-        processes = [each for each in read_processes() if isinstance(each, QemuProcess)]
+        scanned = read_processes()
+        processes = [each for each in scanned if isinstance(each, QemuProcess)]
         found = [each for entry in entries for each in entry()]
-        refused = [each for each in found if isinstance(each, Refused)]
         candidates = [each for each in found if isinstance(each, _Candidate)]
+        # Processes that nobody asked for are nobody's business, but a search that
+        # failed is.
+        refused = [
+            each
+            for each in (*scanned, *found)
+            if isinstance(each, Refused) and each.pid is None
+        ]
         return [*_make_distinct(_merge(candidates, processes)), *refused]
 
     return find

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import math
 import os
 import random
-from contextlib import asynccontextmanager
+import resource
+import socket
+import sys
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -16,21 +22,28 @@ import trio.testing
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from qemu_likes import fake_process
 from suffering import NEEDS, SUFFERINGS, Suffering, SufferingKind
 from worlds import GUEST, become, open_world, simulated, states, supervised, view
 
 from qmpballoon.address import LibvirtVm, UnixAddress
-from qmpballoon.errors import MonitorBusy
+from qmpballoon.errors import MonitorBusy, UntrustedMonitor
+from qmpballoon.fleet import command_line, processes, sources, vm_spec
 from qmpballoon.fleet.policy import Move
-from qmpballoon.fleet.supervisor import Settings, open_fleet
-from qmpballoon.fleet.vm_spec import VmSpec
+from qmpballoon.fleet.sources import make_source
+from qmpballoon.fleet.supervisor import Settings, open_fleet, raise_descriptor_limit
+from qmpballoon.fleet.vm_spec import Refused, VmSpec
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import SECOND, GuestConfig, MachineConfig, ramp
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator, Sequence
+    from types import FrameType
 
+    from qmpballoon.address import Vm
+    from qmpballoon.fleet.sources import Source
+    from qmpballoon.fleet.vm import VmState
     from qmpballoon.testing import FakeQemu
     from qmpballoon.trio import TrioMonitor
 
@@ -444,3 +457,261 @@ async def test_the_ram_is_asked_for_at_once_and_then_once_a_minute() -> None:
             assert asked == at_first
             await trio.sleep(20)
             assert asked == at_first + 1
+
+
+# Which VM is which
+
+
+def seen_at(name: str, path: str, **known: object) -> VmSpec:
+    return VmSpec(name, UnixAddress(path), **known)  # type: ignore[arg-type]
+
+
+@simulated
+async def test_a_name_once_given_stays() -> None:
+    async with open_world() as world:
+        world.start("a/vm")
+        world.start("b/vm")
+        world.specs = {"a": seen_at("vm", "a/vm")}
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            # From now on the source calls both after their addresses.
+            world.specs = {path: seen_at(path, path) for path in ("a/vm", "b/vm")}
+            await become(fleet, {"vm": "healthy", "b/vm": "healthy"})
+            assert len(states(fleet)) == 2
+            assert view(fleet, "vm").address == "a/vm"
+
+
+@simulated
+async def test_vms_that_share_a_name_get_others() -> None:
+    async with open_world() as world:
+        for path in ("a", "b", "c"):
+            world.start(path)
+        world.specs = {path: seen_at("a", path) for path in ("a", "b", "c")}
+        async with supervised(world) as fleet:
+            await become(fleet, {"a": "healthy", "b": "healthy", "c": "healthy"})
+            fleet.start_move(Move("b", 2 * GiB, GiB, "test"))
+            assert view(fleet, "b").target == GiB
+            assert view(fleet, "a").target is None
+
+
+@simulated
+async def test_the_same_qemu_under_another_address_is_the_same_vm() -> None:
+    async with open_world() as world:
+        fake = world.start("1.qmp")
+        world.fakes["2.qmp"] = fake
+        world.specs = {"vm": seen_at("vm", "1.qmp", process=7, socket=1)}
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            world.specs = {"vm": seen_at("other", "2.qmp", process=7, socket=2)}
+            await trio.sleep(20)
+            assert states(fleet) == {"vm": "healthy"}
+            assert [name for _, name in world.dialled] == ["1.qmp"]
+
+
+@simulated
+async def test_another_qemu_at_the_same_address_is_another_vm() -> None:
+    async with open_world() as world:
+        old = world.start("1.qmp")
+        world.specs = {"vm": seen_at("vm", "1.qmp", process=7, socket=1)}
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            # The old one runs on without its socket's file.
+            world.start("1.qmp")
+            world.specs = {"vm": seen_at("vm", "1.qmp", process=8, socket=2)}
+            await become(fleet, {"vm": "healthy", "1.qmp": "healthy"})
+            old.machine.quit()
+            old.touch()
+            await trio.sleep(30)
+            assert states(fleet) == {"1.qmp": "healthy"}
+
+
+@simulated
+async def test_two_monitors_of_one_qemu_are_one_vm() -> None:
+    """Also where only the connection tells that they are one QEMU's."""
+
+    @asynccontextmanager
+    async def reach(vm: Vm, /, **options: float) -> AsyncGenerator[TrioMonitor, None]:
+        async with world.reach(vm, **options) as monitor:
+            monitor.pid = {"other": os.getppid()}.get(str(vm), os.getpid())
+            yield monitor
+
+    async with open_world() as world:
+        for name in ("tcp", "unix", "other"):
+            world.start(name)
+        async with open_fleet(world.source, random.Random(0), opener=reach) as fleet:
+            await trio.sleep(60)
+            assert len(states(fleet)) == 2
+            held = next(name for name in states(fleet) if name != "other")
+            left = "unix" if held == "tcp" else "tcp"
+            assert [name for _, name in world.dialled].count(left) == 1
+            world.fakes[held].machine.quit()
+            world.fakes[held].touch()
+            await become(fleet, {left: "healthy", "other": "healthy"})
+
+
+@simulated
+async def test_qemu_has_the_last_word_on_a_name_that_nobody_chose() -> None:
+    async with open_world() as world:
+        for path in ("1", "2", "3"):
+            world.start(path, evolve(MachineConfig(), name="web\x1b"))
+        world.start("4", evolve(MachineConfig(), name=None))
+        world.specs = {
+            path: seen_at(f"pid-{path}", path, is_named=path == "3")
+            for path in ("1", "2", "3", "4")
+        }
+        async with supervised(world) as fleet:
+            wanted = {r"web\x1b": "healthy", "pid-3": "healthy", "pid-4": "healthy"}
+            await become(fleet, cast("dict[str, VmState]", wanted))
+            await trio.sleep(10)
+            # The second to say so is called by its address: the name is taken.
+            assert len(states(fleet)) == 4
+            assert {*states(fleet)} - {*wanted} <= {"1", "2"}
+
+
+# What is refused
+
+
+@simulated
+async def test_who_listens_there_instead_is_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @asynccontextmanager
+    async def refuse(*_: object, **__: float) -> AsyncGenerator[TrioMonitor, None]:
+        raise UntrustedMonitor("vm belongs to user nobody")
+        yield
+
+    def source() -> list[VmSpec | Refused]:
+        return [seen_at("vm", "vm"), Refused("pid-7", "it is perl", pid=7)]
+
+    async with open_fleet(source, random.Random(0), opener=refuse) as fleet:
+        await become(fleet, {"vm": "refused"})
+        assert view(fleet, "vm").detail == "vm belongs to user nobody"
+        assert fleet.list_refused() == [Refused("pid-7", "it is perl", pid=7)]
+        await trio.sleep(60)
+    assert caplog.messages == ["pid-7 is refused: it is perl"]
+
+
+@simulated
+async def test_a_source_that_fails_ends_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_world() as world:
+        world.start("vm")
+        broken = False
+
+        def source() -> list[VmSpec]:
+            return [world.specs["vm"] if not broken else cast("Any", 1 / 0)]
+
+        async with open_fleet(source, random.Random(0), opener=world.reach) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            broken = True
+            await trio.sleep(60)
+            assert states(fleet) == {"vm": "healthy"}
+            (refused,) = fleet.list_refused()
+            assert "VMs cannot be looked for: ZeroDivisionError" in refused.reason
+            broken = False
+            await trio.sleep(10)
+            assert fleet.list_refused() == []
+        assert len(caplog.messages) == 1
+
+
+SCANNED = {module.__file__ for module in (sources, processes, command_line, vm_spec)}
+
+
+@contextmanager
+def failing_at_call(number: int | None) -> Generator[list[str]]:
+    """Let the search for VMs raise when it calls a function for the nth time.
+
+    It yields the names of the functions that are called until then.
+    """
+    called: list[str] = []
+
+    def trace(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        # Closing a generator that was not read to its end is no call.
+        if event != "call" or code.co_flags & inspect.CO_GENERATOR:
+            return
+        if code.co_filename not in SCANNED:
+            return
+        called.append(code.co_qualname)
+        if len(called) - 1 == number:
+            raise OSError(errno.EIO, "injected")
+
+    sys.setprofile(trace)
+    try:
+        yield called
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("kind", ["processes", "entries"])
+def test_whatever_call_of_a_search_fails_the_vms_stay(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("vm")
+        path = str(tmp_path / "vm")
+        proc = tmp_path / "proc"
+        line = ["-name", "vm", "-qmp", "unix:/x", "-readconfig", "/nothing"]
+        line += ["-chardev", f"socket,id=c,path={path},server=on", "-qmp", "chardev:c"]
+        fake_process(proc, 7, ["qemu-kvm", *line])
+        fake_process(proc, 8, ["qemu-kvm"], exe="/usr/bin/perl")
+        monkeypatch.setattr(
+            sources,
+            "find_processes",
+            lambda _: processes.find_processes({0, os.geteuid()}, proc),
+        )
+        Path("fleet.toml").write_text("[[vm]]\nsockets = 'v*'\n", encoding="utf-8")
+        wanted = [] if kind == "processes" else ["fleet.toml", "v?", path]
+        search_with_failures(source=make_source(wanted))
+
+
+@simulated
+async def search_with_failures(*, source: Source) -> None:
+    """Let each call of a search fail, one after the other."""
+    number: int | None = None
+    called: list[str] = []
+
+    def find() -> Sequence[VmSpec | Refused]:
+        nonlocal called
+        with failing_at_call(number) as called:
+            return source()
+
+    async with open_world() as world:
+        (spec,) = [each for each in find() if isinstance(each, VmSpec)]
+        whole = len(called)
+        assert whole > 20
+        world.fakes[str(spec.address)] = world.start("vm")
+        async with open_fleet(find, random.Random(0), opener=world.reach) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            number = 0
+            while number < whole:
+                await trio.sleep(Settings().rescan)
+                assert states(fleet) == {"vm": "healthy"}, called[-1]
+                number += 1
+            number = None
+            await trio.sleep(Settings().rescan)
+            assert not any("injected" in each.reason for each in fleet.list_refused())
+
+
+# Descriptors
+
+
+@simulated
+async def test_some_descriptors_stay_free() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with open_world() as world:
+        world.start("vm")
+        async with supervised(world) as fleet:
+            used = os.open("/", os.O_RDONLY)
+            os.close(used)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, hard))
+            try:
+                await become(fleet, {"vm": "gone"})
+                assert "no file descriptor left" in view(fleet, "vm").detail
+                raise_descriptor_limit()
+                assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+                await become(fleet, {"vm": "healthy"})
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
