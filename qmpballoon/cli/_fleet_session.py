@@ -12,7 +12,7 @@ import click
 
 from qmpballoon.address import LibvirtVm
 from qmpballoon.cli import _output
-from qmpballoon.cli.render.fleet import describe_refused
+from qmpballoon.cli.render.fleet import Changes, describe_left, describe_refused
 from qmpballoon.fleet.processes import choose_users, describe_users
 from qmpballoon.fleet.sources import make_source
 from qmpballoon.fleet.vm_spec import VmSpec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.supervisor import Supervisor
 
-__all__ = ["note_found", "open_metrics", "supervise"]
+__all__ = ["make_change_notes", "note_found", "open_metrics", "supervise"]
 
 
 def supervise(
@@ -71,10 +71,15 @@ def supervise(
         settings = Settings(period=period, stale_after=max(5.0, 3 * period))
         # It spreads the polls of the VMs over the period.
         rng = random.Random()  # noqa: S311 - nothing secret
-        async with open_fleet(
-            source, rng, settings=settings, opener=open_monitor
-        ) as supervisor:
-            return await main(supervisor)
+        supervisor: Supervisor | None = None
+        try:
+            async with open_fleet(
+                source, rng, settings=settings, opener=open_monitor
+            ) as supervisor:
+                return await main(supervisor)
+        finally:
+            if supervisor:
+                _output.note(*describe_left(supervisor.list_left()))
 
     return run(main_supervised, outlives_reader=outlives_reader)
 
@@ -96,6 +101,18 @@ def note_found(supervisor: Supervisor) -> None:
     _output.note(*describe_refused(supervisor.list_refused()))
     if not supervisor.list_views():
         _output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
+
+
+def make_change_notes(supervisor: Supervisor) -> Callable[[], None]:
+    """Return what notes, when called, what has changed since the call before."""
+    changes = Changes(refused=frozenset(supervisor.list_refused()))
+
+    def note() -> None:
+        _output.note(
+            *changes.describe(supervisor.list_views(), supervisor.list_refused())
+        )
+
+    return note
 
 
 @contextmanager

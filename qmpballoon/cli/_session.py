@@ -8,6 +8,7 @@ own, a few seconds each.
 
 from __future__ import annotations
 
+import logging
 import signal
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -45,6 +46,8 @@ def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> 
             reader of standard output has gone.
         OSError: Standard output cannot be written.
     """
+    # Otherwise Python would print what the library logs, among what is said to people.
+    logging.getLogger("qmpballoon").addHandler(logging.NullHandler())
     try:
         with open_writers(is_strict=not outlives_reader) as written:
             try:

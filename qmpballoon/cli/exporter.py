@@ -16,6 +16,7 @@ from qmpballoon.cli._fleet_options import (
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
+    make_change_notes,
     note_found,
     open_metrics,
     supervise,
@@ -70,7 +71,10 @@ def exporter(
         note_found(supervisor)
         with open_metrics(supervisor, memory, rules, listen) as url:
             _output.say(f"metrics at {url}")
-            await trio.sleep_forever()
+            note_changes = make_change_notes(supervisor)
+            while True:
+                note_changes()
+                await trio.sleep(period)
 
     # An interruption is the normal end.
     with contextlib.suppress(_output.Interrupted):

@@ -21,13 +21,13 @@ from qmpballoon.cli._fleet_options import (
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
+    make_change_notes,
     note_found,
     open_metrics,
     supervise,
 )
 from qmpballoon.cli._options import PERIOD, json_option, read_positive_size
 from qmpballoon.cli.render.fleet import (
-    Changes,
     describe_absent,
     describe_plan,
     describe_refused,
@@ -256,12 +256,10 @@ def run(
             run_control_loop,
         )
 
-        changes = Changes(refused=frozenset(supervisor.list_refused()))
+        note_changes = make_change_notes(supervisor)
 
         def show(host: Host, plan: FleetPlan) -> None:
-            _output.note(
-                *changes.describe(supervisor.list_views(), supervisor.list_refused())
-            )
+            note_changes()
             if plan.moves:
                 _print_plan(host, rules, plan, supervisor, as_json=as_json)
 

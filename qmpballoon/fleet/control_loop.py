@@ -15,7 +15,7 @@ from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.fleet.guests import Host
+    from qmpballoon.fleet.guests import Guest, Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
 
@@ -54,7 +54,22 @@ def decide(
         OSError: The host's memory cannot be read.
     """
     host = read(supervisor.held, supervisor.promised)
-    return host, make_plan(host, supervisor.list_guests(), rules)
+    guests = supervisor.list_guests()
+    try:
+        return host, make_plan(host, guests, rules)
+    except Exception:  # noqa: BLE001 - whatever one guest's figures cause
+        sound = [guest for guest in guests if _is_sound(supervisor, host, guest, rules)]
+        return host, make_plan(host, sound, rules)
+
+
+def _is_sound(supervisor: Supervisor, host: Host, guest: Guest, rules: Rules) -> bool:
+    """Tell whether plans can be made with a guest; a VM that spoils them fails."""
+    try:
+        make_plan(host, [guest], rules)
+    except Exception as error:  # noqa: BLE001 - whatever its figures cause
+        supervisor.fail(guest.name, error)
+        return False
+    return True
 
 
 async def carry_out(supervisor: Supervisor, plan: FleetPlan) -> None:

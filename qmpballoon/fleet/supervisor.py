@@ -3,7 +3,8 @@
 Each VM has a task of its own. The task connects to the VM's monitor, polls the VM once
 a period, moves its balloon when told to, and connects again when the connection is
 lost. A task waits only for its own VM, and each wait has a deadline. So a VM that
-hangs, or that sends garbage, does not delay the others.
+hangs, or that sends garbage, does not delay the others. Whatever its task raises, or
+what is known of it, becomes this VM's state and one line in the log.
 
 Polls are spread over the period at random, and so are attempts to connect. Otherwise a
 thousand VMs would all be polled in the same millisecond.
@@ -21,13 +22,13 @@ import os
 import resource
 from contextlib import asynccontextmanager, suppress
 from itertools import chain, count
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import trio
 from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import require_seconds
-from qmpballoon._printable import make_printable
+from qmpballoon._printable import describe_bug, make_printable
 from qmpballoon._transport.qemu_process import read_resident
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.address import LibvirtVm
@@ -37,6 +38,7 @@ from qmpballoon.errors import (
     BalloonUnavailable,
     CommandError,
     MonitorBusy,
+    MonitorClosed,
     MonitorTimeout,
     MonitorUnreachable,
     NoBalloonDevice,
@@ -62,7 +64,16 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.vm_spec import Bounds
     from qmpballoon.monitor import Monitor
 
-__all__ = ["Opener", "Settings", "Supervisor", "open_fleet", "raise_descriptor_limit"]
+__all__ = [
+    "LeftGuest",
+    "Opener",
+    "Settings",
+    "Supervisor",
+    "open_fleet",
+    "raise_descriptor_limit",
+]
+
+_T = TypeVar("_T")
 
 _DAY: Final = 86400  # seconds
 _TOTAL_EVERY: Final = 60  # polls; the RAM changes only when DIMMs are plugged
@@ -199,6 +210,21 @@ async def open_fleet(
         yield supervisor
 
 
+@frozen
+class LeftGuest:
+    """A guest that was left on its way, because its QEMU did not answer.
+
+    Attributes:
+        name: Its VM's name.
+        target: The size in bytes that it was to reach.
+        actual: The size in bytes that it had when QEMU last told; ``None``: not known.
+    """
+
+    name: str
+    target: int
+    actual: int | None
+
+
 @define
 class _VmTask:
     """What is known of a VM, and what its task is told to do.
@@ -208,9 +234,12 @@ class _VmTask:
         spec: What the source says of it. Its name may be another VM's by now.
         process: What tells its QEMU from others, where that is known.
         twin: The task that holds another monitor of the same QEMU, if there is one.
-        scope: Ends the task.
+        scope: Cancelled when the VM does not belong to the fleet any more.
+        connection: Cancelled when it has to be connected to again.
         target: The size that it is told to move to.
         told: Is set when it is told so.
+        left: The size in bytes that it was to reach when QEMU ceased to answer.
+        logged: What was logged last.
     """
 
     record: VmRecord
@@ -218,8 +247,11 @@ class _VmTask:
     process: Hashable = None
     twin: _VmTask | None = None
     scope: trio.CancelScope = field(factory=trio.CancelScope)
+    connection: trio.CancelScope = field(factory=trio.CancelScope)
     target: int | None = None
     told: trio.Event = field(factory=trio.Event)
+    left: int | None = None
+    logged: str = ""
 
     def require_no_twin(self) -> None:
         """Raise MonitorBusy while another task holds a monitor of the same QEMU."""
@@ -301,16 +333,31 @@ class Supervisor:
     def list_views(self) -> list[VmView]:
         """Return all VMs as they are now, sorted by name."""
         now = trio.current_time()
-        return sorted(
-            (task.record.make_view(now) for task in self._tasks),
-            key=lambda view: view.name,
-        )
+        views = [
+            self._ask(task, VmRecord.make_view, now) or task.record.make_view(now)
+            for task in self._tasks
+        ]
+        return sorted(views, key=lambda view: view.name)
 
     def list_guests(self) -> list[Guest]:
         """Return the guests that can be moved now, and those that are moving."""
         now = trio.current_time()
-        guests = (task.record.make_guest(now) for task in self._tasks)
+        guests = [self._ask(task, VmRecord.make_guest, now) for task in self._tasks]
         return [guest for guest in guests if guest is not None]
+
+    def list_left(self) -> list[LeftGuest]:
+        """Return the guests that are on their way while their QEMUs do not answer.
+
+        Ask when the fleet is not supervised any more: which guests were left so.
+        """
+        return sorted(
+            (
+                LeftGuest(task.record.spec.name, target, task.record.actual)
+                for task in self._tasks
+                if (target := task.target or task.left) is not None
+            ),
+            key=lambda left: left.name,
+        )
 
     @property
     def held(self) -> int:
@@ -366,7 +413,8 @@ class Supervisor:
     ) -> bool:
         def holds_for_all() -> bool:
             now = trio.current_time()
-            return all(condition(task.record, now) for task in self._tasks)
+            answers = [self._ask(task, condition, now) for task in self._tasks]
+            return all(answer is not False for answer in answers)
 
         with trio.move_on_after(timeout):
             while not holds_for_all():
@@ -385,9 +433,55 @@ class Supervisor:
         if task is None or not task.record.connected:
             return
         if task.record.target is None:
-            task.record.note_move_started(move.target)
+            try:
+                task.record.note_move_started(move.target)
+            except Exception as error:  # noqa: BLE001 - whatever figures can cause
+                self.fail(move.name, error)
+                return
             task.target = move.target
             task.told.set()
+
+    # What fails
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Put a VM out of action, and have it connected to again after a pause.
+
+        Args:
+            name: The VM's. If the fleet has none of this name, nothing is done.
+            error: What something that is known of the VM has raised.
+        """
+        if task := self._all_tasks.get(name):
+            self._fail(task, error)
+            task.connection.cancel()
+
+    def _ask(
+        self, task: _VmTask, ask: Callable[[VmRecord, float], _T], now: float
+    ) -> _T | None:
+        """Ask what is known of a VM; ``None`` if that fails, and so the VM."""
+        try:
+            return ask(task.record, now)
+        except Exception as error:  # noqa: BLE001 - whatever figures can cause
+            self.fail(task.record.spec.name, error)
+            return None
+
+    def _fail(self, task: _VmTask, error: Exception) -> None:
+        """Note what a VM's task, or something that is known of the VM, has raised."""
+        error = _find_first(error)
+        state, detail = _explain(error)
+        if state == "failed":
+            # What is known may be what fails, again and again.
+            old, settings = task.record, self._settings
+            task.record = VmRecord(old.spec, settings.stale_after, settings.period)
+            task.record.counters = old.counters
+            _LOG.debug("%s", task.record.spec.name, exc_info=error)
+        if detail != task.logged:
+            level = logging.ERROR if state == "failed" else logging.WARNING
+            name = make_printable(task.record.spec.name)
+            _LOG.log(level, "%s: %s", name, detail)
+            task.logged = detail
+        task.record.note_lost(state, detail, _read_busy_resident(error))
+        task.target = None
+        self._notify()
 
     # The VMs' tasks
 
@@ -437,18 +531,20 @@ class Supervisor:
 
     async def _run_task(self, task: _VmTask) -> None:
         """Connect to a VM again and again, while it belongs to the fleet."""
-        record, failures = task.record, 0
+        failures = 0
         with task.scope:
             await trio.sleep(self._rng.uniform(0, self._settings.period))
             while True:
+                failures += 1
                 try:
-                    await self._connect(task)
-                except QmpBalloonError as error:
-                    failures = 0 if record.connected else failures + 1
-                    resident = _read_busy_resident(error)
-                    record.note_lost(_classify(error), str(error), resident)
-                    task.target = None
-                    self._notify()
+                    with trio.CancelScope() as task.connection:
+                        await self._connect(task)
+                # A group, as front ends run tasks: a cancellation can be in it, too.
+                except* Exception as group:  # noqa: BLE001 - whatever a VM causes
+                    error = _find_first(group)
+                    if task.record.connected and isinstance(error, QmpBalloonError):
+                        failures = 0
+                    self._fail(task, error)
                 await trio.sleep(self._choose_pause(failures))
 
     def _choose_pause(self, failures: int) -> float:
@@ -471,6 +567,8 @@ class Supervisor:
             if not record.spec.is_named:
                 await self._ask_name(task, monitor)
             record.note_connected(trio.current_time())
+            task.left = None
+            task.logged = ""
             # This sample may be old. A later one differs from it, and so is new.
             await self._poll(record, balloon)
             async with balloon.stats_interval(math.ceil(settings.period)):
@@ -531,7 +629,7 @@ class Supervisor:
         record = task.record
         task.target, task.told = None, trio.Event()
         guard = _make_guard(record.bounds, target)
-        before = record.actual or target
+        before, task.left = record.actual or target, target
         try:
             if target > before:
                 # A guest in need gets its memory before resize takes its first sample.
@@ -547,7 +645,13 @@ class Supervisor:
                 limits=_STALL,
             )
             record.note_move_ended(trio.current_time(), evolve(result, before=before))
+            task.left = None
+        except MonitorClosed:
+            task.left = None  # the guest has gone with its QEMU
+            raise
         finally:
+            if balloon.target is not None:
+                task.left = None  # QEMU has confirmed a size that the guest can have
             record.note_move_dropped()
             self._notify()
 
@@ -628,11 +732,22 @@ def _match(tasks: list[_VmTask], specs: list[VmSpec]) -> list[_VmTask | None]:
     return found
 
 
-def _classify(error: QmpBalloonError) -> VmState:
-    return next(state for kind, state in _STATES.items() if isinstance(error, kind))
+def _find_first(error: Exception) -> Exception:
+    """Return the first exception of a group, or an exception that is no group."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
-def _read_busy_resident(error: QmpBalloonError) -> int | None:
+def _explain(error: Exception) -> tuple[VmState, str]:
+    """Return the state of a VM whose task has raised something, and why."""
+    for kind, state in _STATES.items():
+        if isinstance(error, kind):
+            return state, make_printable(str(error))
+    return "failed", describe_bug(error)
+
+
+def _read_busy_resident(error: Exception) -> int | None:
     """Return how much memory a busy monitor's QEMU holds, if that can be known."""
     pid = error.pid if isinstance(error, MonitorBusy) else None
     return None if pid is None else read_resident(pid)

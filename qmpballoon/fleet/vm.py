@@ -34,6 +34,7 @@ VmState = Literal[
     "busy",
     "refused",
     "gone",
+    "failed",
 ]
 """The state of a VM:
 
@@ -49,6 +50,8 @@ VmState = Literal[
 * ``busy``: another client holds the monitor.
 * ``refused``: another user or process than was trusted listens at its monitor's socket.
 * ``gone``: the monitor cannot be reached, or does not speak QMP.
+* ``failed``: what was known of the VM, or was done for it, raised an error that is a
+  bug of this library's. It is connected to again, as if it were gone.
 """
 VM_STATES: Final[tuple[VmState, ...]] = get_args(VmState)
 """All states."""

@@ -588,7 +588,10 @@ async def test_who_listens_there_instead_is_refused(
         assert view(fleet, "vm").detail == "vm belongs to user nobody"
         assert fleet.list_refused() == [Refused("pid-7", "it is perl", pid=7)]
         await trio.sleep(60)
-    assert caplog.messages == ["pid-7 is refused: it is perl"]
+    assert caplog.messages == [
+        "pid-7 is refused: it is perl",
+        "vm: vm belongs to user nobody",
+    ]
 
 
 @simulated

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.address import Vm
-    from qmpballoon.fleet.supervisor import Settings
+    from qmpballoon.fleet.supervisor import Opener, Settings
     from qmpballoon.fleet.vm import VmState, VmView
     from qmpballoon.trio import TrioMonitor
 
@@ -131,14 +131,17 @@ async def open_world() -> AsyncGenerator[World]:
 
 @asynccontextmanager
 async def supervised(
-    world: World, settings: Settings | None = None, seed: int = 0
+    world: World,
+    settings: Settings | None = None,
+    seed: int = 0,
+    opener: Opener | None = None,
 ) -> AsyncGenerator[Supervisor]:
     """Have a world's VMs supervised."""
     async with open_fleet(
         world.source,
         random.Random(seed),
         settings=settings,
-        opener=world.reach,
+        opener=opener or world.reach,
     ) as supervisor:
         yield supervisor
 

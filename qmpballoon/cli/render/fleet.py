@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import define, field
 
+from qmpballoon._printable import make_printable
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -14,17 +15,32 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.control_loop import FleetReclaimReport
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan, Rules
+    from qmpballoon.fleet.supervisor import LeftGuest
     from qmpballoon.fleet.vm import VmView
     from qmpballoon.fleet.vm_spec import Refused
 
 __all__ = [
     "Changes",
     "describe_absent",
+    "describe_left",
     "describe_plan",
     "describe_refused",
     "describe_report",
     "host_to_json",
 ]
+
+_NAME: Final = 100  # characters of a VM's name at most: the rest of its line has room
+
+
+class _Named(Protocol):
+    """Something of a VM with a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+def _show_name(named: _Named) -> str:
+    return make_printable(named.name, _NAME)
 
 
 def host_to_json(host: Host, rules: Rules) -> dict[str, object]:
@@ -50,7 +66,7 @@ def describe_plan(host: Host, rules: Rules, plan: FleetPlan) -> str:
         f" and a buffer of {format_size(rules.buffer)}."
     )
     moves = [
-        f"{move.name}: {format_size(move.before)} -> {format_size(move.target)}"
+        f"{_show_name(move)}: {format_size(move.before)} -> {format_size(move.target)}"
         f" ({format_size(move.change)}): {move.reason}"
         for move in plan.moves
     ]
@@ -85,13 +101,13 @@ def describe_report(report: FleetReclaimReport, before: int, after: int) -> str:
         after: Bytes the host has available now.
     """
     lines = [
-        f"{vm.name}: gave {format_size(vm.handed_over)} of"
+        f"{_show_name(vm)}: gave {format_size(vm.handed_over)} of"
         f" {format_size(vm.requested)} that were asked for"
         for vm in report.vms
     ]
     lines += [
-        f"{vm.name}: has yet to take {format_size(vm.owed)} back; look at it with"
-        " `fleet status`, and resize it again"
+        f"{_show_name(vm)}: has yet to take {format_size(vm.owed)} back; look at it"
+        " with `fleet status`, and resize it again"
         for vm in report.vms
         if vm.owed
     ]
@@ -108,6 +124,20 @@ def _count_guests(vms: Sized) -> str:
     return "1 guest" if len(vms) == 1 else f"{len(vms)} guests"
 
 
+def describe_left(guests: Iterable[LeftGuest]) -> list[str]:
+    """Name the guests that were left on their way, one line each."""
+    return [_describe_left(guest) for guest in guests]
+
+
+def _describe_left(guest: LeftGuest) -> str:
+    size = "a size not known" if guest.actual is None else format_size(guest.actual)
+    return (
+        f"{_show_name(guest)} was left with the target"
+        f" {format_size(guest.target)}: its QEMU does not answer, and last told of"
+        f" {size}; look at it with `fleet status` when QEMU goes on, and resize it"
+    )
+
+
 # What takes no part
 
 # Anybody can start processes that are refused, as many as the system lets him.
@@ -121,7 +151,7 @@ def describe_refused(refused: Sequence[Refused]) -> list[str]:
     """
     if not refused:
         return []
-    lines = [f"{each.name} is not managed: {each.reason}" for each in refused]
+    lines = [f"{_show_name(each)} is not managed: {each.reason}" for each in refused]
     left_out = len(lines) - _MOST_REFUSED
     more = [f"and {left_out} more, which --json lists"] if left_out > 0 else []
     count = "1 QEMU or socket" if len(lines) == 1 else f"{len(lines)} QEMUs or sockets"
@@ -135,7 +165,7 @@ def describe_absent(views: Iterable[VmView]) -> list[str]:
 
 
 def _describe_absent(view: VmView) -> str:
-    return f"{view.name} takes no part: {view.detail or view.state}"
+    return f"{_show_name(view)} takes no part: {view.detail or view.state}"
 
 
 @define
@@ -160,7 +190,7 @@ class Changes:
         """
         here = {view.name: view for view in views}
         lines = [
-            f"{name} is no longer there"
+            f"{make_printable(name, _NAME)} is no longer there"
             for name in sorted(self._known.keys() - here.keys())
             if self._known.pop(name).is_fresh
         ]
@@ -182,7 +212,7 @@ def _describe_change(before: VmView | None, view: VmView) -> list[str]:
     if not view.is_fresh:
         lines.append(_describe_absent(view))
     elif before is not None and not before.is_fresh:
-        lines.append(f"{view.name} takes part again")
+        lines.append(f"{_show_name(view)} takes part again")
     if view.state == "stalled":
-        lines.append(f"{view.name} is left alone for a while: {view.detail}")
+        lines.append(f"{_show_name(view)} is left alone for a while: {view.detail}")
     return lines

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from qmpballoon._printable import make_printable
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -29,10 +30,12 @@ _COLOURS: Final[dict[VmState, str]] = {
     "no-balloon": "yellow",
     "busy": "yellow",
     "gone": "red",
+    "failed": "red",
 }
 # Lines of the screen that are not VMs: 3 for the host and the sums, 1 for the headings,
 # 1 for how many VMs are left out, and 2 for sums that wrap on a narrow screen.
 _AROUND: Final = 7
+_NAME: Final = 100  # characters of a VM's name at most
 _NOTES: Final = 5  # lines of a screen for what is wrong, at most
 
 
@@ -117,7 +120,9 @@ def _draw_table(views: Sequence[VmView]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for view in views:
         table.add_row(
-            view.name, Text(view.state, _COLOURS[view.state]), *_format_cells(view)
+            Text(make_printable(view.name, _NAME)),
+            Text(view.state, _COLOURS[view.state]),
+            *_format_cells(view),
         )
     return table
 
@@ -141,7 +146,9 @@ def _format_cells(view: VmView) -> list[Text]:
 
 
 def _describe_detail(view: VmView) -> Text:
-    return Text(f" {view.name}: ", _COLOURS[view.state]).append(view.detail, "default")
+    name = make_printable(view.name, _NAME)
+    detail = make_printable(view.detail)
+    return Text(f" {name}: ", _COLOURS[view.state]).append(detail, "default")
 
 
 def _format_size(size: int | None) -> str:
