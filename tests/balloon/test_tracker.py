@@ -8,7 +8,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._tracker import STRAY, StallLimits, Tracker
+from qmpballoon.balloon._tracker import (
+    STRAY,
+    StallLimits,
+    Tracker,
+    compute_stall_limits,
+)
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.sizes import GiB, MiB
 
@@ -234,3 +239,21 @@ def test_only_what_goes_back_far_was_thrown_back() -> None:
         tracker.observe(1.0, 3 * GiB)
         tracker.observe(2.0, 3 * GiB + 64 * MiB + more)
         assert tracker.jumps == jumps
+
+
+def test_a_balloon_that_may_move_slowly_is_given_more_time() -> None:
+    usual = StallLimits()
+    assert compute_stall_limits(math.inf) == usual
+    # A quarter of what it may take is no stall, and a large page has time to come.
+    assert compute_stall_limits(usual.rate) == StallLimits(
+        usual.rate / 4, max(usual.window, LARGEST_PAGE / (usual.rate / 4))
+    )
+    slow = compute_stall_limits(64 * 1024)
+    assert (slow.rate, slow.window) == (16 * 1024, LARGEST_PAGE / (16 * 1024))
+    assert slow.window > usual.window
+
+
+def test_time_counts_from_the_beginning() -> None:
+    tracker = Tracker(0, GiB, 100.0)
+    tracker.observe(103.0, GiB)
+    assert tracker.elapsed == 3.0
