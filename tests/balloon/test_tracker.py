@@ -248,8 +248,8 @@ def test_a_balloon_that_may_move_slowly_is_given_more_time() -> None:
     assert compute_stall_limits(usual.rate) == StallLimits(
         usual.rate / 4, max(usual.window, LARGEST_PAGE / (usual.rate / 4))
     )
-    slow = compute_stall_limits(64 * 1024)
-    assert (slow.rate, slow.window) == (16 * 1024, LARGEST_PAGE / (16 * 1024))
+    slow = compute_stall_limits(16 * 1024)
+    assert (slow.rate, slow.window) == (4 * 1024, LARGEST_PAGE / (4 * 1024))
     assert slow.window > usual.window
 
 
