@@ -240,7 +240,9 @@ class HeldClientSubscription(AsyncSubscription):
 
     Events wait in a bounded buffer until they are read. When it is full, the oldest
     event is dropped, preferably one with the same name as the new one; :attr:`lost`
-    counts the dropped events. A slow reader delays nobody else.
+    counts the dropped events. A slow reader delays nobody else. When the client is
+    disconnected, by its owner or by QEMU, the iteration raises
+    :exc:`~qmpballoon.errors.MonitorClosed`: qemu.qmp does not say by whom.
     """
 
     def __init__(

@@ -7,8 +7,9 @@ import logging
 import math
 import select
 import signal
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from qmpballoon._checks import require_seconds
@@ -33,7 +34,6 @@ from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, Failure, Return
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable, Generator, Iterator, Mapping
     from types import FrameType
 
@@ -76,11 +76,15 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._connection = Connection(Role.CLIENT)
         self._backlog = bytearray()  # to be sent
         self._replies: dict[Id, Return | Failure] = {}  # not fetched yet
-        # Replaced, not changed: another thread may be iterating over it.
-        self._buffers: tuple[EventBuffer, ...] = ()
+        self._buffers: list[EventBuffer] = []  # the subscriptions', see _lock
         self._failure: MonitorError | None = None
-        # Reentrant: an interrupt right after acquiring it must not lock us out.
+        self._is_closed_by_us = False
+        # Held for a whole command. Reentrant: an interrupt right after acquiring it
+        # must not lock us out.
         self._turn = threading.RLock()
+        # Held for the list of buffers and what is in them, and never while waiting: a
+        # reader gets its event while another thread's command is under way.
+        self._lock = threading.Lock()
 
     @property
     def greeting(self) -> Greeting | None:
@@ -151,28 +155,53 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             ValueError: The capacity is less than 1.
         """
         buffer = EventBuffer(names, capacity)
-        self._buffers = (*self._buffers, buffer)
+        with _delay_ctrl_c(), self._lock:
+            self._buffers.append(buffer)
         try:
             yield EventSubscription(
-                functools.partial(self._receive_event, buffer), buffer
+                functools.partial(self._receive_event, buffer),
+                buffer,
+                lambda: self._is_closed_by_us,
             )
         finally:
-            self._buffers = tuple(b for b in self._buffers if b is not buffer)
+            with _delay_ctrl_c(), self._lock:
+                self._buffers.remove(buffer)
 
     def _receive_event(self, buffer: EventBuffer, timeout: float) -> Event | None:
         """Return the next event; ``None`` if none came within the timeout."""
         deadline = self.now() + timeout
-        while (event := buffer.get()) is None:
-            self._raise_if_failed()
-            if buffer not in self._buffers:
-                raise make_not_subscribed()
-            if self._transfer():
+        while True:
+            failure = self._failure  # read first: the last events come before it
+            if (event := self._take_event(buffer)) is not None:
+                return event
+            if failure is not None:
+                raise copy_error(failure)
+            if not self._turn.acquire(timeout=self._choose_pause(deadline)):
+                # The thread that has the turn takes the events in meanwhile.
+                if self.now() >= deadline:
+                    return None
                 continue
-            left = deadline - self.now()
-            if left <= 0:
+            try:
+                transferred = self._transfer()
+            finally:
+                self._turn.release()
+            if transferred:
+                continue
+            if self.now() >= deadline:
                 return None
-            self._poll(min(left, _EVENT_POLL))
-        return event
+            self._poll(self._choose_pause(deadline))
+
+    def _take_event(self, buffer: EventBuffer) -> Event | None:
+        """Remove and return a subscription's oldest event; ``None`` if it has none."""
+        with _delay_ctrl_c(), self._lock:
+            event = buffer.get()
+            if event is None and self._failure is None and buffer not in self._buffers:
+                raise make_not_subscribed()
+            return event
+
+    def _choose_pause(self, deadline: float) -> float:
+        """Return the seconds until other threads' events are looked for again."""
+        return min(max(deadline - self.now(), 0.0), _EVENT_POLL)
 
     def _exchange(
         self,
@@ -209,7 +238,10 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             self._negotiate(deadline)
             yield
         finally:
-            self._shut(make_closed_by_us(self.name))
+            self._shut(make_closed_by_us(self.name), by_us=True)
+            with suppress(OSError):  # it is not connected any more
+                # Closing alone would not wake a thread that waits for the socket.
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._socket.close()
 
     def _negotiate(self, deadline: float) -> None:
@@ -241,7 +273,10 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         """Wait until the socket can be read or written, or the time is over."""
         poll = select.poll()
         events = select.POLLIN | (select.POLLOUT if self._backlog else 0)
-        poll.register(self._socket, events)
+        try:
+            poll.register(self._socket, events)
+        except ValueError:  # another thread has closed it
+            return
         poll.poll(math.ceil(min(seconds, _LONGEST_POLL) * 1000))
 
     def _transfer(self) -> bool:
@@ -279,14 +314,16 @@ class BlockingMonitor(MonitorBase, BlockingClock):
 
     def _dispatch(self, message: object) -> None:
         if isinstance(message, Event):
-            for buffer in self._buffers:
-                buffer.put(message)
+            with self._lock:
+                for buffer in self._buffers:
+                    buffer.put(message)
         elif isinstance(message, Return | Failure):
             self._replies[cast("Id", message.id)] = message
 
-    def _shut(self, failure: MonitorError) -> None:
+    def _shut(self, failure: MonitorError, *, by_us: bool = False) -> None:
         """Record why the connection ended."""
         if self._failure is None:
+            self._is_closed_by_us = by_us
             self._failure = failure
             self._connection.close()
 
@@ -339,14 +376,19 @@ class EventSubscription:
     Events wait in a bounded buffer until they are read. When it is full, the oldest
     event is dropped, preferably one with the same name as the new one; :attr:`lost`
     counts the dropped events. The monitor reads events only during its calls; at other
-    times they wait in QEMU.
+    times they wait in QEMU. The iteration ends when this end closes the connection; it
+    raises if the connection ends otherwise.
     """
 
     def __init__(
-        self, receive: Callable[[float], Event | None], buffer: EventBuffer
+        self,
+        receive: Callable[[float], Event | None],
+        buffer: EventBuffer,
+        is_closed_by_us: Callable[[], bool],
     ) -> None:
         self._receive = receive
         self._buffer = buffer
+        self._is_closed_by_us = is_closed_by_us
 
     @property
     def lost(self) -> Mapping[str, int]:
@@ -366,6 +408,17 @@ class EventSubscription:
         return self._receive(require_seconds(timeout, "timeout"))
 
     def __iter__(self) -> Iterator[Event]:
-        """Iterate over the events, waiting for each, until the connection ends."""
-        while (event := self.receive()) is not None:
-            yield event
+        """Iterate over the events, waiting for each, until the connection is closed.
+
+        Raises:
+            MonitorError: The connection has ended, and this end has not closed it.
+        """
+        while True:
+            try:
+                event = self.receive()
+            except MonitorClosed:
+                if self._is_closed_by_us():
+                    return
+                raise
+            if event is not None:
+                yield event

@@ -644,6 +644,30 @@ async def test_at_the_end_what_came_is_read_first() -> None:
 
 
 @on_asyncio
+async def test_iterating_ends_when_we_close_and_raises_when_it_breaks() -> None:
+    received: list[Event] = []
+
+    async def read(monitor: AsyncioMonitor) -> None:
+        with monitor.subscribe() as events:
+            async for event in events:
+                received.append(event)
+
+    async with connected() as (monitor, peer):
+        reading = asyncio.create_task(read(monitor))
+        await peer.tell(CHANGE)
+        await settle()
+        await peer.tell(CHANGE)
+    await reading
+    assert CHANGE in received
+    async with connected() as (monitor, peer):
+        reading = asyncio.create_task(read(monitor))
+        await settle()
+        peer.sock.close()
+        with pytest.raises(MonitorClosed, match="by QEMU"):
+            await reading
+
+
+@on_asyncio
 async def test_a_bad_capacity_is_refused() -> None:
     async with connected() as (monitor, _):
         with pytest.raises(ValueError, match="capacity"):

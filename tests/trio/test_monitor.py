@@ -910,6 +910,23 @@ async def test_after_its_block_a_subscription_gives_what_it_has(
             await events.receive()
 
 
+async def test_iterating_ends_when_we_close_and_raises_when_it_breaks(
+    nursery: trio.Nursery,
+) -> None:
+    async def read(monitor: TrioMonitor) -> list[Event]:
+        with monitor.subscribe() as events:
+            return [event async for event in events]
+
+    async with trio.open_nursery() as readers:
+        async with connected(nursery) as (monitor, _):
+            readers.start_soon(read, monitor)
+            await wait_all_tasks_blocked()
+    async with connected(nursery) as (monitor, peer):
+        await peer.stream.aclose()
+        with pytest.raises(MonitorClosed, match="by QEMU"):
+            await read(monitor)
+
+
 async def test_a_bad_capacity_is_refused(nursery: trio.Nursery) -> None:
     async with connected(nursery) as (monitor, _):
         with pytest.raises(ValueError, match="capacity"):
