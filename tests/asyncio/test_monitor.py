@@ -645,20 +645,16 @@ async def test_at_the_end_what_came_is_read_first() -> None:
 
 @on_asyncio
 async def test_iterating_ends_when_we_close_and_raises_when_it_breaks() -> None:
-    received: list[Event] = []
-
-    async def read(monitor: AsyncioMonitor) -> None:
+    async def read(monitor: AsyncioMonitor) -> list[Event]:
         with monitor.subscribe() as events:
-            async for event in events:
-                received.append(event)
+            return [event async for event in events]
 
     async with connected() as (monitor, peer):
         reading = asyncio.create_task(read(monitor))
-        await peer.tell(CHANGE)
         await settle()
         await peer.tell(CHANGE)
-    await reading
-    assert CHANGE in received
+        await settle()
+    assert await reading == [CHANGE]
     async with connected() as (monitor, peer):
         reading = asyncio.create_task(read(monitor))
         await settle()

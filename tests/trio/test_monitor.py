@@ -917,10 +917,9 @@ async def test_iterating_ends_when_we_close_and_raises_when_it_breaks(
         with monitor.subscribe() as events:
             return [event async for event in events]
 
-    async with trio.open_nursery() as readers:
-        async with connected(nursery) as (monitor, _):
-            readers.start_soon(read, monitor)
-            await wait_all_tasks_blocked()
+    async with trio.open_nursery() as readers, connected(nursery) as (monitor, _):
+        readers.start_soon(read, monitor)
+        await wait_all_tasks_blocked()
     async with connected(nursery) as (monitor, peer):
         await peer.stream.aclose()
         with pytest.raises(MonitorClosed, match="by QEMU"):
