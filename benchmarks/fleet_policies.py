@@ -32,6 +32,7 @@ from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.fleet.guests import Guest, Host
+from qmpballoon.fleet.movement import Promise
 from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
 from qmpballoon.fleet.vm import UsageRate
 from qmpballoon.sizes import GiB, MiB
@@ -117,7 +118,7 @@ class Ours:
 
     rules: Rules
     period: float
-    promised: dict[str, int] = field(factory=dict[str, int])
+    promises: dict[str, Promise] = field(factory=dict[str, Promise])
 
     def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
         """Look, and move."""
@@ -125,16 +126,18 @@ class Ours:
             lacking = vm.headroom - vm.available
             if vm.target < vm.actual and lacking > 0:
                 vm.ask(vm.actual + lacking)
-            self.promised[vm.name] = min(self.promised.get(vm.name, 0), vm.untouched)
+            promise = self.promises.setdefault(vm.name, Promise())
+            promise.observe(max(0, vm.actual - vm.machine.resident))
         if seconds % self.period:
             return
         for vm in vms:
             vm.usage_rate.add_sample(seconds, vm.actual - vm.available)
-        host = Host(HOST, available, sum(self.promised.values()))
+        promised = sum(promise.count(seconds) for promise in self.promises.values())
+        host = Host(HOST, available, promised)
         plan = make_plan(host, [make_guest(vm, self.period) for vm in vms], self.rules)
         for move in plan.moves:
             next(vm for vm in vms if vm.name == move.name).ask(move.target)
-            self.promised[move.name] += max(0, move.change)
+            self.promises[move.name].add(seconds, move.change)
 
 
 def make_guest(vm: Vm, period: float) -> Guest:

@@ -163,7 +163,8 @@ class Device(Generic[M_co]):
         Cancellation: takes effect at once and changes nothing.
         """
         actual, extra = await self._query_balloon()
-        return BalloonInfo(actual, await self._query_total(), self._target, extra)
+        total, capacity = await self._query_ram()
+        return BalloonInfo(actual, total, self._target, extra, capacity)
 
     async def actual(self) -> int:
         """Ask only for the bytes that the guest has now; one command.
@@ -374,23 +375,28 @@ class Device(Generic[M_co]):
                 what = f"query-balloon returned {answer!r:.80}"
                 raise ProtocolError(prefix_name(self.monitor, what))
 
-    async def _query_total(self) -> int | None:
-        """Return the bytes of RAM that the balloon can take from: base and DIMMs."""
+    async def _query_ram(self) -> tuple[int | None, int | None]:
+        """Return the bytes that the balloon can take from, and all of the memory.
+
+        The balloon can take from the base memory and from DIMMs.
+        """
         try:
             summary = await self._execute("query-memory-size-summary")
             match summary:
                 case {"base-memory": int(base), "plugged-memory": 0} if is_size(base):
-                    return base
-                case {"base-memory": int(base)} if is_size(base):
+                    return base, base
+                case {"base-memory": int(base), **others} if is_size(base):
                     # Virtio-mem and NVDIMMs count as plugged, but cannot be
                     # ballooned: look which devices there are.
-                    return base + _sum_dimms(
-                        await self._execute("query-memory-devices")
-                    )
+                    devices = await self._execute("query-memory-devices")
+                    total, plugged = base + _sum_dimms(devices), 0
+                    if is_size(others.get("plugged-memory")):
+                        plugged = cast("int", others["plugged-memory"])
+                    return total, max(total, base + plugged)
                 case _:
-                    return None
+                    return None, None
         except CommandNotFound:
-            return None
+            return None, None
 
     async def _get(self, name: str) -> object:
         """Read a property of the device."""

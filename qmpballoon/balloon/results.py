@@ -93,12 +93,16 @@ class BalloonInfo:
         target: The last target in bytes that *this object* set; ``None`` if it set
             none. QEMU has no command that returns the target.
         extra: Other members of QEMU's answer; Proxmox VE's QEMU adds some.
+        capacity: Bytes of memory that the guest can have: its RAM, and what the balloon
+            cannot take, such as the memory of a virtio-mem device; ``None`` if QEMU is
+            too old to tell.
     """
 
     actual: int
     total: int | None = None
     target: int | None = None
     extra: Mapping[str, object] = field(factory=dict[str, object])
+    capacity: int | None = None
 
     @property
     def ballooned(self) -> int | None:

@@ -56,6 +56,9 @@ class Guest:
         weight: A number above 0. A guest with twice the weight is left with twice as
             much, and gets twice as much.
         target: The size it is moving to; ``None`` if it does not move.
+        delivers: Bytes by which its present move changes its size soon, at the pace
+        that
+            was seen; ``None``: not known yet, so all of it.
         free: The part of ``available`` that nothing uses, not even a cache.
         untouched: The part of its size that the guest has never touched. The host has
             given no memory for it, and gains nothing if the guest gives it up.
@@ -72,6 +75,7 @@ class Guest:
     ceiling: int
     weight: float = 1.0
     target: int | None = None
+    delivers: int | None = None
     free: int = 0
     untouched: int = 0
     is_stalled: bool = False

@@ -23,7 +23,14 @@ Pure: the same state always makes the same plan. These are the rules.
    buffer and two buffers above its reserve, nothing moves. Guests are not made equal
    for its own sake. A move smaller than the dead band is not made; if the host is below
    its reserve, the dead band is 1 MiB at most.
-7. *No reward for a stall.* A guest that did not give what it said it could is not asked
+7. *A share for each.* A guest gets what it needs up to its fair share: the fleet's
+   memory by RAM and weight. Beyond that it holds at most 16 times as much as what is
+   left for all others. So a guest that always says it is in need, true or not, leaves a
+   17th of the memory that is to spare; two of them leave a 33rd. Guests below their
+   fair share are served first. (Switches share their
+   buffers by the same rule: Choudhury and Hahne, "Dynamic queue length thresholds",
+   1998.)
+8. *No reward for a stall.* A guest that did not give what it said it could is not asked
    again for a while. The others give its part. It gets what it needs, and nothing else.
 
 Policies differ in which guests give and get first: see :data:`PolicyName`. Each keeps
@@ -66,6 +73,12 @@ PolicyName = Literal["available", "proportional", "shares"]
   available.
 
 Each is divided by the guest's weight."""
+
+# How many times as much as what is left for all others a guest may hold beyond its fair
+# share. With 1 it would leave half: too much, while the guest may be about to kill
+# processes. With 16 it leaves a 17th, 6 %. Of the powers of two, this is the smallest
+# with which the tides of benchmarks/fleet_policies.py kill no more than without it.
+_GREED: Final = 16
 
 # The part of its RAM that a guest gives in one plan at most: one 8th. What the guest
 # says then is seen before it has to give the next one.
@@ -178,12 +191,13 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
         free -= rules.buffer
     slack = max(0, free - host.promised)
     # What is freed now is given by the next plan. So that plan's need counts.
-    need = sum(guest.compute_need(2) for guest in at_rest)
+    donors = _choose_donors(at_rest)
+    shares = _Shares.of(everyone, slack, donors)
+    need = sum(shares.limit(guest, guest.compute_need(2)) for guest in at_rest)
     wanted = max(0, need - slack) - sum(map(_predict_gain, everyone))
     if free < rules.buffer // 2:
         wanted += rules.buffer - free
     wanted = max(0, wanted)
-    donors = _choose_donors(at_rest)
     # Below the reserve, small moves are better than none.
     dead_band = min(rules.dead_band, MiB) if free < 0 else rules.dead_band
     shrinks = _plan_shrinks(
@@ -200,7 +214,7 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
         moves=(
             *shrinks,
             *_enforce_ceilings(at_rest, shrinks),
-            *_plan_grows(at_rest, slack, surplus, rules),
+            *_plan_grows(at_rest, slack, surplus, rules, shares),
         ),
         wanted=wanted,
         lacking=max(0, wanted - sum(donor.gain for donor in donors)),
@@ -238,10 +252,15 @@ def _choose_donors(guests: Iterable[Guest]) -> list[Guest]:
 
 
 def _predict_gain(guest: Guest) -> int:
-    """Return the bytes that the host gains when the guest's present move ends."""
+    """Return the bytes that the host gains soon by the guest's present move.
+
+    A move counts for what it delivers, not for what it still owes.
+    """
     if guest.target is None:
         return 0
     given = max(0, guest.actual - guest.target)
+    if guest.delivers is not None:
+        given = min(given, guest.delivers)
     from_idle = min(given, guest.idle)
     return from_idle + max(0, given - from_idle - guest.untouched)
 
@@ -289,13 +308,47 @@ def _enforce_ceilings(guests: Iterable[Guest], shrinks: Iterable[Move]) -> list[
 # Growing
 
 
+@frozen
+class _Shares:
+    """How much of the fleet's memory a guest may have for its needs.
+
+    Attributes:
+        total: Bytes that the guests have, and that they could be given.
+        weight: Of all guests together, by their RAM.
+        left: Bytes that are left to be given: what the host and guests can spare.
+    """
+
+    total: int
+    weight: float
+    left: int
+
+    @classmethod
+    def of(
+        cls, guests: Sequence[Guest], slack: int, donors: Sequence[Guest]
+    ) -> _Shares:
+        return cls(
+            total=slack + sum(guest.actual for guest in guests),
+            weight=sum(guest.weight * guest.total for guest in guests),
+            left=slack + sum(donor.gain for donor in donors),
+        )
+
+    def count_below(self, guest: Guest) -> int:
+        """Return the bytes that a guest lacks of its fair share; below 0: has more."""
+        fair = int(self.total * (guest.weight * guest.total / self.weight))
+        return max(fair, guest.floor) - guest.actual
+
+    def limit(self, guest: Guest, need: int) -> int:
+        """Return what a guest may get of what it needs."""
+        below = self.count_below(guest)
+        most = max(below, (_GREED * self.left + below) // (_GREED + 1))
+        return max(0, min(need, most))
+
+
 def _plan_grows(
-    guests: Sequence[Guest], slack: int, surplus: int, rules: Rules
+    guests: Sequence[Guest], slack: int, surplus: int, rules: Rules, shares: _Shares
 ) -> list[Move]:
     """Give guests in need what they need, then share the surplus out."""
-    needy = [guest for guest in guests if guest.need]
-    shares = fill(slack, [_make_recipient(g, "available", g.need) for g in needy])
-    grants = {g.name: share for g, share in zip(needy, shares, strict=True) if share}
+    grants = _share_for_needs([guest for guest in guests if guest.need], slack, shares)
     if surplus:
         # A guest in need has got its part. The next plan sees what it has then.
         others = [g for g in guests if not (g.need or g.is_stalled or g.room < PAGE)]
@@ -311,6 +364,26 @@ def _plan_grows(
     return moves
 
 
+def _share_for_needs(
+    needy: Sequence[Guest], slack: int, shares: _Shares
+) -> dict[str, int]:
+    """Share out what guests need: first up to their fair shares, then the rest."""
+    needs = [shares.limit(guest, guest.need) for guest in needy]
+    firsts = [
+        max(0, min(need, shares.count_below(guest)))
+        for guest, need in zip(needy, needs, strict=True)
+    ]
+    grants = [0] * len(needy)
+    for wanted in (firsts, needs):
+        recipients = [
+            _make_recipient(guest, "available", want - granted, granted)
+            for guest, want, granted in zip(needy, wanted, grants, strict=True)
+        ]
+        given = fill(slack - sum(grants), recipients)
+        grants = [a + b for a, b in zip(grants, given, strict=True)]
+    return {g.name: share for g, share in zip(needy, grants, strict=True) if share}
+
+
 def _share_surplus(
     guests: Sequence[Guest], surplus: int, rules: Rules
 ) -> Iterable[tuple[Guest, int]]:
@@ -322,9 +395,11 @@ def _share_surplus(
     return zip(lowest, fill(surplus, recipients), strict=True)
 
 
-def _make_recipient(guest: Guest, policy: PolicyName, limit: int) -> Recipient:
+def _make_recipient(
+    guest: Guest, policy: PolicyName, limit: int, granted: int = 0
+) -> Recipient:
     filled, weight = _MEASURES[policy](guest)
-    return Recipient(filled, weight, limit)
+    return Recipient(filled + granted, weight, limit)
 
 
 # A guest's level under each policy: bytes, and the weight to divide them by.

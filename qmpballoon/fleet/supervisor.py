@@ -76,7 +76,9 @@ __all__ = [
 _T = TypeVar("_T")
 
 _DAY: Final = 86400  # seconds
-_TOTAL_EVERY: Final = 60  # polls; the RAM changes only when DIMMs are plugged
+# Polls. The RAM changes only when memory is plugged; what is plugged in is noticed at
+# once where the guest then has more than its RAM.
+_RAM_EVERY: Final = 60
 # Shorter than by default: other guests can give the memory, so nothing is gained by
 # waiting for a slow one.
 _STALL: Final = StallLimits(window=2.0)
@@ -361,13 +363,18 @@ class Supervisor:
 
     @property
     def held(self) -> int:
-        """Bytes of the host's memory that the QEMUs hold, where that is known."""
-        return sum(task.record.resident or 0 for task in self._tasks)
+        """Bytes of the host's memory that the QEMUs hold.
+
+        A QEMU whose resident memory is not known holds all that its guest has.
+        """
+        now = trio.current_time()
+        return sum(task.record.count_held(now) for task in self._tasks)
 
     @property
     def promised(self) -> int:
         """Bytes that guests were given and have not touched yet."""
-        return sum(task.record.promised for task in self._tasks)
+        now = trio.current_time()
+        return sum(task.record.count_promised(now) for task in self._tasks)
 
     @property
     def poll_delay(self) -> float:
@@ -434,7 +441,7 @@ class Supervisor:
             return
         if task.record.target is None:
             try:
-                task.record.note_move_started(move.target)
+                task.record.note_move_started(trio.current_time(), move.target)
             except Exception as error:  # noqa: BLE001 - whatever figures can cause
                 self.fail(move.name, error)
                 return
@@ -604,10 +611,14 @@ class Supervisor:
         due, polls = trio.current_time(), 0
         while True:
             try:
-                if polls % _TOTAL_EVERY == 0:
-                    task.record.note_total((await balloon.query()).total)
+                if polls % _RAM_EVERY == 0:
+                    await self._ask_ram(task.record, balloon)
                 polls += 1
                 await self._poll(task.record, balloon)
+                if task.record.doubts_ram:
+                    await self._ask_ram(task.record, balloon)
+                if task.record.is_to_be_prompted(trio.current_time()):
+                    await self._prompt(task.record, balloon)
                 due = max(due + self._settings.period, trio.current_time())
                 with trio.move_on_at(due):
                     await task.told.wait()
@@ -617,6 +628,17 @@ class Supervisor:
                 # QEMU is stopped or overloaded. A new connection would not help.
                 task.record.note_timeout(str(error))
                 self._notify()
+
+    async def _ask_ram(self, record: VmRecord, balloon: Balloon) -> None:
+        info = await balloon.query()
+        record.note_ram(info.total, info.capacity)
+        self._notify()
+
+    async def _prompt(self, record: VmRecord, balloon: Balloon) -> None:
+        """Have a silent guest asked again, whoever has cleared the interval."""
+        stopped = await balloon.why_stopped()
+        record.note_prompted(trio.current_time(), stopped)
+        await balloon.request_stats(math.ceil(self._settings.period))
 
     async def _poll(self, record: VmRecord, balloon: Balloon) -> None:
         stats = await balloon.stats()

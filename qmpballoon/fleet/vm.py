@@ -2,6 +2,11 @@
 
 Pure: polls of the VM in, its state out.
 
+A guest is not believed what it cannot have. Statistics that say so are its own state,
+and it takes no part until half a minute after the last of them. What it was granted,
+how fast it moves and what it holds count by the host's figures: see
+:mod:`qmpballoon.fleet.movement`.
+
 A guest's statistics mean something only together with the size that the guest had when
 it took them. QEMU tells neither when it asked the guest nor what the size was then. So
 a sample counts as *aligned* with the present size only if the size was already the same
@@ -17,6 +22,8 @@ from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Guest
+from qmpballoon.fleet.movement import Pace, Promise, Stray
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from qmpballoon.balloon.results import ResizeResult
@@ -28,6 +35,7 @@ VmState = Literal[
     "connecting",
     "healthy",
     "stalled",
+    "nonsense",
     "stale",
     "no-driver",
     "no-balloon",
@@ -41,11 +49,13 @@ VmState = Literal[
 * ``connecting``: nothing is known yet.
 * ``healthy``: the guest answers, and its balloon can be moved.
 * ``stalled``: the guest answers, but lately gave less than half of what it said it
-  could. For a while it is not asked again.
-* ``stale``: the guest answered once, and does not now. It is paused, hangs, or has lost
-  its driver.
-* ``no-driver``: the guest never answered. No virtio_balloon is loaded in it, or it has
-  been paused since it was first seen.
+  could, or somebody else moves its balloon. For a while it is not asked again.
+* ``nonsense``: the guest reports figures that cannot be true, such as more memory than
+  it has. It is left alone.
+* ``stale``: the guest does not answer: it is paused, is being migrated, hangs, has lost
+  its driver, or has one that works and reports no statistics.
+* ``no-driver``: the guest runs, never answered, and its balloon never moved. No
+  virtio_balloon is loaded in it.
 * ``no-balloon``: the VM has no balloon device.
 * ``busy``: another client holds the monitor.
 * ``refused``: another user or process than was trusted listens at its monitor's socket.
@@ -57,13 +67,18 @@ VM_STATES: Final[tuple[VmState, ...]] = get_args(VmState)
 """All states."""
 
 _DETAILS: Final[dict[VmState, str]] = {
-    "stale": "the guest does not answer: it is paused, hangs, or lost its driver",
-    "no-driver": "the guest never answered: load virtio_balloon in it, or resume it if"
-    " it is paused",
+    "stale": "the guest does not answer: it hangs, or lost its driver",
+    "no-driver": "the guest never answered: load virtio_balloon in it (on Windows"
+    " install the Balloon Service too)",
 }
+_NO_STATISTICS: Final = (
+    "its balloon works, but the guest reports no statistics: start the Balloon Service"
+    " (Windows), or use a driver that reports them"
+)
 # Seconds for which a guest that stalled is not asked again. The pause doubles with each
 # stall, up to 10 minutes: what made a guest stall, such as a busy driver or memory that
-# it cannot free, often lasts.
+# it cannot free, often lasts. A guest that says nonsense is left alone as long as one
+# that stalled once.
 _FIRST_PAUSE: Final = 30.0
 _LONGEST_PAUSE: Final = 600.0
 # Seconds. Even if the next plan comes sooner, a move takes some time.
@@ -193,9 +208,10 @@ class VmRecord:
         period: Seconds between two polls, and between two plans.
         actual: How many bytes the guest has; ``None`` if not known.
         total: Bytes of its RAM.
+        capacity: Bytes of memory that its guest can have: RAM, and what else is plugged
+            in.
         resident: Bytes of the host's memory that QEMU holds.
         target: The size that it is moving to.
-        promised: Bytes that it was given and has not touched yet.
         stats: The guest's latest statistics.
         counters: What has happened to the VM.
         bounds: Its limits, known once its RAM is.
@@ -207,9 +223,9 @@ class VmRecord:
     period: float = 1.0
     actual: int | None = None
     total: int | None = None
+    capacity: int | None = None
     resident: int | None = None
     target: int | None = None
-    promised: int = 0
     stats: GuestStats = field(factory=GuestStats)
     counters: VmCounters = field(factory=VmCounters)
     bounds: Bounds | None = None
@@ -223,7 +239,17 @@ class VmRecord:
     _answered_at: float = -math.inf
     _stalled_until: float = -math.inf
     _pause: float = _FIRST_PAUSE
+    _nonsense_until: float = -math.inf
+    _nonsense: str = ""
+    _silence: str = ""  # why it does not answer, if that is known
+    _prompted_at: float = -math.inf  # when it was last asked to answer
+    _has_driver: bool = False  # its balloon has moved
+    _doubts_ram: bool = False
+    _is_unjudged: bool = False  # its statistics are more than the RAM that was known
     _usage_rate: UsageRate = field(factory=UsageRate)
+    _promise: Promise = field(factory=Promise)
+    _pace: Pace | None = None
+    _stray: Stray = field(factory=Stray)
 
     # What happens to it
 
@@ -233,12 +259,16 @@ class VmRecord:
         self._connected_at = now
         self._answered_at = self.polled_at = -math.inf
         self._steady_since = math.inf
+        self._silence, self._prompted_at = "", now
         self.stats, self._usage_rate = GuestStats(), UsageRate()
+        self._stray = Stray()
 
     def note_lost(
         self, state: VmState, detail: str, resident: int | None = None
     ) -> None:
         """Note that it cannot be reached; what was known does not count any more.
+
+        What it was granted does: it still may touch that.
 
         Args:
             state: Its state.
@@ -249,8 +279,9 @@ class VmRecord:
             self.counters.losses += 1
         self._state, self._detail = state, detail
         self.actual = self.target = None
+        self._pace = None
         self.resident = resident
-        self.promised = 0
+        self._promise.observe(self._untouched_memory)
 
     def note_poll(
         self, now: float, actual: int, stats: GuestStats, resident: int | None
@@ -268,35 +299,66 @@ class VmRecord:
         self.actual, self.stats, self.resident = actual, stats, resident
         if is_new and self._is_aligned and stats.reclaimable is not None:
             self._usage_rate.add_sample(now, actual - stats.reclaimable)
-        self.promised = min(self.promised, self._untouched)
+        self._promise.observe(self._untouched_memory)
+        self._watch_size(now, actual)
+        is_too_much = not stats.nonsense and stats.find_nonsense(self.capacity)
+        # Memory may have been plugged. So how much there is now is asked first.
+        self._is_unjudged = bool(is_too_much)
+        self._doubts_ram |= self._is_unjudged or actual > (self.total or 0)
+        if not self._is_unjudged:
+            self._judge_stats(now)
 
-    def note_total(self, total: int | None) -> None:
-        """Note its RAM; if QEMU does not tell, the largest size seen so far."""
+    def note_ram(self, total: int | None, capacity: int | None) -> None:
+        """Note its RAM; if QEMU does not tell, the largest size seen so far.
+
+        Args:
+            total: Bytes of its RAM.
+            capacity: Bytes of memory that its guest can have.
+        """
         known = total or max(self.total or 0, self.actual or 0)
         if known and known != self.total:
+            if self.total is not None:
+                self._stray.shift(known - self.total)
             self.total, self.bounds = known, self.spec.compute_bounds(known)
+        self.capacity, self._doubts_ram, self._is_unjudged = capacity, False, False
+        self._has_driver |= known > (self.actual or known)
+        self._judge_stats(self.polled_at)
+
+    def note_prompted(self, now: float, stopped: str | None) -> None:
+        """Note that a silent guest was asked again.
+
+        Args:
+            now: When.
+            stopped: Why the VM does not run, and what to do; ``None`` if it runs.
+        """
+        self._prompted_at, self._silence = now, stopped or ""
 
     def note_timeout(self, detail: str) -> None:
         """Note that QEMU did not answer a poll."""
         self._detail = detail
 
-    def note_move_started(self, target: int) -> None:
+    def note_move_started(self, now: float, target: int) -> None:
         """Note that its balloon is about to be moved."""
-        self.target = target
-        self.promised += max(0, target - (self.actual or 0))
+        self.target, self._pace = target, Pace(now)
+        self._promise.add(now, target - (self.actual or 0))
 
     def note_progress(self, now: float, actual: int) -> None:
         """Note its size during a move. This counts as an answer: the move polls it."""
         self.actual, self._answered_at = actual, now
+        if self._pace is not None:
+            self._pace.add_sample(now, actual)
 
     def note_move_ended(self, now: float, result: ResizeResult) -> None:
         """Note how its move ended."""
         self.target, self.actual = None, result.actual
         self._steady_since = now
+        self._stray.leave_at(now, result.target)
         change, asked = result.actual - result.before, result.requested - result.before
         self.counters.moves += 1
         self.counters.given += max(0, change)
         self.counters.taken += max(0, -change)
+        self._has_driver |= change != 0
+        self._promise.withdraw(max(0, asked) - max(0, change))
         if result.outcome == "reached":
             self._pause = _FIRST_PAUSE
             return
@@ -305,13 +367,36 @@ class VmRecord:
         in_trouble = result.target > result.actual
         if asked < 0 and (in_trouble or abs(change) < abs(asked) // 2):
             detail = result.diagnosis.detail if result.diagnosis else ""
-            self._detail = detail or "it gave less than half of what it had to spare"
-            self._stalled_until = now + self._pause
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            self._leave_alone(
+                now, detail or "it gave less than half of what it had to spare"
+            )
 
     def note_move_dropped(self) -> None:
         """Note that it is not moving any more, however the move ended."""
-        self.target = None
+        if self.target is not None:
+            # How far it went is not known, nor where it was left.
+            self._stray = Stray()
+        self.target = self._pace = None
+
+    def _leave_alone(self, now: float, why: str) -> None:
+        self._detail = why
+        self._stalled_until = now + self._pause
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+
+    def _watch_size(self, now: float, actual: int) -> None:
+        """Notice that somebody else moves its balloon."""
+        if self.target is not None:
+            return
+        if self._stray.observe(now, actual):
+            self._has_driver = self._doubts_ram = True
+        if self._stray.was_moved(now):
+            self._leave_alone(now, _describe_other(actual))
+
+    def _judge_stats(self, now: float) -> None:
+        nonsense = self.stats.find_nonsense(self.capacity)
+        if nonsense is not None:
+            self._nonsense = nonsense
+            self._nonsense_until = now + _FIRST_PAUSE
 
     # What follows from it
 
@@ -324,24 +409,58 @@ class VmRecord:
         """Return its state."""
         if not self.connected:
             return self._state
+        if now < self._nonsense_until:
+            return "nonsense"
         if self._is_fresh(now):
             return "stalled" if now < self._stalled_until else "healthy"
-        if self._answered_at == -math.inf:
-            if now - self._connected_at <= self.stale_after:
-                return "connecting"
-            return "no-driver" if self.stats.last_update is None else "stale"
-        return "stale"
+        if self._answered_at > -math.inf:
+            return "stale"
+        if now - self._connected_at <= self.stale_after:
+            return "connecting"
+        is_known = self._has_driver or self._silence or self.stats.last_update
+        return "stale" if is_known else "no-driver"
 
     def is_known(self, now: float) -> bool:
         """Return whether it is known well enough for plans, or cannot take part."""
         state = self.get_state(now)
         return state != "connecting" and (state != "healthy" or self._is_aligned)
 
+    @property
+    def doubts_ram(self) -> bool:
+        """Whether its RAM has to be asked for: it has more than was known."""
+        return self._doubts_ram
+
+    def is_to_be_prompted(self, now: float) -> bool:
+        """Return whether the guest is silent, and is to be asked for an answer.
+
+        Another client may have cleared the polling interval. So that is set again
+        before the guest counts as silent, and again and again afterwards.
+        """
+        patience = max(self.stale_after / 2, 2 * self.period)
+        last = max(self._answered_at, self._prompted_at)
+        return self.connected and now - last > patience
+
+    def count_promised(self, now: float) -> int:
+        """Return the bytes that it was granted and has not touched yet."""
+        return self._promise.count(now)
+
+    def count_held(self, now: float) -> int:
+        """Return the bytes of the host's memory that it holds, without promised ones.
+
+        Where that is not known, it holds all that its guest has.
+        """
+        if self.resident is not None:
+            return self.resident
+        size = max(self.actual or 0, self.target or 0)
+        return max(0, size - self.count_promised(now)) if self.connected else 0
+
     def make_guest(self, now: float) -> Guest | None:
         """Return its guest as plans see it; ``None`` if it cannot be moved now."""
         available, bounds = self.stats.reclaimable, self.bounds
         actual, total = self.actual, self.total
         if not (self._is_fresh(now) and (self._is_aligned or self.target is not None)):
+            return None
+        if self._is_unjudged or now < self._nonsense_until:
             return None
         if available is None or bounds is None or actual is None or total is None:
             return None
@@ -356,6 +475,7 @@ class VmRecord:
             ceiling=bounds.ceiling,
             weight=self.spec.weight,
             target=self.target,
+            delivers=self._pace.predict(now) if self._pace else None,
             free=min(self.stats.free or 0, actual),
             untouched=self._untouched,
             is_stalled=now < self._stalled_until,
@@ -369,7 +489,7 @@ class VmRecord:
             name=self.spec.name,
             address=str(self.spec.address),
             state=state,
-            detail=self._detail or _DETAILS.get(state, ""),
+            detail=self._describe_state(state),
             actual=self.actual,
             total=self.total,
             target=self.target,
@@ -379,6 +499,17 @@ class VmRecord:
             counters=evolve(self.counters),
         )
 
+    def _describe_state(self, state: VmState) -> str:
+        if state == "nonsense":
+            return (
+                f"the guest says nonsense: {self._nonsense}; restart its balloon"
+                " driver, or the guest"
+            )
+        if self._detail or state != "stale":
+            return self._detail or _DETAILS.get(state, "")
+        never = self._answered_at == -math.inf and self.stats.last_update is None
+        return self._silence or (_NO_STATISTICS if never else _DETAILS[state])
+
     def _is_fresh(self, now: float) -> bool:
         return self.connected and now - self._answered_at <= self.stale_after
 
@@ -387,12 +518,29 @@ class VmRecord:
         return self._asked_at >= self._steady_since
 
     @property
-    def _untouched(self) -> int:
-        """Bytes of its size that the host has given no memory for."""
+    def _untouched_memory(self) -> int | None:
+        """Bytes of its size that the host has given no memory for, if that is known."""
         if self.actual is None or self.resident is None:
-            return 0
-        untouched = max(0, self.actual - self.resident)
+            return None
+        return max(0, self.actual - self.resident)
+
+    @property
+    def _untouched(self) -> int:
+        """Bytes of its size that the host would not gain, by what the guest says.
+
+        A guest that lies about it makes the host expect more of it than it gives, and
+        others are asked for the rest by the next plan.
+        """
+        untouched = self._untouched_memory or 0
         # What a guest has not touched is free in it. The rest of what the host has not
         # given is memory that the guest's kernel never uses.
         knows_free = self._is_aligned and self.stats.free is not None
         return min(untouched, self.stats.free or 0) if knows_free else untouched
+
+
+def _describe_other(actual: int) -> str:
+    return (
+        f"its size became {format_size(actual)}, and this fleet did not ask for that:"
+        " another program moves its balloon, or it takes memory back by itself"
+        " (deflate-on-oom); let only one of them do so"
+    )

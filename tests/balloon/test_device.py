@@ -58,7 +58,7 @@ def scripted(**answers: object) -> Balloon:
 
 def test_query_tells_what_is_known() -> None:
     balloon = make_balloon(make_machine(memory=GiB))
-    assert run(balloon.query()) == BalloonInfo(actual=GiB, total=GiB)
+    assert run(balloon.query()) == BalloonInfo(actual=GiB, total=GiB, capacity=GiB)
     run(balloon.set_target(GiB // 2 - 1))
     info = run(balloon.query())
     assert info.target == balloon.target == GiB // 2  # QEMU rounds up to a page

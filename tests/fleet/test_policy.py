@@ -519,3 +519,80 @@ def test_a_guest_in_need_leaves_less_to_share_out() -> None:
     assert changes(make_plan(host, [guest("calm")], rules)) == {"calm": 320 * MiB}
     plan = make_plan(host, [guest("calm"), guest("poor", available=0)], rules)
     assert "calm" not in changes(plan)
+
+
+# Guests that are not to be believed
+
+
+def liar(name: str = "liar", **figures: int) -> Guest:
+    """Return a guest that is always in need, and that could have all memory."""
+    sizes = {"total": 64 * GiB, "ceiling": 64 * GiB, "headroom": 2 * GiB}
+    return guest(name, available=0, **{**sizes, **figures})
+
+
+@pytest.mark.parametrize("liars", [1, 3])
+def test_who_always_says_it_is_in_need_leaves_a_share_to_the_others(liars: int) -> None:
+    """It is served plan after plan, and all others give what they can spare."""
+    host = Host(total=64 * GiB, available=RULES.reserve + RULES.buffer)
+    sizes = {"actual": 6 * GiB, "total": 8 * GiB, "ceiling": 8 * GiB}
+    fleet = {f"vm{n}": guest(f"vm{n}", available=4 * GiB, **sizes) for n in range(4)}
+    fleet |= {f"liar{n}": liar(f"liar{n}") for n in range(liars)}
+    spare = sum(vm.gain for vm in fleet.values())
+    # Small, so that none is below its fair share: those are served in any case.
+    fleet |= {
+        name: evolve(vm, weight=0.001)
+        for name, vm in fleet.items()
+        if name.startswith("liar")
+    }
+    for _ in range(100):
+        for name, change in changes(make_plan(host, fleet.values(), RULES)).items():
+            vm = fleet[name]
+            # What it is given it says to have used up.
+            left = 0 if vm.available == 0 else vm.available + change
+            fleet[name] = evolve(vm, actual=vm.actual + change, available=left)
+            host = evolve(host, available=host.available - change)
+    # Some of it is in the host's buffer, for whoever is next in need.
+    left = sum(vm.gain for vm in fleet.values()) + host.available - RULES.reserve
+    assert left >= spare // (16 * liars + 1)
+    assert host.available >= RULES.reserve
+
+
+@given(members_drawn(), rules_drawn, st.integers(1, 4))
+def test_liars_take_nothing_from_who_is_below_its_fair_share(
+    fleet: list[Guest], rules: Rules, liars: int
+) -> None:
+    """Where the host has enough for that, it gets what it needs beside any liars."""
+    host = Host(256 * GiB, rules.reserve + rules.buffer + 16 * GiB)
+    honest = evolve(guest("honest"), actual=GiB, total=4 * GiB, available=0)
+    everyone = [*fleet, honest, *(liar(f"liar{n}", actual=0) for n in range(liars))]
+    grants = changes(make_plan(host, everyone, rules))
+    total = sum(vm.actual for vm in everyone) + host.available - rules.reserve
+    weight = sum(vm.weight * vm.total for vm in everyone)
+    below = min(int(total * honest.total / weight) - honest.actual, honest.need)
+    short = sum(max(0, min(vm.need, vm.room)) for vm in everyone if not vm.is_moving)
+    if below > 0 and short <= host.available - rules.reserve:
+        assert grants.get("honest", 0) >= below - PAGE
+
+
+def test_a_move_counts_for_what_it_delivers() -> None:
+    slow = guest(
+        "slow",
+        actual=32 * GiB,
+        total=64 * GiB,
+        available=30 * GiB,
+        target=2 * GiB,
+        free=30 * GiB,
+    )
+    rich = guest("rich", actual=4 * GiB, available=3 * GiB, free=3 * GiB)
+    host = short_of(GiB)
+    assert "rich" not in changes(make_plan(host, [slow, rich], RULES))
+    slow = evolve(slow, delivers=2 * MiB)
+    assert changes(make_plan(host, [slow, rich], RULES))["rich"] < -256 * MiB
+
+
+@given(hosts, members_drawn(), rules_drawn, st.integers(0, GiB))
+def test_a_slow_giver_never_makes_others_give_less(
+    host: Host, fleet: list[Guest], rules: Rules, delivers: int
+) -> None:
+    slow = [evolve(vm, delivers=delivers) for vm in fleet]
+    assert make_plan(host, slow, rules).wanted >= make_plan(host, fleet, rules).wanted

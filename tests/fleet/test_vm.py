@@ -26,7 +26,7 @@ def seen(*looks: tuple[float, int, GuestStats]) -> VmRecord:
     """Return what is known after some looks: when, what size, what sample."""
     record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
     record.note_connected(0.0)
-    record.note_total(4 * GiB)
+    record.note_ram(4 * GiB, 4 * GiB)
     for now, actual, stats in looks:
         record.note_poll(now, actual, stats, None)
     return record
@@ -72,7 +72,7 @@ def test_figures_of_two_sizes_do_not_belong_together() -> None:
 
 
 def test_no_more_than_there_is_can_be_available() -> None:
-    record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1, 64 * GiB)))
+    record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1, 3 * GiB)))
     guest = record.make_guest(1.0)
     assert guest is not None
     assert guest.available == GiB
@@ -115,7 +115,7 @@ def test_a_lost_vm_is_void() -> None:
 
 def test_moves_are_counted() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
-    record.note_move_started(GiB)
+    record.note_move_started(1.0, GiB)
     guest = record.make_guest(1.0)
     assert guest is not None
     assert guest.is_moving
@@ -124,7 +124,7 @@ def test_moves_are_counted() -> None:
     record.note_move_ended(3.0, ended("reached", 2 * GiB, GiB, GiB))
     counters = record.counters
     assert (counters.moves, counters.taken, counters.stalls) == (1, GiB, 0)
-    record.note_move_started(2 * GiB)
+    record.note_move_started(1.0, 2 * GiB)
     record.note_move_ended(4.0, ended("reached", GiB, 2 * GiB, 2 * GiB))
     assert (counters.moves, counters.given) == (2, GiB)
     # What it said before it moved does not count any more.
@@ -136,7 +136,7 @@ def test_who_gives_less_than_half_is_left_alone_for_a_while(
     actual: int, state: str
 ) -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
-    record.note_move_started(GiB)
+    record.note_move_started(1.0, GiB)
     record.note_move_ended(2.0, ended("settled", 2 * GiB, GiB, actual * MiB))
     record.note_poll(3.0, actual * MiB, answer(3), None)
     record.note_poll(4.0, actual * MiB, answer(4), None)
@@ -168,13 +168,13 @@ def test_rests_get_longer_until_a_move_succeeds() -> None:
 def test_what_was_given_is_promised_until_it_is_touched() -> None:
     record = seen((0.0, GiB, GuestStats()))
     record.note_poll(1.0, GiB, answer(1), GiB)
-    record.note_move_started(GiB + 512 * MiB)
-    assert record.promised == 512 * MiB
+    record.note_move_started(1.0, GiB + 512 * MiB)
+    assert record.count_promised(4.0) == 512 * MiB
     record.note_move_ended(2.0, ended("reached", GiB, GiB + 512 * MiB, GiB + 512 * MiB))
     record.note_poll(3.0, GiB + 512 * MiB, answer(3), GiB + 100 * MiB)
-    assert record.promised == 412 * MiB
+    assert record.count_promised(4.0) == 412 * MiB
     record.note_poll(4.0, GiB + 512 * MiB, answer(4), GiB + 512 * MiB)
-    assert record.promised == 0
+    assert record.count_promised(4.0) == 0
 
 
 def test_what_is_not_free_in_the_guest_was_touched_or_never_will_be() -> None:
@@ -193,10 +193,10 @@ def test_what_is_not_free_in_the_guest_was_touched_or_never_will_be() -> None:
 def test_a_sample_from_before_a_grant_does_not_say_that_it_was_used() -> None:
     record = seen((0.0, GiB, GuestStats()))
     record.note_poll(1.0, GiB, evolve(answer(1), free=0), GiB)
-    record.note_move_started(GiB + 512 * MiB)
+    record.note_move_started(1.0, GiB + 512 * MiB)
     record.note_move_ended(1.5, ended("reached", GiB, GiB + 512 * MiB, GiB + 512 * MiB))
     record.note_poll(2.0, GiB + 512 * MiB, evolve(answer(2), free=0), GiB)
-    assert record.promised == 512 * MiB
+    assert record.count_promised(4.0) == 512 * MiB
 
 
 def usage_increase(record: VmRecord, now: float) -> int:
@@ -229,7 +229,7 @@ def test_the_usage_increase_is_looked_ahead_to_the_next_plan_and_a_second_at_lea
 ) -> None:
     record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), 15.0, period)
     record.note_connected(0.0)
-    record.note_total(4 * GiB)
+    record.note_ram(4 * GiB, 4 * GiB)
     for second in range(3):
         stats = answer(second, GiB - second * 100 * MiB)
         record.note_poll(float(second), 2 * GiB, stats, None)
@@ -250,9 +250,9 @@ def test_where_qemu_does_not_tell_the_ram_it_is_the_most_that_was_seen() -> None
     record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp"), floor="50%"), 5.0)
     record.note_connected(0.0)
     record.note_poll(0.0, 2 * GiB, GuestStats(), None)
-    record.note_total(None)
+    record.note_ram(None, None)
     record.note_poll(1.0, GiB, GuestStats(), None)
-    record.note_total(None)
+    record.note_ram(None, None)
     assert record.total == 2 * GiB
     assert record.bounds is not None
     assert record.bounds.floor == GiB
@@ -276,7 +276,7 @@ def test_a_guest_that_does_not_say_what_is_available_cannot_be_moved() -> None:
 
 
 def test_no_more_than_there_is_can_be_free() -> None:
-    said = evolve(answer(1), free=64 * GiB)
+    said = evolve(answer(1), free=3 * GiB)
     guest = seen((0.0, GiB, GuestStats()), (1.0, GiB, said)).make_guest(1.0)
     assert guest is not None
     assert guest.free == GiB
@@ -319,7 +319,7 @@ def test_two_samples_of_one_moment_are_no_rate() -> None:
 
 def test_a_ram_of_nothing_is_not_known() -> None:
     record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
-    record.note_total(None)
+    record.note_ram(None, None)
     assert (record.total, record.bounds) == (None, None)
 
 
@@ -352,3 +352,109 @@ def test_statistics_are_shown_once_there_are_any() -> None:
     record.note_poll(1.0, 2 * GiB, answer(1), None)
     shown = record.make_view(1.0).to_json()["stats"]
     assert shown == {**answer(1).to_json(), "fresh": True}
+
+
+def test_whoever_says_nonsense_is_left_alone_for_a_while() -> None:
+    record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1)))
+    assert record.make_guest(1.0) is not None
+    record.note_poll(2.0, GiB, evolve(answer(2), nonsense=("stat-swap-in",)), None)
+    # Its next answer makes sense, and is not believed yet.
+    for second in range(3, 33):
+        record.note_poll(float(second), GiB, answer(second), None)
+        assert (record.get_state(second) == "nonsense") == (second < 32)
+        assert (record.make_guest(second) is None) == (second < 32)
+    record.note_poll(33.0, GiB, evolve(answer(33), nonsense=("stat-swap-in",)), None)
+    assert "stat-swap-in" in record.make_view(33.0).detail
+    assert record.is_known(33.0)
+    assert not record.make_view(33.0).is_fresh
+
+
+def test_more_memory_than_there_is_is_nonsense_once_the_ram_was_asked_for() -> None:
+    record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1, 5 * GiB)))
+    assert record.doubts_ram
+    assert record.make_guest(1.0) is None
+    assert record.get_state(1.0) == "healthy"
+    record.note_ram(4 * GiB, 4 * GiB)
+    assert record.get_state(1.0) == "nonsense"
+
+
+def test_plugged_memory_is_not_nonsense() -> None:
+    record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1, 5 * GiB)))
+    record.note_ram(4 * GiB, 6 * GiB)  # virtio-mem: no balloon takes it
+    assert record.get_state(1.0) == "healthy"
+    record.note_poll(2.0, 5 * GiB, answer(2, GiB), None)
+    assert record.doubts_ram
+    record.note_ram(8 * GiB, 8 * GiB)
+    assert record.bounds is not None
+    assert record.bounds.ceiling == 8 * GiB
+
+
+def test_what_was_granted_counts_whatever_the_guest_says_and_though_it_is_lost() -> (
+    None
+):
+    record = seen((0.0, GiB, GuestStats()))
+    record.note_move_started(1.0, 2 * GiB)
+    record.note_move_ended(2.0, ended("reached", GiB, 2 * GiB, 2 * GiB))
+    for second in range(3, 9):
+        lie = evolve(answer(second), free=0, available=0)
+        record.note_poll(float(second), 2 * GiB, lie, 100 * MiB)
+        assert record.count_promised(second) == GiB
+    record.note_lost("gone", "it hung up")
+    record.note_connected(9.0)
+    assert record.count_promised(9.0) == GiB
+    assert record.count_promised(60.0) == 0
+
+
+def test_who_holds_what_nobody_knows_holds_all_that_it_has() -> None:
+    record = seen((0.0, GiB, GuestStats()))
+    assert record.count_held(0.0) == GiB
+    record.note_move_started(1.0, 2 * GiB)
+    assert record.count_held(1.0) + record.count_promised(1.0) == 2 * GiB
+    record.note_poll(2.0, GiB, GuestStats(), 300 * MiB)
+    assert record.count_held(2.0) == 300 * MiB
+    record.note_lost("gone", "it is gone")
+    assert record.count_held(2.0) == 0
+
+
+def test_who_gives_slowly_counts_for_what_it_delivers() -> None:
+    record = seen((0.0, 4 * GiB, GuestStats()), (1.0, 4 * GiB, answer(1)))
+    record.note_move_started(1.0, 2 * GiB)
+    for second in range(2, 6):
+        record.note_progress(float(second), 4 * GiB - second * MiB)
+    guest = record.make_guest(5.0)
+    assert guest is not None
+    assert guest.delivers is not None
+    assert 0 < guest.delivers <= 4 * MiB
+
+
+def test_a_vm_that_another_program_moves_is_left_alone_and_that_is_said() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    record.note_poll(2.0, GiB, answer(2), None)
+    assert record.doubts_ram  # or memory was plugged or unplugged
+    record.note_ram(4 * GiB, 4 * GiB)
+    for second in range(3, 9):
+        record.note_poll(float(second), GiB, answer(second), None)
+    assert record.get_state(8.0) == "stalled"
+    assert "another program" in record.make_view(8.0).detail
+
+
+def test_a_guest_whose_balloon_works_is_not_told_to_load_its_driver() -> None:
+    record = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
+    record.note_connected(0.0)
+    record.note_poll(0.0, GiB, GuestStats(), None)
+    record.note_ram(2 * GiB, 2 * GiB)
+    record.note_poll(6.0, GiB, GuestStats(), None)
+    view = record.make_view(6.0)
+    assert view.state == "stale"
+    assert "virtio_balloon" not in view.detail
+    assert "statistics" in view.detail
+
+
+def test_a_vm_that_does_not_run_is_told_why_it_does_not() -> None:
+    record = seen((0.0, GiB, GuestStats()))
+    assert record.is_to_be_prompted(3.0)
+    record.note_prompted(3.0, "the VM is not here yet")
+    assert not record.is_to_be_prompted(5.0)
+    record.note_poll(6.0, GiB, GuestStats(), None)
+    view = record.make_view(6.0)
+    assert (view.state, view.detail) == ("stale", "the VM is not here yet")

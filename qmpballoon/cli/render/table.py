@@ -25,6 +25,7 @@ _COLOURS: Final[dict[VmState, str]] = {
     "connecting": "dim",
     "healthy": "green",
     "stalled": "yellow",
+    "nonsense": "red",
     "stale": "yellow",
     "no-driver": "yellow",
     "no-balloon": "yellow",

@@ -1,0 +1,178 @@
+"""How a VM's size changes: what it was granted, how fast it moves, who moves it.
+
+Pure: moments and sizes in, figures out. Nothing here believes the guest. A guest can
+say anything of the memory that it uses. So what counts is what the host sees of its
+QEMU: the size that QEMU reports, and the memory that the process holds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from attrs import define, field
+
+from qmpballoon.sizes import MiB
+
+__all__ = ["Pace", "Promise", "Stray"]
+
+# Seconds for which a grant counts where nobody can see whether it was touched. A guest
+# in need is given what it uses until four plans later, and plans are 5 seconds apart at
+# most where guests are to be helped in time: within 20 seconds an honest guest has
+# touched its grant, and the host has less available. Half as much is for guests that
+# use it later than they said.
+_PROMISE_LASTS: Final = 30.0
+
+# Seconds in which a move has to show how fast it is. Before a balloon moves, ``resize``
+# asks the guest for statistics; a guest that is short of memory takes a second or two.
+_GRACE: Final = 2.0
+# Seconds over which the pace is taken, and for which it is extrapolated. Within that
+# time the host gets what counts, or another guest is asked for it.
+_WINDOW: Final = 2.0
+
+# Bytes. A guest's own rounding and its last page are smaller by far.
+_STRAY: Final = 4 * MiB
+# Seconds without progress, after which a size that is not the one that was left is
+# another's doing. A guest that was restarted inflates its balloon again within that.
+_SETTLED: Final = 5.0
+# Steps away from it that are another's doing, and within how many seconds. A restart
+# makes one step, or two if it is polled in the middle.
+_STEPS: Final = 3
+_STEPS_WITHIN: Final = 30.0
+
+
+@define
+class Promise:
+    """The bytes that a guest was granted and has not touched yet.
+
+    Where the host sees how much memory the QEMU holds, a grant counts until it has been
+    touched: the rest is never more than the guest's size less that memory. Elsewhere it
+    counts for 30 seconds.
+    """
+
+    _grants: deque[tuple[float, int]] = field(factory=deque[tuple[float, int]])
+    _lasts: bool = False
+
+    def add(self, now: float, size: int) -> None:
+        """Note that the guest is granted some bytes."""
+        if size > 0:
+            self._grants.append((now, size))
+
+    def withdraw(self, size: int) -> None:
+        """Note that some of the bytes granted last did not reach the guest."""
+        while size > 0 and self._grants:
+            at, granted = self._grants.pop()
+            if granted > size:
+                self._grants.append((at, granted - size))
+            size -= granted
+
+    def observe(self, untouched: int | None) -> None:
+        """Take in how much of its size the guest cannot have touched.
+
+        Args:
+            untouched: Bytes; ``None``: the host cannot see that.
+        """
+        self._lasts = untouched is not None
+        if untouched is None:
+            return
+        surplus = sum(size for _, size in self._grants) - untouched
+        # It has touched the bytes that it was granted first, as far as anybody knows.
+        while surplus > 0 and self._grants:
+            at, granted = self._grants.popleft()
+            if granted > surplus:
+                self._grants.appendleft((at, granted - surplus))
+            surplus -= granted
+
+    def count(self, now: float) -> int:
+        """Return how many bytes count as promised."""
+        while not self._lasts and self._grants:
+            if now - self._grants[0][0] <= _PROMISE_LASTS:
+                break
+            self._grants.popleft()
+        return sum(size for _, size in self._grants)
+
+
+@define
+class Pace:
+    """How fast a move under way goes on.
+
+    A move counts for what it delivers, not for what it still owes. A guest can give
+    slowly, or stop; then others are to be asked, and not when its time is over.
+    """
+
+    _started_at: float
+    _seen: deque[tuple[float, int]] = field(factory=deque[tuple[float, int]])
+
+    def add_sample(self, now: float, actual: int) -> None:
+        """Take in the size of the guest."""
+        self._seen.append((now, actual))
+        while len(self._seen) > 1 and self._seen[1][0] <= now - _WINDOW:
+            self._seen.popleft()
+
+    def predict(self, now: float) -> int | None:
+        """Return by how many bytes the guest changes soon; ``None``: not known yet."""
+        if now - self._started_at < _GRACE:
+            return None
+        # Whoever is silent makes no progress, and the last sample gets older.
+        recent = [sample for sample in self._seen if sample[0] > now - 2 * _WINDOW]
+        if not recent:
+            return 0
+        (since, before), (_, after) = recent[0], recent[-1]
+        return int(abs(after - before) / max(now - since, _WINDOW) * _WINDOW)
+
+
+@define
+class Stray:
+    """Notices that somebody else moves a balloon.
+
+    QEMU keeps only the last target, and has no command that returns it. But a guest
+    does not leave its target by itself. A guest that was restarted does: it has its
+    full size until its driver is loaded, and goes back. So one step away proves
+    nothing.
+    """
+
+    _left_at: int | None = None
+    _last: int | None = None
+    _progress_at: float = 0.0
+    _steps: deque[float] = field(factory=deque[float])
+
+    def leave_at(self, now: float, size: int) -> None:
+        """Note the size that the guest is left at: when it is found, or was moved."""
+        self._left_at = self._last = size
+        self._progress_at = now
+
+    def shift(self, change: int) -> None:
+        """Note that the guest's RAM has changed: its size changes with it."""
+        if self._left_at is not None:
+            self._left_at += change
+        if self._steps:
+            self._steps.pop()
+
+    def observe(self, now: float, actual: int) -> bool:
+        """Take in the size of a guest that nobody here moves.
+
+        Returns:
+            Whether it has gone away from the size that it was left at.
+        """
+        if self._left_at is None or self._last is None:
+            self.leave_at(now, actual)
+            return False
+        distance = abs(actual - self._left_at)
+        before = abs(self._last - self._left_at)
+        self._last = actual
+        is_away = distance > before + _STRAY
+        if is_away:
+            self._steps.append(now)
+        elif distance <= _STRAY or distance < before:
+            self._progress_at = now
+        while self._steps and self._steps[0] < now - _STEPS_WITHIN:
+            self._steps.popleft()
+        return is_away
+
+    def was_moved(self, now: float) -> bool:
+        """Return whether somebody else moves it; the next call begins anew."""
+        moved = len(self._steps) >= _STEPS or now - self._progress_at > _SETTLED
+        if moved and self._last is not None:
+            self._steps.clear()
+            self.leave_at(now, self._last)
+        return moved
