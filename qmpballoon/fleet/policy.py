@@ -24,9 +24,9 @@ Pure: the same state always makes the same plan. These are the rules.
    for its own sake. A move smaller than the dead band is not made; if the host is below
    its reserve, the dead band is 1 MiB at most.
 7. *A share for each.* A guest gets what it needs up to its fair share: the fleet's
-   memory by RAM and weight. Beyond that it holds at most 16 times as much as what is
-   left for all others. So a guest that always says it is in need, true or not, leaves a
-   17th of the memory that is to spare; two of them leave a 33rd. Guests below their
+   memory by RAM and weight. Beyond their shares, all guests together hold at
+   most 16 times as much as what is left to be given. So guests that always say they are
+   in need, true or not, leave a 17th of the memory that is to spare. Guests below their
    fair share are served first. (Switches share their
    buffers by the same rule: Choudhury and Hahne, "Dynamic queue length thresholds",
    1998.)
@@ -74,10 +74,10 @@ PolicyName = Literal["available", "proportional", "shares"]
 
 Each is divided by the guest's weight."""
 
-# How many times as much as what is left for all others a guest may hold beyond its fair
-# share. With 1 it would leave half: too much, while the guest may be about to kill
-# processes. With 16 it leaves a 17th, 6 %. Of the powers of two, this is the smallest
-# with which the tides of benchmarks/fleet_policies.py kill no more than without it.
+# How many times as much as what is left guests may hold beyond their fair shares. With
+# 1 half would be left: too much, while a guest may be about to kill processes. With 16
+# a 17th is left, 6 %. Of the powers of two, this is the smallest with which the tides
+# of benchmarks/fleet_policies.py kill no more than without it.
 _GREED: Final = 16
 
 # The part of its RAM that a guest gives in one plan at most: one 8th. What the guest
@@ -193,7 +193,7 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
     # What is freed now is given by the next plan. So that plan's need counts.
     donors = _choose_donors(at_rest)
     shares = _Shares.of(everyone, slack, donors)
-    need = sum(shares.limit(guest, guest.compute_need(2)) for guest in at_rest)
+    need = sum(shares.limit(at_rest, [g.compute_need(2) for g in at_rest])[1])
     wanted = max(0, need - slack) - sum(map(_predict_gain, everyone))
     if free < rules.buffer // 2:
         wanted += rules.buffer - free
@@ -310,38 +310,63 @@ def _enforce_ceilings(guests: Iterable[Guest], shrinks: Iterable[Move]) -> list[
 
 @frozen
 class _Shares:
-    """How much of the fleet's memory a guest may have for its needs.
+    """How much of the fleet's memory guests may have for their needs.
 
     Attributes:
         total: Bytes that the guests have, and that they could be given.
         weight: Of all guests together, by their RAM.
         left: Bytes that are left to be given: what the host and guests can spare.
+        beyond: Bytes that guests have beyond their fair shares, and cannot spare.
     """
 
     total: int
     weight: float
     left: int
+    beyond: int = 0
 
     @classmethod
     def of(
         cls, guests: Sequence[Guest], slack: int, donors: Sequence[Guest]
     ) -> _Shares:
-        return cls(
+        shares = cls(
             total=slack + sum(guest.actual for guest in guests),
             weight=sum(guest.weight * guest.total for guest in guests),
             left=slack + sum(donor.gain for donor in donors),
         )
+        gains = {donor.name: donor.gain for donor in donors}
+        beyond = sum(
+            max(0, -shares.count_below(guest) - gains.get(guest.name, 0))
+            for guest in guests
+        )
+        return evolve(shares, beyond=beyond)
 
     def count_below(self, guest: Guest) -> int:
         """Return the bytes that a guest lacks of its fair share; below 0: has more."""
         fair = int(self.total * (guest.weight * guest.total / self.weight))
         return max(fair, guest.floor) - guest.actual
 
-    def limit(self, guest: Guest, need: int) -> int:
-        """Return what a guest may get of what it needs."""
-        below = self.count_below(guest)
-        most = max(below, (_GREED * self.left + below) // (_GREED + 1))
-        return max(0, min(need, most))
+    def limit(
+        self, guests: Sequence[Guest], needs: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """Return what guests may get of what they need.
+
+        Returns:
+            What each may get before any gets more than its fair share; and what each
+            may get in all.
+        """
+        firsts = [
+            max(0, min(need, self.count_below(guest)))
+            for guest, need in zip(guests, needs, strict=True)
+        ]
+        # What is given away then is beyond the shares, and is not left any more.
+        left = self.left - sum(firsts)
+        most = max(0, (_GREED * left - self.beyond) // (_GREED + 1))
+        recipients = [
+            _make_recipient(guest, "available", need - first, first)
+            for guest, need, first in zip(guests, needs, firsts, strict=True)
+        ]
+        others = fill(most, recipients) if recipients else []
+        return firsts, [a + b for a, b in zip(firsts, others, strict=True)]
 
 
 def _plan_grows(
@@ -368,11 +393,7 @@ def _share_for_needs(
     needy: Sequence[Guest], slack: int, shares: _Shares
 ) -> dict[str, int]:
     """Share out what guests need: first up to their fair shares, then the rest."""
-    needs = [shares.limit(guest, guest.need) for guest in needy]
-    firsts = [
-        max(0, min(need, shares.count_below(guest)))
-        for guest, need in zip(needy, needs, strict=True)
-    ]
+    firsts, needs = shares.limit(needy, [guest.need for guest in needy])
     grants = [0] * len(needy)
     for wanted in (firsts, needs):
         recipients = [
