@@ -9,6 +9,7 @@ import signal
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 import trio.testing
 from chaos import (
@@ -32,13 +33,16 @@ from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.testing.lab import Guest
 
 MEMORY = 512 * MiB
 TARGET = 160 * MiB
 # So that there is time for something to go wrong.
 SLOWLY = Guard(max_rate=64 * MiB)
+# So slowly that the guest is far from its headroom.
 MOST_SLOWLY = Guard(max_rate=8 * MiB)
 PATIENT = StallLimits(window=120)
 
@@ -235,11 +239,22 @@ async def without_balloon(guest: lab.Guest) -> str:
     return ALL
 
 
+async def migrate(guest: Guest, incoming: Path) -> None:
+    """Move the guest to another QEMU, which waits for it at a socket."""
+    while not incoming.exists():  # it greets before that  # noqa: ASYNC110, ASYNC240
+        await trio.sleep(0.05)
+    await ask(guest, "migrate", uri=f"unix:{incoming}")
+    while (progress := await ask(guest, "query-migrate"))["status"] != "completed":
+        assert progress["status"] != "failed", progress
+        await trio.sleep(0.05)
+
+
 @fault("The VM moves to another QEMU during `resize`, and the first one quits")
 async def test_migrated() -> Row:
     async with opened() as (guest, balloon):
-        uri = f"unix:{guest.socket.parent / 'incoming'}"
-        async with lab.boot(memory=MEMORY, extra=("-incoming", uri)) as moved:
+        incoming = guest.socket.parent / "incoming"
+        extra = ("-incoming", f"unix:{incoming}")
+        async with lab.boot(memory=MEMORY, extra=extra) as moved:
             await balloon.set_stats_interval(7)
             # The target itself, not step by step: nobody looks after it there.
             async with in_the_middle(
@@ -247,11 +262,7 @@ async def test_migrated() -> Row:
             ) as call:
                 # It would be done before the migration is.
                 await ask(guest, "stop")
-                await ask(guest, "migrate", uri=uri)
-                while (  # noqa: ASYNC110 - QEMU has to be asked
-                    await ask(guest, "query-migrate")
-                )["status"] != "completed":
-                    await trio.sleep(0.05)
+                await migrate(guest, incoming)
                 assert call.got is None
                 await ask(guest, "quit")
             assert isinstance(call.got, MonitorClosed)
@@ -268,19 +279,29 @@ async def test_migrated() -> Row:
 @fault("The VM moves to another QEMU during `reclaim`")
 async def test_migrated_in_reclaim() -> Row:
     async with opened() as (guest, balloon):
-        uri = f"unix:{guest.socket.parent / 'incoming'}"
-        async with lab.boot(memory=MEMORY, extra=("-incoming", uri)) as moved:
-            # It runs until the migration is done: a pause would be reported as such.
-            async with in_the_middle(
-                balloon, balloon.reclaim, guard=MOST_SLOWLY
-            ) as call:
-                await ask(guest, "migrate", uri=uri)
+        incoming = guest.socket.parent / "incoming"
+        extra = ("-incoming", f"unix:{incoming}")
+        async with lab.boot(memory=MEMORY, extra=extra) as moved:
+            with pytest.MonkeyPatch.context() as patch:
+                async with in_the_middle(
+                    balloon, balloon.reclaim, guard=MOST_SLOWLY
+                ) as call:
+                    # Nobody's patience is over before the migration is, however long
+                    # that takes: time stands still meanwhile.
+                    now, began = balloon.monitor.now, balloon.monitor.now()
+                    patch.setattr(balloon.monitor, "now", lambda: began)
+                    await ask(guest, "stop")
+                    await migrate(guest, incoming)
+                    took = now() - began
+                    patch.setattr(balloon.monitor, "now", lambda: now() - took)
             assert isinstance(call.got, ReclaimReport)
             # Resumed, it would run twice.
+            assert call.got.outcome == "stopped"
             assert "where it runs now" in call.got.reason
             assert not await balloon.is_running()
             async with open_balloon(moved.socket) as there:
                 assert await there.actual() < MEMORY
+                await ask(moved, "cont")
                 with trio.fail_after(SECONDS):
                     await there.resize(MEMORY)
             await stays_at(moved, MEMORY)
