@@ -701,10 +701,12 @@ def raise_descriptor_limit() -> None:
     Each VM takes a descriptor. By default a process may have 1024, because select(2)
     takes no larger ones; nothing here uses it.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # More than the kernel's own limit cannot be set, whatever the hard limit says.
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # A service may be forbidden to set limits. More than the kernel's own limit cannot
+    # be set, whatever the hard limit says.
+    if soft != hard:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _require_descriptors() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from attrs import evolve
-from command import FAST, actual, run, serve, start
+from command import FAST, PROGRAM, actual, run, serve, start
+from qemu_likes import listening
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import GuestConfig
@@ -319,3 +321,45 @@ async def test_nobody_has_anything_to_give(tmp_path: Path) -> None:
     absent, why = result.stderr.splitlines()
     assert absent.startswith("qmpballoon: mute takes no part: ")
     assert "`qmpballoon fleet status` says how they are" in why
+
+
+# What is refused
+
+
+async def test_a_pretender_is_listed_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.qmp"
+    line = ("-name", "guest=db\x1b[2J", "-qmp", f"unix:{path},server=on,wait=off")
+    name = "qemu-system-x86_64"
+    with listening([sys.executable], path, *line, argv0=name) as pid:
+        shown = await run("fleet", "status", "--timeout", "0.1")
+        planned = await run("fleet", "plan", "--json", "--timeout", "0.1")
+        listed = await run("fleet", "status", "--json", "--timeout", "0.1")
+    (seen,) = [row for row in shown.stdout.splitlines() if f"pid-{pid} " in row]
+    assert f"is not managed: it calls itself {name}, but is python" in seen
+    assert f"qmpballoon: {seen}" in planned.stderr.splitlines()
+    for done in (planned, listed):
+        refused = json.loads(done.stdout)["refused"]
+        (row,) = [row for row in refused if row["pid"] == pid]
+        assert row["name"] == f"pid-{pid}"
+        assert row["reason"] in seen
+    assert str(path) not in listed.stdout
+
+
+async def test_a_user_that_does_not_exist(tmp_path: Path) -> None:
+    done = await run("fleet", "status", tmp_path / "*.qmp", "--user", "no-such-user")
+    assert done.returncode == 2
+    assert "there is no user 'no-such-user'" in done.stderr
+
+
+async def test_a_descriptor_for_each_vm(tmp_path: Path) -> None:
+    """The soft limit is often lower than there are VMs; the hard one counts."""
+    limit = 24
+    async with AsyncExitStack() as stack:
+        for number in range(limit + 4):
+            path = tmp_path / f"{number}.qmp"
+            await stack.enter_async_context(serve(path, FAST, memory=GiB))
+        line = [*PROGRAM, "fleet", "status", str(tmp_path / "*.qmp"), "--json"]
+        limited = ["sh", "-c", f'ulimit -Sn {limit}; exec "$0" "$@"', *line]
+        done = await trio.run_process(limited, capture_stdout=True)
+    seen = json.loads(done.stdout)
+    assert {vm["state"] for vm in seen["vms"]} == {"healthy"}

@@ -52,13 +52,16 @@ def listening(
         argv0: What it is called.
         prefix: A command that runs it, in the same process.
     """
-    line = [*map(str, command), "-I", "-S", "-c", _LISTEN, "-listen", str(path)]
-    whole = [*prefix, *line, *arguments]
+    line = [*map(str, command), "-S", "-c", _LISTEN, "-listen", str(path)]
+    if argv0 is not None:
+        line = ["bash", "-c", 'exec -a "$0" "$@"', argv0, *line]
+    # Under another name, a Python does not find its library. A copy finds one.
+    is_ours = Path(command[-1]).resolve().samefile(sys.executable)
+    home = {"PYTHONHOME": sys.base_prefix} if is_ours else {}
     with subprocess.Popen(
-        whole if argv0 is None else [argv0, *whole[1:]],
-        executable=whole[0],
+        [*prefix, *line, *arguments],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONHOME": sys.base_prefix},
+        env={**os.environ, **home},
     ) as process:
         assert process.stdout is not None
         try:
