@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VMS",
     "add_host_options",
+    "allow_host_option",
     "policy_option",
     "read_listen_address",
     "timeout_option",
@@ -48,6 +49,14 @@ users_option: Final = click.option(
     help="Trust the QEMUs and sockets of this user as well, where VMs are found by"
     " processes or globs; can be repeated. Root trusts those named only.  [default:"
     " yourself; as root: root, qemu, libvirt-qemu]",
+)
+allow_host_option: Final = click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Serve metrics to requests for this host name, too; can be repeated. Those for"
+    " an address, for this machine's name and for localhost are served anyway.",
 )
 timeout_option: Final = click.option(
     "--timeout",

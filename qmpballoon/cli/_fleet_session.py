@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -64,8 +63,6 @@ def supervise(
     )
 
     raise_descriptor_limit()
-    # The command says itself, in its own words, what the library logs.
-    logging.getLogger("qmpballoon.fleet").addHandler(logging.NullHandler())
 
     async def main_supervised() -> Any:  # noqa: ANN401
         settings = Settings(period=period, stale_after=max(5.0, 3 * period))
@@ -117,9 +114,20 @@ def make_change_notes(supervisor: Supervisor) -> Callable[[], None]:
 
 @contextmanager
 def open_metrics(
-    supervisor: Supervisor, memory: HostMemory, rules: Rules, listen: tuple[str, int]
+    supervisor: Supervisor,
+    memory: HostMemory,
+    rules: Rules,
+    listen: tuple[str, int],
+    names: tuple[str, ...],
 ) -> Generator[str]:
     """Serve Prometheus metrics within the block; yield their URL.
+
+    Args:
+        supervisor: Knows the VMs.
+        memory: Reads the host's memory.
+        rules: What the host keeps.
+        listen: The address and the port.
+        names: Other names under which the server can be reached.
 
     Raises:
         click.UsageError: The address cannot be listened on.
@@ -138,7 +146,7 @@ def open_metrics(
     token = trio.lowlevel.current_trio_token()
     with ExitStack() as stack:
         try:
-            host, port = stack.enter_context(serve_metrics(scrape, *listen))
+            host, port = stack.enter_context(serve_metrics(scrape, *listen, names))
         except OSError as error:
             raise click.UsageError(
                 f"cannot listen on {listen[0]}:{listen[1]}: {error.strerror or error};"

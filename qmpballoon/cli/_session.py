@@ -46,7 +46,7 @@ def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> 
             reader of standard output has gone.
         OSError: Standard output cannot be written.
     """
-    # Otherwise Python would print what the library logs, among what is said to people.
+    # The command says itself, in its own words, what the library logs.
     logging.getLogger("qmpballoon").addHandler(logging.NullHandler())
     try:
         with open_writers(is_strict=not outlives_reader) as written:

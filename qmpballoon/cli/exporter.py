@@ -11,6 +11,7 @@ from qmpballoon.cli import _output
 from qmpballoon.cli._fleet_options import (
     VMS,
     add_host_options,
+    allow_host_option,
     read_listen_address,
     users_option,
     vms_argument,
@@ -42,6 +43,7 @@ __all__ = ["exporter"]
     help="The address to serve on. 0.0.0.0:PORT can be reached from other hosts; port 0"
     " is any free one.",
 )
+@allow_host_option
 @add_host_options
 @click.option(
     "--period",
@@ -55,6 +57,7 @@ def exporter(
     vms: tuple[str, ...],
     users: tuple[str, ...],
     listen: tuple[str, int],
+    allowed_hosts: tuple[str, ...],
     period: float,
     memory: HostMemory,
     rules: Rules,
@@ -69,7 +72,7 @@ def exporter(
         import trio  # noqa: PLC0415 - loaded late
 
         note_found(supervisor)
-        with open_metrics(supervisor, memory, rules, listen) as url:
+        with open_metrics(supervisor, memory, rules, listen, allowed_hosts) as url:
             _output.say(f"metrics at {url}")
             note_changes = make_change_notes(supervisor)
             while True:

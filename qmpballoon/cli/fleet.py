@@ -14,6 +14,7 @@ from qmpballoon.cli._display import print_fleet, show_fleet
 from qmpballoon.cli._fleet_options import (
     VMS,
     add_host_options,
+    allow_host_option,
     policy_option,
     read_listen_address,
     timeout_option,
@@ -225,6 +226,7 @@ def plan(
     metavar="[HOST:]PORT",
     help="Serve Prometheus metrics on this address meanwhile.",
 )
+@allow_host_option
 @timeout_option
 @json_option
 def run(
@@ -234,6 +236,7 @@ def run(
     once: bool,
     period: float,
     metrics: tuple[str, int] | None,
+    allowed_hosts: tuple[str, ...],
     memory: HostMemory,
     rules: Rules,
     timeout: float,
@@ -268,7 +271,9 @@ def run(
         if not once:
             with contextlib.ExitStack() as stack:
                 if metrics:
-                    served = open_metrics(supervisor, memory, rules, metrics)
+                    served = open_metrics(
+                        supervisor, memory, rules, metrics, allowed_hosts
+                    )
                     _output.note(f"metrics at {stack.enter_context(served)}")
                 await run_control_loop(
                     supervisor, memory.read, rules, period=period, on_plan=show

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
+import os
+import socket
+import threading
 import time
 import urllib.request
 from typing import TYPE_CHECKING
@@ -13,11 +17,18 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics import exposition, parser
 from prometheus_client.parser import text_string_to_metric_families
 
+from qmpballoon._printable import make_printable
+from qmpballoon.fleet import metrics
 from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot, serve_metrics
 from qmpballoon.fleet.vm import VM_STATES
 from qmpballoon.sizes import GiB
 
+ALL = "0.0.0.0"  # noqa: S104 - that is what is tested
+NAME = make_printable(WELL.name)
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prometheus_client import Metric
 
 
@@ -43,17 +54,17 @@ def test_figures_arrive() -> None:
     assert values("host_memory_available_bytes") == {"": 8 * GiB}
     assert values("host_memory_reserve_bytes") == {"": 4 * GiB}
     sizes = values("vm_memory_actual_bytes")
-    assert sizes == {WELL.name: 2 * GiB, "stale": 2 * GiB}
+    assert sizes == {NAME: 2 * GiB, "stale": 2 * GiB}
     assert values("vm_memory_target_bytes") == {}
-    assert values("vm_given_bytes") == dict.fromkeys([WELL.name, "stale", "gone"], 5)
+    assert values("vm_given_bytes") == dict.fromkeys([NAME, "stale", "gone"], 5)
     assert values("vm_connection_losses")["gone"] == 2
 
 
 def test_what_a_silent_guest_said_is_left_out_but_not_when() -> None:
-    assert values("guest_memory_available_bytes") == {WELL.name: GiB}
-    assert values("guest_oom_kills") == {WELL.name: 3}
+    assert values("guest_memory_available_bytes") == {NAME: GiB}
+    assert values("guest_oom_kills") == {NAME: 3}
     updated = values("guest_last_update_timestamp_seconds")
-    assert updated == {WELL.name: 1_750_000_000, "stale": 1_750_000_000}
+    assert updated == {NAME: 1_750_000_000, "stale": 1_750_000_000}
 
 
 def test_what_a_guest_does_not_report_is_absent_not_zero() -> None:
@@ -64,7 +75,7 @@ def test_each_vm_is_in_one_state() -> None:
     samples = families()["qmpballoon_vm_state"].samples
     assert len(samples) == 3 * len(VM_STATES)
     on = {s.labels["vm"]: s.labels["qmpballoon_vm_state"] for s in samples if s.value}
-    assert on == {WELL.name: "healthy", "stale": "stale", "gone": "gone"}
+    assert on == {NAME: "healthy", "stale": "stale", "gone": "gone"}
 
 
 def test_names_follow_the_rules() -> None:
@@ -108,3 +119,146 @@ def fetch(host: str, port: int) -> str:
     with urllib.request.urlopen(address, timeout=30) as answer:
         text: bytes = answer.read()
     return text.decode()
+
+
+def test_names_that_cannot_be_labels_are_shown_escaped_and_stay_apart() -> None:
+    names = [os.fsdecode(b"caf\xe9"), r"caf\xe9", "two\nlines", "\x1b[31m", "x" * 999]
+    views = [evolve(WELL, name=name, address="/\udcff") for name in names]
+    found = families(FleetSnapshot(HOST, RULES, views))
+    samples = found["qmpballoon_vm"].samples
+    labels = [sample.labels["vm"] for sample in samples]
+    assert labels[:4] == [r"caf\xe9", r"caf\xe9 (2)", r"two\nlines", r"\x1b[31m"]
+    assert len(labels[4]) <= 255
+    assert {sample.labels["address"] for sample in samples} == {r"/\xff"}
+
+
+# Whoever connects
+
+
+def ask(port: int, path: str, host: str | None) -> tuple[int, str]:
+    """Send a request with a ``Host`` header, or without."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.putrequest("GET", path, skip_host=True)
+    if host is not None:
+        connection.putheader("Host", host)
+    connection.endheaders()
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+@pytest.mark.parametrize(
+    ("host", "listens_on", "status"),
+    [
+        ("localhost", "127.0.0.1", 200),
+        ("LOCALHOST.:9729", "127.0.0.1", 200),
+        ("127.0.0.1:80", "127.0.0.1", 200),
+        ("127.9.9.9", "127.0.0.1", 200),
+        ("[::1]:9729", "127.0.0.1", 200),
+        (socket.gethostname(), "127.0.0.1", 200),
+        ("vms.example:9729", "127.0.0.1", 200),  # was given
+        ("evil.example", "127.0.0.1", 403),
+        ("192.0.2.1", "127.0.0.1", 403),
+        ("192.0.2.1", ALL, 200),
+        ("[2001:db8::1]:80", ALL, 200),
+        ("evil.example", ALL, 403),
+        ("localhost.evil.example", "127.0.0.1", 403),
+        ("127.0.0.1.evil.example", "127.0.0.1", 403),
+        ("[::1", "127.0.0.1", 200),
+        ("", "127.0.0.1", 403),
+        (None, "127.0.0.1", 403),
+    ],
+)
+def test_only_known_names_are_served(
+    host: str | None, listens_on: str, status: int
+) -> None:
+    with serve_metrics(lambda: SEEN, listens_on, 0, ["vms.example"]) as (_, port):
+        seen, text = ask(port, "/metrics", host)
+    assert seen == status
+    assert ("qmpballoon_vm_info" in text) == (status == 200)
+    assert ("--allow-host" in text) == (status == 403)
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/metrics/x", "/favicon.ico", "//"])
+def test_other_paths_are_not_found(path: str) -> None:
+    with serve_metrics(lambda: SEEN, "127.0.0.1", 0) as (host, port):
+        assert ask(port, path, host)[0] == 404
+
+
+def open_socket(port: int) -> socket.socket:
+    opened = socket.create_connection(("127.0.0.1", port), timeout=30)
+    opened.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: ")
+    return opened
+
+
+def is_cut(opened: socket.socket) -> bool:
+    """Wait for the other end of a connection to close it."""
+    try:
+        return opened.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def test_connections_are_few_and_the_oldest_gives_way() -> None:
+    before = threading.active_count()
+    with serve_metrics(lambda: SEEN, "127.0.0.1", 0) as (host, port):
+        opened = [open_socket(port) for _ in range(60)]
+        assert all(is_cut(each) for each in opened[:40])
+        assert "qmpballoon_vm_info" in fetch(host, port)
+        # One of them is the thread that accepts, and some have yet to end.
+        assert threading.active_count() - before <= 40
+        for each in opened:
+            each.close()
+
+
+@pytest.mark.parametrize("what", ["request", "answer"])
+def test_who_is_slow_is_cut(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_DEADLINE", 0.0)
+    views = [evolve(WELL, name=f"vm{number}") for number in range(5000)]
+    seen = FleetSnapshot(HOST, RULES, views if what == "answer" else [WELL])
+    with (
+        serve_metrics(lambda: seen, "127.0.0.1", 0) as (_, port),
+        open_socket(port) as opened,
+    ):
+        if what == "answer":
+            opened.sendall(b"y\r\n\r\n")
+        # Nothing more is sent, and nothing is read before it is cut.
+        wait_for(lambda: not has_handler())
+        assert not has_handler()
+
+
+def has_handler() -> bool:
+    return any("process_request" in thread.name for thread in threading.enumerate())
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition() and time.monotonic() < deadline:
+        threading.Event().wait(0.02)
+
+
+def test_a_flood_of_scrapes_asks_the_fleet_seldom() -> None:
+    asked: list[int] = []
+
+    def snapshot() -> FleetSnapshot:
+        asked.append(1)
+        return SEEN
+
+    begun = time.monotonic()
+    with serve_metrics(snapshot, "127.0.0.1", 0) as (host, port):
+        for _ in range(50):
+            fetch(host, port)
+    assert len(asked) <= 1 + (time.monotonic() - begun) / 0.2
+
+
+def test_what_fails_is_told_to_whoever_asks_and_to_nobody_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail() -> FleetSnapshot:
+        raise KeyError
+
+    with serve_metrics(fail, "127.0.0.1", 0) as (host, port):
+        assert ask(port, "/metrics", host)[0] == 500
+        assert ask(port, "/", host)[0] == 404
+    assert capsys.readouterr() == ("", "")
