@@ -9,7 +9,10 @@ own, a few seconds each.
 from __future__ import annotations
 
 import logging
+import math
+import os
 import signal
+import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon.balloon import Balloon
 
-__all__ = ["explain_interruption", "run"]
+__all__ = ["explain_interruption", "run", "serve"]
 
 _T = TypeVar("_T")
 _QUERY_TIMEOUT: Final = 3.0  # seconds; the user waits for the process to end
@@ -112,3 +115,56 @@ async def explain_interruption(
             message = describe(balloon.target, await balloon.actual())
         _output.note(f"interrupted: {message}")
         raise
+
+
+# As a service of systemd's. Its protocol is a datagram a state (sd_notify(3)), which
+# takes fewer lines than a dependency: sdnotify has not been released since 2017, and
+# cysystemd and systemd-python need a compiler and libsystemd.
+
+
+@asynccontextmanager
+async def serve(is_alive: Callable[[], bool]) -> AsyncGenerator[None]:
+    """Tell systemd that the service is ready, feed its watchdog, and say when it stops.
+
+    Where systemd has not started the process, this does nothing.
+
+    Args:
+        is_alive: Tells whether the service does what it is for. While it does not, the
+            watchdog is not fed, and then systemd starts the service again.
+    """
+    _notify("READY=1")
+    async with BackgroundTasks(shield=False) as tasks:
+        tasks.start_soon(_feed_watchdog, is_alive)
+        try:
+            yield
+        finally:
+            _notify("STOPPING=1")
+
+
+async def _feed_watchdog(is_alive: Callable[[], bool]) -> None:
+    # Twice as often as needed, as sd_watchdog_enabled(3) recommends.
+    interval = _read_watchdog_time() / 2
+    while math.isfinite(interval):
+        if is_alive():
+            _notify("WATCHDOG=1")
+        await trio.sleep(interval)
+
+
+def _read_watchdog_time() -> float:
+    """Return the seconds after which systemd misses us; infinite if it does not."""
+    text = os.environ.get("WATCHDOG_USEC", "")
+    for_us = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    is_set = for_us and text.isascii() and text.isdigit() and int(text) > 0
+    return int(text) / 1e6 if is_set else math.inf
+
+
+def _notify(state: str) -> None:
+    """Tell systemd a state, if it listens; this does not block."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):  # how systemd writes an abstract socket
+        address = f"\0{address[1:]}"
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    with suppress(OSError), socket.socket(socket.AF_UNIX, kind) as sending:
+        sending.sendto(state.encode(), address)

@@ -71,13 +71,16 @@ def exporter(
     async def main(supervisor: Supervisor) -> None:
         import trio  # noqa: PLC0415 - loaded late
 
+        from qmpballoon.cli._session import serve  # noqa: PLC0415 - loads trio
+
         note_found(supervisor)
         with open_metrics(supervisor, memory, rules, listen, allowed_hosts) as url:
             _output.say(f"metrics at {url}")
             note_changes = make_change_notes(supervisor)
-            while True:
-                note_changes()
-                await trio.sleep(period)
+            async with serve(lambda: True):
+                while True:
+                    note_changes()
+                    await trio.sleep(period)
 
     # An interruption is the normal end.
     with contextlib.suppress(_output.Interrupted):

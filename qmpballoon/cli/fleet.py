@@ -253,15 +253,21 @@ def run(
         )
 
     async def main(supervisor: Supervisor) -> int:
+        import trio  # noqa: PLC0415 - loaded late
+
+        from qmpballoon.cli._session import serve  # noqa: PLC0415 - loads trio
         from qmpballoon.fleet.control_loop import (  # noqa: PLC0415 - loads trio
             carry_out,
             decide,
             run_control_loop,
         )
 
+        planned_at = trio.current_time()
         note_changes = make_change_notes(supervisor)
 
         def show(host: Host, plan: FleetPlan) -> None:
+            nonlocal planned_at
+            planned_at = trio.current_time()
             note_changes()
             if plan.moves:
                 _print_plan(host, rules, plan, supervisor, as_json=as_json)
@@ -269,12 +275,17 @@ def run(
         note_found(supervisor)
         await supervisor.wait_until_known(timeout)
         if not once:
-            with contextlib.ExitStack() as stack:
+            async with contextlib.AsyncExitStack() as stack:
                 if metrics:
                     served = open_metrics(
                         supervisor, memory, rules, metrics, allowed_hosts
                     )
                     _output.note(f"metrics at {stack.enter_context(served)}")
+                # A plan may come late, on a busy host; but not by a whole period.
+                due = 2 * period
+                await stack.enter_async_context(
+                    serve(lambda: trio.current_time() - planned_at <= due)
+                )
                 await run_control_loop(
                     supervisor, memory.read, rules, period=period, on_plan=show
                 )
