@@ -128,6 +128,9 @@ class Device(Generic[M_co]):
         self.path = path
         self.device_type = device_type
         self._target: int | None = None
+        # What the statistics interval was before any block set it, and what each block
+        # that goes on has set it to.
+        self._intervals: list[list[int]] = []
 
     @property
     def monitor(self) -> M_co:
@@ -262,13 +265,23 @@ class Device(Generic[M_co]):
             NoBalloonDevice: The VM has no balloon, or no longer.
         """
         require_interval(seconds, "seconds")
-        async with self.restore_stats_interval():
+        async with self.restore_stats_interval(seconds):
             await self.set_stats_interval(seconds)
             yield
 
     @asynccontextmanager
-    async def restore_stats_interval(self) -> AsyncGenerator[int, None]:
+    async def restore_stats_interval(
+        self, seconds: int | None = None
+    ) -> AsyncGenerator[int, None]:
         """Restore the statistics interval at the end of an ``async with`` block.
+
+        Blocks of several tasks may overlap, and end in any order. While there are any,
+        the interval is that of the block that began last. When the last of them ends it
+        is what it was before the first of them.
+
+        Args:
+            seconds: What the block sets it to; ``None``: it sets it back itself
+                whenever it changes it.
 
         Yields:
             The interval in seconds, as it is at the beginning.
@@ -276,14 +289,33 @@ class Device(Generic[M_co]):
         Raises:
             NoBalloonDevice: The VM has no balloon, or no longer.
         """
-        interval = await self.get_stats_interval()
+        if not self._intervals:
+            # Not within a block: a sampler sets it to 0 for a moment, time and again.
+            found = await self.get_stats_interval()
+            if not self._intervals:
+                self._intervals.append([found])
+        interval = self._intervals[-1][0]
+        # A list of its own: equal ones are told apart by their identity.
+        mine = [interval if seconds is None else seconds]
+        self._intervals.append(mine)
         try:
             yield interval
         finally:
+            is_last = self._intervals[-1] is mine
+            self._intervals[:] = [each for each in self._intervals if each is not mine]
             # If the monitor or the device is gone there is nothing to restore, and an
             # error raised here would hide how the block ended.
-            with self.monitor.shield(CLEANUP_TIMEOUT), suppress(QmpBalloonError):
-                await self.set_stats_interval(interval)
+            try:
+                if is_last:
+                    with (
+                        self.monitor.shield(CLEANUP_TIMEOUT),
+                        suppress(QmpBalloonError),
+                    ):
+                        await self.set_stats_interval(self._intervals[-1][0])
+            finally:
+                # Until now a block that begins must not take ours for the one before.
+                if len(self._intervals) == 1:
+                    self._intervals.clear()
 
     async def features(self) -> dict[str, bool]:
         """Return which of the device's optional features are on.

@@ -155,7 +155,11 @@ class Stray:
             Whether it has gone away from the size that it was left at.
         """
         if self._left_at is None or self._last is None:
-            self.leave_at(now, actual)
+            # A guest that is found on its way comes to rest first.
+            is_at_rest = self._last is not None and abs(actual - self._last) <= _STRAY
+            if is_at_rest:
+                self.leave_at(now, actual)
+            self._last, self._progress_at = actual, now
             return False
         distance = abs(actual - self._left_at)
         before = abs(self._last - self._left_at)
@@ -171,8 +175,10 @@ class Stray:
 
     def was_moved(self, now: float) -> bool:
         """Return whether somebody else moves it; the next call begins anew."""
+        if self._left_at is None or self._last is None:
+            return False
         moved = len(self._steps) >= _STEPS or now - self._progress_at > _SETTLED
-        if moved and self._last is not None:
+        if moved:
             self._steps.clear()
             self.leave_at(now, self._last)
         return moved

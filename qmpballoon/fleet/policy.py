@@ -192,7 +192,7 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
     slack = max(0, free - host.promised)
     # What is freed now is given by the next plan. So that plan's need counts.
     donors = _choose_donors(at_rest)
-    shares = _Shares.of(everyone, slack, donors)
+    shares = _Shares.of(everyone, slack)
     need = sum(shares.limit(at_rest, [g.compute_need(2) for g in at_rest])[1])
     wanted = max(0, need - slack) - sum(map(_predict_gain, everyone))
     if free < rules.buffer // 2:
@@ -325,20 +325,15 @@ class _Shares:
     beyond: int = 0
 
     @classmethod
-    def of(
-        cls, guests: Sequence[Guest], slack: int, donors: Sequence[Guest]
-    ) -> _Shares:
+    def of(cls, guests: Sequence[Guest], slack: int) -> _Shares:
+        # What a guest on its way gives is still to be had, and so is what is left then.
         shares = cls(
             total=slack + sum(guest.actual for guest in guests),
             weight=sum(guest.weight * guest.total for guest in guests),
-            left=slack + sum(donor.gain for donor in donors),
+            left=slack + sum(guest.gain for guest in guests),
         )
-        gains = {donor.name: donor.gain for donor in donors}
-        beyond = sum(
-            max(0, -shares.count_below(guest) - gains.get(guest.name, 0))
-            for guest in guests
-        )
-        return evolve(shares, beyond=beyond)
+        beyond = (max(0, -shares.count_below(g) - g.gain) for g in guests)
+        return evolve(shares, beyond=sum(beyond))
 
     def count_below(self, guest: Guest) -> int:
         """Return the bytes that a guest lacks of its fair share; below 0: has more."""

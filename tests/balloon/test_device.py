@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from faults import monitor_of
+from hypothesis import given
+from hypothesis import strategies as st
 from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
 
 from qmpballoon.balloon.balloon import Balloon, find_balloon
@@ -27,7 +29,9 @@ from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import SECOND
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.balloon.sampling import Sample
 
@@ -175,6 +179,58 @@ def test_the_interval_is_kept_in_a_block_and_restored_behind_it() -> None:
     with pytest.raises(KeyError):
         run(use())
     assert run(balloon.get_stats_interval()) == 30
+
+
+class Tasks:
+    """Blocks that set the interval, as of tasks that begin and end at any time."""
+
+    def __init__(self, balloon: Balloon) -> None:
+        self.balloon = balloon
+        self.stack: dict[int, AbstractAsyncContextManager[object]] = {}
+
+    def begin(self, name: int, interval: int | None) -> None:
+        balloon = self.balloon
+        block: AbstractAsyncContextManager[object] = (
+            balloon.sampler() if interval is None else balloon.stats_interval(interval)
+        )
+        self.stack[name] = block
+        run(block.__aenter__())
+
+    def end(self, name: int) -> None:
+        run(self.stack.pop(name).__aexit__(None, None, None))
+
+
+@given(
+    st.integers(0, 9),
+    st.lists(st.none() | st.integers(0, 9), min_size=1, max_size=5),
+    st.randoms(use_true_random=False),
+)
+def test_blocks_that_overlap_leave_the_interval_as_it_was(
+    before: int, intervals: list[int | None], rng: random.Random
+) -> None:
+    """Two samplers on one VM, for example; one of them sets it to 0 for a moment."""
+    balloon = make_balloon(make_machine())
+    run(balloon.set_stats_interval(before))
+    tasks = Tasks(balloon)
+    for name, interval in enumerate(intervals):
+        tasks.begin(name, interval)
+        if tasks.stack and rng.random() < 0.3:
+            tasks.end(rng.choice(list(tasks.stack)))
+    for name in rng.sample(list(tasks.stack), len(tasks.stack)):
+        tasks.end(name)
+    assert run(balloon.get_stats_interval()) == before
+
+
+def test_who_begins_while_another_sets_it_to_0_does_not_leave_it_at_0() -> None:
+    balloon = make_balloon(make_machine())
+    run(balloon.set_stats_interval(5))
+    tasks = Tasks(balloon)
+    tasks.begin(1, None)
+    run(balloon.set_stats_interval(0))  # as a sampler does before it asks
+    tasks.begin(2, None)
+    tasks.end(1)
+    tasks.end(2)
+    assert run(balloon.get_stats_interval()) == 5
 
 
 @pytest.mark.parametrize("error", [None, KeyError(), asyncio.CancelledError()])

@@ -125,6 +125,14 @@ def test_a_restart_is_nobodys_doing() -> None:
     assert not any(stray(4096, 3500, 3000, 2500, 2048, *[2048] * 10))
 
 
+def test_a_guest_that_is_found_on_its_way_is_left_to_come_to_rest() -> None:
+    seen = Stray()
+    for second, size in enumerate([4000, 3000, 2000, 1500, 1024, *[1024] * 20]):
+        assert not seen.observe(float(second), size * MiB)
+        assert not seen.was_moved(float(second))
+    assert seen.observe(30.0, 2048 * MiB)
+
+
 def test_plugged_memory_is_nobodys_doing() -> None:
     seen = Stray()
     seen.leave_at(0.0, 2 * GiB)

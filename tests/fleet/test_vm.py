@@ -429,13 +429,14 @@ def test_who_gives_slowly_counts_for_what_it_delivers() -> None:
 
 def test_a_vm_that_another_program_moves_is_left_alone_and_that_is_said() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
-    record.note_poll(2.0, GiB, answer(2), None)
+    record.note_poll(2.0, 2 * GiB, answer(2), None)
+    record.note_poll(2.5, GiB, answer(2), None)
     assert record.doubts_ram  # or memory was plugged or unplugged
     record.note_ram(4 * GiB, 4 * GiB)
-    for second in range(3, 9):
+    for second in range(3, 11):
         record.note_poll(float(second), GiB, answer(second), None)
-    assert record.get_state(8.0) == "stalled"
-    assert "another program" in record.make_view(8.0).detail
+    assert record.get_state(10.0) == "stalled"
+    assert "another program" in record.make_view(10.0).detail
 
 
 def test_a_guest_whose_balloon_works_is_not_told_to_load_its_driver() -> None:
