@@ -15,6 +15,7 @@ import os
 import pwd
 import re
 import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,7 +27,7 @@ from qmpballoon.fleet.command_line import MonitorOption, parse_command_line
 from qmpballoon.fleet.vm_spec import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Sequence
 
     from qmpballoon.address import Address
 
@@ -101,6 +102,12 @@ class QemuProcess:
     name: str
     monitors: tuple[FoundMonitor, ...] = ()
     problem: str = field(default="", eq=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more will be known of it, as long as it runs."""
+        sockets = [monitor.socket for monitor in self.monitors]
+        return bool(sockets) and None not in sockets and not self.problem
 
     @property
     def identity(self) -> Hashable:
@@ -181,15 +188,18 @@ def find_folder_problem(path: str, users: Collection[int]) -> str:
         path: The path of a socket.
         users: Who is trusted, besides root and ourselves.
     """
-    for folder in {Path(path).parent, Path(os.path.realpath(path)).parent}:
+    folders = {os.path.dirname(path) or "."}  # noqa: PTH120 - faster
+    if os.path.islink(path):  # noqa: PTH114
+        folders.add(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120
+    for folder in folders:
         try:
-            owner = folder.stat().st_uid
+            owner = os.stat(folder).st_uid  # noqa: PTH116
         except OSError:  # connecting will say so
             continue
         if owner not in {0, os.geteuid(), *users}:
             name = _name_user(owner)
             return (
-                f"its folder {make_printable(str(folder))} belongs to user {name}:"
+                f"its folder {make_printable(folder)} belongs to user {name}:"
                 f" give --user {name} if that user runs VMs"
             )
     return ""
@@ -235,9 +245,19 @@ def find_manager(address: Address) -> str:
     """
     if not isinstance(address, UnixAddress):
         return ""
+    socket = identify_socket(address)
+    if socket is None:
+        return _match_manager.__wrapped__(address.path, None)
+    return _match_manager(address.path, socket)
+
+
+# A fleet asks for all its sockets every few seconds. Below the same path, the same
+# socket is the same manager's.
+@lru_cache(maxsize=4096)
+def _match_manager(path: str, _socket: Hashable) -> str:
     # A process' root is left out: a container has its own /run.
-    path = re.sub(r"^/proc/\d+/root(?=/)", "", os.path.abspath(address.path))  # noqa: PTH100
-    places = {re.sub("^/var/run/", "/run/", path), os.path.realpath(path)}
+    inside = re.sub(r"^/proc/\d+/root(?=/)", "", os.path.abspath(path))  # noqa: PTH100
+    places = {re.sub("^/var/run/", "/run/", inside), os.path.realpath(path)}
     for pattern, manager in _RESERVED.items():
         if any(fnmatch.fnmatchcase(place, pattern) for place in places):
             return manager
@@ -248,13 +268,16 @@ def find_manager(address: Address) -> str:
 
 
 def find_processes(
-    users: Collection[int], proc: Path = _PROC
+    users: Collection[int],
+    proc: Path = _PROC,
+    known: Iterable[QemuProcess | Refused] = (),
 ) -> list[QemuProcess | Refused]:
     """Return the QEMUs that run on this host, and what only looks like one.
 
     Args:
         users: The ids of the users whose QEMUs count.
         proc: Where the process file system is.
+        known: What was returned last time. What is known of a QEMU is not read again.
 
     Returns:
         They are sorted by process id. Processes that have nothing to do with QEMU are
@@ -264,15 +287,22 @@ def find_processes(
         OSError: There is no process file system.
     """
     pids = sorted(int(name) for name in os.listdir(proc) if name.isdigit())  # noqa: PTH208 - faster
-    found = (_look_at(pid, users, proc) for pid in pids)
+    before = {
+        each.pid: each
+        for each in known
+        if isinstance(each, QemuProcess) and each.is_complete
+    }
+    found = (_look_at(pid, users, proc, before.get(pid)) for pid in pids)
     return [each for each in found if each is not None]
 
 
 def _look_at(
-    pid: int, users: Collection[int], proc: Path
+    pid: int, users: Collection[int], proc: Path, before: QemuProcess | None
 ) -> QemuProcess | Refused | None:
     """Return what a process is; whatever goes wrong concerns this process only."""
     try:
+        if before is not None and before.started == _read_start(proc / str(pid)):
+            return before
         return _examine(pid, users, proc)
     except (FileNotFoundError, ProcessLookupError):  # it has ended
         return None
@@ -285,11 +315,14 @@ def _examine(
 ) -> QemuProcess | Refused | None:
     process = proc / str(pid)
     try:
-        line = (process / "cmdline").read_bytes()
+        line = _read(f"{process}/cmdline")
     except PermissionError:  # hidepid=1: nothing can be known
         return None
-    program, *arguments = map(os.fsdecode, line.removesuffix(b"\0").split(b"\0"))
+    program = os.fsdecode(line.partition(b"\0")[0])
     exe, claims_it = _read_program(process), _is_qemu(program)
+    if exe is not None and not (claims_it or _is_qemu(exe) or _LOADER.fullmatch(exe)):
+        return None  # as most processes
+    arguments = [*map(os.fsdecode, line.removesuffix(b"\0").split(b"\0"))][1:]
     runs_it = claims_it if exe is None else _runs_qemu(process, exe, arguments)
     if not (runs_it or claims_it):
         return None
@@ -309,7 +342,7 @@ def _examine(
 
 
 def _is_qemu(program: str) -> bool:
-    name = Path(program.removesuffix(_DELETED)).name
+    name = program.removesuffix(_DELETED).rpartition("/")[2]
     return "qemu-system-" in name or name in _PROGRAMS
 
 
@@ -319,14 +352,21 @@ def _read_program(process: Path) -> str | None:
     A process can change its other names.
     """
     try:
-        return Path(os.readlink(process / "exe").removesuffix(_DELETED)).name  # noqa: PTH115
+        program = os.readlink(f"{process}/exe")  # noqa: PTH115
     except PermissionError:
         return None
+    return program.removesuffix(_DELETED).rpartition("/")[2]
+
+
+def _read(path: str) -> bytes:
+    # A scan reads thousands of these files, and pathlib takes longer than the kernel.
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.readall()
 
 
 def _read_users(process: Path) -> set[int]:
     """Return the ids of all users whose rights a process has."""
-    for line in (process / "status").read_bytes().splitlines():
+    for line in _read(f"{process}/status").splitlines():
         if line.startswith(b"Uid:"):
             return {int(uid) for uid in line.split()[1:]}
     raise ValueError("its status has no Uid")
@@ -334,7 +374,7 @@ def _read_users(process: Path) -> set[int]:
 
 def _read_start(process: Path) -> int:
     # The name before it may hold anything, also spaces and brackets.
-    _, _, rest = (process / "stat").read_bytes().rpartition(b")")
+    _, _, rest = _read(f"{process}/stat").rpartition(b")")
     return int(rest.split()[19])
 
 
@@ -346,7 +386,7 @@ def _runs_qemu(process: Path, exe: str, arguments: Sequence[str]) -> bool:
         map(_is_qemu, arguments[:_FIRST_ARGUMENTS])
     ):
         return False
-    for line in (process / "maps").read_bytes().splitlines():
+    for line in _read(f"{process}/maps").splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) > 5 and b"x" in fields[1] and _is_qemu(os.fsdecode(fields[5])):  # noqa: PLR2004
             return True

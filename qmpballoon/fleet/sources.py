@@ -102,7 +102,9 @@ def make_source(wanted: Sequence[str], *, users: Sequence[str] = ()) -> Source:
             message says where.
     """
     trusted = choose_users(users)
-    read_processes = _keep_last("/proc", lambda: find_processes(trusted))
+    read_processes = _keep_last(
+        "/proc", lambda last: find_processes(trusted, known=last)
+    )
     if not wanted:
         return lambda: _make_distinct(map(_manage, read_processes()))
     entries = [entry for text in wanted for entry in _make_entries(text, trusted)]
@@ -128,20 +130,20 @@ _T = TypeVar("_T")
 
 
 def _keep_last(
-    name: str, find: Callable[[], Sequence[_T | Refused]]
+    name: str, find: Callable[[Sequence[_T | Refused]], Sequence[_T | Refused]]
 ) -> Callable[[], Sequence[_T | Refused]]:
     """Return a function that raises nothing: what was found last time stays.
 
     Args:
         name: What it is called if it fails.
-        find: Returns what there is now.
+        find: Is given what there was last time, and returns what there is now.
     """
     last: Sequence[_T | Refused] = ()
 
     def find_or_keep() -> Sequence[_T | Refused]:
         nonlocal last
         try:
-            last = find()
+            last = find(last)
         except Exception as error:  # noqa: BLE001 - whatever it is, others go on
             reason = f"it cannot be searched: {make_printable(str(error))}"
             kept = [each for each in last if not isinstance(each, Refused)]
@@ -226,11 +228,11 @@ def _take_free(spec: VmSpec, process: QemuProcess | None) -> VmSpec | Refused:
 
 
 def _make_distinct(found: Iterable[VmSpec | Refused]) -> list[VmSpec | Refused]:
-    """Where VMs share a name, use their addresses."""
+    """Where VMs share a name, use their addresses, and not what QEMU says."""
     found = list(found)
     names = Counter(each.name for each in found if isinstance(each, VmSpec))
     return [
-        evolve(each, name=str(each.address))
+        evolve(each, name=str(each.address), is_named=True)
         if isinstance(each, VmSpec) and names[each.name] > 1
         else each
         for each in found
@@ -258,7 +260,7 @@ def _make_readable_entry(pattern: str, trusted: Collection[int]) -> _Entry:
     # A folder that does not exist may be created later.
     if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-    return _keep_last(pattern, lambda: _find_sockets(pattern, trusted))
+    return _keep_last(pattern, lambda _: _find_sockets(pattern, trusted))
 
 
 def _find_sockets(pattern: str, trusted: Collection[int]) -> list[_Candidate | Refused]:

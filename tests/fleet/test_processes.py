@@ -175,8 +175,8 @@ def test_a_relative_path_that_may_not_be_resolved(
     fake_process(tmp_path, 3, [QEMU, "-qmp", "unix:a,server", "-qmp", "unix:/b,server"])
     readlink = os.readlink
 
-    def refuse(path: Path) -> str:
-        if path.name in ("exe", "cwd"):
+    def refuse(path: Path | str) -> str:
+        if str(path).endswith(("/exe", "/cwd")):
             raise PermissionError(13, "Permission denied")
         return readlink(path)
 
@@ -202,6 +202,20 @@ def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
     found = find_qemu(tmp_path)
     assert found.name == r"caf\xe9\x1b"
     assert found.monitors[0].address == UnixAddress("/caf\udce9")
+
+
+def test_what_is_known_of_a_qemu_is_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.qmp"
+    fake_process(tmp_path / "proc", 3, [QEMU, "-qmp", f"unix:{path},server"])
+    found = find_processes(ROOT, tmp_path / "proc")
+    path.touch()  # QEMU makes its socket after it has begun
+    found = find_processes(ROOT, tmp_path / "proc", found)
+    (tmp_path / "proc" / "3" / "cmdline").write_bytes(b"")
+    assert find_processes(ROOT, tmp_path / "proc", found) == found
+    (tmp_path / "proc" / "3" / "stat").write_text(f"3 (x) S {'9 ' * 40}")
+    (other,) = find_processes(ROOT, tmp_path / "proc", found)
+    assert isinstance(other, QemuProcess)
+    assert (other.started, other.monitors) == (9, ())
 
 
 # Monitors that managers need
@@ -328,6 +342,30 @@ def test_a_monitor_in_another_mount_namespace(tmp_path: Path) -> None:
         (monitor,) = found.monitors
         assert str(monitor.address) == f"/proc/{pid}/root{path}"
         assert Path(str(monitor.address)).is_socket()
+
+
+@needs_root
+def test_a_member_of_the_sockets_group(tmp_path: Path) -> None:
+    """Somebody who may write to the socket, and not look into QEMU's process."""
+    program, path = make_program(tmp_path), tmp_path / "a.qmp"
+    qmp = ("-qmp", f"unix:{path},server=on")
+    with listening([program], path, *qmp) as pid:
+        path.chmod(0o666)
+        for folder in tmp_path.parents:
+            if folder.stat().st_uid == 0 and folder != Path("/"):
+                folder.chmod(folder.stat().st_mode | 0o711)
+        tmp_path.chmod(0o711)
+        os.seteuid(NOBODY)
+        try:
+            found = find_processes(choose_users(["root"]))
+            (ours,) = [each for each in found if each.pid == pid]
+            assert isinstance(ours, QemuProcess)
+            chosen = ours.choose_monitor()
+            assert chosen is not None
+            assert str(chosen.address) == str(path)
+            assert chosen.socket is not None
+        finally:
+            os.seteuid(0)
 
 
 @needs_root

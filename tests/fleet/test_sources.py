@@ -215,8 +215,10 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "proc"
     folder.mkdir()
 
-    def find(users: Collection[int]) -> list[QemuProcess | Refused]:
-        return find_processes({*users, 0}, folder)
+    def find(
+        users: Collection[int], known: Sequence[QemuProcess | Refused]
+    ) -> list[QemuProcess | Refused]:
+        return find_processes({*users, 0}, folder, known)
 
     monkeypatch.setattr(sources, "find_processes", find)
     return folder

@@ -663,7 +663,7 @@ def test_whatever_call_of_a_search_fails_the_vms_stay(
         monkeypatch.setattr(
             sources,
             "find_processes",
-            lambda _: processes.find_processes({0, os.geteuid()}, proc),
+            lambda *_, known: processes.find_processes({0, os.geteuid()}, proc, known),
         )
         Path("fleet.toml").write_text("[[vm]]\nsockets = 'v*'\n", encoding="utf-8")
         wanted = [] if kind == "processes" else ["fleet.toml", "v?", path]
