@@ -29,7 +29,12 @@ from typing import TYPE_CHECKING
 
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.sockets import OPEN_TIMEOUT, Target
-from qmpballoon.asyncio.connect import find_balloon, open_balloon, open_monitor
+from qmpballoon.asyncio.connect import (
+    find_balloon,
+    open_balloon,
+    open_monitor,
+    stay_connected,
+)
 from qmpballoon.asyncio.monitor import AsyncioMonitor, EventSubscription
 
 if TYPE_CHECKING:
@@ -55,6 +60,7 @@ __all__ = [
     "limit_unread_events",
     "open_balloon",
     "open_monitor",
+    "stay_connected",
 ]
 
 

@@ -24,7 +24,11 @@ from qmpballoon.blocking.balloon import (
     SyncMonitor,
     find_balloon,
 )
-from qmpballoon.blocking.connect import open_balloon, open_monitor
+from qmpballoon.blocking.connect import (
+    open_balloon,
+    open_monitor,
+    stay_connected,
+)
 from qmpballoon.blocking.monitor import BlockingMonitor, EventSubscription
 
 __all__ = [
@@ -39,4 +43,5 @@ __all__ = [
     "find_balloon",
     "open_balloon",
     "open_monitor",
+    "stay_connected",
 ]

@@ -6,24 +6,34 @@ import math
 import socket
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from qmpballoon._checks import require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.qemu_process import find_peer_pid
+from qmpballoon._transport.reconnection import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    Backoff,
+    BlockingReconnection,
+)
 from qmpballoon._transport.sockets import OPEN_TIMEOUT
 from qmpballoon.blocking.balloon import BlockingBalloon, find_balloon, run_sync
 from qmpballoon.blocking.monitor import BlockingMonitor
 
 if TYPE_CHECKING:
+    import random
     import ssl
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
 
     from qmpballoon._transport.sockets import Target
     from qmpballoon.address import TcpAddress
 
-__all__ = ["open_balloon", "open_monitor"]
+__all__ = ["open_balloon", "open_monitor", "stay_connected"]
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -107,6 +117,50 @@ def open_balloon(
         wall_clock=wall_clock,
     ) as monitor:
         yield find_balloon(monitor)
+
+
+def stay_connected(
+    opener: Callable[[], AbstractContextManager[T]],
+    rng: random.Random,
+    *,
+    first_pause: float = FIRST_PAUSE,
+    longest_pause: float = LONGEST_PAUSE,
+) -> Iterator[AbstractContextManager[T]]:
+    """Connect to a VM again and again; an iterator over connections.
+
+    ::
+
+        for connection in stay_connected(
+            lambda: open_balloon("/run/vm1.qmp"), random.Random()
+        ):
+            try:
+                with connection as balloon:
+                    balloon.keep()
+            except MonitorError as error:
+                print(error)
+
+    Each connection is a context manager, which opens it. The iteration holds nothing
+    open and never ends by itself; the loop can be left at any moment.
+
+    It waits before each attempt but the first: at most ``first_pause`` seconds after a
+    connection that worked, and up to twice as long after each attempt that failed. An
+    attempt fails if the connection cannot be opened, or if its block raises anything
+    but a :exc:`~qmpballoon.errors.QmpBalloonError`.
+
+    Args:
+        opener: Opens what is wanted, such as :func:`open_balloon` or
+            :func:`open_monitor` of one address.
+        rng: Spreads the attempts of many: each pause is between half of what is said
+            here and all of it.
+        first_pause: Seconds before the first attempt to connect again, at most.
+        longest_pause: Seconds between two attempts, at most.
+
+    Raises:
+        TypeError: A pause is no number.
+        ValueError: A pause is negative.
+    """
+    backoff = Backoff(rng, first_pause, longest_pause)
+    return BlockingReconnection(opener, backoff, time.sleep)
 
 
 def _connect(

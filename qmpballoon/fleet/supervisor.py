@@ -16,6 +16,7 @@ libvirt's can be shared: its requests go through libvirt.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -30,6 +31,7 @@ from attrs import asdict, define, evolve, field, frozen
 from qmpballoon._checks import require_seconds
 from qmpballoon._printable import describe_bug, make_printable
 from qmpballoon._transport.qemu_process import read_resident
+from qmpballoon._transport.reconnection import FIRST_PAUSE, LONGEST_PAUSE
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon import StallLimits
@@ -48,7 +50,7 @@ from qmpballoon.errors import (
 from qmpballoon.fleet.processes import identify_process
 from qmpballoon.fleet.vm import VmRecord
 from qmpballoon.fleet.vm_spec import Refused, VmSpec
-from qmpballoon.trio import find_balloon, open_monitor
+from qmpballoon.trio import find_balloon, open_monitor, stay_connected
 
 if TYPE_CHECKING:
     import random
@@ -85,8 +87,6 @@ _STALL: Final = StallLimits(window=2.0)
 # Descriptors that stay free: for /proc and the host's memory, a search for VMs, the
 # metrics' clients, and the log.
 _SPARE_DESCRIPTORS: Final = 8
-_BACKOFF: Final = 2.0  # each attempt to connect waits up to twice as long
-_MAX_DOUBLINGS: Final = 32  # the power stays a float; the pause is limited long before
 _LOG: Final = logging.getLogger("qmpballoon.fleet")
 _STATES: Final[dict[type[QmpBalloonError], VmState]] = {
     UntrustedMonitor: "refused",
@@ -124,8 +124,8 @@ class Settings:
     open_timeout: float = 5.0
     command_timeout: float = 5.0
     move_timeout: float = 30.0
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
+    first_pause: float = FIRST_PAUSE
+    longest_pause: float = LONGEST_PAUSE
 
     def __attrs_post_init__(self) -> None:
         """Refuse values that would make tasks fail, or spin, later."""
@@ -538,29 +538,26 @@ class Supervisor:
 
     async def _run_task(self, task: _VmTask) -> None:
         """Connect to a VM again and again, while it belongs to the fleet."""
-        failures = 0
+        settings = self._settings
         with task.scope:
-            await trio.sleep(self._rng.uniform(0, self._settings.period))
-            while True:
-                failures += 1
+            await trio.sleep(self._rng.uniform(0, settings.period))
+            async for connection in stay_connected(
+                functools.partial(self._connect, task),
+                self._rng,
+                first_pause=settings.first_pause,
+                longest_pause=settings.longest_pause,
+            ):
                 try:
                     with trio.CancelScope() as task.connection:
-                        await self._connect(task)
+                        async with connection as balloon:
+                            await self._supervise(task, balloon)
                 # A group, as front ends run tasks: a cancellation can be in it, too.
                 except* Exception as group:  # noqa: BLE001 - whatever a VM causes
-                    error = _find_first(group)
-                    if task.record.connected and isinstance(error, QmpBalloonError):
-                        failures = 0
-                    self._fail(task, error)
-                await trio.sleep(self._choose_pause(failures))
+                    self._fail(task, _find_first(group))
 
-    def _choose_pause(self, failures: int) -> float:
-        settings = self._settings
-        pause = settings.first_pause * _BACKOFF ** min(failures, _MAX_DOUBLINGS)
-        return min(pause, settings.longest_pause) * self._rng.uniform(0.5, 1.0)
-
-    async def _connect(self, task: _VmTask) -> None:
-        """Connect to a VM, and poll and move it until the connection is lost."""
+    @asynccontextmanager
+    async def _connect(self, task: _VmTask) -> AsyncGenerator[Balloon]:
+        """Connect to a VM, and find its balloon."""
         record, settings = task.record, self._settings
         task.require_no_twin()
         _require_descriptors()
@@ -576,10 +573,14 @@ class Supervisor:
             record.note_connected(trio.current_time())
             task.left = None
             task.logged = ""
-            # This sample may be old. A later one differs from it, and so is new.
-            await self._poll(record, balloon)
-            async with balloon.stats_interval(math.ceil(settings.period)):
-                await self._poll_and_move(task, balloon)
+            yield balloon
+
+    async def _supervise(self, task: _VmTask, balloon: Balloon) -> None:
+        """Poll and move a VM until the connection is lost."""
+        # This sample may be old. A later one differs from it, and so is new.
+        await self._poll(task.record, balloon)
+        async with balloon.stats_interval(math.ceil(self._settings.period)):
+            await self._poll_and_move(task, balloon)
 
     def _note_process(self, task: _VmTask, monitor: Monitor) -> None:
         """Note which QEMU a monitor is of.

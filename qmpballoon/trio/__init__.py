@@ -22,7 +22,12 @@ from __future__ import annotations
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.sockets import OPEN_TIMEOUT
 from qmpballoon.balloon.balloon import find_balloon
-from qmpballoon.trio.connect import Target, open_balloon, open_monitor
+from qmpballoon.trio.connect import (
+    Target,
+    open_balloon,
+    open_monitor,
+    stay_connected,
+)
 from qmpballoon.trio.monitor import EventSubscription, TrioMonitor
 
 __all__ = [
@@ -34,4 +39,5 @@ __all__ = [
     "find_balloon",
     "open_balloon",
     "open_monitor",
+    "stay_connected",
 ]

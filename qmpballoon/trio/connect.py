@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import trio
 
@@ -13,20 +13,30 @@ from qmpballoon._checks import require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.qemu_process import find_peer_pid
+from qmpballoon._transport.reconnection import (
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    AsyncReconnection,
+    Backoff,
+)
 from qmpballoon._transport.sockets import OPEN_TIMEOUT
 from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.trio._streams import SocketTransport, StreamTransport
 from qmpballoon.trio.monitor import TrioMonitor
 
 if TYPE_CHECKING:
+    import random
     import ssl
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.address import TcpAddress
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.trio._streams import Transport
 
-__all__ = ["Target", "open_balloon", "open_monitor"]
+__all__ = ["Target", "open_balloon", "open_monitor", "stay_connected"]
+
+T = TypeVar("T")
 
 Target: TypeAlias = "sockets.Target | trio.abc.Stream"
 """An address, a connected socket, the descriptor of one, or a trio stream. The monitor
@@ -121,6 +131,52 @@ async def open_balloon(
         wall_clock=wall_clock,
     ) as monitor:
         yield await find_balloon(monitor)
+
+
+def stay_connected(
+    opener: Callable[[], AbstractAsyncContextManager[T]],
+    rng: random.Random,
+    *,
+    first_pause: float = FIRST_PAUSE,
+    longest_pause: float = LONGEST_PAUSE,
+) -> AsyncIterator[AbstractAsyncContextManager[T]]:
+    """Connect to a VM again and again; an asynchronous iterator over connections.
+
+    ::
+
+        async for connection in stay_connected(
+            lambda: open_balloon("/run/vm1.qmp"), random.Random()
+        ):
+            try:
+                async with connection as balloon:
+                    await balloon.keep()
+            except MonitorError as error:
+                print(error)
+
+    Each connection is a context manager, which opens it. The iteration holds nothing
+    open and never ends by itself; the loop can be left at any moment.
+
+    It waits before each attempt but the first: at most ``first_pause`` seconds after a
+    connection that worked, and up to twice as long after each attempt that failed. An
+    attempt fails if the connection cannot be opened, or if its block raises anything
+    but a :exc:`~qmpballoon.errors.QmpBalloonError`.
+
+    If the task is cancelled while it waits, the iteration can be continued.
+
+    Args:
+        opener: Opens what is wanted, such as :func:`open_balloon` or
+            :func:`open_monitor` of one address.
+        rng: Spreads the attempts of many: each pause is between half of what is said
+            here and all of it.
+        first_pause: Seconds before the first attempt to connect again, at most.
+        longest_pause: Seconds between two attempts, at most.
+
+    Raises:
+        TypeError: A pause is no number.
+        ValueError: A pause is negative.
+    """
+    backoff = Backoff(rng, first_pause, longest_pause)
+    return AsyncReconnection(opener, backoff, trio.sleep)
 
 
 def describe_target(target: Target) -> str:

@@ -6,6 +6,7 @@ must *not* pass is marked as ignored, and for mypy an ignore too many is an erro
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Literal, assert_type
 
 import qmpballoon
@@ -38,6 +39,7 @@ from qmpballoon import (
     parse_size,
 )
 from qmpballoon import asyncio as aio
+from qmpballoon import trio as trio_door
 from qmpballoon.testing import FakeQemu, MachineConfig, ThreadedFake, serve, simulate
 
 if TYPE_CHECKING:
@@ -69,6 +71,24 @@ async def on_trio() -> None:
         with monitor.subscribe("BALLOON_CHANGE") as events:
             async for event in events:
                 assert_type(event, Event)
+
+
+async def staying_connected() -> None:
+    async for connection in trio_door.stay_connected(
+        lambda: open_balloon("/run/vm1.qmp"), random.Random()
+    ):
+        async with connection as balloon:
+            assert_type(balloon, Balloon[TrioMonitor])
+    async for other in aio.stay_connected(
+        lambda: aio.open_monitor("/run/vm1.qmp"), random.Random(), first_pause=1
+    ):
+        async with other as monitor:
+            assert_type(monitor, aio.AsyncioMonitor)
+    for one in blocking.stay_connected(
+        lambda: blocking.open_monitor("/run/vm1.qmp"), random.Random()
+    ):
+        with one as plain:
+            assert_type(plain, blocking.BlockingMonitor)
 
 
 async def asking(balloon: Balloon) -> None:
