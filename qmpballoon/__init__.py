@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import Timeline as Timeline
     from qmpballoon.balloon import VmInfo as VmInfo
     from qmpballoon.balloon import find_balloon as find_balloon
+    from qmpballoon.errors import BalloonBusy as BalloonBusy
     from qmpballoon.errors import BalloonError as BalloonError
     from qmpballoon.errors import BalloonStalled as BalloonStalled
     from qmpballoon.errors import BalloonTimeout as BalloonTimeout
@@ -129,6 +130,7 @@ _MODULES = {
     ),
     "trio": ("TrioMonitor", "open_balloon", "open_monitor"),
     "errors": (
+        "BalloonBusy",
         "BalloonError",
         "BalloonStalled",
         "BalloonTimeout",
@@ -163,6 +165,7 @@ __all__ = [
     "AbstractAddress",
     "Address",
     "Balloon",
+    "BalloonBusy",
     "BalloonError",
     "BalloonInfo",
     "BalloonStalled",

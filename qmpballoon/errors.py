@@ -19,6 +19,7 @@
         ├── BalloonStalled         the target was not reached, and why
         │   └── BalloonTimeout     not within the timeout
         ├── UnsafeTarget           refused: it would hurt the guest
+        ├── BalloonBusy            refused: another call moves the balloon
         └── StatsUnavailable       the guest does not report statistics
             └── StatsTimeout       it did not answer in time
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.results import Diagnosis, ResizeResult
 
 __all__ = [
+    "BalloonBusy",
     "BalloonError",
     "BalloonStalled",
     "BalloonTimeout",
@@ -223,6 +225,15 @@ class BalloonTimeout(BalloonStalled, TimeoutError):
 
 class UnsafeTarget(BalloonError):
     """The target leaves the guest too little memory; nothing was sent."""
+
+
+class BalloonBusy(BalloonError, RuntimeError):
+    """Another call moves the same balloon at this moment; nothing was sent.
+
+    One call at a time may move a balloon: ``resize``, ``reclaim``, ``keep`` or
+    ``set_target``. This is a mistake in the program, as two of them would undo each
+    other's work.
+    """
 
 
 class StatsUnavailable(BalloonError):

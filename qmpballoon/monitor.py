@@ -17,6 +17,7 @@ monitor may also have these, and those of this package do:
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 __all__ = ["Monitor"]
+
+# A library prints nothing by itself: its warnings are for the program's own handlers.
+logging.getLogger("qmpballoon").addHandler(logging.NullHandler())
 
 
 @runtime_checkable

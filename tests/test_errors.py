@@ -12,6 +12,7 @@ from qmpballoon._transport import error_messages, sockets
 from qmpballoon.address import TcpAddress
 from qmpballoon.balloon import Diagnosis, ResizeResult
 from qmpballoon.errors import (
+    BalloonBusy,
     BalloonError,
     BalloonStalled,
     BalloonTimeout,
@@ -68,6 +69,7 @@ MADE = [
     NoBalloonDevice("the VM has none"),
     BalloonUnavailable("no synchronous MMU"),
     UnsafeTarget("too small"),
+    BalloonBusy("resize: reclaim moves this balloon now"),
     StatsUnavailable("the guest says nothing"),
     StatsTimeout("the guest did not answer within 3 s"),
     QmpBalloonError("something"),

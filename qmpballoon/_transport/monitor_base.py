@@ -57,6 +57,10 @@ class MonitorBase:
         self._command_timeout = require_seconds(command_timeout, "command_timeout")
         self._wall_clock = wall_clock
 
+    def __repr__(self) -> str:
+        """Return which monitor this is."""
+        return f"<{type(self).__name__}: {self.name}>"
+
     def resident(self) -> int | None:
         """Return QEMU's resident memory in bytes; ``None`` if it cannot be known."""
         return None if self.pid is None else qemu_process.read_resident(self.pid)

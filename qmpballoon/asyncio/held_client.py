@@ -56,7 +56,7 @@ __all__ = [
     "limit_unread_events",
 ]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("qmpballoon.asyncio")
 
 # Measured: a BALLOON_CHANGE event takes 1.3 kB in qemu.qmp, so this is 1.3 MB. A reader
 # that is merely slow leaves fewer events unread.

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncioMonitor", "EventSubscription"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("qmpballoon.asyncio")
 
 
 class AsyncioMonitor(MonitorBase, AsyncioClock):

@@ -9,6 +9,7 @@ lacks. If it is in trouble, it gets everything, and the keeping ends.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from qmpballoon.balloon._alarms import compute_pause
 from qmpballoon.balloon._tracker import STRAY
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.sampling import KEPT
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -134,7 +136,9 @@ async def keep(
         if why is not None:
             return f"kept for {monitor.now() - began:.0f} s: {why}"
         if keeper.target != device.target:
-            await device.set_target(keeper.target)
+            lacks = format_size(keeper.target - (device.target or sample.actual))
+            device.log(logging.INFO, f"the guest gets {lacks} back while it is kept")
+            await device.send_target(keeper.target)
             mark = "gives back"
         await monitor.sleep(min(keeper.choose_pause(sample.available), left))
     return f"kept for {seconds:.0f} s, as long as it was to be"

@@ -7,6 +7,7 @@ the state of guest and host before and after.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Final
 
@@ -86,9 +87,9 @@ class ReclaimReport:
     handed_over: int
     seconds: float
     held: bool
-    before: Snapshot
-    after: Snapshot
-    timeline: Timeline = field(factory=Timeline)
+    before: Snapshot = field(repr=False)
+    after: Snapshot = field(repr=False)
+    timeline: Timeline = field(factory=Timeline, hash=False)
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
@@ -126,6 +127,7 @@ async def reclaim(
     before, limits, planned = await _prepare(device, amount, guard)
     requested = planned.amount if amount is None else amount
     if planned.amount == 0:
+        device.log(logging.INFO, f"reclaim refused: {planned.describe()}")
         return ReclaimReport(
             outcome="refused",
             reason=planned.describe(),
@@ -138,6 +140,7 @@ async def reclaim(
         )
     run = await _Run.begin(device, limits, before, on_progress)
     controller = run.make_controller(amount)
+    device.log(logging.INFO, f"reclaim begins: {planned.describe()}")
     try:
         async with open_sampler(device) as sampler:
             end = await run.take(sampler, controller)
@@ -156,7 +159,7 @@ async def reclaim(
     except BaseException as error:
         await leave_safe(device, run.full, error, run.measure_full)
         raise
-    return ReclaimReport(
+    report = ReclaimReport(
         outcome="stopped" if stopped_early else "done",
         reason=run.explain(end, stopped),
         requested=requested,
@@ -166,6 +169,19 @@ async def reclaim(
         before=before,
         after=after,
         timeline=run.timeline,
+    )
+    _log_end(device, report)
+    return report
+
+
+def _log_end(device: Device, report: ReclaimReport) -> None:
+    level = logging.INFO if report.outcome == "done" else logging.WARNING
+    given = format_size(report.handed_over)
+    held = ", and it is held" if report.held else ""
+    device.log(
+        level,
+        f"reclaim {report.outcome}: the guest gave {given} in {report.seconds:.1f} s"
+        f"{held}; {report.reason}",
     )
 
 
@@ -303,7 +319,7 @@ class _Run:
     async def keep(self, sampler: Sampler, alarms: Alarms, seconds: float) -> Ending:
         """Keep what was taken for so many seconds, or until the guest needs it."""
         device = self.device
-        await device.set_target(self.actual)
+        await device.send_target(self.actual)
         alarms.begin_anew(sampler.stats)
         keeper = Keeper(self.limits, self.full, self.actual, alarms)
         why = await keep(device, sampler, keeper, seconds, self._add_sample)
@@ -312,7 +328,7 @@ class _Run:
     async def hold(self, sampler: Sampler, end: Ending) -> None:
         """Leave the guest at the size that it has reached, with its headroom."""
         headroom, stats = self.limits.headroom, sampler.stats
-        await self.device.set_target(
+        await self.device.send_target(
             choose_safe_size(self.actual, self.full, headroom, stats, end.alarm)
         )
         self._add_sample(await sampler.take(end.kind))
@@ -320,7 +336,7 @@ class _Run:
     async def give_back(self, sampler: Sampler, end: Ending) -> None:
         """Give the guest all that it had, and wait until it has taken it."""
         monitor, full = self.device.monitor, await self.measure_full()
-        await self.device.set_target(full)
+        await self.device.send_target(full)
         tracker = Tracker(full, self.actual, monitor.now())
         mark: str | None = end.kind
         prompted = False

@@ -16,6 +16,7 @@ the target that it leaves is one that the guest has reached, or a larger one.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Final, get_args
 
@@ -91,23 +92,25 @@ async def resize(
         _check_floor(device, target, chosen.floor)
     deadline = device.monitor.now() + timeout
     run = await _Run.begin(device, target, chosen, limits)
+    sizes = f"from {format_size(run.tracker.actual)} to {format_size(target)}"
+    device.log(logging.INFO, f"resize {sizes} begins")
     try:
         left = deadline - device.monitor.now()
         end = await run.move(run.tracker, on_progress, timeout=left)
         if end.kind == "reached":
-            return run.report(target, "reached", run.check_host())
+            return _log_end(device, run.report(target, "reached", run.check_host()))
         await run.stop()
         after = await gather(device)
         size_is_old = suspect_old_size(run.tracker, run.before, after) is not None
         if size_is_old and end.kind == "stalled":
             end = await run.go_on(deadline, on_progress)
             if end.kind == "reached":
-                return run.report(target, "reached")
+                return _log_end(device, run.report(target, "reached"))
         diagnosis = explain(run.tracker, run.before, after, end)
         # To the old size that QEMU reports, the guest would have to shrink.
         if not size_is_old:
             if on_stall == "rollback":
-                return await run.roll_back(target, diagnosis)
+                return _log_end(device, await run.roll_back(target, diagnosis))
             await run.settle(after, end)
     except BaseException as error:
         await run.abandon(error)
@@ -115,7 +118,7 @@ async def resize(
     outcome: Outcome = "timed-out" if end.kind == "timed-out" else "settled"
     if on_stall == "raise" and outcome == "settled":
         outcome = "stalled"
-    result = run.report(target, outcome, diagnosis)
+    result = _log_end(device, run.report(target, outcome, diagnosis))
     if on_stall == "raise":
         why = _describe_stall(result)
         kind = BalloonTimeout if outcome == "timed-out" else BalloonStalled
@@ -172,7 +175,7 @@ class _Run:
                 on_progress(_describe_progress(tracker, phase))
 
         if tracker.target >= tracker.actual or self.limits is None:
-            await device.set_target(tracker.target)
+            await device.send_target(tracker.target)
             return await follow(device, tracker, show, timeout=timeout)
         async with open_sampler(device) as sampler:
             return await shrink(
@@ -228,7 +231,7 @@ class _Run:
         """Take no more from a guest that shrinks, while nobody watches it."""
         asked, size = self.device.target, self.tracker.actual
         if self.tracker.target < size and (asked is None or asked < size):
-            await self.device.set_target(size)
+            await self.device.send_target(size)
 
     async def settle(self, after: Evidence, end: Ending) -> None:
         """Stay at the size that was reached, or at one that the guest can live with."""
@@ -240,7 +243,7 @@ class _Run:
             size = choose_safe_size(
                 actual, tracker.before, headroom, after.stats, alarm
             )
-        await device.set_target(size)
+        await device.send_target(size)
         tracker.observe(device.monitor.now(), actual)
         if size > actual:
             back = Tracker(size, actual, device.monitor.now())
@@ -276,6 +279,17 @@ class _Run:
             seconds=self.tracker.elapsed,
             diagnosis=diagnosis,
         )
+
+
+def _log_end(device: Device, result: ResizeResult) -> ResizeResult:
+    """Log how a resize ended, and return its result."""
+    level = logging.INFO if result.outcome == "reached" else logging.WARNING
+    sizes = f"{format_size(result.before)} -> {format_size(result.actual)}"
+    line = f"resize {result.outcome}: {sizes} in {result.seconds:.1f} s"
+    if result.diagnosis is not None:
+        line += f"; {result.diagnosis.detail}"
+    device.log(level, line)
+    return result
 
 
 def _describe_progress(tracker: Tracker, phase: Phase) -> Progress:

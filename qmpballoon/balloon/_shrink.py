@@ -12,6 +12,7 @@ call ends by an exception.
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -28,7 +29,7 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from qmpballoon.balloon._controller import Controller
+    from qmpballoon.balloon._controller import Controller, Decision
     from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.results import AlarmKind, Phase
     from qmpballoon.balloon.sampling import Sample, Sampler
@@ -95,6 +96,7 @@ async def shrink(
         decision = controller.decide(
             sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
         )
+        _log_alarm(device, decision, alarm)
         mark, alarm = decision.mark, decision.alarm
         # A reason holds until the guest gets farther than it was then.
         if decision.reason:
@@ -109,12 +111,22 @@ async def shrink(
             return Ending("stalled", reason, alarm)
         # While the guest has not moved, another client may have set its own target.
         if decision.target != device.target or phase == "waiting":
-            await device.set_target(decision.target)
+            await device.send_target(decision.target)
         pause = pauses.choose(sample, decision.target, arrived=arrived)
         # The next step waits for the guest's answer.
         pause_now = min(pause, _TICK) if sampler.silence > 0 else pause
         await monitor.sleep(min(pause_now, deadline - monitor.now()))
     return Ending("timed-out", reason, alarm)
+
+
+def _log_alarm(device: Device, decision: Decision, before: AlarmKind | None) -> None:
+    """Log an alarm when it begins."""
+    if decision.action == "trouble" and decision.alarm != before:
+        why = f"{decision.reason}: it gets {format_size(decision.target)} back"
+        device.log(logging.WARNING, why)
+    elif decision.mark is not None:
+        why = f"{decision.reason}: nothing more is taken for now"
+        device.log(logging.INFO, why)
 
 
 @define
@@ -216,9 +228,9 @@ async def prompt_size_report(
         timeout: Seconds for it.
     """
     little = Tracker(goal - LARGEST_PAGE, actual, device.monitor.now())
-    await device.set_target(little.target)
+    await device.send_target(little.target)
     await follow(device, little, timeout=timeout)
-    await device.set_target(goal)
+    await device.send_target(goal)
 
 
 def choose_safe_size(
@@ -265,11 +277,16 @@ async def leave_safe(
         measure: Returns what ``size`` is by QEMU's present figures.
     """
     asked = device.target
+    device.log(
+        logging.WARNING,
+        f"ended by {type(error).__name__}: the guest is asked to have"
+        f" {format_size(size)}",
+    )
     with device.monitor.shield(CLEANUP_TIMEOUT), suppress(QmpBalloonError):
-        await device.set_target(size)
+        await device.send_target(size)
         asked = size
         if (measured := await measure()) != size:
-            await device.set_target(measured)
+            await device.send_target(measured)
     _note_target(error, asked, size)
 
 

@@ -10,7 +10,7 @@ from qmpballoon.balloon import _reclaim, _resize, sampling
 from qmpballoon.balloon.device import Device, M_co, find_device
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from qmpballoon.balloon._reclaim import ReclaimReport
     from qmpballoon.balloon._tracker import StallLimits
@@ -29,7 +29,8 @@ class Balloon(Device[M_co]):
     """A VM's virtio-balloon.
 
     Get one from ``open_balloon`` or ``find_balloon`` of a front end. Several tasks may
-    share it to ask for sizes and statistics; only one at a time should move it.
+    share it to ask for sizes and statistics. Only one at a time may move it: another
+    call that would do so raises :exc:`~qmpballoon.errors.BalloonBusy`.
 
     It takes the arguments of :class:`Device`, and has its attributes. Type checkers
     know the type of its :attr:`monitor`: ``qmpballoon.open_balloon``, for example,
@@ -75,6 +76,34 @@ class Balloon(Device[M_co]):
         async with sampling.open_sampler(self) as sampler:
             yield sampler
 
+    def watch(self, interval: float = 1.0) -> AsyncIterator[Sample]:
+        """Iterate over samples of guest, balloon and host, one each interval.
+
+        For each sample the guest is asked to answer now. If it does not answer within
+        the interval, or 3 seconds, the sample has its last answer. Between two samples
+        the statistics interval is what it was before: so the loop can be left at any
+        moment, and nothing has to be closed.
+
+        While ``resize``, ``reclaim`` or ``keep`` runs, use its ``on_progress``: it
+        takes samples itself, and both would set the statistics interval.
+
+        Args:
+            interval: Seconds from one sample to the next, above 0. A sample that took
+                longer is followed by the next at once.
+
+        Returns:
+            An iterator that never ends by itself.
+
+        Raises:
+            TypeError: The interval is not a number.
+            ValueError: The interval is out of range.
+            NoBalloonDevice: From the iterator: the VM has no balloon, or no longer.
+            MonitorError: From the iterator: QEMU can no longer be asked.
+
+        Cancellation: the statistics interval is restored.
+        """
+        return sampling.watch(self, interval)
+
     async def resize(
         self,
         target: int,
@@ -117,6 +146,7 @@ class Balloon(Device[M_co]):
 
         Raises:
             UnsafeTarget: The target is below the guard's floor; no target was sent.
+            BalloonBusy: Another call moves this balloon now; nothing was sent.
             BalloonStalled: The target was not reached; with a diagnosis. Only with
                 ``on_stall="raise"``.
             BalloonTimeout: The same, and it is because the time was over.
@@ -132,16 +162,17 @@ class Balloon(Device[M_co]):
         Cancellation: a guest that was shrinking stays at the size it has reached; one
         that was growing goes on growing.
         """
-        return await _resize.resize(
-            self,
-            target,
-            timeout=timeout,
-            on_stall=on_stall,
-            guard=guard,
-            unguarded=unguarded,
-            on_progress=on_progress,
-            limits=limits,
-        )
+        with self.claim_movement("resize"):
+            return await _resize.resize(
+                self,
+                target,
+                timeout=timeout,
+                on_stall=on_stall,
+                guard=guard,
+                unguarded=unguarded,
+                on_progress=on_progress,
+                limits=limits,
+            )
 
     async def plan_reclaim(
         self, amount: int | None = None, *, guard: Guard | None = None
@@ -190,6 +221,7 @@ class Balloon(Device[M_co]):
 
         Raises:
             StatsUnavailable: The guest reports nothing to decide by; nothing was taken.
+            BalloonBusy: Another call moves this balloon now; nothing was sent.
             NoBalloonDevice: The VM has no balloon, or no longer.
             BalloonUnavailable: The host's KVM cannot drive it.
             MonitorError: QEMU can no longer be asked. If it is only stopped, it gives
@@ -199,9 +231,10 @@ class Balloon(Device[M_co]):
         Cancellation: the guest gets its memory back. If that cannot be done within a
         few seconds, the last target stands.
         """
-        return await _reclaim.reclaim(
-            self, amount, guard, hold=hold, on_progress=on_progress
-        )
+        with self.claim_movement("reclaim"):
+            return await _reclaim.reclaim(
+                self, amount, guard, hold=hold, on_progress=on_progress
+            )
 
     async def keep(
         self,
@@ -232,20 +265,22 @@ class Balloon(Device[M_co]):
 
         Raises:
             StatsUnavailable: As :meth:`reclaim`.
+            BalloonBusy: As :meth:`reclaim`.
             NoBalloonDevice: As :meth:`reclaim`.
             BalloonUnavailable: As :meth:`reclaim`.
             MonitorError: As :meth:`reclaim`.
 
         Cancellation: as :meth:`reclaim`.
         """
-        return await _reclaim.reclaim(
-            self,
-            amount,
-            guard,
-            hold=False,
-            keep_for=seconds,
-            on_progress=on_progress,
-        )
+        with self.claim_movement("keep"):
+            return await _reclaim.reclaim(
+                self,
+                amount,
+                guard,
+                hold=False,
+                keep_for=seconds,
+                on_progress=on_progress,
+            )
 
 
 async def find_balloon(monitor: M) -> Balloon[M]:

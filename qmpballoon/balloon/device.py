@@ -11,13 +11,16 @@ Source: QAPI reference, ``balloon``, ``query-balloon``, ``qom-list``, ``qom-get`
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
+import logging
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Generic, cast
 
 from qmpballoon._checks import is_interval, is_size, require_interval, require_size
 from qmpballoon.balloon.results import BalloonInfo, VmInfo
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import (
+    BalloonBusy,
+    BalloonError,
     BalloonUnavailable,
     CommandError,
     CommandNotFound,
@@ -27,9 +30,10 @@ from qmpballoon.errors import (
     QmpBalloonError,
 )
 from qmpballoon.monitor import prefix_name, read_resident, read_wall_clock
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Generator, Mapping
 
     # For type checkers only: 3.13 is the first Python whose own has defaults.
     from typing_extensions import TypeVar
@@ -50,6 +54,8 @@ __all__ = [
     "explain_status",
     "find_device",
 ]
+
+_log: Final = logging.getLogger("qmpballoon.balloon")
 
 PAGE: Final = 4096
 """Bytes of a balloon page. QEMU rounds targets up to it; the guest's own pages may be
@@ -131,6 +137,15 @@ class Device(Generic[M_co]):
         # What the statistics interval was before any block set it, and what each block
         # that goes on has set it to.
         self._intervals: list[list[int]] = []
+        # The call that moves the balloon takes the one element, and has that name.
+        # Popping and appending are atomic, with several threads, too.
+        self._turn: list[None] = [None]
+        self._movement = ""
+
+    def __repr__(self) -> str:
+        """Return which balloon of which VM this is."""
+        monitor = prefix_name(self.monitor, self.path)
+        return f"<{type(self).__name__} {monitor}>"
 
     @property
     def monitor(self) -> M_co:
@@ -180,7 +195,8 @@ class Device(Generic[M_co]):
         """Ask the guest for a size, and return without waiting for it.
 
         QEMU rounds the target up to 4 KiB, and takes one above the VM's RAM as all of
-        the RAM. It reports success at once, whatever the guest then does.
+        the RAM. It reports success at once, whatever the guest then does. If QEMU
+        refuses the target, the one before stands.
 
         Warning:
             Nothing here protects the guest: with a target that is too small it kills
@@ -190,15 +206,77 @@ class Device(Generic[M_co]):
             target: Bytes, 1 or more.
 
         Raises:
+            BalloonBusy: ``resize``, ``reclaim`` or ``keep`` moves this balloon now;
+                nothing was sent.
             NoBalloonDevice: The VM has no balloon, or no longer.
             BalloonUnavailable: The host's KVM cannot drive it.
 
         Cancellation: the target may or may not have been set.
         """
         require_size(target, "target", minimum=1)
-        self._target = None  # unknown until QEMU has confirmed the new one
-        await self._execute("balloon", {"value": target})
+        with self.claim_movement("set_target"):
+            await self.send_target(target)
+
+    def log(self, level: int, message: str) -> None:
+        """Log what the library does with this balloon, after the VM's name.
+
+        For the calls of the library.
+
+        Args:
+            level: One of ``logging``'s levels.
+            message: What was done.
+
+        :meta private:
+        """
+        _log.log(level, "%s", prefix_name(self.monitor, message))
+
+    @contextmanager
+    def claim_movement(self, name: str) -> Generator[None]:
+        """Be the only call that moves this balloon within a ``with`` block.
+
+        For the calls of the library.
+
+        Args:
+            name: The call's name, for messages to others.
+
+        Raises:
+            BalloonBusy: Another call moves it.
+
+        :meta private:
+        """
+        try:
+            self._turn.pop()
+        except IndexError:
+            why = (
+                f"{name}: {self._movement or 'another call'} moves this balloon now;"
+                " nothing was sent: wait for it to end, or cancel it before"
+            )
+            raise BalloonBusy(prefix_name(self.monitor, why)) from None
+        self._movement = name
+        try:
+            yield
+        finally:
+            self._movement = ""
+            self._turn.append(None)
+
+    async def send_target(self, target: int) -> None:
+        """Set the target as :meth:`set_target` does, from the call that moves it.
+
+        For the calls of the library.
+
+        Args:
+            target: Bytes, 1 or more.
+
+        :meta private:
+        """
+        before, self._target = self._target, None  # unknown until QEMU has answered
+        try:
+            await self._execute("balloon", {"value": target})
+        except (BalloonError, CommandError):
+            self._target = before  # QEMU refused the new one
+            raise
         self._target = -(-target // PAGE) * PAGE
+        self.log(logging.DEBUG, f"the target is {format_size(target)}")
 
     async def stats(self) -> GuestStats:
         """Read the guest's last answer, which may be old: see its ``age``.

@@ -101,7 +101,7 @@ class BalloonInfo:
     actual: int
     total: int | None = None
     target: int | None = None
-    extra: Mapping[str, object] = field(factory=dict[str, object])
+    extra: Mapping[str, object] = field(factory=dict[str, object], hash=False)
     capacity: int | None = None
 
     @property

@@ -25,7 +25,8 @@ from qmpballoon.errors import StatsTimeout
 from qmpballoon.monitor import prefix_name
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from typing import Self
 
     from qmpballoon.balloon.device import Device
 
@@ -38,6 +39,7 @@ __all__ = [
     "Timeline",
     "open_sampler",
     "refresh_stats",
+    "watch",
 ]
 
 ANSWER_TIMEOUT: Final = 3.0
@@ -127,6 +129,20 @@ class Timeline:
         require_count(capacity, "capacity", "samples", minimum=_SMALLEST)
         self._capacity = capacity
         self._samples: list[Sample] = []
+
+    def __repr__(self) -> str:
+        """Return how many samples there are, and over which time."""
+        seconds = self._samples[-1].t - self._samples[0].t if self._samples else 0.0
+        return f"<Timeline of {len(self._samples)} samples in {seconds:.1f} s>"
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both have the same samples."""
+        if not isinstance(other, Timeline):
+            return NotImplemented
+        return self._samples == other._samples
+
+    # Samples can be added, so it is no key of a dictionary.
+    __hash__ = None  # type: ignore[assignment]
 
     def __len__(self) -> int:
         """Return how many samples there are."""
@@ -290,6 +306,45 @@ async def refresh_stats(
         why = await _explain_silence(device, timeout)
         raise StatsTimeout(prefix_name(device.monitor, why))
     return stats
+
+
+def watch(device: Device, interval: float) -> AsyncIterator[Sample]:
+    """Iterate over samples; see :meth:`~qmpballoon.balloon.Balloon.watch`."""
+    return _Watch(device, require_seconds(interval, "interval"))
+
+
+class _Watch:
+    """An iterator over samples that leaves nothing behind between two of them."""
+
+    def __init__(self, device: Device, interval: float) -> None:
+        if not interval > 0:
+            raise ValueError(f"interval is {interval}: it must be above 0 seconds")
+        self._device = device
+        self._interval = interval
+        self._start: float | None = None
+        self._due = 0.0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Sample:
+        device, monitor = self._device, self._device.monitor
+        if self._start is None:
+            self._start = self._due = monitor.now()
+        await monitor.sleep(self._due - monitor.now())
+        timeout = min(self._interval, ANSWER_TIMEOUT)
+        async with device.restore_stats_interval() as interval:
+            stats = await _ask(device, interval, timeout)
+        stats = stats or await device.stats()
+        sample = Sample.of(
+            monitor.now() - self._start,
+            stats,
+            target=device.target,
+            actual=await device.actual(),
+            resident=device.resident(),
+        )
+        self._due = max(self._due + self._interval, monitor.now())
+        return sample
 
 
 async def _ask(device: Device, interval: int, timeout: float) -> GuestStats | None:

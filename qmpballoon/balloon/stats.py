@@ -108,19 +108,19 @@ class GuestStats:
     free: int | None = None
     available: int | None = None
     disk_caches: int | None = None
-    swap_in: int | None = None
-    swap_out: int | None = None
-    major_faults: int | None = None
-    minor_faults: int | None = None
-    hugetlb_allocations: int | None = None
-    hugetlb_failures: int | None = None
+    swap_in: int | None = field(default=None, repr=False)
+    swap_out: int | None = field(default=None, repr=False)
+    major_faults: int | None = field(default=None, repr=False)
+    minor_faults: int | None = field(default=None, repr=False)
+    hugetlb_allocations: int | None = field(default=None, repr=False)
+    hugetlb_failures: int | None = field(default=None, repr=False)
     oom_kills: int | None = None
-    alloc_stalls: int | None = None
-    async_scans: int | None = None
-    direct_scans: int | None = None
-    async_reclaims: int | None = None
-    direct_reclaims: int | None = None
-    extra: Mapping[str, int] = field(factory=dict[str, int])
+    alloc_stalls: int | None = field(default=None, repr=False)
+    async_scans: int | None = field(default=None, repr=False)
+    direct_scans: int | None = field(default=None, repr=False)
+    async_reclaims: int | None = field(default=None, repr=False)
+    direct_reclaims: int | None = field(default=None, repr=False)
+    extra: Mapping[str, int] = field(factory=dict[str, int], hash=False, repr=False)
     nonsense: tuple[str, ...] = ()
 
     @classmethod

@@ -26,16 +26,24 @@ from typing import (
 from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.balloon import find_balloon as find_with_monitor
 from qmpballoon.balloon.sampling import Sampler
-from qmpballoon.monitor import read_resident, read_wall_clock
+from qmpballoon.monitor import prefix_name, read_resident, read_wall_clock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Mapping
+    from collections.abc import (
+        AsyncIterator,
+        Callable,
+        Coroutine,
+        Generator,
+        Iterator,
+        Mapping,
+    )
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     # For type checkers only: 3.13 is the first Python whose own has defaults.
     from typing_extensions import TypeVar as DefaultTypeVar
 
+    from qmpballoon.balloon.sampling import Sample
     from qmpballoon.balloon.stats import GuestStats
 
     S_co = DefaultTypeVar(
@@ -219,6 +227,12 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
         self.path: str = original.path
         self.device_type: str = original.device_type
 
+    def __repr__(self) -> str:
+        """Return which balloon of which VM this is."""
+        return (
+            f"<{type(self).__name__} {prefix_name(self.original.monitor, self.path)}>"
+        )
+
     @property
     def monitor(self) -> S_co:
         """The VM's monitor, with blocking methods."""
@@ -249,6 +263,17 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
     keep: Final = _make_sync(Balloon.keep)
     is_running: Final = _make_sync(Balloon.is_running)
 
+    def watch(self, interval: float = 1.0) -> Iterator[Sample]:
+        """Iterate over samples of guest, balloon and host, one each interval.
+
+        As :meth:`Balloon.watch <qmpballoon.balloon.Balloon.watch>`: the loop can be
+        left at any moment, and nothing has to be closed.
+
+        Args:
+            interval: Seconds from one sample to the next, above 0.
+        """
+        return _iterate(self.original.watch(interval))
+
     def stats_interval(self, seconds: int) -> AbstractContextManager[None]:
         """Set the statistics interval, in seconds, within a ``with`` block.
 
@@ -264,6 +289,15 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
         """
         with _SyncContext(self.original.sampler()) as sampler:
             yield BlockingSampler(sampler)
+
+
+def _iterate(samples: AsyncIterator[Sample]) -> Iterator[Sample]:
+    while True:
+        yield run_sync(_take_next(samples))
+
+
+async def _take_next(samples: AsyncIterator[Sample]) -> Sample:
+    return await anext(samples)
 
 
 class BlockingSampler(_SyncWrapper[Sampler]):

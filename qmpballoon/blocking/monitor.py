@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BlockingMonitor", "EventSubscription"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("qmpballoon.blocking")
 
 _READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) counts milliseconds in an int

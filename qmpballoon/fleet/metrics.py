@@ -27,7 +27,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -133,7 +133,7 @@ class FleetSnapshot:
 
     host: Host
     rules: Rules
-    views: Sequence[VmView]
+    views: Sequence[VmView] = field(repr=False)
 
 
 class FleetCollector(Collector):

@@ -50,6 +50,7 @@ from qmpballoon.errors import (
 from qmpballoon.fleet.processes import identify_process
 from qmpballoon.fleet.vm import VmRecord
 from qmpballoon.fleet.vm_spec import Refused, VmSpec
+from qmpballoon.sizes import format_size
 from qmpballoon.trio import find_balloon, open_monitor, stay_connected
 
 if TYPE_CHECKING:
@@ -445,6 +446,8 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001 - whatever figures can cause
                 self.fail(move.name, error)
                 return
+            sizes = f"{format_size(move.before)} -> {format_size(move.target)}"
+            _LOG.info("%s: move %s; %s", make_printable(move.name), sizes, move.reason)
             task.target = move.target
             task.told.set()
 
@@ -510,6 +513,7 @@ class Supervisor:
             if id(task) not in kept and not task.record.connected:
                 task.scope.cancel()
                 del self._all_tasks[name]
+                _LOG.info("%s: not in the fleet any more", make_printable(name))
         for spec, same in zip(specs, known, strict=True):
             if same is None:
                 self._start_task(spec, nursery)
@@ -522,6 +526,7 @@ class Supervisor:
         record = VmRecord(named, settings.stale_after, settings.period)
         task = _VmTask(record, spec, spec.process)
         self._all_tasks[named.name] = task
+        _LOG.info("%s: in the fleet", make_printable(named.name))
         nursery.start_soon(self._run_task, task)
 
     def _choose_name(self, spec: VmSpec) -> str:
@@ -573,6 +578,7 @@ class Supervisor:
             record.note_connected(trio.current_time())
             task.left = None
             task.logged = ""
+            _LOG.info("%s: connected", make_printable(record.spec.name))
             yield balloon
 
     async def _supervise(self, task: _VmTask, balloon: Balloon) -> None:
@@ -627,6 +633,7 @@ class Supervisor:
                     await self._move(task, balloon, task.target)
             except MonitorTimeout as error:
                 # QEMU is stopped or overloaded. A new connection would not help.
+                _LOG.warning("%s: %s", make_printable(task.record.spec.name), error)
                 task.record.note_timeout(str(error))
                 self._notify()
 

@@ -85,7 +85,7 @@ _LONGEST_PAUSE: Final = 600.0
 _SHORTEST_PERIOD: Final = 1.0
 
 
-@define
+@frozen
 class VmCounters:
     """What has happened to one VM since it was first seen.
 
@@ -131,8 +131,8 @@ class VmView:
     target: int | None
     resident: int | None
     bounds: Bounds | None
-    stats: GuestStats
-    counters: VmCounters
+    stats: GuestStats = field(repr=False)
+    counters: VmCounters = field(repr=False)
 
     @property
     def is_fresh(self) -> bool:
@@ -276,7 +276,7 @@ class VmRecord:
             resident: Bytes that its QEMU holds nevertheless.
         """
         if self.connected:
-            self.counters.losses += 1
+            self.counters = evolve(self.counters, losses=self.counters.losses + 1)
         self._state, self._detail = state, detail
         self.actual = self.target = None
         self._pace = None
@@ -354,15 +354,12 @@ class VmRecord:
         self._steady_since = now
         self._stray.leave_at(now, result.target)
         change, asked = result.actual - result.before, result.requested - result.before
-        self.counters.moves += 1
-        self.counters.given += max(0, change)
-        self.counters.taken += max(0, -change)
+        self._count_move(change, reached=result.outcome == "reached")
         self._has_driver |= change != 0
         self._promise.withdraw(max(0, asked) - max(0, change))
         if result.outcome == "reached":
             self._pause = _FIRST_PAUSE
             return
-        self.counters.stalls += 1
         # A guest in trouble is left with a target above its size: it gets all back.
         in_trouble = result.target > result.actual
         if asked < 0 and (in_trouble or abs(change) < abs(asked) // 2):
@@ -370,6 +367,16 @@ class VmRecord:
             self._leave_alone(
                 now, detail or "it gave less than half of what it had to spare"
             )
+
+    def _count_move(self, change: int, *, reached: bool) -> None:
+        counters = self.counters
+        self.counters = evolve(
+            counters,
+            moves=counters.moves + 1,
+            given=counters.given + max(0, change),
+            taken=counters.taken + max(0, -change),
+            stalls=counters.stalls + (not reached),
+        )
 
     def note_move_dropped(self) -> None:
         """Note that it is not moving any more, however the move ended."""
@@ -496,7 +503,7 @@ class VmRecord:
             resident=self.resident,
             bounds=self.bounds,
             stats=self.stats,
-            counters=evolve(self.counters),
+            counters=self.counters,
         )
 
     def _describe_state(self, state: VmState) -> str:

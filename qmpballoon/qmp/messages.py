@@ -83,8 +83,8 @@ class Return:
         id: The command's id.
     """
 
-    value: object
-    id: object = None
+    value: object = field(hash=False)
+    id: object = field(default=None, hash=False)
 
 
 @frozen
@@ -99,7 +99,7 @@ class Failure:
 
     error_class: str
     desc: str
-    id: object = None
+    id: object = field(default=None, hash=False)
 
 
 @frozen
@@ -114,7 +114,7 @@ class Event:
     """
 
     name: str
-    data: Mapping[str, object] = field(factory=dict[str, object])
+    data: Mapping[str, object] = field(factory=dict[str, object], hash=False)
     timestamp: float | None = None
 
     @property
@@ -137,8 +137,11 @@ class Request:
     """
 
     command: str
-    arguments: Mapping[str, object] = field(factory=dict[str, object])
-    id: object = None
+    # Not shown: arguments can be secrets.
+    arguments: Mapping[str, object] = field(
+        factory=dict[str, object], hash=False, repr=False
+    )
+    id: object = field(default=None, hash=False)
     oob: bool = False
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EventSubscription", "TrioMonitor"]
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("qmpballoon.trio")
 
 
 class TrioMonitor(MonitorBase, TrioClock):

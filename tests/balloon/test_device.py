@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -16,13 +18,17 @@ from qmpballoon.balloon.balloon import Balloon, find_balloon
 from qmpballoon.balloon.device import explain_status
 from qmpballoon.balloon.results import BalloonInfo
 from qmpballoon.errors import (
+    BalloonBusy,
+    BalloonError,
     BalloonUnavailable,
     CommandError,
     CommandNotFound,
     MonitorClosed,
+    MonitorTimeout,
     NoBalloonDevice,
     ProtocolError,
     StatsUnavailable,
+    UnsafeTarget,
     make_command_error,
 )
 from qmpballoon.sizes import GiB, MiB
@@ -30,7 +36,7 @@ from qmpballoon.testing import SECOND
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
     from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.balloon.sampling import Sample
@@ -415,3 +421,104 @@ def test_a_vm_that_moves_away_in_mid_reclaim_is_not_to_be_resumed() -> None:
     report = run(balloon.reclaim(on_progress=move))
     assert report.outcome == "stopped"
     assert REMEDIES["postmigrate"] in report.reason
+
+
+# One movement at a time
+
+
+@pytest.mark.parametrize(
+    "error_class", ["GenericError", "KVMMissingCap", "DeviceNotActive"]
+)
+def test_a_refused_target_leaves_the_one_that_stands(error_class: str) -> None:
+    balloon = make_balloon(make_machine(memory=2 * GiB))
+    run(balloon.set_target(GiB))
+    monitor = monitor_of(balloon)
+    execute = monitor.execute
+
+    async def refuse(command: str, arguments: Any = None) -> object:  # noqa: ANN401 - any
+        if command == "balloon":
+            raise make_command_error(command, error_class, "no")
+        return await execute(command, arguments)
+
+    monitor.execute = refuse  # type: ignore[method-assign]
+    with pytest.raises((CommandError, BalloonError)):
+        run(balloon.set_target(512 * MiB))
+    assert balloon.target == GiB
+
+
+def test_a_target_without_an_answer_is_not_known() -> None:
+    balloon = make_balloon(make_machine(memory=2 * GiB))
+    run(balloon.set_target(GiB))
+
+    async def lose(command: str, arguments: Any = None) -> object:  # noqa: ANN401 - any
+        del arguments
+        raise MonitorTimeout("too late", (command,))
+
+    monitor_of(balloon).execute = lose  # type: ignore[method-assign]
+    with pytest.raises(MonitorTimeout):
+        run(balloon.set_target(512 * MiB))
+    assert balloon.target is None
+
+
+def test_a_second_movement_is_refused_before_anything_is_sent() -> None:
+    balloon = make_balloon(make_machine())
+    with balloon.claim_movement("keep"):
+        for call in (
+            balloon.set_target(GiB),
+            balloon.resize(GiB),
+            balloon.reclaim(),
+            balloon.keep(),
+        ):
+            with pytest.raises(BalloonBusy, match="keep moves this balloon now"):
+                run(call)
+        assert monitor_of(balloon).calls == 0
+        # Asking is no movement.
+        assert run(balloon.actual()) == 2 * GiB
+        assert run(balloon.plan_reclaim()).amount > 0
+    run(balloon.set_target(GiB))
+
+
+def test_a_failed_movement_is_over() -> None:
+    balloon = make_balloon(make_machine())
+    with pytest.raises(TypeError):
+        run(balloon.resize(1.5))  # type: ignore[arg-type]
+    with pytest.raises(UnsafeTarget):
+        run(balloon.resize(MiB))
+    assert run(balloon.resize(GiB)).outcome == "reached"
+
+
+def test_of_several_threads_one_moves_it(switching: None) -> None:
+    del switching
+    balloon = make_balloon(make_machine())
+    inside: list[int] = []
+    refused: list[int] = []
+
+    def claim(number: int) -> None:
+        for _ in range(200):
+            try:
+                with balloon.claim_movement("resize"):
+                    inside.append(number)
+                    assert inside == [number]
+                    inside.remove(number)
+            except BalloonBusy:
+                refused.append(number)
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(claim, number) for number in range(4)]:
+            done.result()
+    assert not inside
+
+
+@pytest.fixture
+def switching() -> Generator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_it_says_in_short_what_it_is() -> None:
+    balloon = make_balloon(make_machine())
+    assert repr(balloon) == "<Balloon /machine/peripheral/balloon0>"
+    monitor_of(balloon).name = "vm1"  # type: ignore[attr-defined]
+    assert repr(balloon) == "<Balloon vm1: /machine/peripheral/balloon0>"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from faults import monitor_of
@@ -187,3 +189,62 @@ def test_json_has_every_field_of_every_sample() -> None:
     assert {"target", "actual", "free", "available", "disk_caches", "resident"} <= {
         *printed[0]
     }
+
+
+# Watching
+
+
+def test_a_sample_comes_each_interval_and_is_new() -> None:
+    machine = make_machine()
+    balloon = make_balloon(machine)
+    seen: list[tuple[float, int | None]] = []
+
+    async def use() -> None:
+        async for sample in balloon.watch(2):
+            assert machine.device is not None
+            assert machine.device.interval == 0
+            seen.append((sample.t, sample.available))
+            if len(seen) == 4:
+                break
+            machine.guest.memory.allocate(64 * MiB)
+
+    run(use())
+    assert [round(t) for t, _ in seen] == [0, 2, 4, 6]
+    figures = [available or 0 for _, available in seen]
+    assert [one - two for one, two in pairwise(figures)] == [64 * MiB] * 3
+
+
+def test_a_silent_guest_is_watched_at_the_same_pace() -> None:
+    machine = make_machine()
+    balloon = make_balloon(machine)
+    run(balloon.refresh_stats())
+    machine.guest.stall(3600 * SECOND)
+
+    async def use() -> list[Sample]:
+        samples = balloon.watch(0.5)
+        return [await anext(samples) for _ in range(4)]
+
+    samples = run(use())
+    assert samples[-1].t == pytest.approx(2.0, abs=0.1)
+    assert {sample.available for sample in samples} == {machine.guest.memory.available}
+    assert run(balloon.get_stats_interval()) == 0
+
+
+@pytest.mark.parametrize("interval", [0, -1, math.nan, True, "1"])
+def test_a_nonsensical_interval_is_refused_before_the_loop(interval: Any) -> None:  # noqa: ANN401 - nonsense
+    balloon = make_balloon(make_machine())
+    with pytest.raises((ValueError, TypeError), match="interval"):
+        balloon.watch(interval)
+    assert monitor_of(balloon).calls == 0
+
+
+def test_a_timeline_is_compared_by_its_samples() -> None:
+    one, other = Timeline(), Timeline(capacity=5)
+    assert one == other != [1]
+    one.add(Sample(1.0, None, GiB))
+    assert one != other
+    other.add(Sample(1.0, None, GiB))
+    assert one == other
+    assert repr(one) == "<Timeline of 1 samples in 0.0 s>"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)

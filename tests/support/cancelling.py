@@ -73,6 +73,7 @@ OPERATIONS: Final[dict[str, Callable[[Balloon], Awaitable[object]]]] = {
     "plan_reclaim": lambda balloon: balloon.plan_reclaim(32 * MiB),
     "reclaim": lambda balloon: balloon.reclaim(32 * MiB),
     "keep": lambda balloon: balloon.keep(32 * MiB, seconds=0.1),
+    "watch": lambda balloon: anext(balloon.watch(0.1)),
 }
 # What these leave behind is what they were to set, or what was there before.
 _SETS_THE_INTERVAL: Final = {"request_stats": {0, 2}, "set_stats_interval": {0, 2}}

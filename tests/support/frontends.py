@@ -170,6 +170,8 @@ class Awaited:
             return self._sampler
         if name == "stats_interval":
             return self._stats_interval
+        if name == "watch":
+            return self._watch
         if inspect.iscoroutinefunction(getattr(self.like, name, None)):
             return self._awaited(value)
         return value
@@ -184,6 +186,10 @@ class Awaited:
     async def _sampler(self) -> AsyncIterator[Any]:
         with self.blocking.sampler() as sampler:
             yield Awaited(sampler, Sampler)
+
+    async def _watch(self, interval: float) -> AsyncIterator[Any]:
+        for sample in self.blocking.watch(interval):
+            yield sample
 
     @asynccontextmanager
     async def _stats_interval(self, seconds: int) -> AsyncIterator[None]:

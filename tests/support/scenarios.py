@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from qmpballoon import (
+    BalloonBusy,
     BalloonStalled,
     CommandError,
     CommandNotFound,
@@ -171,6 +172,50 @@ async def interrupting_a_reclaim(front: FrontEnd, path: str) -> None:
         await wait_for(balloon, MEMORY)
 
 
+async def watching(front: FrontEnd, path: str) -> None:
+    async with front.open_balloon(path) as balloon:
+        await balloon.set_stats_interval(5)
+        samples: list[Sample] = []
+        # Left early, and not closed.
+        async for sample in balloon.watch(0.1):
+            assert await balloon.get_stats_interval() == 5
+            samples.append(sample)
+            if len(samples) == 3:
+                break
+        assert await balloon.get_stats_interval() == 5
+        await balloon.set_stats_interval(0)
+        assert [sample.t for sample in samples] == sorted(s.t for s in samples)
+        assert samples[-1].t >= 0.2
+        assert {sample.actual for sample in samples} == {MEMORY}
+        assert (samples[-1].disk_caches or 0) > CACHE * 0.9
+
+
+async def moving_it_twice_at_once(front: FrontEnd, path: str) -> None:
+    async with front.open_balloon(path) as balloon:
+        refused: list[str] = []
+
+        def interfere(_: object) -> None:
+            calls = [
+                balloon.set_target(300 * MiB),
+                balloon.resize(300 * MiB),
+                balloon.reclaim(),
+                balloon.keep(),
+            ]
+            for call in calls:
+                with pytest.raises(BalloonBusy, match="nothing was sent") as caught:
+                    call.send(None)
+                refused.append(str(caught.value))
+                call.close()
+
+        await balloon.resize(500 * MiB, on_progress=interfere)
+        assert refused
+        assert all("resize moves this balloon now" in line for line in refused)
+        await balloon.reclaim(8 * MiB, on_progress=interfere)
+        assert "reclaim moves this balloon now" in refused[-1]
+        await balloon.resize(MEMORY)
+        await balloon.set_target(MEMORY)
+
+
 async def refusals(front: FrontEnd, path: str) -> None:
     async with front.open_balloon(path) as balloon:
         execute = balloon.monitor.execute
@@ -233,6 +278,8 @@ SCENARIOS = [
     resizing_a_paused_vm,
     reclaiming,
     keeping,
+    watching,
+    moving_it_twice_at_once,
     refusals,
     bad_arguments,
     a_second_client,

@@ -125,6 +125,9 @@ async def moving(balloon: Balloon) -> None:
     assert_type(report.before, Snapshot)
     assert_type(report.timeline, Timeline)
     assert_type([sample.actual for sample in report.timeline], list[int])
+    async for sample in balloon.watch(1):
+        assert_type(sample, Sample)
+    await balloon.resize(GiB, guard=Guard(headroom=GiB), unguarded=False)
     await balloon.resize("2G")  # type: ignore[arg-type]
     await balloon.resize(GiB, on_stall="hope")  # type: ignore[arg-type]
 
@@ -164,6 +167,8 @@ def without_a_loop() -> None:
         assert_type(balloon.reclaim(guard=Guard()), ReclaimReport)
         with balloon.sampler() as sampler:
             assert_type(sampler.take(), Sample)
+        for sample in balloon.watch(1):
+            assert_type(sample, Sample)
         balloon.resize("2G")  # type: ignore[arg-type]
 
 
