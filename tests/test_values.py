@@ -98,6 +98,7 @@ VALUES: list[Any] = [
     HOST,
     fleet.HostMemory(),
     MOVE,
+    fleet.Refused("4000", "its user is not trusted"),
     RULES,
     fleet.Settings(),
     COUNTERS,

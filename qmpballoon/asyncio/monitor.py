@@ -234,6 +234,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         try:
             self._transport.start_reading(self._receive, self._note_end)
             await self._negotiate(deadline, oob=oob)
+            _log.info("%s: connected", self.name)
             yield
         finally:
             self._shut(make_closed_by_us(self.name), by_us=True)
@@ -292,6 +293,8 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         if self._failure is not None:
             return
         self._failure = failure
+        if self._connection.state is State.READY:
+            _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
         self._connection.close()
         self._transport.close()
         self._set_timer(math.inf)

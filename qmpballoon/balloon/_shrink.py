@@ -86,6 +86,7 @@ async def shrink(
     monitor = device.monitor
     deadline = monitor.now() + timeout
     reason, mark, limited_at, alarm = "", None, 0, None
+    in_trouble = False
     pauses = _Pauses(controller, tracker)
     while monitor.now() < deadline:
         sample = await sampler.take(mark)
@@ -96,7 +97,7 @@ async def shrink(
         decision = controller.decide(
             sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
         )
-        _log_alarm(device, decision, alarm)
+        in_trouble = _log_alarm(device, decision, was_known=in_trouble)
         mark, alarm = decision.mark, decision.alarm
         # A reason holds until the guest gets farther than it was then.
         if decision.reason:
@@ -119,14 +120,16 @@ async def shrink(
     return Ending("timed-out", reason, alarm)
 
 
-def _log_alarm(device: Device, decision: Decision, before: AlarmKind | None) -> None:
-    """Log an alarm when it begins."""
-    if decision.action == "trouble" and decision.alarm != before:
+def _log_alarm(device: Device, decision: Decision, *, was_known: bool) -> bool:
+    """Log an alarm when it begins; return whether the guest is in trouble."""
+    in_trouble = decision.action == "trouble"
+    if in_trouble and not was_known:
         why = f"{decision.reason}: it gets {format_size(decision.target)} back"
         device.log(logging.WARNING, why)
     elif decision.mark is not None:
         why = f"{decision.reason}: nothing more is taken for now"
         device.log(logging.INFO, why)
+    return in_trouble
 
 
 @define

@@ -236,6 +236,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         """
         try:
             self._negotiate(deadline)
+            _log.info("%s: connected", self.name)
             yield
         finally:
             self._shut(make_closed_by_us(self.name), by_us=True)
@@ -325,6 +326,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         if self._failure is None:
             self._is_closed_by_us = by_us
             self._failure = failure
+            if self._connection.state is State.READY:
+                _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
             self._connection.close()
 
     def _raise_if_failed(self) -> None:

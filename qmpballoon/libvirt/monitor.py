@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import threading
 import time
 from collections import deque
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from qmpballoon.libvirt.domain import Domain
 
 __all__ = ["AsyncioLibvirtMonitor", "LibvirtMonitor", "TrioLibvirtMonitor"]
+
+_log = logging.getLogger("qmpballoon.libvirt")
 
 # libvirt's error codes that say that the command was not passed on. After any other,
 # QEMU may have carried it out. Source: virterror.h.
@@ -75,6 +78,7 @@ class _Passthrough(MonitorBase):
         """Begin to run a command; the future gets its result."""
         require_command(command, arguments)
         request = encode({"execute": command, "arguments": dict(arguments or {})})
+        _log.debug("%s: %s", self.name, command)
         future = Future[object]()
         self._given.append((future, command, request.decode()))
         # A daemon: a thread that hangs must not delay the end of the program.

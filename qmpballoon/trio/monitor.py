@@ -208,6 +208,7 @@ class TrioMonitor(MonitorBase, TrioClock):
             async with BackgroundTasks(shield=True) as tasks:
                 try:
                     await self._negotiate(tasks, deadline, oob=oob)
+                    _log.info("%s: connected", self.name)
                     yield
                 finally:
                     # Before the tasks end: a failed monitor starts no further ones.
@@ -291,6 +292,8 @@ class TrioMonitor(MonitorBase, TrioClock):
         if self._failure is not None:
             return
         self._failure = failure
+        if self._connection.state is State.READY:
+            _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
         self._connection.close()
         for waiter in self._waiting.values():
             waiter.finish(failure)

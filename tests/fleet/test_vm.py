@@ -126,6 +126,7 @@ def test_moves_are_counted() -> None:
     assert (counters.moves, counters.taken, counters.stalls) == (1, GiB, 0)
     record.note_move_started(1.0, 2 * GiB)
     record.note_move_ended(4.0, ended("reached", GiB, 2 * GiB, 2 * GiB))
+    counters = record.counters
     assert (counters.moves, counters.given) == (2, GiB)
     # What it said before it moved does not count any more.
     assert record.make_guest(4.0) is None
