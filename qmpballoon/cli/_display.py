@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Protocol
 
+from qmpballoon._printable import make_printable
 from qmpballoon.cli import _output
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _show_lines(title: str) -> Generator[ShowSample]:
         if line := lines.add(sample, note):
             _output.say(line)
 
-    _output.say(title)
+    _output.say(make_printable(title))
     yield show
     if line := lines.finish():
         _output.say(line)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from qmpballoon._printable import make_printable
 from qmpballoon.cli import _output
 from qmpballoon.cli._options import (
     SECONDS,
@@ -112,9 +113,7 @@ def _describe(seen: dict[str, Any]) -> str:
         "guest says": _describe_stats(seen["stats"]),
         "host": f"{_format(host['resident'])} resident",
     }
-    return "\n".join(
-        f"{click.style(f'{name:<11}', bold=True)}{text}" for name, text in rows.items()
-    )
+    return "\n".join(f"{name:<11}{make_printable(text)}" for name, text in rows.items())
 
 
 def _describe_qemu(qemu: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import astuple, fields
 
+from qmpballoon._printable import make_value_printable
 from qmpballoon.balloon.sampling import Sample
 from qmpballoon.export.figure import draw_figure, render_figure
 from qmpballoon.export.recording import open_recording, read_recording
@@ -136,7 +137,8 @@ def _render(
             return format_csv(timeline).encode()
         case ".json":
             value = {"timeline": timeline.to_json()} if document is None else document
-            return f"{json.dumps(value, indent=2)}\n".encode()
+            shown = make_value_printable(value)
+            return f"{json.dumps(shown, indent=2)}\n".encode()
         case _:
             figure = draw_figure(timeline, title=title)
             return render_figure(figure, suffix.removeprefix("."))

@@ -15,6 +15,7 @@ import io
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+from qmpballoon._printable import make_printable
 from qmpballoon.export.series import SERIES, find_largest
 from qmpballoon.sizes import GiB, MiB, format_size
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_figure", "render_figure"]
 
 _SIZE: Final = (12.8, 7.2)  # inches, 16:9
+_LONGEST_TITLE: Final = 80  # characters that fit beside each other
 _DPI: Final = 150  # 1920 x 1080 dots
 _INK: Final = "#22303c"
 _FAINT: Final = "#8795a1"
@@ -71,7 +73,12 @@ def draw_figure(timeline: Timeline, *, title: str) -> Figure:
         figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.add_axes((0.075, 0.175, 0.885, 0.645))
-        figure.text(0.03, 0.93, title, fontsize=22, fontweight="bold")
+        figure.text(
+            *(0.03, 0.93, make_printable(title, _LONGEST_TITLE)),
+            fontsize=22,
+            fontweight="bold",
+            parse_math=False,  # a name may hold dollar signs
+        )
         figure.text(0.03, 0.875, _sum_up(samples), fontsize=14, color=_FAINT)
         top = max((find_largest(sample) for sample in samples), default=MiB)
         unit, name = (GiB, "GiB") if top >= _GIB_FROM else (MiB, "MiB")
@@ -149,12 +156,13 @@ def _draw_marks(axes: Axes, samples: list[Sample], top: float) -> None:
         if sample.mark is not None:
             axes.axvline(sample.t, color=_MARK, linewidth=1.4, linestyle=":")
             axes.annotate(
-                sample.mark,
+                make_printable(sample.mark, _LONGEST_TITLE),
                 (sample.t, top),
                 xytext=(4, 0),
                 textcoords="offset points",
                 color=_MARK,
                 va="bottom",
+                parse_math=False,
             )
 
 

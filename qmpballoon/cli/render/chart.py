@@ -14,6 +14,7 @@ from attrs import define, field
 from rich.console import Group
 from rich.text import Text
 
+from qmpballoon._printable import make_printable
 from qmpballoon.balloon.sampling import Timeline
 from qmpballoon.cli.render.lines import Phases
 from qmpballoon.export.series import SERIES, find_largest
@@ -80,7 +81,7 @@ class Chart:
 
     def _render_headline(self, width: int) -> Text:
         right = f"{self._note}  {self._timeline[-1].t:.1f} s"
-        title = Text(self.title, style="bold", no_wrap=True)
+        title = Text(make_printable(self.title), style="bold", no_wrap=True)
         title.truncate(max(width - len(right) - 2, 0), overflow="ellipsis", pad=True)
         return Text.assemble(title, "  ", (right, "bold"))
 
