@@ -21,17 +21,12 @@ if TYPE_CHECKING:
 
     from qmpballoon.testing import ThreadedFake
 
-# How long an example takes says more of the machine than of the code: no deadline.
-settings.register_profile("default", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.register_profile(
-    "nightly",
-    deadline=None,
-    max_examples=5000,
-    print_blob=True,
-    # With so many examples, some take long to draw.
-    suppress_health_check=[HealthCheck.too_slow],
-)
+# How long an example takes, and how long it takes to draw, say more of the machine than
+# of the code: no deadline.
+_any_speed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("default", _any_speed)
+settings.register_profile("ci", _any_speed, derandomize=True, print_blob=True)
+settings.register_profile("nightly", _any_speed, max_examples=5000, print_blob=True)
 # That a planted bug is found is all that is asked (tests/mutations); the least example
 # of it takes many times as long, and is asked for only of those that have steps.
 _planted = settings(settings.get_profile("ci"), report_multiple_bugs=False)

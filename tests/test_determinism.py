@@ -13,7 +13,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
-import pytest
 import trio
 from hypothesis import strategies as st
 
@@ -99,7 +98,6 @@ run_world(main, machine, FaultPlan(chunk=700, event_delay=SECOND // 10))
 """
 
 
-@pytest.mark.timeout(600)  # so many starts of Python and trio
 def test_a_world_is_the_same_in_all_processes(processes: int) -> None:
     """Client, guard and fake: every byte on the wire and its time, and the report."""
 

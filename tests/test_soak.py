@@ -111,7 +111,6 @@ def test_a_quiet_day() -> None:
     check(readings)
 
 
-@pytest.mark.timeout(600)
 @given(plan=fault_plans(until=DAY * SECOND))
 @settings(max_examples=3)
 def test_a_day_of_faults(plan: FaultPlan) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 pytest.importorskip("build", reason="tox -e package has what this needs")
-pytestmark = [pytest.mark.package, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.package
 
 TREE: Final = Path(__file__).parents[2]
 PACKAGE: Final = TREE / "qmpballoon"
