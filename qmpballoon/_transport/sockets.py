@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OPEN_TIMEOUT",
+    "TLS_TRAILER",
     "Target",
     "connect_socket",
     "describe_target",
@@ -63,6 +64,12 @@ OPEN_TIMEOUT: Final = 5.0
 
 _SUN_PATH_MAX: Final = 107  # bytes, without the final NUL; see unix(7)
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
+# QEMU's monitor reads byte by byte. QEMU 7.2 takes a whole TLS record from the socket
+# for the first byte, and looks at the others only when the socket is readable again. A
+# second record of one byte makes the socket readable, and leaves no byte behind.
+TLS_TRAILER: Final = b"\n"
+"""Bytes to send after each message over TLS, in a record of their own."""
+
 _PORT: Final = re.compile(r"[^/]+:[0-9]+")  # HOST:PORT, with "tcp:" forgotten
 # Seconds between two attempts while the backlog is full. QEMU accepts the next client
 # when the present one leaves; a person does not notice so short a delay.

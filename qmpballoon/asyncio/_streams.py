@@ -17,6 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from qmpballoon._transport.qemu_process import find_peer_pid
+from qmpballoon._transport.sockets import TLS_TRAILER
 
 if TYPE_CHECKING:
     import socket
@@ -27,10 +28,6 @@ __all__ = ["SocketTransport", "TlsTransport"]
 _READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
 # What a non-blocking socket raises when it has to wait.
 _WAITS: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-# QEMU's monitor reads byte by byte. QEMU 7.2 takes a whole TLS record from the socket
-# for the first byte, and looks at the others only when the socket is readable again. A
-# second record of one byte makes the socket readable, and leaves no byte behind.
-_TLS_TRAILER: Final = b"\n"
 
 
 class SocketTransport:
@@ -123,4 +120,4 @@ class TlsTransport(SocketTransport):
     def write(self, data: bytes) -> None:
         """Send without waiting. If the connection is broken, reading reports it."""
         super().write(data)
-        super().write(_TLS_TRAILER)
+        super().write(TLS_TRAILER)

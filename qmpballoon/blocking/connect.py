@@ -79,6 +79,7 @@ def open_monitor(
         pid=pid,
         command_timeout=command_timeout,
         wall_clock=wall_clock,
+        trailer=sockets.TLS_TRAILER if tls else b"",
     )
     with monitor.run(deadline):
         yield monitor

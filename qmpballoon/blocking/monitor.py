@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import threading
+from collections import deque
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
@@ -68,13 +69,15 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         pid: int | None,
         command_timeout: float,
         wall_clock: Callable[[], float],
+        trailer: bytes = b"",
     ) -> None:
         super().__init__(
             name=name, pid=pid, command_timeout=command_timeout, wall_clock=wall_clock
         )
         self._socket = sock
         self._connection = Connection(Role.CLIENT)
-        self._backlog = bytearray()  # to be sent
+        self._backlog: deque[memoryview] = deque()  # to be sent, piece by piece
+        self._trailer = trailer  # to be sent on its own after each message
         self._replies: dict[Id, Return | Failure] = {}  # not fetched yet
         self._buffers: list[EventBuffer] = []  # the subscriptions', see _lock
         self._failure: MonitorError | None = None
@@ -213,7 +216,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         """Send the command, and wait for its reply or for the connection's end."""
         with _delay_ctrl_c():
             ident, data = self._connection.send_command(command, arguments)
-            self._backlog += data
+            self._queue(data)
         _log.debug("%s: %s, id %s", self.name, command, ident)
         try:
             self._wait_until(lambda: ident in self._replies, deadline, late)
@@ -249,7 +252,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         connection = self._connection
         late: MonitorError = make_no_greeting(self.name, self.pid)
         self._wait_until(lambda: connection.state is not State.GREETING, deadline, late)
-        self._backlog += connection.send_negotiation()
+        self._queue(connection.send_negotiation())
         late = make_negotiation_timeout(self.name)
         self._wait_until(lambda: connection.state is State.READY, deadline, late)
 
@@ -286,15 +289,28 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             sent = bool(self._backlog) and self._send()
             return self._receive() or sent
 
+    def _queue(self, data: bytes) -> None:
+        """Have a message sent when there is room."""
+        self._backlog.append(memoryview(data))
+        if self._trailer:
+            self._backlog.append(memoryview(self._trailer))
+
     def _send(self) -> bool:
-        try:
-            sent = self._socket.send(self._backlog)
-        except OSError as error:
-            if _is_temporary(error):
-                return False
-            sent = len(self._backlog)  # reading reports the error
-        del self._backlog[:sent]
-        return True
+        has_sent = False
+        while self._backlog:
+            data = self._backlog[0]
+            try:
+                sent = self._socket.send(data)
+            except OSError as error:
+                if _is_temporary(error):
+                    break
+                sent = len(data)  # reading reports the error
+            has_sent = True
+            if sent < len(data):
+                self._backlog[0] = data[sent:]
+                break
+            self._backlog.popleft()
+        return has_sent
 
     def _receive(self) -> bool:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import trio
 
@@ -41,11 +41,6 @@ T = TypeVar("T")
 Target: TypeAlias = "sockets.Target | trio.abc.Stream"
 """An address, a connected socket, the descriptor of one, or a trio stream. The monitor
 takes over what is connected, and closes it at the end."""
-
-# QEMU's monitor reads byte by byte. QEMU 7.2 takes a whole TLS record from the socket
-# for the first byte, and looks at the others only when the socket is readable again. A
-# second record of one byte makes the socket readable, and leaves no byte behind.
-_TLS_TRAILER: Final = b"\n"
 
 
 @asynccontextmanager
@@ -209,7 +204,7 @@ async def _connect(
         return StreamTransport(stream)
     name = describe_target(target)
     stream = await _shake_hands(stream, tls, host_name, deadline, name=name)
-    return StreamTransport(stream, pid, _TLS_TRAILER)
+    return StreamTransport(stream, pid, sockets.TLS_TRAILER)
 
 
 async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import signal
 import socket
@@ -16,6 +18,8 @@ import trustme
 from attrs import frozen
 from trio.testing import wait_all_tasks_blocked
 
+from qmpballoon import asyncio as aio
+from qmpballoon import blocking
 from qmpballoon.errors import (
     CommandError,
     CommandNotFound,
@@ -348,3 +352,30 @@ async def test_tls(tls_folder: Path) -> None:
                 address, timeout=SECONDS, tls=ssl.create_default_context()
             ):
                 pytest.fail("nobody vouches for it")
+
+
+@pytest.mark.parametrize("door", ["asyncio", "blocking"])
+async def test_tls_on_the_other_front_ends(tls_folder: Path, door: str) -> None:
+    creds = f"tls-creds-x509,id=tls,dir={tls_folder},endpoint=server,verify-peer=no"
+    options = ["-object", creds, *tcp_monitor("tls-creds=tls")]
+    trusting = ssl.create_default_context(cafile=tls_folder / "ca-cert.pem")
+
+    async def on_asyncio(address: str) -> object:
+        async with aio.open_monitor(address, timeout=SECONDS, tls=trusting) as monitor:
+            many = (monitor.execute("query-status") for _ in range(20))
+            await asyncio.gather(*many)
+            return await monitor.execute("query-qmp-schema")
+
+    def in_blocking_code(address: str) -> object:
+        with blocking.open_monitor(address, timeout=SECONDS, tls=trusting) as monitor:
+            for _ in range(20):
+                monitor.execute("query-status")
+            return monitor.execute("query-qmp-schema")
+
+    async with monitored(tls_folder, *options) as (_, beside):
+        address = f"tcp:localhost:{await port_of(beside, 'tcp')}"
+        if door == "asyncio":
+            call = functools.partial(asyncio.run, on_asyncio(address))
+        else:
+            call = functools.partial(in_blocking_code, address)
+        assert await trio.to_thread.run_sync(call)
