@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 # Test files are imported by their paths; what they share is not a test file.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -21,6 +19,13 @@ COMPARED = "requests compared with QEMU"
 def pytest_configure(config: pytest.Config) -> None:
     """Tell whether a QEMU that cannot be had is a failure."""
     real.required = bool(config.getoption("require_qemu"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests with a real QEMU the time of those in tests/qemu."""
+    for item in items:
+        if item.get_closest_marker("conformance"):
+            item.add_marker(pytest.mark.timeout(600))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
