@@ -138,7 +138,8 @@ def open_metrics(
 
     def snapshot() -> FleetSnapshot:
         host = memory.read(supervisor.held, supervisor.promised)
-        return FleetSnapshot(host, rules, supervisor.list_views())
+        refused = len(supervisor.list_refused())
+        return FleetSnapshot(host, rules, supervisor.list_views(), refused)
 
     def scrape() -> FleetSnapshot:
         return trio.from_thread.run_sync(snapshot, trio_token=token)

@@ -129,11 +129,13 @@ class FleetSnapshot:
         host: The host's memory.
         rules: What the host keeps.
         views: The VMs.
+        refused: How many QEMUs and sockets were found and are not managed.
     """
 
     host: Host
     rules: Rules
     views: Sequence[VmView] = field(repr=False)
+    refused: int = 0
 
 
 class FleetCollector(Collector):
@@ -155,6 +157,11 @@ class FleetCollector(Collector):
         seen = self._snapshot()
         views = _make_labels(seen.views)
         yield from _collect_host(seen.host, seen.rules)
+        yield _make_gauge(
+            "refused",
+            "QEMUs and sockets that were found and are not managed.",
+            seen.refused,
+        )
         yield from _collect_vms(views)
         yield from _collect_guests([view for view in views if view.is_fresh])
         yield from _collect_counters(views)

@@ -613,6 +613,8 @@ class Supervisor:
                     new = old if spec.name == old else self._choose_name(spec)
                     task.record.spec = evolve(task.record.spec, name=new, is_named=True)
                     self._all_tasks[new] = self._all_tasks.pop(old)
+                case _:
+                    pass  # it has no name
 
     async def _poll_and_move(self, task: _VmTask, balloon: Balloon) -> None:
         due, polls = trio.current_time(), 0

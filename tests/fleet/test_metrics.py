@@ -51,6 +51,7 @@ def values(name: str) -> dict[str, float]:
 
 
 def test_figures_arrive() -> None:
+    assert values("refused") == {"": 3}
     assert values("host_memory_available_bytes") == {"": 8 * GiB}
     assert values("host_memory_reserve_bytes") == {"": 4 * GiB}
     sizes = values("vm_memory_actual_bytes")

@@ -51,7 +51,7 @@ GONE = evolve(
     bounds=None,
     stats=GuestStats(),
 )
-SEEN = FleetSnapshot(HOST, RULES, [WELL, STALE, GONE])
+SEEN = FleetSnapshot(HOST, RULES, [WELL, STALE, GONE], refused=3)
 
 
 def page(snapshot: FleetSnapshot = SEEN) -> str:
