@@ -6,13 +6,14 @@ cancellations: :mod:`qmpballoon._transport.asyncio_clock`.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
 from qmpballoon._checks import require_seconds
 from qmpballoon._transport import qemu_process
 from qmpballoon._transport.error_messages import copy_error, make_command_timeout
-from qmpballoon.errors import MonitorError, make_command_error
+from qmpballoon.errors import MonitorError, ProtocolError, make_command_error
 from qmpballoon.qmp.messages import Failure, Return
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class MonitorBase:
         self.pid: int | None = pid
         self._command_timeout = require_seconds(command_timeout, "command_timeout")
         self._wall_clock = wall_clock
+        # When a message that the peer has begun must have ended.
+        self._message_deadline = math.inf
 
     def __repr__(self) -> str:
         """Return which monitor this is."""
@@ -68,6 +71,30 @@ class MonitorBase:
     def wall_clock(self) -> float:
         """Return seconds since the epoch, for the age of statistics."""
         return self._wall_clock()
+
+    def _time_message(self, pending: int, now: float, *, is_new: bool) -> None:
+        """Note how much of an unfinished message there is.
+
+        A message has to end within the time for a command: nobody waits for a reply
+        that comes later. Otherwise a peer could have its half messages held for ever.
+
+        Args:
+            pending: Its bytes; 0: there is none.
+            now: Seconds on the monitor's clock.
+            is_new: Whether it is another one than the last that was noted.
+        """
+        if not pending:
+            self._message_deadline = math.inf
+        elif is_new or self._message_deadline == math.inf:
+            self._message_deadline = now + self._command_timeout
+
+    def _require_message_in_time(self, now: float) -> None:
+        """Raise ProtocolError if the peer has not ended its message in time."""
+        if now >= self._message_deadline:
+            raise ProtocolError(
+                f"the peer has begun a message, and not ended it within"
+                f" {self._command_timeout:g} s"
+            )
 
     def _choose_timeout(self, timeout: float | None) -> float:
         """Return the seconds for a command: those given, or the monitor's own."""

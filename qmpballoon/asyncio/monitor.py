@@ -219,7 +219,12 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
                 waiter.wake()
             else:
                 left = min(left, waiter.deadline)
-        self._set_timer(left)
+        try:
+            self._require_message_in_time(now)
+        except ProtocolError as error:
+            self._shut(ProtocolError(f"{self.name}: {error}"))
+            return
+        self._set_timer(min(left, self._message_deadline))
 
     # Negotiating.
 
@@ -261,16 +266,21 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
     def _receive(self, data: bytes) -> None:
         """Handle what QEMU has sent."""
         connection, state = self._connection, self._connection.state
+        is_new = False
         try:
             connection.receive_data(data)
             while (message := connection.next_message()) is not None:
                 self._dispatch(message)
+                is_new = True
         except ProtocolError as error:
             self._shut(ProtocolError(f"{self.name}: {error}"))
             return
         if connection.state is not state:
             self._announce_state()
         self._pass_turn()
+        self._time_message(connection.pending, self._loop.time(), is_new=is_new)
+        if self._message_deadline < self._timer_deadline:
+            self._set_timer(self._message_deadline)
 
     def _note_end(self, error: OSError | None) -> None:
         if error is None:

@@ -316,8 +316,13 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         try:
             data = self._socket.recv(_READ_SIZE)
             self._connection.receive_data(data)
+            is_new = False
             while (message := self._connection.next_message()) is not None:
                 self._dispatch(message)
+                is_new = True
+            now, pending = self.now(), self._connection.pending
+            self._require_message_in_time(now if pending and not is_new else -math.inf)
+            self._time_message(pending, now, is_new=is_new)
         except ProtocolError as error:
             self._shut(ProtocolError(f"{self.name}: {error}"))
         except OSError as error:

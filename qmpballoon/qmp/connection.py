@@ -224,6 +224,11 @@ class Connection:
         if self.state is not State.CLOSED:
             self._decoder.feed(data)
 
+    @property
+    def pending(self) -> int:
+        """How many bytes of an unfinished message the peer has sent."""
+        return self._decoder.pending
+
     def close(self) -> tuple[str, ...]:
         """Record that either side has closed the connection.
 
@@ -235,6 +240,7 @@ class Connection:
         self._pending.clear()
         self._out_of_band.clear()
         self._abandoned.clear()
+        self._decoder.clear()
         return unknown
 
     def next_message(self) -> Message | None:

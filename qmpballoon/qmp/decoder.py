@@ -19,7 +19,8 @@ It is scanned as above only if it does not begin with a complete message.
 
 A peer may be broken or hostile, so size, depth and number of tokens are limited before
 anything is parsed. QEMU's own parser has the same three limits: 64 MiB, 1024 levels and
-2 Mi tokens. The defaults here are as large or smaller.
+2 Mi tokens. The defaults here are as large or smaller. A program may have thousands of
+peers. So what all decoders together hold of unfinished messages is limited, too.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import weakref
 from bisect import bisect_left
 from itertools import accumulate
 from typing import Final, NoReturn
@@ -48,6 +50,12 @@ _LONGEST_PIECE: Final = 8192
 _OPEN: Final = b"{["
 _CLOSE: Final = b"}]"
 _IRRELEVANT: Final = bytes(byte for byte in range(256) if byte not in b'{}[],:"')
+# Bytes of an unfinished message that each decoder may hold whatever the others hold: 90
+# times a reply with statistics.
+_ALLOWANCE: Final = 64 * 1024
+# Bytes that all decoders with more than the allowance may hold together. It is QEMU's
+# own limit for one message, and room for four of the longest ones here.
+_TOTAL: Final = 64 * 1024 * 1024
 _SQUARE_TO_CURLY: Final = bytes.maketrans(b"[]", b"{}")
 # How often to remove pairs of brackets; QEMU's own messages nest less deep.
 _PASSES: Final = 16
@@ -62,6 +70,10 @@ _HINTS: Final = {
     b"SSH-": "an SSH server",
     b"RFB ": "a VNC server",
 }
+
+
+# What each decoder with more than its allowance holds, by its identity.
+_held: Final[dict[int, int]] = {}
 
 
 @frozen
@@ -102,6 +114,8 @@ class Decoder:
         self._seen: int = 0  # how far it was scanned
         self._scan = _NOT_SCANNED
         self._skipping = False  # dropping the rest of a bad line
+        self._is_counted = False  # among those that hold more than their allowance
+        self._finalizer: weakref.finalize[..., Decoder] | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take received bytes in; they may be cut anywhere."""
@@ -122,6 +136,8 @@ class Decoder:
             ProtocolError: The bytes are no JSON object or array, or exceed the limits.
                 Any other exception is a bug.
         """
+        if self._is_counted:
+            self._count(0)
         if self._start == len(self._buffer) or not self._find_start():
             return None
         if self._seen == self._start and (value := self._take_from_line()) is not None:
@@ -134,7 +150,30 @@ class Decoder:
                 return self._take(piece, scan)
             self._scan = scan
             self._seen += len(piece)
+        if self.pending > _ALLOWANCE:
+            self._count(self.pending)
         return None
+
+    def clear(self) -> None:
+        """Drop what is held: nothing more will come."""
+        self._buffer.clear()
+        self._move_to(0)
+        if self._is_counted:
+            self._count(0)
+
+    def _count(self, size: int) -> None:
+        """Count what is held together with what all other decoders hold."""
+        if size == 0:
+            _held.pop(id(self), None)
+            self._is_counted = False
+            return
+        if sum(_held.copy().values()) + size > _TOTAL:
+            self._seen = len(self._buffer)
+            self._fail("one of too many long messages that are not finished")
+        if self._finalizer is None:  # not every decoder is cleared in the end
+            self._finalizer = weakref.finalize(self, _held.pop, id(self), None)
+        self._is_counted = True
+        _held[id(self)] = size
 
     def _find_start(self) -> bool:
         """Move to the first byte of a message, if it has been received."""

@@ -262,19 +262,28 @@ class TrioMonitor(MonitorBase, TrioClock):
         connection = self._connection
         while data := await self._transport.read():
             connection.receive_data(data)
-            state = connection.state
+            state, is_new = connection.state, False
             while (message := connection.next_message()) is not None:
                 self._dispatch(message)
+                is_new = True
             if connection.state is not state:
                 self._announce_state()
             self._pass_turn()
+            if connection.pending or self._message_deadline < math.inf:
+                now = trio.current_time()
+                self._time_message(connection.pending, now, is_new=is_new)
+                self._watchdog.deadline = min(
+                    self._watchdog.deadline, self._message_deadline
+                )
 
     def _wake_late_commands(self) -> None:
         now = trio.current_time()
         for ident, waiter in list(self._waiting.items()):
             if waiter.deadline <= now:
                 self._forget(ident).finish(None)
+        self._require_message_in_time(now)
         left = [waiter.deadline for waiter in self._waiting.values()]
+        left.append(self._message_deadline)
         self._watchdog = trio.CancelScope(deadline=min(left, default=math.inf))
 
     def _dispatch(self, message: object) -> None:

@@ -755,3 +755,17 @@ def test_whatever_happens_each_gets_its_own_answer_or_none(
                 assert caller.result in {caller.command, "cancelled"}
 
     run_virtual(main())
+
+
+@on_asyncio
+async def test_a_message_that_is_not_ended_ends_the_connection() -> None:
+    async with connected(command_timeout=5.0) as (monitor, peer):
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await peer.send(b'{"return": "')
+        await settle()
+        with monitor.subscribe() as events, pytest.raises(ProtocolError):
+            await events.receive()
+        assert loop.time() - begun == pytest.approx(5.0)
+        with pytest.raises(ProtocolError, match="not ended it within 5 s"):
+            await monitor.execute("query-status")

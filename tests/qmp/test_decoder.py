@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -431,3 +432,45 @@ def test_short_messages_on_one_line_are_not_parsed_again_and_again(
     # Each looks at a piece of what follows it, at most; those before the newline at
     # what is left of a short line.
     assert work.counted + work.parsed <= messages * 2 * 256 + 2048 * 4096
+
+
+# All decoders together
+
+
+HALF = b'{"return": "' + b"x" * (2 << 20)
+
+
+def test_unfinished_messages_of_all_peers_together_are_bounded() -> None:
+    decoders = [Decoder() for _ in range(60)]
+    refused = [text for decoder in decoders for text in errors(decode(decoder, HALF))]
+    assert all("too many long messages" in text for text in refused)
+    assert sum(decoder.pending for decoder in decoders) <= 64 << 20
+    assert len(refused) == 60 - 31
+    # Whoever sends short messages, or ends its long one, does not notice.
+    assert decode(Decoder(), GOOD[:-9], GOOD[-9:]) == [json.loads(GOOD)]
+    assert decode(Decoder(), b'{"return": "' + b"x" * 60_000, b'"}') != []
+    assert decode(decoders[0], b'"}\r\n') == [json.loads(HALF + b'"}')]
+    # What was refused goes on as after any other error.
+    assert decode(decoders[-1], b"xxx\n" + GOOD) == [json.loads(GOOD)]
+
+
+@pytest.mark.parametrize("how", ["forgotten", "cleared", "ended"])
+def test_what_is_not_held_any_more_does_not_count(how: str) -> None:
+    decoders = [Decoder() for _ in range(30)]
+    for decoder in decoders:
+        decode(decoder, HALF)
+    match how:
+        case "forgotten":
+            del decoder
+            decoders.clear()
+            gc.collect()
+        case "cleared":
+            for decoder in decoders:
+                decoder.clear()
+        case _:
+            for decoder in decoders:
+                decode(decoder, b'"}')
+    again = [Decoder() for _ in range(30)]
+    for decoder in again:
+        assert decode(decoder, HALF) == []
+    assert len(module._held) == 30  # noqa: SLF001 - nothing else tells it

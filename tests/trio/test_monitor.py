@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import attrs
@@ -1035,3 +1035,40 @@ def test_whatever_happens_each_gets_its_own_answer_or_none(
             await world(plan, delays, pair)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def test_a_message_that_is_not_ended_ends_the_connection(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    del autojump_clock
+    async with connected(nursery, command_timeout=5.0) as (monitor, peer):
+        begun = trio.current_time()
+        await peer.send(b'{"return": "')
+        # However it trickles in, and whoever waits.
+        with trio.move_on_after(4.5):
+            while True:
+                await peer.send(b"x")
+                await trio.sleep(0.1)
+        with monitor.subscribe() as events, suppress(MonitorError):
+            await events.receive()
+        assert trio.current_time() - begun == pytest.approx(5.0)
+        with pytest.raises(ProtocolError, match="not ended it within 5 s"):
+            await monitor.execute("query-status")
+
+
+async def test_a_message_that_ends_in_time_costs_nothing(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    del autojump_clock
+    async with connected(nursery, command_timeout=5.0) as (monitor, peer):
+        for _ in range(10):
+            message = peer.connection.send_event(Event("RESET", {}, 1.0))
+            await peer.send(message[:10])
+            await trio.sleep(4)
+            # The next one begins at once.
+            await peer.send(message[10:] + message[:10])
+            await trio.sleep(4)
+            await peer.send(message[10:])
+            await trio.sleep(60)
+        nursery.start_soon(peer.echo)
+        assert await monitor.execute("still-there") == "still-there"
