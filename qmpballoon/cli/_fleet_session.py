@@ -11,7 +11,12 @@ import click
 
 from qmpballoon.address import LibvirtVm
 from qmpballoon.cli import _output
-from qmpballoon.cli.render.fleet import Changes, describe_left, describe_refused
+from qmpballoon.cli.render.fleet import (
+    Changes,
+    describe_left,
+    describe_refused,
+    describe_uncertain,
+)
 from qmpballoon.fleet.processes import choose_users, describe_users
 from qmpballoon.fleet.sources import make_source
 from qmpballoon.fleet.vm_spec import VmSpec
@@ -19,6 +24,7 @@ from qmpballoon.fleet.vm_spec import VmSpec
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator
 
+    from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.host_memory import HostMemory
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.sources import Source
@@ -100,13 +106,18 @@ def note_found(supervisor: Supervisor) -> None:
         _output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
 
 
-def make_change_notes(supervisor: Supervisor) -> Callable[[], None]:
+def make_change_notes(
+    supervisor: Supervisor, memory: HostMemory
+) -> Callable[[Host], None]:
     """Return what notes, when called, what has changed since the call before."""
     changes = Changes(refused=frozenset(supervisor.list_refused()))
 
-    def note() -> None:
+    def note(host: Host) -> None:
+        views = supervisor.list_views()
+        limited = memory.limit is not None
         _output.note(
-            *changes.describe(supervisor.list_views(), supervisor.list_refused())
+            *changes.describe(views, supervisor.list_refused()),
+            *changes.describe_new(describe_uncertain(host, views, limited=limited)),
         )
 
     return note

@@ -76,10 +76,10 @@ def exporter(
         note_found(supervisor)
         with open_metrics(supervisor, memory, rules, listen, allowed_hosts) as url:
             _output.say(f"metrics at {url}")
-            note_changes = make_change_notes(supervisor)
+            note_changes = make_change_notes(supervisor, memory)
             async with serve(lambda: True):
                 while True:
-                    note_changes()
+                    note_changes(memory.read(supervisor.held, supervisor.promised))
                     await trio.sleep(period)
 
     # An interruption is the normal end.

@@ -33,6 +33,7 @@ from qmpballoon.cli.render.fleet import (
     describe_plan,
     describe_refused,
     describe_report,
+    describe_uncertain,
     host_to_json,
 )
 from qmpballoon.fleet.host_memory import HostMemory
@@ -97,6 +98,8 @@ def status(
         else:
             await supervisor.wait_until_known(timeout)
             _show(supervisor, memory, rules, sort, as_json=as_json)
+            host = memory.read(supervisor.held, supervisor.promised)
+            _note_uncertain(host, memory, supervisor)
 
     try:
         supervise(vms, users, 1.0 if watch else _QUICK, main)
@@ -203,6 +206,7 @@ def plan(
         await supervisor.wait_until_known(timeout)
         _output.note(*describe_absent(supervisor.list_views()))
         host, made = decide(supervisor, memory.read, rules)
+        _note_uncertain(host, memory, supervisor)
         _print_plan(host, rules, made, supervisor, as_json=as_json)
 
     supervise(vms, users, _QUICK, main)
@@ -263,12 +267,12 @@ def run(
         )
 
         planned_at = trio.current_time()
-        note_changes = make_change_notes(supervisor)
+        note_changes = make_change_notes(supervisor, memory)
 
         def show(host: Host, plan: FleetPlan) -> None:
             nonlocal planned_at
             planned_at = trio.current_time()
-            note_changes()
+            note_changes(host)
             if plan.moves:
                 _print_plan(host, rules, plan, supervisor, as_json=as_json)
 
@@ -291,6 +295,7 @@ def run(
                 )
         _output.note(*describe_absent(supervisor.list_views()))
         host, plan = decide(supervisor, memory.read, rules)
+        _note_uncertain(host, memory, supervisor)
         _print_plan(host, rules, plan, supervisor, as_json=as_json)
         await carry_out(supervisor, plan)
         return _conclude(plan, supervisor.list_views())
@@ -315,6 +320,13 @@ def _print_plan(
         )
     else:
         _output.say(describe_plan(host, rules, plan))
+
+
+def _note_uncertain(host: Host, memory: HostMemory, supervisor: Supervisor) -> None:
+    """Note what of the host's figures could not be read."""
+    limited = memory.limit is not None
+    views = supervisor.list_views()
+    _output.note(*describe_uncertain(host, views, limited=limited))
 
 
 def _conclude(plan: FleetPlan, views: list[VmView]) -> int:

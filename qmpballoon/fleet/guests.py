@@ -32,12 +32,14 @@ class Host:
             it when they do.
         pressed: Whether tasks on the host wait for memory (pressure stall
             information).
+        notes: What could not be read and does not count, for people.
     """
 
     total: int
     available: int
     promised: int = 0
     pressed: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @frozen

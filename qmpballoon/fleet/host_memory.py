@@ -4,8 +4,13 @@ There are up to three answers, and the lowest counts:
 
 * the kernel's estimate, ``MemAvailable``;
 * what is left of the limit that was set for all VMs of the fleet together;
-* what is left of the limit of the control group that the VMs run in, which can be
-  short of memory while the host is not.
+* what is left of the limits of the control group that the VMs run in, and of the groups
+  around it, which can be short of memory while the host is not.
+
+A control group has two limits. Above ``memory.max`` the kernel kills processes; above
+``memory.high`` it makes them wait. So the lower one counts. A group may be removed
+while it is watched, as by a restart of its service, and come back. Meanwhile it does
+not count, and the host's notes say so.
 
 See proc(5) for meminfo, and Documentation/accounting/psi.rst and
 Documentation/admin-guide/cgroup-v2.rst in Linux.
@@ -13,6 +18,7 @@ Documentation/admin-guide/cgroup-v2.rst in Linux.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -33,8 +39,8 @@ class HostMemory:
 
     Attributes:
         limit: How many bytes all VMs together may hold; ``None``: no limit.
-        cgroup: The folder of the control group (v2) that the VMs run in; ``None``: its
-            limit and pressure do not count.
+        cgroup: The folder of the control group (v2) that the VMs run in; ``None``: no
+            limit and pressure but the host's count.
         proc: Where the process file system is.
     """
 
@@ -50,22 +56,30 @@ class HostMemory:
             promised: Bytes that guests were given and have not touched yet.
 
         Raises:
-            OSError: A file of the kernel cannot be read.
+            OSError: The host's own figures cannot be read.
         """
         meminfo = parse_meminfo((self.proc / "meminfo").read_text())
         total, available = meminfo["MemTotal"], meminfo["MemAvailable"]
         if self.limit is not None:
             total, available = min(total, self.limit), min(available, self.limit - held)
-        pressure = self.proc / "pressure" / "memory"
+        pressure, notes = self.proc / "pressure" / "memory", list[str]()
         if self.cgroup is not None:
-            limit, left = _read_cgroup(self.cgroup, total)
-            total, available = min(total, limit), min(available, left)
-            pressure = self.cgroup / "memory.pressure"
+            try:
+                limit, left = _read_groups(self.cgroup, total)
+            except (OSError, ValueError):
+                notes.append(
+                    f"the control group {self.cgroup} cannot be read: its limit and its"
+                    " pressure do not count until it can"
+                )
+            else:
+                total, available = min(total, limit), min(available, left)
+                pressure = self.cgroup / "memory.pressure"
         return Host(
             total=total,
             available=available,
             promised=promised,
             pressed=_read_pressure(pressure) > _UNDER_PRESSURE,
+            notes=tuple(notes),
         )
 
 
@@ -97,13 +111,33 @@ def _read_pressure(path: Path) -> float:
         return 0.0
 
 
-def _read_cgroup(folder: Path, total: int) -> tuple[int, int]:
-    """Return a control group's limit, and what is left of it."""
-    limit = (folder / "memory.max").read_text().strip()
-    if limit == "max":
+def _read_groups(folder: Path, total: int) -> tuple[int, int]:
+    """Return the lowest limit of a group and those around it, and the least left.
+
+    Raises:
+        OSError: The group cannot be read.
+        ValueError: It is no control group with the memory controller.
+    """
+    limit, left = _read_group(folder, total)
+    for parent in folder.absolute().parents:
+        try:
+            around = _read_group(parent, total)
+        except (OSError, ValueError):
+            break  # the root of the control groups has no limit
+        limit, left = min(limit, around[0]), min(left, around[1])
+    return limit, left
+
+
+def _read_group(folder: Path, total: int) -> tuple[int, int]:
+    """Return a control group's lower limit, and what is left of it."""
+    limits = [(folder / "memory.max").read_text().strip()]
+    with suppress(FileNotFoundError):
+        limits.append((folder / "memory.high").read_text().strip())
+    limit = min((int(each) for each in limits if each != "max"), default=None)
+    if limit is None:
         return total, total
     current = int((folder / "memory.current").read_text())
     lines = (folder / "memory.stat").read_text().splitlines()
     # Cache that is not in active use is what the kernel reclaims first.
     cache = dict(line.split() for line in lines).get("inactive_file", "0")
-    return int(limit), int(limit) - current + int(cache)
+    return limit, limit - current + int(cache)

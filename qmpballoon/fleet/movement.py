@@ -66,6 +66,15 @@ class Promise:
                 self._grants.append((at, granted - size))
             size -= granted
 
+    def note_lost(self, now: float) -> None:
+        """Note that nothing can be seen of the guest any more: the time begins."""
+        if not self._lasts:
+            return
+        total = sum(size for _, size in self._grants)
+        self._grants.clear()
+        self.add(now, total)
+        self._lasts = False
+
     def observe(self, untouched: int | None) -> None:
         """Take in how much of its size the guest cannot have touched.
 

@@ -140,6 +140,11 @@ class VmView:
         return self.state in ("healthy", "stalled")
 
     @property
+    def holds_unknown_memory(self) -> bool:
+        """Whether what QEMU holds is not known, so all that the guest has counts."""
+        return self.actual is not None and self.resident is None
+
+    @property
     def above_headroom(self) -> int | None:
         """Bytes available above the headroom; below 0 if the guest is in need."""
         available, bounds = self.stats.reclaimable, self.bounds
@@ -277,11 +282,11 @@ class VmRecord:
         """
         if self.connected:
             self.counters = evolve(self.counters, losses=self.counters.losses + 1)
+            self._promise.note_lost(self.polled_at)
         self._state, self._detail = state, detail
         self.actual = self.target = None
         self._pace = None
         self.resident = resident
-        self._promise.observe(self._untouched_memory)
 
     def note_poll(
         self, now: float, actual: int, stats: GuestStats, resident: int | None

@@ -54,6 +54,42 @@ def test_a_control_group_has_its_own_limit_and_pressure(proc: Path) -> None:
     assert HostMemory(cgroup=group(proc, "max"), proc=proc).read().available == 4 * GiB
 
 
+def test_the_lower_of_the_two_limits_of_a_group_counts(proc: Path) -> None:
+    folder = group(proc, str(8 * GiB))
+    (folder / "memory.high").write_text(f"{5 * GiB}\n")
+    host = HostMemory(cgroup=folder, proc=proc).read()
+    assert (host.total, host.available) == (5 * GiB, 2 * GiB + 100 * MiB)
+    (folder / "memory.high").write_text("max\n")
+    assert HostMemory(cgroup=folder, proc=proc).read().total == 8 * GiB
+
+
+def test_the_limit_of_a_group_around_it_counts(proc: Path) -> None:
+    inner = proc / "machine.slice" / "vm.scope"
+    inner.mkdir(parents=True)
+    group(proc / "machine.slice", str(4 * GiB))
+    for limit in ("max", str(12 * GiB)):
+        host = HostMemory(cgroup=group(inner, limit), proc=proc).read()
+        assert (host.total, host.available) == (4 * GiB, GiB + 100 * MiB)
+
+
+def test_a_group_that_vanishes_does_not_count_until_it_is_back(proc: Path) -> None:
+    folder = proc / "machine.slice"
+    folder.mkdir()
+    memory = HostMemory(cgroup=group(folder, str(4 * GiB)), proc=proc)
+    assert memory.read().notes == ()
+    for name in ("memory.current", "memory.max"):
+        (folder / name).unlink()
+        host = memory.read()
+        assert (host.total, host.available) == (16 * GiB, 4 * GiB)
+        assert not host.pressed
+        (note,) = host.notes
+        assert str(folder) in note
+    group(folder, str(4 * GiB))
+    assert memory.read().total == 4 * GiB
+    (folder / "memory.max").write_text("")
+    assert memory.read().total == 16 * GiB
+
+
 def test_pressure(proc: Path) -> None:
     (proc / "pressure" / "memory").write_text(PRESSED)
     assert HostMemory(proc=proc).read().pressed

@@ -400,10 +400,13 @@ def test_what_was_granted_counts_whatever_the_guest_says_and_though_it_is_lost()
         lie = evolve(answer(second), free=0, available=0)
         record.note_poll(float(second), 2 * GiB, lie, 100 * MiB)
         assert record.count_promised(second) == GiB
+    record.note_poll(100.0, 2 * GiB, answer(100), 100 * MiB)
     record.note_lost("gone", "it hung up")
-    record.note_connected(9.0)
-    assert record.count_promised(9.0) == GiB
-    assert record.count_promised(60.0) == 0
+    record.note_connected(110.0)
+    assert record.count_promised(110.0) == GiB
+    record.note_lost("gone", "it is gone")
+    assert record.count_promised(130.0) == GiB
+    assert record.count_promised(130.5) == 0
 
 
 def test_who_holds_what_nobody_knows_holds_all_that_it_has() -> None:

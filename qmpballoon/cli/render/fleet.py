@@ -26,6 +26,7 @@ __all__ = [
     "describe_plan",
     "describe_refused",
     "describe_report",
+    "describe_uncertain",
     "host_to_json",
 ]
 
@@ -52,6 +53,7 @@ def host_to_json(host: Host, rules: Rules) -> dict[str, object]:
         "buffer": rules.buffer,
         "promised": host.promised,
         "pressed": host.pressed,
+        "notes": list(host.notes),
     }
 
 
@@ -164,6 +166,28 @@ def describe_absent(views: Iterable[VmView]) -> list[str]:
     return [_describe_absent(view) for view in views if not view.is_fresh]
 
 
+def describe_uncertain(
+    host: Host, views: Iterable[VmView], *, limited: bool
+) -> list[str]:
+    """Say what of the host's figures could not be read, one line each.
+
+    Args:
+        host: The host.
+        views: The VMs.
+        limited: Whether there is a limit for what the VMs hold.
+    """
+    names = [
+        make_printable(view.name, _NAME) for view in views if view.holds_unknown_memory
+    ]
+    lines = list(host.notes)
+    if names and limited:
+        lines.append(
+            f"{', '.join(names)}: how much memory QEMU holds is not known; the limit"
+            " counts all that the guest has"
+        )
+    return lines
+
+
 def _describe_absent(view: VmView) -> str:
     return f"{_show_name(view)} takes no part: {view.detail or view.state}"
 
@@ -178,6 +202,13 @@ class Changes:
 
     _known: dict[str, VmView] = field(factory=dict[str, "VmView"])
     _refused: frozenset[Refused] = field(default=frozenset(), alias="refused")
+    _uncertain: frozenset[str] = frozenset()
+
+    def describe_new(self, lines: Iterable[str]) -> list[str]:
+        """Return the lines of :func:`describe_uncertain` that the last call had not."""
+        before, now = self._uncertain, list(lines)
+        self._uncertain = frozenset(now)
+        return [line for line in now if line not in before]
 
     def describe(
         self, views: Iterable[VmView], refused: Iterable[Refused] = ()

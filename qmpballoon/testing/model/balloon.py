@@ -11,7 +11,7 @@ does not answer is asked once only, and the answer is what arms the timer again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from attrs import define, field
 
@@ -37,6 +37,7 @@ class BalloonDevice:
     Attributes:
         stat_names: The statistics that this QEMU knows, without ``stat-``.
         reset_clears_stats: A machine reset clears the sample, as from 10.0 on.
+        shows: Statistics that are shown instead of the sample's, without ``stat-``.
         asked: Pages that QEMU asks the guest for.
         told: Pages that the guest said it has given.
         interval: Seconds between two samples; 0: none are taken.
@@ -50,6 +51,7 @@ class BalloonDevice:
 
     stat_names: Sequence[str]
     reset_clears_stats: bool
+    shows: Mapping[str, object] = field(factory=dict[str, object])
     asked: int = field(init=False, default=0)
     told: int = field(init=False, default=0)
     interval: int = field(init=False, default=0)
@@ -123,4 +125,6 @@ class BalloonDevice:
             f"stat-{name}": self._stats.get(name, UINT64_MAX)
             for name in self.stat_names
         }
+        if self.last_update:
+            stats |= {f"stat-{n}": cast("Value", v) for n, v in self.shows.items()}
         return {"stats": stats, "last-update": self.last_update}

@@ -146,6 +146,9 @@ class MachineConfig:
         pid: QEMU's process id. Its first CPU's thread has the next number.
         epoch: The wall clock's time at the start, in nanoseconds since 1970.
         reply_delay: How long QEMU takes to answer a request.
+        shows: Statistics that QEMU shows instead of what the guest told, by their QEMU
+            names without ``stat-``: any JSON values, as of a QEMU that is broken or
+            hostile. It shows them from the guest's first answer on.
         guest: What runs in the VM.
     """
 
@@ -163,4 +166,5 @@ class MachineConfig:
     pid: int = field(default=4000, validator=gt(0))
     epoch: int = field(default=1_750_000_000 * SECOND, validator=ge(0))
     reply_delay: int = field(default=0, validator=ge(0))
+    shows: Mapping[str, object] = field(factory=dict[str, object], hash=False)
     guest: GuestConfig = field(factory=GuestConfig)

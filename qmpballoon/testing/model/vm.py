@@ -109,7 +109,7 @@ class Vm(ABC):
         )
         if config.balloon:
             self.device = BalloonDevice(
-                self.profile.stat_names, self.profile.reset_clears_stats
+                self.profile.stat_names, self.profile.reset_clears_stats, config.shows
             )
             self.anonymous += config.balloon_id is None
         self.tree = build_tree(config, self.profile, self.device, self.guest)

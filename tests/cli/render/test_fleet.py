@@ -8,7 +8,7 @@ import pages
 import pytest
 from attrs import evolve
 
-from qmpballoon.cli.render.fleet import Changes
+from qmpballoon.cli.render.fleet import Changes, describe_uncertain
 
 if TYPE_CHECKING:
     from qmpballoon.fleet.vm import VmView
@@ -45,3 +45,23 @@ def test_one_that_connects_is_about_to_be_something_else() -> None:
     states = ([connecting], [WELL], [BUSY], [connecting], [BUSY])
     said = [line for views in states for line in changes.describe(views)]
     assert said == [SAID_BUSY]
+
+
+def test_vms_that_count_with_their_sizes_are_named_where_there_is_a_limit() -> None:
+    unknown = evolve(WELL, resident=None)
+    known = evolve(WELL, name="known", resident=1)
+    (line,) = describe_uncertain(pages.HOST, [known, unknown], limited=True)
+    assert line.startswith("vm: ")
+    assert describe_uncertain(pages.HOST, [known, unknown], limited=False) == []
+    assert describe_uncertain(pages.HOST, [known], limited=True) == []
+
+
+def test_what_is_uncertain_is_said_once_until_it_is_over() -> None:
+    changes = Changes()
+    host = evolve(pages.HOST, notes=("the group cannot be read",))
+    said = [
+        line
+        for each in (host, host, pages.HOST, host)
+        for line in changes.describe_new(describe_uncertain(each, [], limited=False))
+    ]
+    assert said == ["the group cannot be read"] * 2
