@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from attrs import evolve
-from command import FAST, PROGRAM, actual, run, serve, start
+from command import FAST, PROGRAM, actual, run, serve, start, until
 from qemu_likes import listening
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import GuestConfig
+from qmpballoon.testing import SECOND, GuestConfig
 
 if TYPE_CHECKING:
     import subprocess
@@ -363,3 +363,29 @@ async def test_a_descriptor_for_each_vm(tmp_path: Path) -> None:
         done = await trio.run_process(limited, capture_stdout=True)
     seen = json.loads(done.stdout)
     assert {vm["state"] for vm in seen["vms"]} == {"healthy"}
+
+
+@pytest.mark.parametrize("command", ["run", "reclaim"])
+async def test_ending_while_a_qemu_hangs_says_how_its_guest_was_left(
+    command: str, tmp_path: Path
+) -> None:
+    slow = GuestConfig(inflate_rate=64 * MiB)
+    host = ("--cgroup", short(tmp_path, 0), "--reserve", "1GiB")
+    words = ("run", *host) if command == "run" else ("reclaim", "1GiB")
+    async with (
+        fleet(tmp_path, guest=slow) as fakes,
+        start("fleet", *words, tmp_path / "*.qmp") as running,
+    ):
+        large, small = fakes["large"], fakes["small"]
+        await until(lambda: actual(large) < 4 * GiB)
+        large.machine.reply_delay = 3600 * SECOND
+        large.touch()
+        running.process.terminate()
+        with trio.fail_after(60):
+            await running.process.wait()
+        said = await running.said()
+        assert small.machine.device is not None
+        assert small.machine.device.interval == 0
+    (line,) = (line for line in said.splitlines() if "was left" in line)
+    assert line.startswith("qmpballoon: large was left with the target ")
+    assert "its QEMU does not answer, and last told of" in line
