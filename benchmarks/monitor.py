@@ -29,6 +29,7 @@ import trio
 from attrs import Factory, frozen
 from qemu.qmp import QMPClient
 
+from qmpballoon import asyncio as aio
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
@@ -87,6 +88,20 @@ def measure_ours(path: Path, commands: int, costs: Costs) -> None:
     trio.run(run)
 
 
+def measure_ours_on_asyncio(path: Path, commands: int, costs: Costs) -> None:
+    """Measure qmpballoon on asyncio."""
+
+    async def run() -> None:
+        async with aio.open_monitor(path) as monitor:
+            meter = Meter()
+            for _ in range(commands):
+                await monitor.execute(COMMAND)
+                meter.tick()
+            meter.add_to(costs)
+
+    asyncio.run(run())
+
+
 def measure_qemu_qmp(path: Path, commands: int, costs: Costs) -> None:
     """Measure qemu.qmp on asyncio."""
 
@@ -123,6 +138,7 @@ def measure_bare_socket(path: Path, commands: int, costs: Costs) -> None:
 
 CLIENTS: dict[str, Client] = {
     "qmpballoon": measure_ours,
+    "on asyncio": measure_ours_on_asyncio,
     "qemu.qmp": measure_qemu_qmp,
     "bare socket": measure_bare_socket,
 }
