@@ -408,6 +408,31 @@ async def test_cancelling_anybody_holds_up_nobody(who: int, *, late: bool) -> No
             assert started.result == expected
 
 
+@pytest.mark.parametrize("turns", range(5))
+@on_asyncio
+async def test_a_turn_that_comes_to_a_cancelled_command_is_passed_on(
+    turns: int,
+) -> None:
+    """With two turns of the event loop, it is cancelled when it has been given it."""
+    async with connected() as (monitor, peer):
+        for _ in range(MAX_IN_FLIGHT):
+            await call(monitor, "slow")
+        first, second = await call(monitor, "first"), await call(monitor, "second")
+        requests = [await peer.request() for _ in range(MAX_IN_FLIGHT)]
+        await peer.answer(requests[0])
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        first.cancel()
+        request = await peer.request()
+        if request.command == "first":  # it was sent before it was cancelled
+            await peer.answer(request)
+            request = await peer.request()
+        assert request.command == "second"
+        await peer.answer(request, "done")
+        await settle()
+        assert second.result == "done"
+
+
 @pytest.mark.parametrize("turns", range(12))
 @pytest.mark.parametrize("narrow", [False, True])
 @on_asyncio
