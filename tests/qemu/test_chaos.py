@@ -176,7 +176,9 @@ async def test_panic_in_resize() -> Row:
         assert isinstance(call.got, BalloonStalled)
         result = call.got.result
         assert TARGET < result.actual < MEMORY
-        assert await balloon.actual() == balloon.target == result.actual
+        assert await balloon.actual() == result.actual
+        # A larger one if its silence was noticed before the stall.
+        assert balloon.target == result.target >= result.actual
         return said(call.got), f"a dead kernel, and {REACHED}"
 
 
