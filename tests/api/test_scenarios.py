@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from frontends import ALL, on_each
 from scenarios import CACHE, MEMORY, SCENARIOS
 
+from qmpballoon import asyncio as aio
+from qmpballoon import blocking
+from qmpballoon import trio as client
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
     from frontends import FrontEnd, Scenario
 
+    from qmpballoon import GuestStats
+    from qmpballoon._transport.monitor_base import MonitorBase
+
+MEMORY_OF_PYTHON = 1 << 20  # and more
 MACHINE = MachineConfig(memory=MEMORY, guest=GuestConfig(used=60 << 20, cache=CACHE))
 
 
@@ -21,3 +32,35 @@ MACHINE = MachineConfig(memory=MEMORY, guest=GuestConfig(used=60 << 20, cache=CA
 def test_on_the_fake(front: FrontEnd, scenario: Scenario) -> None:
     with serve(MACHINE) as fake:
         front.run(scenario(front, fake.socket))
+
+
+def test_a_balloon_has_age_and_resident_memory_from_any_monitor() -> None:
+    async def on_trio(path: str) -> None:
+        async with client.open_monitor(path) as monitor:
+            check(monitor, await (await client.find_balloon(monitor)).refresh_stats())
+            monitor.pid = os.getpid()
+            balloon = await client.find_balloon(monitor)
+            assert (balloon.resident() or 0) > MEMORY_OF_PYTHON
+
+    async def on_asyncio(path: str) -> None:
+        async with aio.open_monitor(path) as monitor:
+            check(monitor, await (await aio.find_balloon(monitor)).refresh_stats())
+            monitor.pid = os.getpid()
+            balloon = await aio.find_balloon(monitor)
+            assert (balloon.resident() or 0) > MEMORY_OF_PYTHON
+
+    def in_blocking_code(path: str) -> None:
+        with blocking.open_monitor(path) as monitor:
+            check(monitor, blocking.find_balloon(monitor).refresh_stats())
+            monitor.pid = os.getpid()
+            assert (blocking.find_balloon(monitor).resident() or 0) > MEMORY_OF_PYTHON
+
+    def check(monitor: MonitorBase, stats: GuestStats) -> None:
+        assert stats.age is not None
+        assert abs(monitor.wall_clock() - time.time()) < 3600
+        assert monitor.resident() is None  # the fake is no QEMU
+
+    with serve(MACHINE) as fake:
+        trio.run(on_trio, fake.socket)
+        asyncio.run(on_asyncio(fake.socket))
+        in_blocking_code(fake.socket)

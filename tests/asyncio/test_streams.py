@@ -1,0 +1,62 @@
+"""Writing more than the kernel takes at once, and to peers that do not read."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from asyncio_world import connected, run_virtual, settle
+
+from qmpballoon.asyncio._streams import SocketTransport
+from qmpballoon.errors import MonitorClosed
+from qmpballoon.qmp import Return
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
+
+
+def test_what_the_kernel_does_not_take_at_once_is_sent_later_and_in_order() -> None:
+    async def main() -> None:
+        async with connected(narrow=True) as (monitor, peer):
+            texts = [f"{number}" * 200_000 for number in range(3)]
+            calls = [
+                asyncio.create_task(monitor.execute("echo", {"text": text}))
+                for text in texts
+            ]
+            await settle()
+            for _ in calls:
+                request = await peer.request()
+                await peer.reply(Return(request.arguments["text"], request.id))
+            assert await asyncio.gather(*calls) == texts
+
+    run_virtual(main())
+
+
+def test_closing_does_not_wait_for_a_peer_that_does_not_read() -> None:
+    async def main() -> None:
+        async with connected(narrow=True) as (monitor, peer):
+            large = asyncio.create_task(monitor.execute("x", {"text": "x" * 1_000_000}))
+            await settle()
+            assert not large.done()
+        with pytest.raises(MonitorClosed, match="by us"):
+            await large
+        assert peer.sock.fileno() == -1
+
+    run_virtual(main())
+
+
+def test_what_is_closed_twice_is_closed() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)  # noqa: FBT003
+        ends: list[OSError | None] = []
+        with theirs:
+            transport = SocketTransport(ours)
+            transport.start_reading(lambda _: None, ends.append)
+            transport.close()
+            transport.close()
+            assert theirs.recv(1) == b""
+        await settle()
+        assert ends == []
+
+    run_virtual(main())
