@@ -214,7 +214,13 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
 
     def _wake_late_commands(self) -> None:
         now, left = self._loop.time(), math.inf
-        for waiter in (*self._waiting.values(), *self._turns):
+        for ident, waiter in list(self._waiting.items()):
+            if waiter.deadline <= now:
+                self._forget(ident)
+                waiter.wake()
+            else:
+                left = min(left, waiter.deadline)
+        for waiter in self._turns:
             if waiter.deadline <= now:
                 waiter.wake()
             else:
@@ -331,18 +337,20 @@ class _Waiter:
     reply: Return | Failure | MonitorError | None = None
 
     def give_turn(self) -> None:
-        if self.future is not None and not self.future.done():
+        if self.wake():
             self.has_turn = True
-            self.future.set_result(None)
 
     def finish(self, reply: Return | Failure | MonitorError) -> None:
-        self.reply = reply
-        self.wake()
+        if self.wake():
+            self.reply = reply
 
-    def wake(self) -> None:
-        # It may be done: cancelled, and the task has not been told yet.
-        if self.future is not None and not self.future.done():
-            self.future.set_result(None)
+    def wake(self) -> bool:
+        """Wake the task; tell whether nothing else had woken it."""
+        # Done: late, or cancelled, and the task has not run since.
+        if self.future is None or self.future.done():
+            return False
+        self.future.set_result(None)
+        return True
 
 
 class EventSubscription(FeedSubscription):

@@ -312,6 +312,18 @@ async def test_no_answer_in_time_is_a_timeout_and_the_late_one_is_swallowed() ->
 
 
 @on_asyncio
+async def test_a_late_command_is_late_although_the_connection_ends_with_it() -> None:
+    async with connected(command_timeout=5) as (monitor, peer):
+        started = Call(monitor, "balloon").start()
+        await peer.request()
+        await peer.send(b'{"return"')  # of which the rest is late at the same moment
+        await asyncio.sleep(6)
+        assert isinstance(started.result, MonitorTimeout)
+        with pytest.raises(ProtocolError):
+            await monitor.execute("query-status")
+
+
+@on_asyncio
 async def test_each_command_has_its_own_deadline() -> None:
     async with connected(command_timeout=4) as (monitor, _):
         ends: dict[str, float] = {}
