@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import signal
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from attrs import evolve
 from chaos import stays_at
 from command import start
 
@@ -20,15 +24,19 @@ from qmpballoon import (
     ReclaimReport,
     Sample,
     StallLimits,
+    UnixAddress,
+    find_balloon,
     open_balloon,
     open_monitor,
 )
+from qmpballoon.fleet import Move, VmSpec, open_fleet
 from qmpballoon.testing import lab
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
-    from qmpballoon import Balloon, ResizeResult
+    from qmpballoon import Balloon, ResizeResult, TrioMonitor
 
 pytestmark = pytest.mark.qemu
 
@@ -73,13 +81,8 @@ async def test_what_is_kept_is_there_when_the_guest_needs_it() -> None:
 async def test_a_guest_that_begins_to_swap_is_let_alone(
     kernel: str | None, tmp_path: Path
 ) -> None:
-    disk = tmp_path / "swap"
-    disk.touch()
-    os.truncate(disk, 512 * MiB)
-    extra = ("-drive", f"file={disk},format=raw,if=virtio")
-    # The disk is this test's own: no saved guest.
     async with (
-        lab.boot(memory=512 * MiB, extra=extra, kernel=kernel) as guest,
+        boot_with_swap(kernel, tmp_path) as guest,
         open_balloon(guest.socket) as balloon,
     ):
         await prefer_to_swap(guest)
@@ -109,10 +112,160 @@ async def prefer_to_swap(guest: lab.Guest) -> None:
     await guest.fill_cache(150 * MiB)
     # What is read a second time is in use.
     await guest.run("dd if=/dev/vda of=/dev/null bs=1M count=150")
-    # On a tmpfs, as only swap can take it; and newer kernels write no zeroes to disk.
-    await guest.run(
-        "tr '\\0' x </dev/zero | dd of=/held bs=1M count=200 iflag=fullblock"
+    await guest.run(FILL_TMPFS.format(200))
+
+
+# On a tmpfs, as only swap can take it; and newer kernels write no zeroes to disk.
+FILL_TMPFS = "tr '\\0' x </dev/zero | dd of=/held bs=1M count={} iflag=fullblock"
+
+# What each call does with a guest that suffers, by the same rule
+
+SIZE = 512 * MiB
+# Nothing but the guest's swapping, faults or silence holds a call up.
+SWAP_ALONE = Guard(headroom=0, floor=64 * MiB, swap_rate=256 * KiB, fault_rate=math.inf)
+FAULTS_ALONE = evolve(SWAP_ALONE, swap_rate=math.inf, fault_rate=20.0)
+
+
+async def take_from(guest: lab.Guest, call: str, guard: Guard) -> str:
+    """Have a call take what it can; return what came of it in words."""
+    if call == "fleet":
+        return await take_by_fleet(guest, guard)
+    async with open_balloon(guest.socket) as balloon:
+        if call == "resize":
+            result = await balloon.resize(96 * MiB, guard=guard, on_stall="settle")
+            assert result.outcome == "settled"
+            return result.diagnosis.detail if result.diagnosis else ""
+        if call == "keep":
+            report = await balloon.keep(guard=guard, seconds=60)
+        else:
+            report = await balloon.reclaim(guard=guard)
+        assert report.after.actual == SIZE or report.held
+        return report.reason
+
+
+async def take_by_fleet(guest: lab.Guest, guard: Guard) -> str:
+    """Have a fleet shrink its only VM; the guard's rates are the default ones."""
+    spec = VmSpec(
+        "vm", UnixAddress(str(guest.socket)), floor=str(guard.floor), headroom="0"
     )
+    async with open_fleet(lambda: [spec], random.Random(0)) as fleet:
+        assert await fleet.wait_until_known(30)
+        fleet.start_move(Move("vm", SIZE, 96 * MiB, "test"))
+        assert await fleet.wait_for_moves(60)
+        (seen,) = fleet.list_views()
+        assert (seen.counters.moves, seen.counters.stalls) == (1, 1)
+        return seen.detail
+
+
+async def check_is_well(guest: lab.Guest) -> None:
+    """Check that nothing pulls at a guest, and that it has enough."""
+    assert await guest.oom_kills() == 0
+    async with open_balloon(guest.socket) as balloon:
+        size = await balloon.actual()
+        await stays_at(guest, size)
+        assert size > SIZE // 2
+
+
+@pytest.mark.parametrize("kernel", [None, "6.12"])
+async def test_a_guest_that_begins_to_swap_while_it_is_kept_small_gets_everything(
+    kernel: str | None, tmp_path: Path
+) -> None:
+    async with (
+        boot_with_swap(kernel, tmp_path) as guest,
+        open_balloon(guest.socket) as balloon,
+        trio.open_nursery() as nursery,
+    ):
+        await guest.run("mkswap /dev/vdb && swapon /dev/vdb")
+        kept = trio.Event()
+        reports: list[ReclaimReport] = []
+
+        def look(sample: Sample) -> None:
+            if sample.mark == "kept":
+                kept.set()
+
+        async def keep() -> None:
+            reports.append(
+                await balloon.keep(guard=SWAP_ALONE, seconds=120, on_progress=look)
+            )
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(keep)
+        await kept.wait()
+        # More than it has: its tmpfs can only be swapped out.
+        await guest.run(FILL_TMPFS.format(250), timeout=110, check=False)
+        await trio.sleep_forever()
+    (report,) = reports
+    assert "as long as it was to be" not in report.reason
+    assert (report.after.stats.swap_out or 0) > 0
+    assert report.after.actual == SIZE
+
+
+@pytest.mark.parametrize("call", ["resize", "fleet"])
+@pytest.mark.parametrize("kernel", [None, "6.12"])
+async def test_a_guest_that_begins_to_swap_is_let_alone_by_every_call(
+    kernel: str | None, call: str, tmp_path: Path
+) -> None:
+    async with boot_with_swap(kernel, tmp_path) as guest:
+        await prefer_to_swap(guest)
+        why = await take_from(guest, call, SWAP_ALONE)
+        assert "swaps" in why or "suffers" in why or "free" in why
+        await check_is_well(guest)
+
+
+@pytest.mark.parametrize("call", ["reclaim", "keep", "resize", "fleet"])
+async def test_a_guest_that_begins_to_fault_is_let_alone_by_every_call(
+    call: str, tmp_path: Path
+) -> None:
+    async with boot_with_swap(None, tmp_path) as guest:
+        await prefer_to_swap(guest)
+        # It goes through its memory all the time.
+        await guest.run(
+            '(awk \'BEGIN { for (i = 0; i < 25; i++) t = t "0123456789abcdef";'
+            " for (i = 0; i < 150000; i++) a[i] = t i;"
+            " for (;;) for (i = 0; i < 150000; i++) n += length(a[i]) }'"
+            " >/dev/null 2>&1 &) >/dev/null 2>&1"
+        )
+        await guest.wait_for(lambda memory: memory["AnonPages"] > 60 * MiB)
+        why = await take_from(guest, call, FAULTS_ALONE)
+        assert "faults" in why or "suffers" in why or "swaps" in why
+        await check_is_well(guest)
+
+
+@pytest.mark.parametrize("call", ["reclaim", "keep", "resize", "fleet"])
+async def test_a_guest_that_falls_silent_is_asked_to_have_everything(
+    call: str,
+) -> None:
+    async with (
+        lab.boot(memory=SIZE, saved=True) as guest,
+        open_monitor(guest.second_socket) as other,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(crash_when_it_shrinks, guest, other)
+        slowly = Guard(headroom=0, floor=64 * MiB, max_rate=40 * MiB)
+        why = await take_from(guest, call, slowly)
+        assert "answer" in why or "hangs" in why
+        nursery.cancel_scope.cancel()
+
+
+async def crash_when_it_shrinks(guest: lab.Guest, other: TrioMonitor) -> None:
+    """Crash the guest's kernel: QEMU runs on, and nobody answers."""
+    async for sample in (await find_balloon(other)).watch(0.1):
+        if sample.actual < SIZE - 60 * MiB:
+            break
+    await guest.run("echo c >/proc/sysrq-trigger")
+
+
+@asynccontextmanager
+async def boot_with_swap(
+    kernel: str | None, folder: Path
+) -> AsyncGenerator[lab.Guest, None]:
+    disk = folder / "swap"
+    disk.touch()
+    os.truncate(disk, SIZE)
+    extra = ("-drive", f"file={disk},format=raw,if=virtio")
+    # The disk is the test's own: no saved guest.
+    async with lab.boot(memory=SIZE, extra=extra, kernel=kernel) as guest:
+        yield guest
 
 
 async def test_another_client_s_targets_are_noticed() -> None:
