@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import attrs
+
 import qmpballoon
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 project = "qmpballoon"
 author = "The qmpballoon developers"
@@ -49,3 +60,65 @@ nitpick_ignore_regex = [
     # Type variables: signatures name them, but they have no documentation of their own.
     ("py:(class|obj)", r"qmpballoon\..*\.[A-Z](_co)?"),
 ]
+
+
+class _Written:
+    """A default as it is written in the source."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def read_defaults(kind: type) -> dict[str, str]:
+    """Return the defaults of an attrs class as they are written, by parameter.
+
+    Its ``__init__`` is generated, and has no source that says them.
+    """
+    defaults: dict[str, str] = {}
+    for base in reversed([each for each in kind.__mro__ if attrs.has(each)]):
+        source = ast.parse(textwrap.dedent(inspect.getsource(base)))
+        for line in ast.walk(source):
+            if not isinstance(line, ast.AnnAssign) or line.value is None:
+                continue
+            text = _read_default(line.value)
+            if isinstance(line.target, ast.Name) and text is not None:
+                defaults[line.target.id.lstrip("_")] = text
+    return defaults
+
+
+def _read_default(value: ast.expr) -> str | None:
+    is_field = isinstance(value, ast.Call) and ast.unparse(value.func) == "field"
+    if not is_field:
+        return ast.unparse(value)
+    given = {each.arg: ast.unparse(each.value) for each in value.keywords}
+    if "factory" in given:
+        return f"{given['factory']}()"
+    return given.get("default")
+
+
+def show_defaults(_: Sphinx, function: object, *__: object) -> None:
+    """Put the defaults of an attrs class into the signature of its ``__init__``."""
+    owner: object = sys.modules.get(getattr(function, "__module__", None) or "")
+    *path, name = getattr(function, "__qualname__", "").split(".")
+    for part in path:
+        owner = getattr(owner, part, None)
+    if name != "__init__" or not isinstance(owner, type) or not attrs.has(owner):
+        return
+    defaults = read_defaults(owner)
+    signature = inspect.signature(function)  # type: ignore[arg-type]
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[
+            parameter.replace(default=_Written(defaults[parameter.name]))
+            if parameter.name in defaults
+            else parameter
+            for parameter in signature.parameters.values()
+        ]
+    )
+
+
+def setup(app: Sphinx) -> None:
+    """Have Sphinx call what is above, after its own reading of defaults (500)."""
+    app.connect("autodoc-before-process-signature", show_defaults, priority=900)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import doctest
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 import sysconfig
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 from docblocks import DOCS, Block, blocks, commands
 
+from qmpballoon import Guard, StallLimits
 from qmpballoon.fleet.sources import make_source
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
@@ -147,3 +150,17 @@ def matches(shown: str, output: str) -> bool:
     """Compare as doctest does, spaces aside."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     return doctest.OutputChecker().check_output(shown, output, flags)
+
+
+def test_the_reference_shows_defaults_as_they_are_written() -> None:
+    read_defaults = runpy.run_path(str(DOCS / "conf.py"))["read_defaults"]
+    guard = read_defaults(Guard)
+    assert (guard["headroom"], guard["max_rate"]) == ("None", "math.inf")
+    assert read_defaults(StallLimits) == {"rate": "MiB", "window": "5.0"}
+    config = read_defaults(GuestConfig)
+    assert (config["used"], config["workload"]) == ("123 << 20", "()")
+    assert config["claims"].endswith("()")
+    for kind in (Guard, StallLimits, GuestConfig):
+        given = attrs.fields_dict(kind).items()
+        wanted = {name for name, field in given if field.default is not attrs.NOTHING}
+        assert read_defaults(kind).keys() == wanted
