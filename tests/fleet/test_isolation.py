@@ -146,7 +146,10 @@ def test_an_exception_at_every_call_of_a_vm_is_its_own(
         error = EXCEPTIONS[at % len(EXCEPTIONS)]
         caplog.clear()
         with caplog.at_level(logging.WARNING, "qmpballoon.fleet"):
-            run(Trap(at, error), monkeypatch)
+            trap = Trap(at, error)
+            run(trap, monkeypatch)
+        if trap.calls < at:
+            continue  # tasks take turns at random: in this run there are fewer calls
         # What QEMU refuses can be something that a move can do without.
         least = 0 if isinstance(error, ProtocolError) else 1
         told = [
