@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.cli._writer import BackgroundWriter
 
 __all__ = ["explain_interruption", "run", "serve"]
 
@@ -54,7 +56,7 @@ def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> 
     try:
         with open_writers(is_strict=not outlives_reader) as written:
             try:
-                return trio.run(_run_until_signal, main)
+                return trio.run(_run_until_signal, main, written)
             except _output.Interrupted:
                 if written and written.error and outlives_reader:
                     # The writer says what was lost; it is no success.
@@ -66,9 +68,15 @@ def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> 
         raise _output.explain_unwritable(error) from error
 
 
-async def _run_until_signal(main: Callable[[], Awaitable[_T]]) -> _T:
+async def _run_until_signal(
+    main: Callable[[], Awaitable[_T]], written: BackgroundWriter[bytes] | None
+) -> _T:
     received: list[int] = []
     scope = trio.CancelScope()
+    if written:
+        # What cannot be written ends the command even if it says nothing more.
+        token = trio.lowlevel.current_trio_token()
+        written.on_failure = partial(token.run_sync_soon, scope.cancel)
 
     async def watch(signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -84,7 +92,10 @@ async def _run_until_signal(main: Callable[[], Awaitable[_T]]) -> _T:
             except Exception:
                 if not received:
                     raise
-    raise _output.Interrupted(received[0])
+    if received:
+        raise _output.Interrupted(received[0])
+    _output.check_output()
+    raise AssertionError  # it was cancelled for one of these reasons
 
 
 def _list_signals() -> list[signal.Signals]:

@@ -51,6 +51,7 @@ class BackgroundWriter(Generic[_T]):
         error: The first error that writing has raised.
         lost: How many pieces were dropped, or could not be written.
         is_strict: As given.
+        on_failure: Called on the thread when there is an error for the caller to raise.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class BackgroundWriter(Generic[_T]):
         self.error: OSError | None = None
         self.lost = 0
         self.is_strict = is_strict
+        self.on_failure: Callable[[], None] = lambda: None
         self._name = name
         self._write = write
         self._said = 0  # how many of the lost pieces
@@ -123,6 +125,8 @@ class BackgroundWriter(Generic[_T]):
             except OSError as error:
                 self.error = self.error or error
                 self.lost += 1
+                if self.failure:
+                    self.on_failure()
             else:
                 self._say_lost()
             with self._changed:
