@@ -1,14 +1,16 @@
-"""Does a reclaim harm the guest? Reclaims from real guests while they allocate memory.
+r"""Does taking memory harm a guest? Real guests allocate memory meanwhile.
 
 Guests of several sizes, kernels and workloads are booted one after the other, and
-memory is reclaimed from each while its workload runs. The table shows how the reclaim
-ended, the least memory that the guest had available, the longest time that it was
+memory is taken from each while its workload runs: by ``reclaim``, by ``keep``, by
+``resize`` to the guard's floor, or by a fleet's move to it. The table shows how the
+call ended, the least memory that the guest had available, the longest time that it was
 below its headroom without allocating, and the OOM kills and panics, of which there
 must be none.
 
 ::
 
-    python benchmarks/guard.py --kernels 6.1 6.12 --memory 512M 1G 2G
+    python benchmarks/guard.py --kernels 6.1 6.12 --memory 512M 1G 2G \
+        --calls reclaim keep resize fleet
 
 Exit status 1 if any guest was harmed.
 """
@@ -17,13 +19,16 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
 import sys
+from itertools import product
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 from attrs import define, field, frozen
 
-from qmpballoon import Guard, MiB, ReclaimReport, Sample, open_balloon
+from qmpballoon import Guard, MiB, Sample, UnixAddress, open_balloon
+from qmpballoon.fleet import Move, VmSpec, open_fleet
 from qmpballoon.sizes import format_size, parse_size
 from qmpballoon.testing import lab
 
@@ -37,6 +42,11 @@ _BURST: Final = 0.35  # of the guest's memory
 _STEP: Final = 0.04  # of the guest's memory
 _STEPS: Final = 8
 _CYCLES: Final = 3  # of allocating and freeing
+_KEPT: Final = 20.0  # seconds for which memory is kept
+_WATCH: Final = 0.1  # seconds between two samples where the call gives none
+# Below this part of its headroom a guest that is kept small gets what it lacks. The
+# other calls leave it a 16th of the headroom off.
+_KEPT_SHARE: Final = 0.75
 
 
 @define
@@ -100,50 +110,96 @@ async def sawtooth(hog: Hog) -> None:
 
 WORKLOADS: Final = (idle, static, burst_at_start, burst_half_way, growing, sawtooth)
 
+CALLS: Final = ("reclaim", "keep", "resize", "fleet")
+
 
 @frozen
 class Case:
-    """One guest and what happens to it."""
+    """One guest, what happens to it, and the call that takes memory from it."""
 
     kernel: str
     qemu: str | None
     memory: int
     workload: Workload
+    call: str
 
 
 @frozen
 class Verdict:
-    """How the reclaim from a guest ended, and whether it did harm."""
+    """How a call ended, and whether it did harm."""
 
-    report: ReclaimReport
-    start: float  # by trio's clock
+    call: str
+    outcome: str
+    seconds: float
+    samples: Sequence[tuple[float, Sample]]  # with trio's time
     spans: Sequence[tuple[float, float]]
     oom_kills: int
     panic: bool
 
     @property
+    def taken(self) -> int:
+        """The most that the guest had given up, in bytes."""
+        sizes = [sample.actual for _, sample in self.samples]
+        return max(sizes) - min(sizes)
+
+    @property
     def lowest(self) -> int:
         """The least memory the guest had available, in bytes."""
-        return min(sample.available or 0 for sample in self.report.timeline)
+        return min(sample.available or 0 for _, sample in self.samples)
 
     def longest_below(self, headroom: int) -> float:
         """Return the longest time below the headroom without allocating, in seconds."""
         longest, since = 0.0, None
         # The guard counts this as the headroom, too.
-        enough = headroom - max(4 * MiB, headroom // 16)
-        for sample in self.report.timeline:
-            now = self.start + sample.t
+        enough: float = headroom - max(4 * MiB, headroom // 16)
+        if self.call == "keep":
+            enough = headroom * _KEPT_SHARE
+        for now, sample in self.samples:
             busy = any(began <= now <= ended for began, ended in self.spans)
             if busy or (sample.available or 0) >= enough:
                 since = None
                 continue
-            since = sample.t if since is None else since
-            longest = max(longest, sample.t - since)
+            since = now if since is None else since
+            longest = max(longest, now - since)
         return longest
 
 
+async def take(
+    call: str, guest: lab.Guest, memory: int, on_sample: Callable[[Sample], None]
+) -> str:
+    """Take memory from a guest by a call; return how it ended."""
+    floor = Guard().compute_limits(memory).floor
+    if call == "fleet":
+        spec = VmSpec("vm", UnixAddress(str(guest.socket)))
+        rng = random.Random(0)  # noqa: S311 - nothing secret
+        async with open_fleet(lambda: [spec], rng) as fleet:
+            await fleet.wait_until_known(30)
+            fleet.start_move(Move("vm", memory, floor, "benchmark"))
+            await fleet.wait_for_moves(120)
+            (seen,) = fleet.list_views()
+            return seen.state
+    async with open_balloon(guest.socket) as balloon:
+        if call == "resize":
+            result = await balloon.resize(floor, guard=Guard(), on_stall="settle")
+            return result.outcome
+        if call == "keep":
+            report = await balloon.keep(
+                guard=Guard(), seconds=_KEPT, on_progress=on_sample
+            )
+        else:
+            report = await balloon.reclaim(guard=Guard(), on_progress=on_sample)
+        return report.outcome
+
+
+async def watch(guest: lab.Guest, on_sample: Callable[[Sample], None]) -> None:
+    """Sample a guest through its second monitor."""
+    async with open_balloon(guest.second_socket) as balloon:
+        async for sample in balloon.watch(_WATCH):
+            on_sample(sample)
+
+
 async def run(case: Case) -> Verdict:
-    """Reclaim from one guest while its workload runs."""
+    """Take memory from one guest while its workload runs."""
     in_use = int(case.memory * _BURST) if case.workload is static else 0
     async with (
         lab.boot(
@@ -153,38 +209,43 @@ async def run(case: Case) -> Verdict:
             kernel=case.kernel,
             qemu=case.qemu,
         ) as guest,
-        open_balloon(guest.socket) as balloon,
         trio.open_nursery() as nursery,
     ):
-        hog, starts = Hog(guest, case.memory), list[float]()
+        hog, samples = Hog(guest, case.memory), list[tuple[float, Sample]]()
 
-        def on_progress(sample: Sample) -> None:
-            starts.append(trio.current_time() - sample.t)
+        def on_sample(sample: Sample) -> None:
+            samples.append((trio.current_time(), sample))
             if sample.actual < case.memory * 0.6:
                 hog.half_way.set()
 
         nursery.start_soon(case.workload, hog)
-        report = await balloon.reclaim(guard=Guard(), on_progress=on_progress)
+        if case.call in ("resize", "fleet"):
+            nursery.start_soon(watch, guest, on_sample)
+        began = trio.current_time()
+        outcome = await take(case.call, guest, case.memory, on_sample)
+        seconds = trio.current_time() - began
         hog.half_way.set()
         panic = "Kernel panic" in guest.console
         kills = 0 if panic else await guest.oom_kills()
         nursery.cancel_scope.cancel()
-    return Verdict(report, starts[0], hog.spans, kills, panic)
+    return Verdict(case.call, outcome, seconds, samples, hog.spans, kills, panic)
 
 
 def combine_cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Yield each combination of kernel, memory and workload."""
-    for kernel in options.kernels:
-        for memory in options.memory:
-            for workload in WORKLOADS:
-                yield Case(kernel, options.qemu, memory, workload)
+    """Yield each combination of call, kernel, memory and workload."""
+    for call, kernel, memory, workload in product(
+        options.calls, options.kernels, options.memory, WORKLOADS
+    ):
+        if not options.workloads or workload.__name__ in options.workloads:
+            yield Case(kernel, options.qemu, memory, workload, call)
 
 
 async def main(options: argparse.Namespace) -> int:
     """Run all cases and print the table; return the exit status."""
     harmed = 0
     print(
-        f"{'kernel':8} {'memory':>8} {'workload':16} {'outcome':8} {'taken':>9}"
+        f"{'call':8} {'kernel':8} {'memory':>8} {'workload':16} {'outcome':9}"
+        f" {'taken':>9}"
         f" {'seconds':>8} {'lowest':>10} {'below':>7} {'oom':>4} {'panic':>6}"
     )
     for case in combine_cases(options):
@@ -192,11 +253,10 @@ async def main(options: argparse.Namespace) -> int:
         below = verdict.longest_below(Guard().compute_limits(case.memory).headroom)
         bad = verdict.oom_kills > 0 or verdict.panic or below > _LONGEST_BELOW
         harmed += bad
-        report = verdict.report
         print(
-            f"{case.kernel:8} {format_size(case.memory):>8}"
-            f" {case.workload.__name__:16} {report.outcome:8}"
-            f" {format_size(report.handed_over):>9} {report.seconds:8.1f}"
+            f"{case.call:8} {case.kernel:8} {format_size(case.memory):>8}"
+            f" {case.workload.__name__:16} {verdict.outcome:9}"
+            f" {format_size(verdict.taken):>9} {verdict.seconds:8.1f}"
             f" {format_size(verdict.lowest):>10} {below:6.2f}s {verdict.oom_kills:4}"
             f" {verdict.panic!s:>6}{'  <- HARMED' if bad else ''}",
             flush=True,
@@ -210,6 +270,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernels", nargs="+", default=["6.1"])
     parser.add_argument("--memory", nargs="+", type=parse_size, default=[1024 * MiB])
+    parser.add_argument("--calls", nargs="+", choices=CALLS, default=["reclaim"])
+    parser.add_argument(
+        "--workloads", nargs="+", choices=[each.__name__ for each in WORKLOADS]
+    )
     parser.add_argument("--qemu", help="a path or a version")
     return parser.parse_args(arguments)
 
