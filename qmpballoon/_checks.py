@@ -17,6 +17,7 @@ __all__ = [
     "require_callback",
     "require_command",
     "require_count",
+    "require_flag",
     "require_interval",
     "require_kind",
     "require_seconds",
@@ -120,6 +121,17 @@ def require_kind(value: object, kind: type, name: str) -> None:
     """
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name} is {value!r:.80}: it must be a {kind.__name__}")
+
+
+def require_flag(value: object, name: str) -> bool:
+    """Return ``value`` if it is ``True`` or ``False``.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r:.80}: it must be True or False")
+    return value
 
 
 def require_callback(value: object, name: str) -> None:

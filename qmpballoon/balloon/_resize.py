@@ -24,6 +24,7 @@ from attrs import define, evolve
 
 from qmpballoon._checks import (
     require_callback,
+    require_flag,
     require_kind,
     require_seconds,
     require_size,
@@ -318,9 +319,7 @@ def _describe_stall(result: ResizeResult) -> str:
 def _choose_guard(guard: Guard | None, *, unguarded: bool) -> Guard | None:
     """Return the guard to go by; ``None``: the guest is not to be protected."""
     require_kind(guard, Guard, "guard")
-    if not isinstance(unguarded, bool):
-        raise TypeError(f"unguarded is {unguarded!r:.80}: it must be True or False")
-    if unguarded and guard is not None:
+    if require_flag(unguarded, "unguarded") and guard is not None:
         raise ValueError("a guard is given, and unguarded: leave one of them out")
     return None if unguarded else guard or RESIZE_GUARD
 
