@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -49,15 +50,12 @@ async def test_reclaim(socket_path: Path, tmp_path: Path) -> None:
 
 
 async def test_reclaim_and_hold_an_amount(socket_path: Path) -> None:
-    # So slowly that it says how it goes on the way.
     async with serve(socket_path) as fake:
-        result = await run(
-            "reclaim", socket_path, "25%", "--hold", "--max-rate", "200M"
-        )
+        result = await run("reclaim", socket_path, "25%", "--hold")
         assert actual(fake) == fake.machine.config.memory * 3 // 4
     assert result.returncode == 0
     assert "held" in result.stdout
-    assert "taking: requested" in result.stdout
+    assert re.search("taking: .*requested", result.stdout)
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
