@@ -9,7 +9,10 @@ in JSON, in a label of Prometheus' and in a chart.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["LONGEST", "describe_bug", "make_printable", "make_value_printable"]
 
@@ -55,9 +58,11 @@ def make_value_printable(value: object) -> object:
         case str():
             return make_printable(value)
         case dict():
-            return {key: make_value_printable(item) for key, item in value.items()}
+            members = cast("dict[object, object]", value)
+            return {key: make_value_printable(item) for key, item in members.items()}
         case list() | tuple():
-            return [make_value_printable(item) for item in value]
+            items = cast("Sequence[object]", value)
+            return [make_value_printable(item) for item in items]
         case _:
             return value
 

@@ -495,13 +495,14 @@ class Device(Generic[M_co]):
             match summary:
                 case {"base-memory": int(base), "plugged-memory": 0} if is_size(base):
                     return base, base
-                case {"base-memory": int(base), **others} if is_size(base):
+                case {"base-memory": int(base)} if is_size(base):
                     # Virtio-mem and NVDIMMs count as plugged, but cannot be
                     # ballooned: look which devices there are.
                     devices = await self._execute("query-memory-devices")
                     total, plugged = base + _sum_dimms(devices), 0
-                    if is_size(others.get("plugged-memory")):
-                        plugged = cast("int", others["plugged-memory"])
+                    told = cast("dict[str, object]", summary).get("plugged-memory")
+                    if is_size(told):
+                        plugged = told
                     return total, max(total, base + plugged)
                 case _:
                     return None, None

@@ -114,7 +114,7 @@ class Sample:
         return asdict(self)
 
 
-class Timeline:
+class Timeline:  # noqa: PLW1641 - it changes, so it is no key of a dictionary
     """Samples in the order of time, in bounded memory.
 
     When there are more than ``capacity``, every second sample is dropped. The first and
@@ -140,9 +140,6 @@ class Timeline:
         if not isinstance(other, Timeline):
             return NotImplemented
         return self._samples == other._samples
-
-    # Samples can be added, so it is no key of a dictionary.
-    __hash__ = None  # type: ignore[assignment]
 
     def __len__(self) -> int:
         """Return how many samples there are."""

@@ -75,8 +75,9 @@ async def _run_until_signal(
     scope = trio.CancelScope()
     if written:
         # What cannot be written ends the command even if it says nothing more.
-        token = trio.lowlevel.current_trio_token()
-        written.on_failure = partial(token.run_sync_soon, scope.cancel)
+        written.on_failure = partial(
+            _call_soon, trio.lowlevel.current_trio_token(), scope.cancel
+        )
 
     async def watch(signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -96,6 +97,12 @@ async def _run_until_signal(
         raise _output.Interrupted(received[0])
     _output.check_output()
     raise AssertionError  # it was cancelled for one of these reasons
+
+
+def _call_soon(token: trio.lowlevel.TrioToken, call: Callable[[], object]) -> None:
+    """Call something in trio's thread, if trio still runs."""
+    with suppress(trio.RunFinishedError):
+        token.run_sync_soon(call)
 
 
 def _list_signals() -> list[signal.Signals]:

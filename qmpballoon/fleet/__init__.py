@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import take as take
     from qmpballoon.fleet.sources import Source as Source
     from qmpballoon.fleet.sources import make_source as make_source
+    from qmpballoon.fleet.supervisor import LeftGuest as LeftGuest
     from qmpballoon.fleet.supervisor import Opener as Opener
     from qmpballoon.fleet.supervisor import Settings as Settings
     from qmpballoon.fleet.supervisor import Supervisor as Supervisor
@@ -72,6 +73,7 @@ _MODULES = {
     "sources": ("Source", "make_source"),
     "vm_spec": ("Bounds", "Refused", "VmSpec"),
     "supervisor": (
+        "LeftGuest",
         *("Opener", "Settings", "Supervisor"),
         *("open_fleet", "raise_descriptor_limit"),
     ),
@@ -90,6 +92,7 @@ __all__ = [
     "Guest",
     "Host",
     "HostMemory",
+    "LeftGuest",
     "Move",
     "Opener",
     "PolicyName",

@@ -28,7 +28,10 @@ from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from attrs import evolve, field, frozen
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import (
+    CollectorRegistry,
+    make_wsgi_app,  # pyright: ignore[reportUnknownVariableType] - theirs
+)
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -225,7 +228,8 @@ def serve_metrics(
     registry.register(FleetCollector(_Recent(snapshot)))
     server = _Server(host, port)
     known = {host, "localhost", socket.gethostname(), *names}
-    server.set_app(_guard_app(make_wsgi_app(registry), known, host))
+    app: Any = make_wsgi_app(registry)
+    server.set_app(_guard_app(app, known, host))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

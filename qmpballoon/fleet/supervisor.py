@@ -23,7 +23,7 @@ import os
 import resource
 from contextlib import asynccontextmanager, suppress
 from itertools import chain, count
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
 import trio
 from attrs import asdict, define, evolve, field, frozen
@@ -769,7 +769,7 @@ def _match(tasks: list[_VmTask], specs: list[VmSpec]) -> list[_VmTask | None]:
 def _find_first(error: Exception) -> Exception:
     """Return the first exception of a group, or an exception that is no group."""
     while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
+        error = cast("ExceptionGroup[Exception]", error).exceptions[0]
     return error
 
 
