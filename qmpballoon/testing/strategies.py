@@ -29,6 +29,7 @@ __all__ = [
     "fault_plans",
     "guest_stats",
     "guests",
+    "hostile_machines",
     "machines",
     "profiles",
     "sizes",
@@ -128,6 +129,55 @@ def machines(draw: st.DrawFn) -> Machine:
     )
     rng: random.Random = draw(st.randoms(use_true_random=False))
     return Machine(config, draw(profiles()), rng)
+
+
+def _nonsense() -> SearchStrategy[dict[str, object]]:
+    """Statistics that no guest can mean, as a QEMU that is broken or hostile shows."""
+    odd: list[object] = [10**400, -(10**400), 1 << 64, -7, 1.5, True, "7", [], None]
+    value: SearchStrategy[object] = st.sampled_from(odd) | st.integers()
+    names = st.sampled_from(profile(PROFILES[-1]).stat_names)
+    return st.dictionaries(names, value, min_size=1, max_size=3)
+
+
+def _lies(memory: int) -> SearchStrategy[dict[str, int | None]]:
+    """What a guest says that is always in need, or always has plenty."""
+    names = ("available-memory", "free-memory", "disk-caches")
+    likely = [0, memory // 2, memory - 1, memory, memory + 1, 2 * memory]
+    size: SearchStrategy[int | None] = st.sampled_from(likely)
+    in_need: dict[str, int | None] = dict.fromkeys(names, 0)
+    return st.just(in_need) | st.fixed_dictionaries(dict.fromkeys(names, size))
+
+
+def hostile_machines(memory: int = 4 * GiB) -> SearchStrategy[MachineConfig]:
+    """VMs whose guests and QEMUs lie, dawdle, fall silent and take memory back.
+
+    Args:
+        memory: Their RAM, in bytes.
+    """
+    rate = st.sampled_from([1 << 18, 3 << 19, 1 << 21, 1 << 30])
+    guest = st.builds(
+        GuestConfig,
+        used=sizes(0, memory // 2),
+        cache=sizes(0, memory // 2),
+        inflate_rate=rate,
+        reclaim_rate=rate,
+        deflate_rate=rate,
+        stats_delay=st.sampled_from([SECOND // 1000, SECOND, 4 * SECOND, None]),
+        silent_after=st.none() | st.integers(0, 60 * SECOND),
+        frozen_after=st.none() | st.integers(0, 60 * SECOND),
+        claims=st.just({}) | _lies(memory) | _claims(),
+        workload=st.just(()) | workloads(memory // 2),
+    )
+    return st.builds(
+        MachineConfig,
+        memory=st.just(memory),
+        slots=st.just(1),
+        max_memory=st.just(memory + GiB),
+        deflate_on_oom=st.booleans(),
+        reply_delay=st.sampled_from([0, 0, SECOND // 10, SECOND]),
+        shows=st.just({}) | _nonsense(),
+        guest=guest,
+    )
 
 
 def fault_plans(until: int = 60 * SECOND) -> SearchStrategy[FaultPlan]:

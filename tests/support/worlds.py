@@ -16,12 +16,18 @@ from qmpballoon.fleet.guests import Host
 from qmpballoon.fleet.supervisor import Supervisor, open_fleet
 from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB
-from qmpballoon.testing import FakeQemu, Machine, MachineConfig, profile
+from qmpballoon.testing import (
+    NO_FAULTS,
+    FakeQemu,
+    FaultPlan,
+    Machine,
+    MachineConfig,
+    profile,
+)
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
-    from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.address import Vm
     from qmpballoon.fleet.supervisor import Opener, Settings
@@ -43,6 +49,8 @@ class World:
         memory: Of the host, in bytes.
         dialled: When somebody connected to whom.
         start_time: When it began, by trio's clock.
+        seen: The VMs whose resident memory the host sees.
+        limit: What all VMs together may hold, in bytes.
     """
 
     nursery: trio.Nursery
@@ -52,11 +60,18 @@ class World:
     memory: int = 64 * GiB
     dialled: list[tuple[float, str]] = field(factory=list)
     start_time: float = field(factory=trio.current_time)
+    seen: set[str] = field(factory=set[str])
+    limit: int | None = None
 
-    def start(self, name: str, config: MachineConfig | None = None) -> FakeQemu:
+    def start(
+        self,
+        name: str,
+        config: MachineConfig | None = None,
+        faults: FaultPlan = NO_FAULTS,
+    ) -> FakeQemu:
         """Start a VM."""
         machine = Machine(config or MachineConfig(), profile("10.0"), random.Random(1))
-        fake = self.fakes[name] = FakeQemu(machine)
+        fake = self.fakes[name] = FakeQemu(machine, faults)
         fake.start(self.nursery)
         self.add(name)
         return fake
@@ -69,15 +84,20 @@ class World:
     def source(self) -> list[VmSpec]:
         return list(self.specs.values())
 
-    def reach(
+    @asynccontextmanager
+    async def reach(
         self, vm: Vm, /, *, timeout: float, command_timeout: float
-    ) -> AbstractAsyncContextManager[TrioMonitor]:
-        return open_monitor(
+    ) -> AsyncGenerator[TrioMonitor]:
+        async with open_monitor(
             self.dial(vm),
             timeout=timeout,
             command_timeout=command_timeout,
             wall_clock=self.wall_clock,
-        )
+        ) as monitor:
+            if str(vm) in self.seen:
+                # Streams in memory have no process at the other end.
+                monitor.resident = lambda: self.fakes[str(vm)].machine.resident  # type: ignore[method-assign]
+            yield monitor
 
     def wall_clock(self) -> float:
         """Return seconds since the epoch."""
@@ -92,13 +112,15 @@ class World:
 
     def read(self, held: int, promised: int) -> Host:
         """Read the host: what its VMs have not been given is available."""
-        del held  # memory streams have no process at the other end
         used = sum(
             fake.machine.resident
             for fake in self.fakes.values()
             if not fake.machine.ended
         )
-        return Host(total=self.memory, available=self.memory - used, promised=promised)
+        available = self.memory - used
+        if self.limit is not None:
+            available = min(available, self.limit - held)
+        return Host(total=self.memory, available=available, promised=promised)
 
 
 def simulated(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
