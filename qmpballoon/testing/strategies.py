@@ -39,6 +39,9 @@ __all__ = [
 _UNSET = (1 << 64) - 1
 """How QEMU shows a statistic that the guest did not tell."""
 
+_MEMORY = ("available-memory", "free-memory", "disk-caches")
+"""The statistics that decide what a guest can spare, and what it needs."""
+
 
 def sizes(smallest: int = 0, largest: int = 64 * GiB) -> SearchStrategy[int]:
     """Sizes in bytes, most of them whole mebibytes.
@@ -135,17 +138,16 @@ def _nonsense() -> SearchStrategy[dict[str, object]]:
     """Statistics that no guest can mean, as a QEMU that is broken or hostile shows."""
     odd: list[object] = [10**400, -(10**400), 1 << 64, -7, 1.5, True, "7", [], None]
     value: SearchStrategy[object] = st.sampled_from(odd) | st.integers()
-    names = st.sampled_from(profile(PROFILES[-1]).stat_names)
+    names = st.sampled_from(_MEMORY) | st.sampled_from(profile(PROFILES[-1]).stat_names)
     return st.dictionaries(names, value, min_size=1, max_size=3)
 
 
 def _lies(memory: int) -> SearchStrategy[dict[str, int | None]]:
     """What a guest says that is always in need, or always has plenty."""
-    names = ("available-memory", "free-memory", "disk-caches")
     likely = [0, memory // 2, memory - 1, memory, memory + 1, 2 * memory]
     size: SearchStrategy[int | None] = st.sampled_from(likely)
-    in_need: dict[str, int | None] = dict.fromkeys(names, 0)
-    return st.just(in_need) | st.fixed_dictionaries(dict.fromkeys(names, size))
+    in_need: dict[str, int | None] = dict.fromkeys(_MEMORY, 0)
+    return st.just(in_need) | st.fixed_dictionaries(dict.fromkeys(_MEMORY, size))
 
 
 def hostile_machines(memory: int = 4 * GiB) -> SearchStrategy[MachineConfig]:

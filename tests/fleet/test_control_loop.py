@@ -13,7 +13,7 @@ from qmpballoon.cli.render.fleet import describe_report
 from qmpballoon.fleet.control_loop import carry_out, decide, reclaim, run_control_loop
 from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
 from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing import SECOND, MachineConfig, WorkloadStep, ramp
+from qmpballoon.testing import SECOND, FaultPlan, MachineConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from qmpballoon.fleet.supervisor import Supervisor
@@ -108,6 +108,43 @@ async def test_others_take_over_from_a_guest_that_does_not_let_go() -> None:
             await trio.sleep(40)
             assert available(world) >= RULES.reserve
             assert view(fleet, "refuses").counters.stalls
+            nursery.cancel_scope.cancel()
+
+
+@simulated
+async def test_others_take_over_within_seconds_from_a_guest_that_gives_slowly() -> None:
+    async with open_world() as world:
+        # Fast enough to be no stall, and slow enough to give next to nothing.
+        slow = evolve(GUEST, cache=0, inflate_rate=5 * MiB // 4)
+        world.start("slow", MachineConfig(memory=32 * GiB, guest=slow))
+        start(world, "b", 3 * GiB)
+        # Its memory was in use before: the host gains what it gives.
+        world.fakes["slow"].do(lambda machine: machine.guest.memory.allocate(30 * GiB))
+        world.fakes["slow"].do(lambda machine: machine.guest.memory.release(30 * GiB))
+        world.memory -= available(world) - 500 * MiB
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await fleet.wait_until_known(5)
+            began = trio.current_time()
+            nursery.start_soon(run_control_loop, fleet, world.read, RULES)
+            # Nothing tells when a guest is asked.
+            while view(fleet, "b").target is None:  # noqa: ASYNC110
+                await trio.sleep(0.1)
+            assert view(fleet, "slow").target is not None
+            assert trio.current_time() - began < 5
+            nursery.cancel_scope.cancel()
+
+
+@simulated
+async def test_plugged_memory_is_the_guests() -> None:
+    async with open_world() as world:
+        config = MachineConfig(slots=1, max_memory=8 * GiB)
+        fake = world.start("vm", config, FaultPlan(plug_at=20 * SECOND, plug_size=GiB))
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await fleet.wait_until_known(5)
+            nursery.start_soon(run_control_loop, fleet, world.read, RULES)
+            await trio.sleep(60)
+            assert view(fleet, "vm").total == fake.machine.actual == 3 * GiB
+            assert view(fleet, "vm").counters.moves == 0
             nursery.cancel_scope.cancel()
 
 

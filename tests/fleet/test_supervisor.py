@@ -718,3 +718,55 @@ async def test_some_descriptors_stay_free() -> None:
                 await become(fleet, {"vm": "healthy"})
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@simulated
+async def test_the_interval_is_set_again_whoever_has_cleared_it() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            for _ in range(3):
+                fake.do(lambda machine: machine.device.set_interval(0, machine.now))  # type: ignore[union-attr]
+                for _ in range(20):
+                    await trio.sleep(0.5)
+                    assert states(fleet) == {"vm": "healthy"}
+                assert interval(fake) == 1
+
+
+@simulated
+async def test_a_vm_that_is_paused_from_the_start_is_not_told_to_load_a_driver() -> (
+    None
+):
+    async with open_world() as world:
+        world.start("vm", MachineConfig(paused=True))
+        incoming = world.start("incoming", MachineConfig(paused=True))
+        incoming.machine.status = "inmigrate"
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "stale", "incoming": "stale"})
+            assert "resume it" in view(fleet, "vm").detail
+            assert "migration" in view(fleet, "incoming").detail
+
+
+@pytest.mark.parametrize("value", [10**400, -7, 1.5, "7", 2**64, 5 * GiB])
+@simulated
+async def test_who_shows_nonsense_moves_nobody(value: object) -> None:
+    async with open_world() as world:
+        world.start("bad", MachineConfig(shows={"available-memory": value}))
+        world.start("good")
+        async with supervised(world) as fleet:
+            await become(fleet, {"bad": "nonsense", "good": "healthy"})
+            for _ in range(20):
+                await trio.sleep(1)
+                assert [guest.name for guest in fleet.list_guests()] == ["good"]
+
+
+@simulated
+async def test_who_holds_what_the_host_cannot_see_counts_with_its_size() -> None:
+    async with open_world() as world:
+        world.seen.add("seen")
+        seen = world.start("seen")
+        world.start("unseen")
+        async with supervised(world) as fleet:
+            await become(fleet, {"seen": "healthy", "unseen": "healthy"})
+            assert fleet.held == seen.machine.resident + 2 * GiB

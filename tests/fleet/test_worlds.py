@@ -8,6 +8,7 @@ no QEMU. ``ci`` tries as many worlds as some 60 seconds allow; ``nightly`` tries
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from worlds import GUEST, open_world, simulated, states, supervised
 
+from qmpballoon.balloon.guard import Guard
 from qmpballoon.fleet.control_loop import run_control_loop
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import GiB, MiB
@@ -31,13 +33,14 @@ if TYPE_CHECKING:
 
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan
-    from qmpballoon.fleet.supervisor import Supervisor
     from qmpballoon.testing import FaultPlan
+    from qmpballoon.testing.model.guest import Guest
 
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
 DURATION: Final = 45  # seconds of a world
+BEFORE: Final = 10  # seconds before, in which guests come to the sizes they begin with
 NIGHTLY: Final = settings().max_examples > 1000
-WORLDS: Final = 2000 if NIGHTLY else 250
+WORLDS: Final = 2000 if NIGHTLY else 200
 
 
 @define
@@ -46,6 +49,7 @@ class Hostile:
 
     config: MachineConfig
     faults: FaultPlan
+    begins_at: int
     is_seen: bool
 
 
@@ -53,6 +57,7 @@ hostile_vms = st.builds(
     Hostile,
     config=hostile_machines(4 * GiB),
     faults=st.just(NO_FAULTS) | fault_plans(DURATION * SECOND),
+    begins_at=st.integers(1, 8).map(lambda eighths: eighths * GiB // 2),
     is_seen=st.booleans(),
 )
 
@@ -61,7 +66,8 @@ hostile_vms = st.builds(
 def honest_vms(draw: st.DrawFn) -> MachineConfig:
     """A guest that needs some memory, slowly enough to be helped."""
     total = draw(st.sampled_from([2, 4])) * GiB
-    start, size = draw(st.integers(5, 25)), draw(st.integers(0, total // 4 // MiB))
+    start = BEFORE + draw(st.integers(5, 25))
+    size = draw(st.integers(0, total // 4 // MiB))
     steps: tuple[WorkloadStep, ...] = ()
     if size:
         steps = ramp(start * SECOND, (start + 15) * SECOND, size * MiB)
@@ -94,52 +100,62 @@ class Ledger:
         granted: Bytes by name.
         least: The least that was above the reserve when something was granted, had all
             guests touched what they were granted.
+        least_of_limit: The same of the limit; guests that the host does not see have
+            touched all that they have.
     """
 
     world: World
     granted: dict[str, int] = field(factory=dict[str, int])
     least: int = 64 * GiB
+    least_of_limit: int = 64 * GiB
 
-    def count_untouched(self) -> int:
-        """Return what guests still may touch of what they were granted."""
+    def count_untouched(self, name: str) -> int:
+        """Return what a guest still may touch of what it was granted."""
+        machine = self.world.fakes[name].machine
+        untouched = max(0, (machine.actual or 0) - machine.resident)
+        return min(self.granted.get(name, 0), 0 if machine.ended else untouched)
+
+    def count_held(self) -> int:
+        """Return what the VMs may hold, had they touched all that they may."""
         total = 0
-        for name, granted in self.granted.items():
-            machine = self.world.fakes[name].machine
-            if not machine.ended:
-                size = machine.actual or 0
-                total += min(granted, max(0, size - machine.resident))
+        for name, fake in self.world.fakes.items():
+            machine = fake.machine
+            if machine.ended:
+                continue
+            if name in self.world.seen:
+                total += machine.resident + self.count_untouched(name)
+            else:
+                total += machine.actual or 0
         return total
 
     def note(self, _: Host, plan: FleetPlan) -> None:
         """Note the grants of a plan."""
         grants = {move.name: move.change for move in plan.moves if move.change > 0}
         available = self.world.read(0, 0).available
-        given, untouched = sum(grants.values()), self.count_untouched()
+        given = sum(grants.values())
+        untouched = sum(map(self.count_untouched, self.world.fakes))
         if given:
             above = available - untouched - given - RULES.reserve
             self.least = min(self.least, above)
+            if self.world.limit is not None:
+                left = self.world.limit - self.count_held() - given - RULES.reserve
+                self.least_of_limit = min(self.least_of_limit, left)
         for name, size in grants.items():
             self.granted[name] = self.granted.get(name, 0) + size
 
 
-async def live(world: World, rules: Rules = RULES) -> tuple[Supervisor, Ledger]:
+async def live(world: World, ledger: Ledger) -> None:
     """Have a world's control loop run for a while."""
-    ledger = Ledger(world)
-    async with supervised(world) as fleet:
-        async with trio.open_nursery() as nursery:
-            # What a plan decides on is what the model has at that very moment.
-            nursery.start_soon(_run_loop, fleet, world, rules, ledger)
-            await trio.sleep(DURATION)
-            nursery.cancel_scope.cancel()
-        views = fleet.list_views()
-        assert {seen.name for seen in views} == set(world.specs)
-    return fleet, ledger
-
-
-async def _run_loop(
-    fleet: Supervisor, world: World, rules: Rules, ledger: Ledger
-) -> None:
-    await run_control_loop(fleet, world.read, rules, on_plan=ledger.note)
+    async with supervised(world) as fleet, trio.open_nursery() as nursery:
+        # The model at that very moment is what a plan is made of.
+        run = partial(run_control_loop, on_plan=ledger.note)
+        nursery.start_soon(run, fleet, world.read, RULES)
+        await trio.sleep(DURATION)
+        assert {seen.name for seen in fleet.list_views()} == set(world.specs)
+        for name, state in states(fleet).items():
+            if name.startswith("honest"):
+                assert state in ("healthy", "stalled")
+        nursery.cancel_scope.cancel()
 
 
 def add_honest(world: World, honest: Sequence[MachineConfig]) -> None:
@@ -153,15 +169,26 @@ def add_hostile(world: World, hostile: Sequence[Hostile]) -> None:
         name = f"hostile{number}"
         if vm.is_seen:
             world.seen.add(name)
-        world.start(name, vm.config, vm.faults)
+        fake = world.start(name, vm.config, vm.faults)
+        fake.do(lambda machine, size=vm.begins_at: machine.set_target(size))  # type: ignore[misc]
+
+
+def honest_guests(world: World) -> dict[str, Guest]:
+    return {
+        name: fake.machine.guest
+        for name, fake in world.fakes.items()
+        if name.startswith("honest")
+    }
 
 
 def kills(world: World) -> int:
-    return sum(
-        fake.machine.guest.oom_kills
-        for name, fake in world.fakes.items()
-        if name.startswith("honest")
-    )
+    return sum(guest.oom_kills for guest in honest_guests(world).values())
+
+
+def available(world: World) -> dict[str, int]:
+    return {
+        name: guest.memory.available for name, guest in honest_guests(world).items()
+    }
 
 
 def unexpected(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -179,15 +206,71 @@ many = settings(
 )
 
 
+async def put_up(world: World, hostile: list[Hostile], strange: list[object]) -> None:
+    """Have hostile VMs and other peers, and wait until they have their sizes."""
+    add_hostile(world, hostile)
+    for number, peer in enumerate(strange):
+        world.strange[f"strange{number}"] = peer  # type: ignore[assignment]
+        world.add(f"strange{number}")
+    await trio.sleep(BEFORE)
+
+
+def fit_memory(world: World, above_reserve: int) -> None:
+    """Give a host as much memory as its VMs hold, its reserve, and some more."""
+    world.memory -= world.read(0, 0).available
+    world.memory += RULES.reserve + above_reserve
+
+
+megabytes = st.integers(0, 3072).map(lambda size: size * MiB)
+honest_lists = st.lists(honest_vms(), min_size=1, max_size=2)
+hostile_lists = st.lists(hostile_vms, min_size=1, max_size=3)
+
+
 @pytest.mark.timeout(20_000 if NIGHTLY else 600)
 @given(
-    honest=st.lists(honest_vms(), min_size=1, max_size=2),
-    hostile=st.lists(hostile_vms, min_size=1, max_size=3),
+    honest=honest_lists,
+    hostile=hostile_lists,
     strange=strangers,
-    spare=st.integers(-512, 2048).map(lambda size: size * MiB),
+    spare=megabytes,
+    is_limited=st.booleans(),
 )
 @many
+def test_the_hosts_reserve_and_its_limit_hold_by_the_hosts_own_figures(
+    *,
+    caplog: pytest.LogCaptureFixture,
+    honest: list[MachineConfig],
+    hostile: list[Hostile],
+    strange: list[object],
+    spare: int,
+    is_limited: bool,
+) -> None:
+    """All that guests were granted they may touch, and the host still has enough."""
+    caplog.clear()
+
+    @simulated
+    async def main() -> None:
+        async with open_world() as world:
+            add_honest(world, honest)
+            await put_up(world, hostile, strange)
+            fit_memory(world, spare)
+            ledger = Ledger(world)
+            if is_limited:
+                world.limit = ledger.count_held() + RULES.reserve + spare
+                world.memory += 16 * GiB
+            await live(world, ledger)
+            if is_limited or set(world.fakes) <= world.seen:
+                assert ledger.least >= 0
+            assert ledger.least_of_limit >= 0
+
+    main()
+    assert unexpected(caplog) == []
+
+
+@pytest.mark.timeout(20_000 if NIGHTLY else 600)
+@given(honest=honest_lists, hostile=hostile_lists, strange=strangers, spare=megabytes)
+@many
 def test_hostile_vms_harm_themselves_only(
+    *,
     caplog: pytest.LogCaptureFixture,
     honest: list[MachineConfig],
     hostile: list[Hostile],
@@ -197,39 +280,23 @@ def test_hostile_vms_harm_themselves_only(
     """Compared is a host on which other processes use all that hostile VMs could."""
     caplog.clear()
     most = sum(vm.config.memory + GiB for vm in hostile)
-
-    async def among_themselves() -> int:
-        async with open_world() as world:
-            add_honest(world, honest)
-            world.memory = -world.read(0, 0).available + world.memory
-            world.memory += RULES.reserve + spare
-            await live(world)
-            return kills(world)
-
-    async def with_others() -> int:
-        async with open_world() as world:
-            add_honest(world, honest)
-            world.memory = -world.read(0, 0).available + world.memory
-            world.memory += RULES.reserve + spare + most
-            add_hostile(world, hostile)
-            for number, peer in enumerate(strange):
-                world.strange[f"strange{number}"] = peer  # type: ignore[assignment]
-                world.add(f"strange{number}")
-            fleet, ledger = await live(world)
-            if {f"hostile{n}" for n in range(len(hostile))} <= world.seen:
-                assert ledger.least >= 0
-            for name, state in states(fleet).items():
-                if name.startswith("honest"):
-                    assert state in ("healthy", "stalled")
-            return kills(world)
-
-    found: list[int] = []
+    found: list[tuple[int, dict[str, int]]] = []
 
     @simulated
-    async def both() -> None:
-        found.append(await among_themselves())
-        found.append(await with_others())
+    async def main() -> None:
+        for others in ([], hostile):
+            async with open_world() as world:
+                add_honest(world, honest)
+                fit_memory(world, spare - 512 * MiB + (most if others else 0))
+                await put_up(world, others, strange if others else [])
+                await live(world, Ledger(world))
+                found.append((kills(world), available(world)))
 
-    both()
+    main()
     assert unexpected(caplog) == []
-    assert found[1] <= found[0]
+    (kills_alone, alone), (kills_beside, beside) = found
+    assert kills_beside <= kills_alone
+    for name, has in alone.items():
+        total = honest[int(name.removeprefix("honest"))].memory
+        headroom = Guard().compute_limits(total).headroom
+        assert beside[name] >= min(has, headroom)

@@ -37,7 +37,8 @@ class BalloonDevice:
     Attributes:
         stat_names: The statistics that this QEMU knows, without ``stat-``.
         reset_clears_stats: A machine reset clears the sample, as from 10.0 on.
-        shows: Statistics that are shown instead of the sample's, without ``stat-``.
+        shows: Statistics that are shown instead of the sample's, without ``stat-``, for
+            samples of odd seconds.
         asked: Pages that QEMU asks the guest for.
         told: Pages that the guest said it has given.
         interval: Seconds between two samples; 0: none are taken.
@@ -125,6 +126,6 @@ class BalloonDevice:
             f"stat-{name}": self._stats.get(name, UINT64_MAX)
             for name in self.stat_names
         }
-        if self.last_update:
+        if self.last_update % 2:
             stats |= {f"stat-{n}": cast("Value", v) for n, v in self.shows.items()}
         return {"stats": stats, "last-update": self.last_update}

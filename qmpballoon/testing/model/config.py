@@ -148,7 +148,7 @@ class MachineConfig:
         reply_delay: How long QEMU takes to answer a request.
         shows: Statistics that QEMU shows instead of what the guest told, by their QEMU
             names without ``stat-``: any JSON values, as of a QEMU that is broken or
-            hostile. It shows them from the guest's first answer on.
+            hostile. It does so in every other second.
         guest: What runs in the VM.
     """
 
