@@ -228,7 +228,7 @@ def serve_metrics(
     registry.register(FleetCollector(_Recent(snapshot)))
     server = _Server(host, port)
     known = {host, "localhost", socket.gethostname(), *names}
-    app: Any = make_wsgi_app(registry)
+    app: Any = make_wsgi_app(registry)  # pyright: ignore[reportUnknownVariableType]
     server.set_app(_guard_app(app, known, host))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
