@@ -168,3 +168,44 @@ def test_the_reference_shows_what_users_may_import_from_the_front_page() -> None
     packages = [balloon, qmp, import_module("qmpballoon.trio")]
     shown |= {name for package in packages for name in package.__all__}
     assert {*qmpballoon.__all__} - {"__version__"} <= shown
+
+
+def hidden_imports(text: str) -> list[str]:
+    """Return the imports of ours in a text that are not for users."""
+    found = re.findall(
+        r"^\W*(?:from|import) (qmpballoon[\w.]*)(?: import (.*))?", text, re.MULTILINE
+    )
+    return [
+        f"{module} {names}"
+        for module, names in found
+        if re.search(r"(^|[ ,.(])_[a-z]", f"{module} {names}")
+    ]
+
+
+def examples() -> list[Path]:
+    root = DOCS.parent
+    return sorted(
+        [*root.glob("*.md"), *DOCS.rglob("*.md"), *root.glob("examples/*.py")]
+    )
+
+
+def test_hidden_imports_are_found() -> None:
+    assert hidden_imports("    from qmpballoon._checks import require_size\n")
+    assert hidden_imports(">>> from qmpballoon.balloon import _tracker\n")
+    assert not hidden_imports("from qmpballoon.balloon import Balloon, Guard\n")
+    assert not hidden_imports("import qmpballoon\nqmpballoon.__version__\n")
+
+
+@pytest.mark.parametrize("page", examples(), ids=lambda page: page.name)
+def test_no_example_imports_what_is_not_for_users(page: Path) -> None:
+    assert not hidden_imports(page.read_text(encoding="utf-8"))
+
+
+def test_no_docstring_shows_how_to_import_what_is_not_for_users() -> None:
+    for path in Path(qmpballoon.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(
+                node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ):
+                assert not hidden_imports(ast.get_docstring(node) or ""), path
