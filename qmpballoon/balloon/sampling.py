@@ -364,13 +364,18 @@ async def _explain_silence(device: Device, timeout: float) -> str:
     stopped = await device.why_stopped()
     if stopped is not None:
         why = stopped
-    elif (await device.stats()).last_update is None:
+    elif (await device.stats()).last_update is not None:
+        why = "it did before: the guest hangs, or its balloon driver was unloaded"
+    elif (await device.query()).ballooned:
+        why = (
+            "its balloon works, but its driver reports no statistics: on Windows start"
+            " the Balloon Service"
+        )
+    else:
         why = (
             "it never did: load virtio_balloon in the guest (on Windows install"
             " the Balloon Service too)"
         )
-    else:
-        why = "it did before: the guest hangs, or its balloon driver was unloaded"
     return f"the guest did not report its memory within {timeout:g} s; {why}"
 
 

@@ -21,6 +21,15 @@ from qmpballoon.testing import SECOND, GuestConfig
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.testing import Machine
+
+
+def give_some(machine: Machine) -> None:
+    """Have a guest that was just started give some memory."""
+    machine.reset(by_guest=False)
+    machine.set_target(GiB)
+    machine.advance(machine.now + 10 * SECOND)
+
 
 # Refreshing
 
@@ -70,6 +79,7 @@ def test_statistics_that_a_reset_wipes_out_are_waited_for() -> None:
     ("guest", "break_it", "why"),
     [
         (GuestConfig(driver=False), lambda _: None, "load virtio_balloon"),
+        (GuestConfig(stats_delay=None), give_some, "its balloon works"),
         (GuestConfig(), lambda machine: machine.stop(), "the VM is paused"),
         (
             GuestConfig(),
@@ -77,7 +87,7 @@ def test_statistics_that_a_reset_wipes_out_are_waited_for() -> None:
             "the guest hangs",
         ),
     ],
-    ids=["no driver", "paused", "hangs"],
+    ids=["no driver", "no statistics", "paused", "hangs"],
 )
 def test_a_guest_that_does_not_answer_is_given_up_in_time_with_a_reason(
     guest: GuestConfig, break_it: Callable[[object], None], why: str
