@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 
 def give_some(machine: Machine) -> None:
-    """Have a guest that was just started give some memory."""
-    machine.reset(by_guest=False)
+    """Have a guest give some memory that never answered, as without a service."""
     machine.set_target(GiB)
     machine.advance(machine.now + 10 * SECOND)
+    assert machine.device is not None
+    machine.device.last_update = 0
 
 
 # Refreshing
