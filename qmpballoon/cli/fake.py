@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import random
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -17,10 +19,11 @@ from qmpballoon.cli._options import read_positive_size, read_size
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
-    from qmpballoon.testing import Machine
+    from qmpballoon.testing import FakeQemu, Machine
 
 __all__ = ["fake"]
 
+_HOLD_EVERY: Final = 0.1  # seconds; `fleet` polls ten times as seldom
 _DIMMS: Final = 4  # slots for memory to be plugged into
 _IDENTIFIER: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 _GRANULE: Final = 8192  # bytes; QEMU rounds a VM's RAM up to whole ones
@@ -79,6 +82,12 @@ def _check_id(_: click.Context, __: click.Parameter, value: str) -> str:
     help="The balloon's id in QEMU.",
 )
 @click.option(
+    "--hold-memory",
+    is_flag=True,
+    help="Hold as much of the host's memory as QEMU would, and be named like QEMU: so"
+    " that its resident memory can be seen, and `fleet --limit` be tried.",
+)
+@click.option(
     "--seed", type=int, default=0, help="Chooses the simulation's random numbers."
 )
 def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from above
@@ -94,11 +103,19 @@ def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from 
         run(lambda: _serve(socket, **options))
 
 
-async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewise
+async def _serve(
+    socket: str,
+    *,
+    hold_memory: bool,
+    **options: Any,  # noqa: ANN401 - likewise
+) -> None:
     # Loaded here, because both load trio.
     from qmpballoon._transport.trio_tasks import BackgroundTasks  # noqa: PLC0415
     from qmpballoon.testing import open_fake  # noqa: PLC0415
 
+    if hold_memory:
+        # Clients ask the kernel for the peer's memory if the peer has QEMU's name.
+        _take_name("qemu-system-fak")
     async with (
         open_fake(_make_machine(**options)) as qemu,
         BackgroundTasks(shield=False) as tasks,
@@ -110,8 +127,38 @@ async def _serve(socket: str, **options: Any) -> None:  # noqa: ANN401 - likewis
                 f"cannot listen on {socket}: {error.strerror or error}; give a new"
                 " path, in a folder that is there"
             ) from None
+        if hold_memory:
+            tasks.start_soon(_hold_memory, qemu)
         _output.say(f"A simulated QEMU {options['profile']} listens on {socket}")
         await tasks.wait()
+
+
+def _take_name(name: str) -> None:
+    """Have the kernel call this process by another name."""
+    Path("/proc/self/comm").write_text(name, encoding="ascii")
+
+
+async def _hold_memory(qemu: FakeQemu) -> None:
+    """Hold as much memory as the simulated QEMU does, within a page and a moment."""
+    import trio  # noqa: PLC0415 - loaded late
+
+    from qmpballoon._transport.qemu_process import read_resident  # noqa: PLC0415
+
+    own = read_resident(os.getpid()) or 0
+    most = qemu.machine.config.memory
+    # Private: of shared memory, no page is given back.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    with mmap.mmap(-1, most, flags=flags) as memory:
+        held, page = 0, mmap.PAGESIZE
+        while True:
+            # Plugged memory is left out.
+            wanted = min(max(0, qemu.machine.resident - own), most) // page * page
+            if wanted > held:
+                memory[held:wanted:page] = b"1" * ((wanted - held) // page)
+            elif wanted < held:
+                memory.madvise(mmap.MADV_DONTNEED, wanted, held - wanted)
+            held = wanted
+            await trio.sleep(_HOLD_EVERY)
 
 
 def _make_machine(

@@ -96,6 +96,19 @@ async def test_no_driver(tmp_path: Path) -> None:
         assert (await balloon.stats()).last_update is None
 
 
+async def test_it_holds_as_much_memory_as_qemu_would(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    sizes = ("--memory", "512M", "--used", "100M", "--cache", "250M", "--hold-memory")
+    async with fake(path, *sizes), open_balloon(str(path)) as balloon:
+        with trio.fail_after(30):
+            # Only the host tells.
+            while (balloon.resident() or 0) < 380 * MiB:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            await balloon.resize(300 * MiB)
+            while (balloon.resident() or 0) > 370 * MiB:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+
 async def test_no_balloon(tmp_path: Path) -> None:
     path = tmp_path / "qmp"
     async with fake(path, "--no-balloon"):
