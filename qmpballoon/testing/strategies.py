@@ -147,7 +147,8 @@ def _lies(memory: int) -> SearchStrategy[dict[str, int | None]]:
     likely = [0, memory // 2, memory - 1, memory, memory + 1, 2 * memory]
     size: SearchStrategy[int | None] = st.sampled_from(likely)
     in_need: dict[str, int | None] = dict.fromkeys(_MEMORY, 0)
-    return st.just(in_need) | st.fixed_dictionaries(dict.fromkeys(_MEMORY, size))
+    each: dict[str, SearchStrategy[int | None]] = dict.fromkeys(_MEMORY, size)
+    return st.just(in_need) | st.fixed_dictionaries(each)
 
 
 def hostile_machines(memory: int = 4 * GiB) -> SearchStrategy[MachineConfig]:
@@ -156,6 +157,8 @@ def hostile_machines(memory: int = 4 * GiB) -> SearchStrategy[MachineConfig]:
     Args:
         memory: Their RAM, in bytes.
     """
+    no_claims: dict[str, int | None] = {}
+    no_nonsense: dict[str, object] = {}
     rate = st.sampled_from([1 << 18, 3 << 19, 1 << 21, 1 << 30])
     guest = st.builds(
         GuestConfig,
@@ -167,7 +170,7 @@ def hostile_machines(memory: int = 4 * GiB) -> SearchStrategy[MachineConfig]:
         stats_delay=st.sampled_from([SECOND // 1000, SECOND, 4 * SECOND, None]),
         silent_after=st.none() | st.integers(0, 60 * SECOND),
         frozen_after=st.none() | st.integers(0, 60 * SECOND),
-        claims=st.just({}) | _lies(memory) | _claims(),
+        claims=st.just(no_claims) | _lies(memory) | _claims(),
         workload=st.just(()) | workloads(memory // 2),
     )
     return st.builds(
@@ -177,7 +180,7 @@ def hostile_machines(memory: int = 4 * GiB) -> SearchStrategy[MachineConfig]:
         max_memory=st.just(memory + GiB),
         deflate_on_oom=st.booleans(),
         reply_delay=st.sampled_from([0, 0, SECOND // 10, SECOND]),
-        shows=st.just({}) | _nonsense(),
+        shows=st.just(no_nonsense) | _nonsense(),
         guest=guest,
     )
 

@@ -110,7 +110,7 @@ def domain(
                 <type arch="x86_64" machine="pc">hvm</type>
                 <kernel>{kernel.image}</kernel>
                 <initrd>{initrd}</initrd>
-                <cmdline>console=ttyS0 quiet</cmdline>
+                <cmdline>console=ttyS0 quiet no_timer_check</cmdline>
               </os>
               <devices>
                 <emulator>{shutil.which("qemu-system-x86_64")}</emulator>
