@@ -48,8 +48,8 @@ _KERNEL: Final = (
     "console=ttyS0 quiet rdinit=/init"
     # The console must show a panic, so the guest does not reboot on it.
     " panic=0"
-    # Early on Linux waits some milliseconds for the timer to tick. On a host so busy that
-    # QEMU does not run meanwhile it would panic ("IO-APIC + timer doesn't work").
+    # Linux waits some milliseconds for the timer to tick. On a host so busy that QEMU
+    # does not run meanwhile it would panic ("IO-APIC + timer doesn't work").
     " no_timer_check"
     # Plugged memory comes online at once.
     " memhp_default_state=online"
