@@ -102,6 +102,7 @@ VALUES: list[Any] = [
     RULES,
     fleet.Settings(),
     COUNTERS,
+    fleet.LeftGuest("vm1", GiB, 2 * GiB),
     VM,
     VIEW,
     qmp.Event("RTC_CHANGE", {"offset": 3}, 5.0),

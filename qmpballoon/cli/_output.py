@@ -42,6 +42,7 @@ __all__ = [
     "explain_unwritable",
     "fail",
     "is_idle",
+    "is_unwritable",
     "note",
     "print_json",
     "say",
@@ -110,6 +111,12 @@ def check_output() -> None:
     writer = find_writer(sys.stdout)
     if writer and writer.failure:
         raise explain_unwritable(writer.failure) from writer.failure
+
+
+def is_unwritable() -> bool:
+    """Tell whether standard output could not be written, so that the command ends."""
+    writer = find_writer(sys.stdout)
+    return writer is not None and writer.failure is not None
 
 
 def is_idle() -> bool:

@@ -128,6 +128,8 @@ async def explain_interruption(
     try:
         yield
     except trio.Cancelled:
+        if _output.is_unwritable():  # whoever read it has gone: end quietly
+            raise
         message = "the guest's size is not known: QEMU does not answer"
         with balloon.monitor.shield(_QUERY_TIMEOUT), suppress(QmpBalloonError):
             message = describe(balloon.target, await balloon.actual())
