@@ -7,6 +7,7 @@ output may leave things out by ``...``.
 from __future__ import annotations
 
 import doctest
+import logging
 import os
 import re
 import runpy
@@ -65,6 +66,19 @@ def socket(request: pytest.FixtureRequest) -> Iterator[str]:
     )
     with serve(config) as fake:
         yield fake.socket
+
+
+@pytest.fixture(autouse=True)
+def unchanged_logging() -> Iterator[None]:
+    """Take back how a block sets logging up: other tests run in the same process."""
+    loggers = [
+        logging.getLogger(name) for name in ("", *logging.root.manager.loggerDict)
+    ]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
 
 
 def test_no_block_is_overlooked() -> None:
