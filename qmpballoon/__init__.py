@@ -17,8 +17,9 @@ event loop, and a program on asyncio never loads trio.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from qmpballoon._lazy import attach
 
 if TYPE_CHECKING:
     from qmpballoon._transport.qemu_process import find_peer_pid as find_peer_pid
@@ -157,7 +158,7 @@ _MODULES = {
     "qmp.messages": ("Event",),
     "sizes": ("GiB", "KiB", "MiB", "PiB", "TiB", "format_size", "parse_size"),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+__getattr__, __dir__ = attach(__name__, _MODULES)
 
 # Written out, so that type checkers can read it; a test holds that it is complete.
 __all__ = [
@@ -230,17 +231,3 @@ __all__ = [
     "parse_vm",
     "read_resident",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """Load what is asked for the first time."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Name what there is, loaded or not."""
-    return sorted({*globals(), *_HOMES})

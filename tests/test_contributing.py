@@ -43,7 +43,14 @@ print(*seen, sep="\\n", file=sys.stderr)
 
 # What many files use at any time: checks of arguments, errors, and their messages.
 ANYWHERE = {
-    *("__init__.py", "_checks.py", "_printable.py", "errors.py", "monitor.py"),
+    *(
+        "__init__.py",
+        "_checks.py",
+        "_lazy.py",
+        "_printable.py",
+        "errors.py",
+        "monitor.py",
+    ),
     *("_transport/error_messages.py", "_transport/monitor_base.py"),
 }
 

@@ -42,8 +42,8 @@ each_lazy_package = pytest.mark.parametrize(
 
 def homes_of(package: ModuleType) -> dict[str, str]:
     """Return the module that each name is loaded from."""
-    homes: dict[str, str] = package._HOMES  # noqa: SLF001 - this is its test
-    return homes
+    modules: dict[str, tuple[str, ...]] = package._MODULES  # noqa: SLF001 - its test
+    return {name: module for module, names in modules.items() for name in names}
 
 
 def names_for_type_checkers(package: ModuleType) -> set[str]:

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qmpballoon._lazy import attach
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.sockets import OPEN_TIMEOUT, Target
 from qmpballoon.asyncio.connect import (
@@ -63,13 +64,13 @@ __all__ = [
     "stay_connected",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Load what needs qemu.qmp when it is asked for the first time."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from qmpballoon.asyncio import held_client  # noqa: PLC0415 - see above
-
-    value: object = getattr(held_client, name)
-    globals()[name] = value
-    return value
+# What needs qemu.qmp is loaded when it is first used.
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "held_client": (
+            *("UNREAD_EVENTS", "HeldClientMonitor", "HeldClientSubscription"),
+            "limit_unread_events",
+        )
+    },
+)

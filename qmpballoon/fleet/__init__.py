@@ -21,8 +21,9 @@ without trio, and only metrics need prometheus-client, from the extra ``promethe
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from qmpballoon._lazy import attach
 
 if TYPE_CHECKING:
     from qmpballoon.fleet.control_loop import FleetReclaimReport as FleetReclaimReport
@@ -79,7 +80,7 @@ _MODULES = {
     ),
     "vm": ("VM_STATES", "VmCounters", "VmState", "VmView"),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+__getattr__, __dir__ = attach(__name__, _MODULES)
 
 # Written out, so that type checkers can read it. A test compares the two lists.
 __all__ = [
@@ -117,17 +118,3 @@ __all__ = [
     "serve_metrics",
     "take",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """Load a name's module when the name is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Name everything that is exported, loaded or not."""
-    return sorted({*globals(), *_HOMES})

@@ -16,8 +16,9 @@ as the pytest plugin and the lab do, therefore loads neither trio nor hypothesis
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from qmpballoon._lazy import attach
 
 if TYPE_CHECKING:
     from qmpballoon.testing.faults import NO_FAULTS as NO_FAULTS
@@ -51,7 +52,7 @@ _MODULES = {
     "threaded": ("ThreadedFake", "serve"),
     "world": ("run_world", "simulate"),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+__getattr__, __dir__ = attach(__name__, _MODULES)
 
 # Written out, so that type checkers can read it. A test compares the two lists.
 __all__ = [
@@ -74,17 +75,3 @@ __all__ = [
     "serve",
     "simulate",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """Load a name's module when the name is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """Name everything that is exported, loaded or not."""
-    return sorted({*globals(), *_HOMES})
