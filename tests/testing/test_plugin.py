@@ -141,6 +141,7 @@ def test_projects_that_use_none_of_it_load_none_of_it(project: pytest.Pytester) 
             loaded = {name for name in sys.modules if name.startswith("qmpballoon")}
             assert loaded == {
                 "qmpballoon",
+                "qmpballoon._lazy",
                 "qmpballoon.testing",
                 "qmpballoon.testing.plugin",
             }
