@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 from qmpballoon._lazy import attach
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qmpballoon._transport.qemu_process import find_peer_pid as find_peer_pid
     from qmpballoon._transport.qemu_process import find_qemu_pid as find_qemu_pid
     from qmpballoon._transport.qemu_process import read_resident as read_resident
@@ -158,6 +160,8 @@ _MODULES = {
     "qmp.messages": ("Event",),
     "sizes": ("GiB", "KiB", "MiB", "PiB", "TiB", "format_size", "parse_size"),
 }
+__getattr__: Callable[[str], object]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = attach(__name__, _MODULES)
 
 # Written out, so that type checkers can read it; a test holds that it is complete.

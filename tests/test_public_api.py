@@ -58,6 +58,7 @@ def names_for_type_checkers(package: ModuleType) -> set[str]:
         for node in guarded
         for statement in node.body
         if isinstance(statement, ast.ImportFrom)
+        and str(statement.module).startswith("qmpballoon")
         for alias in statement.names
     }
 

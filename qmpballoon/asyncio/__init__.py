@@ -39,6 +39,8 @@ from qmpballoon.asyncio.connect import (
 from qmpballoon.asyncio.monitor import AsyncioMonitor, EventSubscription
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qmpballoon.asyncio.held_client import UNREAD_EVENTS as UNREAD_EVENTS
     from qmpballoon.asyncio.held_client import HeldClientMonitor as HeldClientMonitor
     from qmpballoon.asyncio.held_client import (
@@ -65,6 +67,8 @@ __all__ = [
 ]
 
 # What needs qemu.qmp is loaded when it is first used.
+__getattr__: Callable[[str], object]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = attach(
     __name__,
     {

@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING
 from qmpballoon._lazy import attach
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qmpballoon.fleet.control_loop import FleetReclaimReport as FleetReclaimReport
     from qmpballoon.fleet.control_loop import VmReclaimReport as VmReclaimReport
     from qmpballoon.fleet.control_loop import carry_out as carry_out
@@ -80,6 +82,8 @@ _MODULES = {
     ),
     "vm": ("VM_STATES", "VmCounters", "VmState", "VmView"),
 }
+__getattr__: Callable[[str], object]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = attach(__name__, _MODULES)
 
 # Written out, so that type checkers can read it. A test compares the two lists.

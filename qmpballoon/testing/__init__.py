@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from qmpballoon._lazy import attach
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qmpballoon.testing.faults import NO_FAULTS as NO_FAULTS
     from qmpballoon.testing.faults import FaultPlan as FaultPlan
     from qmpballoon.testing.model.config import SECOND as SECOND
@@ -52,6 +54,8 @@ _MODULES = {
     "threaded": ("ThreadedFake", "serve"),
     "world": ("run_world", "simulate"),
 }
+__getattr__: Callable[[str], object]
+__dir__: Callable[[], list[str]]
 __getattr__, __dir__ = attach(__name__, _MODULES)
 
 # Written out, so that type checkers can read it. A test compares the two lists.
