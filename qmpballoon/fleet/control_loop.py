@@ -53,7 +53,9 @@ def decide(
     Raises:
         OSError: The host's memory cannot be read.
     """
+    supervisor.measure_resident()
     host = read(supervisor.held, supervisor.promised)
+    host = evolve(host, is_complete=supervisor.is_complete)
     guests = supervisor.list_guests()
     try:
         return host, make_plan(host, guests, rules)

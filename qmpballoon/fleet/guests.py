@@ -33,6 +33,8 @@ class Host:
         pressed: Whether tasks on the host wait for memory (pressure stall
             information).
         notes: What could not be read and does not count, for people.
+        is_complete: Whether all VMs are known. While some are not, what they hold is
+            not known either, and the host's surplus is not shared out.
     """
 
     total: int
@@ -40,6 +42,7 @@ class Host:
     promised: int = 0
     pressed: bool = False
     notes: tuple[str, ...] = ()
+    is_complete: bool = True
 
 
 @frozen
@@ -59,8 +62,7 @@ class Guest:
             much, and gets twice as much.
         target: The size it is moving to; ``None`` if it does not move.
         delivers: Bytes by which its present move changes its size soon, at the pace
-        that
-            was seen; ``None``: not known yet, so all of it.
+            that was seen; ``None``: not known yet, so all of it.
         free: The part of ``available`` that nothing uses, not even a cache.
         untouched: The part of its size that the guest has never touched. The host has
             given no memory for it, and gains nothing if the guest gives it up.

@@ -22,7 +22,8 @@ Pure: the same state always makes the same plan. These are the rules.
 6. *No unnecessary moves.* While no guest is in need, and the host has between half a
    buffer and two buffers above its reserve, nothing moves. Guests are not made equal
    for its own sake. A move smaller than the dead band is not made; if the host is below
-   its reserve, the dead band is 1 MiB at most.
+   its reserve, the dead band is 1 MiB at most. What the host has to spare is shared
+   out only when all VMs are known.
 7. *A share for each.* A guest gets what it needs up to its fair share: the fleet's
    memory by RAM and weight. Beyond their shares, all guests together hold at
    most 16 times as much as what is left to be given. So guests that always say they are
@@ -208,7 +209,7 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
         uncapped=host.available < rules.reserve // 2,
     )
     surplus = slack - need - rules.buffer
-    if wanted or surplus <= rules.buffer:
+    if wanted or surplus <= rules.buffer or not host.is_complete:
         surplus = 0
     return FleetPlan(
         moves=(

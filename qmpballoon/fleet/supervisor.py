@@ -41,6 +41,7 @@ from qmpballoon.errors import (
     CommandError,
     MonitorBusy,
     MonitorClosed,
+    MonitorError,
     MonitorTimeout,
     MonitorUnreachable,
     NoBalloonDevice,
@@ -243,6 +244,7 @@ class _VmTask:
         told: Is set when it is told so.
         left: The size in bytes that it was to reach when QEMU ceased to answer.
         logged: What was logged last.
+        balloon: The VM's balloon, while it is connected.
     """
 
     record: VmRecord
@@ -255,6 +257,7 @@ class _VmTask:
     told: trio.Event = field(factory=trio.Event)
     left: int | None = None
     logged: str = ""
+    balloon: Balloon | None = None
 
     def require_no_twin(self) -> None:
         """Raise MonitorBusy while another task holds a monitor of the same QEMU."""
@@ -362,6 +365,20 @@ class Supervisor:
             key=lambda left: left.name,
         )
 
+    def measure_resident(self) -> None:
+        """Read how much of the host's memory each QEMU holds now.
+
+        Polls read it too. But a guest may have touched much since its last poll, and
+        then that would not count in a plan.
+        """
+        for task in self._tasks:
+            if task.balloon is None:
+                continue
+            try:
+                task.record.note_resident(task.balloon.resident())
+            except Exception as error:  # noqa: BLE001 - whatever figures can cause
+                self.fail(task.record.spec.name, error)
+
     @property
     def held(self) -> int:
         """Bytes of the host's memory that the QEMUs hold.
@@ -376,6 +393,13 @@ class Supervisor:
         """Bytes that guests were given and have not touched yet."""
         now = trio.current_time()
         return sum(task.record.count_promised(now) for task in self._tasks)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each VM was connected to, or an attempt has failed."""
+        now = trio.current_time()
+        states = (task.record.get_state(now) for task in self._tasks)
+        return "connecting" not in states
 
     @property
     def poll_delay(self) -> float:
@@ -480,16 +504,15 @@ class Supervisor:
         state, detail = _explain(error)
         if state == "failed":
             # What is known may be what fails, again and again.
-            old, settings = task.record, self._settings
-            task.record = VmRecord(old.spec, settings.stale_after, settings.period)
-            task.record.counters = old.counters
+            task.record = task.record.begin_anew()
             _LOG.debug("%s", task.record.spec.name, exc_info=error)
         if detail != task.logged:
             level = logging.ERROR if state == "failed" else logging.WARNING
             name = make_printable(task.record.spec.name)
             _LOG.log(level, "%s: %s", name, detail)
             task.logged = detail
-        task.record.note_lost(state, detail, _read_busy_resident(error))
+        resident, has_ended = _read_busy_resident(error), _has_ended(error, task.record)
+        task.record.note_lost(state, detail, resident, has_ended=has_ended)
         task.target = None
         self._notify()
 
@@ -579,7 +602,11 @@ class Supervisor:
             task.left = None
             task.logged = ""
             _LOG.info("%s: connected", make_printable(record.spec.name))
-            yield balloon
+            task.balloon = balloon
+            try:
+                yield balloon
+            finally:
+                task.balloon = None
 
     async def _supervise(self, task: _VmTask, balloon: Balloon) -> None:
         """Poll and move a VM until the connection is lost."""
@@ -779,6 +806,16 @@ def _explain(error: Exception) -> tuple[VmState, str]:
         if isinstance(error, kind):
             return state, make_printable(str(error))
     return "failed", describe_bug(error)
+
+
+def _has_ended(error: Exception, record: VmRecord) -> bool:
+    """Tell whether an error shows that a VM's QEMU is not there any more."""
+    if isinstance(error, UntrustedMonitor | MonitorBusy | MonitorTimeout):
+        return False
+    if isinstance(error.__cause__, PermissionError):
+        return False
+    # A connection that breaks says little. The next one is refused if QEMU has ended.
+    return isinstance(error, MonitorError) and not record.connected
 
 
 def _read_busy_resident(error: Exception) -> int | None:

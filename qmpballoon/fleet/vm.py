@@ -253,8 +253,19 @@ class VmRecord:
     _is_unjudged: bool = False  # its statistics are more than the RAM that was known
     _usage_rate: UsageRate = field(factory=UsageRate)
     _promise: Promise = field(factory=Promise)
+    _last_size: int = 0  # bytes that it had when the connection was lost
     _pace: Pace | None = None
     _stray: Stray = field(factory=Stray)
+
+    def begin_anew(self) -> VmRecord:
+        """Return a record of the same VM that knows nothing but what must not be lost.
+
+        For a VM whose figures have raised an error: each of them may be what raises it.
+        """
+        new = VmRecord(self.spec, self.stale_after, self.period)
+        new.counters = self.counters
+        new._last_size = max(self.actual or 0, self.target or 0, self._last_size)
+        return new
 
     # What happens to it
 
@@ -269,20 +280,30 @@ class VmRecord:
         self._stray = Stray()
 
     def note_lost(
-        self, state: VmState, detail: str, resident: int | None = None
+        self,
+        state: VmState,
+        detail: str,
+        resident: int | None = None,
+        *,
+        has_ended: bool = False,
     ) -> None:
         """Note that it cannot be reached; what was known does not count any more.
 
-        What it was granted does: it still may touch that.
+        What it was granted does: it still may touch that. So does its size, until its
+        QEMU is known to have ended.
 
         Args:
             state: Its state.
             detail: What is wrong and what to do.
             resident: Bytes that its QEMU holds nevertheless.
+            has_ended: Whether nobody listens at its monitor any more.
         """
         if self.connected:
             self.counters = evolve(self.counters, losses=self.counters.losses + 1)
             self._promise.note_lost(self.polled_at)
+            self._last_size = max(self.actual or 0, self.target or 0)
+        if has_ended:
+            self._last_size = 0
         self._state, self._detail = state, detail
         self.actual = self.target = None
         self._pace = None
@@ -312,6 +333,15 @@ class VmRecord:
         self._doubts_ram |= self._is_unjudged or actual > (self.total or 0)
         if not self._is_unjudged:
             self._judge_stats(now)
+
+    def note_resident(self, resident: int | None) -> None:
+        """Note how much of the host's memory its QEMU holds, between two polls.
+
+        Args:
+            resident: Bytes; ``None`` if that is not known.
+        """
+        self.resident = resident
+        self._promise.observe(self._untouched_memory)
 
     def note_ram(self, total: int | None, capacity: int | None) -> None:
         """Note its RAM; if QEMU does not tell, the largest size seen so far.
@@ -349,12 +379,14 @@ class VmRecord:
 
     def note_progress(self, now: float, actual: int) -> None:
         """Note its size during a move. This counts as an answer: the move polls it."""
+        self._note_regained(now, actual)
         self.actual, self._answered_at = actual, now
         if self._pace is not None:
             self._pace.add_sample(now, actual)
 
     def note_move_ended(self, now: float, result: ResizeResult) -> None:
         """Note how its move ended."""
+        self._note_regained(now, result.actual)
         self.target, self.actual = None, result.actual
         self._steady_since = now
         self._stray.leave_at(now, result.target)
@@ -372,6 +404,12 @@ class VmRecord:
             self._leave_alone(
                 now, detail or "it gave less than half of what it had to spare"
             )
+
+    def _note_regained(self, now: float, actual: int) -> None:
+        """Note what a guest that gives gets back: it counts as what it is granted."""
+        before, target = self.actual, self.target
+        if before is not None and target is not None and target < before:
+            self._promise.add(now, actual - before)
 
     def _count_move(self, change: int, *, reached: bool) -> None:
         counters = self.counters
@@ -464,7 +502,9 @@ class VmRecord:
         if self.resident is not None:
             return self.resident
         size = max(self.actual or 0, self.target or 0)
-        return max(0, size - self.count_promised(now)) if self.connected else 0
+        if not self.connected:
+            size = self._last_size
+        return max(0, size - self.count_promised(now))
 
     def make_guest(self, now: float) -> Guest | None:
         """Return its guest as plans see it; ``None`` if it cannot be moved now."""
@@ -531,10 +571,13 @@ class VmRecord:
 
     @property
     def _untouched_memory(self) -> int | None:
-        """Bytes of its size that the host has given no memory for, if that is known."""
+        """Bytes of its size that the host has given no memory for, if that is known.
+
+        A guest that grows may have all of its new size before it is polled again.
+        """
         if self.actual is None or self.resident is None:
             return None
-        return max(0, self.actual - self.resident)
+        return max(0, max(self.actual, self.target or 0) - self.resident)
 
     @property
     def _untouched(self) -> int:

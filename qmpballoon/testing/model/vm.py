@@ -132,6 +132,13 @@ class Vm(ABC):
         return self.device.compute_actual(self.guest.memory.ram)
 
     @property
+    def target(self) -> int | None:
+        """The size in bytes that the guest was last asked for; ``None``: no balloon."""
+        if self.device is None:
+            return None
+        return self.guest.memory.ram - self.device.asked * PAGE
+
+    @property
     def resident(self) -> int:
         """Memory of the host that QEMU holds, in bytes."""
         return _OWN_MEMORY + self.guest.memory.backed
