@@ -102,7 +102,14 @@ class MonitorError(QmpBalloonError):
 
 
 class MonitorUnreachable(MonitorError):
-    """No connection could be made: no socket, refused, or no permission."""
+    """No connection could be made: no socket, refused, or no permission.
+
+    Attributes:
+        errno: The number of the system's error, as of :class:`OSError`; ``None`` if it
+            is not known.
+    """
+
+    errno: int | None = None
 
 
 class UntrustedMonitor(MonitorUnreachable):

@@ -292,10 +292,12 @@ def make_tcp_error(
     if any(getattr(each, "errno", 0) in _NO_DESCRIPTORS for each in (error, *attempts)):
         return MonitorUnreachable(_describe_no_descriptor(address))
     why = error.strerror if isinstance(error, OSError) else None
-    return MonitorUnreachable(
+    failure = MonitorUnreachable(
         f"cannot connect to {address}: {why or error}: does the VM have a"
         " -qmp tcp:HOST:PORT,server=on,wait=off monitor there?"
     )
+    failure.errno = error.errno if isinstance(error, OSError) else None
+    return failure
 
 
 def make_tcp_timeout(address: TcpAddress) -> MonitorTimeout:
@@ -339,7 +341,9 @@ def _explain_unreachable(
     address: UnixAddress | AbstractAddress, error: int
 ) -> MonitorUnreachable:
     """Make the error for a unix socket that cannot be connected to."""
-    return MonitorUnreachable(_describe_unreachable(address, error))
+    failure = MonitorUnreachable(_describe_unreachable(address, error))
+    failure.errno = error
+    return failure
 
 
 def _describe_unreachable(address: UnixAddress | AbstractAddress, error: int) -> str:

@@ -22,6 +22,7 @@ import math
 import os
 import resource
 from contextlib import asynccontextmanager, suppress
+from errno import ECONNREFUSED, ENOENT
 from itertools import chain, count
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
@@ -41,7 +42,6 @@ from qmpballoon.errors import (
     CommandError,
     MonitorBusy,
     MonitorClosed,
-    MonitorError,
     MonitorTimeout,
     MonitorUnreachable,
     NoBalloonDevice,
@@ -809,13 +809,16 @@ def _explain(error: Exception) -> tuple[VmState, str]:
 
 
 def _has_ended(error: Exception, record: VmRecord) -> bool:
-    """Tell whether an error shows that a VM's QEMU is not there any more."""
-    if isinstance(error, UntrustedMonitor | MonitorBusy | MonitorTimeout):
+    """Tell whether an error shows that a VM's QEMU is not there any more.
+
+    A connection that breaks says little. The next one is refused if QEMU has ended, or
+    closed by what has taken its place.
+    """
+    if record.connected:
         return False
-    if isinstance(error.__cause__, PermissionError):
-        return False
-    # A connection that breaks says little. The next one is refused if QEMU has ended.
-    return isinstance(error, MonitorError) and not record.connected
+    if isinstance(error, MonitorUnreachable):
+        return error.errno in {ECONNREFUSED, ENOENT}
+    return isinstance(error, MonitorClosed)
 
 
 def _read_busy_resident(error: Exception) -> int | None:

@@ -408,7 +408,7 @@ class VmRecord:
     def _note_regained(self, now: float, actual: int) -> None:
         """Note what a guest that gives gets back: it counts as what it is granted."""
         before, target = self.actual, self.target
-        if before is not None and target is not None and target < before:
+        if before is not None and target is not None and target <= before:
             self._promise.add(now, actual - before)
 
     def _count_move(self, change: int, *, reached: bool) -> None:

@@ -43,6 +43,15 @@ def changes(plan: FleetPlan) -> dict[str, int]:
     return {move.name: move.change for move in plan.moves}
 
 
+def test_what_is_to_spare_is_shared_out_when_all_vms_are_known() -> None:
+    host = Host(total=16 * GiB, available=8 * GiB)
+    assert changes(make_plan(host, [guest()], RULES)) == {"vm": 2 * GiB}
+    unknown = evolve(host, is_complete=False)
+    assert changes(make_plan(unknown, [guest()], RULES)) == {}
+    in_need = guest(available=0)
+    assert changes(make_plan(unknown, [in_need], RULES))["vm"] > 0
+
+
 # What was drawn is as odd as guests can be: they lie. Small ones beside large ones, and
 # eighths, so that limits bind and guests are alike; of a wide range alone most of what
 # hypothesis draws is next to nothing.

@@ -770,3 +770,33 @@ async def test_who_holds_what_the_host_cannot_see_counts_with_its_size() -> None
         async with supervised(world) as fleet:
             await become(fleet, {"seen": "healthy", "unseen": "healthy"})
             assert fleet.held == seen.machine.resident + 2 * GiB
+
+
+@simulated
+async def test_who_hung_up_counts_with_its_size_until_it_has_ended() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            # It breaks the connection, and keeps whoever comes next waiting.
+            world.strange["vm"] = lambda: trio.testing.memory_stream_pair()[0]
+            del world.fakes["vm"]
+            fake.do(lambda machine: machine.die())
+            await become(fleet, {"vm": "busy"})
+            assert fleet.held == 2 * GiB
+            world.strange.clear()
+            await become(fleet, {"vm": "gone"})
+            assert fleet.held == 0
+
+
+@simulated
+async def test_a_fleet_is_complete_once_each_vm_was_tried() -> None:
+    async with open_world() as world:
+        world.start("vm")
+        world.strange["silent"] = lambda: trio.testing.memory_stream_pair()[0]
+        world.add("silent")
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy", "silent": "connecting"})
+            assert not fleet.is_complete
+            await become(fleet, {"vm": "healthy", "silent": "busy"})
+            assert fleet.is_complete

@@ -416,8 +416,44 @@ def test_who_holds_what_nobody_knows_holds_all_that_it_has() -> None:
     assert record.count_held(1.0) + record.count_promised(1.0) == 2 * GiB
     record.note_poll(2.0, GiB, GuestStats(), 300 * MiB)
     assert record.count_held(2.0) == 300 * MiB
-    record.note_lost("gone", "it is gone")
-    assert record.count_held(2.0) == 0
+    record.note_lost("gone", "it does not answer")
+    assert record.count_held(2.0) + record.count_promised(2.0) == 2 * GiB
+    record.note_lost("gone", "nobody listens", has_ended=True)
+    assert record.count_held(40.0) == 0
+
+
+def test_a_failed_vm_holds_what_it_held() -> None:
+    record = seen((0.0, GiB, GuestStats())).begin_anew()
+    assert record.actual is None
+    assert record.count_held(0.0) == GiB
+
+
+def test_a_size_from_before_a_grant_does_not_take_the_promise_back() -> None:
+    record = seen((0.0, GiB, answer(0)))
+    record.note_move_started(1.0, 2 * GiB)
+    # The guest had touched all that it had. The poll was under way.
+    record.note_poll(1.1, GiB, answer(1), GiB)
+    assert record.count_promised(1.1) == GiB
+
+
+def test_what_a_guest_touches_between_polls_counts() -> None:
+    record = seen((0.0, GiB, answer(0)))
+    record.note_move_started(1.0, 2 * GiB)
+    record.note_poll(2.0, 2 * GiB, answer(2), GiB)
+    record.note_resident(3 * GiB // 2)
+    assert record.count_held(2.5) == 3 * GiB // 2
+    assert record.count_promised(2.5) == GiB // 2
+
+
+@pytest.mark.parametrize("last", [3 * GiB // 4, GiB // 2])
+def test_what_is_given_back_in_a_move_is_promised(last: int) -> None:
+    record = seen((0.0, GiB, answer(0)))
+    record.note_move_started(1.0, GiB // 4)
+    record.note_poll(1.1, GiB, answer(1), GiB)
+    for now, actual in enumerate((GiB // 2, GiB // 4, GiB // 2), 2):
+        record.note_progress(now, actual)
+    record.note_move_ended(5.0, ended("settled", GiB, GiB // 4, last))
+    assert record.count_promised(5.0) == last - GiB // 4
 
 
 def test_who_gives_slowly_counts_for_what_it_delivers() -> None:
