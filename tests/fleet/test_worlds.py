@@ -2,20 +2,21 @@
 
 What is hostile is drawn: guests that lie, are silent or slow, or take memory back;
 QEMUs that show figures that no guest can mean; connections that break; peers that are
-no QEMU. ``ci`` tries as many worlds as some 60 seconds allow; ``nightly`` tries 2,000.
+no QEMU. 2,000 worlds are tried, and ten times as many in the profile ``nightly``; in
+parts, so that several processors share them.
 """
 
 from __future__ import annotations
 
 import logging
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
 import trio.testing
 from attrs import define, evolve, field
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from worlds import GUEST, open_world, simulated, states, supervised
 
@@ -27,7 +28,7 @@ from qmpballoon.testing import NO_FAULTS, SECOND, MachineConfig, WorkloadStep, r
 from qmpballoon.testing.strategies import fault_plans, hostile_machines
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from worlds import World
 
@@ -39,8 +40,11 @@ if TYPE_CHECKING:
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
 DURATION: Final = 45  # seconds of a world
 BEFORE: Final = 10  # seconds before, in which guests come to the sizes they begin with
-NIGHTLY: Final = settings().max_examples > 1000
-WORLDS: Final = 2000 if NIGHTLY else 200
+# A host without its hostile VMs, to compare with, is a world as well.
+ALONE: Final = 1000
+COMPARED: Final = 500
+PARTS: Final = 8
+MORE: Final = 10 if settings().max_examples > 1000 else 1
 
 
 @define
@@ -216,10 +220,38 @@ def unexpected(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-many = settings(
-    max_examples=WORLDS,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+def in_parts(
+    worlds: int, **drawn: st.SearchStrategy[object]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Try a test in so many worlds, a part of them at a time.
+
+    Args:
+        worlds: How many.
+        drawn: What is drawn for each, by the test's parameters.
+    """
+
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        @pytest.mark.timeout(600 * MORE)
+        @pytest.mark.parametrize("part", range(PARTS))
+        @wraps(test)
+        def run(part: int, caplog: pytest.LogCaptureFixture) -> None:
+            @seed(part)
+            @given(**drawn)
+            @settings(
+                max_examples=MORE * worlds // PARTS,
+                suppress_health_check=[HealthCheck.too_slow],
+            )
+            def try_worlds(**world: object) -> None:
+                caplog.clear()
+                test(**world)
+                assert unexpected(caplog) == []
+
+            try_worlds()
+
+        del run.__wrapped__  # its parameters are hypothesis', not pytest's
+        return run
+
+    return decorate
 
 
 async def put_up(world: World, hostile: list[Hostile], strange: list[object]) -> None:
@@ -242,18 +274,16 @@ honest_lists = st.lists(honest_vms(), min_size=1, max_size=2)
 hostile_lists = st.lists(hostile_vms, min_size=1, max_size=3)
 
 
-@pytest.mark.timeout(20_000 if NIGHTLY else 600)
-@given(
+@in_parts(
+    ALONE,
     honest=honest_lists,
     hostile=hostile_lists,
     strange=strangers,
     spare=megabytes,
     is_limited=st.booleans(),
 )
-@many
 def test_the_hosts_reserve_and_its_limit_hold_by_the_hosts_own_figures(
     *,
-    caplog: pytest.LogCaptureFixture,
     honest: list[MachineConfig],
     hostile: list[Hostile],
     strange: list[object],
@@ -261,7 +291,6 @@ def test_the_hosts_reserve_and_its_limit_hold_by_the_hosts_own_figures(
     is_limited: bool,
 ) -> None:
     """All that guests were granted they may touch, and the host still has enough."""
-    caplog.clear()
 
     @simulated
     async def main() -> None:
@@ -281,22 +310,23 @@ def test_the_hosts_reserve_and_its_limit_hold_by_the_hosts_own_figures(
             assert ledger.least_of_limit >= 0
 
     main()
-    assert unexpected(caplog) == []
 
 
-@pytest.mark.timeout(20_000 if NIGHTLY else 600)
-@given(honest=honest_lists, hostile=hostile_lists, strange=strangers, spare=megabytes)
-@many
+@in_parts(
+    COMPARED,
+    honest=honest_lists,
+    hostile=hostile_lists,
+    strange=strangers,
+    spare=megabytes,
+)
 def test_hostile_vms_harm_themselves_only(
     *,
-    caplog: pytest.LogCaptureFixture,
     honest: list[MachineConfig],
     hostile: list[Hostile],
     strange: list[object],
     spare: int,
 ) -> None:
     """Compared is a host on which other processes use all that hostile VMs could."""
-    caplog.clear()
     most = sum(vm.config.memory + GiB for vm in hostile)
     found: list[tuple[int, dict[str, int]]] = []
 
@@ -311,7 +341,6 @@ def test_hostile_vms_harm_themselves_only(
                 found.append((kills(world), available(world)))
 
     main()
-    assert unexpected(caplog) == []
     (kills_alone, alone), (kills_beside, beside) = found
     assert kills_beside <= kills_alone
     for name, has in alone.items():
