@@ -249,7 +249,8 @@ def in_parts(
             try_worlds()
 
         del run.__wrapped__  # its parameters are hypothesis', not pytest's
-        return run
+        marked: Callable[..., None] = run
+        return marked
 
     return decorate
 
