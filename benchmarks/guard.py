@@ -184,10 +184,14 @@ async def take(
             return result.outcome
         if call == "keep":
             report = await balloon.keep(
-                guard=Guard(), seconds=_KEPT, on_progress=on_sample
+                guard=Guard(),
+                seconds=_KEPT,
+                on_progress=lambda seen: on_sample(seen.sample),
             )
         else:
-            report = await balloon.reclaim(guard=Guard(), on_progress=on_sample)
+            report = await balloon.reclaim(
+                guard=Guard(), on_progress=lambda seen: on_sample(seen.sample)
+            )
         return report.outcome
 
 

@@ -9,7 +9,7 @@ import trio
 from _common import make_parser, parse_arguments
 from matplotlib.figure import Figure
 
-from qmpballoon import GiB, ReclaimReport, Sample, format_size, open_balloon
+from qmpballoon import GiB, Progress, ReclaimReport, format_size, open_balloon
 
 LINES = {
     "requested": "target",
@@ -24,10 +24,11 @@ async def reclaim(socket: str) -> ReclaimReport:
     """Reclaim from one guest, and print its size every second."""
     due = 0.0
 
-    def show(sample: Sample) -> None:
+    def show(progress: Progress) -> None:
         nonlocal due
-        if sample.t >= due:
-            print(f"{sample.t:5.1f} s  the guest has {format_size(sample.actual)}")
+        if progress.seconds >= due:
+            size = format_size(progress.actual)
+            print(f"{progress.seconds:5.1f} s  {progress.stage}: the guest has {size}")
             due += 1
 
     async with open_balloon(socket) as balloon:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import Sample as Sample
     from qmpballoon.balloon import Sampler as Sampler
     from qmpballoon.balloon import Snapshot as Snapshot
+    from qmpballoon.balloon import Stage as Stage
     from qmpballoon.balloon import StallKind as StallKind
     from qmpballoon.balloon import StallLimits as StallLimits
     from qmpballoon.balloon import Timeline as Timeline
@@ -125,6 +126,7 @@ _MODULES = {
         "Sample",
         "Sampler",
         "Snapshot",
+        "Stage",
         "StallKind",
         "StallLimits",
         "Timeline",
@@ -209,6 +211,7 @@ __all__ = [
     "Sample",
     "Sampler",
     "Snapshot",
+    "Stage",
     "StallKind",
     "StallLimits",
     "StatsTimeout",

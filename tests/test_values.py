@@ -78,7 +78,9 @@ VALUES: list[Any] = [
         binding="headroom",
         seconds=1.5,
     ),
-    balloon.Progress(1.0, 2 * GiB, GiB, GiB + 1, 1e9, 0.1, "moving"),
+    balloon.Progress(
+        *(1.0, "inflating", "moving", 2 * GiB, GiB, GiB + 1, 1e9, 0.1, TIMELINE[0])
+    ),
     balloon.ReclaimReport(
         *("done", "all of it", GiB, GiB, 2.0, False, SNAPSHOT, SNAPSHOT), TIMELINE
     ),

@@ -19,13 +19,20 @@ from qmpballoon.balloon.results import (
     Outcome,
     Phase,
     Plan,
-    Progress,
     ReclaimOutcome,
     ResizeResult,
+    Stage,
     StallKind,
     VmInfo,
 )
-from qmpballoon.balloon.sampling import KEPT, Sample, Sampler, Snapshot, Timeline
+from qmpballoon.balloon.sampling import (
+    KEPT,
+    Progress,
+    Sample,
+    Sampler,
+    Snapshot,
+    Timeline,
+)
 from qmpballoon.balloon.stats import GuestStats
 
 __all__ = [
@@ -53,6 +60,7 @@ __all__ = [
     "Sample",
     "Sampler",
     "Snapshot",
+    "Stage",
     "StallKind",
     "StallLimits",
     "Timeline",

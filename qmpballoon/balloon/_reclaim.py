@@ -11,7 +11,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from qmpballoon._checks import (
     require_callback,
@@ -24,6 +24,7 @@ from qmpballoon.balloon._keep import Keeper, keep
 from qmpballoon.balloon._shrink import (
     choose_safe_size,
     leave_safe,
+    make_progress,
     prompt_size_report,
     shrink,
 )
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
     from qmpballoon.balloon._alarms import Alarms
     from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import GuestLimits
-    from qmpballoon.balloon.results import Binding, Phase, ReclaimOutcome
-    from qmpballoon.balloon.sampling import Sampler
+    from qmpballoon.balloon.results import Binding, Phase, ReclaimOutcome, Stage
+    from qmpballoon.balloon.sampling import Progress, Sampler
     from qmpballoon.balloon.stats import GuestStats
 
 __all__ = ["ReclaimReport", "make_plan", "plan", "reclaim"]
@@ -118,7 +119,7 @@ async def reclaim(
     *,
     hold: bool,
     keep_for: float | None = None,
-    on_progress: Callable[[Sample], None] | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> ReclaimReport:
     """Take what the guest can spare; see :meth:`Balloon.reclaim` and ``keep``."""
     if keep_for is not None:
@@ -138,7 +139,7 @@ async def reclaim(
             before=before,
             after=before,
         )
-    run = await _Run.begin(device, limits, before, on_progress)
+    run = await _Run.begin(device, limits, before, planned, on_progress)
     controller = run.make_controller(amount)
     device.log(logging.INFO, f"reclaim begins: {planned.describe()}")
     try:
@@ -263,6 +264,11 @@ class _Run:
         limits: What the guest must keep.
         before: Guest and host at the beginning.
         on_progress: Called with each sample.
+        stage: What is done with the balloon.
+        goal: Bytes that the guest is to have at the end of the stage.
+        tracker: Follows it there.
+        keep_until: When memory that is kept is given back at the latest, in seconds of
+            the monitor's clock.
         full: Bytes that the guest is to have when it gets everything back.
         ram: Bytes of the VM's RAM at the beginning, if that is known.
         actual: Bytes the guest has.
@@ -275,13 +281,17 @@ class _Run:
     device: Device
     limits: GuestLimits
     before: Snapshot
-    on_progress: Callable[[Sample], None] | None
+    on_progress: Callable[[Progress], None] | None
+    goal: int
+    tracker: Tracker
     full: int
     ram: int | None
     actual: int
     lowest: int
     owed: int = 0
     overridden: bool = False
+    stage: Stage = "inflating"
+    keep_until: float = math.inf
     timeline: Timeline = field(factory=Timeline)
 
     @classmethod
@@ -290,14 +300,25 @@ class _Run:
         device: Device,
         limits: GuestLimits,
         before: Snapshot,
-        on_progress: Callable[[Sample], None] | None,
+        planned: Plan,
+        on_progress: Callable[[Progress], None] | None,
     ) -> _Run:
         """Note what the guest has, and what it is to have at the end."""
         actual, ram = before.actual, (await device.query()).total
         # A guest that is about to grow to its target is to have that at the end.
         full = max(actual, min(device.target or 0, ram or 0))
+        goal = planned.target
         return cls(
-            device, limits, before, on_progress, full, ram, actual, lowest=actual
+            device,
+            limits,
+            before,
+            on_progress,
+            goal=goal,
+            tracker=Tracker(goal, actual, device.monitor.now()),
+            full=full,
+            ram=ram,
+            actual=actual,
+            lowest=actual,
         )
 
     def make_controller(self, amount: int | None) -> Controller:
@@ -308,7 +329,7 @@ class _Run:
 
     async def take(self, sampler: Sampler, controller: Controller) -> Ending:
         """Inflate as far as the controller allows."""
-        tracker = Tracker(
+        self.tracker = tracker = Tracker(
             controller.bottom,
             self.before.actual,
             self.device.monitor.now(),
@@ -318,7 +339,9 @@ class _Run:
 
     async def keep(self, sampler: Sampler, alarms: Alarms, seconds: float) -> Ending:
         """Keep what was taken for so many seconds, or until the guest needs it."""
-        device = self.device
+        device, now = self.device, self.device.monitor.now()
+        self.stage, self.goal, self.keep_until = "keeping", self.actual, now + seconds
+        self.tracker = Tracker(self.actual, self.actual, now)
         await device.send_target(self.actual)
         alarms.begin_anew(sampler.stats)
         keeper = Keeper(self.limits, self.full, self.actual, alarms)
@@ -337,7 +360,8 @@ class _Run:
         """Give the guest all that it had, and wait until it has taken it."""
         monitor, full = self.device.monitor, await self.measure_full()
         await self.device.send_target(full)
-        tracker = Tracker(full, self.actual, monitor.now())
+        self.stage, self.goal = "deflating", full
+        self.tracker = tracker = Tracker(full, self.actual, monitor.now())
         mark: str | None = end.kind
         prompted = False
         while True:
@@ -395,4 +419,14 @@ class _Run:
         self.lowest = min(self.lowest, sample.actual)
         self.timeline.add(sample)
         if self.on_progress is not None:
-            self.on_progress(sample)
+            self.on_progress(self._describe_progress(sample))
+
+    def _describe_progress(self, sample: Sample) -> Progress:
+        """Return how far the call is."""
+        if self.stage != "keeping":
+            return make_progress(self.tracker, self.stage, sample, target=self.goal)
+        # The guest gets back what it needs, and is to have that from then on.
+        goal = max(self.goal, self.device.target or 0)
+        left = max(0.0, self.keep_until - self.device.monitor.now())
+        progress = make_progress(self.tracker, "keeping", sample, target=goal)
+        return evolve(progress, time_left=None if math.isinf(left) else left)

@@ -40,14 +40,15 @@ from qmpballoon.balloon._shrink import (
     choose_safe_size,
     follow,
     leave_safe,
+    make_progress,
     prompt_size_report,
     shrink,
 )
 from qmpballoon.balloon._tracker import StallLimits, Tracker, compute_stall_limits
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import RESIZE_GUARD, Guard
-from qmpballoon.balloon.results import OnStall, Progress, ResizeResult
-from qmpballoon.balloon.sampling import open_sampler
+from qmpballoon.balloon.results import OnStall, ResizeResult
+from qmpballoon.balloon.sampling import Sample, open_sampler
 from qmpballoon.errors import BalloonStalled, BalloonTimeout, UnsafeTarget
 from qmpballoon.monitor import prefix_name
 from qmpballoon.sizes import format_size
@@ -63,8 +64,9 @@ if TYPE_CHECKING:
         Diagnosis,
         Ending,
         Outcome,
-        Phase,
+        Stage,
     )
+    from qmpballoon.balloon.sampling import Progress
 
 __all__ = ["resize"]
 
@@ -170,21 +172,24 @@ class _Run:
     ) -> Ending:
         """Go to the tracker's target: growing at once, shrinking under watch."""
         device = self.device
+        is_growing = tracker.target >= tracker.actual
 
-        def show(phase: Phase) -> None:
+        def show(sample: Sample | None = None) -> None:
             if on_progress is not None:
-                on_progress(_describe_progress(tracker, phase))
+                stage: Stage = "deflating" if is_growing else "inflating"
+                seen = sample or _sample_size(device, tracker)
+                on_progress(make_progress(tracker, stage, seen))
 
-        if tracker.target >= tracker.actual or self.limits is None:
+        if is_growing or self.limits is None:
             await device.send_target(tracker.target)
-            return await follow(device, tracker, show, timeout=timeout)
+            return await follow(device, tracker, lambda _: show(), timeout=timeout)
         async with open_sampler(device) as sampler:
             return await shrink(
                 device,
                 sampler,
                 self._make_controller(tracker, self.limits),
                 tracker,
-                lambda _, phase: show(phase),
+                lambda sample, _: show(sample),
                 timeout=timeout,
                 persist=True,
             )
@@ -293,15 +298,13 @@ def _log_end(device: Device, result: ResizeResult) -> ResizeResult:
     return result
 
 
-def _describe_progress(tracker: Tracker, phase: Phase) -> Progress:
-    return Progress(
-        seconds=tracker.elapsed,
-        before=tracker.before,
-        target=tracker.target,
+def _sample_size(device: Device, tracker: Tracker) -> Sample:
+    """Make a sample of a guest that is followed by its size alone."""
+    return Sample(
+        t=tracker.elapsed,
+        target=device.target,
         actual=tracker.actual,
-        rate=tracker.rate,
-        time_left=tracker.time_left,
-        phase=phase,
+        resident=device.resident(),
     )
 
 

@@ -21,8 +21,9 @@ from attrs import define
 
 from qmpballoon.balloon._alarms import compute_pause
 from qmpballoon.balloon._tracker import Tracker
-from qmpballoon.balloon.device import CLEANUP_TIMEOUT, LARGEST_PAGE
+from qmpballoon.balloon.device import CLEANUP_TIMEOUT, LARGEST_PAGE, PAGE
 from qmpballoon.balloon.results import Ending
+from qmpballoon.balloon.sampling import Progress
 from qmpballoon.errors import MonitorError, QmpBalloonError
 from qmpballoon.sizes import format_size
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon._controller import Controller, Decision
     from qmpballoon.balloon.device import Device
-    from qmpballoon.balloon.results import AlarmKind, Phase
+    from qmpballoon.balloon.results import AlarmKind, Phase, Stage
     from qmpballoon.balloon.sampling import Sample, Sampler
     from qmpballoon.balloon.stats import GuestStats
 
@@ -39,6 +40,7 @@ __all__ = [
     "choose_safe_size",
     "follow",
     "leave_safe",
+    "make_progress",
     "prompt_size_report",
     "shrink",
 ]
@@ -214,6 +216,34 @@ def _choose_poll_interval(tracker: Tracker, phase: Phase) -> float:
     if phase == "waiting" or tracker.time_left is None:
         return _TICK
     return min(max(tracker.time_left / 4, _SHORTEST_POLL), _LONGEST_POLL)
+
+
+def make_progress(
+    tracker: Tracker, stage: Stage, sample: Sample, *, target: int | None = None
+) -> Progress:
+    """Return how far a balloon is on its way.
+
+    Args:
+        tracker: Follows the balloon.
+        stage: What is done with it.
+        sample: The last sample.
+        target: Bytes that the guest is to have; by default the tracker's target.
+    """
+    goal = tracker.target if target is None else target
+    distance, phase = abs(sample.actual - goal), tracker.phase
+    if distance < PAGE:
+        phase = "reached"
+    return Progress(
+        seconds=sample.t,
+        stage=stage,
+        phase=phase,
+        before=tracker.before,
+        target=goal,
+        actual=sample.actual,
+        rate=tracker.rate,
+        time_left=distance / tracker.rate if tracker.rate >= 1 else None,
+        sample=sample,
+    )
 
 
 async def prompt_size_report(

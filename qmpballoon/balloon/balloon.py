@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from qmpballoon.balloon._reclaim import ReclaimReport
     from qmpballoon.balloon._tracker import StallLimits
     from qmpballoon.balloon.guard import Guard
-    from qmpballoon.balloon.results import OnStall, Plan, Progress, ResizeResult
-    from qmpballoon.balloon.sampling import Sample, Sampler
+    from qmpballoon.balloon.results import OnStall, Plan, ResizeResult
+    from qmpballoon.balloon.sampling import Progress, Sample, Sampler
     from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.monitor import Monitor
 
@@ -137,7 +137,8 @@ class Balloon(Device[M_co]):
                 reached.
             unguarded: Set the target at once, whatever the guest reports. This can kill
                 processes in the guest, or the guest.
-            on_progress: Called several times a second with the progress.
+            on_progress: Called several times a second with the progress. If it raises
+                an exception, the call ends as by a cancellation and passes that on.
             limits: What counts as a stall. By default, less than 1 MiB a second over 5
                 seconds, or less than a quarter of the guard's ``max_rate``.
 
@@ -201,7 +202,7 @@ class Balloon(Device[M_co]):
         *,
         guard: Guard | None = None,
         hold: bool = False,
-        on_progress: Callable[[Sample], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> ReclaimReport:
         """Take from the guest what it can spare, page cache included.
 
@@ -214,7 +215,7 @@ class Balloon(Device[M_co]):
             hold: Keep the memory in the balloon. By default the guest gets it back at
                 the end, nearly all of it as free memory; the host keeps what the guest
                 does not touch again.
-            on_progress: Called with each sample.
+            on_progress: As for :meth:`resize`.
 
         Returns:
             Guest and host before and after, with the timeline.
@@ -242,7 +243,7 @@ class Balloon(Device[M_co]):
         *,
         guard: Guard | None = None,
         seconds: float = math.inf,
-        on_progress: Callable[[Sample], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> ReclaimReport:
         """Reclaim, and keep the memory until the guest needs it.
 
@@ -258,7 +259,7 @@ class Balloon(Device[M_co]):
             guard: As for :meth:`reclaim`. The larger the headroom, the less often the
                 guest has to be watched.
             seconds: The longest time to keep the memory.
-            on_progress: Called with each sample.
+            on_progress: As for :meth:`resize`.
 
         Returns:
             As :meth:`reclaim`; its ``reason`` says what ended the keeping.

@@ -27,9 +27,9 @@ __all__ = [
     "Outcome",
     "Phase",
     "Plan",
-    "Progress",
     "ReclaimOutcome",
     "ResizeResult",
+    "Stage",
     "StallKind",
     "VmInfo",
 ]
@@ -38,6 +38,10 @@ Phase = Literal["waiting", "moving", "slowing", "stalled", "reached"]
 """The state of a balloon on its way to a target: it has not moved yet; it moves; it
 moves at less than a quarter of its best rate; it is below the stall limits; it is at
 the target."""
+
+Stage = Literal["inflating", "keeping", "deflating"]
+"""What a call does with a balloon: it takes memory from the guest; it keeps what was
+taken; it gives memory to the guest."""
 
 OnStall = Literal["raise", "settle", "rollback"]
 """What ``resize`` does when the balloon does not reach its target."""
@@ -141,29 +145,6 @@ class Diagnosis:
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it."""
         return asdict(self)
-
-
-@frozen
-class Progress:
-    """How far a balloon is on its way to a target.
-
-    Attributes:
-        seconds: Seconds since the target was set.
-        before: Bytes the guest had then.
-        target: Bytes it is to have.
-        actual: Bytes it has.
-        rate: Bytes a second by which it nears the target.
-        time_left: Seconds to the target at that rate; ``None`` if it does not move.
-        phase: Its state in a word.
-    """
-
-    seconds: float
-    before: int
-    target: int
-    actual: int
-    rate: float
-    time_left: float | None
-    phase: Phase
 
 
 @frozen

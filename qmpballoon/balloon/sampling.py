@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from typing import Self
 
     from qmpballoon.balloon.device import Device
+    from qmpballoon.balloon.results import Phase, Stage
 
 __all__ = [
     "ANSWER_TIMEOUT",
     "KEPT",
+    "Progress",
     "Sample",
     "Sampler",
     "Snapshot",
@@ -112,6 +114,41 @@ class Sample:
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
         return asdict(self)
+
+
+@frozen
+class Progress:
+    """How far a call is that moves a balloon, for its ``on_progress``.
+
+    The callback is called with it several times a second, by ``resize``, ``reclaim``
+    and ``keep`` alike. If the callback raises an exception, the call ends as by a
+    cancellation, and passes the exception on.
+
+    Attributes:
+        seconds: Seconds since the guest began to be moved.
+        stage: What the call does: ``"inflating"``, ``"keeping"`` or ``"deflating"``.
+        phase: The state of the balloon on its way to ``target``.
+        before: Bytes the guest had when the stage began.
+        target: Bytes it is to have when the stage ends. For ``reclaim``, which learns
+            on the way what the guest can spare, this is what was planned.
+        actual: Bytes it has.
+        rate: Bytes a second by which it nears its target.
+        time_left: Seconds until the stage ends: until the target is reached at that
+            rate, or until memory that is kept is given back at the latest; ``None`` if
+            that is not known.
+        sample: Guest, balloon and host at this moment. While the guest is not watched,
+            as when it grows by ``resize``, the guest's own figures are ``None``.
+    """
+
+    seconds: float
+    stage: Stage
+    phase: Phase
+    before: int
+    target: int
+    actual: int
+    rate: float
+    time_left: float | None
+    sample: Sample
 
 
 class Timeline:  # noqa: PLW1641 - it changes, so it is no key of a dictionary

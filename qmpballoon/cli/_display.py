@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from qmpballoon.balloon.results import Progress
-    from qmpballoon.balloon.sampling import Sample, Timeline
+    from qmpballoon.balloon.sampling import Progress, Sample, Timeline
     from qmpballoon.cli.render.chart import Chart
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.results import Plan, ReclaimOutcome
+    from qmpballoon.balloon.sampling import Progress
 
 __all__ = ["conclude", "reclaim", "reclaim_and_show"]
 
@@ -222,7 +223,12 @@ async def reclaim_and_show(
     from qmpballoon.cli._session import explain_interruption  # noqa: PLC0415 - trio
 
     async with explain_interruption(balloon, _describe_interrupted):
-        with nullcontext() if quiet else show_timeline(title) as show:
+        with nullcontext() if quiet else show_timeline(title) as show_sample:
+
+            def show(progress: Progress) -> None:
+                if show_sample is not None:
+                    show_sample(progress.sample)
+
             if keep_for is not None:
                 return await balloon.keep(
                     amount, guard=guard, seconds=keep_for, on_progress=show

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from qmpballoon.balloon.sampling import Sample
+    from qmpballoon.balloon.sampling import Progress
 
 
 class ScriptedMonitor(SimulatedMonitor):
@@ -412,8 +412,8 @@ def test_whoever_asks_is_told_of_the_state(status: str) -> None:
 def test_a_vm_that_moves_away_in_mid_reclaim_is_not_to_be_resumed() -> None:
     machine = make_machine()
 
-    def move(sample: Sample) -> None:
-        if sample.actual < before:
+    def move(progress: Progress) -> None:
+        if progress.actual < before:
             machine.status = "postmigrate"
 
     balloon = make_balloon(machine)

@@ -21,7 +21,7 @@ from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep
 if TYPE_CHECKING:
     from qmpballoon.balloon._reclaim import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.balloon.sampling import Sample
+    from qmpballoon.balloon.sampling import Progress
 
 BOOTED = 60 * SECOND
 LIMITS = GuestLimits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
@@ -41,11 +41,12 @@ def told(machine: Machine) -> int:
 
 def test_a_quiet_guest_is_kept_small_for_as_long_as_wanted() -> None:
     machine = make_machine(memory=2 * GiB)
-    samples: list[Sample] = []
-    report = keep(machine, seconds=60, on_progress=samples.append)
+    seen: list[Progress] = []
+    report = keep(machine, seconds=60, on_progress=seen.append)
     assert (report.outcome, report.held) == ("done", False)
     assert "kept for 60 s" in report.reason
     assert report.seconds >= 60
+    samples = [each.sample for each in seen]
     kept = next(sample for sample in samples if sample.mark == "kept")
     small = [sample.actual for sample in samples if kept.t <= sample.t < 60]
     assert max(small) - min(small) < MiB
@@ -83,8 +84,8 @@ def test_somebody_else_s_larger_target_is_not_fought() -> None:
     machine = make_machine(memory=2 * GiB)
     done: list[bool] = []
 
-    def other(sample: Sample) -> None:
-        if sample.t > 20 and not done:
+    def other(seen: Progress) -> None:
+        if seen.seconds > 20 and not done:
             done.append(True)
             assert machine.device is not None
             machine.device.ask(2 * GiB, 2 * GiB)
@@ -98,8 +99,8 @@ def test_somebody_else_s_larger_target_is_not_fought() -> None:
 def test_a_guest_that_falls_silent_gets_everything() -> None:
     machine = make_machine(memory=2 * GiB)
 
-    def hang(sample: Sample) -> None:
-        if sample.t > 20:
+    def hang(seen: Progress) -> None:
+        if seen.seconds > 20:
             machine.guest.stall(10 * SECOND)
 
     report = keep(machine, seconds=600, on_progress=hang)

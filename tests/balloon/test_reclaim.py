@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon._reclaim import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.balloon.sampling import Sample
+    from qmpballoon.balloon.sampling import Progress
 
 BOOTED = 60 * SECOND
 
@@ -139,12 +139,12 @@ def test_more_than_there_is_is_asked_for_and_not_taken() -> None:
 def test_no_more_than_the_amount_even_if_the_guest_comes_to_have_it() -> None:
     freed = (WorkloadStep(BOOTED - SECOND, 700 * MiB),)
     machine = make_machine(GuestConfig(cache=0, workload=freed), memory=GiB)
-    later: list[Sample] = []
+    later: list[Progress] = []
 
-    def free(sample: Sample) -> None:
+    def free(progress: Progress) -> None:
         if not later:
             machine.guest.memory.release(700 * MiB)
-        later.append(sample)
+        later.append(progress)
 
     report = reclaim(machine, 150 * MiB, on_progress=free)
     assert report.handed_over <= 150 * MiB
@@ -219,7 +219,7 @@ def test_memory_plugged_meanwhile_stays_with_the_guest() -> None:
     at = machine.now + SECOND
     plugged: list[int] = []
 
-    def plug(_: Sample) -> None:
+    def plug(_: Progress) -> None:
         if machine.now >= at and not plugged:
             plugged.append(GiB)
             session = machine.connect()
@@ -307,12 +307,12 @@ def test_trouble_stops_it_and_gives_back_at_once_even_if_it_was_to_hold() -> Non
 
 def reset_after_a_second(
     machine: Machine,
-) -> tuple[Callable[[Sample], None], list[bool]]:
+) -> tuple[Callable[[Progress], None], list[bool]]:
     """Return what resets it at the first look after that, and notes that it has."""
     at = machine.now + SECOND
     done: list[bool] = []
 
-    def reset(_: Sample) -> None:
+    def reset(_: Progress) -> None:
         if machine.now >= at and not done:
             done.append(True)
             machine.reset(by_guest=False)
@@ -349,7 +349,7 @@ def test_a_vm_paused_meanwhile_is_told_what_it_is_owed() -> None:
     machine = make_machine(memory=2 * GiB)
     at = machine.now + SECOND
 
-    def pause(_: Sample) -> None:
+    def pause(_: Progress) -> None:
         if machine.now >= at:
             machine.stop()
 
@@ -366,8 +366,8 @@ def test_another_client_s_target_in_place_of_what_is_given_back_is_told(
 ) -> None:
     machine = make_machine(memory=2 * GiB)
 
-    def interfere(sample: Sample) -> None:
-        if sample.target == 2 * GiB:  # it is given back
+    def interfere(progress: Progress) -> None:
+        if progress.stage == "deflating":  # it is given back
             machine.set_target(size)
 
     report = reclaim(machine, GiB, on_progress=interfere)
@@ -447,10 +447,10 @@ def test_the_end_of_qemu_at_any_await_is_told(name: str) -> None:
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_a_callback_that_raises_leaves_the_guest_whole(number: int) -> None:
     machine = small()
-    seen: list[Sample] = []
+    seen: list[Progress] = []
 
-    def broken(sample: Sample) -> None:
-        seen.append(sample)
+    def broken(progress: Progress) -> None:
+        seen.append(progress)
         if len(seen) == number:
             raise KeyError
 
@@ -488,3 +488,46 @@ def test_what_is_less_than_a_page_is_nothing() -> None:
         0,
         "nothing to take: less than a page was asked for",
     )
+
+
+# Progress
+
+
+def test_progress_says_the_stage_the_phase_and_the_time_left() -> None:
+    seen: list[Progress] = []
+    guest = GuestConfig(cache=1536 * MiB)
+    report = reclaim(make_machine(guest, memory=2 * GiB), on_progress=seen.append)
+    assert [each.sample for each in seen] == list(report.timeline)
+    stages = [each.stage for each in seen]
+    assert stages == sorted(stages, key=["inflating", "deflating"].index)
+    assert set(stages) == {"inflating", "deflating"}
+    taking = [each for each in seen if each.stage == "inflating"]
+    assert {each.before for each in taking} == {2 * GiB}
+    assert {each.target for each in taking} == {2 * GiB - report.requested}
+    half = taking[len(taking) // 2]
+    assert half.phase == "moving"
+    assert half.time_left is not None
+    assert half.time_left == (half.actual - half.target) / half.rate
+    (last,) = seen[-1:]
+    assert (last.phase, last.target, last.actual) == ("reached", 2 * GiB, 2 * GiB)
+
+
+def test_progress_says_how_long_memory_is_kept_at_most() -> None:
+    seen: list[Progress] = []
+    balloon = make_balloon(make_machine(memory=2 * GiB))
+    run(balloon.keep(seconds=30, on_progress=seen.append))
+    kept = [each for each in seen if each.stage == "keeping"]
+    left = [each.time_left for each in kept]
+    assert all(seconds is not None and 0 <= seconds <= 30 for seconds in left)
+    assert left == sorted(left, key=lambda seconds: -(seconds or 0))
+    assert {each.phase for each in kept} == {"reached"}
+    seen.clear()
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "keeping":
+            seen.append(progress)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        run(balloon.keep(on_progress=stop))
+    assert seen[0].time_left is None

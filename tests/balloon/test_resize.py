@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.balloon.results import Progress, ResizeResult
+    from qmpballoon.balloon.results import ResizeResult
+    from qmpballoon.balloon.sampling import Progress
 
 BOOTED = 60 * SECOND  # by then make_machine's guest is up
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.results import ResizeResult
+    from qmpballoon.balloon.sampling import Progress
 
 BOOTED = 60 * SECOND  # by then make_machine's guest is up
 
@@ -102,7 +103,7 @@ def test_what_a_qemu_that_does_not_answer_again_leaves_is_noted(name: str) -> No
         del arguments
         raise MonitorTimeout("too late", (command,))
 
-    def stop(seen: Any) -> None:  # noqa: ANN401 - a Sample or a Progress
+    def stop(seen: Progress) -> None:
         if seen.actual < 2 * GiB:
             monitor.execute = late  # type: ignore[method-assign]
 

@@ -18,8 +18,8 @@ from qmpballoon import (
     MonitorBusy,
     MonitorClosed,
     NoBalloonDevice,
+    Progress,
     ResizeResult,
-    Sample,
     StatsUnavailable,
     open_balloon,
     open_monitor,
@@ -245,8 +245,8 @@ async def test_a_burst_in_mid_reclaim_gets_its_memory() -> None:
     async with opened(cache=600 * MiB) as (guest, balloon):
         half_way = trio.Event()
 
-        def watch(sample: Sample) -> None:
-            if sample.actual < 600 * MiB:
+        def watch(progress: Progress) -> None:
+            if progress.actual < 600 * MiB:
                 half_way.set()
 
         async with trio.open_nursery() as nursery:

@@ -23,7 +23,6 @@ from qmpballoon import (
     MiB,
     Progress,
     ReclaimReport,
-    Sample,
     StallLimits,
     UnixAddress,
     find_balloon,
@@ -54,8 +53,8 @@ async def test_what_is_kept_is_there_when_the_guest_needs_it() -> None:
         kept = trio.Event()
         reports: list[ReclaimReport] = []
 
-        def look(sample: Sample) -> None:
-            if sample.mark == "kept":
+        def look(seen: Progress) -> None:
+            if seen.sample.mark == "kept":
                 kept.set()
 
         async def keep() -> None:
@@ -181,11 +180,11 @@ async def test_a_guest_that_begins_to_swap_while_it_is_kept_small_gets_some_back
         kept = trio.Event()
         sizes: list[int] = []
 
-        def look(sample: Sample) -> None:
-            if sample.mark == "kept":
+        def look(seen: Progress) -> None:
+            if seen.sample.mark == "kept":
                 kept.set()
             if kept.is_set():
-                sizes.append(sample.actual)
+                sizes.append(seen.actual)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
@@ -323,8 +322,8 @@ async def test_another_client_s_target_in_place_of_what_is_given_back_is_told() 
             await given_back.wait()
             await other.execute("balloon", {"value": 600 * MiB})
 
-        def look(sample: Sample) -> None:
-            if sample.target == GiB:
+        def look(seen: Progress) -> None:
+            if seen.sample.target == GiB:
                 given_back.set()
 
         nursery.start_soon(interfere)

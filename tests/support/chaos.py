@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.sampling import Progress
     from qmpballoon.testing.lab import Guest
 
 __all__ = [
@@ -110,7 +111,7 @@ async def in_the_middle(
     size = await balloon.actual()
     running, moved = Call(size, size), trio.Event()
 
-    def look(seen: Any) -> None:  # noqa: ANN401 - a Sample or a Progress
+    def look(seen: Progress) -> None:
         running.actual = seen.actual
         if seen.actual < size:
             moved.set()

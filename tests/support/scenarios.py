@@ -99,6 +99,7 @@ async def resizing(front: FrontEnd, path: str) -> None:
         assert (result.before, result.actual) == (MEMORY, 300 * MiB)
         assert result.diagnosis is None
         assert seen[-1].phase == "reached"
+        assert {each.stage for each in seen} == {"inflating"}
         assert await balloon.actual() == 300 * MiB
         result = await balloon.resize(2 * MEMORY)
         assert (result.outcome, result.actual) == ("reached", MEMORY)
@@ -128,7 +129,7 @@ async def reclaiming(front: FrontEnd, path: str) -> None:
     async with front.open_balloon(path) as balloon:
         plan = await balloon.plan_reclaim(100 * MiB, guard=guard)
         assert plan.amount == 100 * MiB
-        samples: list[Sample] = []
+        samples: list[Progress] = []
         report = await balloon.reclaim(
             100 * MiB, guard=guard, hold=True, on_progress=samples.append
         )
@@ -146,13 +147,16 @@ async def reclaiming(front: FrontEnd, path: str) -> None:
 async def keeping(front: FrontEnd, path: str) -> None:
     guard = Guard(headroom=96 * MiB)
     async with front.open_balloon(path) as balloon:
-        samples: list[Sample] = []
+        samples: list[Progress] = []
         report = await balloon.keep(
             100 * MiB, guard=guard, seconds=0.3, on_progress=samples.append
         )
         assert (report.outcome, report.held) == ("done", False)
         assert "as long as it was to be" in report.reason
-        assert [s.mark for s in samples if s.mark] == ["kept", "given-back"]
+        assert [s.sample.mark for s in samples if s.sample.mark] == [
+            "kept",
+            "given-back",
+        ]
         assert report.after.actual == MEMORY == await balloon.actual()
         with pytest.raises(ValueError, match="seconds"):
             await balloon.keep(seconds=-1)
@@ -169,6 +173,24 @@ async def interrupting_a_reclaim(front: FrontEnd, path: str) -> None:
         assert balloon.target == MEMORY
         assert await balloon.get_stats_interval() == 3
         await balloon.set_stats_interval(0)
+        await wait_for(balloon, MEMORY)
+
+
+async def stopping_from_on_progress(front: FrontEnd, path: str) -> None:
+    class Stopped(Exception):  # noqa: N818 - it is no error
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "keeping":
+            raise Stopped
+
+    async with front.open_balloon(path) as balloon:
+        with pytest.raises(Stopped):
+            await balloon.keep(
+                100 * MiB, guard=Guard(headroom=96 * MiB), on_progress=stop
+            )
+        assert balloon.target == MEMORY
+        assert await balloon.get_stats_interval() == 0
         await wait_for(balloon, MEMORY)
 
 
@@ -284,4 +306,5 @@ SCENARIOS = [
     bad_arguments,
     a_second_client,
     interrupting_a_reclaim,
+    stopping_from_on_progress,
 ]

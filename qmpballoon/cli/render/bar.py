@@ -9,7 +9,7 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qmpballoon.balloon.results import Progress
+    from qmpballoon.balloon.sampling import Progress
 
 __all__ = ["describe_progress", "draw_bar"]
 
