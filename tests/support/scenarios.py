@@ -177,7 +177,7 @@ async def interrupting_a_reclaim(front: FrontEnd, path: str) -> None:
 
 
 async def stopping_from_on_progress(front: FrontEnd, path: str) -> None:
-    class Stopped(Exception):  # noqa: N818 - it is no error
+    class Stopped(Exception):
         pass
 
     def stop(progress: Progress) -> None:
