@@ -12,7 +12,7 @@ from _common import make_parser, parse_arguments
 from qemu.qmp import EventListener, QMPClient
 
 from qmpballoon import format_size
-from qmpballoon.asyncio import find_balloon
+from qmpballoon.asyncio import adopt_client
 
 
 async def listen(listener: EventListener) -> None:
@@ -32,17 +32,17 @@ async def orchestrate(socket: str) -> None:
     """Reclaim from a guest while the other tasks run."""
     client = QMPClient("vm1")
     await client.connect(socket)
-    try:
+    # However the block ends, the client is disconnected.
+    async with adopt_client(client) as balloon:
         with client.listener("BALLOON_CHANGE") as listener:
             tasks = [asyncio.create_task(listen(listener))]
             tasks.append(asyncio.create_task(look(client)))
-            balloon = await find_balloon(client)
-            report = await balloon.reclaim()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-    finally:
-        await client.disconnect()
+            try:
+                report = await balloon.reclaim()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
     print(f"{report.outcome}: {format_size(report.handed_over)} handed over")
 
 

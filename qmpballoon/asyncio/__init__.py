@@ -16,11 +16,12 @@ neither half a message on the wire nor a reply that nobody expects.
 QEMU serves one client on a monitor at a time. So a program that already speaks QMP with
 a ``QMPClient`` of qemu.qmp shares its connection::
 
-    balloon = await find_balloon(client)          # your connected QMPClient
-    await balloon.resize(2 * GiB)
+    async with adopt_client(client) as balloon:   # your connected QMPClient
+        await balloon.resize(2 * GiB)
 
-It goes on using its client for its own commands, and the client is left as it was
-found. This is all for which qemu.qmp is needed, and it is loaded only then.
+It goes on using its client for its own commands. At the end of the block the client is
+disconnected, whatever has happened. ``find_balloon(client)`` leaves that to you. This
+is all for which qemu.qmp is needed, and it is loaded only then.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from qmpballoon.asyncio.held_client import (
         HeldClientSubscription as HeldClientSubscription,
     )
+    from qmpballoon.asyncio.held_client import adopt_client as adopt_client
     from qmpballoon.asyncio.held_client import (
         limit_unread_events as limit_unread_events,
     )
@@ -59,6 +61,7 @@ __all__ = [
     "HeldClientMonitor",
     "HeldClientSubscription",
     "Target",
+    "adopt_client",
     "find_balloon",
     "limit_unread_events",
     "open_balloon",
@@ -74,7 +77,7 @@ __getattr__, __dir__ = attach(
     {
         "held_client": (
             *("UNREAD_EVENTS", "HeldClientMonitor", "HeldClientSubscription"),
-            "limit_unread_events",
+            *("adopt_client", "limit_unread_events"),
         )
     },
 )

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar, overload
 from qmpballoon._checks import require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
-from qmpballoon._transport.qemu_process import find_qemu_pid
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
     LONGEST_PAUSE,
@@ -186,6 +185,7 @@ async def find_balloon(
     client: QMPClient,
     /,
     *,
+    name: str | None = None,
     command_timeout: float = COMMAND_TIMEOUT,
     pid: int | None = None,
     wall_clock: Callable[[], float] = time.time,
@@ -196,6 +196,7 @@ async def find_balloon(
     monitor: Monitor | QMPClient,
     /,
     *,
+    name: str | None = None,
     command_timeout: float = COMMAND_TIMEOUT,
     pid: int | None = None,
     wall_clock: Callable[[], float] = time.time,
@@ -203,12 +204,14 @@ async def find_balloon(
     """Find the balloon of the VM behind a monitor, or behind your connected client.
 
     You may go on using the monitor or client, and you close it. A client is left as it
-    is: nothing of it is replaced. If the call is cancelled, it ends at once and has no
-    effect.
+    is: nothing of it is replaced. To have a client disconnected in order at the end of
+    a block, use :func:`adopt_client`. If the call is cancelled, it ends at once and has
+    no effect.
 
     Args:
         monitor: A monitor, or a connected ``QMPClient`` of qemu.qmp. The other
             arguments are for a client.
+        name: The name that messages use for the VM; by default that of the client.
         command_timeout: Seconds for each command of the balloon.
         pid: QEMU's process id, if you know it. By default QEMU is asked for its
             threads. Give ``0`` if QEMU runs on *another* host.
@@ -222,13 +225,15 @@ async def find_balloon(
     if isinstance(monitor, Monitor):
         return await find_with_monitor(monitor)
     # Only a program that holds a client has qemu.qmp for certain.
-    from qmpballoon.asyncio.held_client import HeldClientMonitor  # noqa: PLC0415
+    from qmpballoon.asyncio.held_client import find_through_client  # noqa: PLC0415
 
-    held = HeldClientMonitor(
-        monitor, command_timeout=command_timeout, wall_clock=wall_clock
+    return await find_through_client(
+        monitor,
+        name=name,
+        command_timeout=command_timeout,
+        pid=pid,
+        wall_clock=wall_clock,
     )
-    held.pid = (await find_qemu_pid(held) if pid is None else pid) or None
-    return await find_with_monitor(held)
 
 
 async def _connect(

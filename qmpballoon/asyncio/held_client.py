@@ -15,7 +15,7 @@ import asyncio
 import json
 import logging
 import time
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from attrs import define
@@ -36,23 +36,29 @@ from qmpballoon._transport.error_messages import (
     make_not_subscribed,
 )
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT, MonitorBase
+from qmpballoon._transport.qemu_process import find_qemu_pid
 from qmpballoon._transport.subscriptions import AsyncSubscription
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.errors import MonitorClosed, ProtocolError, make_command_error
 from qmpballoon.qmp.connection import MAX_IN_FLIGHT, encode
 from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Generator, Mapping
     from types import TracebackType
     from typing import Self
 
     from qemu.qmp import Message, QMPClient
 
+    from qmpballoon.balloon.balloon import Balloon
+
 __all__ = [
     "UNREAD_EVENTS",
     "HeldClientMonitor",
     "HeldClientSubscription",
+    "adopt_client",
+    "find_through_client",
     "limit_unread_events",
 ]
 
@@ -62,6 +68,10 @@ _log = logging.getLogger("qmpballoon.asyncio")
 # that is merely slow leaves fewer events unread.
 UNREAD_EVENTS: Final = 1000
 """How many events a client may hold for a reader that does not come."""
+
+# A client disconnects within milliseconds, unless it has to send first what a QEMU that
+# is stopped does not read. That is not waited for as long as for a command.
+_HANG_UP_TIMEOUT: Final = 2.0  # seconds
 
 
 class HeldClientMonitor(MonitorBase, AsyncioClock):
@@ -192,6 +202,9 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
                 return error
 
     def _make_closed(self) -> MonitorClosed:
+        # A client whose peer has gone is disconnecting until its owner disconnects it.
+        if self.client.runstate is Runstate.DISCONNECTING:
+            return MonitorClosed(f"{self.name} was closed by QEMU, or by its owner")
         return MonitorClosed(f"{self.name} is not connected (any more)")
 
     def _raise_if_closed(self) -> None:
@@ -224,8 +237,10 @@ def _copy(arguments: Mapping[str, object] | None) -> Mapping[str, object] | None
     return copied
 
 
-def _get_first_line(error: Exception) -> str:
+def _get_first_line(error: BaseException) -> str:
     """Return the first line of an error's message."""
+    if isinstance(error, EOFError | ConnectionError):  # the first has no message
+        return "QEMU closed it"
     return str(error).partition("\n")[0] or type(error).__name__
 
 
@@ -310,6 +325,84 @@ class HeldClientSubscription(AsyncSubscription):
             if isinstance(event, Event) and self._buffer.put(event):
                 self._arrived.set()
         return False
+
+
+async def find_through_client(
+    client: QMPClient,
+    *,
+    name: str | None,
+    command_timeout: float,
+    pid: int | None,
+    wall_clock: Callable[[], float],
+) -> Balloon[HeldClientMonitor]:
+    """Find the balloon behind a client; see ``find_balloon`` of this front end."""
+    monitor = HeldClientMonitor(
+        client, name=name, command_timeout=command_timeout, wall_clock=wall_clock
+    )
+    monitor.pid = (await find_qemu_pid(monitor) if pid is None else pid) or None
+    return await find_balloon(monitor)
+
+
+@asynccontextmanager
+async def adopt_client(
+    client: QMPClient,
+    /,
+    *,
+    name: str | None = None,
+    command_timeout: float = COMMAND_TIMEOUT,
+    pid: int | None = None,
+    wall_clock: Callable[[], float] = time.time,
+) -> AsyncGenerator[Balloon[HeldClientMonitor], None]:
+    """Find the balloon behind your connected client, and disconnect it at the end.
+
+    An asynchronous context manager. Within the block, you may use the client for
+    commands and events of your own. The end of the block disconnects it in order,
+    however the block ends, and never raises anything itself: if QEMU has gone, the
+    call that needed it raises :exc:`~qmpballoon.errors.MonitorClosed`, and the block
+    passes that on. ``client.disconnect()`` would raise :exc:`EOFError` in its place.
+
+    If the task is cancelled, at any moment, the client is disconnected. A second
+    cancellation is held back until that is done, for 2 seconds at most.
+
+    Args:
+        client: Connected. It is yours to connect, and is disconnected here.
+        name: As for :func:`find_balloon`.
+        command_timeout: As for :func:`find_balloon`.
+        pid: As for :func:`find_balloon`.
+        wall_clock: As for :func:`find_balloon`.
+
+    Yields:
+        The balloon.
+
+    Raises:
+        NoBalloonDevice: The VM has none.
+        MonitorClosed: The client is not connected.
+        MonitorTimeout: QEMU does not answer.
+    """
+    try:
+        yield await find_through_client(
+            client,
+            name=name,
+            command_timeout=command_timeout,
+            pid=pid,
+            wall_clock=wall_clock,
+        )
+    finally:
+        await _disconnect(client, name)
+
+
+async def _disconnect(client: QMPClient, name: str | None) -> None:
+    """Disconnect a client, whatever state it is in; raise nothing but cancellations."""
+    clock = AsyncioClock()
+    task = asyncio.create_task(client.disconnect())
+    with clock.shield(_HANG_UP_TIMEOUT):
+        await clock.wait(task, clock.now() + _HANG_UP_TIMEOUT)
+    shown = name or client.name or "a qemu.qmp client"
+    if not task.done():
+        task.cancel()
+        _log.warning("%s: QEMU does not let the client disconnect in order", shown)
+    elif error := task.exception():
+        _log.warning("%s: the connection had ended: %s", shown, _get_first_line(error))
 
 
 class _UnreadLimit:

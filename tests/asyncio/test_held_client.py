@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import math
 import threading
 import tracemalloc
@@ -13,12 +14,14 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from asyncio_runs import run
 from frontends import elsewhere
-from qemu.qmp import QMPClient
+from qemu.qmp import QMPClient, Runstate
 from scripted import Session, attend, serve, standard_answer
 
-from qmpballoon import MonitorClosed, MonitorTimeout
+from qmpballoon import MonitorClosed, MonitorTimeout, NoBalloonDevice, testing
 from qmpballoon import asyncio as aio
+from qmpballoon.asyncio import held_client
 from qmpballoon.qmp import MAX_IN_FLIGHT, Event
+from qmpballoon.testing import MachineConfig
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -350,3 +353,108 @@ def test_a_cancelled_command_keeps_the_connection(fake: ThreadedFake) -> None:
             await asyncio.wait_for(balloon.query(), 5)
 
     run(main())
+
+
+# A client that is adopted
+
+
+async def connect(path: str) -> QMPClient:
+    """Return a connected client."""
+    client = QMPClient("vm1")
+    await client.connect(path)
+    return client
+
+
+def test_an_adopted_client_is_disconnected_however_the_block_ends(
+    fake: ThreadedFake,
+) -> None:
+    async def main() -> None:
+        client = await connect(fake.socket)
+        async with aio.adopt_client(client, pid=0) as balloon:
+            assert balloon.monitor.client is client
+            assert await client.execute("query-name") == {}
+        assert client.runstate is Runstate.IDLE
+        client = await connect(fake.socket)
+        with pytest.raises(ZeroDivisionError):
+            async with aio.adopt_client(client):
+                raise ZeroDivisionError
+        assert client.runstate is Runstate.IDLE
+        client = await connect(fake.socket)
+        async with aio.adopt_client(client):
+            await client.disconnect()
+        assert client.runstate is Runstate.IDLE
+
+    run(main())
+
+
+def test_a_client_whose_vm_has_no_balloon_is_disconnected() -> None:
+    async def main(path: str) -> None:
+        client = await connect(path)
+        with pytest.raises(NoBalloonDevice, match="vm1"):
+            async with aio.adopt_client(client):
+                pytest.fail("there is no balloon")
+        assert client.runstate is Runstate.IDLE
+        with pytest.raises(MonitorClosed, match="is not connected"):
+            async with aio.adopt_client(client):
+                pytest.fail("it is not connected")
+
+    with testing.serve(MachineConfig(balloon=None)) as fake:
+        run(main(fake.socket))
+
+
+def test_a_qemu_that_dies_is_told_as_that(
+    fake: ThreadedFake, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        client = await connect(fake.socket)
+        with pytest.raises(MonitorClosed, match="of vm1 was closed by QEMU"):
+            async with aio.adopt_client(client) as balloon:
+                await balloon.reclaim(on_progress=lambda _: fake.kill())
+        assert client.runstate is Runstate.IDLE
+        assert "vm1: the connection had ended: QEMU closed it" in caplog.messages
+
+    with caplog.at_level(logging.WARNING, "qmpballoon.asyncio"):
+        run(main())
+
+
+def test_a_cancelled_block_disconnects_whatever_cancels_it_again(
+    fake: ThreadedFake,
+) -> None:
+    async def hold(client: QMPClient, held: asyncio.Event) -> None:
+        async with aio.adopt_client(client):
+            held.set()
+            await asyncio.sleep(3600)
+
+    async def main() -> None:
+        client, held = await connect(fake.socket), asyncio.Event()
+        task = asyncio.create_task(hold(client, held))
+        await held.wait()
+        for _ in range(3):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert client.runstate is Runstate.IDLE
+
+    run(main())
+
+
+def test_a_client_that_does_not_disconnect_does_not_hang(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    fake: ThreadedFake,
+) -> None:
+    async def main() -> None:
+        client = await connect(fake.socket)
+        async with aio.adopt_client(client):
+            with monkeypatch.context() as patched:
+                patched.setattr(held_client, "_HANG_UP_TIMEOUT", 0.0)
+                with suppress(ZeroDivisionError):
+                    async with aio.adopt_client(client):
+                        patched.setattr(client, "disconnect", asyncio.Event().wait)
+                        raise ZeroDivisionError
+        assert client.runstate is Runstate.IDLE
+
+    with caplog.at_level(logging.WARNING, "qmpballoon.asyncio"):
+        run(main())
+    assert "vm1: QEMU does not let the client disconnect in order" in caplog.messages
