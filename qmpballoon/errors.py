@@ -70,7 +70,14 @@ class QmpBalloonError(Exception):
 
     Pickled or copied, an exception keeps its type, its message, its notes and all its
     fields.
+
+    Attributes:
+        vm: Which VM it is about: the ``name`` that was given when its monitor or
+            balloon was opened, otherwise the name that messages use for its monitor;
+            ``None`` if it is about no VM.
     """
+
+    vm: str | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         # By default an exception is made anew from ``args``, which are the message
@@ -193,7 +200,9 @@ def make_command_error(
         monitor: The name that messages use for the monitor.
     """
     kind = _BY_CLASS.get(error_class, CommandError)
-    return kind(command, error_class, desc, monitor)
+    error = kind(command, error_class, desc, monitor)
+    error.vm = monitor or None
+    return error
 
 
 class BalloonError(QmpBalloonError):

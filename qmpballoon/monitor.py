@@ -18,13 +18,17 @@ monitor may also have these, and those of this package do:
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+
+from qmpballoon.errors import QmpBalloonError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
 __all__ = ["Monitor"]
+
+E = TypeVar("E", bound=QmpBalloonError)
 
 # A library prints nothing by itself: its warnings are for the program's own handlers.
 logging.getLogger("qmpballoon").addHandler(logging.NullHandler())
@@ -85,6 +89,20 @@ def prefix_name(monitor: object, message: str) -> str:
     """Return a message about a VM with the name of its monitor, if any, before it."""
     name = getattr(monitor, "name", None)
     return f"{name}: {message}" if name else message
+
+
+def make_error(kind: Callable[..., E], monitor: object, why: str, *fields: object) -> E:
+    """Make an exception about the VM behind a monitor.
+
+    Args:
+        kind: The exception's class.
+        monitor: The VM's monitor. Its name, if it has one, begins the message.
+        why: The rest of the message.
+        fields: The further arguments of the exception's class.
+    """
+    error = kind(prefix_name(monitor, why), *fields)
+    error.vm = getattr(monitor, "name", None)
+    return error
 
 
 def read_resident(monitor: object) -> int | None:

@@ -46,8 +46,8 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
 
     Args:
         text: ``"4096"`` (bytes), ``"512MiB"``, ``"1.5G"``, ``"200 MB"``, or a share of
-            ``whole`` such as ``"50%"``. Upper and lower case mean the same. A fraction
-            of a byte is dropped.
+            ``whole`` such as ``"50%"``, which may be more than 100 %. Upper and lower
+            case mean the same. A fraction of a byte is dropped.
         whole: The size that 100 % is, in bytes. Without it percentages are refused.
 
     Returns:
@@ -90,9 +90,10 @@ def _take_share(percent: Fraction, shown: str, whole: int | None) -> int:
         raise ValueError(
             f"{shown} is a share, but there is no whole to take it of: give a size"
         )
-    if percent > 100:  # noqa: PLR2004 - a percentage has no better name for it
-        raise ValueError(f"{shown} is more than the whole: give at most 100%")
-    return int(whole * percent / 100)
+    size = int(whole * percent / 100)
+    if size >= _LIMIT:
+        raise ValueError(f"{shown} is more than QEMU accepts: give less than 8192P")
+    return size
 
 
 def format_size(size: int) -> str:

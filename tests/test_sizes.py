@@ -48,7 +48,10 @@ def test_reads(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("50%", 2 * GiB), ("100%", 4 * GiB), ("0%", 0), ("12.5 %", GiB // 2)],
+    [
+        *(("50%", 2 * GiB), ("100%", 4 * GiB), ("0%", 0), ("12.5 %", GiB // 2)),
+        ("150%", 6 * GiB),
+    ],
 )
 def test_reads_a_share(text: str, expected: int) -> None:
     assert parse_size(text, whole=4 * GiB) == expected
@@ -58,8 +61,8 @@ def test_reads_a_share(text: str, expected: int) -> None:
     "text",
     [
         *("", " ", "-1", "+1", "1.5G!", "50x", "nan", "inf", "1e9", "0x10", "G"),
-        *("1.5", ".5G", "1.G", "1 2", "1G2", "1_000", "٣", "8192P", "101%", "%"),
-        *("9" * 65, "9" * 10_000),
+        *("1.5", ".5G", "1.G", "1 2", "1G2", "1_000", "٣", "8192P", "%"),
+        *("9" * 65, "9" * 10_000, f"{2**33}00%"),
     ],
 )
 def test_refuses_in_one_short_line(text: str) -> None:

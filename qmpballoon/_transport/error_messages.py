@@ -6,18 +6,36 @@ A program that changes from one front end to another finds the same types and te
 from __future__ import annotations
 
 import copy
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
 
-from qmpballoon.errors import MonitorBusy, MonitorClosed, MonitorError, MonitorTimeout
+from qmpballoon.errors import (
+    MonitorBusy,
+    MonitorClosed,
+    MonitorError,
+    MonitorTimeout,
+    ProtocolError,
+    QmpBalloonError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 __all__ = [
     "copy_error",
+    "make_broken",
+    "make_closed",
     "make_closed_by_qemu",
     "make_closed_by_us",
     "make_command_timeout",
     "make_negotiation_timeout",
     "make_no_greeting",
     "make_not_subscribed",
+    "make_protocol_error",
+    "name_errors",
 ]
+
+E = TypeVar("E", bound=MonitorError)
 
 
 def make_no_greeting(name: str, pid: int | None) -> MonitorBusy:
@@ -28,35 +46,73 @@ def make_no_greeting(name: str, pid: int | None) -> MonitorBusy:
         " give the VM a second -qmp monitor"
     )
     busy.pid = pid
-    return busy
+    return _name_vm(busy, name)
 
 
 def make_negotiation_timeout(name: str) -> MonitorTimeout:
     """Make the error for a peer that greeted and did not answer the negotiation."""
-    return MonitorTimeout(f"{name} greeted, and did not answer in time")
+    late = MonitorTimeout(f"{name} greeted, and did not answer in time")
+    return _name_vm(late, name)
 
 
 def make_command_timeout(name: str, command: str, timeout: float) -> MonitorTimeout:
     """Make the error for a command without an answer after ``timeout`` seconds."""
-    return MonitorTimeout(
+    late = MonitorTimeout(
         f"{name} did not answer {command!r} within {timeout:g} s: QEMU is stopped or"
         " overloaded"
     )
+    return _name_vm(late, name)
+
+
+def make_closed(name: str, what: str) -> MonitorClosed:
+    """Make the error for a connection that has ended; ``what`` says how."""
+    return _name_vm(MonitorClosed(f"{name} {what}"), name)
 
 
 def make_closed_by_qemu(name: str) -> MonitorClosed:
     """Make the error for a connection that the other end closed."""
-    return MonitorClosed(f"{name} was closed by QEMU")
+    return make_closed(name, "was closed by QEMU")
 
 
 def make_closed_by_us(name: str) -> MonitorClosed:
     """Make the error for a connection that this end closed."""
-    return MonitorClosed(f"{name} was closed by us")
+    return make_closed(name, "was closed by us")
+
+
+def make_broken(name: str, error: BaseException) -> MonitorClosed:
+    """Make the error for a connection that broke."""
+    return make_closed(name, f"broke: {error}")
+
+
+def make_protocol_error(name: str, error: ProtocolError) -> ProtocolError:
+    """Make the error for a peer that does not speak QMP, with the monitor's name."""
+    return _name_vm(ProtocolError(f"{name}: {error}"), name)
+
+
+@contextmanager
+def name_errors(vm: str | None) -> Generator[None]:
+    """Have what the block raises name the VM.
+
+    Args:
+        vm: The name that the VM was given; ``None`` if it was given none.
+    """
+    try:
+        yield
+    except QmpBalloonError as error:
+        if vm is not None and error.vm is None:
+            error.args = (f"{vm}: {error}", *error.args[1:])
+            error.vm = vm
+        raise
 
 
 def make_not_subscribed() -> RuntimeError:
     """Make the error for reading a subscription outside its ``with`` block."""
     return RuntimeError("events come in a with block of the subscription")
+
+
+def _name_vm(error: E, name: str) -> E:
+    error.vm = name
+    return error
 
 
 def copy_error(failure: MonitorError, unknown: tuple[str, ...] = ()) -> MonitorError:

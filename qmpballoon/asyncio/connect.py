@@ -10,8 +10,9 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar, overload
 
-from qmpballoon._checks import require_seconds
+from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
+from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
@@ -47,6 +48,7 @@ T = TypeVar("T")
 async def open_monitor(
     target: Target,
     *,
+    name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     oob: bool = False,
@@ -61,6 +63,7 @@ async def open_monitor(
         target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
             ``"tcp:HOST:PORT"`` or ``(host, port)``; or a connected socket or its
             descriptor, which the monitor takes over.
+        name: What messages and errors call the VM; by default, they name the target.
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
         oob: Ask for out-of-band execution, if QEMU offers it.
@@ -79,13 +82,15 @@ async def open_monitor(
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.
     """
+    require_kind(name, str, "name")
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
     deadline = asyncio.get_running_loop().time() + timeout
-    transport = await _connect(target, deadline, tls)
+    with name_errors(name):
+        transport = await _connect(target, deadline, tls)
     monitor = AsyncioMonitor(
         transport,
-        name=sockets.describe_target(target),
+        name=sockets.describe_target(target) if name is None else name,
         command_timeout=command_timeout,
         wall_clock=wall_clock,
     )
@@ -97,6 +102,7 @@ async def open_monitor(
 async def open_balloon(
     target: Target,
     *,
+    name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     tls: ssl.SSLContext | None = None,
@@ -108,6 +114,7 @@ async def open_balloon(
 
     Args:
         target: As for :func:`open_monitor`.
+        name: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
@@ -122,6 +129,7 @@ async def open_balloon(
     """
     async with open_monitor(
         target,
+        name=name,
         timeout=timeout,
         command_timeout=command_timeout,
         tls=tls,

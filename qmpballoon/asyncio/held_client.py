@@ -28,12 +28,14 @@ from qemu.qmp import (
     StateError,
 )
 
-from qmpballoon._checks import require_command, require_count
+from qmpballoon._checks import require_command, require_count, require_kind
 from qmpballoon._transport.asyncio_clock import AsyncioClock
 from qmpballoon._transport.error_messages import (
     copy_error,
+    make_closed,
     make_command_timeout,
     make_not_subscribed,
+    make_protocol_error,
 )
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT, MonitorBase
 from qmpballoon._transport.qemu_process import find_qemu_pid
@@ -101,7 +103,9 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         command_timeout: float = COMMAND_TIMEOUT,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        name = name or f"the monitor of {client.name or 'a qemu.qmp client'}"
+        require_kind(name, str, "name")
+        if name is None:
+            name = f"the monitor of {client.name or 'a qemu.qmp client'}"
         super().__init__(
             name=name, pid=None, command_timeout=command_timeout, wall_clock=wall_clock
         )
@@ -195,17 +199,18 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             case ExecInterruptedError():
                 return copy_error(self._make_closed(), call.unknown)
             case QMPError():
-                return ProtocolError(
-                    f"{self.name}: {_get_first_line(error)}", call.unknown
-                )
+                why = ProtocolError(_get_first_line(error))
+                return copy_error(make_protocol_error(self.name, why), call.unknown)
             case _:
                 return error
 
     def _make_closed(self) -> MonitorClosed:
         # A client whose peer has gone is disconnecting until its owner disconnects it.
         if self.client.runstate is Runstate.DISCONNECTING:
-            return MonitorClosed(f"{self.name} was closed by QEMU, or by its owner")
-        return MonitorClosed(f"{self.name} is not connected (any more)")
+            why = "was closed by QEMU, or by its owner"
+        else:
+            why = "is not connected (any more)"
+        return make_closed(self.name, why)
 
     def _raise_if_closed(self) -> None:
         if self.client.runstate is not Runstate.RUNNING:

@@ -14,14 +14,16 @@ from attrs import define
 from qmpballoon._transport.asyncio_clock import AsyncioClock
 from qmpballoon._transport.error_messages import (
     copy_error,
+    make_broken,
     make_closed_by_qemu,
     make_closed_by_us,
     make_negotiation_timeout,
     make_no_greeting,
+    make_protocol_error,
 )
 from qmpballoon._transport.monitor_base import MonitorBase
 from qmpballoon._transport.subscriptions import EventFeed, FeedSubscription
-from qmpballoon.errors import MonitorClosed, MonitorError, ProtocolError
+from qmpballoon.errors import MonitorError, ProtocolError
 from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, Failure, Return
@@ -228,7 +230,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         try:
             self._require_message_in_time(now)
         except ProtocolError as error:
-            self._shut(ProtocolError(f"{self.name}: {error}"))
+            self._shut(make_protocol_error(self.name, error))
             return
         self._set_timer(min(left, self._message_deadline))
 
@@ -279,7 +281,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
                 self._dispatch(message)
                 is_new = True
         except ProtocolError as error:
-            self._shut(ProtocolError(f"{self.name}: {error}"))
+            self._shut(make_protocol_error(self.name, error))
             return
         if connection.state is not state:
             self._announce_state()
@@ -292,7 +294,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         if error is None:
             self._shut(make_closed_by_qemu(self.name))
         else:
-            self._shut(MonitorClosed(f"{self.name} broke: {error}"))
+            self._shut(make_broken(self.name, error))
 
     def _dispatch(self, message: object) -> None:
         if isinstance(message, Event):

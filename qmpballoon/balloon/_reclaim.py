@@ -40,7 +40,7 @@ from qmpballoon.balloon.sampling import (
     refresh_stats,
 )
 from qmpballoon.errors import StatsUnavailable
-from qmpballoon.monitor import prefix_name
+from qmpballoon.monitor import make_error
 from qmpballoon.sizes import GiB, format_size
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ async def _prepare(
             "the guest's driver does not report free or available memory: nothing"
             " can be taken safely; use resize with a target of your own"
         )
-        raise StatsUnavailable(prefix_name(device.monitor, why))
+        raise make_error(StatsUnavailable, device.monitor, why)
     return Snapshot(stats, info.actual, device.resident()), limits, planned
 
 

@@ -50,7 +50,7 @@ from qmpballoon.balloon.guard import RESIZE_GUARD, Guard
 from qmpballoon.balloon.results import OnStall, ResizeResult
 from qmpballoon.balloon.sampling import Sample, open_sampler
 from qmpballoon.errors import BalloonStalled, BalloonTimeout, UnsafeTarget
-from qmpballoon.monitor import prefix_name
+from qmpballoon.monitor import make_error
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ async def resize(
     if on_stall == "raise":
         why = _describe_stall(result)
         kind = BalloonTimeout if outcome == "timed-out" else BalloonStalled
-        raise kind(prefix_name(device.monitor, why), result)
+        raise make_error(kind, device.monitor, why, result)
     return result
 
 
@@ -335,7 +335,7 @@ def _check_floor(device: Device, target: int, floor: int) -> None:
             f" {format_size(floor)}; nothing was sent: choose a larger target, or"
             " another floor"
         )
-        raise UnsafeTarget(prefix_name(device.monitor, why))
+        raise make_error(UnsafeTarget, device.monitor, why)
 
 
 def _check_on_stall(on_stall: str) -> None:

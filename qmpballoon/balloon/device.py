@@ -29,7 +29,7 @@ from qmpballoon.errors import (
     ProtocolError,
     QmpBalloonError,
 )
-from qmpballoon.monitor import prefix_name, read_resident, read_wall_clock
+from qmpballoon.monitor import make_error, prefix_name, read_resident, read_wall_clock
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class Device(Generic[M_co]):
                 f"{name}: {self._movement or 'another call'} moves this balloon now;"
                 " nothing was sent: wait for it to end, or cancel it before"
             )
-            raise BalloonBusy(prefix_name(self.monitor, why)) from None
+            raise make_error(BalloonBusy, self.monitor, why) from None
         self._movement = name
         try:
             yield
@@ -312,7 +312,7 @@ class Device(Generic[M_co]):
         value = await self._get("guest-stats-polling-interval")
         if not is_interval(value):
             what = f"the statistics interval of {self.path} is {value!r:.80}"
-            raise ProtocolError(prefix_name(self.monitor, what))
+            raise make_error(ProtocolError, self.monitor, what)
         return value
 
     async def set_stats_interval(self, seconds: int) -> None:
@@ -461,7 +461,7 @@ class Device(Generic[M_co]):
                 return status
             case _:
                 what = f"query-status returned {answer!r:.80}"
-                raise ProtocolError(prefix_name(self.monitor, what))
+                raise make_error(ProtocolError, self.monitor, what)
 
     async def _query_version(self) -> str | None:
         """Return QEMU's version; a libvirt monitor has no greeting to tell it."""
@@ -483,7 +483,7 @@ class Device(Generic[M_co]):
                 return actual, extra
             case _:
                 what = f"query-balloon returned {answer!r:.80}"
-                raise ProtocolError(prefix_name(self.monitor, what))
+                raise make_error(ProtocolError, self.monitor, what)
 
     async def _query_ram(self) -> tuple[int | None, int | None]:
         """Return the bytes that the balloon can take from, and all of the memory.
@@ -525,24 +525,24 @@ class Device(Generic[M_co]):
         try:
             return await self.monitor.execute(command, arguments)
         except DeviceNotFound as error:
-            raise NoBalloonDevice(self._describe_loss()) from error
+            raise self._make_lost() from error
         except CommandError as error:
             match error.error_class:
                 case "DeviceNotActive":
-                    raise NoBalloonDevice(self._describe_loss()) from error
+                    raise self._make_lost() from error
                 case "KVMMissingCap":
                     why = f"this host cannot drive a balloon: {error.desc}"
-                    raise BalloonUnavailable(prefix_name(self.monitor, why)) from error
+                    raise make_error(BalloonUnavailable, self.monitor, why) from error
                 case _:
                     raise
 
-    def _describe_loss(self) -> str:
-        """Return the message about a device that was found and is no longer there."""
+    def _make_lost(self) -> NoBalloonDevice:
+        """Make the error for a device that was found and is no longer there."""
         loss = (
             f"the balloon {self.path} is gone: it was unplugged; open the VM anew once"
             " it has one again"
         )
-        return prefix_name(self.monitor, loss)
+        return make_error(NoBalloonDevice, self.monitor, loss)
 
 
 async def find_device(monitor: Monitor) -> tuple[str, str]:
@@ -567,7 +567,7 @@ async def find_device(monitor: Monitor) -> tuple[str, str]:
     missing = (
         "this VM has no balloon: start it with -device virtio-balloon-pci,id=balloon0"
     )
-    raise NoBalloonDevice(prefix_name(monitor, missing))
+    raise make_error(NoBalloonDevice, monitor, missing)
 
 
 def explain_status(status: str) -> str:
@@ -586,7 +586,7 @@ async def _list_children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
     except DeviceNotFound:
         return []
     if not isinstance(entries, list):
-        raise ProtocolError(prefix_name(monitor, f"qom-list returned {entries!r:.80}"))
+        raise make_error(ProtocolError, monitor, f"qom-list returned {entries!r:.80}")
     children: list[tuple[str, str]] = []
     for entry in cast("list[object]", entries):
         match entry:

@@ -22,7 +22,7 @@ from attrs import asdict, frozen
 from qmpballoon._checks import require_count, require_seconds
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import StatsTimeout
-from qmpballoon.monitor import prefix_name
+from qmpballoon.monitor import make_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator
@@ -338,7 +338,7 @@ async def refresh_stats(
         stats = await _ask(device, interval, timeout)
     if stats is None:
         why = await _explain_silence(device, timeout)
-        raise StatsTimeout(prefix_name(device.monitor, why))
+        raise make_error(StatsTimeout, device.monitor, why)
     return stats
 
 

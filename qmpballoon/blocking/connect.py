@@ -8,8 +8,9 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from qmpballoon._checks import require_seconds
+from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
+from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.reconnection import (
@@ -40,6 +41,7 @@ T = TypeVar("T")
 def open_monitor(
     target: Target,
     *,
+    name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     tls: ssl.SSLContext | None = None,
@@ -51,6 +53,7 @@ def open_monitor(
         target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
             ``"tcp:HOST:PORT"`` or ``(host, port)``; or a connected socket or its
             descriptor, which the monitor takes over.
+        name: What messages and errors call the VM; by default, they name the target.
         timeout: Seconds for connecting, greeting and negotiating together. Looking up
             a host's name takes as long as the resolver's own timeout allows.
         command_timeout: Seconds for each command that gives none of its own.
@@ -69,13 +72,15 @@ def open_monitor(
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.
     """
+    require_kind(name, str, "name")
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
     deadline = time.monotonic() + timeout
-    sock, pid = _connect(target, deadline, tls)
+    with name_errors(name):
+        sock, pid = _connect(target, deadline, tls)
     monitor = BlockingMonitor(
         sock,
-        name=sockets.describe_target(target),
+        name=sockets.describe_target(target) if name is None else name,
         pid=pid,
         command_timeout=command_timeout,
         wall_clock=wall_clock,
@@ -89,6 +94,7 @@ def open_monitor(
 def open_balloon(
     target: Target,
     *,
+    name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     tls: ssl.SSLContext | None = None,
@@ -98,6 +104,7 @@ def open_balloon(
 
     Args:
         target: As for :func:`open_monitor`.
+        name: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
@@ -112,6 +119,7 @@ def open_balloon(
     """
     with open_monitor(
         target,
+        name=name,
         timeout=timeout,
         command_timeout=command_timeout,
         tls=tls,

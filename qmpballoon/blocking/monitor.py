@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Final, cast
 from qmpballoon._checks import require_seconds
 from qmpballoon._transport.error_messages import (
     copy_error,
+    make_broken,
     make_closed_by_qemu,
     make_closed_by_us,
     make_command_timeout,
     make_negotiation_timeout,
     make_no_greeting,
     make_not_subscribed,
+    make_protocol_error,
 )
 from qmpballoon._transport.monitor_base import BlockingClock, MonitorBase
 from qmpballoon.errors import (
@@ -324,11 +326,11 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             self._require_message_in_time(now if pending and not is_new else -math.inf)
             self._time_message(pending, now, is_new=is_new)
         except ProtocolError as error:
-            self._shut(ProtocolError(f"{self.name}: {error}"))
+            self._shut(make_protocol_error(self.name, error))
         except OSError as error:
             if _is_temporary(error):
                 return False
-            self._shut(MonitorClosed(f"{self.name} broke: {error}"))
+            self._shut(make_broken(self.name, error))
         else:
             if not data:
                 self._shut(make_closed_by_qemu(self.name))

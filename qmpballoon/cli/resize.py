@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import RESIZE_GUARD
 from qmpballoon.balloon.results import OnStall
 from qmpballoon.cli import _output
@@ -77,6 +78,8 @@ def resize(
 ) -> int:
     """Bring the guest to the size TARGET, like 2G, or 50% of the VM's memory.
 
+    More than the VM's memory, like 150%, is all of it.
+
     The balloon takes the rest of the VM's memory, or gives it back. A guest that
     shrinks is watched, and gets back what it had if it comes to need it.
     """
@@ -121,6 +124,8 @@ def _describe(result: ResizeResult) -> str:
     sizes = f"{format_size(result.before)} -> {format_size(result.actual)}"
     line = f"{result.outcome}: {sizes} in {result.seconds:.1f} s"
     if result.diagnosis is None:
+        if result.requested - result.actual >= PAGE and result.outcome == "reached":
+            line += f"; {format_size(result.requested)} is more than the VM's memory"
         return line
     return f"{line}; {result.diagnosis.detail}"
 

@@ -34,6 +34,7 @@ __all__ = [
 def find_balloon(
     domain: Domain,
     *,
+    name: str | None = None,
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
 ) -> balloon.BlockingBalloon[LibvirtMonitor]:
@@ -42,6 +43,8 @@ def find_balloon(
     Args:
         domain: A ``libvirt.virDomain`` of the QEMU driver, on a connection that is not
             read-only.
+        name: What messages and errors call the VM; by default, they use its name in
+            libvirt.
         command_timeout: Seconds for each command.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -53,7 +56,7 @@ def find_balloon(
         ImportError: libvirt-python is not installed.
     """
     monitor = LibvirtMonitor(
-        domain, command_timeout=command_timeout, wall_clock=wall_clock
+        domain, name=name, command_timeout=command_timeout, wall_clock=wall_clock
     )
     monitor.pid = balloon.run_sync(
         find_pid(domain, balloon.SyncMonitorAdapter(monitor))
@@ -64,6 +67,7 @@ def find_balloon(
 async def find_balloon_asyncio(
     domain: Domain,
     *,
+    name: str | None = None,
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
 ) -> Balloon[AsyncioLibvirtMonitor]:
@@ -73,6 +77,7 @@ async def find_balloon_asyncio(
 
     Args:
         domain: As for :func:`find_balloon`.
+        name: As for :func:`find_balloon`.
         command_timeout: As for :func:`find_balloon`.
         wall_clock: As for :func:`find_balloon`.
 
@@ -81,7 +86,7 @@ async def find_balloon_asyncio(
         ImportError: libvirt-python is not installed.
     """
     monitor = AsyncioLibvirtMonitor(
-        domain, command_timeout=command_timeout, wall_clock=wall_clock
+        domain, name=name, command_timeout=command_timeout, wall_clock=wall_clock
     )
     monitor.pid = await find_pid(domain, monitor)
     return await find_with_monitor(monitor)
@@ -90,6 +95,7 @@ async def find_balloon_asyncio(
 async def find_balloon_trio(
     domain: Domain,
     *,
+    name: str | None = None,
     command_timeout: float = COMMAND_TIMEOUT,
     wall_clock: Callable[[], float] = time.time,
 ) -> Balloon[TrioLibvirtMonitor]:
@@ -99,6 +105,7 @@ async def find_balloon_trio(
 
     Args:
         domain: As for :func:`find_balloon`.
+        name: As for :func:`find_balloon`.
         command_timeout: As for :func:`find_balloon`.
         wall_clock: As for :func:`find_balloon`.
 
@@ -107,7 +114,7 @@ async def find_balloon_trio(
         ImportError: libvirt-python is not installed.
     """
     monitor = TrioLibvirtMonitor(
-        domain, command_timeout=command_timeout, wall_clock=wall_clock
+        domain, name=name, command_timeout=command_timeout, wall_clock=wall_clock
     )
     monitor.pid = await find_pid(domain, monitor)
     return await find_with_monitor(monitor)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
-from qmpballoon._checks import require_command
+from qmpballoon._checks import require_command, require_kind
 from qmpballoon._transport.asyncio_clock import AsyncioClock
 from qmpballoon._transport.error_messages import copy_error, make_command_timeout
 from qmpballoon._transport.monitor_base import BlockingClock, MonitorBase, TrioClock
@@ -59,10 +59,13 @@ class _Passthrough(MonitorBase):
         self,
         domain: Domain,
         *,
+        name: str | None = None,
         command_timeout: float,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        name = f"libvirt's monitor of {domain.name()}"
+        require_kind(name, str, "name")
+        if name is None:
+            name = f"libvirt's monitor of {domain.name()}"
         super().__init__(
             name=name, pid=None, command_timeout=command_timeout, wall_clock=wall_clock
         )
@@ -111,6 +114,11 @@ class _Passthrough(MonitorBase):
 
     def _translate(self, command: str, error: Any) -> MonitorError:  # noqa: ANN401
         """Return this library's exception for one that libvirt raised."""
+        translated = self._explain(command, error)
+        translated.vm = self.name
+        return translated
+
+    def _explain(self, command: str, error: Any) -> MonitorError:  # noqa: ANN401
         said = f"{self.name}: {error.get_error_message()}"
         code = error.get_error_code()
         if code in self._get_codes(*_NOT_RUNNING):
@@ -136,6 +144,7 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
 
     Args:
         domain: A ``libvirt.virDomain``.
+        name: The name that messages use for the monitor.
         command_timeout: Seconds for each command.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -174,6 +183,7 @@ class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
 
     Args:
         domain: A ``libvirt.virDomain``.
+        name: The name that messages use for the monitor.
         command_timeout: Seconds for each command.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -215,6 +225,7 @@ class TrioLibvirtMonitor(_Passthrough, TrioClock):
 
     Args:
         domain: A ``libvirt.virDomain``.
+        name: The name that messages use for the monitor.
         command_timeout: Seconds for each command.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 

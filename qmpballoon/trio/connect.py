@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import trio
 
-from qmpballoon._checks import require_seconds
+from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
+from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
 from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.reconnection import (
@@ -47,6 +48,7 @@ takes over what is connected, and closes it at the end."""
 async def open_monitor(
     target: Target,
     *,
+    name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     oob: bool = False,
@@ -61,6 +63,7 @@ async def open_monitor(
         target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
             ``"tcp:HOST:PORT"`` or ``(host, port)``; or a connected socket, its
             descriptor or a :class:`trio.abc.Stream`, which the monitor takes over.
+        name: What messages and errors call the VM; by default, they name the target.
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
         oob: Ask for out-of-band execution, if QEMU offers it.
@@ -79,13 +82,17 @@ async def open_monitor(
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.
     """
+    require_kind(name, str, "name")
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
     deadline = trio.current_time() + timeout
-    transport = await _connect(target, deadline, tls)
-    name = describe_target(target)
+    with name_errors(name):
+        transport = await _connect(target, deadline, tls)
     monitor = TrioMonitor(
-        transport, name=name, command_timeout=command_timeout, wall_clock=wall_clock
+        transport,
+        name=describe_target(target) if name is None else name,
+        command_timeout=command_timeout,
+        wall_clock=wall_clock,
     )
     async with monitor.run(deadline, oob=oob):
         yield monitor
@@ -95,6 +102,7 @@ async def open_monitor(
 async def open_balloon(
     target: Target,
     *,
+    name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     tls: ssl.SSLContext | None = None,
@@ -106,6 +114,7 @@ async def open_balloon(
 
     Args:
         target: As for :func:`open_monitor`.
+        name: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
@@ -120,6 +129,7 @@ async def open_balloon(
     """
     async with open_monitor(
         target,
+        name=name,
         timeout=timeout,
         command_timeout=command_timeout,
         tls=tls,

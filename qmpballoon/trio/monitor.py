@@ -12,16 +12,17 @@ from attrs import define
 
 from qmpballoon._transport.error_messages import (
     copy_error,
+    make_broken,
     make_closed_by_qemu,
     make_closed_by_us,
     make_negotiation_timeout,
     make_no_greeting,
+    make_protocol_error,
 )
 from qmpballoon._transport.monitor_base import MonitorBase, TrioClock
 from qmpballoon._transport.subscriptions import EventFeed, FeedSubscription
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.errors import (
-    MonitorClosed,
     MonitorError,
     ProtocolError,
 )
@@ -253,9 +254,9 @@ class TrioMonitor(MonitorBase, TrioClock):
                 self._wake_late_commands()
             failure: MonitorError = make_closed_by_qemu(self.name)
         except ProtocolError as error:
-            failure = ProtocolError(f"{self.name}: {error}")
+            failure = make_protocol_error(self.name, error)
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            failure = MonitorClosed(f"{self.name} broke: {error.__cause__ or error}")
+            failure = make_broken(self.name, error.__cause__ or error)
         self._shut(failure)
 
     async def _receive_all(self) -> None:

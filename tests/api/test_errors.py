@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import pickle
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Unpack, cast
@@ -25,6 +26,7 @@ from qmpballoon import (
     MonitorUnreachable,
     NoBalloonDevice,
     ProtocolError,
+    QmpBalloonError,
     StallLimits,
     StatsUnavailable,
     UnsafeTarget,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing import ThreadedFake
 
 
+QUICK = StallLimits(window=0.5)
 WITHOUT_DRIVER = MachineConfig(guest=GuestConfig(driver=False))
 
 
@@ -525,3 +528,53 @@ async def test_a_vm_without_a_balloon_is_named(
     assert str(caught.value).startswith(
         f"{called(front, fake)}: this VM has no balloon"
     )
+
+
+# Which VM it was
+
+
+@on(*ALL)
+async def test_every_error_says_which_vm_it_is_about(
+    front: FrontEnd, fake: ThreadedFake
+) -> None:
+    async def die(balloon: Balloon) -> None:
+        elsewhere(fake.kill)
+        await balloon.query()
+
+    calls: list[tuple[type[QmpBalloonError], Callable[[Balloon], Any]]] = [
+        (CommandError, lambda balloon: balloon.monitor.execute("balloon")),
+        (UnsafeTarget, lambda balloon: balloon.resize(1)),
+        (StatsUnavailable, lambda balloon: balloon.refresh_stats(timeout=0)),
+        (BalloonStalled, lambda balloon: balloon.resize(GiB, limits=QUICK)),
+        (MonitorClosed, die),
+    ]
+
+    async with front.open_balloon(fake.socket, name="web-1") as balloon:
+        await balloon.monitor.execute("stop")
+        for kind, call in calls:
+            with pytest.raises(kind) as caught:
+                await call(balloon)
+            assert caught.value.vm == "web-1"
+            assert str(caught.value).startswith("web-1")
+            assert pickle.loads(pickle.dumps(caught.value)).vm == "web-1"  # noqa: S301 - our own
+
+
+def test_an_error_of_connecting_says_which_vm_it_is_about(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    for front in CONNECTING:
+        error = front.run(error_of(front, path, name="web-1"))
+        assert error.vm == "web-1"
+        assert str(error) == f"web-1: there is no socket at {path}: is the VM running?"
+        assert front.run(error_of(front, path)).vm is None
+        with pytest.raises(TypeError, match="name is 5: it must be a str"):
+            front.run(error_of(front, path, name=cast("Any", 5)))
+
+
+@on(*CONNECTING)
+async def test_without_a_name_it_is_what_messages_say(
+    front: FrontEnd, fake: ThreadedFake
+) -> None:
+    async with front.open_balloon(fake.socket) as balloon:
+        with pytest.raises(UnsafeTarget) as caught:
+            await balloon.resize(1)
+    assert caught.value.vm == f"the monitor on {fake.socket}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         ("-1G", "not negative"),
         ("1.5G!", "is not a size"),
         ("50x", "unknown unit"),
-        ("101%", "more than the whole"),
+        (f"{2**33}00%", "more than QEMU accepts"),
         ("0%", "above 0"),
         ("", "is not a size"),
         ("99999P", "more than QEMU accepts"),

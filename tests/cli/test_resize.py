@@ -33,6 +33,18 @@ async def test_resize(socket_path: Path) -> None:
     assert "reached: 1.5 GiB -> 2 GiB" in shown.stdout
 
 
+@pytest.mark.parametrize("target", ["3G", "150%"])
+async def test_more_than_the_vm_has_is_all_of_it(
+    socket_path: Path, target: str
+) -> None:
+    async with serve(socket_path) as fake:
+        await run("resize", socket_path, "1536M")
+        result = await run("resize", socket_path, target)
+        assert actual(fake) == 2 * GiB
+    assert result.returncode == 0
+    assert "3 GiB is more than the VM's memory" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("on_stall", "outcome", "size"),
     [

@@ -10,10 +10,12 @@ from scenarios import MEMORY, SCENARIOS, a_second_client
 from through_libvirt import ALL
 
 from qmpballoon import (
+    CommandError,
     MonitorClosed,
     MonitorError,
     MonitorTimeout,
     MonitorUnreachable,
+    UnsafeTarget,
 )
 
 if TYPE_CHECKING:
@@ -98,3 +100,20 @@ def test_what_was_given_up_comes_before_what_undoes_it(
         front.run(scenario())
     finally:
         domain.hang.set()
+
+
+@on_each(*ALL)
+def test_an_error_says_which_vm_it_is_about(
+    front: FrontEnd, domain: FakeDomain
+) -> None:
+    async def scenario() -> None:
+        for options, name in ({"name": "web-1"}, "web-1"), ({}, f"of {domain.name()}"):
+            async with front.open_balloon(domain, **options) as balloon:  # type: ignore[arg-type]
+                with pytest.raises(CommandError, match=name) as caught:
+                    await balloon.monitor.execute("nope")
+                assert (caught.value.vm or "").endswith(name)
+                with pytest.raises(UnsafeTarget) as refused:
+                    await balloon.resize(1)
+                assert (refused.value.vm or "").endswith(name)
+
+    front.run(scenario())

@@ -47,6 +47,7 @@ Scenario: TypeAlias = "Callable[..., Coroutine[Any, Any, None]]"
 class Options(TypedDict, total=False):
     """What all of them let their users choose."""
 
+    name: str
     timeout: float
     command_timeout: float
 
@@ -130,7 +131,8 @@ class SharedClient(Asyncio):
         await qmp.connect(str(target))
         try:
             timeout = options.get("command_timeout", aio.COMMAND_TIMEOUT)
-            yield await aio.find_balloon(qmp, command_timeout=timeout)
+            name = options.get("name")
+            yield await aio.find_balloon(qmp, name=name, command_timeout=timeout)
         finally:
             with suppress(Exception):  # what ended the connection is raised again
                 await qmp.disconnect()

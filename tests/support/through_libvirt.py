@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from libvirtd import Domain
 
 
-class Deadlines(TypedDict):
+class Chosen(TypedDict):
+    name: str | None
     command_timeout: float
 
 
-def deadlines(options: Options) -> Deadlines:
-    """Return those of the options that a domain's commands have."""
-    return {"command_timeout": options.get("command_timeout", libvirt.COMMAND_TIMEOUT)}
+def choose(options: Options) -> Chosen:
+    """Return those of the options that a domain's monitors have."""
+    timeout = options.get("command_timeout", libvirt.COMMAND_TIMEOUT)
+    return {"name": options.get("name"), "command_timeout": timeout}
 
 
 class TrioLibvirt(Trio):
@@ -30,7 +32,7 @@ class TrioLibvirt(Trio):
     async def open_balloon(
         self, target: Domain, **options: Unpack[Options]
     ) -> AsyncGenerator[Balloon, None]:
-        yield await libvirt.find_balloon_trio(target, **deadlines(options))
+        yield await libvirt.find_balloon_trio(target, **choose(options))
 
 
 class AsyncioLibvirt(Asyncio):
@@ -38,7 +40,7 @@ class AsyncioLibvirt(Asyncio):
     async def open_balloon(
         self, target: Domain, **options: Unpack[Options]
     ) -> AsyncGenerator[Balloon, None]:
-        yield await libvirt.find_balloon_asyncio(target, **deadlines(options))
+        yield await libvirt.find_balloon_asyncio(target, **choose(options))
 
 
 class PlainLibvirt(Blocking):
@@ -48,7 +50,7 @@ class PlainLibvirt(Blocking):
     ) -> AsyncGenerator[Balloon, None]:
         yield cast(
             "Balloon",
-            Awaited(libvirt.find_balloon(target, **deadlines(options)), Balloon),
+            Awaited(libvirt.find_balloon(target, **choose(options)), Balloon),
         )
 
 
