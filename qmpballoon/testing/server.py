@@ -1,9 +1,8 @@
 """A simulated machine on trio's clock, for clients on streams and on sockets.
 
-A :class:`~qmpballoon.testing.Machine` has no clock and does no I/O. :class:`FakeQemu`
-gives it both: the time is trio's (a ``MockClock`` in tests, the real one for
-``qmpballoon fake``), and clients connect through streams in memory or a unix socket.
-Nothing about QMP is decided here.
+The time is trio's: a ``MockClock`` in tests, the real one for ``qmpballoon fake``.
+Clients connect through streams in memory or a unix socket. Nothing about QMP is decided
+here.
 
 As with QEMU, a monitor serves one client at a time. A second client can connect; it is
 greeted when the first has left.
@@ -16,7 +15,7 @@ import math
 import socket
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field
@@ -25,16 +24,19 @@ from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, list_actions
 from qmpballoon.testing.model.config import SECOND
 from qmpballoon.testing.model.machine import Machine
+from qmpballoon.testing.simulated_qemu import (
+    ConnectionCut,
+    FaultySender,
+    SimulatedQemu,
+)
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Generator
 
     from qmpballoon.testing.model.monitor import Session
 
 __all__ = ["FakeQemu", "open_fake"]
-
-T = TypeVar("T")
 
 # The next client's connection waits in the backlog until it is accepted.
 _BACKLOG: Final = 1
@@ -65,7 +67,7 @@ async def open_fake(
         yield fake
 
 
-class FakeQemu:
+class FakeQemu(SimulatedQemu):
     """A simulated machine and the clients on its monitor; see :func:`open_fake`.
 
     Attributes:
@@ -74,19 +76,11 @@ class FakeQemu:
     """
 
     def __init__(self, machine: Machine, faults: FaultPlan = NO_FAULTS) -> None:
-        self._machine = machine
-        self.faults = faults
-        machine.reply_delay = machine.reply_delay or faults.reply_delay
-        machine.event_delay = faults.event_delay
-        machine.event_copies = faults.event_copies
+        super().__init__(machine, faults, trio.current_time)
         self.ended: trio.Event = trio.Event()
-        # trio's time at which the machine's is 0. A freeze moves `_origin` on.
-        self._origin = self._began = trio.current_time() - machine.now / SECOND
         self._changed = trio.Event()
-        self._frozen = False
-        self._due: int | None = None
         self._alarm = trio.CancelScope()
-        self._sender = _FaultySender(faults, faults.cut_after)
+        self._sender = FaultySender(faults, faults.cut_after)
         self._monitor = trio.Lock()
         # trio starts tasks in any order. The channel keeps the order in which clients
         # in memory connected.
@@ -100,32 +94,7 @@ class FakeQemu:
         tasks.start_soon(self._serve_connected)
         tasks.start_soon(self._carry_out_faults)
 
-    @property
-    def machine(self) -> Machine:
-        """The machine as it is now.
-
-        Call :meth:`touch` after changing it, or use :meth:`do`.
-        """
-        self._advance()
-        return self._machine
-
-    def do(self, action: Callable[[Machine], T]) -> T:
-        """Call a function with the machine, and return the function's result.
-
-        Args:
-            action: For example ``Machine.stop`` or ``lambda machine: machine.status``.
-        """
-        self.touch()
-        try:
-            return action(self.machine)
-        finally:
-            self.touch()
-
     # Time
-
-    def wall_clock(self) -> float:
-        """Return the host's time in seconds since the epoch, whatever QEMU does."""
-        return self._machine.config.epoch / SECOND + trio.current_time() - self._began
 
     async def _run(self) -> None:
         """Advance the machine whenever it has something to send by itself."""
@@ -159,42 +128,14 @@ class FakeQemu:
         await trio.sleep_until(self._convert_to_clock(at))
         if self._machine.ended:
             return
-        self._advance(at)
-        self._frozen = True
-        self._wake()
-        duration = self.faults.freeze_for
-        await trio.sleep(duration / SECOND)
-        self._frozen = False
-        self._origin += duration / SECOND
-        self._machine.sleep(duration)
-        self._wake()
+        self._begin_freeze(at)
+        await trio.sleep(self.faults.freeze_for / SECOND)
+        self._end_freeze()
 
     async def _wait_for_thaw(self) -> None:
         """Wait while QEMU's process is stopped."""
         while self._frozen:
             await self._changed.wait()
-
-    def touch(self) -> None:
-        """Advance the machine to now, and send its clients what that leads to."""
-        self._advance()
-        self._machine.advance(self._machine.now)  # does what is due at this moment
-        self._machine.settle()
-        self._wake()
-
-    def _convert_to_clock(self, time: int | None) -> float:
-        return math.inf if time is None else self._origin + time / SECOND
-
-    def _advance(self, at_least: int = 0) -> None:
-        """Advance the machine to now. The caller calls :meth:`_wake` afterwards."""
-        machine = self._machine
-        if self._frozen:
-            return
-        # Seconds are floating-point numbers: a timer that fired may look early.
-        now = round((trio.current_time() - self._origin) * SECOND)
-        now = max(now, at_least, machine.now)
-        # Many commands come at the time of the one before: then nothing is due.
-        if now > machine.now or (self._due is not None and self._due <= now):
-            machine.advance(now)
 
     def _wake(self) -> None:
         self._changed.set()
@@ -203,9 +144,7 @@ class FakeQemu:
 
     def _set_alarm(self) -> None:
         """Wake :meth:`_run` when the machine next sends something by itself."""
-        machine = self._machine
-        self._due = None if self._frozen else machine.find_next_output()
-        deadline = -math.inf if machine.ended else self._convert_to_clock(self._due)
+        deadline = self._find_deadline()
         if deadline != self._alarm.deadline:
             self._alarm.deadline = deadline
 
@@ -261,15 +200,22 @@ class FakeQemu:
 
     async def _write(self, stream: trio.abc.Stream, session: Session) -> None:
         """Send the session's output to the client, until QEMU closes the connection."""
-        with contextlib.suppress(trio.BrokenResourceError):
+        with contextlib.suppress(trio.BrokenResourceError, ConnectionCut):
             while True:
                 await self._wait_for_thaw()
                 if data := session.take_output():
-                    await self._sender.send(stream, data)
+                    await self._send(stream, data)
                 elif session.closed:
                     return
                 else:
                     await self._changed.wait()
+
+    async def _send(self, stream: trio.abc.Stream, data: bytes) -> None:
+        for piece in self._sender.divide(data):
+            if piece is None:
+                await trio.sleep(self._sender.pause)
+            else:
+                await stream.send_all(piece)
 
     # Sockets
 
@@ -308,41 +254,6 @@ class FakeQemu:
     async def _close_when_ended(self, listener: trio.socket.SocketType) -> None:
         await self.ended.wait()
         listener.close()
-
-
-@define
-class _FaultySender:
-    """Sends bytes to clients, with the faults that are planned for that.
-
-    Attributes:
-        faults: The plan.
-        left: Bytes until the connection is cut, which happens once; ``None``: never.
-    """
-
-    faults: FaultPlan
-    left: int | None
-
-    async def send(self, stream: trio.abc.Stream, data: bytes) -> None:
-        """Send bytes.
-
-        Raises:
-            trio.BrokenResourceError: The connection broke, or the plan cuts it here.
-        """
-        size = self.faults.chunk or len(data)
-        for start in range(0, len(data), size):
-            chunk = data[start : start + size][: self.left]
-            await stream.send_all(chunk)
-            self._count(len(chunk))
-            if size < len(data):
-                await trio.sleep(self.faults.chunk_pause / SECOND)
-
-    def _count(self, sent: int) -> None:
-        if self.left is None:
-            return
-        self.left -= sent
-        if self.left == 0:
-            self.left = None
-            raise trio.BrokenResourceError("the plan cuts the connection here")
 
 
 # Streams in memory
