@@ -5,7 +5,7 @@ client byte for byte as a QEMU of its version does. There are two ways to use it
 
 - :func:`serve` serves a VM on a unix socket, for clients of any kind, in real time;
 - :func:`simulate` runs a trio function against VMs in memory, on a clock that jumps to
-  the next event.
+  the next event; :func:`simulate_asyncio` does the same with a function on asyncio.
 
 :mod:`qmpballoon.testing.strategies` has hypothesis strategies for guests and faults,
 :mod:`qmpballoon.testing.lab` boots guests in a real QEMU.
@@ -23,6 +23,8 @@ from qmpballoon._lazy import attach
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.testing.asyncio_world import AsyncioFakeQemu as AsyncioFakeQemu
+    from qmpballoon.testing.asyncio_world import simulate_asyncio as simulate_asyncio
     from qmpballoon.testing.faults import NO_FAULTS as NO_FAULTS
     from qmpballoon.testing.faults import FaultPlan as FaultPlan
     from qmpballoon.testing.model.config import SECOND as SECOND
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing.world import simulate as simulate
 
 _MODULES = {
+    "asyncio_world": ("AsyncioFakeQemu", "simulate_asyncio"),
     "faults": ("NO_FAULTS", "FaultPlan"),
     "model.config": (
         *("SECOND", "GuestConfig", "MachineConfig", "WorkloadStep", "ramp"),
@@ -63,6 +66,7 @@ __all__ = [
     "NO_FAULTS",
     "PROFILES",
     "SECOND",
+    "AsyncioFakeQemu",
     "FakeQemu",
     "FaultPlan",
     "GuestConfig",
@@ -78,4 +82,5 @@ __all__ = [
     "run_world",
     "serve",
     "simulate",
+    "simulate_asyncio",
 ]

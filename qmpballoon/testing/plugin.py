@@ -19,7 +19,23 @@ if TYPE_CHECKING:
 
     from qmpballoon.testing import MachineConfig, ThreadedFake
 
-__all__ = ["fake_qemu", "fake_qemu_config", "simulated_world", "start_fake_qemu"]
+__all__ = [
+    "fake_qemu",
+    "fake_qemu_config",
+    "pytest_configure",
+    "simulated_asyncio_world",
+    "simulated_world",
+    "start_fake_qemu",
+]
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis' own plugin loads the profile
+def pytest_configure(config: pytest.Config) -> None:
+    """Register hypothesis' profile ``qmpballoon``, if it is asked for."""
+    if config.getoption("--hypothesis-profile", None) == "qmpballoon":
+        from qmpballoon.testing import strategies  # noqa: PLC0415 - loads hypothesis
+
+        strategies.register_profile()
 
 
 @pytest.fixture
@@ -50,6 +66,16 @@ def fake_qemu(
     The client may run on any event loop, on none, or in another process.
     """
     return start_fake_qemu(fake_qemu_config)
+
+
+@pytest.fixture(scope="session")
+def simulated_asyncio_world() -> Callable[..., object]:
+    """Run a function on asyncio against a simulated VM, on a clock that jumps.
+
+    The fixture is :func:`qmpballoon.testing.simulate_asyncio`. It keeps nothing between
+    two calls, so hypothesis may call it for each example.
+    """
+    return testing.simulate_asyncio
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from qmpballoon.sizes import GiB, MiB
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "fault_plans",
+    "fleets",
     "guest_stats",
     "guests",
     "hostile_machines",
     "machines",
     "profiles",
+    "register_profile",
+    "shares",
     "sizes",
     "workloads",
 ]
@@ -52,6 +56,67 @@ def sizes(smallest: int = 0, largest: int = 64 * GiB) -> SearchStrategy[int]:
     """
     mebibytes = st.integers(-(-smallest // MiB), largest // MiB)
     return mebibytes.map(lambda n: n * MiB) | st.integers(smallest, largest)
+
+
+def register_profile(name: str = "qmpballoon") -> settings:
+    """Register a profile of hypothesis' settings for tests in simulated worlds.
+
+    It has no deadline, as a world takes as long as its guest needs; and it leaves out
+    the phase that explains a failure, because hypothesis then traces every line that
+    the world runs, which takes minutes.
+
+    The pytest plugin calls this for ``pytest --hypothesis-profile=qmpballoon``. In a
+    ``conftest.py``, call it before ``settings.load_profile("qmpballoon")``.
+
+    Args:
+        name: The name to register it by.
+
+    Returns:
+        The profile. Pass it to ``settings`` to change something for one test, as in
+        ``@settings(register_profile(), max_examples=25)``.
+    """
+    profile = settings(
+        deadline=None,
+        phases=set(Phase) - {Phase.explain},
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.register_profile(name, profile)
+    return profile
+
+
+def shares(whole: int) -> SearchStrategy[int]:
+    """Sizes in bytes as shares of a whole, from a 16th to all of it.
+
+    Use it for what is wished for, with the RAM of all guests as the whole. Sizes drawn
+    from a range of bytes are mostly small, or more than any guest can give; shares
+    reach the cases in which several guests have to give.
+
+    Args:
+        whole: All of it, in bytes.
+    """
+    return st.integers(1, 16).map(lambda part: whole * part // 16)
+
+
+def fleets(
+    memory: int = 2 * GiB, *, smallest: int = 1, largest: int = 4
+) -> SearchStrategy[list[MachineConfig]]:
+    """VMs of one host, most of which can give something.
+
+    Of each guest's RAM, up to a half is in use and some is page cache. One in four has
+    no driver, or does not answer.
+
+    Args:
+        memory: RAM of each, in bytes.
+        smallest: The least number of VMs.
+        largest: The largest number of VMs.
+    """
+    willing = st.builds(
+        GuestConfig, used=sizes(0, memory // 2), cache=sizes(0, memory // 2)
+    )
+    odd = st.sampled_from([GuestConfig(driver=False), GuestConfig(stats_delay=None)])
+    guest = st.one_of(willing, willing, willing, odd)
+    config = st.builds(MachineConfig, memory=st.just(memory), guest=guest)
+    return st.lists(config, min_size=smallest, max_size=largest)
 
 
 def profiles() -> SearchStrategy[Profile]:

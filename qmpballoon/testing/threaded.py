@@ -6,8 +6,9 @@ The code under test may run on any event loop, on none, or in another process::
         subprocess.run(["my-orchestrator", fake.socket])
         fake.do(Machine.stop)             # pauses the VM
 
-The fake runs in real time. Code that runs on trio is tested faster, and with the same
-result every time, by :func:`qmpballoon.testing.simulate`.
+The fake runs in real time. Code that runs on trio or asyncio is tested faster, and with
+the same result every time, by :func:`qmpballoon.testing.simulate` and
+:func:`qmpballoon.testing.simulate_asyncio`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ T = TypeVar("T")
 class ThreadedFake:
     """A fake QEMU that runs in another thread; :func:`serve` makes it.
 
+    Its figures are those of QEMU and its guest at that moment. Once QEMU has quit or was
+    killed, reading one raises :exc:`trio.RunFinishedError`.
+
     Attributes:
         socket: The path of its QMP monitor's socket.
     """
@@ -61,6 +65,29 @@ class ThreadedFake:
             trio.RunFinishedError: QEMU has quit or was killed.
         """
         return trio.from_thread.run_sync(self._fake.do, action, trio_token=self._token)
+
+    @property
+    def actual(self) -> int:
+        """Bytes the guest has now, as QEMU tells it; all its RAM without a balloon."""
+        return self._read(lambda fake: fake.actual)
+
+    @property
+    def target(self) -> int:
+        """Bytes the guest was last asked to have; all its RAM if it was not asked."""
+        return self._read(lambda fake: fake.target)
+
+    @property
+    def available(self) -> int:
+        """Bytes the guest really has available now, whatever it reports."""
+        return self._read(lambda fake: fake.available)
+
+    @property
+    def oom_kills(self) -> int:
+        """How many processes the guest has killed for want of memory."""
+        return self._read(lambda fake: fake.oom_kills)
+
+    def _read(self, read: Callable[[FakeQemu], int]) -> int:
+        return trio.from_thread.run_sync(read, self._fake, trio_token=self._token)
 
     def kill(self) -> None:
         """End QEMU as SIGKILL does: its connections close. Later calls do nothing."""

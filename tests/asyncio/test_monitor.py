@@ -16,7 +16,6 @@ import pytest
 from asyncio_world import (
     CHANGE,
     GREETING,
-    JumpingLoop,
     Peer,
     connected,
     run_virtual,
@@ -37,6 +36,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.monitor import Monitor
 from qmpballoon.qmp import MAX_IN_FLIGHT, Event, Failure, Return
+from qmpballoon.testing.asyncio_world import JumpingLoop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping

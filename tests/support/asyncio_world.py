@@ -7,7 +7,6 @@ When nothing can be read, nothing will happen but by time: the clock jumps.
 from __future__ import annotations
 
 import asyncio
-import selectors
 import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -23,46 +22,13 @@ from qmpballoon.qmp import (
     Role,
     Version,
 )
+from qmpballoon.testing.asyncio_world import JumpingLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
 GREETING = Greeting(Version(10, 0, 2), ("oob",))
 CHANGE = Event("BALLOON_CHANGE", {"actual": 1}, 1.5)
-
-
-class JumpingSelector(selectors.DefaultSelector):
-    """Waits for nothing; what it would have waited is added to the time.
-
-    Attributes:
-        now: Seconds.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-
-    def select(
-        self, timeout: float | None = None
-    ) -> list[tuple[selectors.SelectorKey, int]]:
-        """Return what is ready, or jump."""
-        ready = super().select(0)
-        if not ready:
-            assert timeout is not None, "nothing will ever happen"
-            self.now += max(timeout, 0.0)
-        return ready
-
-
-class JumpingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time jumps."""
-
-    def __init__(self) -> None:
-        self._jumping = JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        """Return the virtual seconds since the beginning."""
-        return self._jumping.now
 
 
 def run_virtual(main: Coroutine[Any, Any, object]) -> None:
