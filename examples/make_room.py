@@ -33,9 +33,13 @@ async def make_room(balloons: Iterable[Balloon], wanted: int) -> int:
     taken = 0
     for balloon, plan in sorted(plans, key=lambda item: -item[1].amount):
         amount = min(wanted - taken, plan.amount)
-        if amount >= SMALLEST:
+        if amount < SMALLEST:
+            continue
+        try:
             report = await balloon.reclaim(amount, hold=True)
-            taken += report.before.actual - report.after.actual
+        except StatsUnavailable:  # it has stopped answering since
+            continue
+        taken += report.before.actual - report.after.actual
     return taken
 
 

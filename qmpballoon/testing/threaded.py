@@ -42,8 +42,8 @@ T = TypeVar("T")
 class ThreadedFake:
     """A fake QEMU that runs in another thread; :func:`serve` makes it.
 
-    Its figures are those of QEMU and its guest at that moment. Once QEMU has quit or was
-    killed, reading one raises :exc:`trio.RunFinishedError`.
+    Its figures are those of QEMU and its guest at that moment. Once QEMU has quit or
+    was killed, reading one raises :exc:`trio.RunFinishedError`.
 
     Attributes:
         socket: The path of its QMP monitor's socket.

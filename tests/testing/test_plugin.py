@@ -149,3 +149,30 @@ def test_projects_that_use_none_of_it_load_none_of_it(project: pytest.Pytester) 
     )
     # pytest-trio, where it is installed, loads trio in every project.
     project.runpytest_subprocess("-p", "no:trio").assert_outcomes(passed=1)
+
+
+def test_a_world_on_asyncio_and_a_profile_of_hypothesis(
+    project: pytest.Pytester,
+) -> None:
+    project.makepyfile(
+        """
+        from hypothesis import Phase, given, settings
+        from qmpballoon.asyncio import open_balloon
+        from qmpballoon.testing.strategies import fleets
+
+        async def actual(vm):
+            async with open_balloon(vm.connect(), wall_clock=vm.wall_clock) as balloon:
+                return vm.actual == await balloon.actual()
+
+        @settings(max_examples=5)
+        @given(configs=fleets(largest=1))
+        def test_any(simulated_asyncio_world, configs):
+            assert simulated_asyncio_world(actual, *configs)
+
+        def test_profile():
+            assert Phase.explain not in settings().phases
+            assert settings().deadline is None
+        """
+    )
+    done = project.runpytest_subprocess("--hypothesis-profile=qmpballoon")
+    done.assert_outcomes(passed=2)

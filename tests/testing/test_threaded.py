@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from qmpballoon import GiB
+from qmpballoon.blocking import open_balloon
 from qmpballoon.testing import GuestConfig, Machine, MachineConfig, ThreadedFake, serve
 
 if TYPE_CHECKING:
@@ -110,6 +112,15 @@ def test_something_can_be_done_to_it() -> None:
         assert client.execute("query-status")["status"] == "paused"
         assert fake.do(lambda machine: machine.status) == "paused"
         client.close()
+
+
+def test_it_tells_its_sizes() -> None:
+    with serve() as fake, open_balloon(fake.socket) as balloon:
+        assert (fake.actual, fake.target, fake.oom_kills) == (2 * GiB, 2 * GiB, 0)
+        assert GiB < fake.available < 2 * GiB
+        balloon.resize(GiB)
+        assert fake.actual == fake.target == GiB
+        assert fake.available < GiB
 
 
 def test_what_fails_in_it_is_raised_here_and_harms_nobody() -> None:
