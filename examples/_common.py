@@ -7,6 +7,7 @@ on unix sockets, so that every example runs unchanged without a VM.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -46,8 +47,13 @@ def make_parser(
 
 @contextmanager
 def parse_arguments(parser: argparse.ArgumentParser) -> Generator[argparse.Namespace]:
-    """Parse the command line; simulated VMs run within the block."""
+    """Parse the command line; simulated VMs run within the block.
+
+    SIGTERM ends the block as Ctrl-C does. By default it would end the process at once,
+    and what was taken from a guest would not be given back.
+    """
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with ExitStack() as stack:
         if options.simulated:
             several = isinstance(options.socket, list)
@@ -62,3 +68,6 @@ def parse_arguments(parser: argparse.ArgumentParser) -> Generator[argparse.Names
             yield options
         except QmpBalloonError as error:
             sys.exit(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)

@@ -1,7 +1,7 @@
 """A script without an event loop: free memory on the host while a large job runs.
 
 It takes memory from one VM, holds it while the job runs, and gives it back even if the
-job fails.
+job fails, or the script is ended with Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from datetime import datetime, time
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -15,8 +17,14 @@ import trio
 from example_runs import EXAMPLES, RUNS, Run
 from trio.testing import MockClock
 
+from qmpballoon import GiB, MiB
+from qmpballoon.testing import GuestConfig, MachineConfig, serve
+
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
+
+    from qmpballoon.testing import ThreadedFake
 
 
 def test_every_example_is_run() -> None:
@@ -51,6 +59,72 @@ def test_where_there_is_no_vm_it_says_so_in_a_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "no.qmp" in done.stderr
+
+
+SLOW = MachineConfig(
+    guest=GuestConfig(inflate_rate=40 * MiB, reclaim_rate=40 * MiB, stats_delay=0)
+)
+
+
+def start(run: Run, *arguments: str) -> subprocess.Popen[str]:
+    """Start an example, as a user would."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, str(EXAMPLES / f"{run.name}.py"), *arguments]
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+@contextmanager
+def in_the_middle(name: str) -> Generator[tuple[ThreadedFake, subprocess.Popen[str]]]:
+    """Run an example on a guest until it has begun to take memory from it."""
+    run = next(run for run in RUNS if run.name == name)
+    with serve(SLOW) as fake, start(run, fake.socket, *run.options) as process:
+        while fake.actual == 2 * GiB:
+            assert process.poll() is None
+        yield fake, process
+
+
+@pytest.mark.parametrize(
+    "name", ["orchestrator_asyncio", "script", "make_room", "resize"]
+)
+def test_a_qemu_that_dies_in_the_middle_is_told_as_that(name: str) -> None:
+    with in_the_middle(name) as (fake, process):
+        fake.kill()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, said
+    assert "closed by QEMU" in said.splitlines()[-1]
+    assert "EOFError" not in said
+
+
+def test_one_that_dies_in_the_night_is_reported() -> None:
+    with in_the_middle("nightly") as (fake, process):
+        fake.kill()
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert "closed by QEMU" in said
+
+
+@pytest.mark.parametrize("name", ["orchestrator_asyncio", "script", "make_room"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_example_gives_back(name: str, signum: signal.Signals) -> None:
+    with in_the_middle(name) as (fake, process):
+        process.send_signal(signum)
+        said = process.communicate(timeout=60)[1]
+        assert (process.returncode, said) == (130, "interrupted\n")
+        assert fake.target == 2 * GiB
+
+
+def test_a_script_that_is_ended_while_its_job_runs_gives_back() -> None:
+    (run,) = (run for run in RUNS if run.name == "script")
+    job = ("--job", "echo begun; exec cat")
+    with serve() as fake, start(run, fake.socket, *job) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "begun\n":
+            assert process.poll() is None
+        assert fake.actual < 2 * GiB
+        process.terminate()
+        said = process.communicate(timeout=60)[1]
+        assert (process.returncode, said) == (130, "interrupted\n")
+        assert fake.target == 2 * GiB
 
 
 GREEDY = """
