@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import BalloonInfo as BalloonInfo
     from qmpballoon.balloon import Binding as Binding
     from qmpballoon.balloon import Diagnosis as Diagnosis
+    from qmpballoon.balloon import DiskReads as DiskReads
     from qmpballoon.balloon import Guard as Guard
     from qmpballoon.balloon import GuestStats as GuestStats
     from qmpballoon.balloon import OnStall as OnStall
@@ -113,6 +114,8 @@ _MODULES = {
         "BalloonInfo",
         "Binding",
         "Diagnosis",
+    "DiskReads",
+        "DiskReads",
         "Guard",
         "GuestStats",
         "OnStall",

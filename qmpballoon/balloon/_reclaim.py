@@ -156,7 +156,7 @@ async def reclaim(
                 await run.give_back(sampler, end)
         after, stopped = await _take_snapshot(device), await device.why_stopped()
         seconds = device.monitor.now() - sampler.start
-        run.add_last(after, seconds)
+        run.add_last(after, seconds, await sampler.count_reads())
     except BaseException as error:
         await leave_safe(device, run.full, error, run.measure_full)
         raise
@@ -405,12 +405,16 @@ class _Run:
         plugged = 0 if ram is None or self.ram is None else ram - self.ram
         return self.full + max(0, plugged)
 
-    def add_last(self, after: Snapshot, seconds: float) -> None:
+    def add_last(self, after: Snapshot, seconds: float, reads: int | None) -> None:
         """Add the last sample: what the guest reports when everything is done."""
-        target, actual, resident = self.device.target, after.actual, after.resident
         self._add_sample(
             Sample.of(
-                seconds, after.stats, target=target, actual=actual, resident=resident
+                seconds,
+                after.stats,
+                target=self.device.target,
+                actual=after.actual,
+                resident=after.resident,
+                disk_reads=reads,
             )
         )
 

@@ -6,7 +6,7 @@ naming it. Statistics and features are properties of the device object, which
 
 Source: QAPI reference, ``balloon``, ``query-balloon``, ``qom-list``, ``qom-get``,
 ``qom-set``, ``query-memory-size-summary``, ``query-memory-devices``, ``query-name``,
-``query-status`` and ``RunState``, ``query-version``.
+``query-status`` and ``RunState``, ``query-version``, ``query-blockstats``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Generic, cast
 
 from qmpballoon._checks import is_interval, is_size, require_interval, require_size
-from qmpballoon.balloon.results import BalloonInfo, VmInfo
+from qmpballoon.balloon.results import BalloonInfo, DiskReads, VmInfo
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import (
     BalloonBusy,
@@ -395,6 +395,27 @@ class Device(Generic[M_co]):
                 if len(self._intervals) == 1:
                     self._intervals.clear()
 
+    async def disk_reads(self) -> DiskReads | None:
+        """Ask how much the VM has read from its disks; one command.
+
+        What a guest reads again, because the balloon took it from its page cache, shows
+        here and in none of the guest's statistics.
+
+        Returns:
+            The sums over all disks that have a medium; ``None`` if there are none, or
+            if this QEMU does not tell.
+
+        Raises:
+            MonitorError: QEMU cannot be asked.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        try:
+            answer = await self.monitor.execute("query-blockstats")
+        except CommandError:
+            return None
+        return _sum_reads(answer)
+
     async def features(self) -> dict[str, bool]:
         """Return which of the device's optional features are on.
 
@@ -607,3 +628,23 @@ def _sum_dimms(devices: object) -> int:
             case _:
                 pass
     return total
+
+
+def _sum_reads(disks: object) -> DiskReads | None:
+    """Return what an answer of ``query-blockstats`` adds up to."""
+    found: list[DiskReads] = []
+    for disk in cast("list[object]", disks) if isinstance(disks, list) else []:
+        match disk:
+            # A drive without a medium has no node.
+            case {
+                "node-name": str(),
+                "stats": {"rd_bytes": int(size), "rd_operations": int(operations)},
+            } if is_size(size) and is_size(operations):
+                found.append(DiskReads(size, operations))
+            case _:
+                pass
+    if not found:
+        return None
+    return DiskReads(
+        sum(disk.bytes for disk in found), sum(disk.operations for disk in found)
+    )

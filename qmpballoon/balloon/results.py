@@ -21,6 +21,7 @@ __all__ = [
     "BalloonInfo",
     "Binding",
     "Diagnosis",
+    "DiskReads",
     "Ending",
     "EndingKind",
     "OnStall",
@@ -112,6 +113,22 @@ class BalloonInfo:
     def ballooned(self) -> int | None:
         """Bytes in the balloon; ``None`` if ``total`` is not known."""
         return None if self.total is None else self.total - self.actual
+
+
+@frozen
+class DiskReads:
+    """What a VM has read from its disks since its QEMU was started.
+
+    Only disks with a medium count. Memory that the guest shares with the host, as with
+    virtiofs, and network file systems are no disks of QEMU.
+
+    Attributes:
+        bytes: Bytes read, by all disks together.
+        operations: Requests that read them.
+    """
+
+    bytes: int
+    operations: int
 
 
 @frozen

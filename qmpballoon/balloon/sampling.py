@@ -74,6 +74,7 @@ class Sample:
         available: Bytes the guest could have without swapping.
         disk_caches: Bytes of the guest's page cache.
         resident: Bytes of the host's memory that QEMU holds.
+        disk_reads: Bytes that the VM has read from its disks since the beginning.
         mark: A word on what happened then, such as ``"stalled"``; usually ``None``.
     """
 
@@ -85,6 +86,7 @@ class Sample:
     available: int | None = None
     disk_caches: int | None = None
     resident: int | None = None
+    disk_reads: int | None = None
     mark: str | None = None
 
     @classmethod
@@ -96,6 +98,7 @@ class Sample:
         target: int | None,
         actual: int,
         resident: int | None,
+        disk_reads: int | None,
         mark: str | None = None,
     ) -> Sample:
         """Make a sample of a guest's statistics and the sizes of that moment."""
@@ -108,6 +111,7 @@ class Sample:
             available=stats.reclaimable,
             disk_caches=stats.disk_caches,
             resident=resident,
+            disk_reads=disk_reads,
             mark=mark,
         )
 
@@ -242,6 +246,30 @@ class Snapshot:
         }
 
 
+class _ReadCounter:
+    """Adds up what a VM reads from its disks, while disks come and go.
+
+    When a disk is unplugged, or loses its medium, the sum over the disks falls. What is
+    added up stays then.
+    """
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._last: int | None = None
+        self._total: int | None = None
+
+    async def read(self) -> int | None:
+        """Return bytes since the first call; ``None`` if there was no disk so far."""
+        reads = await self._device.disk_reads()
+        if reads is None:
+            return self._total
+        # What was read before a disk was first seen is not of this time.
+        last = reads.bytes if self._last is None else self._last
+        self._total = (self._total or 0) + max(0, reads.bytes - last)
+        self._last = reads.bytes
+        return self._total
+
+
 class Sampler:
     """Reads guest, balloon and host time and again.
 
@@ -274,11 +302,13 @@ class Sampler:
         self._interval = interval
         self._answered_at = self.start
         self._asked_at_size = 0
+        self._reads = _ReadCounter(device)
 
     async def begin(self) -> None:
         """Ask the guest for the first time."""
         self.stats = await self._device.stats()
         self.basis = self._asked_at_size = await self._device.actual()
+        await self.count_reads()
         await self._device.request_stats(self._interval)
 
     async def take(self, mark: str | None = None) -> Sample:
@@ -302,10 +332,21 @@ class Sampler:
             target=device.target,
             actual=actual,
             resident=device.resident(),
+            disk_reads=await self.count_reads(),
             mark=mark,
         )
         await device.request_stats(self._interval)
         return sample
+
+    async def count_reads(self) -> int | None:
+        """Return the bytes that the VM has read from its disks since the beginning.
+
+        Returns:
+            The bytes; ``None`` if the VM has had no disk with a medium.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        return await self._reads.read()
 
     def _note_answer(self, stats: GuestStats, actual: int, now: float) -> None:
         """Note whether the guest has answered, and which size its answer is about."""
@@ -357,6 +398,7 @@ class _Watch:
         self._interval = interval
         self._start: float | None = None
         self._due = 0.0
+        self._reads = _ReadCounter(device)
 
     def __aiter__(self) -> Self:
         return self
@@ -376,6 +418,7 @@ class _Watch:
             target=device.target,
             actual=await device.actual(),
             resident=device.resident(),
+            disk_reads=await self._reads.read(),
         )
         self._due = max(self._due + self._interval, monitor.now())
         return sample

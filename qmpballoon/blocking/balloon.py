@@ -256,6 +256,7 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
     request_stats: Final = _make_sync(Balloon.request_stats)
     get_stats_interval: Final = _make_sync(Balloon.get_stats_interval)
     set_stats_interval: Final = _make_sync(Balloon.set_stats_interval)
+    disk_reads: Final = _make_sync(Balloon.disk_reads)
     features: Final = _make_sync(Balloon.features)
     resize: Final = _make_sync(Balloon.resize)
     plan_reclaim: Final = _make_sync(Balloon.plan_reclaim)
@@ -328,3 +329,4 @@ class BlockingSampler(_SyncWrapper[Sampler]):
         return self.original.silence
 
     take: Final = _make_sync(Sampler.take)
+    count_reads: Final = _make_sync(Sampler.count_reads)
