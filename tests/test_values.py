@@ -40,6 +40,7 @@ STATS = balloon.GuestStats(
 TIMELINE = balloon.Timeline()
 TIMELINE.add(balloon.Sample(0.0, GiB, 2 * GiB, available=GiB, mark="reached"))
 SNAPSHOT = balloon.Snapshot(STATS, 2 * GiB, GiB)
+READS = balloon.DiskReads(MiB, 8)
 DIAGNOSIS = balloon.Diagnosis("slow", "it is slow")
 UNIX = address.UnixAddress("/run/vm1.qmp")
 VM = fleet.VmSpec("vm1", UNIX, floor="1GiB")
@@ -69,6 +70,7 @@ VALUES: list[Any] = [
     UNIX,
     balloon.BalloonInfo(GiB, 2 * GiB, None, {"max_mem": GiB}),
     DIAGNOSIS,
+    READS,
     balloon.Guard(headroom=GiB),
     balloon.Guard().compute_limits(GiB),
     balloon.Guard().compute_limits(GiB).pressure,

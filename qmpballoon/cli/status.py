@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from attrs import asdict
 
 from qmpballoon._printable import make_printable
 from qmpballoon.cli import _output
@@ -76,7 +77,7 @@ async def _collect(balloon: Balloon, pid: int | None) -> dict[str, Any]:
     """Return what is printed with ``--json``, except for the socket."""
     vm = await balloon.query_vm()
     stats, interval = await _read_stats(balloon), await balloon.get_stats_interval()
-    info = await balloon.query()
+    info, reads = await balloon.query(), await balloon.disk_reads()
     return {
         "qemu": {"version": vm.qemu_version, "pid": pid},
         "vm": {"name": vm.name, "status": vm.status},
@@ -90,6 +91,7 @@ async def _collect(balloon: Balloon, pid: int | None) -> dict[str, Any]:
         },
         "stats": {**stats.to_json(), "interval": interval},
         "host": {"resident": balloon.resident()},
+        "disk_reads": None if reads is None else asdict(reads),
     }
 
 
@@ -112,6 +114,7 @@ def _describe(seen: dict[str, Any]) -> str:
         **_describe_balloon(seen["balloon"]),
         "guest says": _describe_stats(seen["stats"]),
         "host": f"{_format(host['resident'])} resident",
+        "disk reads": _describe_reads(seen["disk_reads"]),
     }
     return "\n".join(f"{name:<11}{make_printable(text)}" for name, text in rows.items())
 
@@ -145,6 +148,12 @@ def _describe_stats(stats: dict[str, Any]) -> str:
     if stats["age"] is None or stats["age"] <= _ANSWER_TIMEOUT + 1:
         return figures
     return f"{figures}; that was {stats['age']:.0f} s ago, it does not answer now"
+
+
+def _describe_reads(reads: dict[str, int] | None) -> str:
+    if reads is None:
+        return "unknown: the VM has no disk with a medium"
+    return f"{format_size(reads['bytes'])} in {reads['operations']} requests"
 
 
 def _format(size: int | None) -> str:

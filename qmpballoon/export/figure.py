@@ -16,7 +16,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon._printable import make_printable
-from qmpballoon.export.series import SERIES, find_largest
+from qmpballoon.export.series import SERIES, compute_read_rates, find_largest
 from qmpballoon.sizes import GiB, MiB, format_size
 
 if TYPE_CHECKING:
@@ -48,6 +48,12 @@ _MARK: Final = "#d55e00"
 _WIDTH: Final = 2.0
 _WIDTHS: Final = {"resident": 2.6, "target": 1.6, "actual": 3.0}
 _STYLES: Final = {"target": "--"}
+# Where the axes stand: left, bottom, width and height, as parts of the figure. Below
+# the sizes there is room for disk reads, if they are known.
+_ALONE: Final = (0.075, 0.175, 0.885, 0.645)
+_ABOVE: Final = (0.075, 0.325, 0.885, 0.495)
+_BELOW: Final = (0.075, 0.175, 0.885, 0.105)
+_READS: Final = "#7a5195"
 _GIB_FROM: Final = GiB  # a chart of less than this is in MiB
 
 
@@ -72,7 +78,8 @@ def draw_figure(timeline: Timeline, *, title: str) -> Figure:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=_SIZE, dpi=_DPI, facecolor="white")
         FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.075, 0.175, 0.885, 0.645))
+        rates = compute_read_rates(samples)
+        axes = figure.add_axes(_ABOVE if rates else _ALONE)
         figure.text(
             *(0.03, 0.93, make_printable(title, _LONGEST_TITLE)),
             fontsize=22,
@@ -85,6 +92,10 @@ def draw_figure(timeline: Timeline, *, title: str) -> Figure:
         _draw_lines(axes, samples, unit)
         _draw_marks(axes, samples, top / unit)
         _set_axes(axes, samples, name, top / unit)
+        if rates:
+            axes.set_xlabel("")
+            axes.tick_params(labelbottom=False)
+            _draw_reads(figure.add_axes(_BELOW, sharex=axes), rates)
         _add_legend(figure, axes)
     return figure
 
@@ -133,6 +144,22 @@ def _draw_lines(axes: Axes, samples: list[Sample], unit: int) -> None:
                 drawstyle="steps-pre" if series.name == "target" else "default",
                 solid_capstyle="round",
             )
+
+
+def _draw_reads(axes: Axes, rates: list[tuple[float, float]]) -> None:
+    """Draw how fast the VM reads from its disks."""
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - an extra
+
+    times, sizes = [time for time, _ in rates], [rate / MiB for _, rate in rates]
+    # A rate is that of the time up to its sample.
+    axes.fill_between(times, sizes, step="pre", color=_READS, alpha=0.25, linewidth=0)
+    axes.plot(times, sizes, color=_READS, linewidth=1.6, drawstyle="steps-pre")
+    axes.set_ylabel("disk reads\nMiB/s", fontsize=11)
+    axes.set_xlabel("seconds")
+    axes.set_ylim(0, max(*sizes, 1.0) * 1.1)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=2))
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, pad=6, labelbottom=True)
 
 
 def _add_legend(figure: Figure, axes: Axes) -> None:

@@ -1,4 +1,4 @@
-"""The six curves of a timeline: their names, labels and colours.
+"""The six curves of a timeline, their names, labels and colours; and its disk reads.
 
 All that shows samples uses them: figures, the chart in a terminal, and its lines of
 text. They stand by themselves, so that none of these loads what another one needs.
@@ -6,14 +6,17 @@ text. They stand by themselves, so that none of these loads what another one nee
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from qmpballoon.balloon.sampling import Sample
 
-__all__ = ["SERIES", "Series", "find_largest"]
+__all__ = ["SERIES", "Series", "compute_read_rates", "find_largest"]
 
 
 @frozen
@@ -57,3 +60,22 @@ SERIES: Final = (
 def find_largest(sample: Sample) -> int:
     """Return the largest of a sample's values in bytes."""
     return max(series.get_size(sample) or 0 for series in SERIES)
+
+
+def compute_read_rates(samples: Iterable[Sample]) -> list[tuple[float, float]]:
+    """Return how fast a VM read from its disks, between each two samples.
+
+    Args:
+        samples: In the order of time.
+
+    Returns:
+        Seconds at the second of the two samples, and bytes a second. Where one of the
+        two does not know, or both are of one moment, there is none.
+    """
+    return [
+        (then.t, (then.disk_reads - before.disk_reads) / (then.t - before.t))
+        for before, then in pairwise(samples)
+        if before.disk_reads is not None
+        and then.disk_reads is not None
+        and then.t > before.t
+    ]

@@ -122,6 +122,11 @@ _COUNTERS: Final = (
     ("stalls", "stalls", "Moves that did not reach their target."),
     ("losses", "connection_losses", "How often the monitor's connection was lost."),
 )
+# What the VM has read from its disks, name of the metric, help.
+_DISK_COUNTERS: Final = (
+    ("bytes", "disk_read_bytes", "Read from the VM's disks."),
+    ("operations", "disk_reads", "Reads from the VM's disks."),
+)
 
 
 @frozen
@@ -168,6 +173,7 @@ class FleetCollector(Collector):
         yield from _collect_vms(views)
         yield from _collect_guests([view for view in views if view.is_fresh])
         yield from _collect_counters(views)
+        yield from _collect_disk_reads(views)
 
 
 def _make_labels(views: Sequence[VmView]) -> list[VmView]:
@@ -449,4 +455,14 @@ def _collect_counters(views: Sequence[VmView]) -> Iterator[Metric]:
         counter = CounterMetricFamily(f"qmpballoon_vm_{name}", text, labels=["vm"])
         for view in views:
             counter.add_metric([view.name], getattr(view.counters, attribute))
+        yield counter
+
+
+def _collect_disk_reads(views: Sequence[VmView]) -> Iterator[Metric]:
+    for attribute, name, text in _DISK_COUNTERS:
+        counter = CounterMetricFamily(f"qmpballoon_vm_{name}", text, labels=["vm"])
+        for view in views:
+            if view.disk_reads is not None:
+                figure: int = getattr(view.disk_reads, attribute)
+                counter.add_metric([view.name], figure)
         yield counter

@@ -680,6 +680,7 @@ class Supervisor:
     async def _poll(self, record: VmRecord, balloon: Balloon) -> None:
         stats = await balloon.stats()
         actual = await balloon.actual()
+        record.disk_reads = await balloon.disk_reads()
         record.note_poll(trio.current_time(), actual, stats, balloon.resident())
         self._notify()
 

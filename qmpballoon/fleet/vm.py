@@ -26,7 +26,7 @@ from qmpballoon.fleet.movement import Pace, Promise, Stray
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from qmpballoon.balloon.results import ResizeResult
+    from qmpballoon.balloon.results import DiskReads, ResizeResult
     from qmpballoon.fleet.vm_spec import Bounds, VmSpec
 
 __all__ = ["VM_STATES", "UsageRate", "VmCounters", "VmRecord", "VmState", "VmView"]
@@ -120,6 +120,7 @@ class VmView:
         bounds: Floor, ceiling and headroom.
         stats: The guest's latest statistics.
         counters: What has happened to the VM.
+        disk_reads: What the VM has read from its disks; ``None`` if that is not known.
     """
 
     name: str
@@ -133,6 +134,7 @@ class VmView:
     bounds: Bounds | None
     stats: GuestStats = field(repr=False)
     counters: VmCounters = field(repr=False)
+    disk_reads: DiskReads | None = None
 
     @property
     def is_fresh(self) -> bool:
@@ -166,6 +168,7 @@ class VmView:
             if self.stats.last_update is None
             else {**self.stats.to_json(), "fresh": self.is_fresh},
             "host": {"resident": self.resident},
+            "disk_reads": self.disk_reads and asdict(self.disk_reads),
         }
 
 
@@ -221,6 +224,7 @@ class VmRecord:
         counters: What has happened to the VM.
         bounds: Its limits, known once its RAM is.
         polled_at: When it was last polled, on the monitor's clock.
+        disk_reads: What it has read from its disks, if that is known.
     """
 
     spec: VmSpec
@@ -235,6 +239,7 @@ class VmRecord:
     counters: VmCounters = field(factory=VmCounters)
     bounds: Bounds | None = None
     polled_at: float = -math.inf
+    disk_reads: DiskReads | None = None
     _state: VmState = "connecting"
     _detail: str = ""
     # These are all moments on the monitor's clock.
@@ -307,7 +312,7 @@ class VmRecord:
         self._state, self._detail = state, detail
         self.actual = self.target = None
         self._pace = None
-        self.resident = resident
+        self.resident, self.disk_reads = resident, None
 
     def note_poll(
         self, now: float, actual: int, stats: GuestStats, resident: int | None
@@ -549,6 +554,7 @@ class VmRecord:
             bounds=self.bounds,
             stats=self.stats,
             counters=self.counters,
+            disk_reads=self.disk_reads,
         )
 
     def _describe_state(self, state: VmState) -> str:

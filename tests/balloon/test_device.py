@@ -16,7 +16,7 @@ from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
 
 from qmpballoon.balloon.balloon import Balloon, find_balloon
 from qmpballoon.balloon.device import explain_status
-from qmpballoon.balloon.results import BalloonInfo
+from qmpballoon.balloon.results import BalloonInfo, DiskReads
 from qmpballoon.errors import (
     BalloonBusy,
     BalloonError,
@@ -522,3 +522,38 @@ def test_it_says_in_short_what_it_is() -> None:
     assert repr(balloon) == "<Balloon /machine/peripheral/balloon0>"
     monitor_of(balloon).name = "vm1"  # type: ignore[attr-defined]
     assert repr(balloon) == "<Balloon vm1: /machine/peripheral/balloon0>"
+
+
+# Disk reads
+
+
+def describe_disk(size: object, operations: object, **members: object) -> object:
+    return {"stats": {"rd_bytes": size, "rd_operations": operations}, **members}
+
+
+@pytest.mark.parametrize(
+    ("disks", "expected"),
+    [
+        ([], None),
+        (None, None),
+        ([1, {}, {"node-name": "a", "stats": 1}], None),
+        ([describe_disk(MiB, 1)], None),  # a drive without a medium
+        ([describe_disk("1", 1, **{"node-name": "a"})], None),
+        ([describe_disk(-1, 1, **{"node-name": "a"})], None),
+        (
+            [
+                describe_disk(MiB, 3, **{"node-name": "a"}),
+                describe_disk(GiB, 5),
+                describe_disk(2 * MiB, 4, **{"node-name": "#block1"}),
+            ],
+            DiskReads(3 * MiB, 7),
+        ),
+        (CommandNotFound("query-blockstats", "CommandNotFound", "no"), None),
+        (CommandError("query-blockstats", "GenericError", "no"), None),
+    ],
+)
+def test_reads_are_the_sum_over_disks_with_a_medium(
+    disks: object, expected: DiskReads | None
+) -> None:
+    balloon = scripted(**{"query-blockstats": disks})
+    assert run(balloon.disk_reads()) == expected

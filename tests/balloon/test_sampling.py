@@ -7,21 +7,27 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 from faults import monitor_of
 from hypothesis import given
 from hypothesis import strategies as st
 from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
 
 from qmpballoon.balloon.balloon import Balloon
-from qmpballoon.balloon.sampling import Sample, Timeline
+from qmpballoon.balloon.results import DiskReads
+from qmpballoon.balloon.sampling import Sample, Sampler, Timeline
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import SECOND, GuestConfig
+from qmpballoon.testing import (
+    SECOND,
+    GuestConfig,
+    Machine,
+    MachineConfig,
+    WorkloadStep,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from qmpballoon.testing import Machine
 
 
 def give_some(machine: Machine) -> None:
@@ -259,3 +265,64 @@ def test_a_timeline_is_compared_by_its_samples() -> None:
     assert repr(one) == "<Timeline of 1 samples in 0.0 s>"
     with pytest.raises(TypeError, match="unhashable"):
         hash(one)
+
+
+# Disk reads
+
+
+def make_reader(disks: int) -> Balloon:
+    """Return a guest that reads 100 MiB of files at 1 s, and 50 MiB at 3 s."""
+    reads = ((1, 100), (3, 50))
+    steps = [WorkloadStep(at * SECOND, size * MiB, "cache") for at, size in reads]
+    guest = GuestConfig(cache=64 * MiB, workload=tuple(steps))
+    config = MachineConfig(memory=GiB, disks=disks, guest=guest)
+    return make_balloon(Machine(config))
+
+
+async def take_reads(balloon: Balloon) -> list[int | None]:
+    async with balloon.sampler() as sampler:
+        reads = [(await sampler.take()).disk_reads]
+        for _ in range(2):
+            await balloon.monitor.sleep(2)
+            reads.append((await sampler.take()).disk_reads)
+        return reads
+
+
+@pytest.mark.parametrize("disks", [1, 3])
+def test_samples_tell_what_was_read_since_the_beginning(disks: int) -> None:
+    balloon = make_reader(disks)
+    assert run(take_reads(balloon)) == [0, 100 * MiB, 150 * MiB]
+    # Another sampler counts from its own beginning; QEMU from its start.
+    assert run(take_reads(balloon)) == [0, 0, 0]
+    assert run(balloon.disk_reads()) == DiskReads(150 * MiB, 1200)
+
+
+def test_a_vm_without_disks_has_read_nothing_that_is_known() -> None:
+    assert run(take_reads(make_reader(0))) == [None, None, None]
+
+
+def test_watching_tells_what_is_read_meanwhile() -> None:
+    async def watch() -> list[int | None]:
+        samples = make_reader(1).watch(2)
+        return [(await anext(samples)).disk_reads for _ in range(3)]
+
+    assert run(watch()) == [0, 100 * MiB, 150 * MiB]
+
+
+def test_a_disk_that_is_unplugged_takes_nothing_away() -> None:
+    machine = Machine(MachineConfig(memory=GiB, disks=1))
+    balloon = make_balloon(machine)
+
+    async def take(sampler: Sampler, disks: int, read: int) -> int | None:
+        machine.config = evolve(machine.config, disks=disks)
+        machine.guest.read = read
+        return (await sampler.take()).disk_reads
+
+    async def unplug() -> None:
+        async with balloon.sampler() as sampler:
+            assert await take(sampler, 1, 7 * MiB) == 7 * MiB
+            assert await take(sampler, 0, 7 * MiB) == 7 * MiB
+            assert await take(sampler, 1, 2 * MiB) == 7 * MiB
+            assert await take(sampler, 1, 3 * MiB) == 8 * MiB
+
+    run(unplug())

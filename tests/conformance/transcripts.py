@@ -50,6 +50,7 @@ class Script:
     id: str | None = "balloon0"
     features: tuple[str, ...] = ()
     dimms: bool = False
+    disks: int = 0
 
     def options(self) -> list[str]:
         """Return the real QEMU's options."""
@@ -59,6 +60,10 @@ class Script:
             parts = [self.balloon, *([f"id={self.id}"] if self.id else [])]
             parts += [f"{feature}=on" for feature in self.features]
             options += ["-device", ",".join(parts)]
+        for number in range(self.disks):
+            name = f"disk{number}"
+            node = f"driver=null-co,node-name={name},size={MEMORY},read-zeroes=on"
+            options += ["-blockdev", node, "-device", f"virtio-blk-pci,drive={name}"]
         return options
 
     def machine(self, version: Profile) -> Machine:
@@ -71,6 +76,7 @@ class Script:
             balloon_id=self.id,
             deflate_on_oom="deflate-on-oom" in self.features,
             free_page_reporting="free-page-reporting" in self.features,
+            disks=self.disks,
             paused=True,
             guest=GuestConfig(driver=False),
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from timelines import ONE, make_reclaim
+from timelines import ONE, make_reclaim, make_timeline
 
+from qmpballoon.balloon.sampling import Sample
 from qmpballoon.export.figure import draw_figure
 from qmpballoon.export.recording import open_recording
+from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,3 +49,13 @@ def test_the_same_timeline_is_the_same_chart(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", program], check=True)
         drawn.append((tmp_path / name).read_bytes())
     assert drawn[0] == drawn[1]
+
+
+def test_disk_reads_are_drawn_below_the_sizes() -> None:
+    read = [0, 8 * MiB, 8 * MiB]
+    samples = [Sample(float(t), None, GiB, disk_reads=b) for t, b in enumerate(read)]
+    sizes, reads = draw_figure(make_timeline(*samples), title="").axes
+    assert sizes.get_position().y0 > reads.get_position().y1
+    (line,) = reads.lines
+    assert list(cast("Any", line.get_ydata())) == [8, 0]
+    assert "disk reads" in reads.get_ylabel()

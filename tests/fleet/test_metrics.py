@@ -52,6 +52,8 @@ def values(name: str) -> dict[str, float]:
 
 
 def test_figures_arrive() -> None:
+    assert values("vm_disk_read_bytes") == {NAME: 5 * GiB}
+    assert values("vm_disk_reads") == {NAME: 6}
     assert values("refused") == {"": 3}
     assert values("host_memory_available_bytes") == {"": 8 * GiB}
     assert values("host_memory_reserve_bytes") == {"": 4 * GiB}

@@ -8,6 +8,7 @@ from attrs import evolve
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
+from qmpballoon.balloon.results import DiskReads
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Host
 from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot
@@ -39,8 +40,9 @@ WELL = VmView(
         oom_kills=3,
     ),
     counters=VmCounters(given=5, taken=7, moves=4, stalls=1, losses=2),
+    disk_reads=DiskReads(5 * GiB, 6),
 )
-STALE = evolve(WELL, name="stale", state="stale")
+STALE = evolve(WELL, name="stale", state="stale", disk_reads=None)
 GONE = evolve(
     WELL,
     name="gone",

@@ -17,16 +17,16 @@ from rich.text import Text
 from qmpballoon._printable import make_printable
 from qmpballoon.balloon.sampling import Timeline
 from qmpballoon.cli.render.lines import Phases
-from qmpballoon.export.series import SERIES, find_largest
+from qmpballoon.export.series import SERIES, compute_read_rates, find_largest
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from qmpballoon.balloon.sampling import Sample
     from qmpballoon.export.series import Series
 
-__all__ = ["Chart", "draw_canvas", "format_seconds"]
+__all__ = ["Chart", "draw_canvas", "draw_reads", "format_seconds"]
 
 
 _CAPACITY: Final = 2000  # samples; a terminal of 1000 columns has as many dots
@@ -39,6 +39,9 @@ _SHORTEST: Final = 5.0  # seconds that the time axis has at least
 _STEPS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds
 _MINUTE: Final = 60  # seconds
 _TEXT_COLOUR: Final = 245
+_BARS: Final = (
+    " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"  # from 0 to the highest rate
+)
 # Width and height are given, and not limited to those of the terminal plotext sees.
 _NEITHER: Final = (False, False)
 
@@ -75,6 +78,7 @@ class Chart:
             colour: Whether lines are told apart by colour, or by letter.
         """
         legend = self._render_legend(width, colour=colour)
+        legend[:0] = draw_reads(self._timeline, width)
         left = max(height - 1 - len(legend), _SMALLEST)
         canvas = draw_canvas(list(self._timeline), width, left, colour=colour)
         return Group(self._render_headline(width), Text.from_ansi(canvas), *legend)
@@ -114,6 +118,31 @@ def _format_figure(size: int | None) -> str:
     if size < 1000 * MiB:
         return f"{size / MiB:.0f} MiB"
     return f"{size / GiB:.{2 if size < 100 * GiB else 0}f} GiB"
+
+
+def draw_reads(samples: Iterable[Sample], width: int) -> list[Text]:
+    """Draw how fast the VM read from its disks: bars in one line, none if not known.
+
+    Args:
+        samples: In the order of time.
+        width: Characters in the line.
+    """
+    rates = compute_read_rates(samples)
+    if not rates:
+        return []
+    highest = max(rate for _, rate in rates)
+    left = " disk reads "
+    right = f" {_format_figure(round(rates[-1][1]))}/s"
+    count = max(width - len(left) - len(right), 1)
+    bars = [0.0] * count
+    for time, rate in rates:
+        column = min(int(time / rates[-1][0] * count), count - 1)
+        bars[column] = max(bars[column], rate)
+    steps = len(_BARS) - 1
+    line = "".join(_BARS[math.ceil(rate / max(highest, 1) * steps)] for rate in bars)
+    text = Text.assemble(left, line, (right, "bold"), no_wrap=True)
+    text.truncate(width)
+    return [text]
 
 
 # The canvas

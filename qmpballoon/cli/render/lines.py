@@ -86,4 +86,6 @@ def _format_line(sample: Sample, phase: str) -> str:
     # In the order of the chart's legend.
     sizes = ((series.word, series.get_size(sample)) for series in reversed(SERIES))
     known = [f"{word} {format_size(size)}" for word, size in sizes if size is not None]
+    if sample.disk_reads is not None:
+        known.append(f"disk reads {format_size(sample.disk_reads)}")
     return f"{sample.t:6.1f} s  {phase}: {', '.join(known)}"

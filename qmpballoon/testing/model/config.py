@@ -140,6 +140,8 @@ class MachineConfig:
         deflate_on_oom: The device's property of that name.
         free_page_reporting: The device's property of that name.
         page_poison: The device's property of that name.
+        disks: Disks of the VM, all with a medium. They show in block statistics
+            only. The guest reads from the first.
         paused: Started with ``-S``: the guest waits for ``cont``.
         name: The VM's name.
         uuid: The VM's UUID.
@@ -160,6 +162,7 @@ class MachineConfig:
     deflate_on_oom: bool = False
     free_page_reporting: bool = False
     page_poison: bool = True
+    disks: int = field(default=0, validator=ge(0))
     paused: bool = False
     name: str | None = None
     uuid: str = "00000000-0000-0000-0000-000000000000"

@@ -79,6 +79,8 @@ class Guest:
         oom_kills: Times that the kernel killed a process for its memory.
         panicked: It has panicked, and does nothing until it is reset.
         stalled_until: Nothing in it moves before then, on its clock.
+        read: Bytes of files that it has read from disks. A reset of the machine does
+            not reset what QEMU counts.
     """
 
     config: GuestConfig
@@ -92,6 +94,7 @@ class Guest:
     oom_kills: int = field(init=False, default=0)
     panicked: bool = field(init=False, default=False)
     stalled_until: int = field(init=False, default=0)
+    read: int = field(init=False, default=0)
     _ready_at: int | None = field(init=False, default=None)
     _todo: list[WorkloadStep] = field(init=False)
     _step_from: int = field(init=False, default=0)
@@ -329,6 +332,7 @@ class Guest:
     def _read_or_delete(self, size: int, *, delete: bool) -> None:
         memory = self.memory
         if not delete:
+            self.read += size
             memory.read(size)
             return
         size = min(size, memory.droppable)

@@ -83,6 +83,7 @@ class Profile:
             refuses it.
         stat_names: The statistics that it knows, without ``stat-``.
         singlestep: ``query-status`` has a member of that name.
+        zones: ``query-blockstats`` counts what is appended to zones of disks.
         reset_clears_stats: A machine reset clears the last statistics.
         busy_memory: The error of ``object-del`` for memory that a DIMM is made of.
         devices_are_options: ``device_add`` turns values into options, which are text.
@@ -114,6 +115,7 @@ class Profile:
     element_name: str
     stat_names: tuple[str, ...]
     singlestep: bool
+    zones: bool
     reset_clears_stats: bool
     busy_memory: str
     devices_are_options: bool
@@ -154,6 +156,7 @@ def _make_7_2() -> Profile:
         element_name="null",
         stat_names=_STATS,
         singlestep=True,
+        zones=False,
         reset_clears_stats=False,
         busy_memory="object '{}' is in use, can not be deleted",
         devices_are_options=True,
@@ -205,6 +208,7 @@ def _make_10_0() -> Profile:
         element_name="null",
         stat_names=_STATS_9_2,
         singlestep=False,
+        zones=True,
         reset_clears_stats=True,
         busy_memory="object '{}' is in use, can not be deleted",
         devices_are_options=False,

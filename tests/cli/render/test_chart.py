@@ -7,12 +7,13 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from qmpballoon.balloon.sampling import Sample
-from qmpballoon.cli.render.chart import Chart, draw_canvas, format_seconds
+from qmpballoon.cli.render.chart import Chart, draw_canvas, draw_reads, format_seconds
 from qmpballoon.export.series import SERIES
 from qmpballoon.sizes import GiB, MiB, TiB
 
@@ -122,3 +123,26 @@ def test_the_whole_chart_fits_the_terminal(
     assert max(len(line) for line in lines) <= width
     # Nothing is cut off the figures.
     assert len(re.findall(r"\d (?:MiB|GiB)\b", "\n".join(lines[-3:]))) >= 5
+
+
+def test_disk_reads_are_a_line_of_bars() -> None:
+    read = [0, 0, 4 * MiB, 12 * MiB, 12 * MiB, 14 * MiB]
+    samples = [Sample(float(t), None, GiB, disk_reads=b) for t, b in enumerate(read)]
+    (line,) = draw_reads(samples, 40)
+    assert len(line.plain) == 40
+    assert line.plain.startswith(" disk reads ")
+    assert line.plain.endswith(" 2 MiB/s")
+    bars = line.plain[len(" disk reads ") : -len(" 2 MiB/s")]
+    assert [bar for bar in bars if bar != " "] == ["\u2584", "\u2588", "\u2582"]
+    assert draw_reads(shrinking(), 40) == []
+
+
+def test_disk_reads_fit_into_the_chart() -> None:
+    chart = Chart("Watching vm1")
+    for sample in shrinking():
+        chart.add(evolve(sample, disk_reads=round(sample.t * MiB)))
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(chart.render(60, 20, colour=False))
+    lines = console.export_text().splitlines()
+    assert len(lines) == 20
+    assert sum(line.startswith(" disk reads ") for line in lines) == 1
