@@ -47,6 +47,7 @@ GONE = evolve(
     WELL,
     name="gone",
     state="gone",
+    disk_reads=None,
     actual=None,
     total=None,
     resident=None,
