@@ -260,3 +260,20 @@ async def test_a_burst_in_mid_reclaim_gets_its_memory() -> None:
         assert await guest.oom_kills() == 0
         assert report.after.actual == GiB
         assert (await guest.meminfo())["AnonPages"] >= 350 * MiB
+
+
+async def test_what_a_guest_reads_shows_and_what_it_has_in_its_cache_does_not() -> None:
+    # A guest that is saved has read before it was: that is not counted.
+    async with opened(memory=256 * MiB, cache=64 * MiB) as (guest, balloon):
+        async with balloon.sampler() as sampler:
+            await guest.run("dd if=/dev/vda of=/dev/null bs=1M count=32")
+            assert (await sampler.take()).disk_reads == 0
+            await guest.fill_cache(32 * MiB)
+            read = (await sampler.take()).disk_reads
+        assert read is not None
+        # Linux reads ahead, by far less than 8 MiB.
+        assert 32 * MiB <= read <= 40 * MiB
+        reads = await balloon.disk_reads()
+        assert reads is not None
+        assert reads.bytes >= read
+        assert reads.operations > 0
