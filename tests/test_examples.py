@@ -103,7 +103,9 @@ def test_one_that_dies_in_the_night_is_reported() -> None:
     assert "closed by QEMU" in said
 
 
-@pytest.mark.parametrize("name", ["orchestrator_asyncio", "script", "make_room"])
+@pytest.mark.parametrize(
+    "name", ["orchestrator_asyncio", "script", "make_room", "take_turns"]
+)
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_example_gives_back(name: str, signum: signal.Signals) -> None:
     with in_the_middle(name) as (fake, process):

@@ -66,7 +66,7 @@ def make_command_timeout(name: str, command: str, timeout: float) -> MonitorTime
 
 def make_closed(name: str, what: str) -> MonitorClosed:
     """Make the error for a connection that has ended; ``what`` says how."""
-    return _name_vm(MonitorClosed(f"{name} {what}"), name)
+    return _name_vm(MonitorClosed(f"{name}: the connection {what}"), name)
 
 
 def make_closed_by_qemu(name: str) -> MonitorClosed:

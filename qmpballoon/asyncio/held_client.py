@@ -209,7 +209,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         if self.client.runstate is Runstate.DISCONNECTING:
             why = "was closed by QEMU, or by its owner"
         else:
-            why = "is not connected (any more)"
+            why = "has ended, or was not made"
         return make_closed(self.name, why)
 
     def _raise_if_closed(self) -> None:

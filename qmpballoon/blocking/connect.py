@@ -134,6 +134,7 @@ def stay_connected(
     *,
     first_pause: float = FIRST_PAUSE,
     longest_pause: float = LONGEST_PAUSE,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> Iterator[AbstractContextManager[T]]:
     """Connect to a VM again and again; an iterator over connections.
 
@@ -163,13 +164,16 @@ def stay_connected(
             here and all of it.
         first_pause: Seconds before the first attempt to connect again, at most.
         longest_pause: Seconds between two attempts, at most.
+        sleep: Waits for so many seconds, or until another thread ends the wait: give
+            the ``wait`` of a :class:`threading.Event` that says when to stop, and look
+            at the event before each attempt.
 
     Raises:
         TypeError: A pause is no number.
         ValueError: A pause is negative.
     """
     backoff = Backoff(rng, first_pause, longest_pause)
-    return BlockingReconnection(opener, backoff, time.sleep)
+    return BlockingReconnection(opener, backoff, sleep)
 
 
 def _connect(

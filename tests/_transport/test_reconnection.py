@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -194,6 +195,24 @@ def test_in_blocking_code() -> None:
 
 
 @pytest.mark.usefixtures("no_descriptor_leaks")
+def test_another_thread_can_end_a_pause_in_blocking_code() -> None:
+    stop = threading.Event()
+    connections = blocking.stay_connected(
+        lambda: blocking.open_balloon("/no/such/socket"),
+        random.Random(0),
+        first_pause=3600,
+        longest_pause=3600,
+        sleep=stop.wait,
+    )
+    with pytest.raises(MonitorUnreachable), next(connections):
+        pytest.fail("there is nothing to connect to")
+    stopper = threading.Timer(0, stop.set)
+    stopper.start()
+    next(connections)
+    assert stop.is_set()
+    stopper.join()
+
+
 def test_an_iteration_can_be_cancelled_at_any_moment_and_holds_nothing_open() -> None:
     async def stay(path: str, turns: int) -> None:
         async for connection in aio.stay_connected(

@@ -186,7 +186,7 @@ def test_no_greeting() -> None:
 
 def test_a_peer_that_hangs_up() -> None:
     with serve(lambda session: session.sock.close()) as path:
-        said = f"the monitor on {path} was closed by QEMU"
+        said = f"the monitor on {path}: the connection was closed by QEMU"
         assert errors_of(path) == {(MonitorClosed, said)}
 
 
@@ -451,7 +451,7 @@ async def test_a_monitor_is_called_the_same_whatever_its_address_is_written_as(
 ) -> None:
     with serve(lambda _: None, family=socket.AF_INET) as (host, port):
         error = await error_of(front, (host, port), timeout=0.2)
-    assert str(error).startswith(f"the monitor on tcp:{host}:{port} ")
+    assert str(error).startswith(f"the monitor on tcp:{host}:{port}: ")
 
 
 @on(*CONNECTING)

@@ -394,7 +394,7 @@ def test_a_client_whose_vm_has_no_balloon_is_disconnected() -> None:
             async with aio.adopt_client(client):
                 pytest.fail("there is no balloon")
         assert client.runstate is Runstate.IDLE
-        with pytest.raises(MonitorClosed, match="is not connected"):
+        with pytest.raises(MonitorClosed, match="or was not made"):
             async with aio.adopt_client(client):
                 pytest.fail("it is not connected")
 
@@ -407,7 +407,7 @@ def test_a_qemu_that_dies_is_told_as_that(
 ) -> None:
     async def main() -> None:
         client = await connect(fake.socket)
-        with pytest.raises(MonitorClosed, match="of vm1 was closed by QEMU"):
+        with pytest.raises(MonitorClosed, match=r"of vm1: .* closed by QEMU"):
             async with aio.adopt_client(client) as balloon:
                 await balloon.reclaim(on_progress=lambda _: fake.kill())
         assert client.runstate is Runstate.IDLE

@@ -63,5 +63,8 @@ RUNS: Final = (
     Run("orchestrator_asyncio", (), r"^done: \S+ [MG]iB handed over$"),
     Run("script", ("--job", "exit 3"), r"^borrowed \S+ MiB\nthe job ended with 3$"),
     Run("nightly", ("--now",), r"(^\S+: done, \S+ [MG]iB in \d+ s\n)+\S+ [MG]iB from"),
+    Run(
+        "take_turns", ("--seconds", "0.1", "--rounds", "1"), r"(^\S+ gave 256 MiB\n)+\Z"
+    ),
     Run("make_room", ("--wanted", "300M"), r"^300(\.\d)? MiB of 300 MiB taken$"),
 )
