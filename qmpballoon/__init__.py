@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from qmpballoon.errors import UntrustedMonitor as UntrustedMonitor
     from qmpballoon.errors import make_command_error as make_command_error
     from qmpballoon.monitor import Monitor as Monitor
+    from qmpballoon.monitor import OwedSize as OwedSize
     from qmpballoon.qmp.messages import Event as Event
     from qmpballoon.sizes import GiB as GiB
     from qmpballoon.sizes import KiB as KiB
@@ -119,6 +120,7 @@ _MODULES = {
         "GuestStats",
         "OnStall",
         "Outcome",
+        "OwedSize",
         "Phase",
         "Plan",
         "Progress",
@@ -160,7 +162,7 @@ _MODULES = {
         "UntrustedMonitor",
         "make_command_error",
     ),
-    "monitor": ("Monitor",),
+    "monitor": ("Monitor", "OwedSize"),
     "qmp.messages": ("Event",),
     "sizes": ("GiB", "KiB", "MiB", "PiB", "TiB", "format_size", "parse_size"),
 }
@@ -202,6 +204,7 @@ __all__ = [
     "NoBalloonDevice",
     "OnStall",
     "Outcome",
+    "OwedSize",
     "Phase",
     "PiB",
     "Plan",

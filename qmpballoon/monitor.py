@@ -13,6 +13,8 @@ monitor may also have these, and those of this package do:
   known. With it, samples and reports say what the host has got.
 - ``wall_clock() -> float | None``, seconds since the epoch by the host's clock. With
   it, statistics have an age.
+- ``owed_size: OwedSize | None``, where it is noted what the guest is to get back. With
+  it, a run finishes what one before it that was killed has begun.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
-__all__ = ["Monitor"]
+__all__ = ["Monitor", "OwedSize"]
 
 E = TypeVar("E", bound=QmpBalloonError)
 
@@ -85,6 +87,34 @@ class Monitor(Protocol):
         ...
 
 
+class OwedSize(Protocol):
+    """Where it is noted which size a guest is to get back, beyond this process."""
+
+    def read(self) -> int | None:
+        """Return the size in bytes; ``None`` if none is owed, or none can be read."""
+        ...
+
+    def note(self, size: int, *, is_returning: bool = False) -> None:
+        """Note the size that the guest is to get back.
+
+        Args:
+            size: Bytes.
+            is_returning: Whether QEMU was asked for it again.
+
+        Raises:
+            OSError: It cannot be noted.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Forget it.
+
+        Raises:
+            OSError: It cannot be forgotten.
+        """
+        ...
+
+
 def prefix_name(monitor: object, message: str) -> str:
     """Return a message about a VM with the name of its monitor, if any, before it."""
     name = getattr(monitor, "name", None)
@@ -115,3 +145,9 @@ def read_wall_clock(monitor: object) -> float | None:
     """Return seconds since the epoch by a monitor's wall clock, if it has one."""
     clock: Callable[[], float | None] | None = getattr(monitor, "wall_clock", None)
     return None if clock is None else clock()
+
+
+def find_owed_size(monitor: object) -> OwedSize | None:
+    """Return where it is noted what a monitor's guest is to get back, if anywhere."""
+    owed: OwedSize | None = getattr(monitor, "owed_size", None)
+    return owed

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from qmpballoon._checks import require_seconds
 from qmpballoon._transport import qemu_process
 from qmpballoon._transport.error_messages import copy_error, make_command_timeout
+from qmpballoon._transport.owed_size import OwedSizeFile
 from qmpballoon.errors import MonitorError, ProtocolError, make_command_error
 from qmpballoon.qmp.messages import Failure, Return
 
@@ -67,6 +68,11 @@ class MonitorBase:
     def resident(self) -> int | None:
         """Return QEMU's resident memory in bytes; ``None`` if it cannot be known."""
         return None if self.pid is None else qemu_process.read_resident(self.pid)
+
+    @property
+    def owed_size(self) -> OwedSizeFile | None:
+        """Where it is noted what the guest is to get back; ``None``: nowhere."""
+        return None if self.pid is None else OwedSizeFile(self.pid)
 
     def wall_clock(self) -> float:
         """Return seconds since the epoch, for the age of statistics."""

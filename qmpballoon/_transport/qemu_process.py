@@ -19,7 +19,13 @@ from qmpballoon.errors import CommandError
 if TYPE_CHECKING:
     from qmpballoon.monitor import Monitor
 
-__all__ = ["find_peer_pid", "find_qemu_pid", "read_peer", "read_resident"]
+__all__ = [
+    "find_peer_pid",
+    "find_qemu_pid",
+    "read_peer",
+    "read_resident",
+    "read_start_time",
+]
 
 _PROC: Final = Path("/proc")
 # Distributions also install QEMU under these names.
@@ -121,6 +127,26 @@ def read_resident(pid: int) -> int | None:
     """
     kilobytes = _read_status(pid, "VmRSS")
     return None if kilobytes is None else kilobytes * 1024
+
+
+def read_start_time(pid: int, proc: Path = _PROC) -> int | None:
+    """Return when a process began, in the kernel's ticks since the host started.
+
+    With the process id, it tells a process from all others since then.
+
+    Args:
+        pid: The process id.
+        proc: Where the kernel shows processes.
+
+    Returns:
+        Ticks; ``None`` if the process has ended.
+    """
+    try:
+        # The name before it may hold anything, also spaces and brackets.
+        _, _, rest = _read(proc / str(pid) / "stat").rpartition(")")
+        return int(rest.split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _read_status(task: int, name: str) -> int | None:

@@ -23,6 +23,7 @@ from qmpballoon.balloon._controller import Controller
 from qmpballoon.balloon._keep import Keeper, keep
 from qmpballoon.balloon._shrink import (
     choose_safe_size,
+    follow,
     leave_safe,
     make_progress,
     prompt_size_report,
@@ -39,7 +40,7 @@ from qmpballoon.balloon.sampling import (
     open_sampler,
     refresh_stats,
 )
-from qmpballoon.errors import StatsUnavailable
+from qmpballoon.errors import StatsUnavailable, UnsafeTarget
 from qmpballoon.monitor import make_error
 from qmpballoon.sizes import GiB, format_size
 
@@ -62,6 +63,11 @@ _REASONS: Final = {
     "reached": "all that was to be taken was taken",
     "stalled": "the guest gives no more",
 }
+# Seconds: a guest that changes by itself is looked at after each of the former, and may
+# take as long as the latter. At 10 MiB a second, the slowest deflation that counts as
+# one, it gets back 300 MiB meanwhile.
+_REST_EVERY: Final = 0.25
+_REST_WITHIN: Final = 30.0
 _SILENT: Final = 1.5  # seconds without an answer, after which a guest says nothing
 _TICK: Final = 0.5  # seconds between two samples while memory is given back
 
@@ -80,6 +86,8 @@ class ReclaimReport:
         before: Guest and host before.
         after: Guest and host after; the memory is given back unless it is held.
         timeline: The samples in between; the last one is of ``after``.
+        given_back_to: The size that the guest was to have at the end; ``None`` if it
+            was not to get its memory back.
     """
 
     outcome: ReclaimOutcome
@@ -91,6 +99,7 @@ class ReclaimReport:
     before: Snapshot = field(repr=False)
     after: Snapshot = field(repr=False)
     timeline: Timeline = field(factory=Timeline, hash=False)
+    given_back_to: int | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
@@ -101,6 +110,7 @@ class ReclaimReport:
             "handed_over": self.handed_over,
             "seconds": self.seconds,
             "held": self.held,
+            "given_back_to": self.given_back_to,
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "timeline": self.timeline.to_json(),
@@ -109,6 +119,7 @@ class ReclaimReport:
 
 async def plan(device: Device, amount: int | None, guard: Guard | None) -> Plan:
     """Return what a reclaim would take; see :meth:`Balloon.plan_reclaim`."""
+    _check_request(amount, guard)
     return (await _prepare(device, amount, guard))[2]
 
 
@@ -119,19 +130,32 @@ async def reclaim(
     *,
     hold: bool,
     keep_for: float | None = None,
+    give_back_to: int | None = None,
     on_progress: Callable[[Progress], None] | None,
 ) -> ReclaimReport:
     """Take what the guest can spare; see :meth:`Balloon.reclaim` and ``keep``."""
     if keep_for is not None:
         require_seconds(keep_for, "seconds")
     require_callback(on_progress, "on_progress")
+    if give_back_to is not None:
+        require_size(give_back_to, "give_back_to", minimum=1)
+        if hold:
+            raise ValueError("give_back_to and hold: a guest gets back, or does not")
+    _check_request(amount, guard)
+    is_owed = await _give_due(device, give_back_to)
     before, limits, planned = await _prepare(device, amount, guard)
     requested = planned.amount if amount is None else amount
     if planned.amount == 0:
-        device.log(logging.INFO, f"reclaim refused: {planned.describe()}")
+        ram = (await device.query()).total
+        reason = planned.describe() + _describe_size(
+            before.actual, ram, is_owed=is_owed
+        )
+        device.log(logging.INFO, f"reclaim refused: {reason}")
+        if (device.read_owed() or 0) - before.actual < LARGEST_PAGE:
+            device.settle_owed()
         return ReclaimReport(
             outcome="refused",
-            reason=planned.describe(),
+            reason=reason,
             requested=requested,
             handed_over=0,
             seconds=0.0,
@@ -139,9 +163,12 @@ async def reclaim(
             before=before,
             after=before,
         )
-    run = await _Run.begin(device, limits, before, planned, on_progress)
+    run = await _Run.begin(
+        device, limits, before, planned, on_progress, is_owed=is_owed
+    )
     controller = run.make_controller(amount)
     device.log(logging.INFO, f"reclaim begins: {planned.describe()}")
+    device.note_owed(run.full)
     try:
         async with open_sampler(device) as sampler:
             end = await run.take(sampler, controller)
@@ -159,7 +186,11 @@ async def reclaim(
         run.add_last(after, seconds, await sampler.count_reads())
     except BaseException as error:
         await leave_safe(device, run.full, error, run.measure_full)
+        # It takes time, and a run that follows is to know what the guest will have.
+        device.note_owed(run.full, is_returning=device.target is not None)
         raise
+    if held or run.owed < LARGEST_PAGE:
+        device.settle_owed()
     report = ReclaimReport(
         outcome="stopped" if stopped_early else "done",
         reason=run.explain(end, stopped),
@@ -169,6 +200,7 @@ async def reclaim(
         held=held or run.owed >= LARGEST_PAGE,
         before=before,
         after=after,
+        given_back_to=None if held else run.full,
         timeline=run.timeline,
     )
     _log_end(device, report)
@@ -186,14 +218,19 @@ def _log_end(device: Device, report: ReclaimReport) -> None:
     )
 
 
+def _check_request(amount: int | None, guard: Guard | None) -> None:
+    if amount is not None:
+        require_size(amount, "amount", minimum=1)
+    require_kind(guard, Guard, "guard")
+
+
 async def _prepare(
     device: Device, amount: int | None, guard: Guard | None
 ) -> tuple[Snapshot, GuestLimits, Plan]:
     """Look at the guest, and make a plan from what it reports now."""
-    if amount is not None:
-        require_size(amount, "amount", minimum=1)
-    require_kind(guard, Guard, "guard")
     info = await device.query()
+    if info.actual < (info.total or 0) and await _come_to_rest(device, info.actual):
+        info = await device.query()
     stats = await refresh_stats(device)
     limits = (guard or Guard()).compute_limits(info.total or info.actual)
     planned = make_plan(limits, info.actual, stats, amount)
@@ -204,6 +241,81 @@ async def _prepare(
         )
         raise make_error(StatsUnavailable, device.monitor, why)
     return Snapshot(stats, info.actual, device.resident()), limits, planned
+
+
+async def _give_due(device: Device, size: int | None) -> bool:
+    """Give the guest the size that it is to have at the end, if that is known.
+
+    Args:
+        device: The balloon.
+        size: Bytes; ``None``: what a run that was interrupted owes it.
+
+    Returns:
+        Whether it was owed that.
+
+    Raises:
+        UnsafeTarget: It has more now; nothing was sent.
+    """
+    info, owed = await device.query(), device.read_owed()
+    if size is not None and size < info.actual:
+        why = (
+            f"it is to have {format_size(size)} at the end, and has"
+            f" {format_size(info.actual)}: use resize to make it smaller for good"
+        )
+        raise make_error(UnsafeTarget, device.monitor, why)
+    due = owed if size is None else size
+    due = min(due or 0, info.total or due or 0)
+    if due - info.actual < LARGEST_PAGE:
+        return False
+    device.log(
+        logging.INFO,
+        f"the guest has {format_size(info.actual)}, and first gets {format_size(due)}",
+    )
+    await device.send_target(due)
+    await follow(device, Tracker(due, info.actual, device.monitor.now()))
+    return size is None
+
+
+def _describe_size(full: int, ram: int | None, *, is_owed: bool) -> str:
+    """Say which size a guest is left at, where that says something.
+
+    Args:
+        full: Bytes that it has at the end.
+        ram: Bytes of its RAM, if that is known.
+        is_owed: Whether a run that was interrupted owed it that.
+    """
+    size = format_size(full)
+    if is_owed:
+        return f"; it has {size} again, which a run that was interrupted owed it"
+    if ram is None or ram - full < LARGEST_PAGE:
+        return ""
+    return (
+        f"; it is left with {size}, as it was found, and not all of its"
+        f" {format_size(ram)}: `resize 100%` gives it all"
+    )
+
+
+async def _come_to_rest(device: Device, actual: int) -> bool:
+    """Wait until a guest that grows or shrinks by itself does so no more.
+
+    Its balloon may be moving still as it was told by a client that has left.
+
+    Args:
+        device: The balloon.
+        actual: Bytes that the guest had a moment ago.
+
+    Returns:
+        Whether its size has changed.
+    """
+    monitor, began, before = device.monitor, device.monitor.now(), actual
+    while monitor.now() - began < _REST_WITHIN:
+        await monitor.sleep(_REST_EVERY)
+        if (now := await device.actual()) == actual:
+            break
+        if actual == before:
+            device.log(logging.INFO, "the guest's size changes by itself: waiting")
+        actual = now
+    return actual != before
 
 
 def make_plan(
@@ -270,6 +382,7 @@ class _Run:
         keep_until: When memory that is kept is given back at the latest, in seconds of
             the monitor's clock.
         full: Bytes that the guest is to have when it gets everything back.
+        is_owed: Whether that is what an interrupted run owes it.
         ram: Bytes of the VM's RAM at the beginning, if that is known.
         actual: Bytes the guest has.
         lowest: The least it had.
@@ -288,6 +401,7 @@ class _Run:
     ram: int | None
     actual: int
     lowest: int
+    is_owed: bool = False
     owed: int = 0
     overridden: bool = False
     stage: Stage = "inflating"
@@ -302,6 +416,8 @@ class _Run:
         before: Snapshot,
         planned: Plan,
         on_progress: Callable[[Progress], None] | None,
+        *,
+        is_owed: bool,
     ) -> _Run:
         """Note what the guest has, and what it is to have at the end."""
         actual, ram = before.actual, (await device.query()).total
@@ -316,6 +432,7 @@ class _Run:
             goal=goal,
             tracker=Tracker(goal, actual, device.monitor.now()),
             full=full,
+            is_owed=is_owed,
             ram=ram,
             actual=actual,
             lowest=actual,
@@ -395,7 +512,9 @@ class _Run:
         if stopped is not None:
             reason += f"; {stopped}"
         if self.owed < LARGEST_PAGE:
-            return reason
+            if self.stage == "inflating":  # it is held
+                return reason
+            return reason + _describe_size(self.full, self.ram, is_owed=self.is_owed)
         reason += f"; it has yet to take {format_size(self.owed)} back"
         return f"{reason}: {OVERRIDDEN}" if self.overridden else reason
 

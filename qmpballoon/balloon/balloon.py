@@ -164,7 +164,7 @@ class Balloon(Device[M_co]):
         that was growing goes on growing.
         """
         with self.claim_movement("resize"):
-            return await _resize.resize(
+            result = await _resize.resize(
                 self,
                 target,
                 timeout=timeout,
@@ -174,6 +174,8 @@ class Balloon(Device[M_co]):
                 on_progress=on_progress,
                 limits=limits,
             )
+            self.supersede_owed()
+            return result
 
     async def plan_reclaim(
         self, amount: int | None = None, *, guard: Guard | None = None
@@ -202,6 +204,7 @@ class Balloon(Device[M_co]):
         *,
         guard: Guard | None = None,
         hold: bool = False,
+        give_back_to: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> ReclaimReport:
         """Take from the guest what it can spare, page cache included.
@@ -215,6 +218,9 @@ class Balloon(Device[M_co]):
             hold: Keep the memory in the balloon. By default the guest gets it back at
                 the end, nearly all of it as free memory; the host keeps what the guest
                 does not touch again.
+            give_back_to: Bytes that the guest is to have at the end, not less than it
+                has now; more than the VM's RAM means all of it. By default what an
+                interrupted run owes it (:meth:`read_owed`), or what it has now.
             on_progress: As for :meth:`resize`.
 
         Returns:
@@ -223,6 +229,10 @@ class Balloon(Device[M_co]):
         Raises:
             StatsUnavailable: The guest reports nothing to decide by; nothing was taken.
             BalloonBusy: Another call moves this balloon now; nothing was sent.
+            UnsafeTarget: ``give_back_to`` is less than the guest has; nothing was
+                taken.
+            ValueError: ``give_back_to`` is out of range, or given with ``hold``;
+                nothing was sent.
             NoBalloonDevice: The VM has no balloon, or no longer.
             BalloonUnavailable: The host's KVM cannot drive it.
             MonitorError: QEMU can no longer be asked. If it is only stopped, it gives
@@ -234,7 +244,12 @@ class Balloon(Device[M_co]):
         """
         with self.claim_movement("reclaim"):
             return await _reclaim.reclaim(
-                self, amount, guard, hold=hold, on_progress=on_progress
+                self,
+                amount,
+                guard,
+                hold=hold,
+                give_back_to=give_back_to,
+                on_progress=on_progress,
             )
 
     async def keep(
@@ -243,6 +258,7 @@ class Balloon(Device[M_co]):
         *,
         guard: Guard | None = None,
         seconds: float = math.inf,
+        give_back_to: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> ReclaimReport:
         """Reclaim, and keep the memory until the guest needs it.
@@ -259,6 +275,7 @@ class Balloon(Device[M_co]):
             guard: As for :meth:`reclaim`. The larger the headroom, the less often the
                 guest has to be watched.
             seconds: The longest time to keep the memory.
+            give_back_to: As for :meth:`reclaim`.
             on_progress: As for :meth:`resize`.
 
         Returns:
@@ -280,6 +297,7 @@ class Balloon(Device[M_co]):
                 guard,
                 hold=False,
                 keep_for=seconds,
+                give_back_to=give_back_to,
                 on_progress=on_progress,
             )
 

@@ -29,7 +29,13 @@ from qmpballoon.errors import (
     ProtocolError,
     QmpBalloonError,
 )
-from qmpballoon.monitor import make_error, prefix_name, read_resident, read_wall_clock
+from qmpballoon.monitor import (
+    find_owed_size,
+    make_error,
+    prefix_name,
+    read_resident,
+    read_wall_clock,
+)
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -141,6 +147,7 @@ class Device(Generic[M_co]):
         # Popping and appending are atomic, with several threads, too.
         self._turn: list[None] = [None]
         self._movement = ""
+        self._owes = False  # a call that goes on will give memory back
 
     def __repr__(self) -> str:
         """Return which balloon of which VM this is."""
@@ -167,6 +174,57 @@ class Device(Generic[M_co]):
     def wall_time(self) -> float | None:
         """Return seconds since the epoch by the host's clock, if they are known."""
         return read_wall_clock(self.monitor)
+
+    def read_owed(self) -> int | None:
+        """Return the size in bytes that an interrupted run owes the guest, if any.
+
+        It was noted before memory was taken, by a process that was killed, or has not
+        seen the guest take all of it back. ``None`` also where such notes cannot be
+        kept: over TCP, through libvirt, or where the host does not tell QEMU's process.
+        """
+        owed = find_owed_size(self.monitor)
+        return None if owed is None else owed.read()
+
+    def note_owed(self, size: int, *, is_returning: bool = False) -> None:
+        """Note the size that the guest is to get back, should this process be killed.
+
+        For the calls of the library.
+
+        Args:
+            size: Bytes.
+            is_returning: Whether QEMU was asked for it again.
+
+        :meta private:
+        """
+        self._owes = True
+        if (owed := find_owed_size(self.monitor)) is not None:
+            try:
+                owed.note(size, is_returning=is_returning)
+            except OSError as error:
+                what = f"what the guest is to get back cannot be noted: {error}"
+                self.log(logging.WARNING, what)
+
+    def settle_owed(self) -> None:
+        """Forget what the guest was to get back: it has it, or is not to have it.
+
+        For the calls of the library.
+
+        :meta private:
+        """
+        self._owes = False
+        if (owed := find_owed_size(self.monitor)) is not None:
+            with suppress(OSError):
+                owed.clear()
+
+    def supersede_owed(self) -> None:
+        """Forget what an earlier run owed the guest: its size was decided anew.
+
+        What a call that goes on owes is kept. For the calls of the library.
+
+        :meta private:
+        """
+        if not self._owes:
+            self.settle_owed()
 
     async def query(self) -> BalloonInfo:
         """Ask for the size of the guest.
@@ -216,6 +274,7 @@ class Device(Generic[M_co]):
         require_size(target, "target", minimum=1)
         with self.claim_movement("set_target"):
             await self.send_target(target)
+            self.supersede_owed()
 
     def log(self, level: int, message: str) -> None:
         """Log what the library does with this balloon, after the VM's name.

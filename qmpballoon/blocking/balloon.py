@@ -26,7 +26,12 @@ from typing import (
 from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.balloon import find_balloon as find_with_monitor
 from qmpballoon.balloon.sampling import Sampler
-from qmpballoon.monitor import prefix_name, read_resident, read_wall_clock
+from qmpballoon.monitor import (
+    find_owed_size,
+    prefix_name,
+    read_resident,
+    read_wall_clock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon.sampling import Sample
     from qmpballoon.balloon.stats import GuestStats
+    from qmpballoon.monitor import OwedSize
 
     S_co = DefaultTypeVar(
         "S_co", bound="SyncMonitor", default="SyncMonitor", covariant=True
@@ -73,8 +79,8 @@ W_co = TypeVar("W_co", covariant=True)
 class SyncMonitor(Protocol):
     """A :class:`~qmpballoon.monitor.Monitor` for blocking code; it has no shield.
 
-    It may also have ``name``, ``pid``, ``resident()`` and ``wall_clock()``, as a
-    ``Monitor`` may.
+    It may also have ``name``, ``pid``, ``resident()``, ``wall_clock()`` and
+    ``owed_size``, as a ``Monitor`` may.
 
     Write a class with these methods to drive a balloon over a connection of your own,
     and give it to :func:`find_balloon`.
@@ -154,6 +160,11 @@ class SyncMonitorAdapter:
     def wall_clock(self) -> float | None:
         """Return seconds since the epoch, if the monitor has such a clock."""
         return read_wall_clock(self._monitor)
+
+    @property
+    def owed_size(self) -> OwedSize | None:
+        """Where it is noted what the guest is to get back; ``None``: nowhere."""
+        return find_owed_size(self._monitor)
 
     def shield(self, seconds: float) -> AbstractContextManager[object]:
         """Do nothing: what runs after Ctrl-C is not interrupted, except by another."""
@@ -246,6 +257,13 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
     def resident(self) -> int | None:
         """Return QEMU's resident memory in bytes; ``None`` if it cannot be known."""
         return self.original.resident()
+
+    def read_owed(self) -> int | None:
+        """Return the size in bytes that an interrupted run owes the guest, if any.
+
+        As :meth:`Balloon.read_owed <qmpballoon.balloon.Balloon.read_owed>`.
+        """
+        return self.original.read_owed()
 
     query: Final = _make_sync(Balloon.query)
     query_vm: Final = _make_sync(Balloon.query_vm)

@@ -52,11 +52,16 @@ class _Request:
 
     amount: RelativeSize | None
     guard: RelativeGuard
+    to: RelativeSize | None = None
 
     def resolve(self, total: int | None) -> tuple[int | None, Guard]:
         """Return amount and guard for a VM with so many bytes of memory."""
         amount = None if self.amount is None else self.amount.resolve(total)
         return amount, self.guard.resolve(total, Guard())
+
+    def resolve_end(self, total: int | None) -> int | None:
+        """Return the bytes that the guest is to have at the end, if they are given."""
+        return None if self.to is None else self.to.resolve(total)
 
 
 @click.command()
@@ -90,6 +95,13 @@ class _Request:
     metavar="SECONDS",
     help="With --keep: give the memory back after this time at the latest.",
 )
+@click.option(
+    "--to",
+    type=read_positive_share,
+    metavar="SIZE",
+    help="The size that the guest is to have at the end. By default what it has now, or"
+    " had before a run that was interrupted.",
+)
 @click.option("--dry-run", is_flag=True, help="Only say what would be taken.")
 @click.option(
     "--report",
@@ -111,6 +123,7 @@ def reclaim(
     hold: bool,
     keep: bool,
     seconds: float | None,
+    to: RelativeSize | None,
     dry_run: bool,
     report: Path | None,
     connect_timeout: float,
@@ -129,6 +142,8 @@ def reclaim(
         raise click.UsageError("AMOUNT is given twice: leave --amount out")
     if hold and keep:
         raise click.UsageError("--hold and --keep: choose one of them")
+    if hold and to:
+        raise click.UsageError("--hold leaves the guest small: leave --to out")
     if seconds is not None and not keep:
         raise click.UsageError("--for says how long to keep it: add --keep")
     if dry_run and report:
@@ -137,6 +152,7 @@ def reclaim(
     request = _Request(
         amount=amount or amount_option,
         guard=RelativeGuard(headroom=headroom, floor=floor, max_rate=max_rate),
+        to=to,
     )
     if dry_run:
         plan = run(lambda: _plan(socket, connect_timeout, request))
@@ -193,9 +209,17 @@ async def _reclaim(
     async with open_balloon(socket, timeout=connect_timeout) as balloon:
         name = (await balloon.query_vm()).name or str(socket)
         title = f"Reclaiming memory from {name}"
-        amount, guard = request.resolve((await balloon.query()).total)
+        total = (await balloon.query()).total
+        amount, guard = request.resolve(total)
         return title, await reclaim_and_show(
-            balloon, title, amount, guard, hold=hold, keep_for=keep_for, quiet=quiet
+            balloon,
+            title,
+            amount,
+            guard,
+            hold=hold,
+            keep_for=keep_for,
+            give_back_to=request.resolve_end(total),
+            quiet=quiet,
         )
 
 
@@ -207,6 +231,7 @@ async def reclaim_and_show(
     *,
     hold: bool = False,
     keep_for: float | None = None,
+    give_back_to: int | None = None,
     quiet: bool,
 ) -> ReclaimReport:
     """Reclaim and show it; if it is interrupted, say what has become of the guest.
@@ -218,6 +243,7 @@ async def reclaim_and_show(
         guard: What the guest must keep.
         hold: Leave the guest at the smaller size.
         keep_for: Seconds to keep the memory and watch the guest; ``None``: do not.
+        give_back_to: Bytes that the guest is to have at the end.
         quiet: Show nothing.
     """
     from qmpballoon.cli._session import explain_interruption  # noqa: PLC0415 - trio
@@ -231,10 +257,18 @@ async def reclaim_and_show(
 
             if keep_for is not None:
                 return await balloon.keep(
-                    amount, guard=guard, seconds=keep_for, on_progress=show
+                    amount,
+                    guard=guard,
+                    seconds=keep_for,
+                    give_back_to=give_back_to,
+                    on_progress=show,
                 )
             return await balloon.reclaim(
-                amount, guard=guard, hold=hold, on_progress=show
+                amount,
+                guard=guard,
+                hold=hold,
+                give_back_to=give_back_to,
+                on_progress=show,
             )
 
 

@@ -87,6 +87,7 @@ async def _collect(balloon: Balloon, pid: int | None) -> dict[str, Any]:
             "actual": info.actual,
             "total": info.total,
             "target": info.target,
+            "owed": balloon.read_owed(),
             "features": await balloon.features(),
         },
         "stats": {**stats.to_json(), "interval": interval},
@@ -112,6 +113,7 @@ def _describe(seen: dict[str, Any]) -> str:
         "VM": f"{vm['name'] or 'without a name'}, {vm['status']}",
         "QEMU": _describe_qemu(seen["qemu"]),
         **_describe_balloon(seen["balloon"]),
+        **_describe_owed(seen["balloon"]),
         "guest says": _describe_stats(seen["stats"]),
         "host": f"{_format(host['resident'])} resident",
         "disk reads": _describe_reads(seen["disk_reads"]),
@@ -131,6 +133,17 @@ def _describe_balloon(balloon: dict[str, Any]) -> dict[str, str]:
         "balloon": ", ".join([f"{balloon['type']} at {balloon['path']}", *features]),
         "guest has": f"{_format(actual)} of {_format(total)}"
         + ("" if total is None else f", {_format(total - actual)} is in the balloon"),
+    }
+
+
+def _describe_owed(balloon: dict[str, Any]) -> dict[str, str]:
+    owed, actual = balloon["owed"], balloon["actual"]
+    if owed is None or owed <= actual:
+        return {}
+    size = format_size(owed)
+    return {
+        "is owed": f"{size}: a run that was interrupted left it with less; the next"
+        f" reclaim gives that back, and so does `resize {size.replace(' ', '')}`"
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -13,11 +14,12 @@ from qmpballoon.balloon.device import LARGEST_PAGE
 from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from qmpballoon.fleet.guests import Guest, Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.fleet.vm import VmView
 
 __all__ = [
     "FleetReclaimReport",
@@ -119,10 +121,39 @@ async def run_control_loop(
     """
     while True:
         host, plan = decide(supervisor, read, rules)
+        room = host.available - rules.reserve - host.promised
+        moving = {move.name for move in plan.moves}
+        owed = [
+            move
+            for move in list_owed(supervisor.list_views(), room)
+            if move.name not in moving
+        ]
+        plan = evolve(plan, moves=(*plan.moves, *owed))
         on_plan(host, plan)
         for move in plan.moves:
             supervisor.start_move(move)
         await trio.sleep(period)
+
+
+def list_owed(views: Iterable[VmView], room: int) -> list[Move]:
+    """Return the moves by which guests get back what an interrupted run owes them.
+
+    Pure.
+
+    Args:
+        views: The VMs.
+        room: Bytes that the host has for it.
+    """
+    moves: list[Move] = []
+    for view in views:
+        if view.owed is None or view.actual is None or view.target is not None:
+            continue
+        target = min(view.owed, view.total or view.owed)
+        if target - view.actual <= room:
+            why = "a run that was interrupted owes it that"
+            moves.append(Move(view.name, view.actual, target, why))
+            room -= target - view.actual
+    return moves
 
 
 @frozen
@@ -199,6 +230,7 @@ async def reclaim(
     require_size(amount, "amount", minimum=1)
     run = _Reclaim(supervisor)
     kept = False
+    await run.give_owed()
     try:
         for _ in range(_ROUNDS):
             missing = amount - run.count_handed_over()
@@ -208,6 +240,9 @@ async def reclaim(
             await run.carry_out(plan, on_progress)
         report = run.make_report(amount, held=hold)
         kept = hold
+        if hold:
+            run.is_held = True
+            run.settle()
     finally:
         if not kept:
             with trio.move_on_after(_CLEANUP_TIMEOUT, shield=True):
@@ -222,12 +257,21 @@ class _Reclaim:
     supervisor: Supervisor
     before: dict[str, int] = field(factory=dict[str, int])
     requested: Counter[str] = field(factory=Counter[str])
+    is_held: bool = False
+
+    async def give_owed(self) -> None:
+        """Give guests back what a run that was interrupted owes them."""
+        for move in list_owed(self.supervisor.list_views(), sys.maxsize):
+            self.supervisor.start_move(move)
+        await self.supervisor.wait_for_moves()
+        await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)
 
     async def carry_out(
         self, plan: FleetPlan, on_progress: Callable[[int], None]
     ) -> None:
         for move in plan.moves:
             self.before.setdefault(move.name, move.before)
+            self.supervisor.note_owed(move.name, self.before[move.name])
             self.requested[move.name] -= move.change
             self.supervisor.start_move(move)
         while not await self.supervisor.wait_for_moves(_PROGRESS_EVERY):
@@ -241,9 +285,19 @@ class _Reclaim:
         await self.supervisor.wait_for_moves()
         for name, size in self._read_sizes().items():
             if size < self.before.get(name, 0):
+                self.supervisor.note_owed(name, self.before[name], is_returning=True)
                 move = Move(name, size, self.before[name], "it gets its size back")
                 self.supervisor.start_move(move)
         await self.supervisor.wait_for_moves()
+        self.settle()
+
+    def settle(self) -> None:
+        """Forget what guests were to get back: they have it, or are not to have it."""
+        sizes = self._read_sizes()
+        for name, before in self.before.items():
+            lacks = before - sizes.get(name, before)
+            if self.is_held or lacks < LARGEST_PAGE:
+                self.supervisor.settle_owed(name)
 
     def add_owed(self, vms: tuple[VmReclaimReport, ...]) -> tuple[VmReclaimReport, ...]:
         """Add what each VM has not taken back."""

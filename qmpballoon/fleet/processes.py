@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import evolve, field, frozen
 
 from qmpballoon._printable import make_printable
+from qmpballoon._transport.qemu_process import read_start_time
 from qmpballoon.address import AbstractAddress, TcpAddress, UnixAddress
 from qmpballoon.fleet.command_line import MonitorOption, parse_command_line
 from qmpballoon.fleet.vm_spec import Refused
@@ -210,10 +211,8 @@ def find_folder_problem(path: str, users: Collection[int]) -> str:
 
 def identify_process(pid: int, proc: Path = _PROC) -> Hashable:
     """Return what tells a process from all others; ``None`` if it has ended."""
-    try:
-        return ("process", pid, _read_start(proc / str(pid)))
-    except (OSError, ValueError, IndexError):
-        return None
+    started = read_start_time(pid, proc)
+    return None if started is None else ("process", pid, started)
 
 
 def identify_socket(address: Address) -> Hashable:
@@ -301,7 +300,7 @@ def _look_at(
 ) -> QemuProcess | Refused | None:
     """Return what a process is; whatever goes wrong concerns this process only."""
     try:
-        if before is not None and before.started == _read_start(proc / str(pid)):
+        if before is not None and before.started == read_start_time(pid, proc):
             return before
         return _examine(pid, users, proc)
     except (FileNotFoundError, ProcessLookupError):  # it has ended
@@ -372,12 +371,6 @@ def _read_users(process: Path) -> set[int]:
     raise ValueError("its status has no Uid")
 
 
-def _read_start(process: Path) -> int:
-    # The name before it may hold anything, also spaces and brackets.
-    _, _, rest = _read(f"{process}/stat").rpartition(b")")
-    return int(rest.split()[19])
-
-
 def _runs_qemu(process: Path, exe: str, arguments: Sequence[str]) -> bool:
     """Tell whether a process runs QEMU: as its program, or through the linker."""
     if _is_qemu(exe):
@@ -407,12 +400,16 @@ def _read_qemu(
             problems.append(f"its monitor {error}")
     if not (found or problems):
         problems = ["it has no QMP monitor: start it with -qmp unix:PATH,server=on"]
+    pid = int(process.name)
+    started = read_start_time(pid, process.parent)
+    if started is None:
+        raise ProcessLookupError(f"process {pid} has ended")
     # microvm.nix starts QEMU under the name of the VM.
     is_microvm = program.startswith("microvm@")
     name = line.name or (program.partition("@")[2] if is_microvm else "")
     return QemuProcess(
-        pid=int(process.name),
-        started=_read_start(process),
+        pid=pid,
+        started=started,
         name=make_printable(name) or f"pid-{process.name}",
         monitors=tuple(found),
         problem="; ".join(problems),

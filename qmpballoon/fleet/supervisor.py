@@ -475,6 +475,25 @@ class Supervisor:
             task.target = move.target
             task.told.set()
 
+    def note_owed(self, name: str, size: int, *, is_returning: bool = False) -> None:
+        """Note the size that a guest is to get back, should this process be killed.
+
+        Args:
+            name: The VM's.
+            size: Bytes.
+            is_returning: Whether it was told to grow to that.
+        """
+        task = self._all_tasks.get(name)
+        if task is not None and task.balloon is not None:
+            task.balloon.note_owed(size, is_returning=is_returning)
+
+    def settle_owed(self, name: str) -> None:
+        """Forget the size that a VM's guest was to get back."""
+        task = self._all_tasks.get(name)
+        if task is not None and task.balloon is not None:
+            task.balloon.settle_owed()
+            task.record.owed = None
+
     # What fails
 
     def fail(self, name: str, error: Exception) -> None:
@@ -599,6 +618,7 @@ class Supervisor:
             if not record.spec.is_named:
                 await self._ask_name(task, monitor)
             record.note_connected(trio.current_time())
+            record.owed = balloon.read_owed()
             task.left = None
             task.logged = ""
             _LOG.info("%s: connected", make_printable(record.spec.name))

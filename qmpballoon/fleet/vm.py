@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from attrs import asdict, define, evolve, field, frozen
 
+from qmpballoon.balloon.device import LARGEST_PAGE
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Guest
 from qmpballoon.fleet.movement import Pace, Promise, Stray
@@ -75,6 +76,10 @@ _NO_STATISTICS: Final = (
     "its balloon works, but the guest reports no statistics: start the Balloon Service"
     " (Windows), or use a driver that reports them"
 )
+_OWED: Final = (
+    "a run that was interrupted left the guest with less than its {}: the next `fleet"
+    " run` or reclaim gives that back"
+)
 # Seconds for which a guest that stalled is not asked again. The pause doubles with each
 # stall, up to 10 minutes: what made a guest stall, such as a busy driver or memory that
 # it cannot free, often lasts. A guest that says nonsense is left alone as long as one
@@ -121,6 +126,7 @@ class VmView:
         stats: The guest's latest statistics.
         counters: What has happened to the VM.
         disk_reads: What the VM has read from its disks; ``None`` if that is not known.
+        owed: The size that a run that was interrupted owes the guest.
     """
 
     name: str
@@ -135,6 +141,7 @@ class VmView:
     stats: GuestStats = field(repr=False)
     counters: VmCounters = field(repr=False)
     disk_reads: DiskReads | None = None
+    owed: int | None = None
 
     @property
     def is_fresh(self) -> bool:
@@ -156,7 +163,12 @@ class VmView:
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
-        balloon = {"actual": self.actual, "total": self.total, "target": self.target}
+        balloon = {
+            "actual": self.actual,
+            "total": self.total,
+            "target": self.target,
+            "owed": self.owed,
+        }
         return {
             "name": self.name,
             "address": self.address,
@@ -223,6 +235,7 @@ class VmRecord:
         stats: The guest's latest statistics.
         counters: What has happened to the VM.
         bounds: Its limits, known once its RAM is.
+        owed: The size in bytes that a run that was interrupted owes the guest.
         polled_at: When it was last polled, on the monitor's clock.
         disk_reads: What it has read from its disks, if that is known.
     """
@@ -238,6 +251,7 @@ class VmRecord:
     stats: GuestStats = field(factory=GuestStats)
     counters: VmCounters = field(factory=VmCounters)
     bounds: Bounds | None = None
+    owed: int | None = None
     polled_at: float = -math.inf
     disk_reads: DiskReads | None = None
     _state: VmState = "connecting"
@@ -328,6 +342,8 @@ class VmRecord:
         if now >= self._stalled_until:
             self._detail = ""
         self.actual, self.stats, self.resident = actual, stats, resident
+        if self.total is not None and not self.is_owed:
+            self.owed = None  # it has it
         if is_new and self._is_aligned and stats.reclaimable is not None:
             self._usage_rate.add_sample(now, actual - stats.reclaimable)
         self._promise.observe(self._untouched_memory)
@@ -485,6 +501,12 @@ class VmRecord:
         """Whether its RAM has to be asked for: it has more than was known."""
         return self._doubts_ram
 
+    @property
+    def is_owed(self) -> bool:
+        """Whether the guest lacks some of what an interrupted run owes it."""
+        due = min(self.owed or 0, self.total or 0)
+        return self.actual is not None and due - self.actual >= LARGEST_PAGE
+
     def is_to_be_prompted(self, now: float) -> bool:
         """Return whether the guest is silent, and is to be asked for an answer.
 
@@ -555,6 +577,7 @@ class VmRecord:
             stats=self.stats,
             counters=self.counters,
             disk_reads=self.disk_reads,
+            owed=self.owed if self.is_owed else None,
         )
 
     def _describe_state(self, state: VmState) -> str:
@@ -563,6 +586,8 @@ class VmRecord:
                 f"the guest says nonsense: {self._nonsense}; restart its balloon"
                 " driver, or the guest"
             )
+        if not self._detail and state == "healthy" and self.is_owed:
+            return _OWED.format(format_size(self.owed or 0))
         if self._detail or state != "stale":
             return self._detail or _DETAILS.get(state, "")
         never = self._answered_at == -math.inf and self.stats.last_update is None

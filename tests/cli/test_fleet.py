@@ -73,7 +73,8 @@ async def test_status(tmp_path: Path) -> None:
     assert "virtio_balloon" in mute["detail"]
     assert mute["stats"] is None
     assert large["address"] == str(tmp_path / "large.qmp")
-    assert large["balloon"] == {"actual": 4 * GiB, "total": 4 * GiB, "target": None}
+    sizes = {"actual": 4 * GiB, "total": 4 * GiB, "target": None, "owed": None}
+    assert large["balloon"] == sizes
     assert large["stats"]["fresh"]
     assert large["stats"]["disk_caches"] == GiB
     assert large["limits"]["ceiling"] == 4 * GiB

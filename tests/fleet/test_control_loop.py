@@ -6,17 +6,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from attrs import evolve
+from attrs import define, evolve
+from pages import WELL
 from worlds import GUEST, World, become, open_world, simulated, supervised, view
 
 from qmpballoon.cli.render.fleet import describe_report
-from qmpballoon.fleet.control_loop import carry_out, decide, reclaim, run_control_loop
+from qmpballoon.fleet.control_loop import (
+    carry_out,
+    decide,
+    list_owed,
+    reclaim,
+    run_control_loop,
+)
 from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
 from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import SECOND, FaultPlan, MachineConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.fleet.vm import VmView
     from qmpballoon.testing import GuestConfig
 
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
@@ -273,3 +281,90 @@ def test_an_empty_fleet_has_nothing_to_plan() -> None:
             assert decide(fleet, world.read, RULES)[1] == FleetPlan()
 
     nobody()
+
+
+# What a run that was interrupted owes
+
+
+@define
+class Note:
+    """What is noted of a guest for the next process."""
+
+    size: int | None = None
+
+    def read(self) -> int | None:
+        return self.size
+
+    def note(self, size: int, *, is_returning: bool = False) -> None:
+        del is_returning
+        self.size = size
+
+    def clear(self) -> None:
+        self.size = None
+
+
+@simulated
+async def test_a_reclaim_that_is_killed_is_finished_by_whatever_comes_next() -> None:
+    async with open_world() as world:
+        for name in ("a", "b"):
+            start(world, name, 2 * GiB)
+            world.notes[name] = Note()
+        whole = dict.fromkeys(world.notes, 4 * GiB)
+
+        async def sizes() -> dict[str, int | None]:
+            await trio.sleep(30)
+            return {name: fake.machine.actual for name, fake in world.fakes.items()}
+
+        for finish in ("run", "reclaim"):
+            async with supervised(world) as fleet:
+                await fleet.wait_until_known(5)
+                await reclaim(fleet, 3 * GiB, RULES, hold=True)
+                # As a process leaves it that is killed before it gives that back.
+                for note in world.notes.values():
+                    note.note(4 * GiB)
+            assert await sizes() != whole
+            async with supervised(world) as fleet, trio.open_nursery() as nursery:
+                await fleet.wait_until_known(5)
+                owed = [seen for seen in fleet.list_views() if seen.owed is not None]
+                assert owed
+                assert "interrupted left the guest with less" in owed[0].detail
+                if finish == "run":
+                    nursery.start_soon(run_control_loop, fleet, world.read, RULES)
+                    assert await sizes() == whole
+                    nursery.cancel_scope.cancel()
+                else:
+                    await reclaim(fleet, 64 * MiB, RULES)
+            assert await sizes() == whole
+            assert [note.read() for note in world.notes.values()] == [None, None]
+
+
+@simulated
+async def test_a_reclaim_notes_what_it_owes_until_it_is_given_back() -> None:
+    async with open_world() as world:
+        start(world, "vm", 2 * GiB)
+        note = world.notes["vm"] = Note()
+        async with supervised(world) as fleet:
+            await fleet.wait_until_known(5)
+            noted: list[int | None] = []
+            await reclaim(
+                fleet, GiB, RULES, on_progress=lambda _: noted.append(note.size)
+            )
+            assert set(noted) == {4 * GiB}
+            assert note.size is None
+            await reclaim(fleet, GiB, RULES, hold=True)
+            assert note.size is None
+
+
+def test_what_is_owed_is_given_as_far_as_the_host_has_room() -> None:
+    def seen(name: str, owed: int | None) -> VmView:
+        return evolve(WELL, name=name, actual=GiB, total=4 * GiB, owed=owed)
+
+    views = [
+        seen("a", 2 * GiB),
+        seen("b", 8 * GiB),
+        seen("c", 2 * GiB),
+        seen("d", None),
+    ]
+    moves = {move.name: move.change for move in list_owed(views, 2 * GiB)}
+    assert moves == {"a": GiB, "c": GiB}
+    assert list_owed([evolve(seen("a", 2 * GiB), target=GiB)], 2 * GiB) == []

@@ -151,3 +151,20 @@ async def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     assert cache >= 80
     assert freed >= 80
     assert chart.read_text().startswith("<?xml")
+
+
+async def test_a_killed_reclaim_is_finished_by_the_next() -> None:
+    async with lab.boot(memory=GiB, cache=600 * MiB, saved=True) as guest:
+        async with start("reclaim", guest.socket, "--keep") as command:
+            while (await ask(guest, "query-balloon"))["actual"] > GiB // 2:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+            command.process.kill()
+            await command.process.wait()
+        seen = json.loads((await run("status", guest.socket, "--json")).stdout)
+        assert seen["balloon"]["owed"] == GiB > seen["balloon"]["actual"]
+        result = await run("reclaim", guest.socket, "64M", "--json")
+        assert result.returncode == 0, result.stderr
+        assert "a run that was interrupted" in json.loads(result.stdout)["reason"]
+        assert (await ask(guest, "query-balloon"))["actual"] == GiB
+        seen = json.loads((await run("status", guest.socket, "--json")).stdout)
+        assert seen["balloon"]["owed"] is None

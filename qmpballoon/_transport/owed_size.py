@@ -1,0 +1,185 @@
+"""The size that a guest is to get back, kept where it outlives this process.
+
+A process that has taken memory from a guest may be killed before it gives the memory
+back. QEMU has no command that returns what the guest had. So the size is noted in a
+file before the first target is sent, and the next run reads it.
+
+The files are in ``/run/qmpballoon`` for root, in ``$XDG_RUNTIME_DIR/qmpballoon`` for
+others. The variable ``QMPBALLOON_RUNTIME_DIR`` names another folder; if it is empty,
+nothing is noted. Such folders are emptied when the host starts again, as QEMUs end
+then. A file is named for QEMU's process: its id and the time at which it began.
+
+Nobody else is believed: the folder and its files must belong to this user, and nobody
+else may write there. No symbolic link is followed.
+
+Source: XDG Base Directory Specification; file-hierarchy(7).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from qmpballoon._transport.qemu_process import read_start_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["OwedSizeFile"]
+
+_FOLDER: Final = "qmpballoon"
+_VARIABLE: Final = "QMPBALLOON_RUNTIME_DIR"
+_LONGEST: Final = 4096  # bytes of a file; ours have fewer than 100
+_LARGEST: Final = 2**63  # bytes: QEMU takes no larger size
+# Seconds for which a size counts that QEMU was asked for again. A guest that can take
+# it back does so within minutes; later, somebody else has decided.
+_RETURNS_WITHIN: Final = 600.0
+
+
+class OwedSizeFile:
+    """The file of one QEMU.
+
+    Args:
+        pid: QEMU's process id.
+        folder: Where the file is; by default as the module says.
+        wall_clock: Returns seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        folder: Path | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._pid = pid
+        self._folder = folder or _find_folder()
+        self._wall_clock = wall_clock
+
+    def read(self) -> int | None:
+        """Return the size in bytes; ``None`` if none is owed, or none can be read."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return self._read()
+        return None
+
+    def _read(self) -> int | None:
+        name = self._name()
+        if self._folder is None or name is None:
+            return None
+        with _Folder(self._folder) as folder:
+            noted = json.loads(_read_file(name, folder))
+        size, asked_at = noted["size"], noted["asked_at"]
+        if type(size) is not int or not 0 < size < _LARGEST:
+            return None
+        is_old = asked_at is not None and not (
+            0 <= self._wall_clock() - asked_at <= _RETURNS_WITHIN
+        )
+        return None if is_old else size
+
+    def note(self, size: int, *, is_returning: bool = False) -> None:
+        """Note the size that the guest is to get back.
+
+        Args:
+            size: Bytes.
+            is_returning: Whether QEMU was asked for it again.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        name = self._name()
+        if self._folder is None or name is None:
+            return
+        asked_at = self._wall_clock() if is_returning else None
+        text = json.dumps({"size": size, "asked_at": asked_at})
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        with _Folder(self._folder) as folder:
+            _remove_ended(folder)
+            new = f".{name}.{os.getpid()}"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(new, flags, 0o600, dir_fd=folder), "w") as file:  # noqa: PTH123 - a descriptor
+                file.write(text)
+            os.replace(new, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def clear(self) -> None:
+        """Forget it: the guest has got it back, or somebody has decided anew.
+
+        Raises:
+            OSError: The file cannot be removed.
+        """
+        name = self._name()
+        if self._folder is None or name is None:
+            return
+        with suppress(FileNotFoundError), _Folder(self._folder) as folder:
+            os.unlink(name, dir_fd=folder)
+
+    def _name(self) -> str | None:
+        """Return the file's name; ``None`` if QEMU has ended."""
+        started = read_start_time(self._pid)
+        return None if started is None else f"{self._pid}-{started}.json"
+
+
+def _find_folder() -> Path | None:
+    """Return the folder for this user's files; ``None`` if nothing is to be kept."""
+    given = os.environ.get(_VARIABLE)
+    if given is not None:
+        return Path(given) if Path(given).is_absolute() else None
+    if os.geteuid() == 0:
+        return Path("/run", _FOLDER)
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(base, _FOLDER) if Path(base).is_absolute() else None
+
+
+class _Folder:
+    """A folder that is this user's own, as a descriptor in a ``with`` block.
+
+    Raises:
+        OSError: There is none, or it is not safe.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags)
+        found = os.fstat(self._descriptor)
+        if not _is_ours(found):
+            os.close(self._descriptor)
+            raise PermissionError(f"{self._path} is not this user's alone")
+        return self._descriptor
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def _is_ours(found: os.stat_result) -> bool:
+    others_write = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return found.st_uid == os.geteuid() and not others_write
+
+
+def _read_file(name: str, folder: int) -> bytes:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=folder)
+    try:
+        found = os.fstat(descriptor)
+        if not (stat.S_ISREG(found.st_mode) and _is_ours(found)):
+            raise PermissionError(f"{name} is not this user's alone")
+        return os.read(descriptor, _LONGEST)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_ended(folder: int) -> None:
+    """Remove the files of QEMUs that have ended."""
+    for name in os.listdir(folder):
+        pid, _, started = name.removesuffix(".json").partition("-")
+        if not (pid.isdecimal() and started.isdecimal()):
+            continue
+        if str(read_start_time(int(pid))) != started:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)

@@ -1,0 +1,129 @@
+"""What a guest is to get back is noted for the next process, and for nobody else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qmpballoon._transport.owed_size import OwedSizeFile
+from qmpballoon._transport.qemu_process import read_start_time
+from qmpballoon.sizes import GiB
+
+PID = os.getpid()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def find_file(folder: Path) -> Path:
+    (found,) = folder.iterdir()
+    return found
+
+
+def test_what_one_notes_the_next_reads_until_it_is_forgotten(folder: Path) -> None:
+    assert OwedSizeFile(PID, folder).read() is None
+    OwedSizeFile(PID, folder).note(2 * GiB)
+    OwedSizeFile(PID, folder).note(GiB)
+    assert OwedSizeFile(PID, folder).read() == GiB
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert find_file(folder).name == f"{PID}-{read_start_time(PID)}.json"
+    OwedSizeFile(PID, folder).clear()
+    OwedSizeFile(PID, folder).clear()
+    assert OwedSizeFile(PID, folder).read() is None
+    assert list(folder.iterdir()) == []
+
+
+def test_what_was_asked_for_again_counts_for_ten_minutes(folder: Path) -> None:
+    OwedSizeFile(PID, folder, lambda: 1000.0).note(GiB, is_returning=True)
+    assert OwedSizeFile(PID, folder, lambda: 1600.0).read() == GiB
+    assert OwedSizeFile(PID, folder, lambda: 1601.0).read() is None
+    # A clock that was set back says nothing of how long it was.
+    assert OwedSizeFile(PID, folder, lambda: 999.0).read() is None
+
+
+def test_a_qemu_that_has_ended_is_owed_nothing_and_leaves_nothing(folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) as process:
+        ended = OwedSizeFile(process.pid, folder)
+        ended.note(GiB)
+        assert ended.read() == GiB
+        assert process.stdin is not None
+        process.stdin.close()
+    assert ended.read() is None
+    OwedSizeFile(PID, folder).note(GiB)
+    assert find_file(folder).name.startswith(f"{PID}-")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "[]", "null", '{"size": 1}', '{"size": "1", "asked_at": null}'),
+        *('{"size": 0, "asked_at": null}', '{"size": 1e30, "asked_at": null}'),
+        *('{"size": true, "asked_at": null}', '{"size": 1, "asked_at": "x"}'),
+        f'{{"size": {2**63}, "asked_at": null}}',
+        f'{{"size": {10**4000}, "asked_at": null}}',
+        "\xff" * 100,
+    ],
+)
+def test_what_is_damaged_says_nothing(folder: Path, text: str) -> None:
+    OwedSizeFile(PID, folder).note(GiB)
+    find_file(folder).write_text(text, encoding="latin-1")
+    assert OwedSizeFile(PID, folder).read() is None
+
+
+def test_what_others_could_write_is_not_believed(folder: Path) -> None:
+    OwedSizeFile(PID, folder).note(GiB)
+    file = find_file(folder)
+    file.chmod(0o666)
+    assert OwedSizeFile(PID, folder).read() is None
+    file.chmod(0o600)
+    folder.chmod(0o777)
+    assert OwedSizeFile(PID, folder).read() is None
+    with pytest.raises(PermissionError, match="not this user's alone"):
+        OwedSizeFile(PID, folder).note(GiB)
+
+
+def test_no_link_is_followed(folder: Path, tmp_path: Path) -> None:
+    OwedSizeFile(PID, folder).note(GiB)
+    elsewhere = find_file(folder).rename(tmp_path / "elsewhere")
+    (folder / f"{PID}-{read_start_time(PID)}.json").symlink_to(elsewhere)
+    assert OwedSizeFile(PID, folder).read() is None
+    OwedSizeFile(PID, folder).note(2 * GiB)
+    assert json.loads(elsewhere.read_text())["size"] == GiB
+    link = tmp_path / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    assert OwedSizeFile(PID, link).read() is None
+    with pytest.raises(OSError, match="link"):
+        OwedSizeFile(PID, link).note(GiB)
+
+
+def test_a_fifo_keeps_nobody_waiting(folder: Path) -> None:
+    OwedSizeFile(PID, folder).note(GiB)
+    file = find_file(folder)
+    file.unlink()
+    os.mkfifo(file)
+    assert OwedSizeFile(PID, folder).read() is None
+
+
+def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("QMPBALLOON_RUNTIME_DIR", str(tmp_path / "given"))
+    OwedSizeFile(PID).note(GiB)
+    assert OwedSizeFile(PID, tmp_path / "given").read() == GiB
+    monkeypatch.setenv("QMPBALLOON_RUNTIME_DIR", "")
+    OwedSizeFile(PID).note(GiB)
+    assert OwedSizeFile(PID).read() is None
+    monkeypatch.delenv("QMPBALLOON_RUNTIME_DIR")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    OwedSizeFile(PID).note(GiB)
+    assert not Path("relative").exists()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with pytest.raises(PermissionError):  # it is not that user's
+        OwedSizeFile(PID).note(GiB)
+    assert (tmp_path / "qmpballoon").is_dir()

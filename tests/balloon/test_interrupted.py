@@ -1,0 +1,229 @@
+"""What a run leaves when it is interrupted, and what the next one makes of it.
+
+A process that is killed does nothing any more: here its monitor fails from then on. One
+that is cancelled asks for the guest's memory back, and does not wait for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from attrs import define
+from faults import Cancelled, monitor_of
+from hypothesis import given
+from hypothesis import strategies as st
+from simulation import make_balloon, make_machine, run
+
+from qmpballoon.errors import MonitorClosed, StatsUnavailable, UnsafeTarget
+from qmpballoon.sizes import GiB, MiB, format_size
+from qmpballoon.testing import SECOND, GuestConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.monitor import OwedSize
+    from qmpballoon.testing import Machine
+
+RAM = GiB
+GUEST = GuestConfig(
+    used=100 * MiB,
+    cache=700 * MiB,
+    inflate_rate=512 * MiB,
+    deflate_rate=128 * MiB,
+)
+
+
+@define
+class Note:
+    """What is noted for the next process."""
+
+    size: int | None = None
+    is_returning: bool = False
+
+    def read(self) -> int | None:
+        return self.size
+
+    def note(self, size: int, *, is_returning: bool = False) -> None:
+        self.size, self.is_returning = size, is_returning
+
+    def clear(self) -> None:
+        self.size = None
+
+
+def open_balloon(machine: Machine, note: OwedSize | None) -> Balloon:
+    """Connect to a machine as a new process does."""
+    balloon = make_balloon(machine)
+    monitor_of(balloon).owed_size = note  # type: ignore[attr-defined]
+    return balloon
+
+
+CALLS: dict[str, Callable[[Balloon], Coroutine[Any, Any, object]]] = {
+    "reclaim": lambda balloon: balloon.reclaim(),
+    "a part": lambda balloon: balloon.reclaim(200 * MiB),
+    "keep": lambda balloon: balloon.keep(seconds=2),
+}
+calls = st.sampled_from(sorted(CALLS))
+
+
+GONE = MonitorClosed("the process is gone")
+
+
+def interrupt(
+    balloon: Balloon, call: str, when: Callable[[int], bool], error: BaseException
+) -> bool:
+    """Run a call, and end it at one of its awaits; return whether it came to that."""
+    monitor = monitor_of(balloon)
+
+    async def fail(*_: object) -> object:
+        raise GONE
+
+    def strike(number: int) -> None:
+        if when(number):
+            if error is GONE:  # nothing comes from that process any more
+                monitor.execute = fail  # type: ignore[assignment, method-assign]
+            raise error
+
+    monitor.before_call = strike
+    try:
+        run(CALLS[call](balloon))
+    except (Cancelled, MonitorClosed):
+        return True
+    return False
+
+
+def come_to_rest(machine: Machine) -> int:
+    machine.advance(machine.now + 60 * SECOND)
+    return machine.actual or 0
+
+
+@given(first=calls, second=calls, at=st.integers(1, 400), killed=st.booleans())
+def test_in_the_end_the_guest_has_its_ram(
+    *, first: str, second: str, at: int, killed: bool
+) -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    error = GONE if killed else Cancelled()
+    interrupt(open_balloon(machine, note), first, at.__eq__, error)
+    run(CALLS[second](open_balloon(machine, note)))
+    assert come_to_rest(machine) == RAM
+    assert note.size is None
+
+
+@given(first=calls, second=calls, at=st.integers(1, 400))
+def test_a_guest_on_its_way_back_is_waited_for_although_nothing_is_noted(
+    first: str, second: str, at: int
+) -> None:
+    machine = make_machine(GUEST, memory=RAM)
+    interrupt(open_balloon(machine, None), first, at.__eq__, Cancelled())
+    run(CALLS[second](open_balloon(machine, None)))
+    assert come_to_rest(machine) == RAM
+
+
+# With so much the guest has something to spare; with so little, nothing.
+SOME, NOTHING = 600 * MiB, 250 * MiB
+
+
+def leave_small(machine: Machine, note: Note | None, size: int = NOTHING) -> int:
+    """Kill a process when a guest has no more; return the guest's size at rest."""
+    balloon = open_balloon(machine, note)
+    assert interrupt(balloon, "reclaim", lambda _: (machine.actual or 0) <= size, GONE)
+    return come_to_rest(machine)
+
+
+@pytest.mark.parametrize(("size", "outcome"), [(SOME, "done"), (NOTHING, "refused")])
+def test_who_finds_a_guest_small_and_nothing_noted_says_how_it_leaves_it(
+    size: int, outcome: str
+) -> None:
+    machine = make_machine(GUEST, memory=RAM)
+    size = leave_small(machine, None, size)
+    report = run(open_balloon(machine, None).reclaim(32 * MiB))
+    assert (report.outcome, come_to_rest(machine)) == (outcome, size)
+    left = f"it is left with {format_size(size)}, as it was found, and not all of its"
+    assert f"{left} 1 GiB: `resize 100%`" in report.reason
+
+
+def test_what_is_given_back_is_said() -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    leave_small(machine, note)
+    assert open_balloon(machine, note).read_owed() == RAM
+    report = run(open_balloon(machine, note).reclaim(32 * MiB))
+    assert (
+        "it has 1 GiB again, which a run that was interrupted owed it" in report.reason
+    )
+    assert report.given_back_to == report.before.actual == RAM
+    assert note.size is None
+
+
+def test_a_guest_with_nothing_to_spare_gets_it_back_too() -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    size = leave_small(machine, note)
+    machine.guest.memory.allocate(size - 64 * MiB)
+    run(open_balloon(machine, note).reclaim())
+    assert come_to_rest(machine) == RAM
+
+
+def test_a_plan_moves_nothing() -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    size = leave_small(machine, note)
+    balloon = open_balloon(machine, note)
+    run(balloon.plan_reclaim())
+    assert monitor_of(balloon).targets() == []
+    assert (come_to_rest(machine), note.size) == (size, RAM)
+
+
+@pytest.mark.parametrize("call", ["resize", "set_target", "hold"])
+def test_whoever_decides_anew_owes_nothing(call: str) -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    leave_small(machine, note)
+    balloon = open_balloon(machine, note)
+    match call:
+        case "resize":
+            run(balloon.resize(RAM // 2))
+        case "set_target":
+            run(balloon.set_target(RAM // 2))
+        case _:
+            assert run(balloon.reclaim(hold=True)).given_back_to is None
+    assert note.size is None
+    assert come_to_rest(machine) < RAM
+
+
+def test_the_size_at_the_end_can_be_given() -> None:
+    machine = make_machine(GUEST, memory=RAM)
+    leave_small(machine, None)
+    report = run(open_balloon(machine, None).reclaim(give_back_to=2 * RAM))
+    assert come_to_rest(machine) == RAM == report.given_back_to
+    balloon = open_balloon(machine, None)
+    with pytest.raises(UnsafeTarget, match="is to have 512 MiB at the end, and has 1"):
+        run(balloon.reclaim(give_back_to=RAM // 2))
+    with pytest.raises(ValueError, match="give_back_to and hold"):
+        run(balloon.reclaim(give_back_to=RAM, hold=True))
+    assert monitor_of(balloon).targets() == []
+
+
+def test_what_is_on_its_way_back_is_noted_as_that() -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    balloon = open_balloon(machine, note)
+    assert interrupt(balloon, "reclaim", (60).__eq__, Cancelled())
+    assert note == Note(RAM, is_returning=True)
+
+
+def test_what_cannot_be_noted_is_said_and_stops_nobody(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Note, "note", fail)
+    machine = make_machine(GUEST, memory=RAM)
+    report = run(open_balloon(machine, Note()).reclaim())
+    assert report.outcome == "done"
+    assert "cannot be noted: [Errno 28] No space left" in caplog.text
+
+
+def test_nothing_is_noted_before_something_can_be_taken() -> None:
+    machine, note = make_machine(GuestConfig(driver=False), memory=RAM), Note()
+    with pytest.raises(StatsUnavailable):
+        run(open_balloon(machine, note).reclaim())
+    assert note.size is None
