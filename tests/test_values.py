@@ -120,6 +120,7 @@ VALUES: list[Any] = [
     testing.GuestConfig(claims={"free-memory": 5}),
     testing.MachineConfig(),
     testing.WorkloadStep(5, GiB),
+    testing.FileReads("loop", GiB, MiB),
     lab.FetchProgress("fetching linux", Path("cache"), 10, 0.5),
     *export.SERIES,
 ]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing.faults import NO_FAULTS as NO_FAULTS
     from qmpballoon.testing.faults import FaultPlan as FaultPlan
     from qmpballoon.testing.model.config import SECOND as SECOND
+    from qmpballoon.testing.model.config import FileReads as FileReads
     from qmpballoon.testing.model.config import GuestConfig as GuestConfig
     from qmpballoon.testing.model.config import MachineConfig as MachineConfig
     from qmpballoon.testing.model.config import WorkloadStep as WorkloadStep
@@ -48,7 +49,8 @@ _MODULES = {
     "asyncio_world": ("AsyncioFakeQemu", "simulate_asyncio"),
     "faults": ("NO_FAULTS", "FaultPlan"),
     "model.config": (
-        *("SECOND", "GuestConfig", "MachineConfig", "WorkloadStep", "ramp"),
+        *("SECOND", "FileReads", "GuestConfig", "MachineConfig", "WorkloadStep"),
+        "ramp",
     ),
     "model.machine": ("Machine",),
     "model.monitor": ("Session",),
@@ -69,6 +71,7 @@ __all__ = [
     "AsyncioFakeQemu",
     "FakeQemu",
     "FaultPlan",
+    "FileReads",
     "GuestConfig",
     "Machine",
     "MachineConfig",

@@ -14,11 +14,13 @@ from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing.faults import FaultPlan
 from qmpballoon.testing.model.config import (
     SECOND,
+    FileReads,
     GuestConfig,
     MachineConfig,
     WorkloadStep,
 )
 from qmpballoon.testing.model.machine import Machine
+from qmpballoon.testing.model.memory import PAGE
 from qmpballoon.testing.model.profiles import PROFILES, Profile, profile
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "fault_plans",
+    "file_reads",
     "fleets",
     "guest_stats",
     "guests",
@@ -152,6 +155,27 @@ def workloads(
     )
     steps = st.lists(step, max_size=8)
     return steps.map(lambda found: tuple(sorted(found, key=lambda each: each.at)))
+
+
+def file_reads(
+    largest: int = GiB, until: int = 60 * SECOND
+) -> SearchStrategy[tuple[FileReads, ...]]:
+    """Files that a guest's processes read, for a ``GuestConfig``'s ``files``.
+
+    Args:
+        largest: Most bytes of the files of one kind.
+        until: Latest time at which files begin to be read, in nanoseconds of the
+            guest's clock.
+    """
+    files = st.builds(
+        FileReads,
+        kind=st.sampled_from(["loop", "zipf", "stream"]),
+        size=sizes(PAGE, largest),
+        rate=sizes(PAGE, GiB),
+        begin=st.just(0) | st.integers(0, until),
+        end=st.none() | st.integers(0, until),
+    )
+    return st.lists(files, max_size=3).map(tuple)
 
 
 def _claims() -> SearchStrategy[dict[str, int | None]]:

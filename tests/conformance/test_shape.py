@@ -10,8 +10,15 @@ import trio
 from real import VERSIONS, unavailable, wanted
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import GuestConfig, Machine, MachineConfig, lab, run_world
-from qmpballoon.trio import TrioMonitor, open_monitor
+from qmpballoon.testing import (
+    FileReads,
+    GuestConfig,
+    Machine,
+    MachineConfig,
+    lab,
+    run_world,
+)
+from qmpballoon.trio import TrioMonitor, find_balloon, open_monitor
 
 if TYPE_CHECKING:
     from qmpballoon.testing import FakeQemu
@@ -99,3 +106,68 @@ async def balloon_path(monitor: TrioMonitor) -> str:
     assert isinstance(answer, list)
     (path,) = (d["path"] for d in answer if d["name"] == "virtio-balloon")
     return str(path).removesuffix("/virtio-backend")
+
+
+# What is read again
+
+LOOP = 128 * MiB
+STEP = 12 * MiB
+
+
+async def find_edge(monitor: TrioMonitor) -> int:
+    """Take cache from a guest until it reads what it had there; return the cache."""
+    balloon = await find_balloon(monitor)
+    stats = await balloon.refresh_stats()
+    size = await balloon.actual() - (stats.reclaimable or 0) + LOOP + 6 * STEP
+    async with balloon.sampler() as sampler:
+        quiet = 0
+        for _ in range(20):
+            await balloon.set_target(size)
+            await trio.sleep(0.7)
+            before = await sampler.take()
+            await trio.sleep(0.7)
+            after = await sampler.take()
+            assert before.disk_reads is not None
+            assert after.disk_reads is not None
+            if after.disk_reads > before.disk_reads + STEP:
+                return quiet
+            quiet = after.disk_caches or 0
+            size -= STEP
+    raise AssertionError("it never read again")
+
+
+def check_edge(cache: int) -> None:
+    """Hold the edge to be where the loop, and what cannot be dropped, just fit."""
+    assert LOOP <= cache <= LOOP * 11 // 10 + 2 * STEP
+
+
+def test_the_edge_of_a_simulated_loop() -> None:
+    files = (FileReads("loop", LOOP, rate=256 * MiB),)
+    guest = GuestConfig(used=60 * MiB, cache=320 * MiB, pinned=MiB, files=files)
+    machine = Machine(MachineConfig(memory=512 * MiB, disks=1, guest=guest))
+
+    async def main(fake: FakeQemu) -> None:
+        async with open_monitor(fake.connect()) as monitor:
+            check_edge(await find_edge(monitor))
+
+    run_world(main, machine)
+
+
+@pytest.mark.qemu
+@pytest.mark.conformance
+async def test_the_edge_of_a_real_loop() -> None:
+    version = VERSIONS[0]
+    read = f"dd if=/dev/vda of=/dev/null bs=1M count={LOOP // MiB} 2>/dev/null"
+    try:
+        async with (
+            lab.boot(
+                memory=512 * MiB, cache=320 * MiB, qemu=wanted(version), saved=True
+            ) as guest,
+            open_monitor(guest.socket) as monitor,
+        ):
+            await guest.run(
+                f"(while {read}; do sleep 0.1; done) </dev/null >/dev/null 2>&1 &"
+            )
+            check_edge(await find_edge(monitor))
+    except lab.LabError as error:
+        unavailable(version, error)

@@ -15,6 +15,7 @@ top down:
     objects, qom     QEMU's objects; the tree that they are in
     session          a client of the monitor: negotiation, queue, replies, events
     guest            a Linux guest: its balloon driver and its processes
+    files            what its processes read, and its page cache holds of that
     statistics       what the guest tells of itself
     memory           the guest's memory: free, cache, used, swapped, ballooned
     balloon          the device between guest and QEMU

@@ -14,7 +14,14 @@ from attrs.validators import and_, ge, gt, in_, lt, optional
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SECOND", "GuestConfig", "MachineConfig", "WorkloadStep", "ramp"]
+__all__ = [
+    "SECOND",
+    "FileReads",
+    "GuestConfig",
+    "MachineConfig",
+    "WorkloadStep",
+    "ramp",
+]
 
 SECOND: Final = 1_000_000_000
 """Nanoseconds in a second."""
@@ -65,6 +72,33 @@ def ramp(start: int, stop: int, size: int, steps: int = 16) -> tuple[WorkloadSte
 
 
 @frozen
+class FileReads:
+    """Files that a guest's processes read, from a time on.
+
+    What is in the page cache is read from there, and the rest from the VM's first disk.
+
+    Attributes:
+        kind: ``"loop"``: all of them from beginning to end, again and again.
+            ``"zipf"``: pages at random, the second most wanted half as often as the
+            first, the third a third as often, and so on. ``"stream"``: each page once,
+            as a backup does.
+        size: Bytes of the files; a stream has no end.
+        rate: Bytes a second that the processes read.
+        begin: Nanoseconds of the guest's clock. Files that are read from 0 on are in
+            the cache at the start, as far as it is large enough.
+        end: From then on they are not read; ``None``: it goes on.
+    """
+
+    kind: Literal["loop", "zipf", "stream"] = field(
+        validator=in_(("loop", "zipf", "stream"))
+    )
+    size: int = field(validator=gt(0))
+    rate: int = field(validator=gt(0))
+    begin: int = field(default=0, validator=ge(0))
+    end: int | None = field(default=None, validator=optional(ge(0)))
+
+
+@frozen
 class GuestConfig:
     """What runs in a VM. Sizes in bytes, times in nanoseconds of the guest's clock.
 
@@ -96,6 +130,8 @@ class GuestConfig:
         panic_after: It panics after so long without memory, with a balloon that wants
             more and may not deflate, as Linux 6.1 does; ``None``: it does not panic.
         workload: What its processes do, in order of time.
+        files: Files that they read.
+        disk_rate: Bytes a second that are read from its disks at most.
     """
 
     used: int = field(default=123 << 20, validator=ge(0))
@@ -118,6 +154,8 @@ class GuestConfig:
     extended_stats: bool = True
     panic_after: int | None = field(default=None, validator=optional(ge(0)))
     workload: tuple[WorkloadStep, ...] = ()
+    files: tuple[FileReads, ...] = ()
+    disk_rate: int = field(default=400 << 20, validator=gt(0))
 
 
 def _check_balloon(_: object, __: object, value: str | None) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import define, field, frozen
 
 from qmpballoon.testing.model.config import SECOND
+from qmpballoon.testing.model.files import FileSets
 from qmpballoon.testing.model.memory import PAGE, STEP, Memory
 from qmpballoon.testing.model.statistics import Counters, compute_statistics
 
@@ -38,6 +39,9 @@ _REPORT_AFTER: Final = 2 * SECOND
 
 _READ_BACK_EVERY: Final = SECOND // 10
 """How often swapped memory is read back: fine enough to look continuous."""
+
+_READ_EVERY: Final = SECOND // 10
+"""How often files are read: as fine as memory is swapped in."""
 
 _PRESSURE_BELOW: Final = 64
 """The rate falls when less than one part in so many of RAM is left."""
@@ -101,6 +105,8 @@ class Guest:
     _floor_since: int | None = field(init=False, default=None)
     _report_at: int | None = field(init=False, default=None)
     _read_back_at: int | None = field(init=False, default=None)
+    _files: FileSets = field(init=False)
+    _read_files_at: int | None = field(init=False, default=None)
     _stalls: int = field(init=False, default=0)
     _pace: int = field(init=False, default=1000)
     _frozen_statistics: dict[str, int] | None = field(init=False, default=None)
@@ -108,6 +114,7 @@ class Guest:
     def __attrs_post_init__(self) -> None:
         self._todo = list(self.config.workload)
         self.memory.swap = self.config.swap
+        self._files = FileSets.of(self.config.files, self.config.disk_rate)
         self._draw_pace()
 
     def _draw_pace(self) -> None:
@@ -119,7 +126,9 @@ class Guest:
     def start_booted(self) -> None:
         """Start as a guest that booted long ago, with its driver ready."""
         self._fill_memory(self.config.cache)
+        self._files.fill(self.memory)
         self._ready_at = self.now
+        self._plan_reads()
 
     def boot(self) -> None:
         """Boot, for the first time or again: memory is empty, the counters are 0."""
@@ -128,11 +137,14 @@ class Guest:
         cache = self.config.cache if first else self.config.pinned
         self.memory = Memory(ram, swap=self.config.swap)
         self._fill_memory(cache)
+        if first:
+            self._files.fill(self.memory)
         self.panicked = False
         self.oom_kills = self._stalls = 0
         self._floor_since = None
         self._ready_at = self.now + self.config.boot_time
         self._step_from = max(self._ready_at, self.stalled_until)
+        self._plan_reads()
         self._draw_pace()
 
     def _fill_memory(self, cache: int) -> None:
@@ -176,7 +188,12 @@ class Guest:
         times = [self._todo[0].at] if self._todo else []
         if self._ready_at is not None and self.now < self._ready_at:
             times.append(self._ready_at)
-        others = (self._report_at, self._read_back_at, self._find_panic_time())
+        others = (
+            self._report_at,
+            self._read_back_at,
+            self._read_files_at,
+            self._find_panic_time(),
+        )
         times += [t for t in others if t is not None]
         if steps := self._plan_steps():
             last = self._find_first_step(steps) + (steps.count - 1) * steps.duration
@@ -225,6 +242,8 @@ class Guest:
         if self._read_back_at is not None and self._read_back_at <= self.now:
             self._read_back_at = None
             self.memory.swap_in(self.config.swap_rate // (SECOND // _READ_BACK_EVERY))
+        if self._read_files_at is not None and self._read_files_at <= self.now:
+            self._read_files()
         panic_at = self._find_panic_time()
         if panic_at is not None and panic_at <= self.now:
             self.panicked = True
@@ -338,6 +357,22 @@ class Guest:
         size = min(size, memory.droppable)
         memory.cache -= size
         memory.warm += size
+
+    def _read_files(self) -> None:
+        """Read what processes read in the time until the next reads."""
+        if not self.panicked and self.now >= self.stalled_until:
+            self.read += self._files.read(self.memory, self.now, _READ_EVERY)
+        self._plan_reads(_READ_EVERY)
+
+    def _plan_reads(self, pause: int = 0) -> None:
+        """Plan when files are read next, once it has booted.
+
+        Args:
+            pause: Nanoseconds until then at least.
+        """
+        ready = self._ready_at or 0
+        earliest = max(self.now + pause, ready)
+        self._read_files_at = self._files.find_next_read(earliest)
 
     def _allocate(self, size: int) -> None:
         memory = self.memory
