@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import Phase as Phase
     from qmpballoon.balloon import Plan as Plan
     from qmpballoon.balloon import Progress as Progress
+    from qmpballoon.balloon import ReadRates as ReadRates
     from qmpballoon.balloon import ReclaimOutcome as ReclaimOutcome
     from qmpballoon.balloon import ReclaimReport as ReclaimReport
     from qmpballoon.balloon import ResizeResult as ResizeResult
@@ -124,6 +125,7 @@ _MODULES = {
         "Phase",
         "Plan",
         "Progress",
+        "ReadRates",
         "ReclaimOutcome",
         "ReclaimReport",
         "ResizeResult",
@@ -211,6 +213,7 @@ __all__ = [
     "Progress",
     "ProtocolError",
     "QmpBalloonError",
+    "ReadRates",
     "ReclaimOutcome",
     "ReclaimReport",
     "ResizeResult",

@@ -71,6 +71,7 @@ VALUES: list[Any] = [
     balloon.BalloonInfo(GiB, 2 * GiB, None, {"max_mem": GiB}),
     DIAGNOSIS,
     READS,
+    balloon.ReadRates(0.0, 1.5, None),
     balloon.Guard(headroom=GiB),
     balloon.Guard().compute_limits(GiB),
     balloon.Guard().compute_limits(GiB).pressure,

@@ -11,7 +11,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Final
 
-from attrs import define, evolve, field, frozen
+from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import (
     require_callback,
@@ -21,6 +21,7 @@ from qmpballoon._checks import (
 )
 from qmpballoon.balloon._controller import Controller
 from qmpballoon.balloon._keep import Keeper, keep
+from qmpballoon.balloon._rereads import RereadMeter
 from qmpballoon.balloon._shrink import (
     choose_safe_size,
     follow,
@@ -50,7 +51,13 @@ if TYPE_CHECKING:
     from qmpballoon.balloon._alarms import Alarms
     from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import GuestLimits
-    from qmpballoon.balloon.results import Binding, Phase, ReclaimOutcome, Stage
+    from qmpballoon.balloon.results import (
+        Binding,
+        Phase,
+        ReadRates,
+        ReclaimOutcome,
+        Stage,
+    )
     from qmpballoon.balloon.sampling import Progress, Sampler
     from qmpballoon.balloon.stats import GuestStats
 
@@ -88,6 +95,9 @@ class ReclaimReport:
         timeline: The samples in between; the last one is of ``after``.
         given_back_to: The size that the guest was to have at the end; ``None`` if it
             was not to get its memory back.
+        reads: How fast the VM reads from its disks; ``None`` if it has no disk.
+        reread: Bytes of its page cache that the guest lost and has read again, at most;
+            ``None`` if the VM has no disk. What it reads later is not known.
     """
 
     outcome: ReclaimOutcome
@@ -100,6 +110,8 @@ class ReclaimReport:
     after: Snapshot = field(repr=False)
     timeline: Timeline = field(factory=Timeline, hash=False)
     given_back_to: int | None = None
+    reads: ReadRates | None = None
+    reread: int | None = None
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
@@ -111,6 +123,8 @@ class ReclaimReport:
             "seconds": self.seconds,
             "held": self.held,
             "given_back_to": self.given_back_to,
+            "reads": None if self.reads is None else asdict(self.reads),
+            "reread": self.reread,
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             "timeline": self.timeline.to_json(),
@@ -202,6 +216,8 @@ async def reclaim(
         after=after,
         given_back_to=None if held else run.full,
         timeline=run.timeline,
+        reads=run.rereads.rates,
+        reread=run.rereads.reread,
     )
     _log_end(device, report)
     return report
@@ -389,6 +405,8 @@ class _Run:
         owed: Bytes that it was given back and has not taken yet.
         overridden: Whether it went elsewhere with them.
         timeline: All samples.
+        taken: Whether nothing more is taken from the guest.
+        rereads: Measures what the guest reads again.
     """
 
     device: Device
@@ -407,6 +425,8 @@ class _Run:
     stage: Stage = "inflating"
     keep_until: float = math.inf
     timeline: Timeline = field(factory=Timeline)
+    taken: bool = False
+    rereads: RereadMeter = field(factory=RereadMeter)
 
     @classmethod
     async def begin(
@@ -452,7 +472,9 @@ class _Run:
             self.device.monitor.now(),
             compute_stall_limits(self.limits.max_rate),
         )
-        return await shrink(self.device, sampler, controller, tracker, self._add_sample)
+        end = await shrink(self.device, sampler, controller, tracker, self._add_sample)
+        self.taken = True
+        return end
 
     async def keep(self, sampler: Sampler, alarms: Alarms, seconds: float) -> Ending:
         """Keep what was taken for so many seconds, or until the guest needs it."""
@@ -541,6 +563,7 @@ class _Run:
         self.actual = sample.actual
         self.lowest = min(self.lowest, sample.actual)
         self.timeline.add(sample)
+        self.rereads.observe(sample, taking=not self.taken)
         if self.on_progress is not None:
             self.on_progress(self._describe_progress(sample))
 

@@ -28,6 +28,7 @@ __all__ = [
     "Outcome",
     "Phase",
     "Plan",
+    "ReadRates",
     "ReclaimOutcome",
     "ResizeResult",
     "Stage",
@@ -129,6 +130,23 @@ class DiskReads:
 
     bytes: int
     operations: int
+
+
+@frozen
+class ReadRates:
+    """How fast a VM reads from its disks around a reclaim, in bytes a second.
+
+    Each is ``None`` where there was no time to measure it.
+
+    Attributes:
+        before: At the beginning, while only free memory is taken.
+        during: While the guest's page cache is taken, too.
+        after: From then on, until the reclaim returned.
+    """
+
+    before: float | None
+    during: float | None
+    after: float | None
 
 
 @frozen

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.sampling import Snapshot
 
-__all__ = ["describe_gain", "draw_summary"]
+__all__ = ["describe_gain", "describe_rereads", "draw_summary"]
+
+_SHORT: Final = 0.1  # seconds; the shortest time that is written with its figure
 
 
 def draw_summary(report: ReclaimReport, *, hold: bool) -> list[RenderableType]:
@@ -38,7 +40,9 @@ def draw_summary(report: ReclaimReport, *, hold: bool) -> list[RenderableType]:
         f" {format_size(report.handed_over)} in {report.seconds:.1f} s,"
         f" {end if report.held else 'and given back'}"
     )
-    return ["", table, "", sentence, describe_gain(report)]
+    price = describe_rereads(report)
+    prices = [] if price is None else [price]
+    return ["", table, "", sentence, describe_gain(report), *prices]
 
 
 def describe_gain(report: ReclaimReport) -> str:
@@ -58,6 +62,28 @@ def describe_gain(report: ReclaimReport) -> str:
         f"{share}, and QEMU's resident memory by {freed / lost:.0%} of that: the host"
         f" has {format_size(freed)} more."
     )
+
+
+def describe_rereads(report: ReclaimReport) -> str | None:
+    """Say what the guest had to read again from its disks; ``None`` if not known."""
+    if report.reread is None:
+        return None
+    if report.reread == 0:
+        return "Until now the guest read nothing again from its disks."
+    size = format_size(report.reread)
+    return f"The guest had to read up to {size} again from its disks{_compare(report)}."
+
+
+def _compare(report: ReclaimReport) -> str:
+    """Compare what was read again with how fast the guest gave memory."""
+    lowest = min((sample.actual for sample in report.timeline), default=0)
+    times = [sample.t for sample in report.timeline if sample.actual == lowest]
+    if not report.reread or not report.handed_over or not times or times[0] <= 0:
+        return ""
+    seconds = report.reread * times[0] / report.handed_over
+    if seconds < _SHORT:
+        return ": less than it gave in a tenth of a second"
+    return f": as much as it gave in {seconds:.1f} s"
 
 
 def _list_figures(seen: Snapshot) -> dict[str, int | None]:

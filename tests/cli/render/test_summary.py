@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from qmpballoon.balloon import ReclaimReport
-from qmpballoon.balloon.sampling import Snapshot
+from qmpballoon.balloon.sampling import Sample, Snapshot, Timeline
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.cli.render.summary import describe_gain
+from qmpballoon.cli.render.summary import describe_gain, describe_rereads
 from qmpballoon.sizes import MiB
+
+PRICE = "The guest had to read up to"
+LESS = "less than it gave in a tenth of a second"
 
 
 def seen(cache: int, resident: int | None) -> Snapshot:
@@ -40,3 +43,34 @@ def test_it_is_said_as_it_is(after: Snapshot, words: str) -> None:
     )
     assert words in describe_gain(report)
     assert "-" not in describe_gain(report)
+
+
+@pytest.mark.parametrize(
+    ("reread", "words"),
+    [
+        (None, None),
+        (0, "Until now the guest read nothing again from its disks."),
+        (
+            50 * MiB,
+            f"{PRICE} 50 MiB again from its disks: as much as it gave in 0.4 s.",
+        ),
+        (MiB, f"{PRICE} 1 MiB again from its disks: {LESS}."),
+    ],
+)
+def test_the_price_is_said_in_words(reread: int | None, words: str | None) -> None:
+    timeline = Timeline()
+    for seconds, size in ((0.0, 600), (2.0, 350), (3.0, 600)):
+        timeline.add(Sample(seconds, None, size * MiB))
+    report = ReclaimReport(
+        outcome="done",
+        reason="",
+        requested=250 * MiB,
+        handed_over=250 * MiB,
+        seconds=3.0,
+        held=False,
+        before=seen(200, 500),
+        after=seen(50, 300),
+        timeline=timeline,
+        reread=reread,
+    )
+    assert describe_rereads(report) == words
