@@ -17,13 +17,9 @@ from qmpballoon import MiB, QmpBalloonError, format_size
 from qmpballoon.blocking import open_balloon, stay_connected
 
 if TYPE_CHECKING:
-    from qmpballoon import Progress
+    from qmpballoon.blocking import BlockingBalloon
 
 AMOUNT = 256 * MiB  # from each VM, in its turn
-
-
-class Stopped(Exception):
-    """The program ends."""
 
 
 class Turns:
@@ -34,11 +30,6 @@ class Turns:
         self._turn = threading.Lock()
         self._seconds = seconds
         self._rounds = rounds
-
-    def check(self, _: Progress) -> None:
-        """End a call of the balloon, if the program ends; it gives the memory back."""
-        if self.stop.is_set():
-            raise Stopped
 
     def serve(self, socket: str) -> None:
         """Let one VM take its turns; return when the program ends."""
@@ -53,17 +44,20 @@ class Turns:
             try:
                 with connection as balloon:
                     for _ in range(self._rounds):
-                        with self._turn:
-                            report = balloon.keep(
-                                AMOUNT, seconds=self._seconds, on_progress=self.check
-                            )
-                        print(f"{socket} gave {format_size(report.handed_over)}")
+                        self._give(socket, balloon)
             except QmpBalloonError as error:
                 print(error)
-            except Stopped:
-                return
             else:
                 return
+
+    def _give(self, socket: str, balloon: BlockingBalloon) -> None:
+        """Let a VM give memory in its turn; the end of the program ends that."""
+        with self._turn:
+            if not self.stop.is_set():
+                report = balloon.keep(
+                    AMOUNT, seconds=self._seconds, until=self.stop.is_set
+                )
+                print(f"{socket} gave {format_size(report.handed_over)}")
 
 
 def run(sockets: list[str], turns: Turns) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.sampling import Sample, Sampler
     from qmpballoon.balloon.stats import GuestStats
+    from qmpballoon.monitor import Monitor
 
 __all__ = ["Keeper", "keep"]
 
@@ -34,6 +35,9 @@ _SHORTEST: Final = 0.02  # seconds between two samples of a guest with little le
 _LONGEST: Final = 1.0  # and of one with plenty
 # And of one under memory pressure, which may become critical, or end.
 _UNDER_PRESSURE: Final = 0.25
+# Seconds between two questions whether the keeping is to end: people who have asked for
+# that wait for it, and an answer costs the guest nothing.
+_ASK_EVERY: Final = 0.1
 
 
 class Keeper:
@@ -108,6 +112,8 @@ async def keep(
     keeper: Keeper,
     seconds: float,
     on_sample: Callable[[Sample], None],
+    *,
+    until: Callable[[], bool] | None = None,
 ) -> str:
     """Watch the guest until it is to have everything back.
 
@@ -117,6 +123,7 @@ async def keep(
         keeper: Judges the samples.
         seconds: The longest time to keep the memory.
         on_sample: Called with each sample.
+        until: Tells whether the keeping is to end.
 
     Returns:
         Why the guest is to have everything back.
@@ -127,6 +134,8 @@ async def keep(
     mark: str | None = KEPT
     began = monitor.now()
     while (left := began + seconds - monitor.now()) > 0:
+        if until is not None and until():
+            return f"kept for {monitor.now() - began:.0f} s, until it was to end"
         sample = await sampler.take(mark)
         mark = None
         on_sample(sample)
@@ -140,5 +149,17 @@ async def keep(
             device.log(logging.INFO, f"the guest gets {lacks} back while it is kept")
             await device.send_target(keeper.target)
             mark = "gives back"
-        await monitor.sleep(min(keeper.choose_pause(sample.available), left))
+        await _pause(monitor, min(keeper.choose_pause(sample.available), left), until)
     return f"kept for {seconds:.0f} s, as long as it was to be"
+
+
+async def _pause(
+    monitor: Monitor, seconds: float, until: Callable[[], bool] | None
+) -> None:
+    """Wait for some seconds, or until the keeping is to end."""
+    if until is None:
+        await monitor.sleep(seconds)
+        return
+    end = monitor.now() + seconds
+    while (left := end - monitor.now()) > 0 and not until():
+        await monitor.sleep(min(left, _ASK_EVERY))

@@ -144,12 +144,14 @@ async def reclaim(
     *,
     hold: bool,
     keep_for: float | None = None,
+    until: Callable[[], bool] | None = None,
     give_back_to: int | None = None,
     on_progress: Callable[[Progress], None] | None,
 ) -> ReclaimReport:
     """Take what the guest can spare; see :meth:`Balloon.reclaim` and ``keep``."""
     if keep_for is not None:
         require_seconds(keep_for, "seconds")
+    require_callback(until, "until")
     require_callback(on_progress, "on_progress")
     if give_back_to is not None:
         require_size(give_back_to, "give_back_to", minimum=1)
@@ -185,12 +187,12 @@ async def reclaim(
     device.note_owed(run.full)
     try:
         async with open_sampler(device) as sampler:
-            end = await run.take(sampler, controller)
+            end = await run.take(sampler, controller, until)
             # What is held is not watched: with anything wrong it is given back.
             stopped_early = end.kind == "trouble" or (hold and end.alarm is not None)
             held = hold and not stopped_early
             if keep_for is not None and not stopped_early:
-                end = await run.keep(sampler, controller.alarms, keep_for)
+                end = await run.keep(sampler, controller.alarms, keep_for, until)
             if held:
                 await run.hold(sampler, end)
             else:
@@ -464,27 +466,42 @@ class _Run:
         bottom = 0 if amount is None else start - amount
         return Controller(self.limits, start, bottom, self.before.stats)
 
-    async def take(self, sampler: Sampler, controller: Controller) -> Ending:
-        """Inflate as far as the controller allows."""
+    async def take(
+        self,
+        sampler: Sampler,
+        controller: Controller,
+        until: Callable[[], bool] | None,
+    ) -> Ending:
+        """Inflate as far as the controller allows, or until it is to end."""
         self.tracker = tracker = Tracker(
             controller.bottom,
             self.before.actual,
             self.device.monitor.now(),
             compute_stall_limits(self.limits.max_rate),
         )
-        end = await shrink(self.device, sampler, controller, tracker, self._add_sample)
+        end = await shrink(
+            self.device, sampler, controller, tracker, self._add_sample, until=until
+        )
         self.taken = True
         return end
 
-    async def keep(self, sampler: Sampler, alarms: Alarms, seconds: float) -> Ending:
-        """Keep what was taken for so many seconds, or until the guest needs it."""
+    async def keep(
+        self,
+        sampler: Sampler,
+        alarms: Alarms,
+        seconds: float,
+        until: Callable[[], bool] | None,
+    ) -> Ending:
+        """Keep what was taken, until the guest needs it or the keeping is to end."""
         device, now = self.device, self.device.monitor.now()
         self.stage, self.goal, self.keep_until = "keeping", self.actual, now + seconds
         self.tracker = Tracker(self.actual, self.actual, now)
         await device.send_target(self.actual)
         alarms.begin_anew(sampler.stats)
         keeper = Keeper(self.limits, self.full, self.actual, alarms)
-        why = await keep(device, sampler, keeper, seconds, self._add_sample)
+        why = await keep(
+            device, sampler, keeper, seconds, self._add_sample, until=until
+        )
         return Ending("given-back", why)
 
     async def hold(self, sampler: Sampler, end: Ending) -> None:

@@ -63,6 +63,7 @@ async def shrink(
     *,
     timeout: float = math.inf,
     persist: bool = False,
+    until: Callable[[], bool] | None = None,
 ) -> Ending:
     """Inflate the balloon as far as the controller allows.
 
@@ -79,6 +80,7 @@ async def shrink(
         persist: In trouble, give memory back and go on, until the tracker says that
             the balloon has stalled. By default trouble ends the call, and the caller
             gives the memory back.
+        until: Tells at each sample whether the time is over, whatever the timeout.
 
     Returns:
         How it ended.
@@ -96,6 +98,8 @@ async def shrink(
         on_sample(sample, phase)
         if phase == "reached":
             return Ending("reached")
+        if until is not None and until():
+            break
         decision = controller.decide(
             sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
         )

@@ -258,6 +258,7 @@ class Balloon(Device[M_co]):
         *,
         guard: Guard | None = None,
         seconds: float = math.inf,
+        until: Callable[[], bool] | None = None,
         give_back_to: int | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> ReclaimReport:
@@ -266,15 +267,18 @@ class Balloon(Device[M_co]):
         After a reclaim the guest stays watched: from once a second to 50 times, by how
         much it has available. If it falls under three quarters of its headroom it gets
         what it lacks. It gets everything, and this returns, if it falls under half of
-        the headroom, has a process killed, or falls silent, or when the time is over.
-        To have the memory given back at any moment, run this in a task of its own and
-        cancel it.
+        the headroom, has a process killed, or falls silent, when the time is over, or
+        when ``until`` says so. Cancelling it gives the memory back, too, but waits for
+        nothing and returns no report.
 
         Args:
             amount: As for :meth:`reclaim`.
             guard: As for :meth:`reclaim`. The larger the headroom, the less often the
                 guest has to be watched.
             seconds: The longest time to keep the memory.
+            until: Called several times a second, from the beginning; no coroutine. When
+                it returns true, nothing more is taken and the memory is given back. An
+                event's ``is_set`` serves.
             give_back_to: As for :meth:`reclaim`.
             on_progress: As for :meth:`resize`.
 
@@ -297,6 +301,7 @@ class Balloon(Device[M_co]):
                 guard,
                 hold=False,
                 keep_for=seconds,
+                until=until,
                 give_back_to=give_back_to,
                 on_progress=on_progress,
             )

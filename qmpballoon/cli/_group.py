@@ -66,7 +66,8 @@ class _LazyGroup(click.Group):
     " libvirt manages. Sizes are like 2G, 512MiB"
     " or 50%. Exit status: 0 done, 1 unexpected, 2 wrong usage, 3 the balloon did not"
     " reach its target, 4 the monitor cannot be reached or is busy, 5 no balloon device"
-    " or no answer from the guest, 6 refused as unsafe, 129, 130 or 143 interrupted.",
+    " or no answer from the guest, 6 refused as unsafe, 129, 130 or 143 interrupted in"
+    " the middle.",
 )
 @click.version_option(qmpballoon.__version__, message="%(prog)s %(version)s")
 def command_line() -> None:

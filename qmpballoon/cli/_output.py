@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from qmpballoon._printable import make_printable, make_value_printable
@@ -26,7 +26,7 @@ from qmpballoon.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
     from rich.console import Console, RenderableType
 
@@ -39,6 +39,7 @@ __all__ = [
     "Interrupted",
     "check_output",
     "draw",
+    "end_normally",
     "explain_unwritable",
     "fail",
     "is_idle",
@@ -77,6 +78,20 @@ class Interrupted(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
         self.number = number
+
+
+@contextmanager
+def end_normally() -> Generator[None]:
+    """Let a signal end the block as if the block had ended by itself.
+
+    For subcommands that go on until somebody ends them. A reader who has gone still
+    ends them as usual.
+    """
+    try:
+        yield
+    except Interrupted as interrupted:
+        if interrupted.number == signal.SIGPIPE:
+            raise
 
 
 def say(text: str) -> None:

@@ -2,8 +2,8 @@
 
 SIGINT, SIGTERM and SIGHUP (the terminal was closed) cancel the subcommand. So every
 ``finally`` of the library runs, and gives back what was taken from a guest, before the
-process exits. A second signal changes nothing: the cleaning up has deadlines of its
-own, a few seconds each.
+process exits. Another signal changes nothing: the cleaning up has deadlines of its
+own, a few seconds each. A subcommand that can end by itself is asked to first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ _T = TypeVar("_T")
 _QUERY_TIMEOUT: Final = 3.0  # seconds; the user waits for the process to end
 
 
-def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> _T:
+def run(
+    main: Callable[[], Awaitable[_T]],
+    *,
+    outlives_reader: bool = False,
+    ask_to_end: Callable[[], bool] = lambda: False,
+) -> _T:
     """Run a coroutine function and return what it returns.
 
     Meanwhile threads write what it prints, so that it waits for no reader.
@@ -45,6 +50,8 @@ def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> 
         main: The coroutine function.
         outlives_reader: Go on when standard output cannot be written any more. That
             becomes an error only in the end.
+        ask_to_end: Called when a signal comes. If it returns true, the coroutine ends
+            by itself, and only the next signal cancels it.
 
     Raises:
         _output.Interrupted: A signal came, and the coroutine was cancelled; or the
@@ -56,7 +63,7 @@ def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> 
     try:
         with open_writers(is_strict=not outlives_reader) as written:
             try:
-                return trio.run(_run_until_signal, main, written)
+                return trio.run(_run_until_signal, main, written, ask_to_end)
             except _output.Interrupted:
                 if written and written.error and outlives_reader:
                     # The writer says what was lost; it is no success.
@@ -69,7 +76,9 @@ def run(main: Callable[[], Awaitable[_T]], *, outlives_reader: bool = False) -> 
 
 
 async def _run_until_signal(
-    main: Callable[[], Awaitable[_T]], written: BackgroundWriter[bytes] | None
+    main: Callable[[], Awaitable[_T]],
+    written: BackgroundWriter[bytes] | None,
+    ask_to_end: Callable[[], bool],
 ) -> _T:
     received: list[int] = []
     scope = trio.CancelScope()
@@ -80,7 +89,11 @@ async def _run_until_signal(
         )
 
     async def watch(signals: AsyncIterator[int]) -> None:
+        asked = False
         async for number in signals:
+            if not asked and ask_to_end():
+                asked = True
+                continue
             received.append(number)
             scope.cancel()
 

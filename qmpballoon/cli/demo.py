@@ -101,9 +101,8 @@ def demo(
             return kind, title, await reclaim_and_show(balloon, title, quiet=as_json)
 
     kind, title, seen = run(main)
-    if as_json:
-        _output.print_json({**seen.to_json(), "guest": asdict(kind)})
-    return conclude(seen, title, report, quiet=as_json)
+    document = {**seen.to_json(), "guest": asdict(kind)} if as_json else None
+    return conclude(seen, title, report, document=document)
 
 
 @asynccontextmanager

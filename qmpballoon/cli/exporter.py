@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import click
@@ -82,6 +81,5 @@ def exporter(
                     note_changes(memory.read(supervisor.held, supervisor.promised))
                     await trio.sleep(period)
 
-    # An interruption is the normal end.
-    with contextlib.suppress(_output.Interrupted):
+    with _output.end_normally():
         supervise(vms, users, period, main, outlives_reader=True)

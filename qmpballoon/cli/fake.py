@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import random
@@ -98,8 +97,7 @@ def fake(socket: str, **options: Any) -> None:  # noqa: ANN401 - one each, from 
     """
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
-    # An interruption is the normal end.
-    with contextlib.suppress(_output.Interrupted):
+    with _output.end_normally():
         run(lambda: _serve(socket, **options))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -101,12 +100,8 @@ def status(
             host = memory.read(supervisor.held, supervisor.promised)
             _note_uncertain(host, memory, supervisor)
 
-    try:
+    with _output.end_normally() if watch else contextlib.nullcontext():
         supervise(vms, users, 1.0 if watch else _QUICK, main)
-    except _output.Interrupted as interrupted:
-        # Ctrl-C is the normal end of watching, and a reader that left is not.
-        if not watch or interrupted.number == signal.SIGPIPE:
-            raise
 
 
 def _show(
@@ -300,8 +295,7 @@ def run(
         await carry_out(supervisor, plan)
         return _conclude(plan, supervisor.list_views())
 
-    # An interruption is the normal end of the loop.
-    with contextlib.nullcontext() if once else contextlib.suppress(_output.Interrupted):
+    with contextlib.nullcontext() if once else _output.end_normally():
         outcome: int = supervise(vms, users, period, main, outlives_reader=not once)
         return outcome
     return _output.DONE

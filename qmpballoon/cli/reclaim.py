@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 import click
-from attrs import asdict, frozen
+from attrs import asdict, define, frozen
 
 from qmpballoon import export
 from qmpballoon.balloon.guard import Guard
@@ -29,6 +29,7 @@ from qmpballoon.cli._options import (
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from qmpballoon.address import Vm
@@ -62,6 +63,30 @@ class _Request:
     def resolve_end(self, total: int | None) -> int | None:
         """Return the bytes that the guest is to have at the end, if they are given."""
         return None if self.to is None else self.to.resolve(total)
+
+
+@define
+class _Keeping:
+    """How long what was taken is kept.
+
+    Attributes:
+        seconds: The longest time.
+        has_begun: Whether there is something to give back.
+        end_wanted: Whether a signal has asked for the end.
+    """
+
+    seconds: float
+    has_begun: bool = False
+    end_wanted: bool = False
+
+    def ask_to_end(self) -> bool:
+        """Have what was taken given back; return whether that will be done."""
+        self.end_wanted = True
+        return self.has_begun
+
+    def is_to_end(self) -> bool:
+        """Tell whether what was taken is to be given back."""
+        return self.end_wanted
 
 
 @click.command()
@@ -148,7 +173,7 @@ def reclaim(
         raise click.UsageError("--for says how long to keep it: add --keep")
     if dry_run and report:
         raise click.UsageError("a dry run has nothing to report: leave --report out")
-    keep_for = (math.inf if seconds is None else seconds) if keep else None
+    keeping = _Keeping(math.inf if seconds is None else seconds) if keep else None
     request = _Request(
         amount=amount or amount_option,
         guard=RelativeGuard(headroom=headroom, floor=floor, max_rate=max_rate),
@@ -164,13 +189,13 @@ def reclaim(
             connect_timeout,
             request,
             hold=hold,
-            keep_for=keep_for,
+            keeping=keeping,
             quiet=as_json,
-        )
+        ),
+        ask_to_end=keeping.ask_to_end if keeping else lambda: False,
     )
-    if as_json:
-        _output.print_json(seen.to_json())
-    return conclude(seen, title, report, hold=hold, quiet=as_json)
+    document = seen.to_json() if as_json else None
+    return conclude(seen, title, report, hold=hold, document=document)
 
 
 # A dry run
@@ -200,7 +225,7 @@ async def _reclaim(
     request: _Request,
     *,
     hold: bool,
-    keep_for: float | None,
+    keeping: _Keeping | None,
     quiet: bool,
 ) -> tuple[str, ReclaimReport]:
     """Connect, and reclaim; return a title and the report."""
@@ -217,7 +242,7 @@ async def _reclaim(
             amount,
             guard,
             hold=hold,
-            keep_for=keep_for,
+            keeping=keeping,
             give_back_to=request.resolve_end(total),
             quiet=quiet,
         )
@@ -230,7 +255,7 @@ async def reclaim_and_show(
     guard: Guard | None = None,
     *,
     hold: bool = False,
-    keep_for: float | None = None,
+    keeping: _Keeping | None = None,
     give_back_to: int | None = None,
     quiet: bool,
 ) -> ReclaimReport:
@@ -242,7 +267,7 @@ async def reclaim_and_show(
         amount: Bytes to take at most.
         guard: What the guest must keep.
         hold: Leave the guest at the smaller size.
-        keep_for: Seconds to keep the memory and watch the guest; ``None``: do not.
+        keeping: For how long to keep the memory and watch the guest; ``None``: do not.
         give_back_to: Bytes that the guest is to have at the end.
         quiet: Show nothing.
     """
@@ -252,14 +277,17 @@ async def reclaim_and_show(
         with nullcontext() if quiet else show_timeline(title) as show_sample:
 
             def show(progress: Progress) -> None:
+                if keeping is not None:
+                    keeping.has_begun = True
                 if show_sample is not None:
                     show_sample(progress.sample)
 
-            if keep_for is not None:
+            if keeping is not None:
                 return await balloon.keep(
                     amount,
                     guard=guard,
-                    seconds=keep_for,
+                    seconds=keeping.seconds,
+                    until=keeping.is_to_end,
                     give_back_to=give_back_to,
                     on_progress=show,
                 )
@@ -290,28 +318,39 @@ def conclude(
     report: Path | None,
     *,
     hold: bool = False,
-    quiet: bool,
+    document: Mapping[str, object] | None,
 ) -> int:
-    """Print a reclaim's summary, write its report, and return the exit status.
+    """Write a reclaim's report, print its summary, and return the exit status.
+
+    The file comes first: the terminal may be closed already. A file that cannot be
+    written does not cost the summary.
 
     Args:
         seen: The reclaim's report.
         title: The chart's heading.
         report: The file to write.
         hold: Whether the memory was to be held.
-        quiet: Print no summary.
+        document: Printed as JSON in place of the summary.
     """
-    if not quiet and seen.outcome != "refused":
-        from rich.console import Console  # noqa: PLC0415 - loads rich
-
-        from qmpballoon.cli.render.summary import draw_summary  # noqa: PLC0415 - rich
-
-        _output.draw(Console(highlight=False), *draw_summary(seen, hold=hold))
-    if report:
-        export.save(report, seen.timeline, title=title, document=seen.to_json())
+    try:
+        if report:
+            export.save(report, seen.timeline, title=title, document=seen.to_json())
+    finally:
+        if document is not None:
+            _output.print_json(document)
+        elif seen.outcome != "refused":
+            _print_summary(seen, hold=hold)
     if seen.outcome != "done":
         _output.note(f"{seen.outcome}: {seen.reason}")
     elif seen.held and not hold:
         _output.note(f"not all of it was given back: {seen.reason}")
         return _output.NOT_REACHED
     return _STATUS[seen.outcome]
+
+
+def _print_summary(seen: ReclaimReport, *, hold: bool) -> None:
+    from rich.console import Console  # noqa: PLC0415 - loads rich
+
+    from qmpballoon.cli.render.summary import draw_summary  # noqa: PLC0415 - rich
+
+    _output.draw(Console(highlight=False), *draw_summary(seen, hold=hold))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -90,7 +90,8 @@ def watch(
                     shows.append(stack.enter_context(show_timeline(f"Watching {name}")))
                 await _watch(balloon, interval, count, shows)
 
-    run(main)
+    with nullcontext() if count else _output.end_normally():
+        run(main)
 
 
 @contextmanager

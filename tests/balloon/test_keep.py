@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -52,6 +53,38 @@ def test_a_quiet_guest_is_kept_small_for_as_long_as_wanted() -> None:
     assert max(small) - min(small) < MiB
     assert report.after.actual == 2 * GiB == told(machine)
     assert machine.guest.oom_kills == 0
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["taking", "keeping"])
+def test_it_can_be_told_to_end(*, kept: bool) -> None:
+    machine = make_machine(memory=2 * GiB)
+    seen: list[Progress] = []
+
+    def is_to_end() -> bool:
+        if kept:
+            return bool(seen) and seen[-1].seconds > 20
+        return bool(seen) and seen[-1].actual < 2 * GiB
+
+    report = keep(machine, until=is_to_end, on_progress=seen.append)
+    assert (report.outcome, report.held) == ("done", False)
+    assert "until it was to end" in report.reason
+    assert report.handed_over > 0
+    assert report.after.actual == 2 * GiB == told(machine)
+    assert ("keeping" in {each.stage for each in seen}) == kept
+
+
+def test_who_tells_it_to_end_does_not_wait() -> None:
+    machine = make_machine(memory=2 * GiB)
+    balloon = make_balloon(machine)
+    asked: list[float] = []
+
+    def is_to_end() -> bool:
+        asked.append(balloon.monitor.now())
+        return len(asked) > 1 and asked[-1] - asked[0] > 60
+
+    run(balloon.keep(until=is_to_end))
+    pauses = [later - earlier for earlier, later in pairwise(asked)]
+    assert max(pauses) < 0.6
 
 
 def test_a_burst_ends_it_and_gets_its_memory() -> None:

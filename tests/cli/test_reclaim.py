@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from attrs import evolve
-from command import PROGRAM, actual, line_of, object_of, run, serve, start, until
+from command import (
+    FAST,
+    PROGRAM,
+    actual,
+    line_of,
+    object_of,
+    run,
+    serve,
+    start,
+    until,
+)
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep
@@ -136,6 +146,75 @@ async def test_an_interrupted_reclaim_gives_back(
         assert await command.process.wait() == 128 + number
         assert "its memory back" in await command.said()
         await until(lambda: actual(fake) == fake.machine.config.memory)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+async def test_a_signal_ends_keeping_with_all_that_is_said_at_its_end(
+    socket_path: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    report = tmp_path / "report.json"
+    keep = ("reclaim", socket_path, "512M", "--keep", "--report", report)
+    async with serve(socket_path) as fake, start(*keep) as command:
+        shown = ""
+        while "keeping: " not in shown:
+            shown += (await command.stdout.receive_some()).decode()
+        command.process.send_signal(number)
+        with trio.fail_after(30):
+            shown += b"".join([chunk async for chunk in command.stdout]).decode()
+            assert await command.process.wait() == 0
+        assert await command.said() == ""
+        assert actual(fake) == fake.machine.config.memory
+    assert "given back" in shown
+    assert "host: QEMU resident" in shown
+    seen = json.loads(report.read_text())
+    assert (seen["outcome"], seen["handed_over"]) == ("done", 512 * MiB)
+    assert "until it was to end" in seen["reason"]
+
+
+async def test_a_signal_while_memory_is_taken_ends_keeping_too(
+    socket_path: Path,
+) -> None:
+    keep = ("reclaim", socket_path, "--keep", "--max-rate", "100M", "--json")
+    async with serve(socket_path) as fake, start(*keep) as command:
+        await until(lambda: actual(fake) < fake.machine.config.memory)
+        command.process.send_signal(signal.SIGTERM)
+        with trio.fail_after(30):
+            shown = b"".join([chunk async for chunk in command.stdout]).decode()
+            assert await command.process.wait() == 0
+        assert actual(fake) == fake.machine.config.memory
+    assert json.loads(shown)["outcome"] == "done"
+
+
+async def test_the_next_signal_does_not_wait_for_the_guest(socket_path: Path) -> None:
+    slow = evolve(FAST, deflate_rate=MiB)
+    keep = ("reclaim", socket_path, "512M", "--keep", "--json")
+    async with serve(socket_path, guest=slow) as fake, start(*keep) as command:
+        memory = fake.machine.config.memory
+        await until(lambda: actual(fake) == memory - 512 * MiB)
+        device = fake.machine.device
+        assert device is not None
+        command.process.send_signal(signal.SIGINT)
+        await until(lambda: device.asked == 0)
+        command.process.send_signal(signal.SIGINT)
+        with trio.fail_after(30):
+            assert await command.process.wait() == 128 + signal.SIGINT
+        assert "is given its memory back" in await command.said()
+
+
+async def test_a_report_that_cannot_be_written_does_not_cost_the_summary(
+    socket_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    slowly = ("reclaim", socket_path, "512M", "--max-rate", "1G")
+    report = folder / "report.json"
+    async with serve(socket_path), start(*slowly, "--report", report) as command:
+        shown = (await command.stdout.receive_some()).decode()
+        folder.rmdir()
+        shown += b"".join([chunk async for chunk in command.stdout]).decode()
+        assert await command.process.wait() == 1
+        assert "report.json" in await command.said()
+    assert "and given back" in shown
 
 
 async def test_a_reclaim_under_nohup_goes_on(socket_path: Path) -> None:

@@ -48,5 +48,15 @@ async def test_an_interrupted_watch_just_ends(socket_path: Path) -> None:
     async with serve(socket_path), start("watch", socket_path) as command:
         await command.stdout.receive_some()
         command.process.send_signal(signal.SIGINT)
-        assert await command.process.wait() == 128 + signal.SIGINT
+        assert await command.process.wait() == 0
         assert await command.said() == ""
+
+
+async def test_one_that_is_to_take_more_samples_is_interrupted(
+    socket_path: Path,
+) -> None:
+    counted = ("watch", socket_path, "--count", "1000000")
+    async with serve(socket_path), start(*counted) as command:
+        await command.stdout.receive_some()
+        command.process.send_signal(signal.SIGINT)
+        assert await command.process.wait() == 128 + signal.SIGINT
