@@ -65,10 +65,11 @@ def test_it_can_be_told_to_end(*, kept: bool) -> None:
             return bool(seen) and seen[-1].seconds > 20
         return bool(seen) and seen[-1].actual < 2 * GiB
 
-    report = keep(machine, until=is_to_end, on_progress=seen.append)
+    report = keep(machine, seconds=90, until=is_to_end, on_progress=seen.append)
     assert (report.outcome, report.held) == ("done", False)
     assert "until it was to end" in report.reason
     assert report.handed_over > 0
+    assert (report.handed_over < report.requested // 2) == (not kept)
     assert report.after.actual == 2 * GiB == told(machine)
     assert ("keeping" in {each.stage for each in seen}) == kept
 
@@ -82,7 +83,7 @@ def test_who_tells_it_to_end_does_not_wait() -> None:
         asked.append(balloon.monitor.now())
         return len(asked) > 1 and asked[-1] - asked[0] > 60
 
-    run(balloon.keep(until=is_to_end))
+    run(balloon.keep(seconds=90, until=is_to_end))
     pauses = [later - earlier for earlier, later in pairwise(asked)]
     assert max(pauses) < 0.6
 
