@@ -1,7 +1,8 @@
 """Move memory among VMs, in threads: one VM after the other gives some for a while.
 
 Each VM has a thread, which connects again if its QEMU goes away and comes back. Ctrl-C
-and SIGTERM end all of them, and every guest has its full size again.
+and SIGTERM end all of them, and every guest has its full size again. After SIGKILL, the
+next run gives back what this one owes.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ class Turns:
                 return
             try:
                 with connection as balloon:
+                    # By a run that was killed, or by this one before QEMU hung up.
+                    if (owed := balloon.read_owed()) is not None:
+                        balloon.resize(owed, on_stall="settle")
                     for _ in range(self._rounds):
                         self._give(socket, balloon)
             except QmpBalloonError as error:
