@@ -22,15 +22,22 @@ from qmpballoon.fleet.sources import make_source
 from qmpballoon.fleet.vm_spec import VmSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Iterable
 
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.host_memory import HostMemory
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.fleet.vm import VmView
 
-__all__ = ["make_change_notes", "note_found", "open_metrics", "supervise"]
+__all__ = [
+    "choose_status",
+    "make_change_notes",
+    "note_found",
+    "open_metrics",
+    "supervise",
+]
 
 
 def supervise(
@@ -104,6 +111,17 @@ def note_found(supervisor: Supervisor) -> None:
     _output.note(*describe_refused(supervisor.list_refused()))
     if not supervisor.list_views():
         _output.note("there are no VMs: name their sockets, like '/run/vms/*.qmp'")
+
+
+def choose_status(views: Iterable[VmView], otherwise: int = _output.DONE) -> int:
+    """Return the exit status: there may be VMs, and none of them be reached.
+
+    Args:
+        views: All VMs.
+        otherwise: The status if some VM is reached, or if there is none at all.
+    """
+    reached = [view.is_reached for view in views]
+    return _output.NO_MONITOR if reached and not any(reached) else otherwise
 
 
 def make_change_notes(

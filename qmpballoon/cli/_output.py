@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DONE",
     "NOT_REACHED",
+    "NO_MONITOR",
     "REFUSED",
     "UNEXPECTED",
     "USAGE",

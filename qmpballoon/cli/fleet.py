@@ -21,6 +21,7 @@ from qmpballoon.cli._fleet_options import (
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
+    choose_status,
     make_change_notes,
     note_found,
     open_metrics,
@@ -88,10 +89,10 @@ def status(
     rules: Rules,
     timeout: float,
     as_json: bool,
-) -> None:
+) -> int:
     """Show the host, and the state and memory of each VM."""
 
-    async def main(supervisor: Supervisor) -> None:
+    async def main(supervisor: Supervisor) -> int:
         if watch:
             await _watch(supervisor, memory, rules, sort, as_json=as_json)
         else:
@@ -99,9 +100,12 @@ def status(
             _show(supervisor, memory, rules, sort, as_json=as_json)
             host = memory.read(supervisor.held, supervisor.promised)
             _note_uncertain(host, memory, supervisor)
+        return choose_status(supervisor.list_views())
 
     with _output.end_normally() if watch else contextlib.nullcontext():
-        supervise(vms, users, 1.0 if watch else _QUICK, main)
+        seen: int = supervise(vms, users, 1.0 if watch else _QUICK, main)
+        return seen
+    return _output.DONE
 
 
 def _show(
@@ -191,10 +195,10 @@ def plan(
     rules: Rules,
     timeout: float,
     as_json: bool,
-) -> None:
+) -> int:
     """Say what `run` would move now, and why. Nothing is moved."""
 
-    async def main(supervisor: Supervisor) -> None:
+    async def main(supervisor: Supervisor) -> int:
         from qmpballoon.fleet.control_loop import decide  # noqa: PLC0415 - loads trio
 
         note_found(supervisor)
@@ -203,8 +207,10 @@ def plan(
         host, made = decide(supervisor, memory.read, rules)
         _note_uncertain(host, memory, supervisor)
         _print_plan(host, rules, made, supervisor, as_json=as_json)
+        return choose_status(supervisor.list_views())
 
-    supervise(vms, users, _QUICK, main)
+    seen: int = supervise(vms, users, _QUICK, main)
+    return seen
 
 
 @fleet.command()
@@ -331,7 +337,7 @@ def _conclude(plan: FleetPlan, views: list[VmView]) -> int:
         size = sizes.get(move.name)
         at = "is gone" if size is None else f"stopped at {format_size(size)}"
         _output.note(f"{move.name} {at}, not {format_size(move.target)}")
-    return _output.NOT_REACHED if stuck else _output.DONE
+    return choose_status(views, _output.NOT_REACHED if stuck else _output.DONE)
 
 
 # reclaim
@@ -368,7 +374,7 @@ def reclaim(
     memory = HostMemory()
     rules = Rules.for_host(memory.read().total, policy=policy)
 
-    async def main(supervisor: Supervisor) -> FleetReclaimReport:
+    async def main(supervisor: Supervisor) -> tuple[FleetReclaimReport, list[VmView]]:
         from qmpballoon.fleet.control_loop import reclaim  # noqa: PLC0415 - loads trio
 
         note_found(supervisor)
@@ -376,15 +382,12 @@ def reclaim(
         _output.note(*describe_absent(supervisor.list_views()))
         show = _make_progress(amount, quiet=as_json)
         report = await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
-        if supervisor.list_views() and not report.handed_over:
-            _output.note(
-                "no guest had memory to spare: `qmpballoon fleet status` says how they"
-                " are, `--sort need` sorts them by what is above their headroom"
-            )
-        return report
+        return report, supervisor.list_views()
 
     before = memory.read().available
-    report: FleetReclaimReport = supervise(vms, users, _QUICK, main)
+    report: FleetReclaimReport
+    views: list[VmView]
+    report, views = supervise(vms, users, _QUICK, main)
     after = memory.read().available
     if as_json:
         _output.print_json(
@@ -393,10 +396,21 @@ def reclaim(
     else:
         _output.say(describe_report(report, before, after))
     if report.handed_over == 0:
-        return _output.REFUSED
+        return _conclude_refused(views)
     missing = amount - report.handed_over
     is_done = missing <= amount // 100 and not any(vm.owed for vm in report.vms)
     return _output.DONE if is_done else _output.NOT_REACHED
+
+
+def _conclude_refused(views: list[VmView]) -> int:
+    """Say why no guest gave anything, if that was not said; return the exit status."""
+    status = choose_status(views, _output.REFUSED)
+    if views and status == _output.REFUSED:
+        _output.note(
+            "no guest had memory to spare: `qmpballoon fleet status` says how they are,"
+            " `--sort need` sorts them by what is above their headroom"
+        )
+    return status
 
 
 def _make_progress(amount: int, *, quiet: bool) -> Callable[[int], None]:

@@ -22,7 +22,7 @@ import math
 import os
 import resource
 from contextlib import asynccontextmanager, suppress
-from errno import ECONNREFUSED, ENOENT
+from errno import EACCES, ECONNREFUSED, ENOENT, EPERM
 from itertools import chain, count
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, cast
 
@@ -823,6 +823,8 @@ def _find_first(error: Exception) -> Exception:
 
 def _explain(error: Exception) -> tuple[VmState, str]:
     """Return the state of a VM whose task has raised something, and why."""
+    if isinstance(error, MonitorUnreachable) and error.errno in {EACCES, EPERM}:
+        return "no-permission", make_printable(str(error))
     for kind, state in _STATES.items():
         if isinstance(error, kind):
             return state, make_printable(str(error))

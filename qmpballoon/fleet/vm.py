@@ -41,6 +41,7 @@ VmState = Literal[
     "no-driver",
     "no-balloon",
     "busy",
+    "no-permission",
     "refused",
     "gone",
     "failed",
@@ -59,6 +60,7 @@ VmState = Literal[
   virtio_balloon is loaded in it.
 * ``no-balloon``: the VM has no balloon device.
 * ``busy``: another client holds the monitor.
+* ``no-permission``: this process may not connect to the monitor's socket.
 * ``refused``: another user or process than was trusted listens at its monitor's socket.
 * ``gone``: the monitor cannot be reached, or does not speak QMP.
 * ``failed``: what was known of the VM, or was done for it, raised an error that is a
@@ -66,6 +68,10 @@ VmState = Literal[
 """
 VM_STATES: Final[tuple[VmState, ...]] = get_args(VmState)
 """All states."""
+
+_OUT_OF_REACH: Final[frozenset[VmState]] = frozenset(
+    {"busy", "no-permission", "refused", "gone", "failed"}
+)
 
 _DETAILS: Final[dict[VmState, str]] = {
     "stale": "the guest does not answer: it hangs, or lost its driver",
@@ -147,6 +153,13 @@ class VmView:
     def is_fresh(self) -> bool:
         """Whether the guest's statistics are recent enough to be used."""
         return self.state in ("healthy", "stalled")
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the VM's monitor answers."""
+        if self.state == "connecting":
+            return self.actual is not None
+        return self.state not in _OUT_OF_REACH
 
     @property
     def holds_unknown_memory(self) -> bool:

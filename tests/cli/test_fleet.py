@@ -96,7 +96,18 @@ async def test_a_vm_that_is_named_and_not_there_is_gone(tmp_path: Path) -> None:
     result = await run("fleet", "status", tmp_path / "nobody.qmp", "--json")
     (vm,) = object_of(result)["vms"]
     assert (vm["name"], vm["state"], vm["balloon"]) == ("nobody", "gone", None)
-    assert result.returncode == 0
+    assert result.returncode == 4
+
+
+@pytest.mark.parametrize(
+    "command", [("status",), ("plan",), ("run", "--once"), ("reclaim", "1G")]
+)
+async def test_where_nothing_can_be_reached_the_status_says_so(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = await run("fleet", *command, tmp_path / "a.qmp", tmp_path / "b.qmp")
+    assert result.returncode == 4
+    assert "no guest had memory to spare" not in result.stderr
 
 
 async def test_no_vms(tmp_path: Path) -> None:

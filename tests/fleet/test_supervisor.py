@@ -27,7 +27,7 @@ from suffering import NEEDS, SUFFERINGS, Suffering, SufferingKind
 from worlds import GUEST, become, open_world, simulated, states, supervised, view
 
 from qmpballoon.address import LibvirtVm, UnixAddress
-from qmpballoon.errors import MonitorBusy, UntrustedMonitor
+from qmpballoon.errors import MonitorBusy, MonitorUnreachable, UntrustedMonitor
 from qmpballoon.fleet import command_line, processes, sources, vm_spec
 from qmpballoon.fleet.policy import Move
 from qmpballoon.fleet.sources import make_source
@@ -393,6 +393,25 @@ async def test_a_vm_of_libvirts_needs_an_opener_that_knows_it() -> None:
     async with open_fleet(source, random.Random(0)) as fleet:
         await become(fleet, {"vm": "gone"})
         assert "is libvirt's" in view(fleet, "vm").detail
+
+
+@simulated
+async def test_a_socket_that_this_process_may_not_write_to_is_told_as_that() -> None:
+    @asynccontextmanager
+    async def closed(*_: object, **__: float) -> AsyncGenerator[TrioMonitor, None]:
+        error = MonitorUnreachable("no permission for vm: run as the user of QEMU")
+        error.errno = errno.EACCES
+        raise error
+        yield
+
+    def source() -> list[VmSpec]:
+        return [VmSpec("vm", UnixAddress("vm"))]
+
+    async with open_fleet(source, random.Random(0), opener=closed) as fleet:
+        await become(fleet, {"vm": "no-permission"})
+        assert (
+            view(fleet, "vm").detail == "no permission for vm: run as the user of QEMU"
+        )
 
 
 @simulated

@@ -30,6 +30,8 @@ _COLOURS: Final[dict[VmState, str]] = {
     "no-driver": "yellow",
     "no-balloon": "yellow",
     "busy": "yellow",
+    "no-permission": "red",
+    "refused": "red",
     "gone": "red",
     "failed": "red",
 }

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from qmpballoon.cli._display import print_fleet
 from qmpballoon.cli.render.table import draw_screen
+from qmpballoon.fleet.vm import VM_STATES
 from qmpballoon.sizes import MiB
 
 if TYPE_CHECKING:
@@ -41,6 +42,14 @@ def test_nothing_is_drawn_beyond_the_screen() -> None:
     (hidden,) = [line for line in lines if "more" in line]
     shown = sum("vm0" in line for line in lines)
     assert f"and {109 - shown} more" in hidden
+
+
+def test_every_state_is_shown_and_counted() -> None:
+    views = [evolve(WELL, name=state, state=state) for state in VM_STATES]
+    lines = drawn(views, width=300)
+    summary = "\n".join(lines)
+    for state in VM_STATES:
+        assert summary.count(f"1 {state}") == 1
 
 
 def test_what_is_wrong_is_one_line_below_the_table() -> None:
