@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     import trio
 
+    from qmpballoon.monitor import OwedSize
+
 __all__ = [
     "COMMAND_TIMEOUT",
     "BlockingClock",
@@ -70,7 +72,7 @@ class MonitorBase:
         return None if self.pid is None else qemu_process.read_resident(self.pid)
 
     @property
-    def owed_size(self) -> OwedSizeFile | None:
+    def owed_size(self) -> OwedSize | None:
         """Where it is noted what the guest is to get back; ``None``: nowhere."""
         return None if self.pid is None else OwedSizeFile(self.pid)
 

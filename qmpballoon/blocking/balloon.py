@@ -261,7 +261,7 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
     def read_owed(self) -> int | None:
         """Return the size in bytes that an interrupted run owes the guest, if any.
 
-        As :meth:`Balloon.read_owed <qmpballoon.balloon.Balloon.read_owed>`.
+        As :meth:`Balloon.read_owed <qmpballoon.balloon.Device.read_owed>`.
         """
         return self.original.read_owed()
 

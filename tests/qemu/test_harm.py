@@ -406,8 +406,10 @@ async def test_ctrl_c_at_any_moment_gives_back(moment: str) -> None:
             if moment == "at once":
                 await command.stdout.receive_some()  # its title
             command.process.send_signal(signal.SIGINT)
-            assert await command.process.wait() == 130
-            assert "interrupted: " in await command.said()
+            # Once something was taken, the report is how it ends; before that, this is.
+            status = await command.process.wait()
+            assert status in ({0, 130} if moment == "at once" else {0})
+            assert ("interrupted: " in await command.said()) == (status == 130)
         async with open_balloon(guest.second_socket) as balloon:
             with trio.fail_after(20):
                 # QEMU tells of a change at most once a second: asking is quicker.
