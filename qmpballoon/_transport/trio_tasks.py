@@ -22,6 +22,9 @@ __all__ = ["BackgroundTasks"]
 class BackgroundTasks:
     """Runs tasks until its ``async with`` block ends; wraps no exception of the block.
 
+    Ctrl-C is the block's business, whenever it comes: no task ever gets a
+    :exc:`KeyboardInterrupt`.
+
     The end of the block cancels the tasks and waits for them. If a task raises, the
     block is cancelled, and the exception comes in a group.
 
@@ -60,6 +63,7 @@ class BackgroundTasks:
         self._scopes.add(scope)
         return scope
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(
         self,
         scope: trio.CancelScope,
@@ -75,11 +79,13 @@ class BackgroundTasks:
             if not self._scopes:
                 self._all_ended.unpark_all()
 
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Self:
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         return self
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -89,4 +95,11 @@ class BackgroundTasks:
         for scope in self._scopes:
             scope.cancel()
         # The nursery is not shown the block's exception, so it cannot wrap it.
-        await self._manager.__aexit__(None, None, None)
+        try:
+            await self._manager.__aexit__(None, None, None)
+        except BaseExceptionGroup as group:
+            # Ctrl-C while the tasks end; trio gives it to the one who waits for them.
+            pressed, others = group.split(KeyboardInterrupt)
+            if pressed is None or others is not None:
+                raise
+            raise KeyboardInterrupt from None

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+from typing import TYPE_CHECKING
+
 import pytest
 import trio
 import trio.testing
 
 from qmpballoon._transport.trio_tasks import BackgroundTasks
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 
 async def test_an_exception_of_the_block_is_not_wrapped() -> None:
@@ -92,3 +98,44 @@ async def test_tasks_can_be_waited_for() -> None:
         await tasks.start(run, 9)
         await tasks.wait()
         assert done == [3, 9]
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+async def press_soon() -> None:
+    press_ctrl_c()
+    await trio.sleep_forever()
+
+
+async def press_at_the_end() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        press_ctrl_c()
+
+
+@pytest.mark.parametrize("task", [press_soon, press_at_the_end])
+def test_ctrl_c_reaches_the_block_and_no_task(
+    task: Callable[[], Awaitable[None]],
+) -> None:
+    interrupted: list[str] = []
+
+    async def watched() -> None:
+        try:
+            await task()
+        except KeyboardInterrupt:
+            interrupted.append("task")
+            raise
+
+    async def main() -> None:
+        async with BackgroundTasks(shield=True) as tasks:
+            tasks.start_soon(watched)
+            await trio.testing.wait_all_tasks_blocked()
+            if task is press_soon:
+                await trio.sleep_forever()
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert interrupted == []
