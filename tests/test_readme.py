@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,27 @@ def test_subcommands_exist(line: str) -> None:
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^):]+)\)", TEXT))
 def test_linked_files_exist(target: str) -> None:
     assert (README.parent / target).exists()
+
+
+@pytest.mark.parametrize("page", re.findall(r"\]\((docs/[^)#]+\.md)", TEXT))
+def test_linked_pages_can_be_read_in_a_clone(page: str) -> None:
+    text = (README.parent / page).read_text(encoding="utf-8")
+    assert "{eval-rst}" not in text, "its text is made when the HTML is built"
+
+
+def test_building_the_documentation_ends_with_where_it_is() -> None:
+    tox = ConfigParser(interpolation=None)
+    tox.read(README.parent / "tox.ini", encoding="utf-8")
+    # An environment's temporary folder, as tox names it.
+    lines = tox["testenv:docs"]["commands"].replace("{env_tmp_dir}", ".tox/docs/tmp")
+    build, show = (shlex.split(line) for line in lines.strip().splitlines())
+    folder = build[-2].replace("{/}", "/")
+    done = subprocess.run(
+        [sys.executable, *(word.replace("{/}", "/") for word in show[1:])],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert show[0] == "python"
+    assert done.stdout.split()[-1] == f"{folder}/index.html"
+    assert f"`{folder}`" in TEXT
