@@ -71,7 +71,7 @@ def test_on_a_terminal(name: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert text.count(shown) == 3
     chart = Chart(name)
     chart.add(Sample(0.0, None, GiB))
-    text = drawn(chart.render(200, 30, colour=False))
+    text = drawn(chart.render(200, 30, None))
     assert is_harmless(text)
     assert text.startswith(shown)
     with show_timeline(f"Watching {name}"):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from qmpballoon._printable import make_printable
 from qmpballoon.cli import _output
+from qmpballoon.cli.render.palette import choose_palette
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon.sampling import Progress, Sample, Timeline
     from qmpballoon.cli.render.chart import Chart
+    from qmpballoon.cli.render.palette import Palette
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.vm import VmView
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ShowSample",
     "has_braille",
+    "make_console",
     "print_chart",
     "print_fleet",
     "show_fleet",
@@ -56,6 +59,18 @@ class ShowSample(Protocol):
 def has_braille() -> bool:
     """Tell whether standard output can have braille, which charts are drawn with."""
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+
+
+def make_console() -> Console:
+    """Return a console for standard output, with the colours for its background."""
+    from rich.console import Console  # noqa: PLC0415 - loads rich
+    from rich.theme import Theme  # noqa: PLC0415 - loads rich
+
+    return Console(highlight=False, theme=Theme(_choose_palette().make_styles()))
+
+
+def _choose_palette() -> Palette:
+    return choose_palette(os.environ)
 
 
 # Samples
@@ -97,11 +112,9 @@ def _show_chart(title: str) -> Generator[ShowSample]:
     size at any time. However the block ends, the first screen comes back as it was,
     cursor included, and the last chart is printed there.
     """
-    from rich.console import Console  # noqa: PLC0415 - loads rich
-
     from qmpballoon.cli.render.chart import Chart  # noqa: PLC0415 - loads rich
 
-    console, chart = Console(highlight=False), Chart(title)
+    console, chart = make_console(), Chart(title)
     due = 0.0
     try:
         with console.screen(hide_cursor=True) as screen:
@@ -122,14 +135,12 @@ def _show_chart(title: str) -> Generator[ShowSample]:
 
 def print_chart(title: str, timeline: Timeline) -> None:
     """Print a chart that does not move."""
-    from rich.console import Console  # noqa: PLC0415 - loads rich
-
     from qmpballoon.cli.render.chart import Chart  # noqa: PLC0415 - loads rich
 
     chart = Chart(title)
     for sample in timeline:
         chart.add(sample)
-    _print_still(chart, Console(highlight=False))
+    _print_still(chart, make_console())
 
 
 def _print_still(chart: Chart, console: Console) -> None:
@@ -139,7 +150,9 @@ def _print_still(chart: Chart, console: Console) -> None:
 
 
 def _render(chart: Chart, console: Console, height: int) -> RenderableType:
-    return chart.render(console.width, height, colour=not console.no_color)
+    return chart.render(
+        console.width, height, None if console.no_color else _choose_palette()
+    )
 
 
 # Progress
@@ -190,11 +203,10 @@ def _open_live(*, transient: bool = False) -> Live:
     It draws when it is told to: a thread that draws would take time from QEMU. And it
     leaves the standard streams alone, which have threads that write to them.
     """
-    from rich.console import Console  # noqa: PLC0415 - loads rich
     from rich.live import Live  # noqa: PLC0415 - loads rich
 
     return Live(
-        console=Console(highlight=False),
+        console=make_console(),
         auto_refresh=False,
         transient=transient,
         redirect_stdout=False,
@@ -213,13 +225,11 @@ def _say_progress(progress: Progress) -> None:
 
 def print_fleet(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
     """Print a fleet once, with all its VMs."""
-    from rich.console import Console  # noqa: PLC0415 - loads rich
-
     from qmpballoon.cli.render.table import draw_fleet  # noqa: PLC0415 - loads rich
 
-    console = Console(highlight=False)
+    console = make_console()
     if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPED_WIDTH)
+        console.width = _PIPED_WIDTH
     _output.draw(console, draw_fleet(host, rules, views))
 
 

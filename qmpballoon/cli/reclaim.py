@@ -12,7 +12,7 @@ from attrs import asdict, define, frozen
 from qmpballoon import export
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import _output
-from qmpballoon.cli._display import show_timeline
+from qmpballoon.cli._display import make_console, show_timeline
 from qmpballoon.cli._options import (
     SECONDS,
     RelativeGuard,
@@ -349,8 +349,6 @@ def conclude(
 
 
 def _print_summary(seen: ReclaimReport, *, hold: bool) -> None:
-    from rich.console import Console  # noqa: PLC0415 - loads rich
-
     from qmpballoon.cli.render.summary import draw_summary  # noqa: PLC0415 - rich
 
-    _output.draw(Console(highlight=False), *draw_summary(seen, hold=hold))
+    _output.draw(make_console(), *draw_summary(seen, hold=hold))

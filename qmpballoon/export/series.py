@@ -30,7 +30,6 @@ class Series:
         letter: What it is drawn with where there is no colour.
         colour: Its colour in a figure, as ``#rrggbb``. All but that of the target are
             Okabe and Ito's, which colour-blind people can tell apart, too.
-        terminal_colour: Its colour in a terminal, one of 256.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Series:
     word: str
     letter: str
     colour: str
-    terminal_colour: int
 
     def get_size(self, sample: Sample) -> int | None:
         """Return a sample's value in bytes; ``None`` if it was not known."""
@@ -47,12 +45,12 @@ class Series:
 
 
 SERIES: Final = (
-    Series("available", "available", "available", "v", "#56b4e9", 37),
-    Series("free", "guest free", "free", "f", "#009e73", 78),
-    Series("disk_caches", "guest cache", "cache", "c", "#e69f00", 214),
-    Series("resident", "host resident", "resident", "r", "#cc79a7", 205),
-    Series("target", "requested", "requested", "q", "#22303c", 252),
-    Series("actual", "actual", "actual", "a", "#0072b2", 39),
+    Series("available", "available", "available", "v", "#56b4e9"),
+    Series("free", "guest free", "free", "f", "#009e73"),
+    Series("disk_caches", "guest cache", "cache", "c", "#e69f00"),
+    Series("resident", "host resident", "resident", "r", "#cc79a7"),
+    Series("target", "requested", "requested", "q", "#22303c"),
+    Series("actual", "actual", "actual", "a", "#0072b2"),
 )
 """All curves in the order of drawing: the most important ones come last, on top."""
 

@@ -28,12 +28,12 @@ def draw_bar(progress: Progress) -> Table:
     bar.add_row(
         Text.assemble(
             f"{format_size(progress.actual):>9} ",
-            ("of", "dim"),
+            ("of", "secondary"),
             f" {format_size(progress.target)}",
         ),
         ProgressBar(total=whole, completed=done),
         f"{100 * done / whole:3.0f} %",
-        Text(_describe_rate(progress), style="dim"),
+        Text(_describe_rate(progress), style="secondary"),
     )
     return bar
 

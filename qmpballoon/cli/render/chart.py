@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from qmpballoon.balloon.sampling import Sample
+    from qmpballoon.cli.render.palette import Palette
     from qmpballoon.export.series import Series
 
 __all__ = ["Chart", "draw_canvas", "draw_reads", "format_seconds"]
@@ -38,7 +39,6 @@ _POINTS_PER_COLUMN: Final = 2  # a braille character is two dots wide
 _SHORTEST: Final = 5.0  # seconds that the time axis has at least
 _STEPS: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds
 _MINUTE: Final = 60  # seconds
-_TEXT_COLOUR: Final = 245
 _BARS: Final = (
     " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"  # from 0 to the highest rate
 )
@@ -69,18 +69,18 @@ class Chart:
         self._timeline.add(sample)
         self._note = note or self._phases.advance(sample)
 
-    def render(self, width: int, height: int, *, colour: bool) -> Group:
+    def render(self, width: int, height: int, palette: Palette | None) -> Group:
         """Lay the chart out; it needs one sample at least.
 
         Args:
             width: Characters in a line.
             height: Lines.
-            colour: Whether lines are told apart by colour, or by letter.
+            palette: The colours; ``None``: lines are told apart by letters.
         """
-        legend = self._render_legend(width, colour=colour)
+        legend = self._render_legend(width, palette)
         legend[:0] = draw_reads(self._timeline, width)
         left = max(height - 1 - len(legend), _SMALLEST)
-        canvas = draw_canvas(list(self._timeline), width, left, colour=colour)
+        canvas = draw_canvas(list(self._timeline), width, left, palette)
         return Group(self._render_headline(width), Text.from_ansi(canvas), *legend)
 
     def _render_headline(self, width: int) -> Text:
@@ -89,12 +89,12 @@ class Chart:
         title.truncate(max(width - len(right) - 2, 0), overflow="ellipsis", pad=True)
         return Text.assemble(title, "  ", (right, "bold"))
 
-    def _render_legend(self, width: int, *, colour: bool) -> list[Text]:
+    def _render_legend(self, width: int, palette: Palette | None) -> list[Text]:
         sample = self._timeline[-1]
         columns = 3 if width >= _WIDE else 2
         # What is drawn last is named first.
         entries = [
-            _render_entry(series, sample, width // columns, colour=colour)
+            _render_entry(series, sample, width // columns, palette)
             for series in reversed(SERIES)
         ]
         return [
@@ -103,8 +103,11 @@ class Chart:
         ]
 
 
-def _render_entry(series: Series, sample: Sample, width: int, *, colour: bool) -> Text:
-    key = ("\u2501", f"color({series.terminal_colour})") if colour else series.letter
+def _render_entry(
+    series: Series, sample: Sample, width: int, palette: Palette | None
+) -> Text:
+    line = "\u2501"
+    key = (line, f"color({palette.curves[series.name]})") if palette else series.letter
     figure = _format_figure(series.get_size(sample))
     entry = Text.assemble(" ", key, f" {series.label:<13} ", (f"{figure:>9}", "bold"))
     entry.truncate(width, pad=True)
@@ -149,7 +152,7 @@ def draw_reads(samples: Iterable[Sample], width: int) -> list[Text]:
 
 
 def draw_canvas(
-    samples: Sequence[Sample], width: int, height: int, *, colour: bool
+    samples: Sequence[Sample], width: int, height: int, palette: Palette | None
 ) -> str:
     """Draw the lines, the axes and their units.
 
@@ -157,7 +160,7 @@ def draw_canvas(
         samples: In the order of time.
         width: Characters in a line.
         height: Lines.
-        colour: Whether escape sequences for colours may be used.
+        palette: The colours; ``None``: no escape sequences, and a letter for each line.
 
     Returns:
         ``height`` lines.
@@ -168,7 +171,8 @@ def draw_canvas(
     plt.limit_size(*_NEITHER)
     plt.plotsize(width, height)
     plt.theme("clear")
-    plt.ticks_color(_TEXT_COLOUR)
+    if palette:
+        plt.ticks_color(palette.secondary)
     top = max((find_largest(sample) for sample in samples), default=MiB)
     sizes = _choose_size_ticks(top, height // _ROWS_PER_TICK)
     plt.yticks(sizes, _format_sizes(sizes))
@@ -179,17 +183,16 @@ def draw_canvas(
     plt.xlim(0, times[-1])
     shown = _thin_out(samples, times[-1], width * _POINTS_PER_COLUMN)
     for series in SERIES:
-        _draw_series(plt, series, shown, colour=colour)
+        _draw_series(plt, series, shown, palette)
     text = str(plt.build()).rstrip("\n")
-    return text if colour else str(plt.uncolorize(text))
+    return text if palette else str(plt.uncolorize(text))
 
 
 def _draw_series(
     plt: Any,  # noqa: ANN401 - a module without types
     series: Series,
     samples: Sequence[Sample],
-    *,
-    colour: bool,
+    palette: Palette | None,
 ) -> None:
     points = [
         (sample.t, series.get_size(sample))
@@ -199,8 +202,8 @@ def _draw_series(
     if points:
         plt.plot(
             *zip(*points, strict=True),
-            marker="braille" if colour else series.letter,
-            color=series.terminal_colour,
+            marker="braille" if palette else series.letter,
+            color=palette.curves[series.name] if palette else "default",
         )
 
 

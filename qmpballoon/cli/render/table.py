@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["draw_fleet", "draw_screen"]
 
 _COLOURS: Final[dict[VmState, str]] = {
-    "connecting": "dim",
-    "healthy": "green",
-    "stalled": "yellow",
-    "nonsense": "red",
-    "stale": "yellow",
-    "no-driver": "yellow",
-    "no-balloon": "yellow",
-    "busy": "yellow",
-    "no-permission": "red",
-    "refused": "red",
-    "gone": "red",
-    "failed": "red",
+    "connecting": "secondary",
+    "healthy": "good",
+    "stalled": "warning",
+    "nonsense": "bad",
+    "stale": "warning",
+    "no-driver": "warning",
+    "no-balloon": "warning",
+    "busy": "warning",
+    "no-permission": "bad",
+    "refused": "bad",
+    "gone": "bad",
+    "failed": "bad",
 }
 # Lines of the screen that are not VMs: 3 for the host and the sums, 1 for the headings,
 # 1 for how many VMs are left out, and 2 for sums that wrap on a narrow screen.
@@ -81,19 +81,19 @@ def _draw_page(
     if shown:
         parts.append(_draw_table(shown))
     if hidden := len(views) - len(shown):
-        parts.append(Text(f" and {hidden} more", "dim"))
+        parts.append(Text(f" and {hidden} more", "secondary"))
     return Group(*parts, *notes)
 
 
 def _describe_host(host: Host, rules: Rules) -> Text:
     left = host.available - rules.reserve
-    colour = "red" if left < 0 else "yellow" if left < rules.buffer // 2 else "green"
+    colour = "bad" if left < 0 else "warning" if left < rules.buffer // 2 else "good"
     text = Text("The host has ")
     text.append(f"{format_size(host.available)} available", colour)
     text.append(f" of {format_size(host.total)}")
     text.append(f", and is to keep {format_size(rules.reserve)}")
     if host.pressed:
-        text.append("; tasks on it wait for memory", "red")
+        text.append("; tasks on it wait for memory", "bad")
     return text
 
 
@@ -133,15 +133,15 @@ def _draw_table(views: Sequence[VmView]) -> Table:
 def _format_cells(view: VmView) -> list[Text]:
     stats = view.stats
     is_needy = (view.above_headroom or 0) < 0
-    # Dim: what a guest said before it stopped answering.
-    style = "" if view.is_fresh else "dim"
+    # What a guest said before it stopped answering.
+    style = "" if view.is_fresh else "secondary"
     return [
         Text(
             _format_size(view.actual)
             + (f" > {_format_size(view.target)}" if view.target else "")
         ),
         Text(_format_size(view.total)),
-        Text(_format_size(stats.reclaimable), "bold red" if is_needy else style),
+        Text(_format_size(stats.reclaimable), "bad" if is_needy else style),
         Text(_format_size(stats.free), style),
         Text(_format_size(stats.disk_caches), style),
         Text(_format_size(view.resident)),

@@ -14,12 +14,14 @@ from rich.console import Console
 
 from qmpballoon.balloon.sampling import Sample
 from qmpballoon.cli.render.chart import Chart, draw_canvas, draw_reads, format_seconds
+from qmpballoon.cli.render.palette import PALETTES
 from qmpballoon.export.series import SERIES
 from qmpballoon.sizes import GiB, MiB, TiB
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+PALETTE = PALETTES["unknown"]
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 BRAILLE = re.compile("[\u2801-\u28ff]")
 
@@ -57,20 +59,22 @@ def test_a_canvas_has_the_size_it_was_asked_for(
     height: int,
     colour: bool,
 ) -> None:
-    lines = draw_canvas(timeline, width, height, colour=colour).splitlines()
+    lines = draw_canvas(
+        timeline, width, height, PALETTE if colour else None
+    ).splitlines()
     assert len(lines) == height
     assert max(len(ESCAPE.sub("", line)) for line in lines) <= width
 
 
 def test_with_colour_each_line_has_its_own() -> None:
-    text = draw_canvas(shrinking(), 80, 20, colour=True)
+    text = draw_canvas(shrinking(), 80, 20, PALETTE)
     assert BRAILLE.search(text)
     for series in SERIES:
-        assert f"38;5;{series.terminal_colour}m" in text
+        assert f"38;5;{PALETTE.curves[series.name]}m" in text
 
 
 def test_without_colour_each_line_has_its_letter() -> None:
-    text = draw_canvas(shrinking(), 80, 20, colour=False)
+    text = draw_canvas(shrinking(), 80, 20, None)
     assert "\x1b" not in text
     assert not BRAILLE.search(text)
     for series in SERIES:
@@ -78,9 +82,7 @@ def test_without_colour_each_line_has_its_letter() -> None:
 
 
 def test_figures_that_are_not_known_are_not_drawn() -> None:
-    text = draw_canvas(
-        [Sample(0.0, None, GiB), Sample(1.0, None, GiB)], 80, 20, colour=False
-    )
+    text = draw_canvas([Sample(0.0, None, GiB), Sample(1.0, None, GiB)], 80, 20, None)
     drawn = {
         series.letter for series in SERIES if f"{series.letter}{series.letter}" in text
     }
@@ -98,7 +100,7 @@ def test_figures_that_are_not_known_are_not_drawn() -> None:
 def test_axes_have_round_figures_and_units(
     total: int, seconds: float, labels: set[str]
 ) -> None:
-    text = draw_canvas(shrinking(total, seconds), 80, 20, colour=False)
+    text = draw_canvas(shrinking(total, seconds), 80, 20, None)
     assert {label for label in labels if label in text} == labels
 
 
@@ -117,7 +119,7 @@ def test_the_whole_chart_fits_the_terminal(
     chart = Chart("a VM of a very long name " * 10)
     for sample in timeline:
         chart.add(sample)
-    console.print(chart.render(width, height, colour=False))
+    console.print(chart.render(width, height, None))
     lines = out.getvalue().splitlines()
     assert len(lines) == height
     assert max(len(line) for line in lines) <= width
@@ -142,7 +144,7 @@ def test_disk_reads_fit_into_the_chart() -> None:
     for sample in shrinking():
         chart.add(evolve(sample, disk_reads=round(sample.t * MiB)))
     console = Console(width=60, record=True, file=io.StringIO())
-    console.print(chart.render(60, 20, colour=False))
+    console.print(chart.render(60, 20, None))
     lines = console.export_text().splitlines()
     assert len(lines) == 20
     assert sum(line.startswith(" disk reads ") for line in lines) == 1

@@ -9,8 +9,10 @@ import pages
 from attrs import evolve
 from pages import HOST, RULES
 from rich.console import Console
+from rich.theme import Theme
 
 from qmpballoon.cli._display import print_fleet
+from qmpballoon.cli.render.palette import PALETTES
 from qmpballoon.cli.render.table import draw_screen
 from qmpballoon.fleet.vm import VM_STATES
 from qmpballoon.sizes import MiB
@@ -22,13 +24,21 @@ if TYPE_CHECKING:
 
 WELL = evolve(pages.WELL, name="well")
 GONE = evolve(WELL, name="away", state="gone", detail="there is no socket " * 20)
-RED = "\x1b[1;31m"
+PALETTE = PALETTES["unknown"]
+RED = f"\x1b[1;38;5;{PALETTE.bad}m"
 
 
 def drawn(views: list[VmView], *, width: int = 80, height: int = 24) -> list[str]:
     """Return the lines of a screen that a fleet is shown on."""
     file = io.StringIO()
-    console = Console(file=file, width=width, height=height, force_terminal=True)
+    console = Console(
+        file=file,
+        width=width,
+        height=height,
+        force_terminal=True,
+        color_system="256",
+        theme=Theme(PALETTE.make_styles()),
+    )
     console.print(draw_screen(HOST, RULES, views, width, height))
     return file.getvalue().rstrip().splitlines()
 
