@@ -64,7 +64,7 @@ def test_on_a_terminal(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     bad = evolve(WELL, name=name, state="gone", detail=f"{name} is gone")
     shown = make_printable(name)
     for text in (
-        drawn(draw_fleet(HOST, RULES, [bad])),
+        drawn(draw_fleet(HOST, RULES, [bad], 400)),
         drawn(draw_screen(HOST, RULES, [bad], 400, 50)),
     ):
         assert is_harmless(text)

@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 _CHART_INTERVAL: Final = 0.2  # seconds between two drawings
-_STILL_HEIGHT: Final = 20  # lines of the chart that stays on the terminal
+_STILL_HEIGHT: Final = 20  # lines of the chart that stays on the terminal, at most
+_SMALLEST_STILL: Final = 10  # lines; on fewer the curves cannot be told apart
 _BAR_INTERVAL: Final = 0.1  # seconds between two drawings
 _LINE_INTERVAL: Final = 1.0  # seconds between two lines
 _PIPED_WIDTH: Final = 200  # columns of a table where no terminal limits them
@@ -77,11 +78,17 @@ def _choose_palette() -> Palette:
 
 
 @contextmanager
-def show_timeline(title: str) -> Generator[ShowSample]:
-    """Show samples within the block, as a moving chart or as lines."""
+def show_timeline(title: str, below: int = 0) -> Generator[ShowSample]:
+    """Show samples within the block, as a moving chart or as lines.
+
+    Args:
+        title: The heading.
+        below: How many lines will be printed after it. The chart that stays leaves room
+            for them on the screen.
+    """
     capable = os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
     if sys.stdout.isatty() and has_braille() and capable:
-        with _show_chart(title) as show:
+        with _show_chart(title, below) as show:
             yield show
     else:
         with _show_lines(title) as show:
@@ -105,7 +112,7 @@ def _show_lines(title: str) -> Generator[ShowSample]:
 
 
 @contextmanager
-def _show_chart(title: str) -> Generator[ShowSample]:
+def _show_chart(title: str, below: int) -> Generator[ShowSample]:
     """Show a moving chart.
 
     It has the terminal's alternate screen to itself, so it can be drawn anew at any
@@ -130,7 +137,7 @@ def _show_chart(title: str) -> Generator[ShowSample]:
 
             yield show
     finally:
-        _print_still(chart, console)
+        _print_still(chart, console, below)
 
 
 def print_chart(title: str, timeline: Timeline) -> None:
@@ -143,9 +150,10 @@ def print_chart(title: str, timeline: Timeline) -> None:
     _print_still(chart, make_console())
 
 
-def _print_still(chart: Chart, console: Console) -> None:
+def _print_still(chart: Chart, console: Console, below: int = 0) -> None:
     if not chart.is_empty:
-        height = min(console.height, _STILL_HEIGHT)
+        left = console.height - below - 1  # the shell's prompt
+        height = min(max(left, _SMALLEST_STILL), _STILL_HEIGHT)
         _output.draw(console, _render(chart, console, height))
 
 
@@ -230,7 +238,7 @@ def print_fleet(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
     console = make_console()
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
-    _output.draw(console, draw_fleet(host, rules, views))
+    _output.draw(console, draw_fleet(host, rules, views, console.width))
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import sys
 from contextlib import contextmanager, suppress
@@ -57,6 +59,8 @@ NOT_REACHED: Final = 3
 NO_MONITOR: Final = 4
 NO_BALLOON: Final = 5
 REFUSED: Final = 6
+# A word with the spaces before it; a size and its unit are one word.
+_WORD: Final = re.compile(r" *(?:\S*\d (?:[KMGTPE]i)?B\b\S*|\S+)")
 _SIGNALLED: Final = 128  # shells add the signal's number to it
 
 _STATUS: Final[dict[type[QmpBalloonError], int]] = {
@@ -107,7 +111,22 @@ def say(text: str) -> None:
         OSError: It cannot be written, on a full disk for example.
     """
     # A table's lines can be long, and none is cut.
-    _write("\n".join(make_printable(line, sys.maxsize) for line in text.split("\n")))
+    lines = [make_printable(line, sys.maxsize) for line in text.split("\n")]
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = [_wrap(line, width) for line in lines]
+    _write("\n".join(lines))
+
+
+def _wrap(line: str, width: int) -> str:
+    """Break a line before words that do not fit, and never between size and unit."""
+    lines = [""]
+    for word in _WORD.findall(line):
+        if lines[-1] and len(lines[-1] + word) > width:
+            lines.append(word.lstrip(" "))
+        else:
+            lines[-1] += word
+    return "\n".join(lines)
 
 
 def _write(text: str) -> None:
@@ -159,13 +178,20 @@ def print_json(value: Mapping[str, object]) -> None:
 def draw(console: Console, *parts: RenderableType) -> None:
     """Print what rich has laid out.
 
+    In a file or a pipe no line is broken, and none has spaces at its end.
+
     Raises as :func:`say`; rich itself would exit where a pipe is closed.
     """
     with console.capture() as capture:
         for part in parts:
-            console.print(part)
+            if isinstance(part, str) and console.is_terminal:
+                part = _wrap(part, console.width)  # noqa: PLW2901 - the same text
+            console.print(part, soft_wrap=not console.is_terminal)
+    text = capture.get().removesuffix("\n")
+    if not console.is_terminal:
+        text = "\n".join(line.rstrip() for line in text.split("\n"))
     # Not by say: rich's escape sequences are to reach the terminal.
-    _write(capture.get().removesuffix("\n"))
+    _write(text)
 
 
 def note(*messages: str) -> None:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["conclude", "reclaim", "reclaim_and_show"]
 
+# Lines that _print_summary prints: 8 for the table, and 5 for the sentences below it.
+_SUMMARY_HEIGHT: Final = 13
 _STATUS: Final[dict[ReclaimOutcome, int]] = {
     "done": _output.DONE,
     "stopped": _output.NOT_REACHED,
@@ -274,7 +276,11 @@ async def reclaim_and_show(
     from qmpballoon.cli._session import explain_interruption  # noqa: PLC0415 - trio
 
     async with explain_interruption(balloon, _describe_interrupted):
-        with nullcontext() if quiet else show_timeline(title) as show_sample:
+        with (
+            nullcontext()
+            if quiet
+            else show_timeline(title, _SUMMARY_HEIGHT) as show_sample
+        ):
 
             def show(progress: Progress) -> None:
                 if keeping is not None:

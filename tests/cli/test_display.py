@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import struct
 import termios
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from command import PROGRAM, serve
+from command import PROGRAM, run, serve
 
 from qmpballoon.balloon.sampling import Sample
 from qmpballoon.cli._display import show_timeline
@@ -20,6 +21,9 @@ from qmpballoon.sizes import GiB, MiB
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+
+ESCAPE = re.compile(r"\x1b\[[\d;?]*[a-zA-Z]")
 
 
 def test_a_title_and_lines_where_there_is_no_terminal(
@@ -36,11 +40,14 @@ def test_a_title_and_lines_where_there_is_no_terminal(
 
 
 class Terminal:
-    """A terminal of 80 columns and 24 lines with the command in it."""
+    """A terminal of 24 lines with the command in it."""
 
-    def __init__(self, *arguments: object, term: str = "xterm-256color") -> None:
+    def __init__(
+        self, *arguments: object, term: str = "xterm-256color", columns: int = 80
+    ) -> None:
         self.arguments = [*PROGRAM, *map(str, arguments)]
         self.term = term
+        self.columns = columns
         self.shown = ""
 
     async def run(self, until: Callable[[str], bool], keys: bytes | None) -> int:
@@ -49,7 +56,15 @@ class Terminal:
         ``None`` closes the terminal.
         """
         master, terminal = pty.openpty()
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+        # These would count more than what the terminal says.
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in {"COLUMNS", "LINES"}
+        }
+        fcntl.ioctl(
+            terminal, termios.TIOCSWINSZ, struct.pack("4H", 24, self.columns, 0, 0)
+        )
         process = await trio.lowlevel.open_process(
             self.arguments,
             stdin=terminal,
@@ -58,7 +73,7 @@ class Terminal:
             # The terminal becomes its own: typed there, Ctrl-C is a signal.
             start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-            env={**os.environ, "TERM": self.term, "PYTHONUTF8": "1"},
+            env={**environment, "TERM": self.term, "PYTHONUTF8": "1"},
         )
         os.close(terminal)
         with trio.fail_after(30):
@@ -109,6 +124,44 @@ async def test_ctrl_c_leaves_the_terminal_as_it_was(socket_path: Path) -> None:
     assert "guest cache" in after
     assert "its memory back" in after
     assert "Traceback" not in terminal.shown
+
+
+async def test_the_last_chart_and_the_summary_fit_on_the_screen(
+    socket_path: Path,
+) -> None:
+    terminal = Terminal("reclaim", socket_path)
+    async with serve(socket_path, disks=1):
+        assert await terminal.run(lambda shown: "\x1b[?1049l" in shown, b"") == 0
+    _, _, after = terminal.shown.rpartition("\x1b[?1049l")
+    assert "guest cache" in after
+    assert "disk reads" in after
+    assert "from its disks" in after
+    lines = [ESCAPE.sub("", line) for line in after.split("\r\n")]
+    assert len(lines) <= 24  # the last of them is the prompt's
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith("Reclaiming memory from")
+
+
+@pytest.mark.parametrize("columns", [30, 79])
+async def test_no_line_is_broken_between_a_size_and_its_unit(
+    socket_path: Path, columns: int
+) -> None:
+    terminal = Terminal("reclaim", socket_path, "--dry-run", columns=columns)
+    async with serve(socket_path):
+        assert await terminal.run(lambda shown: "in about" in shown, b"") == 0
+    lines = terminal.shown.strip().split("\r\n")
+    assert len(lines) > 2
+    assert max(map(len, lines)) <= columns
+    assert [line for line in lines if line[-1].isdigit()] == []
+
+
+async def test_in_a_pipe_a_sentence_is_one_line(socket_path: Path) -> None:
+    async with serve(socket_path, disks=1):
+        lines = (await run("reclaim", socket_path)).stdout.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert len(lines[lines.index("") :]) == 11
+    assert lines[-2].startswith("The guest's page cache fell by")
+    assert len(lines[-2]) > 80
 
 
 async def test_the_bar_of_a_resize(socket_path: Path) -> None:

@@ -170,8 +170,8 @@ async def test_a_plan_moves_nothing(tmp_path: Path) -> None:
     assert made["lacking"] == 0
     about, large, small, in_all = shown.stdout.splitlines()
     assert about.endswith("is to keep 1 GiB and a buffer of 256 MiB.")
-    assert large.startswith("large: 4 GiB -> 3.5 GiB (-512 MiB): the host is short")
-    assert small.startswith("small: 2 GiB -> 1.8 GiB (-256 MiB): the host is short")
+    assert large.startswith("large: 4096 MiB -> 3584 MiB (-512 MiB): the host is short")
+    assert small.startswith("small: 2048 MiB -> 1792 MiB (-256 MiB): the host is short")
     assert in_all == "Guests give 768 MiB in all."
 
 
@@ -206,7 +206,7 @@ async def test_running_once(tmp_path: Path) -> None:
         result = await run("fleet", "run", *arguments)
         assert actual(fakes["large"]) == 3 * GiB + 512 * MiB
     assert result.returncode == 0
-    assert "large: 4 GiB -> 3.5 GiB" in result.stdout
+    assert "large: 4096 MiB -> 3584 MiB (-512 MiB)" in result.stdout
 
 
 async def test_running_until_a_signal_leaves_nothing_half_moved(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from qmpballoon._printable import make_printable
-from qmpballoon.sizes import format_size
+from qmpballoon.sizes import GiB, MiB, TiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Sized
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Changes",
     "describe_absent",
+    "describe_available",
     "describe_left",
     "describe_plan",
     "describe_refused",
@@ -60,19 +61,64 @@ def host_to_json(host: Host, rules: Rules) -> dict[str, object]:
 # Plans and reports
 
 
+@frozen
+class _Unit:
+    """A unit for sizes that are to add up: all are rounded to a tenth of it.
+
+    Attributes:
+        size: Its bytes.
+        name: Its name.
+    """
+
+    size: int
+    name: str
+
+    def round(self, size: int) -> int:
+        """Return a size in tenths of the unit, rounded."""
+        return round(size * 10 / self.size)
+
+    def format(self, tenths: int, sign: Literal["+", ""] = "") -> str:
+        """Write a number of tenths; with ``"+"`` there is a sign in any case."""
+        whole = tenths % 10 == 0
+        return f"{tenths / 10:{sign}.{0 if whole else 1}f} {self.name}"
+
+
+_UNITS: Final = (_Unit(TiB, "TiB"), _Unit(GiB, "GiB"), _Unit(MiB, "MiB"))
+
+
+def _choose_unit(changes: Iterable[int]) -> _Unit:
+    """Return the largest unit of which each change that is not 0 has one or more."""
+    smallest = min((abs(change) for change in changes if change), default=0)
+    return next((unit for unit in _UNITS if unit.size <= smallest), _UNITS[-1])
+
+
+def describe_available(size: int) -> str:
+    """Say how much of its memory a host has available.
+
+    Args:
+        size: Bytes; negative if more is in use than a limit allows.
+    """
+    if size < 0:
+        return f"nothing available ({format_size(-size)} more than its limit in use)"
+    return f"{format_size(size)} available"
+
+
 def describe_plan(host: Host, rules: Rules, plan: FleetPlan) -> str:
     """Say what is to be moved, and why."""
     about = (
-        f"The host has {format_size(host.available)} available of"
+        f"The host has {describe_available(host.available)} of"
         f" {format_size(host.total)}, and is to keep {format_size(rules.reserve)}"
         f" and a buffer of {format_size(rules.buffer)}."
     )
+    unit = _choose_unit(move.change for move in plan.moves)
+    changes = [unit.round(move.target) - unit.round(move.before) for move in plan.moves]
     moves = [
-        f"{_show_name(move)}: {format_size(move.before)} -> {format_size(move.target)}"
-        f" ({format_size(move.change)}): {move.reason}"
-        for move in plan.moves
+        f"{_show_name(move)}: {unit.format(unit.round(move.before))} ->"
+        f" {unit.format(unit.round(move.target))} ({unit.format(change, '+')}):"
+        f" {move.reason}"
+        for move, change in zip(plan.moves, changes, strict=True)
     ]
-    lines = [about, *moves, *_describe_sums(plan)]
+    lines = [about, *moves, *_describe_sums(unit, changes)]
     if plan.lacking:
         lines.append(
             f"No guest can free the {format_size(plan.lacking)} still lacking."
@@ -82,15 +128,15 @@ def describe_plan(host: Host, rules: Rules, plan: FleetPlan) -> str:
     return "\n".join(lines)
 
 
-def _describe_sums(plan: FleetPlan) -> list[str]:
+def _describe_sums(unit: _Unit, changes: Sequence[int]) -> list[str]:
     """Say how much all guests together give and get."""
-    taken = sum(max(0, -move.change) for move in plan.moves)
-    given = sum(max(0, move.change) for move in plan.moves)
+    taken = sum(-change for change in changes if change < 0)
+    given = sum(change for change in changes if change > 0)
     lines: list[str] = []
     if taken:
-        lines.append(f"Guests give {format_size(taken)} in all.")
+        lines.append(f"Guests give {unit.format(taken)} in all.")
     if given:
-        lines.append(f"Guests get {format_size(given)} in all.")
+        lines.append(f"Guests get {unit.format(given)} in all.")
     return lines
 
 
@@ -102,11 +148,13 @@ def describe_report(report: FleetReclaimReport, before: int, after: int) -> str:
         before: Bytes the host had available.
         after: Bytes the host has available now.
     """
+    unit = _choose_unit(vm.handed_over for vm in report.vms)
     lines = [
-        f"{_show_name(vm)}: gave {format_size(vm.handed_over)} of"
-        f" {format_size(vm.requested)} that were asked for"
+        f"{_show_name(vm)}: gave {unit.format(unit.round(vm.handed_over))} of"
+        f" {unit.format(unit.round(vm.requested))} that were asked for"
         for vm in report.vms
     ]
+    taken = sum(unit.round(vm.handed_over) for vm in report.vms)
     lines += [
         f"{_show_name(vm)}: has yet to take {format_size(vm.owed)} back; look at it"
         " with `fleet status`, and resize it again"
@@ -115,7 +163,7 @@ def describe_report(report: FleetReclaimReport, before: int, after: int) -> str:
     ]
     kept = "and keeps it from them" if report.held else "and gave the sizes back"
     lines.append(
-        f"Took {format_size(report.handed_over)} of {format_size(report.requested)}"
+        f"Took {unit.format(taken)} of {unit.format(unit.round(report.requested))}"
         f" from {_count_guests(report.vms)}, {kept}; the host had"
         f" {format_size(before)} available, and has {format_size(after)}."
     )

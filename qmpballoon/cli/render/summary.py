@@ -42,7 +42,7 @@ def draw_summary(report: ReclaimReport, *, hold: bool) -> list[RenderableType]:
     )
     price = describe_rereads(report)
     prices = [] if price is None else [price]
-    return ["", table, "", sentence, describe_gain(report), *prices]
+    return ["", table, sentence, describe_gain(report), *prices]
 
 
 def describe_gain(report: ReclaimReport) -> str:

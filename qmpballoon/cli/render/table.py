@@ -10,10 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from qmpballoon._printable import make_printable
+from qmpballoon.cli.render.fleet import describe_available
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from rich.console import JustifyMethod
 
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
@@ -35,6 +38,14 @@ _COLOURS: Final[dict[VmState, str]] = {
     "gone": "bad",
     "failed": "bad",
 }
+# What is left out first where the terminal is too narrow for all columns.
+_LEFT_OUT: Final = ("cache", "free", "of", "resident", "available")
+_COLUMNS: Final = (
+    *("VM", "state", "has", "of"),
+    *("available", "free", "cache", "resident"),
+)
+_PADDING: Final = 2  # columns of the terminal for each column of the table
+_NARROWEST: Final = 8  # columns of the terminal for the names
 # Lines of the screen that are not VMs: 3 for the host and the sums, 1 for the headings,
 # 1 for how many VMs are left out, and 2 for sums that wrap on a narrow screen.
 _AROUND: Final = 7
@@ -42,10 +53,17 @@ _NAME: Final = 100  # characters of a VM's name at most
 _NOTES: Final = 5  # lines of a screen for what is wrong, at most
 
 
-def draw_fleet(host: Host, rules: Rules, views: Sequence[VmView]) -> Group:
-    """Lay out a fleet with all its VMs, however many lines that takes."""
+def draw_fleet(host: Host, rules: Rules, views: Sequence[VmView], width: int) -> Group:
+    """Lay out a fleet with all its VMs, however many lines that takes.
+
+    Args:
+        host: The host.
+        rules: What the host is to keep.
+        views: The VMs.
+        width: Characters in a line.
+    """
     notes = [_describe_detail(view) for view in views if view.detail]
-    return _draw_page(host, rules, views, views, notes)
+    return _draw_page(host, rules, views, views, notes, width=width)
 
 
 def draw_screen(
@@ -66,7 +84,7 @@ def draw_screen(
     for note in notes:
         note.truncate(width, overflow="ellipsis")
     room = max(1, height - _AROUND - len(notes))
-    return _draw_page(host, rules, views, views[:room], notes)
+    return _draw_page(host, rules, views, views[:room], notes, width=width)
 
 
 def _draw_page(
@@ -75,11 +93,13 @@ def _draw_page(
     views: Sequence[VmView],
     shown: Sequence[VmView],
     notes: Iterable[Text],
+    *,
+    width: int,
 ) -> Group:
     """Lay out the host, the VMs, and what is wrong with some of them."""
     parts: list[Text | Table] = [_describe_host(host, rules), _describe_vms(views)]
     if shown:
-        parts.append(_draw_table(shown))
+        parts.append(_draw_table(shown, width))
     if hidden := len(views) - len(shown):
         parts.append(Text(f" and {hidden} more", "secondary"))
     return Group(*parts, *notes)
@@ -89,7 +109,7 @@ def _describe_host(host: Host, rules: Rules) -> Text:
     left = host.available - rules.reserve
     colour = "bad" if left < 0 else "warning" if left < rules.buffer // 2 else "good"
     text = Text("The host has ")
-    text.append(f"{format_size(host.available)} available", colour)
+    text.append(describe_available(host.available), colour)
     text.append(f" of {format_size(host.total)}")
     text.append(f", and is to keep {format_size(rules.reserve)}")
     if host.pressed:
@@ -115,18 +135,32 @@ def _describe_vms(views: Sequence[VmView]) -> Text:
     return text
 
 
-def _draw_table(views: Sequence[VmView]) -> Table:
+def _draw_table(views: Sequence[VmView], width: int) -> Table:
+    """Lay out the VMs. Names are cut to fit; sizes are whole, or not there."""
+    rows = [dict(zip(_COLUMNS, _format_cells(view), strict=True)) for view in views]
+    widths = {
+        name: _PADDING + max(len(name), *(row[name].cell_len for row in rows))
+        for name in _COLUMNS
+    }
+    names = widths.pop("VM")
+    for name in _LEFT_OUT:
+        if sum(widths.values()) + _PADDING + _NARROWEST > width:
+            del widths[name]
+    room = max(width - sum(widths.values()), _PADDING + _NARROWEST)
     table = Table(box=None)
-    table.add_column("VM", no_wrap=True, overflow="ellipsis")
-    table.add_column("state", no_wrap=True)
-    for name in ("has", "of", "available", "free", "cache", "resident"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for view in views:
-        table.add_row(
-            Text(make_printable(view.name, _NAME)),
-            Text(view.state, _COLOURS[view.state]),
-            *_format_cells(view),
+    table.add_column(
+        "VM",
+        no_wrap=True,
+        overflow="ellipsis",
+        width=min(names, room) - _PADDING,
+    )
+    for name, needed in widths.items():
+        justify: JustifyMethod = "left" if name == "state" else "right"
+        table.add_column(
+            name, justify=justify, no_wrap=True, min_width=needed - _PADDING
         )
+    for row in rows:
+        table.add_row(row["VM"], *(row[name] for name in widths))
     return table
 
 
@@ -136,6 +170,8 @@ def _format_cells(view: VmView) -> list[Text]:
     # What a guest said before it stopped answering.
     style = "" if view.is_fresh else "secondary"
     return [
+        Text(make_printable(view.name, _NAME)),
+        Text(view.state, _COLOURS[view.state]),
         Text(
             _format_size(view.actual)
             + (f" > {_format_size(view.target)}" if view.target else "")

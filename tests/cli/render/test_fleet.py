@@ -1,14 +1,26 @@
-"""What a fleet's loop says of its VMs: each change once."""
+"""What a fleet's commands say: sizes that add up, and each change once."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pages
 import pytest
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 
-from qmpballoon.cli.render.fleet import Changes, describe_uncertain
+from qmpballoon.balloon.device import PAGE
+from qmpballoon.cli.render.fleet import (
+    Changes,
+    describe_plan,
+    describe_report,
+    describe_uncertain,
+)
+from qmpballoon.fleet.control_loop import FleetReclaimReport, VmReclaimReport
+from qmpballoon.fleet.policy import FleetPlan, Move
+from qmpballoon.sizes import GiB, TiB
 
 if TYPE_CHECKING:
     from qmpballoon.fleet.vm import VmView
@@ -65,3 +77,52 @@ def test_what_is_uncertain_is_said_once_until_it_is_over() -> None:
         for line in changes.describe_new(describe_uncertain(each, [], limited=False))
     ]
     assert said == ["the group cannot be read"] * 2
+
+
+NUMBER = re.compile(r"[+-]?\d[\d.]* [KMGT]iB")
+sizes = st.integers(0, 2 * TiB // PAGE).map(lambda pages: pages * PAGE)
+
+
+def tenths(text: str) -> int:
+    """Return the tenths of its unit that a written size has."""
+    return round(float(text.split(maxsplit=1)[0]) * 10)
+
+
+@given(st.lists(st.tuples(sizes, sizes), min_size=1))
+def test_sizes_of_moves_add_up(moves: list[tuple[int, int]]) -> None:
+    plan = FleetPlan(tuple(Move("vm", before, to, "why") for before, to in moves))
+    _, *lines = describe_plan(pages.HOST, pages.RULES, plan).splitlines()
+    shown = [NUMBER.findall(line) for line in lines]
+    assert len({size.split()[1] for line in shown for size in line}) == 1
+    changes: list[int] = []
+    for before, target, change in shown[: len(moves)]:
+        assert tenths(before) + tenths(change) == tenths(target)
+        assert change[0] in "+-"
+        changes.append(tenths(change))
+    sums = [tenths(size) for (size,) in shown[len(moves) :]]
+    given_and_got = (
+        sum(-change for change in changes if change < 0),
+        sum(change for change in changes if change > 0),
+    )
+    assert sums == [size for size in given_and_got if size]
+
+
+@given(st.lists(sizes, min_size=1))
+def test_what_guests_gave_adds_up(gifts: list[int]) -> None:
+    vms = tuple(VmReclaimReport("vm", 4 * TiB, gift, gift, 0) for gift in gifts)
+    report = FleetReclaimReport(sum(gifts), sum(gifts), held=False, vms=vms)
+    *lines, last = describe_report(report, GiB, GiB).splitlines()
+    shown = [NUMBER.findall(line)[0] for line in lines]
+    total = NUMBER.findall(last)[0]
+    assert sum(map(tenths, shown)) == tenths(total)
+    assert {size.split()[1] for size in shown} == {total.split()[1]}
+
+
+def test_a_host_beyond_its_limit_has_nothing_available() -> None:
+    host = evolve(pages.HOST, available=-2 * GiB)
+    about, *_ = describe_plan(host, pages.RULES, FleetPlan()).splitlines()
+    assert about.startswith(
+        "The host has nothing available (2 GiB more than its limit in use) of 64 GiB"
+    )
+    gone = evolve(pages.HOST, available=0)
+    assert "has 0 B available" in describe_plan(gone, pages.RULES, FleetPlan())

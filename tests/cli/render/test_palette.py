@@ -128,7 +128,7 @@ def test_nothing_else_is_drawn_in_colour(kind: str) -> None:
     chart = Chart("title")
     chart.add(Sample(0.0, GiB, GiB, GiB, GiB, GiB, GiB, GiB))
     chart.add(Sample(9.0, GiB, GiB, GiB, GiB, GiB, GiB, GiB))
-    console.print(draw_fleet(HOST, RULES, views))
+    console.print(draw_fleet(HOST, RULES, views, 100))
     console.print(draw_screen(poor, RULES, views * 20, 100, 24))
     console.print(chart.render(100, 30, palette))
     found = {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import TYPE_CHECKING
 
 import pages
+import pytest
 from attrs import evolve
 from pages import HOST, RULES
 from rich.console import Console
@@ -15,11 +17,9 @@ from qmpballoon.cli._display import print_fleet
 from qmpballoon.cli.render.palette import PALETTES
 from qmpballoon.cli.render.table import draw_screen
 from qmpballoon.fleet.vm import VM_STATES
-from qmpballoon.sizes import MiB
+from qmpballoon.sizes import GiB, MiB, TiB
 
 if TYPE_CHECKING:
-    import pytest
-
     from qmpballoon.fleet.vm import VmView
 
 WELL = evolve(pages.WELL, name="well")
@@ -75,6 +75,41 @@ def test_who_is_in_need_is_red() -> None:
     assert RED not in "".join(drawn([WELL]))
     # What a guest said before it fell silent does not count any more.
     assert RED not in "".join(drawn([evolve(needy, state="stale")]))
+
+
+@pytest.mark.parametrize("width", range(50, 120))
+def test_no_size_is_cut(width: int) -> None:
+    long = evolve(
+        WELL,
+        name="a name of many letters",
+        state="no-permission",
+        actual=1023 * GiB + 900 * MiB,
+        total=2 * TiB - GiB,
+        resident=1000 * GiB + 500 * MiB,
+    )
+    shown = [
+        re.sub(r"\x1b\[[\d;]*m", "", line) for line in drawn([long, WELL], width=width)
+    ]
+    assert max(map(len, shown)) <= width
+    heading = next(line for line in shown if line.startswith(" VM "))
+    rows = [line for line in shown if line.startswith((" a name", " well"))]
+    assert len(rows) == 2
+    for row in rows:
+        cells = re.split(r"  +", row.strip())
+        assert "\u2026" not in "".join(cells[1:])
+        assert len(cells) == len(heading.split())
+        assert all(re.fullmatch(r"[\d.]+ [MGT]iB", cell) for cell in cells[2:])
+    # Where there is room, all of it is shown.
+    assert width < 100 or len(heading.split()) == 8
+
+
+def test_in_a_pipe_no_line_ends_with_spaces(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_fleet(HOST, RULES, [WELL, evolve(GONE, detail="there is no socket")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7
+    assert [line for line in lines if line != line.rstrip()] == []
 
 
 def test_where_nobody_watches_nothing_is_cut(
