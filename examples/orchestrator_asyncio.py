@@ -1,7 +1,8 @@
 """An orchestrator on asyncio that shares its qemu.qmp client with qmpballoon.
 
 It goes on sending commands to QEMU, and receiving its events, while a reclaim runs over
-the same connection: a monitor serves one client only.
+the same connection: a monitor serves one client only. Needs qemu.qmp (``pip install
+qemu.qmp``).
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """How to test an orchestrator of your own with guests that hypothesis makes up.
 
-Run it with pytest. The fixture ``simulated_world`` is part of qmpballoon's pytest
+Run it with pytest, or as it is. It needs pytest and hypothesis, which come with the
+extra ``testing``. The fixture ``simulated_world`` is part of qmpballoon's pytest
 plugin. It simulates guests and their QEMUs in memory, on a clock that jumps to the
 next event, so that seconds of a guest's time take milliseconds.
 """
 
 from __future__ import annotations
 
+import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -61,4 +63,6 @@ def answers(vm: FakeQemu) -> bool:
 
 
 if __name__ == "__main__":
-    pytest.main([__file__])
+    # pytest warns that it cannot look into qmpballoon, which is imported already.
+    quiet = "ignore::pytest.PytestAssertRewriteWarning"
+    sys.exit(pytest.main([__file__, "-W", quiet]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from qmpballoon import GiB, MiB
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
     from pathlib import Path
 
     from qmpballoon.testing import ThreadedFake
@@ -167,6 +168,68 @@ def test_the_test_of_our_orchestrator_passes(tmp_path: Path) -> None:
         f"[pytest]\npythonpath = {EXAMPLES}\n", encoding="utf-8"
     )
     assert run_pytest(tmp_path, str(EXAMPLES / "test_make_room.py")) == 0
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """Copy what pytest looks at in a clone."""
+    root = EXAMPLES.parent
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    shutil.copytree(EXAMPLES, tmp_path / "examples")
+    test = tmp_path / "examples/test_make_room.py"
+    # A few examples, and none made small: that it runs is what matters here.
+    replace(test, "max_examples=25", "max_examples=5, phases={Phase.generate}")
+    replace(test, "import given", "import Phase, given")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [
+        (".", ("examples/test_make_room.py",)),
+        ("examples", ("test_make_room.py",)),
+        (".", ("-m", "pytest", "examples/test_make_room.py")),
+        (".", ("-m", "pytest", "examples")),
+        ("examples", ("-m", "pytest")),
+    ],
+    ids=" ".join,
+)
+def test_the_test_runs_in_a_clone_with_no_other_plugins(
+    clone: Path, folder: str, command: Sequence[str]
+) -> None:
+    done = run_alone(clone / folder, command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    assert "warning" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_the_test_tells_by_its_status_that_it_failed(clone: Path) -> None:
+    program = clone / "examples/make_room.py"
+    replace(program, "    plans:", "    return 0\n    plans:")
+    done = run_alone(clone, ("examples/test_make_room.py",))
+    assert done.returncode == 1
+    assert "1 failed" in done.stdout
+
+
+def run_alone(folder: Path, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run Python as if only the package, pytest and hypothesis were installed."""
+    plugins = "qmpballoon.testing.plugin,_hypothesis_pytestplugin"
+    alone = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": plugins}
+    return subprocess.run(
+        [sys.executable, *command],
+        check=False,
+        cwd=folder,
+        env=os.environ | {"CI": "1"} | alone,
+        capture_output=True,
+        text=True,
+    )
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def run_pytest(folder: Path, *arguments: str) -> int:
