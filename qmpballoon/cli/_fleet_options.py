@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import click
 
+from qmpballoon.cli._completion import complete_vm
 from qmpballoon.cli._options import SECONDS, read_positive_size, read_size
 from qmpballoon.fleet.host_memory import HostMemory
 from qmpballoon.fleet.policy import PolicyName, Rules
@@ -40,7 +41,9 @@ VMS: Final = (
 
 _PORT_MAX: Final = 65535
 
-vms_argument: Final = click.argument("vms", nargs=-1, metavar="[VMS]...")
+vms_argument: Final = click.argument(
+    "vms", nargs=-1, metavar="[VMS]...", shell_complete=complete_vm
+)
 users_option: Final = click.option(
     "--user",
     "users",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from importlib import import_module
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command_line", "run"]
 
+# A shell sets it when it wants to know how a word could go on: click's name for it.
+_COMPLETE: Final = "_QMPBALLOON_COMPLETE"
 # Name, and what `--help` says of it. The command is the function of that name in
 # the module of that name.
 _COMMANDS: Final = {
@@ -76,6 +79,8 @@ def command_line() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line, print what went wrong, and return the exit status."""
+    if _COMPLETE in os.environ:
+        import_module("qmpballoon.cli._completion")  # tells click of the shells
     try:
         status: Any = command_line.main(
             list(arguments), prog_name="qmpballoon", standalone_mode=False

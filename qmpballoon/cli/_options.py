@@ -18,6 +18,7 @@ from attrs import evolve, frozen
 
 from qmpballoon import export
 from qmpballoon.address import parse_vm
+from qmpballoon.cli._completion import complete_vm
 from qmpballoon.sizes import GiB, parse_size
 
 if TYPE_CHECKING:
@@ -233,7 +234,9 @@ max_rate_option: Final = click.option(
     metavar="SIZE",
     help="How much to take in a second at most.  [default: no limit]",
 )
-socket_argument: Final = click.argument("socket", type=_read_vm)
+socket_argument: Final = click.argument(
+    "socket", type=_read_vm, shell_complete=complete_vm
+)
 json_option: Final = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, sizes in bytes."
 )

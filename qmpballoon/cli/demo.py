@@ -10,6 +10,7 @@ import click
 from attrs import asdict, frozen
 
 from qmpballoon.cli import _output
+from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._options import (
     check_report_file,
     json_option,
@@ -74,6 +75,7 @@ class _GuestKind:
 @click.option(
     "--report",
     type=check_report_file,
+    shell_complete=complete_file,
     metavar="FILE",
     help="Write a chart or the figures to FILE, as `reclaim --report` does.",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from qmpballoon import export
+from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._display import has_braille, print_chart
 from qmpballoon.cli._options import check_report_file
 from qmpballoon.export.recording import read_recording
@@ -23,6 +24,7 @@ __all__ = ["plot"]
 @click.option(
     "--output",
     type=check_report_file,
+    shell_complete=complete_file,
     metavar="FILE",
     help="Where to write it. The name's ending chooses the format:"
     f" {export.CHOICE}.  [default: draw on the terminal]",

@@ -12,6 +12,7 @@ from attrs import asdict, define, frozen
 from qmpballoon import export
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import _output
+from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._display import make_console, show_timeline
 from qmpballoon.cli._options import (
     SECONDS,
@@ -133,6 +134,7 @@ class _Keeping:
 @click.option(
     "--report",
     type=check_report_file,
+    shell_complete=complete_file,
     metavar="FILE",
     help="Write a chart or the figures to FILE. The name's ending chooses the format:"
     f" {export.CHOICE}.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from qmpballoon.cli import _output
+from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._display import show_timeline
 from qmpballoon.cli._options import (
     Seconds,
@@ -54,6 +55,7 @@ _SILENT: Final = 3.0  # seconds without an answer, from when on a note says so
 @click.option(
     "--record",
     type=check_record_file,
+    shell_complete=complete_file,
     metavar="FILE",
     help="Write each sample to FILE as a line of JSON. `plot` draws such a file.",
 )

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qmpballoon.address import Address
 
 __all__ = [
+    "LIBVIRT",
     "FoundMonitor",
     "QemuProcess",
     "choose_users",
@@ -63,13 +64,14 @@ _LISTENS: Final = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
 _SECOND: Final = "give the VM a second monitor with"
 _PROXMOX: Final = f"Proxmox VE's own: {_SECOND} `qm set VMID --args`"
 _INCUS: Final = f"the daemon's own: {_SECOND} raw.qemu"
+LIBVIRT: Final = "libvirt's own: name the VM libvirt:NAME"
 _RESERVED: Final = {
     "/run/qemu-server/*.qmp": _PROXMOX,
     "/run/incus/*/qemu.monitor": _INCUS,
     "/var/log/incus/*/qemu.monitor": _INCUS,
     "/var/log/lxd/*/qemu.monitor": _INCUS,
     "/var/snap/lxd/common/lxd/logs/*/qemu.monitor": _INCUS,
-    "*/libvirt/qemu/*/monitor.sock": "libvirt's own: name the VM libvirt:NAME",
+    "*/libvirt/qemu/*/monitor.sock": LIBVIRT,
 }
 
 
