@@ -119,7 +119,12 @@ def say(text: str) -> None:
 
 
 def _wrap(line: str, width: int) -> str:
-    """Break a line before words that do not fit, and never between size and unit."""
+    """Break a line before words that do not fit, and never between size and unit.
+
+    An indented line is not broken: it may be a command that is to be copied.
+    """
+    if line.startswith("  "):
+        return line
     lines = [""]
     for word in _WORD.findall(line):
         if lines[-1] and len(lines[-1] + word) > width:
@@ -186,7 +191,8 @@ def draw(console: Console, *parts: RenderableType) -> None:
         for part in parts:
             if isinstance(part, str) and console.is_terminal:
                 part = _wrap(part, console.width)  # noqa: PLW2901 - the same text
-            console.print(part, soft_wrap=not console.is_terminal)
+            is_text = isinstance(part, str)
+            console.print(part, soft_wrap=is_text or not console.is_terminal)
     text = capture.get().removesuffix("\n")
     if not console.is_terminal:
         text = "\n".join(line.rstrip() for line in text.split("\n"))

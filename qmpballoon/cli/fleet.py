@@ -394,7 +394,8 @@ def reclaim(
             {**report.to_json(), "host": {"before": before, "after": after}}
         )
     else:
-        _output.say(describe_report(report, before, after))
+        addresses = {view.name: view.address for view in views}
+        _output.say(describe_report(report, before, after, addresses))
     if report.handed_over == 0:
         return _conclude_refused(views)
     missing = amount - report.handed_over

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["conclude", "reclaim", "reclaim_and_show"]
 
-# Lines that _print_summary prints: 8 for the table, and 5 for the sentences below it.
+# Lines that _print_summary prints: 8 for the table, and 5 for what is below it.
 _SUMMARY_HEIGHT: Final = 13
 _STATUS: Final[dict[ReclaimOutcome, int]] = {
     "done": _output.DONE,
@@ -108,7 +108,8 @@ class _Keeping:
 @click.option(
     "--hold",
     is_flag=True,
-    help="Leave the guest at the smaller size, and do not give the memory back.",
+    help="Leave the guest at the smaller size, and do not give the memory back. The"
+    " output ends with the command that does.",
 )
 @click.option(
     "--keep",
@@ -199,7 +200,7 @@ def reclaim(
         ask_to_end=keeping.ask_to_end if keeping else lambda: False,
     )
     document = seen.to_json() if as_json else None
-    return conclude(seen, title, report, hold=hold, document=document)
+    return conclude(seen, title, report, hold=hold, vm=socket, document=document)
 
 
 # A dry run
@@ -326,6 +327,7 @@ def conclude(
     report: Path | None,
     *,
     hold: bool = False,
+    vm: Vm | None = None,
     document: Mapping[str, object] | None,
 ) -> int:
     """Write a reclaim's report, print its summary, and return the exit status.
@@ -338,6 +340,7 @@ def conclude(
         title: The chart's heading.
         report: The file to write.
         hold: Whether the memory was to be held.
+        vm: The VM, if there is one that can be resized afterwards.
         document: Printed as JSON in place of the summary.
     """
     try:
@@ -347,7 +350,7 @@ def conclude(
         if document is not None:
             _output.print_json(document)
         elif seen.outcome != "refused":
-            _print_summary(seen, hold=hold)
+            _print_summary(seen, hold=hold, vm=vm)
     if seen.outcome != "done":
         _output.note(f"{seen.outcome}: {seen.reason}")
     elif seen.held and not hold:
@@ -356,7 +359,7 @@ def conclude(
     return _STATUS[seen.outcome]
 
 
-def _print_summary(seen: ReclaimReport, *, hold: bool) -> None:
+def _print_summary(seen: ReclaimReport, *, hold: bool, vm: Vm | None) -> None:
     from qmpballoon.cli.render.summary import draw_summary  # noqa: PLC0415 - rich
 
-    _output.draw(make_console(), *draw_summary(seen, hold=hold))
+    _output.draw(make_console(), *draw_summary(seen, hold=hold, vm=vm))

@@ -155,6 +155,15 @@ async def test_no_line_is_broken_between_a_size_and_its_unit(
     assert [line for line in lines if line[-1].isdigit()] == []
 
 
+async def test_a_command_to_copy_is_one_line(socket_path: Path) -> None:
+    terminal = Terminal("reclaim", socket_path, "300M", "--hold", columns=40)
+    async with serve(socket_path):
+        assert await terminal.run(lambda shown: "gives it back" in shown, b"") == 0
+    *_, last = terminal.shown.strip("\r\n").split("\r\n")
+    assert last == f"  qmpballoon resize {socket_path} 2GiB  # gives it back"
+    assert len(last) > 40
+
+
 async def test_in_a_pipe_a_sentence_is_one_line(socket_path: Path) -> None:
     async with serve(socket_path, disks=1):
         lines = (await run("reclaim", socket_path)).stdout.splitlines()

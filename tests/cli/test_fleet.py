@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -278,6 +279,22 @@ async def test_reclaiming(tmp_path: Path) -> None:
         assert 0 <= 2 * GiB - report["handed_over"] < MiB
         assert sum(vm["handed_over"] for vm in report["vms"]) == report["handed_over"]
         assert result.returncode == 0
+
+
+async def test_what_a_fleet_holds_is_given_back_by_the_commands_that_are_shown(
+    tmp_path: Path,
+) -> None:
+    async with fleet(tmp_path) as fakes:
+        held = await run("fleet", "reclaim", "4G", tmp_path / "*.qmp", "--hold")
+        assert actual(fakes["large"]) < 4 * GiB
+        assert actual(fakes["small"]) < 2 * GiB
+        lines = held.stdout.splitlines()
+        shown = [line for line in lines if line.startswith("  qmpballoon resize ")]
+        assert shown == lines[-2:]
+        for line in shown:
+            await run(*shlex.split(line, comments=True)[1:])
+        assert actual(fakes["large"]) == 4 * GiB
+        assert actual(fakes["small"]) == 2 * GiB
 
 
 async def test_reclaiming_more_than_there_is(tmp_path: Path) -> None:

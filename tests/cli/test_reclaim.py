@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,23 @@ async def test_reclaim_and_hold_an_amount(socket_path: Path) -> None:
     assert result.returncode == 0
     assert "held" in result.stdout
     assert re.search("taking: .*requested", result.stdout)
+
+
+async def test_what_is_held_is_given_back_by_the_command_that_is_shown(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a socket: vm1.qmp"
+    memory = 2 * GiB + 4096
+    async with serve(path, memory=memory) as fake:
+        result = await run("reclaim", path, "25%", "--hold")
+        assert actual(fake) < memory
+        line = result.stdout.splitlines()[-1]
+        assert line.startswith("  qmpballoon resize ")
+        done = await run(*shlex.split(line, comments=True)[1:])
+        assert actual(fake) == memory
+        assert done.returncode == 0
+        given_back = await run("reclaim", path, "25%")
+    assert "qmpballoon" not in given_back.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize("form", [(), ("--json",)])

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 from attrs import define, field, frozen
 
 from qmpballoon._printable import make_printable
+from qmpballoon.cli.render.summary import write_undo
 from qmpballoon.sizes import GiB, MiB, TiB, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence, Sized
+    from collections.abc import Iterable, Mapping, Sequence, Sized
 
     from qmpballoon.fleet.control_loop import FleetReclaimReport
     from qmpballoon.fleet.guests import Host
@@ -140,13 +141,20 @@ def _describe_sums(unit: _Unit, changes: Sequence[int]) -> list[str]:
     return lines
 
 
-def describe_report(report: FleetReclaimReport, before: int, after: int) -> str:
+def describe_report(
+    report: FleetReclaimReport,
+    before: int,
+    after: int,
+    addresses: Mapping[str, str] | None = None,
+) -> str:
     """Say who gave what, and what the host has gained.
 
     Args:
         report: The reclaim's.
         before: Bytes the host had available.
         after: Bytes the host has available now.
+        addresses: The VMs' addresses, by their names; with them, the commands that give
+            back what is held are shown.
     """
     unit = _choose_unit(vm.handed_over for vm in report.vms)
     lines = [
@@ -167,6 +175,11 @@ def describe_report(report: FleetReclaimReport, before: int, after: int) -> str:
         f" from {_count_guests(report.vms)}, {kept}; the host had"
         f" {format_size(before)} available, and has {format_size(after)}."
     )
+    lines += [
+        write_undo(addresses[vm.name], vm.before)
+        for vm in report.vms
+        if report.held and vm.handed_over and addresses and vm.name in addresses
+    ]
     return "\n".join(lines)
 
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Final
 
-from rich.table import Table
-
-from qmpballoon.sizes import format_size
+from qmpballoon.address import UnixAddress
+from qmpballoon.sizes import GiB, KiB, MiB, format_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from qmpballoon.address import Vm
     from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.sampling import Snapshot
 
-__all__ = ["describe_gain", "describe_rereads", "draw_summary"]
+__all__ = ["describe_gain", "describe_rereads", "draw_summary", "write_undo"]
 
 _SHORT: Final = 0.1  # seconds; the shortest time that is written with its figure
 
 
-def draw_summary(report: ReclaimReport, *, hold: bool) -> list[RenderableType]:
+def draw_summary(
+    report: ReclaimReport, *, hold: bool, vm: Vm | None = None
+) -> list[RenderableType]:
     """Lay out what came of a reclaim: a table, a sentence, and the host's gain.
 
     Args:
         report: The reclaim's.
         hold: Whether its memory was to be held.
+        vm: The VM; with it, the command that gives back what is held is shown.
     """
+    from rich.table import Table  # noqa: PLC0415 - not for what is only text
+
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
     table.add_column("")
     for heading in ("before", "after", "change"):
@@ -42,7 +48,24 @@ def draw_summary(report: ReclaimReport, *, hold: bool) -> list[RenderableType]:
     )
     price = describe_rereads(report)
     prices = [] if price is None else [price]
-    return ["", table, sentence, describe_gain(report), *prices]
+    undo: list[str] = []
+    if hold and report.held and vm is not None:
+        is_odd = isinstance(vm, UnixAddress) and ":" in vm.path
+        undo = [write_undo(f"unix:{vm}" if is_odd else str(vm), report.before.actual)]
+    return ["", table, sentence, describe_gain(report), *prices, *undo]
+
+
+def write_undo(address: str, size: int) -> str:
+    """Return the command that gives a guest its memory back, as an indented line.
+
+    Args:
+        address: The VM's, as the command reads it.
+        size: Bytes that the guest had before.
+    """
+    units = {GiB: "GiB", MiB: "MiB", KiB: "KiB", 1: ""}
+    unit, name = next(each for each in units.items() if size % each[0] == 0)
+    command = ["qmpballoon", "resize", address, f"{size // unit}{name}"]
+    return f"  {shlex.join(command)}  # gives it back"
 
 
 def describe_gain(report: ReclaimReport) -> str:

@@ -7,8 +7,8 @@ import pytest
 from qmpballoon.balloon import ReclaimReport
 from qmpballoon.balloon.sampling import Sample, Snapshot, Timeline
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.cli.render.summary import describe_gain, describe_rereads
-from qmpballoon.sizes import MiB
+from qmpballoon.cli.render.summary import describe_gain, describe_rereads, write_undo
+from qmpballoon.sizes import GiB, MiB
 
 PRICE = "The guest had to read up to"
 LESS = "less than it gave in a tenth of a second"
@@ -74,3 +74,17 @@ def test_the_price_is_said_in_words(reread: int | None, words: str | None) -> No
         reread=reread,
     )
     assert describe_rereads(report) == words
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (2 * GiB, "2GiB"),
+        (2 * GiB + MiB, "2049MiB"),
+        (2 * GiB + 4096, "2097156KiB"),
+        (2 * GiB + 1, "2147483649"),
+    ],
+)
+def test_the_command_that_gives_back_has_the_size_in_full(size: int, text: str) -> None:
+    command = write_undo("/run/a vm", size)
+    assert command == f"  qmpballoon resize '/run/a vm' {text}  # gives it back"
