@@ -10,6 +10,7 @@ import click
 from attrs import asdict, define, frozen
 
 from qmpballoon import export
+from qmpballoon.address import UnixAddress
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import _output
 from qmpballoon.cli._completion import complete_file
@@ -362,4 +363,7 @@ def conclude(
 def _print_summary(seen: ReclaimReport, *, hold: bool, vm: Vm | None) -> None:
     from qmpballoon.cli.render.summary import draw_summary  # noqa: PLC0415 - rich
 
-    _output.draw(make_console(), *draw_summary(seen, hold=hold, vm=vm))
+    address = None if vm is None else str(vm)
+    if isinstance(vm, UnixAddress) and ":" in vm.path:
+        address = f"unix:{vm}"  # otherwise it may be read as another kind of address
+    _output.draw(make_console(), *draw_summary(seen, hold=hold, address=address))

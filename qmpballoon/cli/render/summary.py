@@ -5,13 +5,11 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Final
 
-from qmpballoon.address import UnixAddress
 from qmpballoon.sizes import GiB, KiB, MiB, format_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from qmpballoon.address import Vm
     from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.sampling import Snapshot
 
@@ -21,14 +19,15 @@ _SHORT: Final = 0.1  # seconds; the shortest time that is written with its figur
 
 
 def draw_summary(
-    report: ReclaimReport, *, hold: bool, vm: Vm | None = None
+    report: ReclaimReport, *, hold: bool, address: str | None = None
 ) -> list[RenderableType]:
     """Lay out what came of a reclaim: a table, a sentence, and the host's gain.
 
     Args:
         report: The reclaim's.
         hold: Whether its memory was to be held.
-        vm: The VM; with it, the command that gives back what is held is shown.
+        address: The VM's, as the command reads it; with it, the command that gives back
+            what is held is shown.
     """
     from rich.table import Table  # noqa: PLC0415 - not for what is only text
 
@@ -49,9 +48,8 @@ def draw_summary(
     price = describe_rereads(report)
     prices = [] if price is None else [price]
     undo: list[str] = []
-    if hold and report.held and vm is not None:
-        is_odd = isinstance(vm, UnixAddress) and ":" in vm.path
-        undo = [write_undo(f"unix:{vm}" if is_odd else str(vm), report.before.actual)]
+    if hold and report.held and address is not None:
+        undo = [write_undo(address, report.before.actual)]
     return ["", table, sentence, describe_gain(report), *prices, *undo]
 
 
