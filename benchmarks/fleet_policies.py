@@ -16,6 +16,9 @@ What is counted, averaged over the seeds:
 * swaps: for how long the host had no memory left, in seconds;
 * pressed: for how long guests had less than their headroom, in guest minutes;
 * stalls: allocations in guests that had to wait; kills: processes killed;
+* beside: those of them in a guest with less than its RAM, while the host had more than
+  its hard reserve, a quarter of its reserve, and what the guests had not touched of
+  their sizes;
 * moved: memory that was moved in either direction, in GiB;
 * relief: how long a guest that fell below its headroom stayed there, in seconds.
 """
@@ -51,6 +54,7 @@ if TYPE_CHECKING:
 TICK: Final = SECOND // 4
 HOST: Final = 24 * GiB
 RESERVE: Final = HOST // 10
+HARD: Final = RESERVE // 4
 SIZES: Final = (2, 2, 2, 3, 3, 4, 4, 4, 6, 8)  # GiB of RAM; 38 in all
 
 
@@ -64,6 +68,7 @@ class Vm:
     headroom: int
     floor: int
     pressed_since: float | None = None
+    kills: int = 0
     usage_rate: UsageRate = field(factory=UsageRate)
 
     @property
@@ -133,7 +138,9 @@ class Ours:
         for vm in vms:
             vm.usage_rate.add_sample(seconds, vm.actual - vm.available)
         promised = sum(promise.count(seconds) for promise in self.promises.values())
-        host = Host(HOST, available, promised)
+        above = (min(vm.actual, vm.machine.resident) - vm.floor for vm in vms)
+        above_floors = sum(max(0, size) for size in above)
+        host = Host(HOST, available, promised, above_floors=above_floors)
         plan = make_plan(host, [make_guest(vm, self.period) for vm in vms], self.rules)
         for move in plan.moves:
             next(vm for vm in vms if vm.name == move.name).ask(move.target)
@@ -238,6 +245,7 @@ class Score:
     pressed: float
     stalls: float
     kills: float
+    beside: float
     moved: float
     relief: float
 
@@ -300,6 +308,13 @@ LOADS: Final = {
         fall=(60, 300),
         rest=(60, 600),
     ),
+    "shortages": Load(
+        size=(0.3, 0.6),
+        rise=(60, 300),
+        hold=(600, 1200),
+        fall=(60, 300),
+        rest=(30, 120),
+    ),
     "spikes": Load(size=(0.05, 0.2), rise=(1, 5), hold=(5, 20), rest=(20, 200)),
 }
 
@@ -335,6 +350,7 @@ def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
     vms = make_vms(load, seed, minutes * 60)
     tick = TICK / SECOND
     below = swaps = pressed = moved = 0.0
+    kills = beside = 0
     reliefs: list[float] = []
     sizes = {vm.name: vm.actual for vm in vms}
     stalls = {vm.name: vm.machine.guest.alloc_stalls for vm in vms}
@@ -343,6 +359,13 @@ def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
         for vm in vms:
             vm.machine.advance(step * TICK)
         available = HOST - sum(vm.machine.resident for vm in vms)
+        untouched = sum(max(0, vm.actual - vm.machine.resident) for vm in vms)
+        for vm in vms:
+            killed = vm.machine.guest.oom_kills - vm.kills
+            vm.kills += killed
+            kills += killed
+            if vm.actual < vm.total and available - untouched > HARD:
+                beside += killed
         below += max(0, RESERVE - available) * tick
         swaps += tick * (available < 0)
         for vm in vms:
@@ -364,7 +387,8 @@ def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
         swaps=swaps,
         pressed=pressed / 60,
         stalls=sum(vm.machine.guest.alloc_stalls - stalls[vm.name] for vm in vms),
-        kills=sum(vm.machine.guest.oom_kills for vm in vms),
+        kills=kills,
+        beside=beside,
         moved=moved / GiB,
         relief=mean(reliefs) if reliefs else 0.0,
     )

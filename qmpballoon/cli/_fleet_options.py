@@ -85,6 +85,14 @@ _HOST_OPTIONS: Final = (
         " and 256MiB]",
     ),
     click.option(
+        "--reserve-hard",
+        type=read_size,
+        metavar="SIZE",
+        help="The part of the reserve that the host keeps whatever guests need. The"
+        " rest is for guests that would soon kill processes.  [default: a quarter of"
+        " the reserve]",
+    ),
+    click.option(
         "--limit",
         type=read_positive_size,
         metavar="SIZE",
@@ -111,13 +119,14 @@ def add_host_options(command: Callable[..., _T]) -> Callable[..., _T]:
     def call(
         *,
         reserve: int | None,
+        reserve_hard: int | None,
         limit: int | None,
         cgroup: Path | None,
         policy: PolicyName,
         **others: Any,  # noqa: ANN401 - the command's own options
     ) -> _T:
         memory = HostMemory(limit=limit, cgroup=cgroup)
-        rules = _make_rules(memory, reserve, policy)
+        rules = _make_rules(memory, reserve, reserve_hard, policy)
         return command(memory=memory, rules=rules, **others)
 
     for option in reversed(_HOST_OPTIONS):
@@ -125,12 +134,18 @@ def add_host_options(command: Callable[..., _T]) -> Callable[..., _T]:
     return call
 
 
-def _make_rules(memory: HostMemory, reserve: int | None, policy: PolicyName) -> Rules:
+def _make_rules(
+    memory: HostMemory,
+    reserve: int | None,
+    reserve_hard: int | None,
+    policy: PolicyName,
+) -> Rules:
     """Return the rules for a host, from the options.
 
     Args:
         memory: Reads the host's memory.
         reserve: Bytes the host is to keep available; ``None`` for the default.
+        reserve_hard: Bytes of them that it keeps whatever guests need, likewise.
         policy: What is levelled out among the guests.
 
     Raises:
@@ -144,7 +159,10 @@ def _make_rules(memory: HostMemory, reserve: int | None, policy: PolicyName) -> 
             " has the memory controller"
         )
     total = memory.read().total
-    rules = Rules.for_host(total, reserve, policy)
+    try:
+        rules = Rules.for_host(total, reserve, policy, reserve_hard)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     if rules.reserve >= total:
         raise click.UsageError(
             f"a reserve of {format_size(rules.reserve)} leaves nothing of the"

@@ -37,7 +37,7 @@ from qmpballoon.cli.render.fleet import (
     host_to_json,
 )
 from qmpballoon.fleet.host_memory import HostMemory
-from qmpballoon.fleet.policy import Rules
+from qmpballoon.fleet.policy import Rules, describe_unreachable
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -206,6 +206,7 @@ def plan(
         _output.note(*describe_absent(supervisor.list_views()))
         host, made = decide(supervisor, memory.read, rules)
         _note_uncertain(host, memory, supervisor)
+        _note_unreachable(made, rules)
         _print_plan(host, rules, made, supervisor, as_json=as_json)
         return choose_status(supervisor.list_views())
 
@@ -269,11 +270,14 @@ def run(
 
         planned_at = trio.current_time()
         note_changes = make_change_notes(supervisor, memory)
+        is_wish_noted = False
 
         def show(host: Host, plan: FleetPlan) -> None:
-            nonlocal planned_at
+            nonlocal planned_at, is_wish_noted
             planned_at = trio.current_time()
             note_changes(host)
+            if not is_wish_noted:
+                is_wish_noted = _note_unreachable(plan, rules)
             if plan.moves:
                 _print_plan(host, rules, plan, supervisor, as_json=as_json)
 
@@ -297,6 +301,7 @@ def run(
         _output.note(*describe_absent(supervisor.list_views()))
         host, plan = decide(supervisor, memory.read, rules)
         _note_uncertain(host, memory, supervisor)
+        _note_unreachable(plan, rules)
         _print_plan(host, rules, plan, supervisor, as_json=as_json)
         await carry_out(supervisor, plan)
         return _conclude(plan, supervisor.list_views())
@@ -320,6 +325,13 @@ def _print_plan(
         )
     else:
         _output.say(describe_plan(host, rules, plan))
+
+
+def _note_unreachable(plan: FleetPlan, rules: Rules) -> bool:
+    """Note that the host's reserve cannot be reached, if so; return whether it is."""
+    if plan.unreachable:
+        _output.note(describe_unreachable(plan, rules))
+    return plan.unreachable > 0
 
 
 def _note_uncertain(host: Host, memory: HostMemory, supervisor: Supervisor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -11,7 +12,13 @@ from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import require_size
 from qmpballoon.balloon.device import LARGEST_PAGE
-from qmpballoon.fleet.policy import FleetPlan, Move, make_plan, take
+from qmpballoon.fleet.policy import (
+    FleetPlan,
+    Move,
+    describe_unreachable,
+    make_plan,
+    take,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,6 +43,7 @@ _ROUNDS: Final = 3
 _ANSWER_TIMEOUT: Final = 5.0  # seconds for guests to answer at their new sizes
 _PROGRESS_EVERY: Final = 0.25  # seconds
 _CLEANUP_TIMEOUT: Final = 10.0  # seconds for giving memory back when cancelled
+_LOG: Final = logging.getLogger("qmpballoon.fleet")
 
 
 def decide(
@@ -57,7 +65,10 @@ def decide(
     """
     supervisor.measure_resident()
     host = read(supervisor.held, supervisor.promised)
-    host = evolve(host, is_complete=supervisor.is_complete)
+    if supervisor.is_complete:
+        host = evolve(host, above_floors=supervisor.above_floors)
+    else:
+        host = evolve(host, is_complete=False)
     guests = supervisor.list_guests()
     try:
         return host, make_plan(host, guests, rules)
@@ -119,8 +130,12 @@ async def run_control_loop(
         It can be cancelled at any moment. Moves continue while the fleet is
         supervised.
     """
+    is_said = False
     while True:
         host, plan = decide(supervisor, read, rules)
+        if plan.unreachable and not is_said:
+            _LOG.warning("%s", describe_unreachable(plan, rules))
+            is_said = True
         room = host.available - rules.reserve - host.promised
         moving = {move.name for move in plan.moves}
         owed = [

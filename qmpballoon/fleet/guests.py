@@ -12,12 +12,14 @@ from attrs import frozen
 
 __all__ = ["Guest", "Host"]
 
-# How much a guest keeps and gets beyond its headroom, so that it does not come back
-# with each plan. Its use may increase further: it gets the increase of 4 plans, but a
-# 16th of its RAM at most, because a short burst would make that far too much.
+# Plans that pass at most from a guest's sample until it is helped again: one until the
+# next sample, one until that is polled, and one until it is planned with. A guest that
+# uses up all that it has by then is in distress.
+_PLANS_UNTIL_HELP: Final = 3
+# For how many plans a guest whose use increases keeps and gets what it will use: the
+# sample may be that old, and what it gets has to last for as long again.
 # benchmarks/fleet_policies.py compares the results.
-_PLANS_AHEAD: Final = 4
-_MAX_INCREASE: Final = 16  # a share of the RAM: one 16th
+_PLANS_AHEAD: Final = 2 * _PLANS_UNTIL_HELP
 
 
 @frozen
@@ -35,6 +37,8 @@ class Host:
         notes: What could not be read and does not count, for people.
         is_complete: Whether all VMs are known. While some are not, what they hold is
             not known either, and the host's surplus is not shared out.
+        above_floors: How much it would gain if all guests gave what they hold down to
+            their floors; ``None``: not known.
     """
 
     total: int
@@ -43,6 +47,7 @@ class Host:
     pressed: bool = False
     notes: tuple[str, ...] = ()
     is_complete: bool = True
+    above_floors: int | None = None
 
 
 @frozen
@@ -92,8 +97,12 @@ class Guest:
 
     @property
     def desired_available(self) -> int:
-        """Bytes it should have available: enough for this plan and some to come."""
-        increase = min(self.usage_increase * _PLANS_AHEAD, self.total // _MAX_INCREASE)
+        """Bytes it should have available: enough for this plan and some to come.
+
+        Half as much as its headroom comes on top of it, so that the guest does not come
+        back with each plan.
+        """
+        increase = self.usage_increase * _PLANS_AHEAD
         return self.headroom + self.headroom // 2 + increase
 
     @property
@@ -140,6 +149,29 @@ class Guest:
             return 0
         lacking = max(self.desired_available - self.available, self.floor - self.actual)
         return max(0, min(lacking, self.room))
+
+    @property
+    def distress(self) -> int:
+        """Bytes to give it back so that it kills no processes; 0 if it is not about to.
+
+        It is in distress if it has less available than its headroom, or will have by
+        the next plan; or if it uses up all that it has before it can be helped again.
+        """
+        left = self.available - self.usage_increase
+        if left >= self.headroom and not self.is_out_soon:
+            return 0
+        return max(0, min(self.desired_available - self.available, self.room))
+
+    @property
+    def is_out_soon(self) -> bool:
+        """Whether it uses up all that it has before it can be helped again."""
+        return self.available < self.usage_increase * _PLANS_UNTIL_HELP
+
+    @property
+    def halfway(self) -> int:
+        """The size midway between the memory that it uses and all that it may have."""
+        used = self.actual - self.available
+        return max(self.floor, (used + min(self.ceiling, self.total)) // 2)
 
     @property
     def room(self) -> int:

@@ -402,6 +402,11 @@ def _collect_host(host: Host, rules: Rules) -> Iterator[Metric]:
         "host_memory_reserve_bytes", "Memory that the host keeps.", rules.reserve
     )
     yield _make_gauge(
+        "host_memory_reserve_hard_bytes",
+        "Memory that the host keeps whatever guests need.",
+        rules.reserve_hard,
+    )
+    yield _make_gauge(
         "host_memory_promised_bytes",
         "Memory that guests were given and have not touched yet.",
         host.promised,

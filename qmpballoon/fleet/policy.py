@@ -6,9 +6,15 @@ Pure: the same state always makes the same plan. These are the rules.
    included, above one and a half times its headroom and what it is about to use. It is
    in need if it has less available than its headroom, or will have before the next
    plan. A guest without statistics is left alone.
-2. *The host comes first.* The host keeps its reserve. Above the reserve it holds a
-   buffer, and guests in need get memory from the buffer at once. When half of the
-   buffer is gone, guests with spare memory give some until the buffer is full.
+2. *Two lines.* The host keeps its reserve. Above the reserve it holds a buffer, and
+   guests in need get memory from the buffer at once. When half of the buffer is gone,
+   guests with spare memory give some until the buffer is full. A guest in distress
+   would soon kill processes: it has less than its headroom, or uses up all that it has
+   before it can be helped again. It gets back what was taken from it, from the reserve
+   as well, down to the hard reserve. A VM starts with all its RAM, so its whole balloon
+   was taken from it; its ceiling bounds what it gets. Below the hard reserve the host
+   comes first. (ESX has such steps, too: Waldspurger, "Memory resource management in
+   VMware ESX Server", 2002.)
 3. *Free first, then give.* Only memory that is free now is given away. The memory that
    a plan frees is given by the next plan, if it did become free. So a guest that does
    not let go of memory cannot push the host below its reserve. Memory is freed one
@@ -33,16 +39,20 @@ Pure: the same state always makes the same plan. These are the rules.
    1998.)
 8. *No reward for a stall.* A guest that did not give what it said it could is not asked
    again for a while. The others give its part. It gets what it needs, and nothing else.
+9. *A reserve out of reach is a wish.* The host may lack some of its reserve and of half
+   its buffer though all guests were at their floors. Nobody is squeezed to his last
+   page for that: guests keep half of what they do not use, unless others are in
+   distress, or the host is below its hard reserve.
 
 Policies differ in which guests give and get first: see :data:`PolicyName`. Each keeps
-all floors, ceilings and headrooms, and the host's reserve.
+all floors, ceilings and headrooms, and the host's reserves.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from attrs import asdict, evolve, frozen
+from attrs import Factory, asdict, evolve, field, frozen
 
 from qmpballoon._checks import require_size
 from qmpballoon.balloon.device import PAGE
@@ -81,6 +91,9 @@ Each is divided by the guest's weight."""
 # of benchmarks/fleet_policies.py kill no more than without it.
 _GREED: Final = 16
 
+# The part of the reserve that the host keeps whatever guests need: one 4th.
+_HARD_SHARE: Final = 4
+
 # The part of its RAM that a guest gives in one plan at most: one 8th. What the guest
 # says then is seen before it has to give the next one.
 _MAX_SHRINK: Final = 8
@@ -96,28 +109,48 @@ class Rules:
         dead_band: Moves smaller than this are not made, unless a guest is in need.
             Below the reserve it is 1 MiB at most.
         policy: Which guests give and get first.
+        reserve_hard: The part of the reserve that it keeps whatever guests need. The
+            rest is for guests that are about to kill processes. By default a quarter
+            of the reserve.
 
     Raises:
         TypeError: A size is not a whole number.
-        ValueError: A size is below 0, or there is no such policy.
+        ValueError: A size is below 0, the hard reserve is above the reserve, or there
+            is no such policy.
     """
 
     reserve: int
     buffer: int
     dead_band: int = 16 * MiB
     policy: PolicyName = "available"
+    reserve_hard: int = field(
+        default=Factory(
+            lambda self: _compute_hard(require_size(self.reserve, "reserve")),
+            takes_self=True,
+        )
+    )
 
     def __attrs_post_init__(self) -> None:
-        """Refuse negative sizes and unknown policies."""
-        for name in ("reserve", "buffer", "dead_band"):
+        """Refuse sizes that are negative or contradict, and unknown policies."""
+        for name in ("reserve", "buffer", "dead_band", "reserve_hard"):
             require_size(getattr(self, name), name)
+        if self.reserve_hard > self.reserve:
+            raise ValueError(
+                f"reserve_hard is {format_size(self.reserve_hard)}: it is a part of"
+                f" the reserve, which is {format_size(self.reserve)}; lower the one or"
+                " raise the other"
+            )
         if self.policy not in _MEASURES:
             choices = ", ".join(_MEASURES)
             raise ValueError(f"policy is {self.policy!r}: it must be one of {choices}")
 
     @classmethod
     def for_host(
-        cls, total: int, reserve: int | None = None, policy: PolicyName = "available"
+        cls,
+        total: int,
+        reserve: int | None = None,
+        policy: PolicyName = "available",
+        reserve_hard: int | None = None,
     ) -> Rules:
         """Return the rules for a host.
 
@@ -127,9 +160,26 @@ class Rules:
             total: The host's memory in bytes.
             reserve: Bytes; by default 5 % of the host's memory and 256 MiB.
             policy: Which guests give and get first.
+            reserve_hard: Bytes; by default a quarter of the reserve.
+
+        Raises:
+            TypeError: A size is not a whole number.
+            ValueError: A size is below 0, or the hard reserve is above the reserve.
         """
         reserve = 256 * MiB + total // 20 if reserve is None else reserve
-        return cls(reserve=reserve, buffer=max(64 * MiB, reserve // 4), policy=policy)
+        if reserve_hard is None:
+            reserve_hard = _compute_hard(reserve)
+        return cls(
+            reserve=reserve,
+            buffer=max(64 * MiB, reserve // 4),
+            policy=policy,
+            reserve_hard=reserve_hard,
+        )
+
+
+def _compute_hard(reserve: int) -> int:
+    """Return the hard reserve where none is given."""
+    return reserve // _HARD_SHARE
 
 
 @frozen
@@ -162,11 +212,15 @@ class FleetPlan:
         moves: The moves; those of guests that give come first.
         wanted: How many bytes the guests are to free.
         lacking: How many of them no guest can free.
+        unreachable: How many bytes the host would lack of its reserve and half of its
+            buffer if all guests were at their floors; 0 if none, or if that is not
+            known.
     """
 
     moves: tuple[Move, ...] = ()
     wanted: int = 0
     lacking: int = 0
+    unreachable: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes."""
@@ -174,7 +228,24 @@ class FleetPlan:
             "moves": [{**asdict(move), "change": move.change} for move in self.moves],
             "wanted": self.wanted,
             "lacking": self.lacking,
+            "unreachable": self.unreachable,
         }
+
+
+def describe_unreachable(plan: FleetPlan, rules: Rules) -> str:
+    """Say that the host's reserve cannot be reached, and what to do; in one line.
+
+    Args:
+        plan: A plan that says so.
+        rules: What the host is to keep.
+    """
+    return (
+        f"the reserve of {format_size(rules.reserve)} and half its buffer cannot be"
+        f" reached: with all guests at their floors {format_size(plan.unreachable)}"
+        " would be lacking; so guests keep half of what they do not use, while the host"
+        f" has more than {format_size(rules.reserve_hard)} available: lower the reserve"
+        " or the floors, or move VMs away"
+    )
 
 
 def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
@@ -191,10 +262,14 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
     if host.pressed:
         free -= rules.buffer
     slack = max(0, free - host.promised)
+    for_distress = max(0, host.available - host.promised - rules.reserve_hard)
+    unreachable = _count_unreachable(host, rules)
+    # Nobody is squeezed for a reserve that cannot be reached, unless others need it.
+    is_wish = unreachable > 0 and for_distress > sum(g.distress for g in at_rest)
+    donors = _choose_donors(map(_keep_half, at_rest) if is_wish else at_rest)
     # What is freed now is given by the next plan. So that plan's need counts.
-    donors = _choose_donors(at_rest)
-    shares = _Shares.of(everyone, slack)
-    need = sum(shares.limit(at_rest, [g.compute_need(2) for g in at_rest])[1])
+    needs = [max(g.compute_need(2), g.distress) for g in at_rest]
+    need = sum(_Shares.of(everyone, slack).limit(at_rest, needs)[1])
     wanted = max(0, need - slack) - sum(map(_predict_gain, everyone))
     if free < rules.buffer // 2:
         wanted += rules.buffer - free
@@ -208,18 +283,36 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
         _explain_shrinks(host, rules, need),
         uncapped=host.available < rules.reserve // 2,
     )
-    surplus = slack - need - rules.buffer
+    grants = _share_for_needs(at_rest, everyone, slack, for_distress)
+    surplus = slack - max(need, sum(grants.values())) - rules.buffer
     if wanted or surplus <= rules.buffer or not host.is_complete:
         surplus = 0
     return FleetPlan(
         moves=(
             *shrinks,
             *_enforce_ceilings(at_rest, shrinks),
-            *_plan_grows(at_rest, slack, surplus, rules, shares),
+            *_plan_grows(
+                at_rest,
+                grants,
+                slack,
+                _share_surplus(at_rest, surplus, rules) if surplus else {},
+            ),
         ),
         wanted=wanted,
         lacking=max(0, wanted - sum(donor.gain for donor in donors)),
+        unreachable=unreachable,
     )
+
+
+def _count_unreachable(host: Host, rules: Rules) -> int:
+    """Return the bytes that the host lacks though all guests were at their floors.
+
+    With half of its buffer it is at rest. So no more is missed.
+    """
+    if host.above_floors is None:
+        return 0
+    goal = rules.reserve + rules.buffer // 2
+    return max(0, goal - host.available - host.above_floors)
 
 
 def take(amount: int, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
@@ -249,7 +342,16 @@ def take(amount: int, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
 
 
 def _choose_donors(guests: Iterable[Guest]) -> list[Guest]:
-    return [g for g in guests if not (g.is_stalled or g.need) and g.gain >= PAGE]
+    return [
+        guest
+        for guest in guests
+        if not (guest.is_stalled or guest.need or guest.distress) and guest.gain >= PAGE
+    ]
+
+
+def _keep_half(guest: Guest) -> Guest:
+    """Return a guest that keeps half of all that it may have and does not use."""
+    return evolve(guest, floor=guest.halfway)
 
 
 def _predict_gain(guest: Guest) -> int:
@@ -366,50 +468,80 @@ class _Shares:
 
 
 def _plan_grows(
-    guests: Sequence[Guest], slack: int, surplus: int, rules: Rules, shares: _Shares
+    guests: Sequence[Guest],
+    grants: Mapping[str, int],
+    slack: int,
+    surplus: Mapping[str, int],
 ) -> list[Move]:
     """Give guests in need what they need, then share the surplus out."""
-    grants = _share_for_needs([guest for guest in guests if guest.need], slack, shares)
-    if surplus:
-        # A guest in need has got its part. The next plan sees what it has then.
-        others = [g for g in guests if not (g.need or g.is_stalled or g.room < PAGE)]
-        for guest, share in _share_surplus(others, surplus, rules):
-            if share and share >= min(rules.dead_band, guest.room):
-                grants[guest.name] = share
+    source = ", from the host's reserve" if sum(grants.values()) > slack else ""
     moves: list[Move] = []
     for guest in guests:
+        share, why = surplus.get(guest.name, 0), _SURPLUS
         if guest.name in grants:
             share = grants[guest.name]
-            why = f"in need: {_describe_guest(guest)}" if guest.need else _SURPLUS
+            why = f"in need{source}: {_describe_guest(guest)}"
+        if share:
             moves.append(Move(guest.name, guest.actual, guest.actual + share, why))
     return moves
 
 
 def _share_for_needs(
-    needy: Sequence[Guest], slack: int, shares: _Shares
+    guests: Sequence[Guest], everyone: Sequence[Guest], slack: int, for_distress: int
 ) -> dict[str, int]:
-    """Share out what guests need: first up to their fair shares, then the rest."""
-    firsts, needs = shares.limit(needy, [guest.need for guest in needy])
+    """Share out what guests need: first those in distress, then the others.
+
+    Args:
+        guests: Those that can be given some.
+        everyone: All guests, which have their shares.
+        slack: Bytes that the host has above its reserve.
+        for_distress: Bytes that it has above its hard reserve.
+    """
+    distressed = [guest for guest in guests if guest.distress]
+    wants = [max(guest.need, guest.distress) for guest in distressed]
+    shares = _Shares.of(everyone, for_distress)
+    grants = _fill_needs(distressed, wants, for_distress, shares)
+    others = [guest for guest in guests if guest.need and not guest.distress]
+    left = max(0, slack - sum(grants.values()))
+    needs = [guest.need for guest in others]
+    return grants | _fill_needs(others, needs, left, _Shares.of(everyone, slack))
+
+
+def _fill_needs(
+    needy: Sequence[Guest], needs: Sequence[int], amount: int, shares: _Shares
+) -> dict[str, int]:
+    """Share an amount out: first up to the guests' fair shares, then the rest."""
+    firsts, most = shares.limit(needy, needs)
     grants = [0] * len(needy)
-    for wanted in (firsts, needs):
+    for wanted in (firsts, most):
         recipients = [
             _make_recipient(guest, "available", want - granted, granted)
             for guest, want, granted in zip(needy, wanted, grants, strict=True)
         ]
-        given = fill(slack - sum(grants), recipients)
+        given = fill(amount - sum(grants), recipients)
         grants = [a + b for a, b in zip(grants, given, strict=True)]
     return {g.name: share for g, share in zip(needy, grants, strict=True) if share}
 
 
 def _share_surplus(
     guests: Sequence[Guest], surplus: int, rules: Rules
-) -> Iterable[tuple[Guest, int]]:
-    """Raise the lowest guests."""
+) -> dict[str, int]:
+    """Raise the lowest guests. One in need has got its part: it waits."""
+    others = [
+        guest
+        for guest in guests
+        if not (guest.need or guest.distress or guest.is_stalled) and guest.room >= PAGE
+    ]
     count = max(1, surplus // max(1, rules.dead_band))
     measure = _MEASURES[rules.policy]
-    lowest = sorted(guests, key=lambda g: measure(g)[0] / measure(g)[1])[:count]
+    lowest = sorted(others, key=lambda g: measure(g)[0] / measure(g)[1])[:count]
     recipients = [_make_recipient(g, rules.policy, g.room) for g in lowest]
-    return zip(lowest, fill(surplus, recipients), strict=True)
+    shares = zip(lowest, fill(surplus, recipients), strict=True)
+    return {
+        guest.name: share
+        for guest, share in shares
+        if share >= min(rules.dead_band, guest.room)
+    }
 
 
 def _make_recipient(

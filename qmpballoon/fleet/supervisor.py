@@ -37,6 +37,7 @@ from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon import StallLimits
 from qmpballoon.balloon.guard import RESIZE_GUARD, Guard
+from qmpballoon.balloon.results import Diagnosis, ResizeResult
 from qmpballoon.errors import (
     BalloonUnavailable,
     CommandError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.address import Vm
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.sampling import Progress
     from qmpballoon.fleet.guests import Guest
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.sources import Source
@@ -395,6 +397,11 @@ class Supervisor:
         return sum(task.record.count_promised(now) for task in self._tasks)
 
     @property
+    def above_floors(self) -> int:
+        """Bytes of the host's memory that the guests hold above their floors."""
+        return sum(task.record.above_floor for task in self._tasks)
+
+    @property
     def is_complete(self) -> bool:
         """Whether each VM was connected to, or an attempt has failed."""
         now = trio.current_time()
@@ -714,16 +721,7 @@ class Supervisor:
             if target > before:
                 # A guest in need gets its memory before resize takes its first sample.
                 await balloon.set_target(target)
-            result = await balloon.resize(
-                target,
-                timeout=self._settings.move_timeout,
-                on_stall="settle",
-                guard=guard,
-                on_progress=lambda seen: record.note_progress(
-                    trio.current_time(), seen.actual
-                ),
-                limits=_STALL,
-            )
+            result = await self._resize(record, balloon, target, guard)
             record.note_move_ended(trio.current_time(), evolve(result, before=before))
             task.left = None
         except MonitorClosed:
@@ -735,9 +733,50 @@ class Supervisor:
             record.note_move_dropped()
             self._notify()
 
+    async def _resize(
+        self, record: VmRecord, balloon: Balloon, target: int, guard: Guard
+    ) -> ResizeResult:
+        before = record.actual or target
+        with trio.CancelScope() as scope:
+            return await balloon.resize(
+                target,
+                timeout=self._settings.move_timeout,
+                on_stall="settle",
+                guard=guard,
+                on_progress=functools.partial(_note_progress, record, scope),
+                limits=_STALL,
+            )
+        return await _give_up(balloon, before, target)
+
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _note_progress(record: VmRecord, scope: trio.CancelScope, seen: Progress) -> None:
+    """Note a move's progress; end it if its guest is about to be out of memory.
+
+    A plan can give the guest more than the move has taken.
+    """
+    now = trio.current_time()
+    record.note_progress(now, seen.actual, seen.sample.available)
+    if record.is_out_soon(now):
+        scope.cancel()
+
+
+async def _give_up(balloon: Balloon, before: int, target: int) -> ResizeResult:
+    """Return what came of a move that was ended, as its guest needs the memory."""
+    actual = await balloon.actual()
+    why = "its use of memory increases so fast that it would soon be out of it"
+    return ResizeResult(
+        outcome="settled",
+        requested=target,
+        before=before,
+        actual=actual,
+        target=actual,
+        seconds=0.0,
+        diagnosis=Diagnosis("guest-at-floor", why),
+    )
 
 
 def _make_guard(bounds: Bounds | None, target: int) -> Guard:

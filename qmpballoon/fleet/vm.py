@@ -222,6 +222,16 @@ class UsageRate:
             self.rate = max(0, int((used - self._used) / (at - self._at)))
         self._at, self._used = at, used
 
+    def add_close_sample(self, at: float, used: int) -> None:
+        """Take in one of many samples, unless the last one was a moment ago.
+
+        Args:
+            at: When it was taken.
+            used: As for :meth:`add_sample`.
+        """
+        if self._at is None or at - self._at >= _SHORTEST_PERIOD:
+            self.add_sample(at, used)
+
     def predict_increase(self, period: float) -> int:
         """Return the bytes by which the use increases until the next plan.
 
@@ -229,6 +239,21 @@ class UsageRate:
             period: Seconds between two plans; less than one second counts as one.
         """
         return int(self.rate * max(period, _SHORTEST_PERIOD))
+
+
+@frozen
+class _Watched:
+    """What a guest had available while a move watched it.
+
+    Attributes:
+        at: When, on the monitor's clock.
+        actual: Bytes that it had then.
+        available: Bytes of them that it had available.
+    """
+
+    at: float
+    actual: int
+    available: int
 
 
 @define
@@ -288,6 +313,7 @@ class VmRecord:
     _last_size: int = 0  # bytes that it had when the connection was lost
     _pace: Pace | None = None
     _stray: Stray = field(factory=Stray)
+    _watched: _Watched | None = None
 
     def begin_anew(self) -> VmRecord:
         """Return a record of the same VM that knows nothing but what must not be lost.
@@ -309,7 +335,7 @@ class VmRecord:
         self._steady_since = math.inf
         self._silence, self._prompted_at = "", now
         self.stats, self._usage_rate = GuestStats(), UsageRate()
-        self._stray = Stray()
+        self._stray, self._watched = Stray(), None
 
     def note_lost(
         self,
@@ -411,10 +437,21 @@ class VmRecord:
         self.target, self._pace = target, Pace(now)
         self._promise.add(now, target - (self.actual or 0))
 
-    def note_progress(self, now: float, actual: int) -> None:
-        """Note its size during a move. This counts as an answer: the move polls it."""
+    def note_progress(
+        self, now: float, actual: int, available: int | None = None
+    ) -> None:
+        """Note its size during a move. This counts as an answer: the move polls it.
+
+        Args:
+            now: When.
+            actual: Bytes that the guest has.
+            available: Bytes of them that it has available, if the move watches that.
+        """
         self._note_regained(now, actual)
         self.actual, self._answered_at = actual, now
+        if available is not None:
+            self._watched = _Watched(now, actual, available)
+            self._usage_rate.add_close_sample(now, actual - available)
         if self._pace is not None:
             self._pace.add_sample(now, actual)
 
@@ -429,7 +466,8 @@ class VmRecord:
         self._has_driver |= change != 0
         self._promise.withdraw(max(0, asked) - max(0, change))
         if result.outcome == "reached":
-            self._pause = _FIRST_PAUSE
+            # It is asked again once it has answered at its new size.
+            self._pause, self._watched = _FIRST_PAUSE, None
             return
         # A guest in trouble is left with a target above its size: it gets all back.
         in_trouble = result.target > result.actual
@@ -514,6 +552,12 @@ class VmRecord:
         """Whether its RAM has to be asked for: it has more than was known."""
         return self._doubts_ram
 
+    def is_out_soon(self, now: float) -> bool:
+        """Whether its guest is about to use up all that it has, and shrinks."""
+        guest = self.make_guest(now)
+        is_shrinking = guest is not None and (guest.target or 0) < guest.actual
+        return guest is not None and is_shrinking and guest.is_out_soon
+
     @property
     def is_owed(self) -> bool:
         """Whether the guest lacks some of what an interrupted run owes it."""
@@ -546,16 +590,28 @@ class VmRecord:
             size = self._last_size
         return max(0, size - self.count_promised(now))
 
+    @property
+    def above_floor(self) -> int:
+        """Bytes that it holds above its floor, as far as that is known."""
+        if self.actual is None or self.bounds is None:
+            return 0
+        resident = self.actual if self.resident is None else self.resident
+        return max(0, min(self.actual, resident) - self.bounds.floor)
+
     def make_guest(self, now: float) -> Guest | None:
         """Return its guest as plans see it; ``None`` if it cannot be moved now."""
         available, bounds = self.stats.reclaimable, self.bounds
         actual, total = self.actual, self.total
-        if not (self._is_fresh(now) and (self._is_aligned or self.target is not None)):
+        watched = self._watched if self._was_watched_last else None
+        is_current = self._is_aligned or self.target is not None or watched is not None
+        if not (self._is_fresh(now) and is_current):
             return None
         if self._is_unjudged or now < self._nonsense_until:
             return None
         if available is None or bounds is None or actual is None or total is None:
             return None
+        if watched is not None:
+            available = max(0, watched.available + actual - watched.actual)
         return Guest(
             name=self.spec.name,
             actual=actual,
@@ -608,6 +664,11 @@ class VmRecord:
 
     def _is_fresh(self, now: float) -> bool:
         return self.connected and now - self._answered_at <= self.stale_after
+
+    @property
+    def _was_watched_last(self) -> bool:
+        """Whether a move has seen its guest later than any poll has."""
+        return self._watched is not None and self._watched.at > self._asked_at
 
     @property
     def _is_aligned(self) -> bool:

@@ -176,6 +176,34 @@ async def test_a_plan_moves_nothing(tmp_path: Path) -> None:
     assert in_all == "Guests give 768 MiB in all."
 
 
+async def test_a_reserve_that_cannot_be_reached_is_said_once(tmp_path: Path) -> None:
+    group = short(tmp_path, 2 * GiB)
+    arguments = (tmp_path / "*.qmp", "--cgroup", group, "--reserve", "7GiB")
+    async with fleet(tmp_path) as fakes:
+        hard = ("--reserve-hard", "512MiB")
+        planned = await run("fleet", "plan", *arguments, *hard, "--json")
+        async with start("fleet", "run", *arguments, "--period", "0.1") as running:
+            with trio.fail_after(60):
+                # Some plans are made meanwhile.
+                while actual(fakes["large"]) > 3 * GiB:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+                running.process.terminate()
+                said = await running.said()
+        # It keeps half of what it does not use.
+        assert actual(fakes["large"]) > 2 * GiB
+    made = json.loads(planned.stdout)
+    # All have 6 GiB, and floors of 192 MiB.
+    assert made["unreachable"] == 7 * GiB + 896 * MiB - (8 * GiB - 192 * MiB)
+    assert made["host"]["reserve_hard"] == 512 * MiB
+    (line,) = planned.stderr.splitlines()
+    assert line.startswith(
+        "qmpballoon: the reserve of 7 GiB and half its buffer cannot"
+    )
+    assert "more than 512 MiB available" in line
+    assert said.count("cannot be reached") == 1
+    assert "more than 1.8 GiB available" in said  # a quarter of the reserve
+
+
 async def test_a_balanced_host_has_nothing_to_plan(tmp_path: Path) -> None:
     async with fleet(tmp_path):
         shown = await run("fleet", "plan", tmp_path / "*.qmp", "--reserve", "0")
@@ -324,6 +352,10 @@ async def test_nothing_to_reclaim_from(tmp_path: Path) -> None:
         (("plan", "x", "--reserve", "64TiB"), "give the host less to keep"),
         (("plan", "x", "--limit", "1GiB", "--reserve", "1GiB"), "less to keep"),
         (("plan", "x", "--limit", "1MiB"), "less to keep"),
+        (
+            ("plan", "x", "--reserve", "1GiB", "--reserve-hard", "2GiB"),
+            "reserve_hard is 2 GiB: it is a part of the reserve, which is 1 GiB; lower",
+        ),
         (("plan", "x", "--cgroup", "/proc"), "no memory.max: give a group"),
         (("reclaim", "0"), "give a size above 0"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,9 +35,16 @@ def guest(cache: int, *workload: WorkloadStep) -> GuestConfig:
     return evolve(GUEST, cache=cache, workload=workload)
 
 
-def start(world: World, name: str, cache: int, *workload: WorkloadStep) -> None:
-    config = MachineConfig(memory=4 * GiB, guest=guest(cache, *workload))
-    world.start(name, config)
+def start(
+    world: World,
+    name: str,
+    cache: int,
+    *workload: WorkloadStep,
+    memory: int = 4 * GiB,
+    floor: str | None = None,
+) -> None:
+    world.start(name, MachineConfig(memory=memory, guest=guest(cache, *workload)))
+    world.add(name, floor=floor)
 
 
 def available(world: World) -> int:
@@ -170,6 +178,74 @@ async def test_a_plan_is_carried_out_once() -> None:
             await carry_out(fleet, plan)
             for move in plan.moves:
                 assert view(fleet, move.name).actual == move.target
+
+
+def grow(start: int, step: int, size: int) -> tuple[WorkloadStep, ...]:
+    """Return the workload of a process that grows by a step each second."""
+    return tuple(
+        WorkloadStep((start + number) * SECOND, step)
+        for number in range(-(-size // step))
+    )
+
+
+@pytest.mark.parametrize("begins_at", [18, 22, 40])
+@pytest.mark.parametrize("megabytes", [20, 50, 100])
+@simulated
+async def test_nobody_is_killed_for_a_reserve_out_of_reach(
+    megabytes: int, begins_at: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host of 23.5 GiB is to keep 23 of them; 22.5 are there for its guest.
+
+    At first the guest still gives when its process begins to grow.
+    """
+    rules = Rules.for_host(23 * GiB + GiB // 2, 23 * GiB)
+    steps = grow(begins_at, megabytes * MiB, 700 * MiB)
+    async with open_world() as world:
+        start(world, "vm", 300 * MiB, *steps, memory=GiB, floor="33%")
+        world.seen.add("vm")
+        world.memory -= available(world) - 22 * GiB - GiB // 2
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await fleet.wait_until_known(5)
+            nursery.start_soon(run_control_loop, fleet, world.read, rules)
+            await trio.sleep_until(begins_at)
+            taken = view(fleet, "vm").counters.taken
+            assert 200 * MiB < taken < 450 * MiB  # half of what it does not use
+            await trio.sleep_until(begins_at + 700 // megabytes + 5)
+            assert view(fleet, "vm").counters.given >= taken - 128 * MiB
+            nursery.cancel_scope.cancel()
+        assert kills(world) == 0
+    said = [line for line in caplog.messages if "cannot be reached" in line]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("megabytes", [20, 50])
+@simulated
+async def test_nobody_is_killed_while_the_host_has_its_hard_reserve(
+    megabytes: int,
+) -> None:
+    """The host is short for long, and no other guest has anything to spare."""
+    seen: list[int] = []
+    async with open_world() as world:
+        for name in ("grows", "full"):
+            start(world, name, 2 * GiB, *grow(60, megabytes * MiB, 300 * MiB))
+            world.seen.add(name)
+        world.memory -= available(world) + 8 * GiB
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await fleet.wait_until_known(5)
+            run = partial(
+                run_control_loop,
+                on_plan=lambda host, _: seen.append(host.available),
+            )
+            nursery.start_soon(run, fleet, world.read, RULES)
+            await trio.sleep_until(50)
+            world.memory -= available(world) - RULES.reserve + 64 * MiB
+            await trio.sleep_until(58)
+            assert abs(seen[-1] - RULES.reserve + 64 * MiB) < 32 * MiB
+            seen.clear()
+            await trio.sleep_until(60 + 300 // megabytes + 5)
+            assert RULES.reserve_hard <= min(seen) < RULES.reserve - 300 * MiB
+            nursery.cancel_scope.cancel()
+        assert kills(world) == 0
 
 
 async def reclaimable(world: World) -> None:

@@ -57,6 +57,7 @@ def test_figures_arrive() -> None:
     assert values("refused") == {"": 3}
     assert values("host_memory_available_bytes") == {"": 8 * GiB}
     assert values("host_memory_reserve_bytes") == {"": 4 * GiB}
+    assert values("host_memory_reserve_hard_bytes") == {"": GiB}
     sizes = values("vm_memory_actual_bytes")
     assert sizes == {NAME: 2 * GiB, "stale": 2 * GiB}
     assert values("vm_memory_target_bytes") == {}

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.fleet.guests import Guest, Host
-from qmpballoon.fleet.policy import FleetPlan, Rules, make_plan, take
+from qmpballoon.fleet.policy import (
+    FleetPlan,
+    Rules,
+    describe_unreachable,
+    make_plan,
+    take,
+)
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
 POLICIES: tuple[PolicyName, ...] = ("available", "proportional", "shares")
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
 ENOUGH = Host(total=16 * GiB, available=RULES.reserve + RULES.buffer)
+AT_HARD = Host(total=16 * GiB, available=RULES.reserve_hard)
 
 
 def guest(name: str = "vm", **figures: float | None) -> Guest:
@@ -102,17 +109,23 @@ hosts = st.builds(
     available=between(-4 * GiB, 16 * GiB),
     promised=st.just(0) | between(0, GiB),
     pressed=seldom,
-)
-rules_drawn = st.builds(
-    Rules,
-    reserve=between(0, 4 * GiB),
-    buffer=between(0, GiB),
-    dead_band=st.sampled_from([0, PAGE, 16 * MiB]),
-    policy=st.sampled_from(POLICIES),
+    above_floors=st.none() | between(0, 16 * GiB),
 )
 
 
-@given(hosts, members_drawn(), rules_drawn)
+@st.composite
+def rules_drawn(draw: st.DrawFn) -> Rules:
+    reserve = draw(between(0, 4 * GiB))
+    return Rules(
+        reserve=reserve,
+        buffer=draw(between(0, GiB)),
+        dead_band=draw(st.sampled_from([0, PAGE, 16 * MiB])),
+        policy=draw(st.sampled_from(POLICIES)),
+        reserve_hard=draw(between(0, reserve)),
+    )
+
+
+@given(hosts, members_drawn(), rules_drawn())
 def test_no_plan_breaks_a_limit(host: Host, fleet: list[Guest], rules: Rules) -> None:
     plan = make_plan(host, fleet, rules)
     by_name = {m.name: m for m in fleet}
@@ -130,21 +143,71 @@ def test_no_plan_breaks_a_limit(host: Host, fleet: list[Guest], rules: Rules) ->
         else:
             assert move.change > 0
             assert move.target <= min(vm.ceiling, vm.total)
-            assert vm.need or not vm.is_stalled
+            assert vm.need or vm.distress or not vm.is_stalled
 
 
-@given(hosts, members_drawn(), rules_drawn, st.booleans())
+@given(hosts, members_drawn(), rules_drawn(), st.booleans())
 def test_what_is_given_leaves_the_host_its_reserve(
     host: Host, fleet: list[Guest], rules: Rules, is_one_insatiable: bool
 ) -> None:
+    """Its whole reserve; or the hard one, if only guests in distress get some."""
     if is_one_insatiable:
-        sizes = {"total": 64 * GiB, "ceiling": 64 * GiB, "headroom": 32 * GiB}
-        fleet = [*fleet, guest("insatiable", available=0, **sizes)]
-    given = sum(max(0, move.change) for move in make_plan(host, fleet, rules).moves)
-    assert given == 0 or host.available - host.promised - given >= rules.reserve
+        fleet = [*fleet, insatiable()]
+    distressed = {vm.name for vm in fleet if vm.distress}
+    grants = {
+        name: change
+        for name, change in changes(make_plan(host, fleet, rules)).items()
+        if change > 0
+    }
+    left = host.available - host.promised - sum(grants.values())
+    assert not grants or left >= rules.reserve_hard
+    assert grants.keys() <= distressed or left >= rules.reserve
 
 
-@given(hosts, members_drawn(), rules_drawn, st.randoms())
+def insatiable() -> Guest:
+    sizes = {"total": 64 * GiB, "ceiling": 64 * GiB, "headroom": 32 * GiB}
+    return guest("insatiable", available=0, **sizes)
+
+
+@given(hosts, rules_drawn(), members_drawn())
+def test_who_is_in_distress_gets_what_the_host_has_above_its_hard_reserve(
+    host: Host, rules: Rules, fleet: list[Guest]
+) -> None:
+    """Whatever the others do: what it needs up to its fair share, or all there is."""
+    needy = guest("needy", available=0, usage_increase=100 * MiB)
+    host = evolve(host, available=max(host.available, rules.reserve_hard))
+    content = [evolve(vm, available=vm.total, usage_increase=0) for vm in fleet]
+    left = max(0, host.available - host.promised - rules.reserve_hard)
+    share = min(needy.distress, left)
+    everyone = [needy, *content]
+    total = left + sum(vm.actual for vm in everyone)
+    weight = sum(vm.weight * vm.total for vm in everyone)
+    fair = int(total * needy.total / weight) - needy.actual
+    granted = changes(make_plan(host, everyone, rules)).get("needy", 0)
+    assert granted >= min(share, fair) - PAGE
+    assert granted <= share
+
+
+@given(hosts, members_drawn(), rules_drawn())
+def test_for_a_reserve_out_of_reach_guests_keep_half_of_what_they_do_not_use(
+    host: Host, fleet: list[Guest], rules: Rules
+) -> None:
+    """Unless the host needs it, or another guest."""
+    fleet = [evolve(vm, usage_increase=0, headroom=0) for vm in fleet]
+    fleet = [evolve(vm, ceiling=max(vm.ceiling, vm.actual)) for vm in fleet]
+    room = max(0, host.available - host.promised - rules.reserve_hard)
+    plan = make_plan(host, fleet, rules)
+    by_name = {vm.name: vm for vm in fleet}
+    if plan.unreachable and room > sum(v.distress for v in fleet if not v.is_moving):
+        for move in plan.moves:
+            vm = by_name[move.name]
+            used = vm.actual - vm.available
+            most = min(vm.ceiling, vm.total) - used
+            if move.change < 0:
+                assert move.target - used >= most // 2
+
+
+@given(hosts, members_drawn(), rules_drawn(), st.randoms())
 def test_the_same_state_makes_the_same_plan(
     host: Host, fleet: list[Guest], rules: Rules, random: object
 ) -> None:
@@ -153,7 +216,7 @@ def test_the_same_state_makes_the_same_plan(
     assert make_plan(host, shuffled, rules) == make_plan(host, fleet, rules)
 
 
-@given(members_drawn(), rules_drawn, st.integers(0, 64 * GiB))
+@given(members_drawn(), rules_drawn(), st.integers(0, 64 * GiB))
 def test_taking_keeps_to_the_limits_and_the_amount(
     fleet: list[Guest], rules: Rules, amount: int
 ) -> None:
@@ -170,9 +233,9 @@ def test_taking_keeps_to_the_limits_and_the_amount(
         assert amount - freed - plan.lacking <= PAGE * len(fleet)
 
 
-@given(members_drawn(), rules_drawn, st.integers(0, 16 * GiB))
+@given(members_drawn(), rules_drawn(), st.integers(0, 16 * GiB), st.booleans())
 def test_carried_out_again_and_again_it_comes_to_rest(
-    fleet: list[Guest], rules: Rules, available: int
+    fleet: list[Guest], rules: Rules, available: int, is_told: bool
 ) -> None:
     """In a model where every move succeeds and no guest changes its mind."""
     host = Host(total=256 * GiB, available=available)
@@ -181,15 +244,21 @@ def test_carried_out_again_and_again_it_comes_to_rest(
         evolve(m, target=None, available=min(m.available, m.actual)) for m in fleet
     ]
     for _ in range(400):
+        if is_told:
+            host = evolve(host, above_floors=sum(map(above_floor, fleet)))
         plan = make_plan(host, fleet, rules)
         if not plan.moves:
             break
         host, fleet = carried_out(host, fleet, plan)
-    assert make_plan(host, fleet, rules).moves == ()
+    assert plan.moves == ()
     worth = max(min(rules.dead_band, MiB), PAGE)
-    if any(m.gain > worth and not m.is_stalled for m in fleet):
+    if not plan.unreachable and any(m.gain > worth and not m.is_stalled for m in fleet):
         # Shares are whole pages, and so is what is worth a move.
         assert host.available >= rules.reserve - PAGE * len(fleet)
+
+
+def above_floor(vm: Guest) -> int:
+    return max(0, vm.actual - vm.untouched - vm.floor)
 
 
 def gained(vm: Guest, given: int) -> int:
@@ -230,7 +299,7 @@ def test_a_balanced_host_is_left_alone(policy: PolicyName) -> None:
     assert make_plan(ENOUGH, fleet, evolve(RULES, policy=policy)) == FleetPlan()
 
 
-@given(members_drawn(), rules_drawn, st.integers(0, 6), st.integers(0, GiB))
+@given(members_drawn(), rules_drawn(), st.integers(0, 6), st.integers(0, GiB))
 def test_who_has_enough_on_a_host_that_has_enough_is_left_alone(
     fleet: list[Guest], rules: Rules, quarters: int, promised: int
 ) -> None:
@@ -239,7 +308,7 @@ def test_who_has_enough_on_a_host_that_has_enough_is_left_alone(
         evolve(m, actual=actual, ceiling=m.total, available=available, target=None)
         for m in fleet
         for actual in [max(m.actual, m.floor)]
-        for available in [max(m.available, m.headroom + 2 * m.usage_increase)]
+        for available in [max(m.available, m.headroom + 3 * m.usage_increase)]
     ]
     above = rules.buffer // 2 + quarters * rules.buffer // 4
     host = Host(256 * GiB, rules.reserve + above + promised, promised)
@@ -312,22 +381,42 @@ def test_a_guest_in_need_is_served_at_once_from_what_is_free() -> None:
 def test_what_is_not_there_for_a_guest_in_need_is_taken_from_others() -> None:
     needy = guest("needy", available=20 * MiB, headroom=256 * MiB)
     plan = make_plan(ENOUGH, [needy, guest("rich")], RULES)
-    assert changes(plan) == {"needy": RULES.buffer, "rich": -(364 * MiB - RULES.buffer)}
+    # It gets some of the reserve at once, and the host has that back from the other.
+    assert changes(plan) == {"needy": 364 * MiB, "rich": -(364 * MiB - RULES.buffer)}
+    assert plan.moves[-1].reason.startswith(
+        "in need, from the host's reserve: the guest"
+    )
 
 
 def test_a_guest_that_grows_is_served_before_it_is_in_need() -> None:
-    grows = guest(available=200 * MiB, usage_increase=80 * MiB)
-    # 8 MiB of its headroom will be gone; a 16th of its RAM is the most it is given.
-    assert changes(make_plan(ENOUGH, [grows], RULES)) == {"vm": 248 * MiB}
-    slower = evolve(grows, usage_increase=70 * MiB)
+    grows = guest(available=150 * MiB, usage_increase=30 * MiB)
+    # 8 MiB of its headroom will be gone. It gets what it uses until six plans later.
+    assert changes(make_plan(ENOUGH, [grows], RULES)) == {"vm": 222 * MiB}
+    slower = evolve(grows, usage_increase=22 * MiB)
     assert make_plan(ENOUGH, [slower], RULES) == FleetPlan()
+
+
+def test_a_guest_is_served_before_it_has_used_up_all_until_it_is_helped_again() -> None:
+    """It may take three plans until then, and be given less than it uses by then."""
+    fast = guest(available=299 * MiB, usage_increase=100 * MiB, actual=GiB)
+    assert fast.need == 0
+    # One and a half times its headroom, and the increase of six plans.
+    grant = 192 * MiB + 600 * MiB - fast.available
+    assert changes(make_plan(ENOUGH, [fast], RULES)) == {"vm": grant}
+    in_time = evolve(fast, available=300 * MiB)
+    assert make_plan(ENOUGH, [in_time], RULES) == FleetPlan()
+    # It has no more than its RAM, or its ceiling.
+    full = evolve(fast, actual=4 * GiB - 64 * MiB)
+    assert changes(make_plan(ENOUGH, [full], RULES)) == {"vm": 64 * MiB}
+    limited = evolve(fast, ceiling=GiB + 32 * MiB)
+    assert changes(make_plan(ENOUGH, [limited], RULES)) == {"vm": 32 * MiB}
 
 
 def test_memory_is_freed_a_plan_before_it_is_needed() -> None:
     grows = guest("grows", available=300 * MiB, usage_increase=100 * MiB)
     promised = evolve(ENOUGH, promised=RULES.buffer)
     plan = make_plan(promised, [grows, guest("rich")], RULES)
-    assert changes(plan) == {"rich": -148 * MiB}
+    assert changes(plan) == {"rich": -492 * MiB}
 
 
 def test_a_guest_that_grows_keeps_what_it_is_about_to_use() -> None:
@@ -336,19 +425,98 @@ def test_a_guest_that_grows_keeps_what_it_is_about_to_use() -> None:
         guest("rests", available=400 * MiB),
     ]
     plan = make_plan(short_of(150 * MiB), fleet, RULES)
-    assert changes(plan) == {"grows": -208 * MiB, "rests": -198 * MiB}
+    assert changes(plan) == {"grows": -108 * MiB, "rests": -208 * MiB}
 
 
 def test_free_first_then_give() -> None:
     needy = guest("needy", available=20 * MiB)
-    plan = make_plan(short_of(0), [needy, guest("rich", actual=3 * GiB)], RULES)
+    plan = make_plan(AT_HARD, [needy, guest("rich", actual=3 * GiB)], RULES)
     assert list(changes(plan)) == ["rich"]
+
+
+@pytest.mark.parametrize(
+    ("available", "granted"),
+    [
+        (RULES.reserve, 172 * MiB),
+        (RULES.reserve_hard + 172 * MiB, 172 * MiB),
+        (RULES.reserve_hard + 100 * MiB, 100 * MiB),
+        (RULES.reserve_hard, 0),
+        (RULES.reserve_hard // 2, 0),
+    ],
+)
+def test_a_guest_in_distress_is_served_down_to_the_hard_reserve(
+    available: int, granted: int
+) -> None:
+    """Though no other guest has anything to give, and the host is short for long."""
+    host = Host(total=16 * GiB, available=available)
+    distressed = guest("distressed", available=20 * MiB, actual=GiB, weight=2.0)
+    sizes = {"actual": 256 * MiB, "total": GiB, "floor": 512 * MiB}
+    below_its_floor = guest("low", available=200 * MiB, **sizes)
+    fleet = [distressed, below_its_floor]
+    assert changes(make_plan(host, fleet, RULES)).get("distressed", 0) == granted
+    assert "low" not in changes(make_plan(host, fleet, RULES))
+
+
+def test_of_several_in_distress_the_poorest_gets_most() -> None:
+    host = Host(total=16 * GiB, available=RULES.reserve_hard + 100 * MiB)
+    fleet = [guest("a", available=0), guest("b", available=50 * MiB)]
+    # None of them is beyond its fair share.
+    fleet.append(guest("large", actual=4 * GiB, available=128 * MiB))
+    assert changes(make_plan(host, fleet, RULES)) == {"a": 75 * MiB, "b": 25 * MiB}
+
+
+def test_for_a_wish_nobody_is_squeezed_to_his_last_page() -> None:
+    roomy = guest(available=GiB, total=2 * GiB, ceiling=2 * GiB)
+    short = evolve(short_of(GiB // 4), above_floors=256 * MiB)
+    plan = make_plan(short, [roomy], evolve(RULES, buffer=512 * MiB))
+    # Without a plan to take more each second, it comes to rest at half of it.
+    assert plan.unreachable == 256 * MiB
+    assert changes(plan) == {"vm": -256 * MiB}
+    halfway = evolve(roomy, actual=1536 * MiB, available=512 * MiB)
+    assert make_plan(short, [halfway], RULES).moves == ()
+    said = describe_unreachable(plan, RULES)
+    assert "all guests at their floors 256 MiB would be lacking" in said
+    assert "\n" not in said
+
+
+def test_for_others_in_distress_or_for_the_host_it_is() -> None:
+    halfway = guest(actual=3 * GiB, available=2 * GiB)
+    wish = evolve(short_of(GiB // 4), above_floors=0)
+    assert make_plan(wish, [halfway], RULES).moves != ()
+    halfway = evolve(halfway, actual=2 * GiB, available=GiB)
+    assert make_plan(wish, [halfway], RULES).moves == ()
+    below = evolve(wish, available=RULES.reserve_hard)
+    assert list(changes(make_plan(below, [halfway], RULES))) == ["vm"]
+    above = evolve(wish, available=RULES.reserve_hard + 100 * MiB)
+    assert make_plan(above, [halfway], RULES).moves == ()
+    needy = guest("needy", available=20 * MiB)
+    plan = make_plan(above, [halfway, needy], RULES)
+    assert list(changes(plan)) == ["vm", "needy"]
+
+
+@pytest.mark.parametrize(
+    ("above_floors", "unreachable"), [(None, 0), (GiB // 2, 0), (GiB // 2 - MiB, MiB)]
+)
+def test_a_reserve_that_cannot_be_reached_is_in_the_plan(
+    above_floors: int | None, unreachable: int
+) -> None:
+    host = Host(16 * GiB, RULES.reserve_hard, above_floors=above_floors)
+    rules = evolve(RULES, buffer=0, reserve=3 * GiB // 4)
+    assert make_plan(host, [], rules).to_json()["unreachable"] == unreachable
 
 
 def test_what_was_promised_is_not_given_twice() -> None:
     needy = guest(available=20 * MiB)
-    promised = evolve(ENOUGH, promised=RULES.buffer)
+    above = RULES.reserve + RULES.buffer - RULES.reserve_hard
+    promised = evolve(ENOUGH, promised=above)
     assert make_plan(promised, [needy], RULES).moves == ()
+    # Who is below its floor, and in no distress, gets none of the reserve.
+    low = guest(floor=3 * GiB)
+    assert changes(make_plan(ENOUGH, [low], RULES)) == {"vm": RULES.buffer}
+    promised = evolve(ENOUGH, promised=RULES.buffer)
+    assert make_plan(promised, [low], RULES).moves == ()
+    less = evolve(ENOUGH, promised=above - 100 * MiB)
+    assert changes(make_plan(less, [needy], RULES)) == {"vm": 100 * MiB}
 
 
 def test_what_is_on_its_way_is_not_asked_for_again() -> None:
@@ -458,10 +626,20 @@ def test_a_plan_as_json_is_told_by_its_figures() -> None:
     assert "available" in moves[0]["reason"]
 
 
-@pytest.mark.parametrize("name", ["reserve", "buffer", "dead_band"])
+@pytest.mark.parametrize("name", ["reserve", "buffer", "dead_band", "reserve_hard"])
 def test_sizes_below_zero_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         Rules(**{"reserve": 0, "buffer": 0, name: -1})  # type: ignore[arg-type]
+
+
+def test_a_hard_reserve_is_a_part_of_the_reserve() -> None:
+    assert Rules(reserve=GiB, buffer=0).reserve_hard == 256 * MiB
+    assert Rules.for_host(20 * GiB, 8 * GiB).reserve_hard == 2 * GiB
+    assert Rules.for_host(20 * GiB, 8 * GiB, reserve_hard=0).reserve_hard == 0
+    with pytest.raises(ValueError, match="reserve_hard is 2 GiB: it is a part of the"):
+        Rules.for_host(20 * GiB, GiB, reserve_hard=2 * GiB)
+    with pytest.raises(TypeError, match="reserve is 'x': it must be a whole number"):
+        Rules(reserve="x", buffer=0)  # type: ignore[arg-type]
 
 
 def test_policies_that_are_none_are_refused() -> None:
@@ -560,13 +738,13 @@ def test_who_always_says_it_is_in_need_leaves_a_share_to_the_others(liars: int) 
             left = 0 if vm.available == 0 else vm.available + change
             fleet[name] = evolve(vm, actual=vm.actual + change, available=left)
             host = evolve(host, available=host.available - change)
-    # Some of it is in the host's buffer, for whoever is next in need.
-    left = sum(vm.gain for vm in fleet.values()) + host.available - RULES.reserve
-    assert left >= spare // 17 - MiB
-    assert host.available >= RULES.reserve
+    # Some of it the host has above its hard reserve, for whoever is next in distress.
+    left = sum(vm.gain for vm in fleet.values()) + host.available - RULES.reserve_hard
+    assert left >= (spare + RULES.reserve - RULES.reserve_hard) // 17 - MiB
+    assert host.available >= RULES.reserve_hard
 
 
-@given(members_drawn(), rules_drawn, st.integers(1, 4))
+@given(members_drawn(), rules_drawn(), st.integers(1, 4))
 def test_liars_take_nothing_from_who_is_below_its_fair_share(
     fleet: list[Guest], rules: Rules, liars: int
 ) -> None:
@@ -599,7 +777,7 @@ def test_a_move_counts_for_what_it_delivers() -> None:
     assert changes(make_plan(host, [slow, rich], RULES))["rich"] < -256 * MiB
 
 
-@given(hosts, members_drawn(), rules_drawn, st.integers(0, GiB))
+@given(hosts, members_drawn(), rules_drawn(), st.integers(0, GiB))
 def test_a_slow_giver_never_makes_others_give_less(
     host: Host, fleet: list[Guest], rules: Rules, delivers: int
 ) -> None:

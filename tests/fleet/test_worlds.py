@@ -104,7 +104,8 @@ class Ledger:
         granted: Bytes by name.
         before: The size in bytes at which a guest's grants began, by name.
         least: The least that was above the reserve when something was granted, had all
-            guests touched what they were granted.
+            guests touched what they were granted. Where only guests in distress were
+            granted something, it is above the hard reserve.
         least_of_limit: The same of the limit; guests that the host does not see, and
             that were connected to, have touched all that they have.
         known: The VMs that were connected to.
@@ -141,17 +142,24 @@ class Ledger:
                 total += machine.actual or 0
         return total
 
-    def note(self, _: Host, plan: FleetPlan) -> None:
-        """Note the grants of a plan."""
+    def note(self, plan: FleetPlan, distressed: set[str]) -> None:
+        """Note the grants of a plan.
+
+        Args:
+            plan: The plan.
+            distressed: The guests that were in distress when it was made, by name.
+        """
         grants = [move for move in plan.moves if move.change > 0]
         available = self.world.read(0, 0).available
         given = sum(move.change for move in grants)
         untouched = sum(map(self.count_untouched, self.world.fakes))
+        is_relief = {move.name for move in grants} <= distressed
+        reserve = RULES.reserve_hard if is_relief else RULES.reserve
         if given:
-            above = available - untouched - given - RULES.reserve
+            above = available - untouched - given - reserve
             self.least = min(self.least, above)
             if self.world.limit is not None:
-                left = self.world.limit - self.count_held() - given - RULES.reserve
+                left = self.world.limit - self.count_held() - given - reserve
                 self.least_of_limit = min(self.least_of_limit, left)
         for move in grants:
             if not self.granted.get(move.name):
@@ -163,10 +171,11 @@ async def live(world: World, ledger: Ledger) -> None:
     """Have a world's control loop run for a while."""
     async with supervised(world) as fleet, trio.open_nursery() as nursery:
         # The model at that very moment is what a plan is made of.
-        def note(host: Host, plan: FleetPlan) -> None:
+        def note(_: Host, plan: FleetPlan) -> None:
             views = fleet.list_views()
             ledger.known |= {view.name for view in views if view.actual is not None}
-            ledger.note(host, plan)
+            guests = fleet.list_guests()
+            ledger.note(plan, {guest.name for guest in guests if guest.distress})
 
         run = partial(run_control_loop, on_plan=note)
         nursery.start_soon(run, fleet, world.read, RULES)

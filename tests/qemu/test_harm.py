@@ -29,7 +29,14 @@ from qmpballoon import (
     open_balloon,
     open_monitor,
 )
-from qmpballoon.fleet import Move, VmSpec, open_fleet
+from qmpballoon.fleet import (
+    Host,
+    Move,
+    Rules,
+    VmSpec,
+    open_fleet,
+    run_control_loop,
+)
 from qmpballoon.testing import lab
 
 if TYPE_CHECKING:
@@ -416,3 +423,38 @@ async def test_ctrl_c_at_any_moment_gives_back(moment: str) -> None:
                 while await balloon.actual() != GiB:  # noqa: ASYNC110
                     await trio.sleep(0.05)
         assert await guest.oom_kills() == 0
+
+
+# A host that is short of memory, and not out of it
+
+
+@pytest.mark.parametrize("kernel", [None, "6.12"])
+async def test_nobody_is_killed_beside_memory_that_the_host_has(
+    kernel: str | None,
+) -> None:
+    """The host is to keep 23 of 23.5 GiB, and has 22 and more for its only guest."""
+    total, step = 23 * GiB + GiB // 2, 50 * MiB
+    rules = Rules.for_host(total, 23 * GiB)
+
+    def read(held: int, promised: int) -> Host:
+        return Host(total, total - GiB // 2 - held, promised)
+
+    async with lab.boot(memory=GiB, kernel=kernel, saved=True) as guest:
+        spec = VmSpec("vm", UnixAddress(str(guest.socket)), floor="33%")
+        async with (
+            open_fleet(lambda: [spec], random.Random(0)) as fleet,
+            trio.open_nursery() as nursery,
+        ):
+            assert await fleet.wait_until_known(30)
+            nursery.start_soon(run_control_loop, fleet, read, rules)
+            with trio.fail_after(60):
+                while fleet.list_views()[0].counters.taken < 300 * MiB:  # noqa: ASYNC110
+                    await trio.sleep(0.25)
+            began = trio.current_time()
+            for number in range(12):
+                await trio.sleep_until(began + number)
+                await guest.hog(step)
+            (seen,) = fleet.list_views()
+            assert seen.counters.given >= 200 * MiB
+            assert await guest.oom_kills() == 0
+            nursery.cancel_scope.cancel()

@@ -52,6 +52,7 @@ def host_to_json(host: Host, rules: Rules) -> dict[str, object]:
         "total": host.total,
         "available": host.available,
         "reserve": rules.reserve,
+        "reserve_hard": rules.reserve_hard,
         "buffer": rules.buffer,
         "promised": host.promised,
         "pressed": host.pressed,
