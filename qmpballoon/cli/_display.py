@@ -63,11 +63,17 @@ def has_braille() -> bool:
 
 
 def make_console() -> Console:
-    """Return a console for standard output, with the colours for its background."""
+    """Return a console for standard output, with the colours for its background.
+
+    A terminal with fewer colours than 256 gets none: its own may be hard to read.
+    """
     from rich.console import Console  # noqa: PLC0415 - loads rich
     from rich.theme import Theme  # noqa: PLC0415 - loads rich
 
-    return Console(highlight=False, theme=Theme(_choose_palette().make_styles()))
+    console = Console(highlight=False, theme=Theme(_choose_palette().make_styles()))
+    if console.color_system not in {"256", "truecolor"}:
+        console.no_color = True
+    return console
 
 
 def _choose_palette() -> Palette:
@@ -158,9 +164,8 @@ def _print_still(chart: Chart, console: Console, below: int = 0) -> None:
 
 
 def _render(chart: Chart, console: Console, height: int) -> RenderableType:
-    return chart.render(
-        console.width, height, None if console.no_color else _choose_palette()
-    )
+    palette = None if console.no_color else _choose_palette()
+    return chart.render(console.width, height, palette)
 
 
 # Progress

@@ -67,3 +67,16 @@ def test_a_chart_that_cannot_be_shown(encoding: str, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "--output" in result.stderr
     assert result.stdout == ""
+
+
+def test_in_a_pipe_the_curves_are_told_apart_by_letters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "record.jsonl"
+    second = '{"t": 9.0, "target": null, "actual": 1073741824, "free": 536870912}\n'
+    file.write_text(SAMPLE + second)
+    assert status_of("plot", file) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("aaa" in line for line in lines)
+    assert any(line.strip().startswith("a actual") for line in lines)
+    assert [line for line in lines if line != line.rstrip()] == []

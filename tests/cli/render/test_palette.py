@@ -146,3 +146,16 @@ def test_the_console_has_the_colours_for_the_background(
     colour = make_console().get_style("bad").color
     assert colour is not None
     assert colour.number == PALETTES["light"].bad
+
+
+@pytest.mark.parametrize(
+    ("term", "colour"), [("xterm-256color", True), ("linux", False), ("xterm", False)]
+)
+def test_where_there_are_few_colours_none_is_used(
+    term: str, colour: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("COLORTERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", term)
+    assert make_console().no_color is not colour
