@@ -45,6 +45,7 @@ TESTS = Path(__file__).parent
 # one works, `pytest -m "not slow"` leaves it out.
 SLOW = (
     *("cli", "conformance/test_conformance.py", "conformance/test_survival.py"),
+    "fleet/test_day.py",
     *("libvirt", "mutations", "package", "qemu", "test_cancellation.py"),
     *("test_determinism.py", "test_docs.py", "test_examples.py", "test_hostile.py"),
     *("test_readme.py", "test_soak.py", "testing/test_interop.py"),

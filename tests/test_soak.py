@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import gc
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import attrs
 import pytest
 import trio
 from hypothesis import given, settings
+from readings import Reading, check, only_new_objects
 
 from qmpballoon.errors import QmpBalloonError
 from qmpballoon.sizes import GiB
@@ -35,25 +33,6 @@ if TYPE_CHECKING:
 HOUR: Final = 3600
 DAY: Final = 24 * HOUR
 PAUSE: Final = HOUR // 2
-SLACK: Final = 500  # objects; caches fill
-
-
-@attrs.frozen
-class Reading:
-    """What the process holds when nothing is under way."""
-
-    tasks: int
-    descriptors: int
-    objects: int
-
-    @classmethod
-    def take(cls) -> Reading:
-        gc.collect()
-        return cls(
-            tasks=trio.lowlevel.current_statistics().tasks_living,
-            descriptors=len(list(Path("/proc/self/fd").iterdir())),
-            objects=len(gc.get_objects()),
-        )
 
 
 async def work(balloon: Balloon, turn: int) -> None:
@@ -88,21 +67,8 @@ async def live(vm: FakeQemu) -> tuple[int, list[Reading]]:
 
 
 def day(plan: FaultPlan) -> tuple[int, Sequence[Reading]]:
-    # What was there before takes no part: to look through all of it takes long.
-    gc.collect()
-    gc.freeze()
-    try:
+    with only_new_objects():
         return simulate(live, MachineConfig(memory=2 * GiB), faults=plan, limit=2 * DAY)
-    finally:
-        gc.unfreeze()
-
-
-def check(readings: Sequence[Reading]) -> None:
-    half = len(readings) // 2
-    early, late = readings[4:half], readings[half:]
-    assert max(r.tasks for r in late) <= max(r.tasks for r in early)
-    assert max(r.descriptors for r in late) <= max(r.descriptors for r in early)
-    assert late[-1].objects <= max(r.objects for r in early) + SLACK
 
 
 def test_a_quiet_day() -> None:

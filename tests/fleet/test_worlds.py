@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 import trio
-import trio.testing
 from attrs import define, evolve, field
+from hostile import DURATION, Hostile, hostile_vms, strangers
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from worlds import GUEST, open_world, simulated, states, supervised
@@ -24,8 +24,7 @@ from qmpballoon.balloon.guard import Guard
 from qmpballoon.fleet.control_loop import run_control_loop
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import NO_FAULTS, SECOND, MachineConfig, WorkloadStep, ramp
-from qmpballoon.testing.strategies import fault_plans, hostile_machines
+from qmpballoon.testing import SECOND, MachineConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,36 +33,15 @@ if TYPE_CHECKING:
 
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan
-    from qmpballoon.testing import FaultPlan
     from qmpballoon.testing.model.guest import Guest
 
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
-DURATION: Final = 45  # seconds of a world
 BEFORE: Final = 10  # seconds before, in which guests come to the sizes they begin with
 # A host without its hostile VMs, to compare with, is a world as well.
 ALONE: Final = 1000
 COMPARED: Final = 500
 PARTS: Final = 8
 MORE: Final = 10 if settings().max_examples > 1000 else 1
-
-
-@define
-class Hostile:
-    """A VM that is not to be believed."""
-
-    config: MachineConfig
-    faults: FaultPlan
-    begins_at: int
-    is_seen: bool
-
-
-hostile_vms = st.builds(
-    Hostile,
-    config=hostile_machines(4 * GiB),
-    faults=st.just(NO_FAULTS) | fault_plans(DURATION * SECOND),
-    begins_at=st.integers(1, 8).map(lambda eighths: eighths * GiB // 2),
-    is_seen=st.booleans(),
-)
 
 
 @st.composite
@@ -78,21 +56,6 @@ def honest_vms(draw: st.DrawFn) -> MachineConfig:
     cache = draw(st.integers(0, total // 2 // MiB)) * MiB
     guest = evolve(GUEST, cache=cache, workload=steps)
     return MachineConfig(memory=total, guest=guest)
-
-
-def babble() -> trio.abc.Stream:
-    """Connect to a peer that is no QEMU."""
-    ours, _ = trio.testing.memory_stream_pair()
-    ours.receive_stream.put_data(b'{"QMP": ["' + b"\x00\xff" * 1000)
-    return ours
-
-
-def keep_silent() -> trio.abc.Stream:
-    """Connect to a peer that never says anything."""
-    return trio.testing.memory_stream_pair()[0]
-
-
-strangers = st.lists(st.sampled_from([babble, keep_silent]), max_size=2)
 
 
 @define

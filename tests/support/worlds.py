@@ -71,11 +71,12 @@ class World:
         name: str,
         config: MachineConfig | None = None,
         faults: FaultPlan = NO_FAULTS,
+        nursery: trio.Nursery | None = None,
     ) -> FakeQemu:
-        """Start a VM."""
+        """Start a VM, whose tasks end with the world, or with a nursery before."""
         machine = Machine(config or MachineConfig(), profile("10.0"), random.Random(1))
         fake = self.fakes[name] = FakeQemu(machine, faults)
-        fake.start(self.nursery)
+        fake.start(nursery or self.nursery)
         self.add(name)
         return fake
 
@@ -99,7 +100,8 @@ class World:
         ) as monitor:
             if str(vm) in self.seen:
                 # Streams in memory have no process at the other end.
-                monitor.resident = lambda: self.fakes[str(vm)].machine.resident  # type: ignore[method-assign]
+                machine = self.fakes[str(vm)].machine
+                monitor.resident = lambda: machine.resident  # type: ignore[method-assign]
             note = self.notes.get(str(vm))
             yield monitor if note is None else cast("Any", _Noting(monitor, note))
 
@@ -157,10 +159,10 @@ def _closed() -> trio.abc.Stream:
 
 
 @asynccontextmanager
-async def open_world() -> AsyncGenerator[World]:
-    """Have a host without any VM."""
+async def open_world(limit: float = 3600) -> AsyncGenerator[World]:
+    """Have a host without any VM, for so many seconds at most."""
     # Of mock time: a world in which nothing happens any more would never end.
-    with trio.fail_after(3600):
+    with trio.fail_after(limit):
         async with trio.open_nursery() as nursery:
             yield World(nursery)
             nursery.cancel_scope.cancel()
