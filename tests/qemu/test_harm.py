@@ -186,19 +186,21 @@ async def check_is_well(guest: lab.Guest) -> None:
 async def test_a_guest_that_begins_to_swap_while_it_is_kept_small_gets_some_back(
     kernel: str | None, tmp_path: Path
 ) -> None:
+    # Where the host is too busy to see it in time, the balloon saves the guest.
+    device = "virtio-balloon-pci,id=balloon0,deflate-on-oom=on"
     async with (
-        boot_with_swap(kernel, tmp_path) as guest,
+        boot_with_swap(kernel, tmp_path, device) as guest,
         open_balloon(guest.socket) as balloon,
     ):
         await guest.run("mkswap /dev/vdb && swapon /dev/vdb")
         kept = trio.Event()
-        sizes: list[int] = []
+        targets: list[int] = []
 
         def look(seen: Progress) -> None:
             if seen.sample.mark == "kept":
                 kept.set()
             if kept.is_set():
-                sizes.append(seen.actual)
+                targets.append(seen.sample.target or 0)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
@@ -215,7 +217,7 @@ async def test_a_guest_that_begins_to_swap_while_it_is_kept_small_gets_some_back
             await guest.run("test $(wc -c </held) = 188743680 && grep -q x /held")
             nursery.cancel_scope.cancel()
         # A step each time that it began to swap, or everything.
-        assert max(sizes) >= sizes[0] + 100 * MiB
+        assert max(targets) >= targets[0] + 100 * MiB
         assert await guest.oom_kills() == 0
 
 
@@ -236,7 +238,8 @@ async def test_a_guest_that_begins_to_swap_is_let_alone_by_every_call(
 async def test_a_guest_that_begins_to_fault_is_let_alone_by_every_call(
     call: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with boot_with_swap(None, tmp_path) as guest:
+    # With a processor to answer by, beside the one that is busy.
+    async with boot_with_swap(None, tmp_path, cpus=2) as guest:
         await prefer_to_swap(guest)
         # It goes through its memory all the time.
         await guest.run(
@@ -277,7 +280,10 @@ async def crash_when_it_shrinks(guest: lab.Guest, other: TrioMonitor) -> None:
 
 @asynccontextmanager
 async def boot_with_swap(
-    kernel: str | None, folder: Path
+    kernel: str | None,
+    folder: Path,
+    device: str = "virtio-balloon-pci,id=balloon0",
+    cpus: int = 1,
 ) -> AsyncGenerator[lab.Guest, None]:
     disk = folder / "swap"
     disk.touch()
@@ -287,7 +293,9 @@ async def boot_with_swap(
     limit = f"throttling.bps-write={32 * MiB}"
     extra = ("-drive", f"file={disk},format=raw,if=virtio,{limit}")
     # The disk is the test's own: no saved guest.
-    async with lab.boot(memory=SIZE, extra=extra, kernel=kernel) as guest:
+    async with lab.boot(
+        memory=SIZE, extra=extra, kernel=kernel, device=device, cpus=cpus
+    ) as guest:
         yield guest
 
 

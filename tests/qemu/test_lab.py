@@ -53,7 +53,8 @@ async def test_memory_and_cache_go_where_they_are_told() -> None:
         await guest.hog(50 * MiB)
         await guest.fill_cache(100 * MiB)
         more = await guest.meminfo()
-        assert more["AnonPages"] - start["AnonPages"] >= 50 * MiB
+        # What is short-lived in the guest may have ended meanwhile.
+        assert more["AnonPages"] - start["AnonPages"] >= 49 * MiB
         assert more["Buffers"] - start["Buffers"] >= 95 * MiB
         await guest.release()
         await guest.drop_cache()
