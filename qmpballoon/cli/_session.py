@@ -80,6 +80,7 @@ async def _run_until_signal(
     written: BackgroundWriter[bytes] | None,
     ask_to_end: Callable[[], bool],
 ) -> _T:
+    results: list[_T] = []
     received: list[int] = []
     scope = trio.CancelScope()
     if written:
@@ -102,12 +103,15 @@ async def _run_until_signal(
             tasks.start_soon(watch, signals)
             try:
                 with scope:
-                    return await main()
+                    results.append(await main())
             except Exception:
                 if not received:
                     raise
+    # Even if it is done: nobody may be there to read the result, and this was the end.
     if received:
         raise _output.Interrupted(received[0])
+    if results:
+        return results[0]
     _output.check_output()
     raise AssertionError  # it was cancelled for one of these reasons
 
