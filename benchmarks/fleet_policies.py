@@ -2,7 +2,9 @@
 
 Each host is overcommitted. Its guests, all of them simulated, read files into their
 page caches, and now and then one of them needs a large part of its memory at once. A
-policy sees what it would see on a real host, at the times at which it looks. Besides
+policy sees what it would see on a real host, at the times at which it looks. This
+project's policies see what a guest had available a second before (``--age``): guests
+answer once a second, and are polled as often. Other policies see it at once. Besides
 this project's policies there are those of Proxmox VE's and oVirt MoM's balloon
 managers, implemented from their documentation, without their corner cases.
 
@@ -70,6 +72,18 @@ class Vm:
     pressed_since: float | None = None
     kills: int = 0
     usage_rate: UsageRate = field(factory=UsageRate)
+    used: deque[tuple[float, int]] = field(factory=deque[tuple[float, int]])
+
+    @property
+    def seen_available(self) -> int:
+        """Return the memory that it had available by its latest sample, at its size."""
+        return max(0, self.actual - self.used[0][1])
+
+    def note_available(self, seconds: float, age: float) -> None:
+        """Note what it uses now; it is seen when it is so many seconds old."""
+        self.used.append((seconds, self.actual - self.available))
+        while len(self.used) > 1 and self.used[1][0] <= seconds - age:
+            self.used.popleft()
 
     @property
     def actual(self) -> int:
@@ -123,11 +137,13 @@ class Ours:
 
     rules: Rules
     period: float
+    age: float
     promises: dict[str, Promise] = field(factory=dict[str, Promise])
 
     def act(self, seconds: float, available: int, vms: list[Vm]) -> None:
         """Look, and move."""
         for vm in vms:
+            vm.note_available(seconds, self.age)
             lacking = vm.headroom - vm.available
             if vm.target < vm.actual and lacking > 0:
                 vm.ask(vm.actual + lacking)
@@ -136,7 +152,7 @@ class Ours:
         if seconds % self.period:
             return
         for vm in vms:
-            vm.usage_rate.add_sample(seconds, vm.actual - vm.available)
+            vm.usage_rate.add_sample(seconds, vm.actual - vm.seen_available)
         promised = sum(promise.count(seconds) for promise in self.promises.values())
         above = (min(vm.actual, vm.machine.resident) - vm.floor for vm in vms)
         above_floors = sum(max(0, size) for size in above)
@@ -153,7 +169,7 @@ def make_guest(vm: Vm, period: float) -> Guest:
         name=vm.name,
         actual=vm.actual,
         total=vm.total,
-        available=vm.available,
+        available=vm.seen_available,
         headroom=vm.headroom,
         floor=vm.floor,
         ceiling=vm.total,
@@ -394,20 +410,21 @@ def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
     )
 
 
-def make_ours(policy: PolicyName) -> Callable[[float], Policy]:
+def make_ours(policy: PolicyName) -> Callable[[float, float], Policy]:
     """Return a function that makes one of this project's policies."""
     rules = evolve(Rules.for_host(HOST, RESERVE), policy=policy)
-    return lambda period: Ours(rules, period)
+    return lambda period, age: Ours(rules, period, age)
 
 
-# Functions of the seconds between two plans. Only this project's policies use them.
-POLICIES: Final[dict[str, Callable[[float], Policy]]] = {
-    "none": lambda _: Nothing(),
+# Functions of the seconds between two plans, and of those that samples are old. Only
+# this project's policies use them.
+POLICIES: Final[dict[str, Callable[[float, float], Policy]]] = {
+    "none": lambda _, __: Nothing(),
     "available": make_ours("available"),
     "proportional": make_ours("proportional"),
     "shares": make_ours("shares"),
-    "Proxmox's": lambda _: Proxmox(),
-    "MoM's": lambda _: Mom(),
+    "Proxmox's": lambda _, __: Proxmox(),
+    "MoM's": lambda _, __: Mom(),
 }
 
 
@@ -422,6 +439,9 @@ def main() -> None:
     parser.add_argument(
         "--period", type=float, default=1.0, help="seconds between two plans of ours"
     )
+    parser.add_argument(
+        "--age", type=float, default=1.0, help="seconds by which our samples are old"
+    )
     arguments = parser.parse_args()
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for workload in arguments.workload or LOADS:
@@ -429,7 +449,7 @@ def main() -> None:
         for name in arguments.policy or POLICIES:
             scores = [
                 run(
-                    POLICIES[name](arguments.period),
+                    POLICIES[name](arguments.period, arguments.age),
                     LOADS[workload],
                     seed,
                     arguments.minutes,

@@ -132,6 +132,59 @@ def test_moves_are_counted() -> None:
     assert record.make_guest(4.0) is None
 
 
+def test_what_a_move_saw_of_its_guest_counts_if_it_did_not_reach_its_target() -> None:
+    """The guest is in trouble, and cannot wait for figures of its new size."""
+
+    def watched() -> VmRecord:
+        record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+        record.note_move_started(1.0, GiB)
+        record.note_progress(2.5, 2 * GiB - 64 * MiB, 600 * MiB)
+        return record
+
+    record = watched()
+    # In one and a half seconds its use has increased by 360 MiB.
+    assert record.is_out_soon(2.5)
+    record.note_move_ended(3.0, ended("settled", 2 * GiB, GiB, 2 * GiB - 32 * MiB))
+    guest = record.make_guest(3.0)
+    assert guest is not None
+    assert guest.available == 632 * MiB
+    assert guest.usage_increase == 240 * MiB
+    assert guest.is_stalled
+    # This sample may be older. The next one cannot be.
+    record.note_poll(3.5, 2 * GiB - 32 * MiB, answer(3), None)
+    assert record.make_guest(3.5) == guest
+    record.note_poll(4.5, 2 * GiB - 32 * MiB, answer(4, GiB), None)
+    guest = record.make_guest(4.5)
+    assert guest is not None
+    assert guest.available == GiB
+    assert not record.is_out_soon(4.5)  # it does not shrink
+    record = watched()
+    record.note_move_ended(3.0, ended("reached", 2 * GiB, GiB, GiB))
+    assert record.make_guest(3.0) is None
+
+
+def test_who_shrinks_and_uses_no_more_is_not_out_of_memory() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    record.note_move_started(1.0, GiB + 64 * MiB)
+    record.note_progress(2.5, GiB + 64 * MiB, 64 * MiB)
+    assert not record.is_out_soon(2.5)
+
+
+@pytest.mark.parametrize(
+    ("resident", "above"),
+    [(None, 2 * GiB), (3 * GiB, 2 * GiB), (GiB, GiB), (MiB, 0)],
+)
+def test_what_the_host_could_gain_down_to_its_floor(
+    resident: int | None, above: int
+) -> None:
+    record = seen((0.0, 2 * GiB + 128 * MiB, answer(1)))
+    record.note_resident(resident)
+    # Memory that QEMU has for itself is not the guest's to give.
+    assert record.above_floor == (above if above != GiB else GiB - 128 * MiB)
+    unknown = VmRecord(VmSpec("vm", UnixAddress("/run/vm.qmp")), stale_after=5.0)
+    assert unknown.above_floor == 0
+
+
 @pytest.mark.parametrize(("actual", "state"), [(1900, "stalled"), (1400, "healthy")])
 def test_who_gives_less_than_half_is_left_alone_for_a_while(
     actual: int, state: str
