@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing.model.guest import Guest
 
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
-BEFORE: Final = 10  # seconds before, in which guests come to the sizes they begin with
+BEFORE: Final = 6  # seconds before, in which guests come to the sizes they begin with
 # A host without its hostile VMs, to compare with, is a world as well.
 ALONE: Final = 1000
 COMPARED: Final = 500
@@ -48,7 +48,7 @@ MORE: Final = 10 if settings().max_examples > 1000 else 1
 def honest_vms(draw: st.DrawFn) -> MachineConfig:
     """A guest that needs some memory, slowly enough to be helped."""
     total = draw(st.sampled_from([2, 4])) * GiB
-    start = BEFORE + draw(st.integers(5, 25))
+    start = BEFORE + draw(st.integers(3, 14))
     size = draw(st.integers(0, total // 4 // MiB))
     steps: tuple[WorkloadStep, ...] = ()
     if size:

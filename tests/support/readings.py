@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +10,7 @@ import attrs
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
 SLACK: Final = 500  # objects; caches fill
 
@@ -32,17 +31,6 @@ class Reading:
             descriptors=len(list(Path("/proc/self/fd").iterdir())),
             objects=len(gc.get_objects()),
         )
-
-
-@contextmanager
-def only_new_objects() -> Generator[None]:
-    """Count no object that was there before: to look through all takes long."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def check(readings: Sequence[Reading]) -> None:

@@ -100,8 +100,8 @@ class World:
         ) as monitor:
             if str(vm) in self.seen:
                 # Streams in memory have no process at the other end.
-                machine = self.fakes[str(vm)].machine
-                monitor.resident = lambda: machine.resident  # type: ignore[method-assign]
+                fake = self.fakes[str(vm)]
+                monitor.resident = lambda: fake.machine.resident  # type: ignore[method-assign]
             note = self.notes.get(str(vm))
             yield monitor if note is None else cast("Any", _Noting(monitor, note))
 
