@@ -107,8 +107,8 @@ def install(
         call(sys.executable, "-m", "virtualenv", "--quiet", folder / "venv")
         python, what = folder / "venv" / "bin" / "python", f"{wheel}[{extra}]"
         # Most of what is installed is never imported here.
-        pip = [python, "-m", "pip", "install", "-q", "--no-compile"]
-        call(*pip, what if extra else wheel)
+        options = ("-q", "--no-compile")
+        call(python, "-m", "pip", "install", *options, what if extra else wheel)
         (folder / "home").mkdir()
         return Installed(folder / "venv" / "bin", folder / "home")
 
