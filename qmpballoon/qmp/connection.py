@@ -268,8 +268,11 @@ class Connection:
         if isinstance(message, Event):
             return True
         if isinstance(message, Greeting):
+            if self.state is State.NEGOTIATING:
+                # It was for a client before us, who left without reading it.
+                return False
             if self.state is not State.GREETING:
-                raise ProtocolError("the peer greeted twice")
+                raise ProtocolError("the peer greeted again in the middle")
             self.state, self.greeting = State.NEGOTIATING, message
             return True
         return self._accept_reply(message)

@@ -328,9 +328,18 @@ def test_a_reply_before_the_greeting_is_a_protocol_error() -> None:
         messages(Connection(Role.CLIENT), say({"return": {}, "id": 1}))
 
 
-def test_a_second_greeting_is_a_protocol_error() -> None:
+def test_a_greeting_for_somebody_before_is_passed_over() -> None:
+    client = Connection(Role.CLIENT)
+    greeting = Connection(Role.SERVER).send_greeting(GREETING)
+    assert messages(client, greeting * 2) == [GREETING]
+    ident = json.loads(client.send_negotiation())["id"]
+    messages(client, greeting + say({"return": {}, "id": ident}))
+    assert client.state is State.READY
+
+
+def test_a_greeting_in_the_middle_is_a_protocol_error() -> None:
     client = ready_client()
-    with pytest.raises(ProtocolError, match="twice"):
+    with pytest.raises(ProtocolError, match="greeted again"):
         messages(client, Connection(Role.SERVER).send_greeting(GREETING))
 
 
