@@ -23,15 +23,15 @@ def make_guest(**figures: int) -> Guest:
 
 def test_what_is_about_to_be_used_is_not_spare() -> None:
     assert make_guest().spare == GiB - 192 * MiB
-    assert make_guest(usage_increase=10 * MiB).spare == GiB - 232 * MiB
-    # A 16th of the RAM is the most that counts.
-    assert make_guest(usage_increase=GiB).spare == GiB - 448 * MiB
+    assert make_guest(usage_increase=10 * MiB).spare == GiB - 252 * MiB
+    # All that it has is used up within six plans.
+    assert make_guest(usage_increase=150 * MiB).spare == 0
 
 
 def test_the_need_is_looked_ahead_to() -> None:
     guest = make_guest(available=200 * MiB, usage_increase=30 * MiB)
     assert guest.compute_need(2) == 0
-    assert guest.compute_need(3) == 192 * MiB + 120 * MiB - 200 * MiB
+    assert guest.compute_need(3) == 192 * MiB + 180 * MiB - 200 * MiB
 
 
 def test_a_size_below_the_floor_is_a_need() -> None:
