@@ -95,6 +95,8 @@ class ReclaimReport:
         timeline: The samples in between; the last one is of ``after``.
         given_back_to: The size that the guest was to have at the end; ``None`` if it
             was not to get its memory back.
+        ram: Bytes of the VM's RAM, if that is known. A guest that was found smaller,
+            and was not owed the rest, is given back less; ``reason`` says so.
         reads: How fast the VM reads from its disks; ``None`` if it has no disk.
         reread: Bytes of its page cache that the guest lost and has read again, at most;
             ``None`` if the VM has no disk. What it reads later is not known.
@@ -110,8 +112,16 @@ class ReclaimReport:
     after: Snapshot = field(repr=False)
     timeline: Timeline = field(factory=Timeline, hash=False)
     given_back_to: int | None = None
+    ram: int | None = None
     reads: ReadRates | None = None
     reread: int | None = None
+
+    @property
+    def leaves_small(self) -> bool:
+        """Whether the guest was given back a size that is less than all its RAM."""
+        if self.ram is None or self.given_back_to is None:
+            return False
+        return self.ram - self.given_back_to >= LARGEST_PAGE
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
@@ -123,6 +133,7 @@ class ReclaimReport:
             "seconds": self.seconds,
             "held": self.held,
             "given_back_to": self.given_back_to,
+            "ram": self.ram,
             "reads": None if self.reads is None else asdict(self.reads),
             "reread": self.reread,
             "before": self.before.to_json(),
@@ -178,6 +189,7 @@ async def reclaim(
             held=False,
             before=before,
             after=before,
+            ram=ram,
         )
     run = await _Run.begin(
         device, limits, before, planned, on_progress, is_owed=is_owed
@@ -217,6 +229,7 @@ async def reclaim(
         before=before,
         after=after,
         given_back_to=None if held else run.full,
+        ram=run.ram,
         timeline=run.timeline,
         reads=run.rereads.rates,
         reread=run.rereads.reread,

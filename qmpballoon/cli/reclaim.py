@@ -352,7 +352,7 @@ def conclude(
             _output.print_json(document)
         elif seen.outcome != "refused":
             _print_summary(seen, hold=hold, vm=vm)
-    if seen.outcome != "done":
+    if seen.outcome != "done" or seen.leaves_small:
         _output.note(f"{seen.outcome}: {seen.reason}")
     elif seen.held and not hold:
         _output.note(f"not all of it was given back: {seen.reason}")

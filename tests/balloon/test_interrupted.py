@@ -143,6 +143,7 @@ def test_who_finds_a_guest_small_and_nothing_noted_says_how_it_leaves_it(
     assert (report.outcome, come_to_rest(machine)) == (outcome, size)
     shown = f"it is left with {format_size(size)}, as it was found, and not all of its"
     assert f"{shown} 1 GiB: `resize 100%`" in report.reason
+    assert (report.ram, report.leaves_small) == (RAM, outcome == "done")
 
 
 def test_what_is_given_back_is_said() -> None:
@@ -154,6 +155,7 @@ def test_what_is_given_back_is_said() -> None:
         "it has 1 GiB again, which a run that was interrupted owed it" in report.reason
     )
     assert report.given_back_to == report.before.actual == RAM
+    assert not report.leaves_small
     assert note.size is None
 
 

@@ -86,6 +86,18 @@ async def test_what_is_held_is_given_back_by_the_command_that_is_shown(
     assert "qmpballoon" not in given_back.stdout.splitlines()[-1]
 
 
+async def test_a_guest_that_was_found_small_and_is_left_so_is_named(
+    socket_path: Path,
+) -> None:
+    async with serve(socket_path) as fake:
+        await run("resize", socket_path, "1G")
+        result = await run("reclaim", socket_path, "64M")
+        assert actual(fake) == GiB
+    assert result.returncode == 0
+    assert "done: " in result.stderr
+    assert "it is left with 1 GiB, as it was found" in result.stderr
+
+
 @pytest.mark.parametrize("form", [(), ("--json",)])
 async def test_what_could_not_be_given_back_is_said(
     socket_path: Path, form: tuple[str, ...]
