@@ -38,6 +38,7 @@ class BackgroundTasks:
         self._shield = shield
         self._scopes: set[trio.CancelScope] = set()  # one for each running task
         self._all_ended = trio.lowlevel.ParkingLot()
+        self._is_ending = False
 
     def start_soon(self, task: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start a task."""
@@ -61,6 +62,8 @@ class BackgroundTasks:
     def _add_scope(self) -> trio.CancelScope:
         scope = trio.CancelScope(shield=self._shield)
         self._scopes.add(scope)
+        if self._is_ending:  # started by a task that has not noticed its own end
+            scope.cancel()
         return scope
 
     @trio.lowlevel.enable_ki_protection
@@ -92,6 +95,7 @@ class BackgroundTasks:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._is_ending = True
         for scope in self._scopes:
             scope.cancel()
         # The nursery is not shown the block's exception, so it cannot wrap it.

@@ -28,6 +28,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from qmpballoon.testing.descriptors import (
+    RECEIVE_FLAGS,
+    RECEIVE_ROOM,
+    ReceivedDescriptor,
+    read_ancillary,
+)
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, list_actions
 from qmpballoon.testing.model.config import SECOND, MachineConfig
 from qmpballoon.testing.model.machine import Machine
@@ -41,6 +47,7 @@ from qmpballoon.testing.simulated_qemu import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 
+    from qmpballoon.testing.model.chardevs import Descriptor
     from qmpballoon.testing.model.monitor import Session
 
 __all__ = ["AsyncioFakeQemu", "JumpingLoop", "simulate_asyncio"]
@@ -161,7 +168,8 @@ class AsyncioFakeQemu(SimulatedQemu):
     """A simulated machine on asyncio, and the clients on its monitor.
 
     :func:`simulate_asyncio` makes it. As with QEMU, a monitor serves one client at a
-    time. A second client can connect; it is greeted when the first has left.
+    time. A second client can connect; it is greeted when the first has left. Further
+    monitors, on descriptors that clients hand over, have clients of their own.
 
     Attributes:
         faults: What goes wrong with it.
@@ -199,7 +207,9 @@ class AsyncioFakeQemu(SimulatedQemu):
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
-        for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._machine.close_files()
+        for ended in results:
             if isinstance(ended, Exception):  # a bug of the fake
                 raise ended
 
@@ -209,6 +219,8 @@ class AsyncioFakeQemu(SimulatedQemu):
     # Time
 
     def _wake(self) -> None:
+        for session, descriptor in self._machine.take_opened():
+            self._start(self._serve_descriptor(session, descriptor))
         self._changed.set()
         self._changed = asyncio.Event()
         if self._timer is not None:
@@ -216,6 +228,7 @@ class AsyncioFakeQemu(SimulatedQemu):
             self._timer = None
         deadline = self._find_deadline()
         if self._machine.ended:
+            self._machine.close_files()
             self.ended.set()
         elif deadline < math.inf:
             self._timer = self._loop.call_at(deadline, self._advance_to_due)
@@ -263,7 +276,17 @@ class AsyncioFakeQemu(SimulatedQemu):
     async def _serve_session(self, sock: socket.socket) -> None:
         await self._wait_for_thaw()
         self._advance()
-        session = self._machine.connect()
+        await self._exchange(sock, self._machine.connect())
+
+    async def _serve_descriptor(self, session: Session, descriptor: Descriptor) -> None:
+        """Serve the client of a monitor that was added on a descriptor."""
+        assert isinstance(descriptor, ReceivedDescriptor)  # noqa: S101 - we made it
+        with descriptor.duplicate() as sock:
+            sock.setblocking(False)  # noqa: FBT003 - socket's own signature
+            await self._exchange(sock, session)
+
+    async def _exchange(self, sock: socket.socket, session: Session) -> None:
+        """Pass bytes between a client and its session until either ends."""
         ends = [
             asyncio.create_task(self._read(sock, session)),
             asyncio.create_task(self._write(sock, session)),
@@ -282,13 +305,30 @@ class AsyncioFakeQemu(SimulatedQemu):
     async def _read(self, sock: socket.socket, session: Session) -> None:
         """Pass what the client sends to the session, while QEMU reads."""
         with suppress(ConnectionError):
-            while data := await self._loop.sock_recv(sock, _READ_SIZE):
+            while (received := await self._receive(sock))[0]:
                 await self._wait_for_thaw()
                 self._advance()
-                session.receive(data)
+                session.receive(*received)
                 self._wake()
                 while not session.reading:
                     await self._changed.wait()
+
+    async def _receive(
+        self, sock: socket.socket
+    ) -> tuple[bytes, list[ReceivedDescriptor]]:
+        """Return bytes, none at the end, and the descriptors that came with them."""
+        while True:
+            with suppress(BlockingIOError):
+                data, ancillary, *_ = sock.recvmsg(
+                    _READ_SIZE, RECEIVE_ROOM, RECEIVE_FLAGS
+                )
+                return data, read_ancillary(ancillary)
+            readable: asyncio.Future[None] = self._loop.create_future()
+            self._loop.add_reader(sock, _resolve, readable)
+            try:
+                await readable
+            finally:
+                self._loop.remove_reader(sock)
 
     async def _write(self, sock: socket.socket, session: Session) -> None:
         """Send the session's output to the client, until QEMU closes the connection."""
@@ -308,3 +348,8 @@ class AsyncioFakeQemu(SimulatedQemu):
                 await asyncio.sleep(self._sender.pause)
             else:
                 await self._loop.sock_sendall(sock, piece)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -5,15 +5,18 @@ Clients connect through streams in memory or a unix socket. Nothing about QMP is
 here.
 
 As with QEMU, a monitor serves one client at a time. A second client can connect; it is
-greeted when the first has left.
+greeted when the first has left. Further monitors, on descriptors that clients hand
+over, have clients of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import socket
 import stat
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +24,12 @@ import trio
 from attrs import define, field
 
 from qmpballoon._transport.trio_tasks import BackgroundTasks
+from qmpballoon.testing.descriptors import (
+    RECEIVE_FLAGS,
+    RECEIVE_ROOM,
+    ReceivedDescriptor,
+    read_ancillary,
+)
 from qmpballoon.testing.faults import NO_FAULTS, FaultPlan, list_actions
 from qmpballoon.testing.model.config import SECOND
 from qmpballoon.testing.model.machine import Machine
@@ -31,9 +40,9 @@ from qmpballoon.testing.simulated_qemu import (
 )
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Generator, Iterable
 
+    from qmpballoon.testing.model.chardevs import Descriptor
     from qmpballoon.testing.model.monitor import Session
 
 __all__ = ["FakeQemu", "open_fake"]
@@ -62,9 +71,12 @@ async def open_fake(
         The running fake.
     """
     fake = FakeQemu(machine or Machine(), faults)
-    async with BackgroundTasks(shield=False) as tasks:
-        fake.start(tasks)
-        yield fake
+    try:
+        async with BackgroundTasks(shield=False) as tasks:
+            fake.start(tasks)
+            yield fake
+    finally:
+        fake.machine.close_files()
 
 
 class FakeQemu(SimulatedQemu):
@@ -82,6 +94,7 @@ class FakeQemu(SimulatedQemu):
         self._alarm = trio.CancelScope()
         self._sender = FaultySender(faults, faults.cut_after)
         self._monitor = trio.Lock()
+        self._tasks: BackgroundTasks | trio.Nursery | None = None
         # trio starts tasks in any order. The channel keeps the order in which clients
         # in memory connected.
         self._connected, self._waiting = trio.open_memory_channel[trio.abc.Stream](
@@ -90,6 +103,7 @@ class FakeQemu(SimulatedQemu):
 
     def start(self, tasks: BackgroundTasks | trio.Nursery) -> None:
         """Start the machine's tasks; :func:`open_fake` calls this."""
+        self._tasks = tasks
         tasks.start_soon(self._run)
         tasks.start_soon(self._serve_connected)
         tasks.start_soon(self._carry_out_faults)
@@ -108,6 +122,7 @@ class FakeQemu(SimulatedQemu):
             if due is not None and self._convert_to_clock(due) <= trio.current_time():
                 self._advance(due)
                 self._wake()
+        self._machine.close_files()
         self.ended.set()
 
     async def _carry_out_faults(self) -> None:
@@ -138,6 +153,9 @@ class FakeQemu(SimulatedQemu):
             await self._changed.wait()
 
     def _wake(self) -> None:
+        for session, descriptor in self._machine.take_opened():
+            if self._tasks is not None:
+                self._tasks.start_soon(self._serve_descriptor, session, descriptor)
         self._changed.set()
         self._changed = trio.Event()
         self._set_alarm()
@@ -175,7 +193,17 @@ class FakeQemu(SimulatedQemu):
     async def _serve_session(self, stream: trio.abc.Stream) -> None:
         await self._wait_for_thaw()
         self._advance()
-        session = self._machine.connect()
+        await self._exchange(stream, self._machine.connect())
+
+    async def _serve_descriptor(self, session: Session, descriptor: Descriptor) -> None:
+        """Serve the client of a monitor that was added on a descriptor."""
+        assert isinstance(descriptor, ReceivedDescriptor)  # noqa: S101 - we made it
+        sock = trio.socket.from_stdlib_socket(descriptor.duplicate())
+        async with trio.SocketStream(sock) as stream:
+            await self._exchange(stream, session)
+
+    async def _exchange(self, stream: trio.abc.Stream, session: Session) -> None:
+        """Pass bytes between a client and its session until either ends."""
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, stream, session, nursery.cancel_scope)
@@ -188,11 +216,11 @@ class FakeQemu(SimulatedQemu):
         self, stream: trio.abc.Stream, session: Session, scope: trio.CancelScope
     ) -> None:
         """Pass what the client sends to the session, while QEMU reads."""
-        with contextlib.suppress(trio.BrokenResourceError):
-            while data := await stream.receive_some(_READ_SIZE):
+        with contextlib.suppress(OSError, trio.BrokenResourceError):
+            while (received := await _receive(stream))[0]:
                 await self._wait_for_thaw()
                 self._advance()
-                session.receive(bytes(data))
+                session.receive(*received)
                 self._wake()
                 while not session.reading:
                     await self._changed.wait()
@@ -237,6 +265,7 @@ class FakeQemu(SimulatedQemu):
             OSError: There is something else at the path, or the socket cannot be made.
         """
         with _listen_at(Path(path)) as listener:
+            self._machine.monitor_path = str(path)
             task_status.started()
             await self._accept(trio.socket.from_stdlib_socket(listener))
 
@@ -256,7 +285,18 @@ class FakeQemu(SimulatedQemu):
         listener.close()
 
 
-# Streams in memory
+# Streams
+
+
+async def _receive(stream: trio.abc.Stream) -> tuple[bytes, list[ReceivedDescriptor]]:
+    """Return bytes, none at the end, and the descriptors that came with them."""
+    if isinstance(stream, trio.SocketStream):
+        data, ancillary, *_ = await stream.socket.recvmsg(
+            _READ_SIZE, RECEIVE_ROOM, RECEIVE_FLAGS
+        )
+        return data, read_ancillary(ancillary)
+    data = bytes(await stream.receive_some(_READ_SIZE))
+    return data, stream.take_descriptors() if isinstance(stream, _End) else []
 
 
 def _make_stream_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
@@ -267,7 +307,11 @@ def _make_stream_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
     """
     to_left, from_right = trio.open_memory_channel[bytes](math.inf)
     to_right, from_left = trio.open_memory_channel[bytes](math.inf)
-    return _End(to_right, from_right), _End(to_left, from_left)
+    left, right = deque[ReceivedDescriptor](), deque[ReceivedDescriptor]()
+    return (
+        _End(to_right, from_right, right, left),
+        _End(to_left, from_left, left, right),
+    )
 
 
 @define(eq=False, slots=False)
@@ -276,6 +320,8 @@ class _End(trio.abc.Stream):
 
     _outgoing: trio.MemorySendChannel[bytes]
     _incoming: trio.MemoryReceiveChannel[bytes]
+    _sent: deque[ReceivedDescriptor]
+    _received: deque[ReceivedDescriptor]
     _left: bytes = field(init=False, default=b"")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -283,6 +329,19 @@ class _End(trio.abc.Stream):
         await trio.lowlevel.checkpoint_if_cancelled()
         if data:
             self._outgoing.send_nowait(bytes(data))
+
+    def send_descriptors(self, descriptors: Iterable[int]) -> None:
+        """Have the other end get file descriptors with the bytes that are sent next.
+
+        As on a unix socket, it gets copies.
+        """
+        self._sent.extend(ReceivedDescriptor(os.dup(each)) for each in descriptors)
+
+    def take_descriptors(self) -> list[ReceivedDescriptor]:
+        """Return the descriptors that came with the bytes so far."""
+        taken = list(self._received)
+        self._received.clear()
+        return taken
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once."""

@@ -139,3 +139,16 @@ def test_ctrl_c_reaches_the_block_and_no_task(
     with pytest.raises(KeyboardInterrupt):
         trio.run(main)
     assert interrupted == []
+
+
+async def test_a_task_that_is_started_while_the_others_end_ends_too() -> None:
+    async def start_another() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            tasks.start_soon(trio.sleep_forever)
+
+    with trio.fail_after(10):
+        async with BackgroundTasks(shield=False) as tasks:
+            tasks.start_soon(start_another)
+            await trio.testing.wait_all_tasks_blocked()

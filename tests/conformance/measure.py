@@ -24,7 +24,7 @@ DEVICES = (
 )
 LISTED_TYPES = (*DEVICES, "virtio-balloon-device", "pc-dimm", "memory-backend-ram")
 ANCESTORS = ("virtio-balloon-pci-base", "virtio-balloon-device", "memory-backend",
-             "pc-dimm", "virtio-device")  # fmt: skip
+             "pc-dimm", "virtio-device", "monitor")  # fmt: skip
 HOTPLUG = ("-m", "512,slots=2,maxmem=2G")
 
 

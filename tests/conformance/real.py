@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
@@ -20,7 +21,7 @@ from qmpballoon.testing.lab._parts import find_qemu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
+
 
 DEADLINE = 30.0
 """Seconds that a QEMU gets to start, or to answer, on a busy machine."""
@@ -32,12 +33,59 @@ class RealMonitor:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._rest = b""
+        self._kept: list[socket.socket] = []
         self.closed = False
 
-    def send(self, data: bytes) -> None:
-        """Send all of it; a QEMU that has gone does not mind."""
+    def send(self, data: bytes, descriptors: Sequence[str] = ()) -> None:
+        """Send all of it; a QEMU that has gone does not mind.
+
+        Args:
+            data: The bytes.
+            descriptors: The kinds of the file descriptors that go with them, as
+                ``transcripts.Chunk`` has them.
+        """
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            if descriptors:
+                data = data[self._send_descriptors(data, descriptors) :]
             self._sock.sendall(data)
+
+    def _send_descriptors(self, data: bytes, kinds: Sequence[str]) -> int:
+        with contextlib.ExitStack() as stack:
+            numbers: list[int] = []
+            for kind in kinds:
+                if kind == "file":
+                    numbers.append(
+                        stack.enter_context(Path(os.devnull).open()).fileno()
+                    )
+                    continue
+                ours, theirs = socket.socketpair()
+                numbers.append(stack.enter_context(theirs).fileno())
+                if kind == "closed":
+                    ours.close()
+                else:
+                    self._kept.append(ours)
+            return socket.send_fds(self._sock, [data], numbers)
+
+    def hand_over(self, data: bytes) -> RealMonitor:
+        """Send bytes with one end of a connection; return a monitor on the other."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._sock, [data], [theirs.fileno()])
+        self._kept.append(ours)
+        return RealMonitor(ours)
+
+    def take(self) -> RealMonitor:
+        """Return a monitor on the same connection, which nobody closes."""
+        return RealMonitor(self._sock.dup())
+
+    def leave(self) -> None:
+        """Close the connection."""
+        self._sock.close()
+
+    def close(self) -> None:
+        """Close the other ends of the sockets that were sent."""
+        for each in self._kept:
+            each.close()
 
     def receive(self, lines: int) -> bytes:
         """Return what comes: so many lines, and more if they came with them.
@@ -124,7 +172,11 @@ def real_qemu(
 ) -> Iterator[RealMonitor]:
     """Run a QEMU as :func:`running_qemu` does, and connect to it."""
     with running_qemu(command, folder, options) as path, connected(path) as sock:
-        yield RealMonitor(sock)
+        monitor = RealMonitor(sock)
+        try:
+            yield monitor
+        finally:
+            monitor.close()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from qmpballoon.testing import GuestConfig, Machine, MachineConfig
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from qmpballoon.testing import Profile
+    from qmpballoon.testing import Profile, Session
 
 MEMORY = 512 << 20
 SLOTS = 2
@@ -35,9 +35,45 @@ END = b'\n\x01\n{"execute": "query-status", "id": "the end"}'
 _VARIABLE = (
     (re.compile(r'"(seconds|microseconds|micro|thread-id)": \d+'), r'"\1": 0'),
     (re.compile(r'"package": "[^"]*"'), '"package": ""'),
+    # Where the monitor's socket is.
+    (re.compile(r'unix:[^",]+,server=on"'), 'unix:PATH,server=on"'),
+    (re.compile(r'"path": "[^"]*", "type": "unix"'), '"path": "", "type": "unix"'),
     # As the human monitor prints it.
     (re.compile(r'("return": "\d+\.\d+)\.\d+[^"]*"'), r'\1"'),
 )
+
+
+class Chunk(bytes):
+    """Bytes, and the kinds of the file descriptors that go with them.
+
+    ``socket`` is one end of a connection, ``closed`` one whose other end is closed,
+    ``file`` no socket.
+    """
+
+    descriptors: tuple[str, ...] = ()
+
+
+@frozen
+class FakeDescriptor:
+    """A descriptor as the model sees it."""
+
+    kind: str
+
+    @property
+    def is_socket(self) -> bool:
+        return self.kind != "file"
+
+    @property
+    def is_connected(self) -> bool:
+        return self.kind == "socket"
+
+    def close(self) -> None:
+        pass
+
+
+def list_descriptors(chunk: bytes) -> list[str]:
+    """Return the kinds of the descriptors that go with a chunk."""
+    return list(chunk.descriptors) if isinstance(chunk, Chunk) else []
 
 
 @frozen
@@ -111,10 +147,19 @@ def _script(entry: dict[str, Any]) -> Script:
 
 
 def _chunk(chunk: str | dict[str, Any]) -> bytes:
+    if isinstance(chunk, dict) and "descriptors" in chunk:
+        result = Chunk(_chunk(chunk["send"]))
+        result.descriptors = tuple(chunk["descriptors"])
+        return result
     if isinstance(chunk, dict):
         middle = chunk["repeat"] * chunk["times"]
         chunk = f"{chunk.get('before', '')}{middle}{chunk.get('after', '')}"
     return chunk.encode("latin-1")
+
+
+def say(session: Session, chunk: bytes) -> None:
+    """Say a chunk to the fake, with its descriptors."""
+    session.receive(chunk, [FakeDescriptor(kind) for kind in list_descriptors(chunk)])
 
 
 def compare(
@@ -131,9 +176,9 @@ def compare(
     session = script.machine(version).connect()
     with real_qemu(command, folder, script.options()) as real:
         for chunk in (b"", *script.chunks, END):
-            session.receive(chunk)
+            say(session, chunk)
             faked = session.take_output()
-            real.send(chunk)
+            real.send(chunk, list_descriptors(chunk))
             count = faked.count(b"\n")
             said = real.receive_all() if session.closed else real.receive(count)
             lines = normalise(said), normalise(faked)
@@ -156,7 +201,7 @@ def replay(
     session = script.machine(version).connect()
     chunks = (b"", *script.chunks)
     for chunk, real in zip(chunks[: len(recorded)], recorded, strict=True):
-        session.receive(chunk)
+        say(session, chunk)
         faked = normalise(session.take_output())
         if tuple(real) != faked:
             yield Difference(script.name, chunk, tuple(real), faked)
@@ -171,7 +216,7 @@ def normalise(said: bytes) -> tuple[str, ...]:
 
 
 def _sorted(line: str) -> str:
-    """Return a line with the objects' properties and types in order of names.
+    """Return a line with properties, types and character devices in order of names.
 
     QEMU keeps them in a hash table whose order is nobody's promise.
     """
@@ -190,4 +235,6 @@ def _in_order(value: object) -> object:
     items: list[Any] = [_in_order(item) for item in value]
     if items and all(isinstance(i, dict) and {"name", "type"} & {*i} for i in items):
         return sorted(items, key=lambda item: str(item.get("name")))
+    if items and all(isinstance(item, dict) and "label" in item for item in items):
+        return sorted(items, key=lambda item: str(item["label"]))
     return items

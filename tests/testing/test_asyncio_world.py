@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import subprocess
 import sys
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +25,7 @@ from qmpballoon.testing import (
     GuestConfig,
     Machine,
     MachineConfig,
+    profile,
     ramp,
     simulate,
     simulate_asyncio,
@@ -188,3 +192,58 @@ def test_it_does_without_trio() -> None:
         "assert 'trio' not in sys.modules, 'trio'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_monitor_is_added_on_a_descriptor_and_vanishes_with_its_client() -> None:
+    backend = {
+        "type": "socket",
+        "data": {"addr": {"type": "fd", "data": {"str": "own"}}, "server": False},
+    }
+    properties = {"qom-type": "monitor-qmp", "close-action": "delete"}
+    requests: list[dict[str, Any]] = [
+        {"execute": "qmp_capabilities"},
+        {"execute": "getfd", "arguments": {"fdname": "own"}},
+        {"execute": "chardev-add", "arguments": {"id": "own", "backend": backend}},
+        {"execute": "object-add", "arguments": {**properties, "id": "own"}},
+    ]
+    requests[-1]["arguments"]["chardev"] = "own"
+
+    async def main(vm: AsyncioFakeQemu) -> None:
+        ours, theirs = socket.socketpair()
+        ours.settimeout(0)
+        with vm.connect() as shared:
+            with theirs:
+                data = "".join(map(json.dumps, requests)).encode()
+                socket.send_fds(shared, [data], [theirs.fileno()])
+            with ours:
+                assert await read_line(ours) == {"QMP": profile("11.1").greeting}
+                assert len(vm.machine.monitors) == 2
+            await asyncio.sleep(1)
+            assert len(vm.machine.monitors) == len(vm.machine.chardevs) == 1
+
+    simulate_asyncio(main, version="11.1")
+
+
+def test_added_monitors_end_with_qemu() -> None:
+    ours, theirs = socket.socketpair()
+
+    async def main(vm: AsyncioFakeQemu) -> None:
+        getfd = b'{"execute": "getfd", "arguments": {"fdname": "own"}}'
+        with vm.connect() as shared, theirs:
+            data = b'{"execute": "qmp_capabilities"}' + getfd
+            socket.send_fds(shared, [data], [theirs.fileno()])
+            await asyncio.sleep(1)
+            vm.do(Machine.die)
+
+    simulate_asyncio(main, version="11.1")
+    with ours:
+        ours.settimeout(10)
+        assert ours.recv(1) == b""
+
+
+async def read_line(sock: socket.socket) -> object:
+    """Return the next message from a socket."""
+    data = b""
+    while not data.endswith(b"\n"):
+        data += await asyncio.get_running_loop().sock_recv(sock, 1)
+    return json.loads(data)

@@ -9,7 +9,7 @@ import socket
 import stat
 import threading
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
@@ -24,12 +24,13 @@ from qmpballoon.testing import (
     Machine,
     MachineConfig,
     open_fake,
+    profile,
     run_world,
 )
 from qmpballoon.trio import open_balloon, open_monitor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
 NEGOTIATE = b'{"execute": "qmp_capabilities"}'
@@ -310,3 +311,88 @@ async def test_a_killed_qemu_is_seen_as_gone(tmp_path: Path) -> None:
         fake.touch()
         with pytest.raises(MonitorClosed):
             await monitor.execute("query-status")
+
+
+# A monitor that is added on a descriptor
+
+
+def request(command: str, **arguments: object) -> bytes:
+    return json.dumps({"execute": command, "arguments": arguments}).encode()
+
+
+ADDITION = (
+    request(
+        "chardev-add",
+        id="own",
+        backend={
+            "type": "socket",
+            "data": {"addr": {"type": "fd", "data": {"str": "own"}}, "server": False},
+        },
+    ),
+    request(
+        "object-add",
+        **{"qom-type": "monitor-qmp", "close-action": "delete"},
+        id="own",
+        chardev="own",
+    ),
+)
+"""What adds a monitor on the descriptor that was named ``own``."""
+
+
+async def add_monitor(fake: FakeQemu, client: trio.abc.Stream) -> trio.SocketStream:
+    """Add a monitor through a client in memory; return its client's end."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        cast("Any", client).send_descriptors([theirs.fileno()])
+    await client.send_all(NEGOTIATE + request("getfd", fdname="own"))
+    for each in ADDITION:
+        await client.send_all(each)
+    answers = await read_lines(client, 5)
+    assert [each.get("return") for each in answers[1:]] == [{}] * 4
+    assert len(fake.machine.monitors) == 2
+    return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+
+def test_a_client_in_memory_adds_a_monitor_that_vanishes_with_it() -> None:
+    async def main(fake: FakeQemu) -> None:
+        client = fake.connect()
+        async with await add_monitor(fake, client) as added:
+            await added.send_all(NEGOTIATE)
+            assert "QMP" in (await read_lines(added, 2))[0]
+            fake.do(Machine.stop)
+            for stream in (client, added):
+                assert (await read_lines(stream, 1))[0]["event"] == "STOP"
+        await trio.sleep(1)
+        assert list(fake.machine.monitors) == list(fake.machine.chardevs)
+        assert len(fake.machine.monitors) == 1
+
+    run_world(main, Machine(profile=profile("11.1")))
+
+
+@pytest.mark.parametrize("end", [Machine.quit, Machine.die])
+def test_added_monitors_end_with_qemu(end: Callable[[Machine], None]) -> None:
+    async def main(fake: FakeQemu) -> None:
+        async with await add_monitor(fake, fake.connect()) as added:
+            fake.do(end)
+            await read_all(added)
+
+    run_world(main, Machine(profile=profile("11.1")))
+
+
+def test_added_monitors_end_with_the_fake() -> None:
+    async def main() -> bytes:
+        async with open_fake(Machine(profile=profile("11.1"))) as fake:
+            added = await add_monitor(fake, fake.connect())
+        async with added:
+            return await read_all(added)
+
+    assert b"QMP" in trio.run(main)
+
+
+async def read_all(stream: trio.abc.Stream) -> bytes:
+    """Return what comes until the stream is closed."""
+    data = b""
+    with trio.fail_after(10):
+        while chunk := await stream.receive_some():
+            data += chunk
+    return data

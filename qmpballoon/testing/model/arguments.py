@@ -35,7 +35,9 @@ __all__ = [
     "find_first_left",
 ]
 
-Kind = Literal["integer", "uint64", "string", "boolean", "strings", "uint64s", "any"]
+Kind = Literal[
+    "integer", "uint64", "string", "boolean", "object", "strings", "uint64s", "any"
+]
 
 _ARRAYS: Final[dict[Kind, Kind]] = {"strings": "string", "uint64s": "uint64"}
 
@@ -137,6 +139,8 @@ def _fits(kind: Kind, value: Value) -> bool:
             return isinstance(value, str)
         case "boolean":
             return isinstance(value, bool)
+        case "object":
+            return isinstance(value, dict)
         case _:
             return True
 

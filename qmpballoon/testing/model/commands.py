@@ -9,6 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon.testing.model.arguments import Argument, QmpError
+from qmpballoon.testing.model.chardev_commands import build_chardev_commands
 from qmpballoon.testing.model.hmp import run_hmp
 from qmpballoon.testing.model.monitor import Command
 from qmpballoon.testing.model.object_commands import build_object_commands
@@ -38,6 +39,7 @@ def build_commands(vm: Vm) -> dict[str, Command]:
         "query-blockstats": _build_block_statistics(vm),
         **build_object_commands(vm),
         **build_plug_commands(vm),
+        **build_chardev_commands(vm),
     }
     return {
         name: simulated.get(name) or _make_refusal(name) for name in vm.profile.commands

@@ -20,6 +20,11 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
+from qmpballoon.testing.model.chardev_commands import (
+    add_shared_monitor,
+    note_client_left,
+)
+from qmpballoon.testing.model.chardevs import SHARED
 from qmpballoon.testing.model.commands import build_commands
 from qmpballoon.testing.model.config import SECOND
 from qmpballoon.testing.model.dimms import remove_dimm
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qmpballoon.testing.model.balloon import BalloonDevice
+    from qmpballoon.testing.model.chardevs import Descriptor, QmpMonitor
     from qmpballoon.testing.model.monitor import Command
     from qmpballoon.testing.model.qobject import Value
 
@@ -64,6 +70,10 @@ class Machine(Vm):
         dimms: DIMMs that are plugged in, by path.
         anonymous: Number of devices without an id that there have been.
         backends: Memory that DIMMs can be made of: sizes in bytes, by id.
+        monitor_path: The path of the shared monitor's socket.
+        chardevs: Character devices, by id.
+        monitors: QMP monitors, by their objects' names.
+        current_monitor: The monitor that the present command came on.
     """
 
     now: int = field(init=False, default=0)
@@ -72,6 +82,9 @@ class Machine(Vm):
     event_delay: int = field(init=False, default=0)
     event_copies: int = field(init=False, default=1)
     _sessions: list[Session] = field(init=False, factory=list[Session])
+    _opened: list[tuple[Session, Descriptor]] = field(
+        init=False, factory=list[tuple[Session, "Descriptor"]]
+    )
     _throttle: Throttle = field(init=False, factory=Throttle)
     _slept: int = field(init=False, default=0)
 
@@ -79,6 +92,7 @@ class Machine(Vm):
         super().__attrs_post_init__()
         self.reply_delay = self.config.reply_delay
         self.commands = build_commands(self)
+        add_shared_monitor(self)
         if self.running:
             self._notice()
 
@@ -90,13 +104,40 @@ class Machine(Vm):
         A monitor of QEMU serves one client at a time. Several sessions are several
         monitors, each of which sends every event.
         """
-        session = Session(self)
+        session = Session(self, self.monitors[SHARED])
         self._sessions.append(session)
         return session
 
     def disconnect(self, session: Session) -> None:
         """Disconnect a client."""
-        self._sessions.remove(session)
+        if session in self._sessions:
+            self._sessions.remove(session)
+            note_client_left(self, session.monitor)
+
+    @property
+    def has_shared_client(self) -> bool:
+        """Whether the shared monitor has a client."""
+        return any(each.monitor.name == SHARED for each in self._sessions)
+
+    def begin_serving(self, monitor: QmpMonitor, descriptor: Descriptor) -> None:
+        """Serve a client on a descriptor that was handed over."""
+        session = Session(self, monitor)
+        self._sessions.append(session)
+        self._opened.append((session, descriptor))
+
+    def take_opened(self) -> list[tuple[Session, Descriptor]]:
+        """Return the sessions on descriptors that have begun since the last call.
+
+        Whoever calls this passes bytes between each session and its descriptor.
+        """
+        opened, self._opened = self._opened, []
+        return opened
+
+    def end_serving(self, monitor: QmpMonitor) -> None:
+        """Serve a monitor's client no more. Its descriptor stays open."""
+        for session in [each for each in self._sessions if each.monitor is monitor]:
+            self._sessions.remove(session)
+            session.closed = True
 
     def emit(self, name: str, data: dict[str, Value] | None = None) -> None:
         """Send an event to all clients."""
@@ -187,7 +228,7 @@ class Machine(Vm):
             self._poll()
             self._unplug()
         self._broadcast(self._throttle.expire(self.now))
-        for session in self._sessions:
+        for session in list(self._sessions):
             session.run()
             session.closed = session.closed or self.ended
 

@@ -29,8 +29,9 @@ from qmpballoon.testing.model.qobject import order_members, to_json
 from qmpballoon.testing.model.reader import Malformed, Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
+    from qmpballoon.testing.model.chardevs import Descriptor, QmpMonitor
     from qmpballoon.testing.model.profiles import Profile
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.reader import Parsed
@@ -55,6 +56,7 @@ class Host(Protocol):
     event_delay: int
     event_copies: int
     ended: bool
+    current_monitor: QmpMonitor
 
     @property
     def commands(self) -> Mapping[str, Command]:
@@ -92,12 +94,14 @@ class Session:
     """A client's connection, as QEMU sees it.
 
     Attributes:
+        monitor: The monitor that it is on.
         negotiated: ``qmp_capabilities`` has been answered, so events are sent.
         oob: Out-of-band execution was negotiated.
         closed: QEMU has closed the connection. The output may still be read.
     """
 
     _host: Host
+    monitor: QmpMonitor
     negotiated: bool = field(init=False, default=False)
     oob: bool = field(init=False, default=False)
     closed: bool = field(init=False, default=False)
@@ -114,8 +118,15 @@ class Session:
 
     # To and from the client
 
-    def receive(self, data: bytes) -> None:
-        """Take bytes from the client, and do what they ask for."""
+    def receive(self, data: bytes, descriptors: Sequence[Descriptor] = ()) -> None:
+        """Take bytes from the client, and do what they ask for.
+
+        Args:
+            data: The bytes.
+            descriptors: The file descriptors that came with them.
+        """
+        if descriptors:
+            self.monitor.receive(descriptors)
         self._reader.feed(data)
         self.run()
         self._host.settle()
@@ -201,6 +212,7 @@ class Session:
         assert isinstance(arguments, dict)  # noqa: S101 -- _check holds it
         if command.schema is not None:
             check_arguments(command.schema, arguments)
+        self._host.current_monitor = self.monitor
         return command.run(arguments)
 
     def _check(self, request: dict[str, Value]) -> str:

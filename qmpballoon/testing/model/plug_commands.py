@@ -9,7 +9,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from qmpballoon.testing.model.arguments import Argument, QmpError, check_type
+from qmpballoon.testing.model.arguments import (
+    Argument,
+    QmpError,
+    check_arguments,
+    check_type,
+)
+from qmpballoon.testing.model.chardev_commands import (
+    MONITOR,
+    MONITOR_TYPE,
+    add_monitor,
+    delete_monitor,
+)
 from qmpballoon.testing.model.config import SECOND
 from qmpballoon.testing.model.dimms import add_backend, add_dimm, is_busy
 from qmpballoon.testing.model.monitor import Command
@@ -79,7 +90,7 @@ def build_plug_commands(vm: Vm) -> dict[str, Command]:
     """Return the commands that plug into a VM, and unplug from it."""
     identity = (Argument("id", "string"),)
     return {
-        "object-add": Command(lambda a: _add_object(vm, a), _BACKEND),
+        "object-add": Command(lambda a: _add_object(vm, a), schema=None),
         "object-del": Command(lambda a: _delete_object(vm, str(a["id"])), identity),
         "device_add": Command(lambda a: _add_device(vm, a), schema=None),
         "device_del": Command(lambda a: _delete_device(vm, str(a["id"])), identity),
@@ -87,13 +98,24 @@ def build_plug_commands(vm: Vm) -> dict[str, Command]:
     }
 
 
-# Memory
+# Objects
 
 
 def _add_object(vm: Vm, given: dict[str, Any]) -> Value:
-    kind, name = given["qom-type"], given["id"]
-    if not _ID.fullmatch(name):
+    is_monitor = given.get("qom-type") == MONITOR_TYPE
+    is_monitor = is_monitor and vm.profile.has_monitor_objects
+    check_arguments(MONITOR if is_monitor else _BACKEND, given)
+    if not _ID.fullmatch(given["id"]):
         raise _BAD_ID
+    if is_monitor:
+        add_monitor(vm, given)
+    else:
+        _add_memory(vm, given)
+    return {}
+
+
+def _add_memory(vm: Vm, given: dict[str, Any]) -> None:
+    kind, name = given["qom-type"], given["id"]
     for member, value in order_members(given):
         if member in {"size", "prealloc-threads"} and value == 0:
             raise QmpError(f"property '{member}' of {kind} doesn't take value '0'")
@@ -101,7 +123,6 @@ def _add_object(vm: Vm, given: dict[str, Any]) -> Value:
             vm.tree.check_link(member, "thread-context", value)
     add_backend(vm, name, given["size"] % (1 << 64))
     _check_nodes(vm, given)
-    return {}
 
 
 def _check_nodes(vm: Vm, given: dict[str, Any]) -> None:
@@ -121,6 +142,9 @@ def _check_nodes(vm: Vm, given: dict[str, Any]) -> None:
 def _delete_object(vm: Vm, name: str) -> Value:
     if f"/objects/{name}" not in vm.tree or not _ID.fullmatch(name):
         raise QmpError(f"object '{name}' not found")
+    if name in vm.monitors:
+        delete_monitor(vm, name)
+        return {}
     if is_busy(vm, name):
         raise QmpError(vm.profile.busy_memory.format(name))
     _remove_backend(vm, name)
@@ -223,7 +247,9 @@ def _convert_to_options(given: dict[str, Value]) -> dict[str, Value]:
 def _check_driver(vm: Vm, driver: str) -> None:
     kinds = {str(entry["name"]): entry for entry in vm.profile.types}
     abstract = kinds.get(driver, {}).get("abstract") or driver in _ABSTRACT
-    if driver.startswith("memory-backend") or not (abstract or driver in kinds):
+    if driver.startswith(("memory-backend", "monitor")) or not (
+        abstract or driver in kinds
+    ):
         raise QmpError(f"'{driver}' is not a valid device model name")
     if abstract:
         raise QmpError("Parameter 'driver' expects a non-abstract device type")

@@ -101,6 +101,7 @@ class Profile:
             as on 11.1.3.
         names_ring_reset: It has a name for the feature ``VIRTIO_F_RING_RESET``.
         unknown_virtio_features: The offered features that it has no names for, as bits.
+        has_monitor_objects: Monitors are objects, and can be added while it runs.
         greeting: The ``QMP`` member of its greeting.
         commands: All its commands, in its own order.
         types: The answer of ``qom-list-types`` for the types of balloons and DIMMs.
@@ -129,6 +130,7 @@ class Profile:
     virtio_status_aborts: bool
     names_ring_reset: bool
     unknown_virtio_features: int
+    has_monitor_objects: bool
     greeting: dict[str, Value] = field(repr=False)
     commands: tuple[str, ...] = field(repr=False)
     types: tuple[dict[str, Value], ...] = field(repr=False)
@@ -170,6 +172,7 @@ def _make_7_2() -> Profile:
         virtio_status_aborts=False,
         names_ring_reset=False,
         unknown_virtio_features=1 << 40 | 1 << 30,
+        has_monitor_objects=False,
         **_load_measured("7.2"),
     )
 
@@ -222,6 +225,7 @@ def _make_10_0() -> Profile:
         virtio_status_aborts=False,
         names_ring_reset=True,
         unknown_virtio_features=1 << 30,
+        has_monitor_objects=False,
         **_load_measured("10.0"),
     )
 
@@ -236,6 +240,7 @@ def _make_11_1() -> Profile:
         full_bus_is_found=True,
         cpu_type_shown=True,
         virtio_status_aborts=True,
+        has_monitor_objects=True,
         **_load_measured("11.1"),
     )
 

@@ -14,6 +14,7 @@ from attrs import define, field
 
 from qmpballoon.testing.model.arguments import Aborted
 from qmpballoon.testing.model.balloon import BalloonDevice
+from qmpballoon.testing.model.chardevs import SHARED, Chardev, QmpMonitor
 from qmpballoon.testing.model.config import MachineConfig
 from qmpballoon.testing.model.guest import Guest
 from qmpballoon.testing.model.memory import PAGE, Memory
@@ -21,6 +22,7 @@ from qmpballoon.testing.model.objects import build_tree
 from qmpballoon.testing.model.profiles import profile
 
 if TYPE_CHECKING:
+    from qmpballoon.testing.model.chardevs import Descriptor
     from qmpballoon.testing.model.profiles import Profile
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.qom import Tree
@@ -84,6 +86,10 @@ class Vm(ABC):
         dimms: DIMMs that are plugged in, by path.
         anonymous: Number of devices without an id that there have been.
         backends: Memory that DIMMs can be made of: sizes in bytes, by id.
+        monitor_path: The path of the shared monitor's socket.
+        chardevs: Character devices, by id.
+        monitors: QMP monitors, by their objects' names.
+        current_monitor: The monitor that the present command came on.
     """
 
     config: MachineConfig = field(factory=MachineConfig)
@@ -97,6 +103,12 @@ class Vm(ABC):
     dimms: dict[str, Dimm] = field(init=False, factory=dict[str, Dimm])
     anonymous: int = field(init=False, default=0)
     backends: dict[str, int] = field(init=False, factory=dict[str, int])
+    monitor_path: str = field(init=False, default="/run/vm.qmp")
+    chardevs: dict[str, Chardev] = field(init=False, factory=dict[str, Chardev])
+    monitors: dict[str, QmpMonitor] = field(init=False, factory=dict[str, QmpMonitor])
+    current_monitor: QmpMonitor = field(
+        init=False, factory=lambda: QmpMonitor(SHARED, SHARED)
+    )
 
     def __attrs_post_init__(self) -> None:
         config = self.config
@@ -121,6 +133,28 @@ class Vm(ABC):
     @abstractmethod
     def emit(self, name: str, data: dict[str, Value] | None = None) -> None:
         """Send an event to all clients."""
+
+    # Monitors
+
+    @property
+    @abstractmethod
+    def has_shared_client(self) -> bool:
+        """Whether the shared monitor has a client."""
+
+    @abstractmethod
+    def begin_serving(self, monitor: QmpMonitor, descriptor: Descriptor) -> None:
+        """Serve a client on a descriptor that was handed over."""
+
+    @abstractmethod
+    def end_serving(self, monitor: QmpMonitor) -> None:
+        """Serve a monitor's client no more. Its descriptor stays open."""
+
+    def close_files(self) -> None:
+        """Close all descriptors that were handed over, as when QEMU has ended."""
+        for monitor in self.monitors.values():
+            monitor.close()
+        for chardev in self.chardevs.values():
+            chardev.close()
 
     # Memory
 
