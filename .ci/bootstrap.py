@@ -5,10 +5,10 @@
     python3 .ci/bootstrap.py tox ARGUMENTS...
 
 Makes a virtual environment in ``.venv``, installs what the command needs into it,
-and becomes the command. tox without arguments runs every check, all environments
+and becomes the command. tox without arguments runs every check, three environments
 side by side. What is there already and still right is kept, so the second start is
-quick. Nothing outside the checkout is written, but for pip's cache; root is not
-needed and not used.
+quick. Nothing outside the checkout is written, but for the caches of pip and uv;
+root is not needed and not used.
 
 Debian and its like split the part of Python that puts pip into a virtual
 environment (ensurepip) into a package of its own, and refuse installations into
@@ -39,12 +39,15 @@ PYTHON = VENV / "bin" / "python"
 # What pip is asked to install for each command.
 COMMANDS = {
     "qmpballoon": ["--editable", f"{CHECKOUT}[cli,charts]"],
-    "tox": ["tox>=4.22"],
+    # With tox-uv: eight environments take a fifth of the time.
+    "tox": ["tox>=4.22", "tox-uv>=1.25"],
 }
 
-# What each command is told where nothing else is said: to run every check, all
-# environments side by side.
-DEFAULTS = {"tox": ["run-parallel", "--parallel", "all", "--parallel-no-spinner"]}
+# What each command is told where nothing else is said: to run every check. The two
+# environments that take longest go on from the beginning to the end, and beside them
+# one after another of the rest: with more at a time, nothing ends sooner, and tests
+# that wait for guests and deadlines wait for processors too.
+DEFAULTS = {"tox": ["run-parallel", "--parallel", "3", "--parallel-no-spinner"]}
 
 NO_PIP = (
     "this Python has neither ensurepip nor an apt-get to fetch pip with: "

@@ -139,7 +139,7 @@ def test_old_python_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["tox"], ["run-parallel", "--parallel", "all", "--parallel-no-spinner"]),
+        (["tox"], ["run-parallel", "--parallel", "3", "--parallel-no-spinner"]),
         (["tox", "-e", "docs"], ["-e", "docs"]),
         (["qmpballoon"], []),
     ],

@@ -1,7 +1,7 @@
 """What is published holds what it should, and works with each extra alone.
 
 Builds the distributions as they would be uploaded, and installs them into virtual
-environments with nothing else in them: pip fetches what they need. The VMs are fakes
+environments with nothing else in them: uv fetches what they need. The VMs are fakes
 that are served by this process, out of the tree.
 """
 
@@ -28,7 +28,7 @@ from qmpballoon.testing import GuestConfig, MachineConfig, serve
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-pytest.importorskip("build", reason="tox -e package has what this needs")
+pytest.importorskip("uv", reason="tox -e package has what this needs")
 pytestmark = pytest.mark.package
 
 TREE: Final = Path(__file__).parents[2]
@@ -77,7 +77,8 @@ class Installed:
         return self.run("python", "-W", "error", "-c", program, *arguments).stdout
 
 
-def call(*command: str | Path) -> None:
+def uv(*arguments: str | Path) -> None:
+    command = [sys.executable, "-m", "uv", "--quiet", *arguments]
     subprocess.run(command, check=True, cwd="/", env=ENVIRONMENT)
 
 
@@ -85,7 +86,7 @@ def call(*command: str | Path) -> None:
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the sdist, and the wheel from that; return their folder."""
     folder = tmp_path_factory.mktemp("dist")
-    call(sys.executable, "-m", "build", "--outdir", folder, TREE)
+    uv("build", "--out-dir", folder, TREE)
     return folder
 
 
@@ -104,11 +105,9 @@ def install(
     @cache
     def with_extra(extra: str) -> Installed:
         folder = tmp_path_factory.mktemp(extra or "none")
-        call(sys.executable, "-m", "virtualenv", "--quiet", folder / "venv")
         python, what = folder / "venv" / "bin" / "python", f"{wheel}[{extra}]"
-        # Most of what is installed is never imported here.
-        options = ("-q", "--no-compile")
-        call(python, "-m", "pip", "install", *options, what if extra else wheel)
+        uv("venv", "--python", sys.executable, folder / "venv")
+        uv("pip", "install", "--python", python, what if extra else wheel)
         (folder / "home").mkdir()
         return Installed(folder / "venv" / "bin", folder / "home")
 

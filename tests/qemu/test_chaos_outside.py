@@ -173,7 +173,8 @@ def on_a_full_disk(folder: Path) -> list[str]:
 
 def with_a_quota(_: Path) -> list[str]:
     """Return what runs a program that can write no file of any length."""
-    return ["prlimit", "--fsize=100"]
+    # Python would leave half of a compiled module behind.
+    return ["env", "PYTHONDONTWRITEBYTECODE=1", "prlimit", "--fsize=100"]
 
 
 @fault("The disk is full when `qmpballoon reclaim --report FILE` writes the report")
