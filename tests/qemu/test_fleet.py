@@ -119,7 +119,7 @@ async def burst(guest: Guest) -> None:
 async def fed(guest: Guest) -> float:
     """Wait until a guest has its headroom again; return how long it took."""
     begun = trio.current_time()
-    await guest.wait_for(lambda seen: seen["MemAvailable"] >= HEADROOM, timeout=10)
+    await guest.wait_for(lambda seen: seen["MemAvailable"] >= HEADROOM, timeout=60)
     return trio.current_time() - begun
 
 
@@ -155,14 +155,14 @@ async def test_a_host_full_of_guests(tmp_path: Path) -> None:
             seen = Seen(await url_of(running.stderr))
             assert not has_reserve()
             reserve = await seen.until(has_reserve, 60)
-            await seen.until(lambda: seen.state("no-driver") == "no-driver", 30)
+            await seen.until(lambda: seen.state("no-driver") == "no-driver", 60)
 
             # A burst, while one VM hangs: the guest is fed from others.
             guests["stopped"].process.send_signal(signal.SIGSTOP)
             before = seen.now
             await burst(guests["bursts"])
             first = await fed(guests["bursts"])
-            await seen.until(lambda: seen.rise(before, "bursts", "given") > 0, 10)
+            await seen.until(lambda: seen.rise(before, "bursts", "given") > 0, 60)
             assert seen.rise(before, "rich", "taken") > 0
 
             # Another one where memory was taken, as a VM dies.
@@ -170,11 +170,11 @@ async def test_a_host_full_of_guests(tmp_path: Path) -> None:
             await burst(guests["rich"])
             second = await fed(guests["rich"])
             await seen.until(has_reserve, 60)
-            await seen.until(lambda: seen.state("stopped") == "stale", 30)
-            await seen.until(lambda: seen.state("killed") == "gone", 30)
+            await seen.until(lambda: seen.state("stopped") == "stale", 60)
+            await seen.until(lambda: seen.state("killed") == "gone", 60)
 
             guests["stopped"].process.send_signal(signal.SIGCONT)
-            await seen.until(lambda: seen.state("stopped") == "healthy", 30)
+            await seen.until(lambda: seen.state("stopped") == "healthy", 60)
             print(  # noqa: T201
                 f"reserve after {reserve:.1f} s; fed after {first:.1f} and {second:.1f}"
             )
@@ -187,7 +187,7 @@ async def test_a_host_full_of_guests(tmp_path: Path) -> None:
                 assert name == "killed" or await guest.oom_kills() == 0
 
             running.process.terminate()
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 assert await running.process.wait() == 0
             for name in ("rich", "bursts", "stopped"):
                 assert await interval(guests[name]) == 0

@@ -164,7 +164,7 @@ async def take_by_fleet(guest: lab.Guest, guard: Guard) -> str:
         "vm", UnixAddress(str(guest.socket)), floor=str(guard.floor), headroom="0"
     )
     async with open_fleet(lambda: [spec], random.Random(0)) as fleet:
-        assert await fleet.wait_until_known(30)
+        assert await fleet.wait_until_known(60)
         fleet.start_move(Move("vm", SIZE, ASKED, "test"))
         assert await fleet.wait_for_moves(60)
         (seen,) = fleet.list_views()
@@ -426,7 +426,7 @@ async def test_ctrl_c_at_any_moment_gives_back(moment: str) -> None:
             assert status in ({0, 130} if moment == "at once" else {0})
             assert ("interrupted: " in await command.said()) == (status == 130)
         async with open_balloon(guest.second_socket) as balloon:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 # QEMU tells of a change at most once a second: asking is quicker.
                 while await balloon.actual() != GiB:  # noqa: ASYNC110
                     await trio.sleep(0.05)
@@ -453,7 +453,7 @@ async def test_nobody_is_killed_beside_memory_that_the_host_has(
             open_fleet(lambda: [spec], random.Random(0)) as fleet,
             trio.open_nursery() as nursery,
         ):
-            assert await fleet.wait_until_known(30)
+            assert await fleet.wait_until_known(60)
             nursery.start_soon(run_control_loop, fleet, read, rules)
             with trio.fail_after(60):
                 while fleet.list_views()[0].counters.taken < 300 * MiB:  # noqa: ASYNC110

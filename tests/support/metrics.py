@@ -51,7 +51,7 @@ def state(metrics: dict[str, float]) -> str:
 
 
 def _samples(url: str) -> Iterator[Sample]:
-    with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310 - our own
+    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - our own
         text: bytes = answer.read()
     for family in text_string_to_metric_families(text.decode()):
         yield from family.samples
