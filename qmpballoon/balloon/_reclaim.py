@@ -1,8 +1,8 @@
 """Taking what a guest can spare, giving it back, and proving what came of it.
 
-The balloon inflates step by step; a
-:class:`~qmpballoon.balloon._controller.Controller` decides on each step. The report has
-the state of guest and host before and after.
+The balloon inflates step by step. :func:`~qmpballoon.balloon._shrink.shrink` is that
+loop, and a :class:`~qmpballoon.balloon._controller.Controller` decides on each step.
+The report has the state of guest and host before and after.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Finding a domain of libvirt, and keeping libvirt from printing its errors."""
+"""Finding a domain of libvirt, and keeping libvirt from printing its errors.
+
+What talks to its QEMU is :mod:`~qmpballoon.libvirt.monitor`.
+"""
 
 from __future__ import annotations
 
