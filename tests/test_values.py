@@ -108,6 +108,7 @@ VALUES: list[Any] = [
     fleet.Settings(),
     COUNTERS,
     fleet.LeftGuest("vm1", GiB, 2 * GiB),
+    fleet.SmallGuest("vm1", GiB, 2 * GiB, GiB),
     VM,
     VIEW,
     qmp.Event("RTC_CHANGE", {"offset": 3}, 5.0),

@@ -31,7 +31,12 @@ from qmpballoon.balloon._shrink import (
     shrink,
 )
 from qmpballoon.balloon._tracker import Tracker, compute_stall_limits
-from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
+from qmpballoon.balloon.device import (
+    LARGEST_PAGE,
+    PAGE,
+    describe_small,
+    lacks_ram,
+)
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.results import OVERRIDDEN, Ending, Plan
 from qmpballoon.balloon.sampling import (
@@ -119,9 +124,9 @@ class ReclaimReport:
     @property
     def leaves_small(self) -> bool:
         """Whether the guest was given back a size that is less than all its RAM."""
-        if self.ram is None or self.given_back_to is None:
+        if self.given_back_to is None:
             return False
-        return self.ram - self.given_back_to >= LARGEST_PAGE
+        return lacks_ram(self.given_back_to, self.ram)
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
@@ -315,15 +320,12 @@ def _describe_size(full: int, ram: int | None, *, is_owed: bool) -> str:
         ram: Bytes of its RAM, if that is known.
         is_owed: Whether a run that was interrupted owed it that.
     """
-    size = format_size(full)
     if is_owed:
+        size = format_size(full)
         return f"; it has {size} again, which a run that was interrupted owed it"
-    if ram is None or ram - full < LARGEST_PAGE:
+    if ram is None or not lacks_ram(full, ram):
         return ""
-    return (
-        f"; it is left with {size}, as it was found, and not all of its"
-        f" {format_size(ram)}: `resize 100%` gives it all"
-    )
+    return f"; it {describe_small(full, ram, 'as it was found')}"
 
 
 async def _come_to_rest(device: Device, actual: int) -> bool:

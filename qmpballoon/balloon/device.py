@@ -57,8 +57,10 @@ __all__ = [
     "LARGEST_PAGE",
     "PAGE",
     "Device",
+    "describe_small",
     "explain_status",
     "find_device",
+    "lacks_ram",
 ]
 
 _log: Final = logging.getLogger("qmpballoon.balloon")
@@ -657,6 +659,30 @@ def explain_status(status: str) -> str:
         status: The state of the VM, as ``query-status`` names it.
     """
     return _STATUSES.get(status, f"the VM is in the state {status!r} and does not run")
+
+
+def lacks_ram(size: int, ram: int | None) -> bool:
+    """Tell whether a guest of a size has less than all its RAM.
+
+    Args:
+        size: Bytes that it has.
+        ram: Bytes of the VM's RAM, if that is known.
+    """
+    return ram is not None and ram - size >= LARGEST_PAGE
+
+
+def describe_small(size: int, ram: int, why: str) -> str:
+    """Say that a guest is left with less than all its RAM, why, and what to do.
+
+    Args:
+        size: Bytes that it has.
+        ram: Bytes of the VM's RAM.
+        why: Why it has no more.
+    """
+    return (
+        f"is left with {format_size(size)}, {why}, and not all of its"
+        f" {format_size(ram)}: `resize 100%` gives it all"
+    )
 
 
 async def _list_children(monitor: Monitor, path: str) -> list[tuple[str, str]]:

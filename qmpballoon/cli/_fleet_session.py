@@ -15,6 +15,7 @@ from qmpballoon.cli.render.fleet import (
     Changes,
     describe_left,
     describe_refused,
+    describe_small,
     describe_uncertain,
 )
 from qmpballoon.fleet.processes import choose_users, describe_users
@@ -47,6 +48,7 @@ def supervise(
     main: Callable[[Supervisor], Awaitable[Any]],
     *,
     outlives_reader: bool = False,
+    leaves_sizes: bool = False,
 ) -> Any:  # noqa: ANN401 - what main returns
     """Supervise VMs while a coroutine function works with them.
 
@@ -56,6 +58,8 @@ def supervise(
         period: Seconds between two polls of a VM.
         main: Is given the supervisor.
         outlives_reader: As for :func:`qmpballoon.cli._session.run`.
+        leaves_sizes: Whether guests stay at the sizes that they have reached; then
+            those that have less than all their RAM are named at the end.
 
     Returns:
         What ``main`` returns.
@@ -90,6 +94,8 @@ def supervise(
         finally:
             if supervisor:
                 _output.note(*describe_left(supervisor.list_left()))
+                if leaves_sizes:
+                    _output.note(*describe_small(supervisor.list_small()))
 
     return run(main_supervised, outlives_reader=outlives_reader)
 

@@ -307,7 +307,9 @@ def run(
         return _conclude(plan, supervisor.list_views())
 
     with contextlib.nullcontext() if once else _output.end_normally():
-        outcome: int = supervise(vms, users, period, main, outlives_reader=not once)
+        outcome: int = supervise(
+            vms, users, period, main, outlives_reader=not once, leaves_sizes=True
+        )
         return outcome
     return _output.DONE
 

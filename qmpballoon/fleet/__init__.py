@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         raise_descriptor_limit as raise_descriptor_limit,
     )
     from qmpballoon.fleet.vm import VM_STATES as VM_STATES
+    from qmpballoon.fleet.vm import SmallGuest as SmallGuest
     from qmpballoon.fleet.vm import VmCounters as VmCounters
     from qmpballoon.fleet.vm import VmState as VmState
     from qmpballoon.fleet.vm import VmView as VmView
@@ -80,7 +81,7 @@ _MODULES = {
         *("Opener", "Settings", "Supervisor"),
         *("open_fleet", "raise_descriptor_limit"),
     ),
-    "vm": ("VM_STATES", "VmCounters", "VmState", "VmView"),
+    "vm": ("VM_STATES", "SmallGuest", "VmCounters", "VmState", "VmView"),
 }
 __getattr__: Callable[[str], object]
 __dir__: Callable[[], list[str]]
@@ -104,6 +105,7 @@ __all__ = [
     "Refused",
     "Rules",
     "Settings",
+    "SmallGuest",
     "Source",
     "Supervisor",
     "VmCounters",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Guest, Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm import SmallGuest, VmView
 
 __all__ = [
     "FleetReclaimReport",
@@ -199,12 +199,15 @@ class FleetReclaimReport:
         handed_over: How much the guests gave.
         held: Whether the guests stay at their smaller sizes.
         vms: How much each VM gave.
+        small: The guests that were found with less than all their RAM, were not owed
+            the rest, and are left so.
     """
 
     requested: int
     handed_over: int
     held: bool
     vms: tuple[VmReclaimReport, ...] = field(default=())
+    small: tuple[SmallGuest, ...] = field(default=())
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes."""
@@ -262,7 +265,9 @@ async def reclaim(
         if not kept:
             with trio.move_on_after(_CLEANUP_TIMEOUT, shield=True):
                 await run.give_back()
-    return report if hold else evolve(report, vms=run.add_owed(report.vms))
+    small = tuple(each for each in supervisor.list_small() if each.found is not None)
+    vms = report.vms if hold else run.add_owed(report.vms)
+    return evolve(report, vms=vms, small=small)
 
 
 @define

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Guest
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.sources import Source
-    from qmpballoon.fleet.vm import VmState, VmView
+    from qmpballoon.fleet.vm import SmallGuest, VmState, VmView
     from qmpballoon.fleet.vm_spec import Bounds
     from qmpballoon.monitor import Monitor
 
@@ -366,6 +366,17 @@ class Supervisor:
             ),
             key=lambda left: left.name,
         )
+
+    def list_small(self) -> list[SmallGuest]:
+        """Return the guests that have less than all their RAM, sorted by name.
+
+        VMs that cannot be reached are left out, and so are those of :meth:`list_left`.
+        Ask when the fleet is not supervised any more: which guests were left so.
+        """
+        at_rest = [task for task in self._tasks if not (task.target or task.left)]
+        found = [task.record.find_small() for task in at_rest]
+        small = [guest for guest in found if guest is not None]
+        return sorted(small, key=lambda guest: guest.name)
 
     def measure_resident(self) -> None:
         """Read how much of the host's memory each QEMU holds now.
@@ -730,7 +741,7 @@ class Supervisor:
         finally:
             if balloon.target is not None:
                 task.left = None  # QEMU has confirmed a size that the guest can have
-            record.note_move_dropped()
+            record.note_move_dropped(balloon.target)
             self._notify()
 
     async def _resize(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from attrs import asdict, define, evolve, field, frozen
 
-from qmpballoon.balloon.device import LARGEST_PAGE
+from qmpballoon.balloon.device import LARGEST_PAGE, describe_small, lacks_ram
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Guest
 from qmpballoon.fleet.movement import Pace, Promise, Stray
@@ -30,7 +30,15 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.results import DiskReads, ResizeResult
     from qmpballoon.fleet.vm_spec import Bounds, VmSpec
 
-__all__ = ["VM_STATES", "UsageRate", "VmCounters", "VmRecord", "VmState", "VmView"]
+__all__ = [
+    "VM_STATES",
+    "SmallGuest",
+    "UsageRate",
+    "VmCounters",
+    "VmRecord",
+    "VmState",
+    "VmView",
+]
 
 VmState = Literal[
     "connecting",
@@ -197,6 +205,34 @@ class VmView:
         }
 
 
+@frozen
+class SmallGuest:
+    """A guest that has less than all its RAM; sizes in bytes.
+
+    Attributes:
+        name: Its VM's name.
+        actual: The size that it has, or was sent to by a move that did not end.
+        ram: The VM's RAM.
+        found: The size that it was found with; ``None`` if it had all its RAM when it
+            was found, or since then.
+    """
+
+    name: str
+    actual: int
+    ram: int
+    found: int | None
+
+    def describe(self) -> str:
+        """Say what it is left with, and why."""
+        if self.found is None:
+            why = "to which it was moved"
+        elif abs(self.found - self.actual) < LARGEST_PAGE:
+            why = "as it was found"
+        else:
+            why = f"after it was found with {format_size(self.found)}"
+        return describe_small(self.actual, self.ram, why)
+
+
 @define
 class UsageRate:
     """How fast a guest's use of memory increases, by its last two samples.
@@ -274,6 +310,8 @@ class VmRecord:
         counters: What has happened to the VM.
         bounds: Its limits, known once its RAM is.
         owed: The size in bytes that a run that was interrupted owes the guest.
+        found: The size in bytes that the guest had before it was first moved; ``None``
+            if that was all its RAM, or it has had that since.
         polled_at: When it was last polled, on the monitor's clock.
         disk_reads: What it has read from its disks, if that is known.
     """
@@ -290,6 +328,7 @@ class VmRecord:
     counters: VmCounters = field(factory=VmCounters)
     bounds: Bounds | None = None
     owed: int | None = None
+    found: int | None = None
     polled_at: float = -math.inf
     disk_reads: DiskReads | None = None
     _state: VmState = "connecting"
@@ -314,6 +353,8 @@ class VmRecord:
     _pace: Pace | None = None
     _stray: Stray = field(factory=Stray)
     _watched: _Watched | None = None
+    _was_moved: bool = False  # by this fleet
+    _left_at: int | None = None  # where a move that did not end has sent it
 
     def begin_anew(self) -> VmRecord:
         """Return a record of the same VM that knows nothing but what must not be lost.
@@ -322,6 +363,7 @@ class VmRecord:
         """
         new = VmRecord(self.spec, self.stale_after, self.period)
         new.counters = self.counters
+        new.found, new._was_moved = self.found, self._was_moved
         new._last_size = max(self.actual or 0, self.target or 0, self._last_size)
         return new
 
@@ -385,6 +427,8 @@ class VmRecord:
             self.owed = None  # it has it
         if is_new and self._is_aligned and stats.reclaimable is not None:
             self._usage_rate.add_sample(now, actual - stats.reclaimable)
+        self._left_at = None
+        self._note_found()
         self._promise.observe(self._untouched_memory)
         self._watch_size(now, actual)
         is_too_much = not stats.nonsense and stats.find_nonsense(self.capacity)
@@ -416,6 +460,7 @@ class VmRecord:
                 self._stray.shift(known - self.total)
             self.total, self.bounds = known, self.spec.compute_bounds(known)
         self.capacity, self._doubts_ram, self._is_unjudged = capacity, False, False
+        self._note_found()
         self._has_driver |= known > (self.actual or known)
         self._judge_stats(self.polled_at)
 
@@ -435,6 +480,7 @@ class VmRecord:
     def note_move_started(self, now: float, target: int) -> None:
         """Note that its balloon is about to be moved."""
         self.target, self._pace = target, Pace(now)
+        self._was_moved, self._left_at = True, None
         self._promise.add(now, target - (self.actual or 0))
 
     def note_progress(
@@ -460,6 +506,7 @@ class VmRecord:
         self._note_regained(now, result.actual)
         self.target, self.actual = None, result.actual
         self._steady_since = now
+        self._note_found()
         self._stray.leave_at(now, result.target)
         change, asked = result.actual - result.before, result.requested - result.before
         self._count_move(change, reached=result.outcome == "reached")
@@ -493,12 +540,26 @@ class VmRecord:
             stalls=counters.stalls + (not reached),
         )
 
-    def note_move_dropped(self) -> None:
-        """Note that it is not moving any more, however the move ended."""
+    def note_move_dropped(self, left_at: int | None) -> None:
+        """Note that it is not moving any more, however the move ended.
+
+        Args:
+            left_at: The target in bytes that QEMU has confirmed last; ``None`` if it
+                has not confirmed what was asked last.
+        """
         if self.target is not None:
-            # How far it went is not known, nor where it was left.
-            self._stray = Stray()
+            # How far it went is not known.
+            self._stray, self._left_at = Stray(), left_at
         self.target = self._pace = None
+
+    def _note_found(self) -> None:
+        """Note the size that it is found with, if that is less than all its RAM."""
+        if self.actual is None or self.total is None:
+            return
+        if not lacks_ram(self.actual, self.total):
+            self.found = None
+        elif not self._was_moved:
+            self.found = self.actual
 
     def _leave_alone(self, now: float, why: str) -> None:
         self._detail = why
@@ -629,6 +690,15 @@ class VmRecord:
             is_stalled=now < self._stalled_until,
             usage_increase=self._usage_rate.predict_increase(self.period),
         )
+
+    def find_small(self) -> SmallGuest | None:
+        """Return its guest if it has less than all its RAM."""
+        size = self.actual if self._left_at is None else self._left_at
+        if not self.connected or size is None or self.total is None:
+            return None
+        if not lacks_ram(size, self.total):
+            return None
+        return SmallGuest(self.spec.name, size, self.total, self.found)
 
     def make_view(self, now: float) -> VmView:
         """Return it as it is shown."""

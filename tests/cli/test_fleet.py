@@ -15,7 +15,7 @@ from attrs import evolve
 from command import FAST, PROGRAM, actual, run, serve, start, until
 from qemu_likes import listening
 
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import SECOND, GuestConfig
 
 if TYPE_CHECKING:
@@ -323,6 +323,45 @@ async def test_what_a_fleet_holds_is_given_back_by_the_commands_that_are_shown(
             await run(*shlex.split(line, comments=True)[1:])
         assert actual(fakes["large"]) == 4 * GiB
         assert actual(fakes["small"]) == 2 * GiB
+
+
+async def test_a_guest_that_was_found_small_and_is_left_so_is_named(
+    tmp_path: Path,
+) -> None:
+    async with fleet(tmp_path) as fakes:
+        await run("resize", tmp_path / "large.qmp", "3G")
+        arguments = ("fleet", "reclaim", "256M", tmp_path / "*.qmp")
+        said, listed = await run(*arguments), await run(*arguments, "--json")
+        for name in ("large", "small"):
+            await run("reclaim", tmp_path / f"{name}.qmp", "--hold")
+        left = {name: actual(fake) for name, fake in fakes.items()}
+        nobody = await run("fleet", "reclaim", "1G", tmp_path / "*.qmp")
+        assert left == {name: actual(fake) for name, fake in fakes.items()}
+    assert "large is left with 3 GiB, as it was found, and not all" in said.stdout
+    assert "small is left" not in said.stdout
+    assert object_of(listed)["small"] == [
+        {"name": "large", "actual": 3 * GiB, "ram": 4 * GiB, "found": 3 * GiB}
+    ]
+    for name, size in left.items():
+        assert f"{name} is left with {format_size(size)}, as it" in nobody.stdout
+
+
+async def test_guests_that_are_left_small_are_named_at_the_end_of_a_run(
+    tmp_path: Path,
+) -> None:
+    short(tmp_path, GiB - 64 * MiB)
+    host = ("--cgroup", tmp_path / "group", "--reserve", "1GiB")
+    async with fleet(tmp_path) as fakes:
+        await run("resize", tmp_path / "small.qmp", "1G")
+        async with start("fleet", "run", *host, tmp_path / "*.qmp") as running:
+            await until(lambda: actual(fakes["large"]) < 4 * GiB)
+            running.process.terminate()
+            with trio.fail_after(60):
+                assert await running.process.wait() == 0
+            large, small = (await running.said()).splitlines()
+        left = format_size(actual(fakes["large"]))
+    assert f"large is left with {left}, to which it was moved, and not" in large
+    assert "small is left with 1 GiB, as it was found, and not all of its 2" in small
 
 
 async def test_reclaiming_more_than_there_is(tmp_path: Path) -> None:

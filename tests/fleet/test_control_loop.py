@@ -431,6 +431,58 @@ async def test_a_reclaim_notes_what_it_owes_until_it_is_given_back() -> None:
             assert note.size is None
 
 
+@simulated
+async def test_a_guest_that_was_found_small_and_is_left_so_is_in_the_report() -> None:
+    async with open_world() as world:
+        await reclaimable(world)
+        async with supervised(world) as fleet:
+            await fleet.wait_until_known(5)
+            report = await reclaim(fleet, 64 * GiB, RULES, hold=True)
+            assert report.small == ()  # to be held was asked for
+            held = sizes(fleet)
+        async with supervised(world) as fleet:
+            await fleet.wait_until_known(5)
+            report = await reclaim(fleet, 64 * GiB, RULES)
+            left = {small.name: small for small in report.small}
+            assert {name: small.actual for name, small in left.items()} == held
+            assert not any(vm.handed_over >= MiB for vm in report.vms)
+            fleet.start_move(Move("rich", held["rich"], 3 * GiB, "test"))
+            await fleet.wait_for_moves()
+            report = await reclaim(fleet, GiB, RULES)
+            assert sizes(fleet) == {**held, "rich": 3 * GiB}
+            poor, rich = report.small
+            fleet.start_move(Move("rich", 3 * GiB, 4 * GiB, "test"))
+            await fleet.wait_for_moves()
+            assert [small.name for small in fleet.list_small()] == ["poor"]
+            fleet.start_move(Move("rich", 4 * GiB, 3 * GiB, "test"))
+            await fleet.wait_for_moves()
+            moved = fleet.list_small()[1]
+    size = format_size(held["poor"])
+    all_of_it = "and not all of its 4 GiB: `resize 100%` gives it all"
+    assert poor.describe() == f"is left with {size}, as it was found, {all_of_it}"
+    size = f"after it was found with {format_size(held['rich'])}"
+    assert rich.describe() == f"is left with 3 GiB, {size}, {all_of_it}"
+    size = "to which it was moved"
+    assert moved.describe() == f"is left with 3 GiB, {size}, {all_of_it}"
+
+
+@simulated
+async def test_a_guest_that_is_left_on_its_way_is_small_as_it_will_be() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            assert fleet.list_small() == []
+            fleet.start_move(Move("vm", 2 * GiB, GiB, "test"))
+            await trio.sleep(0.3)
+        (small,) = fleet.list_small()
+        await trio.sleep(10)
+        fake.touch()
+        assert small.actual == fake.machine.actual
+        assert GiB < small.actual < 2 * GiB
+        assert small.found is None
+
+
 def test_what_is_owed_is_given_as_far_as_the_host_has_room() -> None:
     def seen(name: str, owed: int | None) -> VmView:
         return evolve(WELL, name=name, actual=GiB, total=4 * GiB, owed=owed)

@@ -113,6 +113,24 @@ def test_a_lost_vm_is_void() -> None:
     assert record.make_guest(1.0) is None
 
 
+def test_a_guest_was_found_with_what_it_has_when_it_is_first_moved() -> None:
+    record = seen((0.0, GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    small = record.find_small()
+    assert small is not None
+    assert (small.actual, small.found) == (2 * GiB, 2 * GiB)  # it grew by itself
+    record.note_move_started(1.0, 3 * GiB)
+    record.note_move_ended(2.0, ended("reached", 2 * GiB, 3 * GiB, 3 * GiB))
+    record = record.begin_anew()
+    record.note_connected(3.0)
+    record.note_ram(4 * GiB, 4 * GiB)
+    record.note_poll(3.0, 3 * GiB, answer(3), None)
+    small = record.find_small()
+    assert small is not None
+    assert (small.actual, small.found) == (3 * GiB, 2 * GiB)
+    record.note_lost("gone", "QEMU went away")
+    assert record.find_small() is None
+
+
 def test_moves_are_counted() -> None:
     record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
     record.note_move_started(1.0, GiB)

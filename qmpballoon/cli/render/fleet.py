@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan, Rules
     from qmpballoon.fleet.supervisor import LeftGuest
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm import SmallGuest, VmView
     from qmpballoon.fleet.vm_spec import Refused
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "describe_plan",
     "describe_refused",
     "describe_report",
+    "describe_small",
     "describe_uncertain",
     "host_to_json",
 ]
@@ -176,6 +177,7 @@ def describe_report(
         f" from {_count_guests(report.vms)}, {kept}; the host had"
         f" {format_size(before)} available, and has {format_size(after)}."
     )
+    lines += describe_small(report.small)
     lines += [
         write_undo(addresses[vm.name], vm.before)
         for vm in report.vms
@@ -202,10 +204,24 @@ def _describe_left(guest: LeftGuest) -> str:
     )
 
 
-# What takes no part
+# Of what there may be many, so many are named. Anybody can start processes that are
+# refused, as many as the system lets him.
+_MOST_NAMED: Final = 20
 
-# Anybody can start processes that are refused, as many as the system lets him.
-_MOST_REFUSED: Final = 20
+
+def describe_small(guests: Sequence[SmallGuest]) -> list[str]:
+    """Name the guests that were left with less than all their RAM, one line each."""
+    lines = [f"{_show_name(guest)} {guest.describe()}" for guest in guests]
+    return _limit(lines, "and {} more, which `fleet status` lists")
+
+
+def _limit(lines: list[str], more: str) -> list[str]:
+    """Leave lines out if there are many, and say how many."""
+    left_out = len(lines) - _MOST_NAMED
+    return [*lines[:_MOST_NAMED], more.format(left_out)] if left_out > 0 else lines
+
+
+# What takes no part
 
 
 def describe_refused(refused: Sequence[Refused]) -> list[str]:
@@ -216,11 +232,10 @@ def describe_refused(refused: Sequence[Refused]) -> list[str]:
     if not refused:
         return []
     lines = [f"{_show_name(each)} is not managed: {each.reason}" for each in refused]
-    left_out = len(lines) - _MOST_REFUSED
-    more = [f"and {left_out} more, which --json lists"] if left_out > 0 else []
     count = "1 QEMU or socket" if len(lines) == 1 else f"{len(lines)} QEMUs or sockets"
     verb = "was" if len(lines) == 1 else "were"
-    return [f"{count} {verb} refused:", *lines[:_MOST_REFUSED], *more]
+    named = _limit(lines, "and {} more, which --json lists")
+    return [f"{count} {verb} refused:", *named]
 
 
 def describe_absent(views: Iterable[VmView]) -> list[str]:

@@ -16,10 +16,12 @@ from qmpballoon.cli.render.fleet import (
     Changes,
     describe_plan,
     describe_report,
+    describe_small,
     describe_uncertain,
 )
 from qmpballoon.fleet.control_loop import FleetReclaimReport, VmReclaimReport
 from qmpballoon.fleet.policy import FleetPlan, Move
+from qmpballoon.fleet.vm import SmallGuest
 from qmpballoon.sizes import GiB, TiB
 
 if TYPE_CHECKING:
@@ -116,6 +118,14 @@ def test_what_guests_gave_adds_up(gifts: list[int]) -> None:
     total = NUMBER.findall(last)[0]
     assert sum(map(tenths, shown)) == tenths(total)
     assert {size.split()[1] for size in shown} == {total.split()[1]}
+
+
+def test_of_many_small_guests_some_are_named() -> None:
+    guests = [SmallGuest(f"vm{number}", GiB, 2 * GiB, GiB) for number in range(500)]
+    *lines, last = describe_small(guests)
+    assert [line.split(maxsplit=1)[0] for line in lines[:2]] == ["vm0", "vm1"]
+    assert last == f"and {500 - len(lines)} more, which `fleet status` lists"
+    assert describe_small(guests[: len(lines)]) == lines
 
 
 def test_a_host_beyond_its_limit_has_nothing_available() -> None:
