@@ -88,7 +88,10 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return _output.USAGE
-    except click.Abort:  # Ctrl-C outside trio, where nothing has to be cleaned up
+    except click.Abort as error:
+        if isinstance(error.__cause__, EOFError):  # click takes it for Ctrl-D
+            return _output.fail(error.__cause__)
+        # Ctrl-C outside trio, where nothing has to be cleaned up
         return _output.fail(_output.Interrupted(signal.SIGINT))
     except click.ClickException as error:
         _output.note(_explain(error))

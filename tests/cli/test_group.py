@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 from in_process import status_of
+
+from qmpballoon import cli
 
 if TYPE_CHECKING:
     import socket
@@ -18,6 +21,21 @@ if TYPE_CHECKING:
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(*arguments) == (0 if arguments else 2)
     assert "Usage: qmpballoon" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("error", [EOFError, asyncio.IncompleteReadError(b"", 1)])
+def test_an_end_of_input_is_no_interruption(
+    error: type[EOFError] | EOFError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = tmp_path / "it.jsonl"
+    recording.touch()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qmpballoon.cli.plot.read_recording", fail)
+    with pytest.raises(EOFError):
+        cli.main(["plot", str(recording)])
 
 
 def loaded_by(*arguments: str) -> set[str]:
