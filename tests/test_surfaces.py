@@ -18,6 +18,8 @@ from qmpballoon._printable import LONGEST, make_printable
 from qmpballoon.balloon.sampling import Sample, Timeline
 from qmpballoon.cli import _output
 from qmpballoon.cli._display import show_timeline
+from qmpballoon.cli._findings import Backend, Facts, find_findings
+from qmpballoon.cli.doctor import _describe, _Report
 from qmpballoon.cli.render.chart import Chart
 from qmpballoon.cli.render.fleet import Changes, describe_left, describe_plan
 from qmpballoon.cli.render.table import draw_fleet, draw_screen
@@ -89,6 +91,22 @@ def test_in_lines(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert line.startswith(f"{shown} takes no part")
     (line,) = describe_left([LeftGuest(name, GiB, None)])
     assert line.startswith(f"{shown} was left")
+    report = _Report(
+        name=name,
+        address=name,
+        status=name,
+        findings=find_findings(
+            Facts(
+                status=name,
+                backends=(Backend(path=name),),
+                devices=(f"vfio{name}",),
+                unavailable=name,
+            )
+        ),
+    )
+    findings = _describe(report).split("\n")
+    assert len(findings) == 5
+    assert is_harmless("".join(findings), 1)
     _output.fail(ProtocolError(f"{name}: no QMP"))
     _output.say(line)
     out, err = capsys.readouterr()

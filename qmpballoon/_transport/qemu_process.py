@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "find_peer_pid",
     "find_qemu_pid",
+    "read_huge_pages",
+    "read_locked",
     "read_peer",
     "read_resident",
     "read_start_time",
+    "read_state",
 ]
 
 _PROC: Final = Path("/proc")
@@ -125,8 +128,30 @@ def read_resident(pid: int) -> int | None:
     Returns:
         Bytes; ``None`` if the process has ended or cannot be read.
     """
-    kilobytes = _read_status(pid, "VmRSS")
-    return None if kilobytes is None else kilobytes * 1024
+    return _read_size(pid, "VmRSS")
+
+
+def read_locked(pid: int) -> int | None:
+    """Return how much of a process' memory is locked, in bytes.
+
+    This is ``VmLck``: what ``-overcommit mem-lock=on`` and VFIO keep in memory. It
+    counts address space, so it can be more than the process' resident memory.
+
+    Args:
+        pid: The process id.
+
+    Returns:
+        Bytes; ``None`` if the process has ended or cannot be read.
+    """
+    return _read_size(pid, "VmLck")
+
+
+def read_huge_pages(pid: int) -> int | None:
+    """Return how much hugetlbfs memory a process has, in bytes; as :func:`read_locked`.
+
+    This is ``HugetlbPages``, which ``VmRSS`` does not include.
+    """
+    return _read_size(pid, "HugetlbPages")
 
 
 def read_start_time(pid: int, proc: Path = _PROC) -> int | None:
@@ -142,11 +167,36 @@ def read_start_time(pid: int, proc: Path = _PROC) -> int | None:
         Ticks; ``None`` if the process has ended.
     """
     try:
-        # The name before it may hold anything, also spaces and brackets.
-        _, _, rest = _read(proc / str(pid) / "stat").rpartition(")")
-        return int(rest.split()[19])
+        return int(_read_stat(pid, proc)[19])
     except (OSError, ValueError, IndexError):
         return None
+
+
+def read_state(pid: int) -> str | None:
+    """Return what a process does, as proc(5) names it: ``T`` if it is stopped.
+
+    Args:
+        pid: The process id.
+
+    Returns:
+        A letter; ``None`` if the process has ended.
+    """
+    try:
+        return _read_stat(pid, _PROC)[0]
+    except (OSError, IndexError):
+        return None
+
+
+def _read_stat(pid: int, proc: Path) -> list[str]:
+    """Return the fields of a process' ``stat`` after its name."""
+    # The name may hold anything, also spaces and brackets.
+    return _read(proc / str(pid) / "stat").rpartition(")")[2].split()
+
+
+def _read_size(pid: int, name: str) -> int | None:
+    """Return a figure of kilobytes from the status of a process, in bytes."""
+    kilobytes = _read_status(pid, name)
+    return None if kilobytes is None else kilobytes * 1024
 
 
 def _read_status(task: int, name: str) -> int | None:

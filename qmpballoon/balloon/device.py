@@ -54,6 +54,7 @@ else:
 
 __all__ = [
     "CLEANUP_TIMEOUT",
+    "CONTAINERS",
     "LARGEST_PAGE",
     "PAGE",
     "Device",
@@ -61,6 +62,7 @@ __all__ = [
     "explain_status",
     "find_device",
     "lacks_ram",
+    "list_children",
 ]
 
 _log: Final = logging.getLogger("qmpballoon.balloon")
@@ -79,11 +81,12 @@ CLEANUP_TIMEOUT: Final = 5.0
 A restore takes a handful of commands, and a QEMU that is well answers each within
 milliseconds. A cancelled caller waits for no more than this."""
 
-_CONTAINERS: Final = (
+CONTAINERS: Final = (
     "/machine/peripheral",  # devices that were given an id
     "/machine/peripheral-anon",  # those without
     "/machine/unattached",  # what the machine type brings
 )
+"""The objects in QOM that devices belong to."""
 _TYPES: Final = (
     "virtio-balloon-pci",
     "virtio-balloon-pci-transitional",
@@ -102,7 +105,7 @@ _BUSY: Final = "the VM is being saved, restored or migrated: wait until that is 
 _ENDED: Final = "reset it (system_reset), and resume it (cont)"
 _STATUSES: Final = {
     "paused": _PAUSED,
-    "prelaunch": _PAUSED,
+    "prelaunch": "the VM has not been started yet: start it (cont)",
     "debug": _PAUSED,
     "watchdog": f"the VM's watchdog stopped it; {_PAUSED}",
     "io-error": "the VM was stopped by a disk error: repair the disk, and resume the"
@@ -642,8 +645,8 @@ async def find_device(monitor: Monitor) -> tuple[str, str]:
 
     Cancellation: takes effect at once and changes nothing.
     """
-    for container in _CONTAINERS:
-        for name, kind in await _list_children(monitor, container):
+    for container in CONTAINERS:
+        for name, kind in await list_children(monitor, container):
             if kind in _TYPES:
                 return f"{container}/{name}", kind
     missing = (
@@ -685,8 +688,19 @@ def describe_small(size: int, ram: int, why: str) -> str:
     )
 
 
-async def _list_children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
-    """List the objects below a path, by name and type."""
+async def list_children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
+    """List the objects below a path, by name and type.
+
+    Args:
+        monitor: The way to QEMU.
+        path: A path in QOM. If there is no such object, nothing is below it.
+
+    Raises:
+        ProtocolError: QEMU's answer is no list.
+        MonitorError: QEMU cannot be asked.
+
+    Cancellation: takes effect at once and changes nothing.
+    """
     try:
         entries = await monitor.execute("qom-list", {"path": path})
     except DeviceNotFound:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "choose_status",
+    "find_source",
     "make_change_notes",
     "note_found",
     "open_metrics",
@@ -64,7 +65,7 @@ def supervise(
     Returns:
         What ``main`` returns.
     """
-    source = _find_source(vms, users)
+    source = find_source(vms, users)
     specs = [each for each in source() if isinstance(each, VmSpec)]
     if any(isinstance(spec.address, LibvirtVm) for spec in specs):
         import_module("libvirt")  # fails here, before anything, if not installed
@@ -100,8 +101,17 @@ def supervise(
     return run(main_supervised, outlives_reader=outlives_reader)
 
 
-def _find_source(vms: tuple[str, ...], users: tuple[str, ...]) -> Source:
-    """Return the source of the VMs that the arguments name."""
+def find_source(vms: tuple[str, ...], users: tuple[str, ...]) -> Source:
+    """Return the source of the VMs that the arguments name.
+
+    Args:
+        vms: The command line's VMs; if there are none, all of this host.
+        users: Whose QEMUs and sockets are trusted.
+
+    Raises:
+        click.UsageError: An argument is malformed, or there is no such user.
+        OSError: A file or a folder cannot be read.
+    """
     try:
         source = make_source(vms, users=users)
         trusted = describe_users(choose_users(users))

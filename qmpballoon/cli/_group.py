@@ -24,6 +24,7 @@ _COMPLETE: Final = "_QMPBALLOON_COMPLETE"
 # the module of that name.
 _COMMANDS: Final = {
     "status": "Show a VM, its balloon and its guest's memory.",
+    "doctor": "Say what stands in the way of a reclaim, and what helps.",
     "resize": "Bring a guest to a size, and show the progress.",
     "reclaim": "Take from a guest the memory that it does not need.",
     "watch": "Watch balloon, guest and host, live.",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DONE",
     "NOT_REACHED",
+    "NO_BALLOON",
     "NO_MONITOR",
     "REFUSED",
     "UNEXPECTED",

@@ -15,6 +15,7 @@ from qmpballoon.cli._options import (
     json_option,
     socket_argument,
 )
+from qmpballoon.cli.render.summary import describe_owed
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -140,11 +141,7 @@ def _describe_owed(balloon: dict[str, Any]) -> dict[str, str]:
     owed, actual = balloon["owed"], balloon["actual"]
     if owed is None or owed <= actual:
         return {}
-    size = format_size(owed)
-    return {
-        "is owed": f"{size}: a run that was interrupted left it with less; the next"
-        f" reclaim gives that back, and so does `resize {size.replace(' ', '')}`"
-    }
+    return {"is owed": describe_owed(owed)}
 
 
 def _describe_stats(stats: dict[str, Any]) -> str:

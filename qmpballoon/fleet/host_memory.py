@@ -26,7 +26,7 @@ from attrs import field, frozen
 
 from qmpballoon.fleet.guests import Host
 
-__all__ = ["HostMemory", "parse_meminfo", "parse_pressure"]
+__all__ = ["GroupLimit", "HostMemory", "find_limit", "parse_meminfo", "parse_pressure"]
 
 _UNDER_PRESSURE: Final = 10.0
 """Percent of the last 10 seconds in which some task waited for memory; above it the
@@ -130,10 +130,7 @@ def _read_groups(folder: Path, total: int) -> tuple[int, int]:
 
 def _read_group(folder: Path, total: int) -> tuple[int, int]:
     """Return a control group's lower limit, and what is left of it."""
-    limits = [(folder / "memory.max").read_text().strip()]
-    with suppress(FileNotFoundError):
-        limits.append((folder / "memory.high").read_text().strip())
-    limit = min((int(each) for each in limits if each != "max"), default=None)
+    limit = _read_limit(folder)
     if limit is None:
         return total, total
     current = int((folder / "memory.current").read_text())
@@ -141,3 +138,97 @@ def _read_group(folder: Path, total: int) -> tuple[int, int]:
     # Cache that is not in active use is what the kernel reclaims first.
     cache = dict(line.split() for line in lines).get("inactive_file", "0")
     return limit, limit - current + int(cache)
+
+
+def _read_limit(folder: Path) -> int | None:
+    """Return a control group's lower limit; ``None`` if it has none.
+
+    Raises:
+        OSError: It is no control group of version 2 with the memory controller.
+    """
+    limits = [(folder / "memory.max").read_text().strip()]
+    with suppress(FileNotFoundError):
+        limits.append((folder / "memory.high").read_text().strip())
+    return min((int(each) for each in limits if each != "max"), default=None)
+
+
+# The limit of one process
+
+
+@frozen
+class GroupLimit:
+    """How much memory the control groups of a process allow it.
+
+    Attributes:
+        limit: Bytes.
+        folder: The folder of the group with the lowest limit.
+    """
+
+    limit: int
+    folder: Path
+
+
+def find_limit(pid: int, proc: Path = Path("/proc")) -> GroupLimit | None:
+    """Return the lowest limit of the control groups that a process is in.
+
+    Groups of version 1 and 2 count, and the groups around them.
+
+    Args:
+        pid: The process id.
+        proc: Where the process file system is.
+
+    Returns:
+        The limit; ``None`` if there is none below the host's memory, or if it cannot be
+        read.
+    """
+    try:
+        total = parse_meminfo((proc / "meminfo").read_text())["MemTotal"]
+        groups = (proc / str(pid) / "cgroup").read_text().splitlines()
+        mounts = (proc / "self" / "mountinfo").read_text().splitlines()
+    except OSError:
+        return None
+    lowest = GroupLimit(total, proc)
+    for root, inside in _locate_groups(groups, mounts):
+        folder = root / inside.lstrip("/")
+        for each in (folder, *folder.parents):
+            try:
+                limit = _read_any_limit(each)
+            except (OSError, ValueError):
+                limit = None
+            if limit is not None and limit < lowest.limit:
+                lowest = GroupLimit(limit, each)
+            if each == root:
+                break
+    return lowest if lowest.limit < total else None
+
+
+def _locate_groups(groups: list[str], mounts: list[str]) -> list[tuple[Path, str]]:
+    """Return where the hierarchies with a memory controller are, and the groups there.
+
+    Args:
+        groups: The lines of a process' ``cgroup`` file: see cgroups(7).
+        mounts: The lines of ``mountinfo``: see proc_pid_mountinfo(5).
+    """
+    roots: dict[str, Path] = {}
+    for line in mounts:
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        if kind == "cgroup2" or (kind == "cgroup" and "memory" in options.split(",")):
+            roots.setdefault(kind, Path(before.split()[4]))
+    found: list[tuple[Path, str]] = []
+    for line in groups:
+        _, controllers, inside = line.split(":", 2)
+        kind = "cgroup" if "memory" in controllers.split(",") else "cgroup2"
+        if kind in roots and (kind == "cgroup" or not controllers):
+            found.append((roots[kind], inside))
+    return found
+
+
+def _read_any_limit(folder: Path) -> int | None:
+    """Return the limit of a control group of either version, if it has one.
+
+    Raises:
+        OSError: It cannot be read, or has no memory controller.
+    """
+    old = folder / "memory.limit_in_bytes"  # version 1
+    return int(old.read_text()) if old.exists() else _read_limit(folder)

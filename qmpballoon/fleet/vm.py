@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.vm_spec import Bounds, VmSpec
 
 __all__ = [
+    "NO_STATISTICS",
     "VM_STATES",
     "SmallGuest",
     "UsageRate",
@@ -86,10 +87,11 @@ _DETAILS: Final[dict[VmState, str]] = {
     "no-driver": "the guest never answered: load virtio_balloon in it (on Windows"
     " install the Balloon Service too)",
 }
-_NO_STATISTICS: Final = (
+NO_STATISTICS: Final = (
     "its balloon works, but the guest reports no statistics: start the Balloon Service"
     " (Windows), or use a driver that reports them"
 )
+"""What messages say of a guest whose balloon moves and that tells nothing."""
 _OWED: Final = (
     "a run that was interrupted left the guest with less than its {}: the next `fleet"
     " run` or reclaim gives that back"
@@ -730,7 +732,7 @@ class VmRecord:
         if self._detail or state != "stale":
             return self._detail or _DETAILS.get(state, "")
         never = self._answered_at == -math.inf and self.stats.last_update is None
-        return self._silence or (_NO_STATISTICS if never else _DETAILS[state])
+        return self._silence or (NO_STATISTICS if never else _DETAILS[state])
 
     def _is_fresh(self, now: float) -> bool:
         return self.connected and now - self._answered_at <= self.stale_after

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -122,6 +124,27 @@ def test_a_process_that_has_ended_and_is_not_buried_has_none() -> None:
     with subprocess.Popen(["true"]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert qemu_process.read_resident(process.pid) is None
+
+
+def test_locked_memory_of_a_process() -> None:
+    before = qemu_process.read_locked(os.getpid())
+    assert before is not None
+    with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+        page = (ctypes.c_char * mmap.PAGESIZE).from_buffer(memory)
+        assert ctypes.CDLL(None).mlock(page, mmap.PAGESIZE) == 0
+        assert qemu_process.read_locked(os.getpid()) == before + mmap.PAGESIZE
+        del page
+    assert qemu_process.read_huge_pages(os.getpid()) == 0
+
+
+def test_a_process_that_is_stopped() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        assert qemu_process.read_state(process.pid) == "T"
+        process.kill()
+    assert qemu_process.read_state(process.pid) is None
+    assert qemu_process.read_locked(process.pid) is None
 
 
 class Cpus:

@@ -34,6 +34,7 @@ FLEETS = (
     ["fleet", "run"],
     ["fleet", "reclaim", "1G"],
     ["exporter"],
+    ["doctor"],
 )
 FILES = (
     ["fake"],

@@ -51,6 +51,14 @@ def test_status(domain: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
     assert domain.closed
 
 
+def test_doctor(domain: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("doctor", "libvirt:vm1", "--watch", "0.01", "--json") == 0
+    (vm,) = json.loads(capsys.readouterr().out)["vms"]
+    assert (vm["name"], vm["address"]) == ("vm1", "libvirt:vm1")
+    assert vm["findings"][0]["kind"] == "resident-unknown"
+    assert domain.closed
+
+
 def test_resize(domain: FakeDomain, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("resize", "libvirt:vm1", "75%", "--json") == 0
     assert json.loads(capsys.readouterr().out)["actual"] == 3 * GiB // 2

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpballoon.fleet.host_memory import HostMemory
+from qmpballoon.fleet.host_memory import GroupLimit, HostMemory, find_limit
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
@@ -102,3 +102,62 @@ def test_pressure(proc: Path) -> None:
 def test_this_host_tells() -> None:
     host = HostMemory().read()
     assert 0 < host.available < host.total
+
+
+# The limit of one process
+
+
+def write_groups(proc: Path, groups: str, kind: str, options: str = "rw") -> Path:
+    """Have process 42 be in control groups, which are mounted in a folder."""
+    (proc / "42").mkdir()
+    (proc / "42" / "cgroup").write_text(groups)
+    (proc / "self").mkdir()
+    root = proc / "cg"
+    (root / "vms" / "vm1").mkdir(parents=True)
+    (proc / "self" / "mountinfo").write_text(
+        "21 1 0:20 / / rw - ext4 /dev/vda rw\n"
+        f"24 21 0:23 / {root} rw shared:9 - {kind} none {options}\n"
+    )
+    return root
+
+
+def test_a_process_has_the_lowest_limit_of_its_groups(proc: Path) -> None:
+    root = write_groups(proc, "0::/vms/vm1\n", "cgroup2")
+    inner, outer = root / "vms" / "vm1", root / "vms"
+    assert find_limit(42, proc) is None
+    (inner / "memory.max").write_text("max\n")
+    (outer / "memory.max").write_text(f"{8 * GiB}\n")
+    assert find_limit(42, proc) == GroupLimit(8 * GiB, outer)
+    (inner / "memory.high").write_text(f"{3 * GiB}\n")
+    assert find_limit(42, proc) == GroupLimit(3 * GiB, inner)
+
+
+def test_a_process_in_groups_of_version_1(proc: Path) -> None:
+    groups = "5:devices:/\n4:memory:/vms/vm1\n0::/\n"
+    root = write_groups(proc, groups, "cgroup", "rw,memory")
+    (root / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert find_limit(42, proc) is None
+    (root / "vms" / "vm1" / "memory.limit_in_bytes").write_text(f"{GiB}\n")
+    assert find_limit(42, proc) == GroupLimit(GiB, root / "vms" / "vm1")
+
+
+@pytest.mark.parametrize(
+    ("groups", "kind", "options"),
+    [
+        ("4:cpu:/vms\n", "cgroup", "rw,memory"),
+        ("4:memory:/vms\n", "cgroup", "rw,cpu"),
+        ("4:memory:/vms\n", "cgroup2", "rw"),
+    ],
+)
+def test_groups_without_the_memory_controller_limit_nothing(
+    groups: str, kind: str, options: str, proc: Path
+) -> None:
+    root = write_groups(proc, groups, kind, options)
+    for folder in (root, root / "vms"):
+        (folder / "memory.max").write_text("1\n")
+    assert find_limit(42, proc) is None
+
+
+def test_a_process_that_has_ended_has_no_limit(proc: Path) -> None:
+    write_groups(proc, "0::/\n", "cgroup2")
+    assert find_limit(43, proc) is None

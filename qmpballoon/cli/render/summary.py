@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.sampling import Snapshot
 
-__all__ = ["describe_gain", "describe_rereads", "draw_summary", "write_undo"]
+__all__ = [
+    "describe_gain",
+    "describe_owed",
+    "describe_rereads",
+    "draw_summary",
+    "write_undo",
+]
 
 _SHORT: Final = 0.1  # seconds; the shortest time that is written with its figure
 
@@ -132,3 +138,12 @@ def _format_change(before: int | None, after: int | None) -> str:
     if change is None:
         return ""
     return f"{'+' if change > 0 else ''}{format_size(change)}"
+
+
+def describe_owed(owed: int) -> str:
+    """Say what a run that was interrupted owes a guest, and how it gets that back."""
+    size = format_size(owed)
+    return (
+        f"{size}: a run that was interrupted left it with less; the next reclaim gives"
+        f" that back, and so does `resize {size.replace(' ', '')}`"
+    )

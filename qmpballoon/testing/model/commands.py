@@ -147,6 +147,8 @@ def _build_query_commands(vm: Vm) -> dict[str, Command]:
         "query-commands": Command(lambda _: commands),
         "query-version": Command(lambda _: vm.profile.greeting["version"]),
         "query-name": Command(name),
+        # A simulated VM is never migrated.
+        "query-migrate": Command(lambda _: {}),
         "query-uuid": Command(lambda _: {"UUID": config.uuid}),
         "query-cpus-fast": Command(cpus),
         "query-memory-size-summary": Command(sizes),
