@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from qmpballoon.address import Vm
+    from qmpballoon.fleet.command_line import MonitorOption
     from qmpballoon.fleet.vm_spec import Refused
     from qmpballoon.monitor import Monitor
 
@@ -286,13 +287,15 @@ def read_host(
         return evolve(facts, host=HostFacts(resident=resident, why_unknown=why))
     limit = find_limit(pid, proc)
     arguments = _read(proc / str(pid) / "cmdline").split("\0")
+    monitors = _list_monitors(arguments)
     host = HostFacts(
         resident=resident,
         locked=read_locked(pid) or 0,
         huge_pages=read_huge_pages(pid) or 0,
         limit=limit.limit if limit else None,
         group=make_printable(str(limit.folder)) if limit else "",
-        monitors=_count_monitors(arguments),
+        monitors=len(monitors) or None,
+        manager=_find_manager(monitors),
         networks=_list_networks(arguments),
     )
     mounts = _read(proc / str(pid) / "mountinfo").splitlines()
@@ -336,14 +339,21 @@ def is_on_hugetlbfs(path: str, mounts: Sequence[str]) -> bool:
     return nearest == "hugetlbfs"
 
 
-def _count_monitors(arguments: Sequence[str]) -> int | None:
-    """Return how many QMP monitors a command line makes; ``None`` if it cannot tell."""
+def _list_monitors(arguments: Sequence[str]) -> tuple[MonitorOption, ...]:
+    """Return the QMP monitors on a command line; none if it does not name them all."""
 
     def refuse(path: str) -> str:
         raise OSError(0, "it is not read for this", path)
 
     line = parse_command_line(arguments[1:], refuse)
-    return None if line.problem or not line.monitors else len(line.monitors)
+    return () if line.problem else line.monitors
+
+
+def _find_manager(monitors: Sequence[MonitorOption]) -> str:
+    """Return whose a monitor is that a manager of VMs needs; empty if none is."""
+    found = [find_manager(each.address) for each in monitors if each.address]
+    # What else it says is for those who have no other monitor.
+    return next(filter(None, found), "").partition(":")[0]
 
 
 def _list_networks(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ _WEIGHTS: Final[dict[str, Severity]] = {
     "page-poison": "warning",
     # What is good to know
     "only-monitor": "note",
+    "managed": "note",
     "polled-by-others": "note",
     "ballooned": "note",
     "virtio-mem": "note",
@@ -151,6 +152,8 @@ class HostFacts:
         limit: Bytes that its control groups allow it; ``None``: no limit is known.
         group: The control group with that limit.
         monitors: How many QMP monitors it has; ``None`` if that is not known.
+        manager: Whose a monitor of it is that a manager of VMs needs for itself;
+            empty if there is none.
         networks: The types of its ``-netdev``.
     """
 
@@ -161,6 +164,7 @@ class HostFacts:
     limit: int | None = None
     group: str = ""
     monitors: int | None = None
+    manager: str = ""
     networks: tuple[str, ...] = ()
 
 
@@ -484,6 +488,16 @@ def _check_movement(facts: Facts) -> Finding | None:
     )
 
 
+def _check_manager(facts: Facts) -> Finding | None:
+    if not facts.host.manager:
+        return None
+    return make_finding(
+        "managed",
+        f"another monitor of this VM is {facts.host.manager}: that manager may set"
+        " targets, too; turn its ballooning off for this VM",
+    )
+
+
 def _check_polling(facts: Facts) -> Finding | None:
     if not facts.interval:
         return None
@@ -607,6 +621,7 @@ _RULES: Final[tuple[Callable[[Facts], Finding | None], ...]] = (
     _check_group,
     _check_resident,
     _check_movement,
+    _check_manager,
     _check_polling,
     _check_monitors,
     _check_owed,

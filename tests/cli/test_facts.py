@@ -358,8 +358,15 @@ def test_what_the_host_knows(tmp_path: Path) -> None:
     assert [each.is_huge for each in facts.backends] == [True, False]
     assert facts.host.networks == ("vhost-user", "vhost-vdpa", "user")
     assert facts.host.resident == GiB
-    assert facts.host.monitors == 2
+    assert (facts.host.monitors, facts.host.manager) == (2, "")
     assert facts.host.limit is None
+
+
+def test_a_monitor_of_a_manager_beside_others(tmp_path: Path) -> None:
+    own = "unix:/run/qemu-server/100.qmp,server=on"
+    proc = write_process(tmp_path, f"qemu -qmp {own} -qmp unix:/b,server=on")
+    facts = read_host(Facts(), UnixAddress("/b"), 42, GiB, proc)
+    assert (facts.host.monitors, facts.host.manager) == (2, "Proxmox VE's own")
 
 
 @pytest.mark.parametrize(

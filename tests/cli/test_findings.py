@@ -131,6 +131,11 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         "leave page-poison=on",
     ),
     ("only-monitor", {"monitors": 1}, "a second -qmp"),
+    (
+        "managed",
+        {"manager": "Proxmox VE's own"},
+        "another monitor of this VM is Proxmox VE's own: that manager",
+    ),
     ("polled-by-others", {"interval": 2}, "every 2 s"),
     ("ballooned", {"actual": GiB}, "`resize 100%` gives it all"),
     ("virtio-mem", {"virtio_mem": GiB}, "requested-size"),

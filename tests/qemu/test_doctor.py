@@ -242,9 +242,15 @@ async def test_a_monitor_that_belongs_to_a_manager(tmp_path: Path) -> None:
     path = f"unix:{folder / 'monitor.sock'}"
     async with start_qemu(tmp_path, *BALLOON, monitor=path) as (address, _):
         report = await examine(address)
-    (finding,) = report.findings
-    assert finding.kind == "monitor-shared"
-    assert "name the VM libvirt:NAME" in finding.detail
+        (finding,) = report.findings
+        assert finding.kind == "monitor-shared"
+        assert "name the VM libvirt:NAME" in finding.detail
+    options = (*BALLOON, *STOPPED, *second_monitor(tmp_path))
+    async with start_qemu(tmp_path, *options, monitor=path):
+        report = await examine(second_monitor(tmp_path)[1].partition(",")[0])
+    first = next(each for each in report.findings if each.kind not in ABSENT)
+    assert first.kind == "managed"
+    assert "libvirt's own: that manager may set targets" in first.detail
 
 
 async def test_a_monitor_over_tcp(tmp_path: Path) -> None:
