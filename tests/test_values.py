@@ -75,6 +75,7 @@ VALUES: list[Any] = [
     balloon.Guard(headroom=GiB),
     balloon.Guard().compute_limits(GiB),
     balloon.Guard().compute_limits(GiB).pressure,
+    balloon.Guard().compute_limits(GiB).rereads,
     STATS,
     balloon.Plan(
         *(2 * GiB, GiB, GiB, GiB // 2, GiB // 2, GiB + 1, 64 * MiB, 64 * MiB),

@@ -8,6 +8,7 @@ users open a :class:`Balloon` through a front end, and find the rest through it.
 from qmpballoon.balloon._pressure import PressureLimits
 from qmpballoon.balloon._reclaim import ReclaimReport
 from qmpballoon.balloon._tracker import StallLimits
+from qmpballoon.balloon._working_set import RereadLimits
 from qmpballoon.balloon.balloon import Balloon, find_balloon
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE, Device
 from qmpballoon.balloon.guard import RESIZE_GUARD, Guard, GuestLimits
@@ -60,6 +61,7 @@ __all__ = [
     "ReadRates",
     "ReclaimOutcome",
     "ReclaimReport",
+    "RereadLimits",
     "ResizeResult",
     "Sample",
     "Sampler",

@@ -5,16 +5,19 @@ Pure: statistics in, an alarm out. ``reclaim``, ``keep``, ``resize`` and the fle
 "What the guard promises" of the documentation says how.
 
 Memory pressure is measured by :mod:`~qmpballoon.balloon._pressure`. What is here
-decides when pressure is trouble: when it lasts, or when it is critical.
+decides when pressure is trouble: when it lasts, or when it is critical. What the guest
+reads again is found by :mod:`~qmpballoon.balloon._working_set`; it is never trouble.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from qmpballoon.balloon._pressure import PressureMeter
+from qmpballoon.balloon._working_set import WorkingSet
 from qmpballoon.sizes import GiB, format_size
 
 if TYPE_CHECKING:
@@ -56,12 +59,14 @@ class Alarm:
         kind: What the alarm is about; ``None`` for ``"none"``.
         reason: The same in words; empty for ``"none"``.
         begins: Whether a ``"hold"`` begins with this sample.
+        size: Bytes that the guest is to have at least for what it reads again.
     """
 
     level: Literal["none", "hold", "trouble"] = "none"
     kind: AlarmKind | None = None
     reason: str = ""
     begins: bool = False
+    size: int = 0
 
 
 _NONE: Final = Alarm()
@@ -73,15 +78,20 @@ class Alarms:
     Args:
         limits: What the guest must keep.
         first: What it reported at the beginning.
+        full: Bytes that it had then.
 
     Attributes:
         holds: How often memory pressure has begun.
+        working_set: What it reads again.
     """
 
-    def __init__(self, limits: GuestLimits, first: GuestStats) -> None:
+    def __init__(
+        self, limits: GuestLimits, first: GuestStats, full: float = math.inf
+    ) -> None:
         self.holds: int = 0
         self._limits = limits
         self._first = first
+        self.working_set: WorkingSet = WorkingSet(limits.rereads, full)
         self._meter = PressureMeter(limits.pressure)
         self._pressed_since: float | None = None
 
@@ -110,24 +120,41 @@ class Alarms:
     def begin_anew(self, stats: GuestStats) -> None:
         """Expect no more from the guest than it has now.
 
-        A guest may come to rest a little below its headroom. Its own rates of swapping
-        and faults stay what they were at the beginning.
+        A guest may come to rest a little below its headroom. Its own rates of swapping,
+        faults and reads stay what they were at the beginning.
 
         Args:
             stats: What it reports now.
         """
         self._first = stats
+        self.working_set.begin_anew()
 
-    def judge(self, seconds: float, stats: GuestStats, silence: float) -> Alarm:
+    def judge(
+        self,
+        seconds: float,
+        stats: GuestStats,
+        silence: float,
+        *,
+        actual: int = 0,
+        reads: int | None = None,
+    ) -> Alarm:
         """Judge a sample.
 
         Args:
             seconds: Seconds since the beginning.
             stats: What the guest last reported.
             silence: Seconds since its last new answer.
+            actual: Bytes it has.
+            reads: Bytes that the VM has read from its disks; ``None``: not known.
         """
         pressure = self._judge_pressure(seconds, self._meter.observe(seconds, stats))
-        return self._find_trouble(stats, silence) or pressure
+        again = self.working_set.observe(seconds, actual, reads)
+        trouble = self._find_trouble(stats, silence)
+        if trouble is not None or again.size == 0:
+            return trouble or pressure
+        if pressure.level == "none":
+            return Alarm("hold", "reads", again.reason, again.begins, again.size)
+        return evolve(pressure, size=again.size)
 
     def describe_headroom(self, available: int) -> str:
         """Return the reason that the headroom allows no more to be taken.

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from qmpballoon.balloon._alarms import Alarm, Alarms
 from qmpballoon.balloon._pressure import BASELINE_PERIOD, NO_PRESSURE_LIMITS
+from qmpballoon.balloon._working_set import NO_REREAD_LIMITS, QUIET
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import MiB
@@ -89,7 +90,7 @@ class Controller:
         self.watch_below: int = 2 * limits.headroom + _WATCH_MARGIN
         self._target = start
         self._has_answered = stats is not None
-        self.alarms: Alarms = Alarms(limits, stats or GuestStats())
+        self.alarms: Alarms = Alarms(limits, stats or GuestStats(), start)
         self._short_at = -math.inf
         self._settled_since: float | None = None
         self._uses = deque[int](maxlen=_ANSWERS)
@@ -97,13 +98,33 @@ class Controller:
         self._smallest_step = self._tolerance
         # Within this distance it is the headroom that stops the guest.
         self._near = 4 * self._tolerance
-        # Without limits on pressure, a baseline is of no use.
-        self._has_baseline = limits.pressure != NO_PRESSURE_LIMITS
+        # Without limits on what it does by itself, a baseline is of no use.
+        self._has_baseline = (limits.pressure, limits.rereads) != (
+            NO_PRESSURE_LIMITS,
+            NO_REREAD_LIMITS,
+        )
         # Whether the last target took free memory only.
         self._is_baseline = False
 
+    def begin_anew(self, target: int) -> None:
+        """Go on from a target that somebody else has set.
+
+        Args:
+            target: Bytes.
+        """
+        self._target = target
+        self._settled_since = None
+        self._uses.clear()
+
     def decide(
-        self, seconds: float, actual: int, basis: int, stats: GuestStats, silence: float
+        self,
+        seconds: float,
+        actual: int,
+        basis: int,
+        stats: GuestStats,
+        silence: float,
+        *,
+        reads: int | None = None,
     ) -> Decision:
         """Decide after a sample.
 
@@ -113,18 +134,21 @@ class Controller:
             basis: Bytes it had when it was asked for ``stats``.
             stats: What it last reported.
             silence: Seconds since its last new answer.
+            reads: Bytes that the VM has read from its disks; ``None``: not known.
         """
         available = stats.reclaimable
         if not self._has_answered:
             if silence > 0 or available is None:
                 return self._take(self.bottom, seconds, actual)
             self._has_answered = True
-            self.alarms = Alarms(self._limits, stats)
-        alarm = self.alarms.judge(seconds, stats, silence)
+            self.alarms = Alarms(self._limits, stats, self._start)
+        alarm = self.alarms.judge(seconds, stats, silence, actual=actual, reads=reads)
         if alarm.level == "trouble" or available is None:
             self._short_at, self._settled_since = seconds, None
             self._target = self._start
             return Decision("trouble", self._start, alarm.reason, alarm=alarm.kind)
+        if alarm.kind == "reads":
+            return self._feed(alarm, max(basis - available + self._limits.headroom, 0))
         pause = self._pause(seconds, actual, available, alarm, silence)
         return pause or self._seek_goal(seconds, actual, basis, stats, available)
 
@@ -141,6 +165,10 @@ class Controller:
             return self._hold(seconds, actual, alarm)
         if self.alarms.holds >= _MAX_HOLDS:
             return Decision("spent", actual, "the guest suffers when more is taken")
+        at_bottom = actual - self.bottom < LARGEST_PAGE and self._target == self.bottom
+        if at_bottom and self.alarms.working_set.is_suspected:
+            self._settled_since = self._settled_since or seconds
+            return self._wait(seconds, actual, "", "reached")
         # While the baseline is measured only free memory is taken, which harms nobody:
         # an answer to that need not be waited for.
         begins = self._is_baseline and seconds >= BASELINE_PERIOD
@@ -148,18 +176,36 @@ class Controller:
             # It is not known what the last step did. But a guest that reports the same
             # for long is at rest: a few MiB more or less need not show in its figures.
             is_near = abs(available - self._limits.headroom) < self._near
+            edge = self.alarms.working_set.edge or 0
+            is_at_edge = edge > self.bottom and abs(actual - edge) < self._near
+            is_near |= is_at_edge
             if silence >= _AT_REST and is_near and not self._recovers(seconds):
                 self._settled_since = self._settled_since or seconds
             reason = self.alarms.describe_headroom(available)
+            if is_at_edge:
+                reason = self.alarms.working_set.describe_edge()
             return self._wait(seconds, actual, reason)
         return None
 
     def _hold(self, seconds: float, actual: int, alarm: Alarm) -> Decision:
         """Take no more until the pressure is over."""
         self._short_at, self._settled_since = seconds, None
-        self._target = min(max(self._target, actual), self._start)
+        self._target = min(max(self._target, actual, alarm.size), self._start)
         mark = "held back" if alarm.begins else None
         return Decision("take", self._target, alarm.reason, mark, alarm.kind)
+
+    def _feed(self, alarm: Alarm, least: int) -> Decision:
+        """Give back some of what the guest reads again, and what it lacks.
+
+        Args:
+            alarm: Says what it reads again.
+            least: Bytes with which it has its headroom.
+        """
+        self._settled_since = None
+        self._target = min(max(self._target, alarm.size, least), self._start)
+        mark = "reads again" if alarm.begins else None
+        # It is no alarm: the guest has what it is to have.
+        return Decision("take", self._target, alarm.reason, mark)
 
     def _seek_goal(
         self, seconds: float, actual: int, basis: int, stats: GuestStats, available: int
@@ -176,6 +222,10 @@ class Controller:
             unused = max(0, stats.free - self._limits.headroom)
             first_goal = max(self.bottom, min(basis - unused, actual))
             return self._take(max(goal, first_goal), seconds, actual)
+        edge = self.alarms.working_set.edge or 0
+        if edge > max(goal, self.bottom):
+            reason = self.alarms.working_set.describe_edge()
+            return self._approach(edge, seconds, actual, reason)
         if goal > self.bottom:
             reason = self.alarms.describe_headroom(available)
             return self._approach(goal, seconds, actual, reason)
@@ -216,16 +266,24 @@ class Controller:
             self._settled_since = seconds
         return self._wait(seconds, actual, reason)
 
-    def _wait(self, seconds: float, actual: int, reason: str) -> Decision:
+    def _wait(
+        self,
+        seconds: float,
+        actual: int,
+        reason: str,
+        end: Literal["spent", "reached"] = "spent",
+    ) -> Decision:
         """Leave the target; end when the guest has been at its headroom for a while.
 
-        A guest at rest reports the same again and again, which looks like silence.
+        A guest at rest reports the same again and again, which looks like silence. One
+        that has read again what was taken may do so in its next round.
         """
         if self._settled_since is None:
             return Decision("take", self._target)
-        if seconds < self._settled_since + _SETTLED:
+        wait = QUIET if self.alarms.working_set.is_suspected else _SETTLED
+        if seconds < self._settled_since + wait:
             return Decision("take", self._target, reason)
-        return Decision("spent", actual, reason)
+        return Decision(end, actual, reason)
 
     def _take(
         self, goal: int, seconds: float, actual: int, reason: str = ""

@@ -4,7 +4,10 @@
 small guest that goes on working may use more memory, slowly or in a burst. If it falls
 below three quarters of its headroom, it gets what it lacks, and the rest is kept. If it
 comes under memory pressure, it gets one step of its guard, as nothing tells what it
-lacks. If it is in trouble, it gets everything, and the keeping ends.
+lacks. If it reads again what was taken, it gets that back. When these reads have ended,
+it is known how much of that it needs, and the rest is taken again. After some minutes
+it is tried whether it still needs that. If it is in trouble, it gets everything, and
+the keeping ends.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.balloon._alarms import Alarms
+    from qmpballoon.balloon._alarms import Alarm, Alarms
     from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.sampling import Sample, Sampler
@@ -35,6 +38,7 @@ _SHORTEST: Final = 0.02  # seconds between two samples of a guest with little le
 _LONGEST: Final = 1.0  # and of one with plenty
 # And of one under memory pressure, which may become critical, or end.
 _UNDER_PRESSURE: Final = 0.25
+_READING: Final = 0.1  # and of one that reads again what was taken
 # Seconds between two questions whether the keeping is to end: people who have asked for
 # that wait for it, and an answer costs the guest nothing.
 _ASK_EVERY: Final = 0.1
@@ -48,15 +52,26 @@ class Keeper:
         full: Bytes it is to have when it gets everything.
         actual: Bytes it has.
         alarms: Its alarms, which know what it did before memory was taken.
+        try_at: When more is to be taken again, in seconds since their beginning.
 
     Attributes:
         target: Bytes it is to have; it only ever grows.
+        is_to_try: Whether more is to be taken again now.
+        has_fed: Whether it got memory back because of what it reads.
     """
 
     def __init__(
-        self, limits: GuestLimits, full: int, actual: int, alarms: Alarms
+        self,
+        limits: GuestLimits,
+        full: int,
+        actual: int,
+        alarms: Alarms,
+        try_at: float = math.inf,
     ) -> None:
         self.target: int = actual
+        self.is_to_try: bool = False
+        self.has_fed: bool = False
+        self._try_at = try_at
         self._full = full
         self._limits = limits
         self._alarms = alarms
@@ -68,6 +83,8 @@ class Keeper:
         basis: int,
         stats: GuestStats,
         silence: float,
+        *,
+        reads: int | None = None,
     ) -> str | None:
         """Judge a sample.
 
@@ -77,11 +94,12 @@ class Keeper:
             basis: Bytes it had when it was asked for ``stats``.
             stats: What it last reported.
             silence: Seconds since its last new answer.
+            reads: Bytes that the VM has read from its disks; ``None``: not known.
 
         Returns:
             Why the guest is to have everything back; ``None`` if it is not.
         """
-        alarm = self._alarms.judge(seconds, stats, silence)
+        alarm = self._alarms.judge(seconds, stats, silence, actual=actual, reads=reads)
         if alarm.level == "trouble":
             return alarm.reason
         if actual > self.target + STRAY:
@@ -89,12 +107,24 @@ class Keeper:
         available = stats.reclaimable or 0
         if self._alarms.is_short(available):
             self._give(basis + self._limits.headroom - available)
-        if alarm.begins:
+        is_reading = self._feed(alarm)
+        if alarm.begins and alarm.kind == "pressure":
             step = self._limits.step
             self._give(self._full if math.isinf(step) else self.target + int(step))
-        if self.target >= self._full:
+        spare = available - self._limits.headroom
+        self.is_to_try = not is_reading and (
+            self.has_fed or (seconds >= self._try_at and spare > STRAY)
+        )
+        if self.target >= self._full and not (is_reading or self.is_to_try):
             return "the guest needs all of it"
         return None
+
+    def _feed(self, alarm: Alarm) -> bool:
+        """Give the guest what it reads again; return whether it does."""
+        before = self.target
+        self._give(min(alarm.size, self._full))
+        self.has_fed |= self.target > before
+        return alarm.size > 0
 
     def _give(self, wanted: int) -> None:
         self.target = max(self.target, -(-wanted // PAGE) * PAGE)
@@ -103,6 +133,8 @@ class Keeper:
         """Return for how many seconds the guest need not be sampled."""
         spare = (available or 0) - self._alarms.threshold
         longest = _UNDER_PRESSURE if self._alarms.is_pressed else _LONGEST
+        if self._alarms.working_set.is_reading:
+            longest = _READING
         return min(max(compute_pause(spare), _SHORTEST), longest)
 
 
@@ -113,9 +145,11 @@ async def keep(
     seconds: float,
     on_sample: Callable[[Sample], None],
     *,
+    began: float,
     until: Callable[[], bool] | None = None,
-) -> str:
-    """Watch the guest until it is to have everything back.
+    mark: str | None = KEPT,
+) -> str | None:
+    """Watch the guest until it is to have everything back, or more is to be taken.
 
     Args:
         device: The balloon.
@@ -123,16 +157,16 @@ async def keep(
         keeper: Judges the samples.
         seconds: The longest time to keep the memory.
         on_sample: Called with each sample.
+        began: When the keeping began, in seconds of the monitor's clock.
         until: Tells whether the keeping is to end.
+        mark: A word for the first sample.
 
     Returns:
-        Why the guest is to have everything back.
+        Why the guest is to have everything back; ``None``: more is to be taken.
 
     Cancellation: takes effect at once; the target stands.
     """
     monitor = device.monitor
-    mark: str | None = KEPT
-    began = monitor.now()
     while (left := began + seconds - monitor.now()) > 0:
         if until is not None and until():
             return f"kept for {monitor.now() - began:.0f} s, until it was to end"
@@ -140,7 +174,8 @@ async def keep(
         mark = None
         on_sample(sample)
         why = keeper.judge(
-            sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
+            *(sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence),
+            reads=sample.disk_reads,
         )
         if why is not None:
             return f"kept for {monitor.now() - began:.0f} s: {why}"
@@ -149,6 +184,8 @@ async def keep(
             device.log(logging.INFO, f"the guest gets {lacks} back while it is kept")
             await device.send_target(keeper.target)
             mark = "gives back"
+        if keeper.is_to_try:
+            return None
         await _pause(monitor, min(keeper.choose_pause(sample.available), left), until)
     return f"kept for {seconds:.0f} s, as long as it was to be"
 

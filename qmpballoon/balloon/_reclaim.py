@@ -40,6 +40,7 @@ from qmpballoon.balloon.device import (
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.results import OVERRIDDEN, Ending, Plan
 from qmpballoon.balloon.sampling import (
+    KEPT,
     Sample,
     Snapshot,
     Timeline,
@@ -53,7 +54,6 @@ from qmpballoon.sizes import GiB, format_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qmpballoon.balloon._alarms import Alarms
     from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.results import (
@@ -82,6 +82,10 @@ _REST_EVERY: Final = 0.25
 _REST_WITHIN: Final = 30.0
 _SILENT: Final = 1.5  # seconds without an answer, after which a guest says nothing
 _TICK: Final = 0.5  # seconds between two samples while memory is given back
+# Seconds after which it is tried whether a guest still needs what it has read again,
+# and twice as long the next time. A try can make it read its working set from the disk
+# once more, which takes some seconds: a hundredth of the time.
+_TRY_AFTER: Final = 300.0
 
 
 @frozen
@@ -209,7 +213,7 @@ async def reclaim(
             stopped_early = end.kind == "trouble" or (hold and end.alarm is not None)
             held = hold and not stopped_early
             if keep_for is not None and not stopped_early:
-                end = await run.keep(sampler, controller.alarms, keep_for, until)
+                end = await run.keep(sampler, controller, keep_for, until)
             if held:
                 await run.hold(sampler, end)
             else:
@@ -488,14 +492,17 @@ class _Run:
         until: Callable[[], bool] | None,
     ) -> Ending:
         """Inflate as far as the controller allows, or until it is to end."""
+        now = self.device.monitor.now()
         self.tracker = tracker = Tracker(
             controller.bottom,
-            self.before.actual,
-            self.device.monitor.now(),
+            self.actual,
+            now,
             compute_stall_limits(self.limits.max_rate),
         )
         end = await shrink(
-            self.device, sampler, controller, tracker, self._add_sample, until=until
+            *(self.device, sampler, controller, tracker, self._add_sample),
+            timeout=self.keep_until - now,
+            until=until,
         )
         self.taken = True
         return end
@@ -503,21 +510,41 @@ class _Run:
     async def keep(
         self,
         sampler: Sampler,
-        alarms: Alarms,
+        controller: Controller,
         seconds: float,
         until: Callable[[], bool] | None,
     ) -> Ending:
         """Keep what was taken, until the guest needs it or the keeping is to end."""
-        device, now = self.device, self.device.monitor.now()
-        self.stage, self.goal, self.keep_until = "keeping", self.actual, now + seconds
-        self.tracker = Tracker(self.actual, self.actual, now)
-        await device.send_target(self.actual)
-        alarms.begin_anew(sampler.stats)
-        keeper = Keeper(self.limits, self.full, self.actual, alarms)
-        why = await keep(
-            device, sampler, keeper, seconds, self._add_sample, until=until
-        )
-        return Ending("given-back", why)
+        device, began = self.device, self.device.monitor.now()
+        alarms, working_set = controller.alarms, controller.alarms.working_set
+        self.stage, self.keep_until = "keeping", began + seconds
+        mark: str | None = KEPT
+        wait = _TRY_AFTER
+        while True:
+            now = device.monitor.now()
+            self.goal = self.actual
+            self.tracker = Tracker(self.actual, self.actual, now)
+            await device.send_target(self.actual)
+            alarms.begin_anew(sampler.stats)
+            try_at = now - sampler.start + wait if working_set.was_found else math.inf
+            keeper = Keeper(self.limits, self.full, self.actual, alarms, try_at)
+            why = await keep(
+                *(device, sampler, keeper, seconds, self._add_sample),
+                began=began,
+                until=until,
+                mark=mark,
+            )
+            if why is not None:
+                return Ending("given-back", why)
+            if not keeper.has_fed:
+                wait *= 2  # it was tried
+            controller.begin_anew(keeper.target)
+            end = await self.take(sampler, controller, until)
+            if end.kind == "trouble":
+                now = device.monitor.now()
+                why = f"kept for {now - began:.0f} s: {end.reason}"
+                return Ending("given-back", why)
+            mark = None
 
     async def hold(self, sampler: Sampler, end: Ending) -> None:
         """Leave the guest at the size that it has reached, with its headroom."""

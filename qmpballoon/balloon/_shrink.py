@@ -96,12 +96,14 @@ async def shrink(
         sample = await sampler.take(mark)
         phase = tracker.observe(monitor.now(), sample.actual, asked=device.target)
         on_sample(sample, phase)
-        if phase == "reached":
+        working_set = controller.alarms.working_set
+        if phase == "reached" and not working_set.is_suspected:
             return Ending("reached")
         if until is not None and until():
             break
         decision = controller.decide(
-            sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence
+            *(sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence),
+            reads=sample.disk_reads,
         )
         in_trouble = _log_alarm(device, decision, was_known=in_trouble)
         mark, alarm = decision.mark, decision.alarm
@@ -114,7 +116,9 @@ async def shrink(
         arrived = device.target is not None and sample.actual <= device.target
         if decision.action != "take" and not gives_back:
             return Ending(decision.action, reason, alarm)
-        if phase == "stalled":
+        if working_set.is_reading:
+            tracker.begin_anew()  # it is not asked to go on
+        elif phase == "stalled":
             return Ending("stalled", reason, alarm)
         # While the guest has not moved, another client may have set its own target.
         if decision.target != device.target or phase == "waiting":
@@ -160,6 +164,9 @@ class _Pauses:
             target: Bytes that the guest is to have now.
             arrived: Whether it had reached the target before that.
         """
+        if self.controller.alarms.working_set.is_reading:
+            self.last = _TICK
+            return _TICK
         # A guest that waits for its next target may be faster than it was asked to be.
         pause = self.last / 2 if arrived else self.last * _SLOWER
         pause = min(pause, self._limit(sample.available))

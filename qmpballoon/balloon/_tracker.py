@@ -132,6 +132,10 @@ class Tracker:
             self._history.popleft()
         return self.phase
 
+    def begin_anew(self) -> None:
+        """Look for a stall from now on: the balloon was not to move until now."""
+        self._history = deque([(self._now, self.distance)])
+
     @property
     def distance(self) -> int:
         """Bytes between the balloon and its target."""

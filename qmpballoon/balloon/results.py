@@ -77,10 +77,12 @@ EndingKind = Literal[
 guest that has no more to spare; with a guest in trouble; with the memory given back
 after it was kept for a while. Timelines use the same words as marks."""
 
-AlarmKind = Literal["silence", "oom-kill", "unreported", "headroom", "pressure"]
+AlarmKind = Literal[
+    "silence", "oom-kill", "unreported", "headroom", "pressure", "reads"
+]
 """What is wrong with a guest: it does not answer; it killed a process for want of
 memory; it no longer reports what it has available; it has less than half of its
-headroom; it is under memory pressure."""
+headroom; it is under memory pressure; it reads again what was taken from it."""
 
 OVERRIDDEN: Final = (
     "another client sets targets, too; turn its ballooning off for this VM"

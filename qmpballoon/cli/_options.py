@@ -46,6 +46,7 @@ __all__ = [
     "read_positive_size",
     "read_share",
     "read_size",
+    "reread_within_option",
     "socket_argument",
 ]
 
@@ -176,11 +177,14 @@ class RelativeGuard:
         headroom: How much it keeps available; ``None``: the default.
         floor: The size that it never goes below; ``None``: the default.
         max_rate: Bytes a second to take at most; ``None``: no limit.
+        reread_within: Seconds within which page cache has to be read again to be worth
+            keeping; ``None``: the default.
     """
 
     headroom: RelativeSize | None = None
     floor: RelativeSize | None = None
     max_rate: int | None = None
+    reread_within: float | None = None
 
     @property
     def is_given(self) -> bool:
@@ -201,6 +205,8 @@ class RelativeGuard:
             guard = evolve(guard, floor=self.floor.resolve(total))
         if self.max_rate is not None:
             guard = evolve(guard, max_rate=self.max_rate)
+        if self.reread_within is not None:
+            guard = evolve(guard, reread_within=self.reread_within)
         return guard
 
 
@@ -225,6 +231,17 @@ def floor_option(default: str) -> Option:
         type=read_share,
         metavar="SIZE",
         help=f"The size that the guest never goes below.  [default: {default}]",
+    )
+
+
+def reread_within_option(default: str) -> Option:
+    """Return the option ``--reread-within``; as :func:`headroom_option`."""
+    return click.option(
+        "--reread-within",
+        type=Seconds(min=0),
+        metavar="SECONDS",
+        help="Leave the guest the page cache that it reads again from its disks within"
+        f" this time; 0 takes it all.  [default: {default}]",
     )
 
 

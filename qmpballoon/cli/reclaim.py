@@ -26,6 +26,7 @@ from qmpballoon.cli._options import (
     json_option,
     max_rate_option,
     read_positive_share,
+    reread_within_option,
     socket_argument,
 )
 from qmpballoon.sizes import format_size
@@ -106,6 +107,7 @@ class _Keeping:
 @headroom_option("64MiB and 2 % of its memory")
 @floor_option("1/32 of its memory, and at least 64MiB")
 @max_rate_option
+@reread_within_option("30")
 @click.option(
     "--hold",
     is_flag=True,
@@ -151,6 +153,7 @@ def reclaim(
     headroom: RelativeSize | None,
     floor: RelativeSize | None,
     max_rate: int | None,
+    reread_within: float | None,
     hold: bool,
     keep: bool,
     seconds: float | None,
@@ -182,7 +185,12 @@ def reclaim(
     keeping = _Keeping(math.inf if seconds is None else seconds) if keep else None
     request = _Request(
         amount=amount or amount_option,
-        guard=RelativeGuard(headroom=headroom, floor=floor, max_rate=max_rate),
+        guard=RelativeGuard(
+            headroom=headroom,
+            floor=floor,
+            max_rate=max_rate,
+            reread_within=reread_within,
+        ),
         to=to,
     )
     if dry_run:

@@ -23,6 +23,7 @@ from qmpballoon.cli._options import (
     json_option,
     max_rate_option,
     read_positive_share,
+    reread_within_option,
     socket_argument,
 )
 from qmpballoon.errors import BalloonStalled
@@ -55,6 +56,7 @@ __all__ = ["resize"]
 @headroom_option("32MiB")
 @floor_option("32MiB")
 @max_rate_option
+@reread_within_option("0")
 @click.option(
     "--unguarded",
     is_flag=True,
@@ -72,6 +74,7 @@ def resize(
     headroom: RelativeSize | None,
     floor: RelativeSize | None,
     max_rate: int | None,
+    reread_within: float | None,
     unguarded: bool,
     connect_timeout: float,
     as_json: bool,
@@ -86,11 +89,13 @@ def resize(
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
     from qmpballoon.cli._session import explain_interruption, run  # noqa: PLC0415
 
-    guard = RelativeGuard(headroom=headroom, floor=floor, max_rate=max_rate)
+    guard = RelativeGuard(
+        headroom=headroom, floor=floor, max_rate=max_rate, reread_within=reread_within
+    )
     if unguarded and guard.is_given:
         raise click.UsageError(
-            "--unguarded: there is no headroom, floor or rate then; leave it out, or"
-            " those"
+            "--unguarded: there is no headroom, floor, rate or time then; leave it out,"
+            " or those"
         )
 
     async def main() -> ResizeResult:

@@ -800,7 +800,10 @@ def _make_guard(bounds: Bounds | None, target: int) -> Guard:
     """
     if bounds is None:
         return evolve(RESIZE_GUARD, floor=min(target, RESIZE_GUARD.floor or 0))
-    return Guard(headroom=bounds.headroom, floor=min(target, bounds.floor))
+    # A plan weighs what the guests read: its moves are orders, as a resize is.
+    return Guard(
+        headroom=bounds.headroom, floor=min(target, bounds.floor), reread_within=0
+    )
 
 
 def raise_descriptor_limit() -> None:

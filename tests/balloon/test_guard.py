@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpballoon.balloon._pressure import PressureLimits
+from qmpballoon.balloon._working_set import NO_REREAD_LIMITS, RereadLimits
 from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.sizes import GiB, MiB, TiB
 
@@ -47,6 +48,7 @@ def test_what_is_given_holds_whatever_the_size() -> None:
         stale_after=5,
         swap_rate=6,
         fault_rate=7,
+        reread_within=8,
     )
     assert guard.compute_limits(TiB) == GuestLimits(
         headroom=1,
@@ -55,6 +57,7 @@ def test_what_is_given_holds_whatever_the_size() -> None:
         max_rate=4,
         stale_after=5,
         pressure=PressureLimits(swap_rate=6, fault_rate=7, scanned=TiB // 16384),
+        rereads=RereadLimits(within=8, rate=TiB // 1024),
     )
 
 
@@ -107,6 +110,9 @@ def test_all_arguments_are_keywords() -> None:
         ({"stale_after": -1}, ValueError),
         ({"stale_after": math.nan}, ValueError),
         ({"stale_after": None}, TypeError),
+        ({"reread_within": -1}, ValueError),
+        ({"reread_within": math.nan}, ValueError),
+        ({"reread_within": "long"}, TypeError),
     ],
 )
 def test_nonsense_is_refused_in_one_line(
@@ -122,3 +128,13 @@ def test_the_ends_of_the_ranges_are_taken() -> None:
     for share in (0, 1):
         assert Guard(headroom_share=share).compute_limits(GiB).headroom == share * GiB
     assert Guard(step=MiB).compute_limits(GiB).step == MiB
+
+
+def test_what_is_read_again_is_worth_more_the_longer_it_may_take() -> None:
+    assert Guard(reread_within=0).compute_limits(GiB).rereads == NO_REREAD_LIMITS
+    rates = [
+        Guard(reread_within=seconds).compute_limits(GiB).rereads.rate
+        for seconds in (1, 30, math.inf)
+    ]
+    assert rates == [128 * MiB, 128 * MiB / 30, 0]
+    assert Guard().compute_limits(GiB).rereads == RereadLimits(30, rates[1])

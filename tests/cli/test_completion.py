@@ -105,7 +105,7 @@ def test_files_are_completed(words: list[str]) -> None:
 
 def test_folders_options_and_words_are_completed() -> None:
     assert complete(["fleet", "plan", "--cgroup"], "/") == [("dir", "/", None)]
-    assert [value for _, value, _ in complete(["reclaim"], "--re")] == ["--report"]
+    assert [value for _, value, _ in complete(["reclaim"], "--rep")] == ["--report"]
     assert [value for _, value, _ in complete(["fleet"], "re")] == ["reclaim"]
 
 

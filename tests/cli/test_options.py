@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from in_process import only_line, status_of
 
+from qmpballoon.balloon.guard import Guard
+from qmpballoon.cli._options import RelativeGuard
+from qmpballoon.sizes import GiB
+
 if TYPE_CHECKING:
     import socket
     from pathlib import Path
@@ -49,6 +53,9 @@ def test_bad_sizes(
         ["reclaim", "SOCKET", "--dry-run", "--report", "chart.svg"],
         ["reclaim", "SOCKET", "--headroom", "much"],
         ["reclaim", "SOCKET", "--max-rate", "0"],
+        ["reclaim", "SOCKET", "--reread-within", "-1"],
+        ["resize", "SOCKET", "1G", "--reread-within", "nan"],
+        ["resize", "SOCKET", "1G", "--reread-within", "9", "--unguarded"],
         ["watch", "SOCKET", "--record", "/nowhere/record.jsonl"],
         ["watch", "SOCKET", "--record", "."],
         ["watch", "SOCKET", "--record", ""],
@@ -86,3 +93,10 @@ def test_bad_usage(
     with pytest.raises(BlockingIOError):
         listener.accept()
     assert [file.name for file in tmp_path.iterdir()] == ["qmp"]
+
+
+def test_what_is_read_again_is_for_the_guard() -> None:
+    options = RelativeGuard(reread_within=0)
+    assert options.is_given
+    assert options.resolve(GiB, Guard()) == Guard(reread_within=0)
+    assert RelativeGuard().resolve(GiB, Guard()) == Guard()

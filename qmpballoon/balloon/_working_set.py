@@ -1,0 +1,247 @@
+"""What a guest reads again of what was taken from it: the edge of its working set.
+
+Pure: bytes read from disks in, a size that the guest is to have out. No statistic of
+the guest shows it (see :mod:`~qmpballoon.balloon._rereads`).
+
+A loop over files has a cliff. As long as one page of them does not fit into the page
+cache, each page is dropped before it is read again, so *all* of them come from the
+disk. So giving back a little, and looking whether less is read, takes a loop for reads
+that are none of ours, such as a backup's. The rule is:
+
+1. When a guest reads more than it did by itself, nothing more is taken.
+2. While it goes on, the guest gets memory back, in steps that grow. The next step comes
+   when the guest has read as much as it was given, or after a second.
+3. When the reads end, what they have not filled is known, and is not needed. That is
+   where the edge is.
+4. Reads that go on as fast when everything has been given back and filled, or for
+   longer than the time within which memory has to be read again to be worth keeping,
+   are none of ours. From then on they are part of what the guest reads by itself.
+
+A program that starts, or a backup that ends, looks like an edge as well. So the first
+edge is tried again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final
+
+from attrs import frozen
+
+from qmpballoon.balloon._pressure import BASELINE_PERIOD
+from qmpballoon.sizes import MiB, format_size
+
+__all__ = ["NO_REREAD_LIMITS", "QUIET", "RereadLimits", "Rereads", "WorkingSet"]
+
+QUIET: Final = 2.0
+"""Seconds without reads after which they have ended, if memory was given back for them.
+
+A loop may pause between two rounds."""
+
+_WINDOW: Final = 0.5  # seconds over which the rate is taken
+_BASELINE_FACTOR: Final = 2.0  # up to so many times its own rate is the guest's own
+# Bytes of the first step, and what has to be read again before it. Fewer are no sign:
+# a program that starts reads as much.
+_FIRST_STEP: Final = 16 * MiB
+_GROWTH: Final = 2  # each step is so many times the last one
+_STEP_TIME: Final = 1.0  # seconds after which the next one comes, whatever was read
+_MARGIN: Final = 10  # a tenth of what had to be given back stays as a margin
+_EDGES: Final = 2  # edges that have to be found before nothing more is tried
+# The least memory that is worth stopping for: as much as a target is ahead of a guest.
+# A large guest does more by itself.
+_WORTH: Final = 128 * MiB
+_WORTH_PART: Final = 128
+
+
+@frozen
+class RereadLimits:
+    """When memory is worth keeping because of what a guest reads; by default never.
+
+    Attributes:
+        within: Seconds within which a page has to be read again.
+        rate: Bytes a second that a guest may read from disks more than before.
+    """
+
+    within: float = 0.0
+    rate: float = math.inf
+
+    @classmethod
+    def of(cls, total: int, within: float) -> RereadLimits:
+        """Return the limits for one guest.
+
+        What is read at a rate fills ``rate * within`` bytes that are read again within
+        that time. The limit is the rate at which that is worth stopping for.
+
+        Args:
+            total: Bytes of its RAM.
+            within: Seconds; 0: no memory is worth keeping.
+        """
+        if within == 0:
+            return NO_REREAD_LIMITS
+        return cls(within, max(_WORTH, total // _WORTH_PART) / within)
+
+
+NO_REREAD_LIMITS: Final = RereadLimits()
+"""Limits with which nothing that is read again matters."""
+
+
+@frozen
+class Rereads:
+    """What a guest reads again now.
+
+    Attributes:
+        size: Bytes that it is to have at least; 0 if it reads nothing again.
+        reason: That in words; empty if it reads nothing again.
+        begins: Whether it begins with this sample.
+    """
+
+    size: int = 0
+    reason: str = ""
+    begins: bool = False
+
+
+_NONE: Final = Rereads()
+
+
+class WorkingSet:
+    """Finds how much memory a guest needs for what it reads again and again.
+
+    Args:
+        limits: What matters.
+        full: Bytes that the guest had before memory was taken.
+
+    Attributes:
+        edge: The size in bytes below which it reads again; ``None``: not known yet.
+        edges: How often one was found.
+        was_found: Whether one was ever found.
+    """
+
+    def __init__(self, limits: RereadLimits, full: float = math.inf) -> None:
+        self.edge: int | None = None
+        self.edges: int = 0
+        self.was_found: bool = False
+        self._limits = limits
+        self._full = full
+        self._seen = deque[tuple[float, int]]()
+        self._own_rate = 0.0
+        self._own_until = 0.0
+        self._begun: float | None = None  # since when it reads again
+        self._last_high = self._last_step = 0.0
+        self._fastest = 0.0  # the highest rate since then
+        self._again = 0.0  # bytes read since then, beyond its own rate
+        self._size = self._given = self._step = 0
+        self._room = 0.0  # bytes of what was given that are not read yet
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it reads again what was taken."""
+        return self._begun is not None
+
+    @property
+    def is_suspected(self) -> bool:
+        """Whether it reads again, or has done so: then a loop may only pause."""
+        return self.edges > 0 or self.is_reading
+
+    def observe(self, seconds: float, actual: int, reads: int | None) -> Rereads:
+        """Take in a sample.
+
+        Args:
+            seconds: Seconds since the beginning.
+            actual: Bytes the guest has.
+            reads: Bytes that the VM has read from its disks; ``None``: not known.
+        """
+        if reads is None or math.isinf(self._limits.rate):
+            return _NONE
+        seen = self._seen
+        last, now = seen[-1] if seen else (seconds, reads), (seconds, reads)
+        seen.append(now)
+        while len(seen) > 1 and seen[1][0] <= seconds - _WINDOW:
+            seen.popleft()
+        if seconds <= BASELINE_PERIOD:
+            self._own_rate = _compute_rate(seen[0], now, BASELINE_PERIOD)
+            return _NONE
+        rate = _compute_rate(seen[0], now, _WINDOW)
+        self._forget_own(seconds, rate)
+        is_high = rate > _BASELINE_FACTOR * self._own_rate + self._limits.rate
+        begins = is_high and self._begun is None
+        if begins:
+            self._begin(seconds, actual)
+        begun = self._begun
+        if begun is None:
+            return _NONE
+        more = reads - last[1] - self._own_rate * (seconds - last[0])
+        self._again += max(0.0, more)
+        self._room -= max(0.0, more)
+        self._go_on(seconds, begun, rate, is_high=is_high)
+        if not self.is_reading:
+            return _NONE
+        reason = f"the guest reads {format_size(round(rate))}/s of what was taken again"
+        return Rereads(self._size, reason, begins)
+
+    def describe_edge(self) -> str:
+        """Return the reason that the edge allows no more to be taken."""
+        size = format_size(self.edge or 0)
+        return f"stopped at what the guest reads again, below {size}"
+
+    def begin_anew(self) -> None:
+        """Forget the edge, and find it at once the next time."""
+        self.edge, self.edges = None, _EDGES - 1
+
+    def _forget_own(self, seconds: float, rate: float) -> None:
+        """Forget what it read by itself when it has not done so for long."""
+        if rate >= self._own_rate / 2:
+            self._own_until = seconds + self._limits.within
+        elif seconds > self._own_until:
+            self._own_rate = rate
+
+    def _begin(self, seconds: float, actual: int) -> None:
+        self._begun = self._last_step = seconds
+        self._size, self._given, self._step = actual, 0, _FIRST_STEP
+        self._again = self._room = self._fastest = 0.0
+
+    def _go_on(
+        self, seconds: float, begun: float, rate: float, *, is_high: bool
+    ) -> None:
+        """Give more back, or find that the reads have ended, or are none of ours."""
+        if is_high:
+            self._last_high = seconds
+        elif not self._given or seconds >= self._last_high + QUIET:
+            self._end()
+            return
+        self._fastest = max(self._fastest, rate)
+        has_all = self._size >= self._full
+        is_filled = self._room <= 0 and self._again >= _FIRST_STEP
+        if (has_all and is_filled) or seconds >= begun + self._limits.within:
+            if rate < self._fastest / 2:
+                self._end()  # random reads become fewer and fewer
+            else:
+                self._own_rate, self._begun = rate, None
+        elif is_high and (is_filled or seconds >= self._last_step + _STEP_TIME):
+            given = round(min(self._step, self._full - self._size))
+            self._size += given
+            self._given += given
+            self._room = max(0.0, self._room) + given
+            self._step *= _GROWTH
+            self._last_step = seconds
+
+    def _end(self) -> None:
+        """Note the edge, if memory had to be given back for the reads to end."""
+        self._begun = None
+        if not self._given:
+            return
+        self.edges += 1
+        self.was_found = True
+        if self.edges < _EDGES:
+            return
+        margin = (self._given - self._room) / _MARGIN
+        # Where the edge was settled and it read again, the margin was too small.
+        surplus = max(0, round(self._room - margin)) if self.edge is None else 0
+        self.edge = self._size - surplus
+
+
+def _compute_rate(
+    then: tuple[float, int], now: tuple[float, int], least: float
+) -> float:
+    """Return bytes a second between two moments, as over ``least`` seconds at least."""
+    return max(0, now[1] - then[1]) / max(now[0] - then[0], least)

@@ -1,0 +1,411 @@
+"""A reclaim stops at what the guest reads again, and at nothing else."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+from attrs import define, frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulation import make_balloon, make_machine, run
+
+from qmpballoon.balloon._working_set import (
+    NO_REREAD_LIMITS,
+    RereadLimits,
+    WorkingSet,
+)
+from qmpballoon.balloon.guard import Guard
+from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import SECOND, FileReads, GuestConfig, Machine
+
+if TYPE_CHECKING:
+    from qmpballoon.balloon import ReclaimReport
+    from qmpballoon.balloon.sampling import Sample, Timeline
+
+BOOTED = 60 * SECOND
+MEMORY = 2 * GiB
+CACHE = 1200 * MiB
+FAST, SLOW = 400 * MiB, 50 * MiB  # bytes a second that a disk reads
+ALL = Guard(reread_within=0)  # all that can be spared
+
+
+def make(*files: FileReads, disk_rate: int = FAST, disks: int = 1) -> Machine:
+    guest = GuestConfig(cache=CACHE, files=files, disk_rate=disk_rate)
+    return make_machine(guest, memory=MEMORY, disks=disks)
+
+
+def reclaim(
+    machine: Machine, guard: Guard | None = None, *, hold: bool = True
+) -> ReclaimReport:
+    return run(make_balloon(machine).reclaim(guard=guard, hold=hold))
+
+
+def cache_of(report: ReclaimReport) -> int:
+    return report.after.stats.disk_caches or 0
+
+
+def count_turns(timeline: Timeline) -> int:
+    """Return how often the guest's size went up after down, or down after up."""
+    sizes = [sample.actual for sample in timeline]
+    grows = [later > earlier for earlier, later in pairwise(sizes) if later != earlier]
+    return sum(later != earlier for earlier, later in pairwise(grows))
+
+
+def read_meanwhile(machine: Machine, seconds: int) -> int:
+    """Return the bytes that the guest reads from its disk in the next seconds."""
+    before = machine.guest.read
+    machine.advance(machine.now + seconds * SECOND)
+    return machine.guest.read - before
+
+
+def check_loop(size: int, machine: Machine, report: ReclaimReport) -> None:
+    """Hold that a loop is still cached, and little else, if that can be spared."""
+    assert report.outcome == "done"
+    assert read_meanwhile(machine, 5) == 0
+    assert size <= cache_of(report)
+    everything = cache_of(reclaim(make(), ALL))
+    cold = CACHE - max(size, everything)
+    assert CACHE - cache_of(report) >= 0.85 * cold
+    assert count_turns(report.timeline) <= 6
+
+
+@pytest.mark.parametrize("disk_rate", [FAST, SLOW])
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.6])
+@pytest.mark.parametrize("period", [0.5, 2])
+def test_what_a_loop_reads_stays_cached(
+    share: float, period: float, disk_rate: int
+) -> None:
+    size = round(CACHE * share)
+    machine = make(FileReads("loop", size, round(size / period)), disk_rate=disk_rate)
+    report = reclaim(machine)
+    check_loop(size, machine, report)
+    assert "stopped at what the guest reads again" in report.reason
+    assert "reads again" in {sample.mark for sample in report.timeline}
+    assert cache_of(report) <= 1.25 * size
+
+
+def test_without_it_all_is_taken() -> None:
+    size = CACHE * 35 // 100
+    machine = make(FileReads("loop", size, size))
+    report = reclaim(machine, ALL)
+    assert cache_of(report) < size / 2
+    assert read_meanwhile(machine, 5) >= 5 * size * 9 // 10
+    assert "available" in report.reason
+
+
+def test_it_is_given_back_as_ever() -> None:
+    size = CACHE * 35 // 100
+    report = reclaim(make(FileReads("loop", size, size)), hold=False)
+    assert report.after.actual == MEMORY
+    assert "stopped at what the guest reads again" in report.reason
+
+
+def test_an_amount_that_cuts_a_loop_is_not_taken() -> None:
+    size = CACHE * 60 // 100
+    machine = make(FileReads("loop", size, size))
+    report = run(make_balloon(machine).reclaim(1400 * MiB, hold=True))
+    check_loop(size, machine, report)
+    assert MEMORY - report.after.actual < 1400 * MiB
+
+
+def test_a_cold_guest_gives_as_much_as_soon() -> None:
+    report, other = reclaim(make()), reclaim(make(), ALL)
+    assert report.handed_over == other.handed_over
+    assert report.seconds <= 1.05 * other.seconds
+
+
+def test_without_disks_nothing_changes() -> None:
+    loop = FileReads("loop", CACHE // 2, CACHE // 2)
+    report, other = reclaim(make(loop, disks=0)), reclaim(make(loop, disks=0), ALL)
+    assert report.timeline == other.timeline
+
+
+@pytest.mark.parametrize("rate", [3 * MiB, 30 * MiB, 300 * MiB])
+@pytest.mark.parametrize(
+    ("begin", "seconds"),
+    [(0, None), (1, None), (1, 2)],
+    ids=["before", "meanwhile", "for a while"],
+)
+def test_a_stream_stops_nothing(rate: int, begin: int, seconds: int | None) -> None:
+    start = BOOTED + begin * SECOND if begin else 0
+    end = None if seconds is None else start + seconds * SECOND
+    machine = make(FileReads("stream", GiB, rate, start, end))
+    report = reclaim(machine)
+    assert report.handed_over >= 0.97 * reclaim(make(), ALL).handed_over
+    assert MEMORY - report.after.actual >= 0.97 * report.handed_over
+    assert report.seconds < 45
+    assert count_turns(report.timeline) <= 6
+
+
+@pytest.mark.parametrize("begin", [0, BOOTED + SECOND])
+def test_a_loop_is_told_from_a_stream_beside_it(begin: int) -> None:
+    loop = FileReads("loop", 400 * MiB, 400 * MiB)
+    machine = make(loop, FileReads("stream", GiB, 30 * MiB, begin))
+    report = reclaim(machine)
+    # What the stream reads pushes nothing out that is read again.
+    assert read_meanwhile(machine, 5) <= 5 * 31 * MiB
+    assert cache_of(report) <= 600 * MiB
+
+
+@pytest.mark.parametrize("rate", [100 * MiB, 400 * MiB])
+def test_of_random_reads_few_miss(rate: int) -> None:
+    machine = make(FileReads("zipf", 600 * MiB, rate))
+    reclaim(machine)
+    assert read_meanwhile(machine, 5) <= 5 * rate // 20
+
+
+# The rule alone
+
+TICK = 0.04
+LIMITS = RereadLimits.of(GiB, 30)
+
+
+@define
+class Loop:
+    """A guest that reads a set in a loop, and pauses after each round.
+
+    Attributes:
+        size: Bytes of the set.
+        used: Bytes that the guest needs besides.
+        pause: Seconds between two rounds.
+        cached: Bytes of the set that are cached.
+        reads: Bytes read from its disk.
+        left: Bytes of this round that are not read yet.
+        wait: Seconds until the next round.
+    """
+
+    size: int
+    used: int
+    pause: float
+    cached: int
+    reads: int = 0
+    left: float = 0
+    wait: float = 0.0
+
+    def go_on(self, actual: int) -> None:
+        room = max(0, actual - self.used)
+        self.cached = min(self.cached, room)
+        if self.wait > 0:
+            self.wait -= TICK
+            return
+        # From the cache it reads ten times as fast.
+        is_whole = self.cached >= self.size
+        step = FAST * TICK * (10 if is_whole else 1)
+        if not is_whole:
+            missed = round(min(step, self.left))
+            if room >= self.size:
+                missed = min(missed, self.size - self.cached)
+            self.reads += missed
+            self.cached = min(self.cached + missed, room, self.size)
+        self.left -= step
+        if self.left <= 0:
+            self.left, self.wait = self.size, self.pause
+
+
+@frozen
+class End:
+    """Where a run ended."""
+
+    loop: Loop
+    rule: WorkingSet
+    actual: int
+    turns: int
+
+
+def take_from(loop: Loop, full: int, rate: int, limits: RereadLimits = LIMITS) -> End:
+    """Take memory from a guest at a rate, by the rule alone, down to what it uses."""
+    rule, actual, target = WorkingSet(limits, full), full, full
+    quiet, turns, grew = 0.0, 0, False
+    for tick in range(5000):
+        loop.go_on(actual)
+        again = rule.observe(tick * TICK, actual, loop.reads)
+        least = max(again.size, rule.edge or 0, loop.used)
+        # A balloon deflates at a gibibyte a second.
+        target = least if again.size else max(least, actual - round(rate * TICK))
+        before = actual
+        actual = min(target, actual + round(GiB * TICK))
+        if actual != before:
+            turns += (actual > before) != grew
+            grew = actual > before
+        quiet = quiet + TICK if actual == before and not again.size else 0.0
+        if quiet > 2:
+            return End(loop, rule, actual, turns)
+    raise AssertionError("it goes on for ever")
+
+
+@settings(max_examples=60)
+@given(
+    size=st.integers(64, 1500).map(lambda count: count * MiB),
+    pause=st.floats(0, 1.5),
+    rate=st.integers(100, 1000).map(lambda count: count * MiB),
+)
+def test_the_edge_is_found_whatever_the_set(size: int, pause: float, rate: int) -> None:
+    used, full = 200 * MiB, MEMORY
+    end = take_from(Loop(size, used, pause, size), full, rate)
+    assert end.loop.cached >= size * 9 // 10
+    assert end.actual - used <= size * 5 // 4 + 16 * MiB
+    assert end.turns <= 8
+
+
+def test_reads_that_nothing_ends_are_none_of_ours() -> None:
+    rule = WorkingSet(LIMITS, GiB)
+    sizes = [
+        rule.observe(tick * TICK, GiB // 2, max(0, tick - 25) * 4 * MiB).size
+        for tick in range(200)
+    ]
+    assert GiB in sizes
+    assert sizes[-1] == 0
+    assert (rule.edge, rule.is_suspected) == (None, False)
+
+
+def test_what_it_reads_by_itself_is_forgotten_when_it_has_ended() -> None:
+    rule, reads = WorkingSet(RereadLimits.of(GiB, 2), GiB), 0
+
+    def go(seconds: float, rate: int, begin: float) -> bool:
+        """Read at a rate; return whether memory was given back for it."""
+        nonlocal reads
+        given = False
+        for tick in range(1, round(seconds / TICK) + 1):
+            reads += round(rate * TICK)
+            given |= rule.observe(begin + tick * TICK, GiB // 2, reads).size > 0
+        return given
+
+    assert not go(10, 100 * MiB, 0)
+    assert not go(1, 0, 10)
+    assert not go(1, 100 * MiB, 11)
+    assert not go(5, 0, 12)
+    assert go(1, 100 * MiB, 17)
+
+
+def test_a_pause_between_two_rounds_is_no_end() -> None:
+    rule, reads = WorkingSet(LIMITS, GiB), 0
+    for tick in range(200):
+        seconds = tick * TICK
+        # A second of reads, and a pause of a second and a half.
+        reads += 4 * MiB if seconds >= 1 and (seconds - 1) % 2.5 < 1 else 0
+        rule.observe(seconds, GiB // 4, reads)
+        assert rule.is_reading == (seconds >= 1)
+        assert rule.edges == 0
+
+
+@pytest.mark.parametrize("limits", [NO_REREAD_LIMITS, RereadLimits.of(GiB, 0)])
+def test_with_no_limits_no_reads_matter(limits: RereadLimits) -> None:
+    rule = WorkingSet(limits, GiB)
+    for tick in range(100):
+        assert rule.observe(tick * TICK, GiB // 2, tick * GiB).size == 0
+
+
+def test_a_program_that_starts_takes_nothing_back() -> None:
+    rule = WorkingSet(LIMITS, GiB)
+    sizes = [
+        rule.observe(tick * TICK, GiB // 2, 12 * MiB if tick > 25 else 0).size
+        for tick in range(100)
+    ]
+    assert max(sizes) == GiB // 2
+    assert sizes[-1] == 0
+    assert not rule.is_suspected
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 2), st.integers(0, 4 * GiB), st.integers(0, 2**50)),
+        max_size=60,
+    ),
+    st.sampled_from([0, 1, 30, math.inf]),
+)
+def test_whatever_is_read_it_gives_back_no_more_than_there_was(
+    looks: list[tuple[float, int, int]], within: float
+) -> None:
+    rule, seconds = WorkingSet(RereadLimits.of(4 * GiB, within), 4 * GiB), 0.0
+    for pause, actual, reads in looks:
+        seconds += pause
+        assert 0 <= rule.observe(seconds, actual, reads).size <= 4 * GiB
+        assert 0 <= (rule.edge or 0) <= 4 * GiB
+
+
+# While it is kept
+
+# With more headroom a guest that is kept is sampled less often.
+ROOMY = Guard(headroom=400 * MiB)
+
+
+def keep(machine: Machine, seconds: float, seen: list[Sample]) -> ReclaimReport:
+    return run(
+        make_balloon(machine).keep(
+            guard=ROOMY,
+            seconds=seconds,
+            on_progress=lambda progress: seen.append(progress.sample),
+        )
+    )
+
+
+def find_size(seen: list[Sample], at: float) -> int:
+    """Return the size that the guest had at a time."""
+    return next(sample.actual for sample in seen if sample.t >= at)
+
+
+@pytest.mark.parametrize("disk_rate", [FAST, SLOW])
+def test_kept_memory_that_is_read_again_is_given_back(disk_rate: int) -> None:
+    size = 800 * MiB
+    begin = BOOTED + 20 * SECOND
+    machine = make(FileReads("loop", size, size, begin), disk_rate=disk_rate)
+    seen: list[Sample] = []
+    report = keep(machine, 60, seen)
+    assert "kept for 60 s" in report.reason
+    first_round = 20 + size / min(size, disk_rate)
+    later = [each for each in seen if first_round + 6 <= each.t < 60]
+    assert later
+    assert {each.disk_reads for each in later} == {seen[-1].disk_reads}
+    assert min(each.disk_caches or 0 for each in later) >= size
+    # The rest is still kept.
+    assert later[-1].actual <= find_size(seen, 19) + 1.25 * size
+
+
+@pytest.mark.parametrize(("stream", "seconds"), [(None, 60), (4, 400)])
+def test_a_stream_gets_nothing_for_good(stream: int | None, seconds: int) -> None:
+    begin = BOOTED + 20 * SECOND
+    end = None if stream is None else begin + stream * SECOND
+    machine = make(FileReads("stream", GiB, 200 * MiB, begin, end))
+    seen: list[Sample] = []
+    report = keep(machine, seconds, seen)
+    assert f"kept for {seconds} s" in report.reason
+    assert find_size(seen, seconds - 10) <= find_size(seen, 19) + 32 * MiB
+    assert count_turns(report.timeline) <= 8
+
+
+def test_what_it_reads_no_more_is_taken_again_later() -> None:
+    begin = BOOTED + 20 * SECOND
+    loop = FileReads("loop", 800 * MiB, 400 * MiB, begin, begin + 60 * SECOND)
+    seen: list[Sample] = []
+    keep(make(loop), 400, seen)
+    assert find_size(seen, 100) >= find_size(seen, 19) + 300 * MiB
+    assert find_size(seen, 390) <= find_size(seen, 19) + 32 * MiB
+
+
+def test_a_set_in_use_is_tried_seldom() -> None:
+    size = 800 * MiB
+    machine = make(FileReads("loop", size, size))
+    report = keep(machine, 1000, [])
+    assert "kept for 1000 s" in report.reason
+    # Two tries, and each costs a round or two.
+    assert machine.guest.read <= 4 * 2 * size
+    assert count_turns(report.timeline) <= 16
+
+
+# A resize
+
+
+@pytest.mark.parametrize(("guard", "actual"), [(None, 500 * MiB), (Guard(), 631 * MiB)])
+def test_a_resize_stops_there_if_its_guard_says_so(
+    guard: Guard | None, actual: int
+) -> None:
+    machine = make(FileReads("loop", 400 * MiB, 400 * MiB))
+    result = run(
+        make_balloon(machine).resize(500 * MiB, guard=guard, on_stall="settle")
+    )
+    assert result.actual == pytest.approx(actual, rel=0.05)
+    why = "" if result.diagnosis is None else result.diagnosis.detail
+    assert ("reads again" in why) == (guard is not None)
