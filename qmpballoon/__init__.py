@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from qmpballoon.errors import MonitorTimeout as MonitorTimeout
     from qmpballoon.errors import MonitorUnreachable as MonitorUnreachable
     from qmpballoon.errors import NoBalloonDevice as NoBalloonDevice
+    from qmpballoon.errors import OwnMonitorUnavailable as OwnMonitorUnavailable
     from qmpballoon.errors import ProtocolError as ProtocolError
     from qmpballoon.errors import QmpBalloonError as QmpBalloonError
     from qmpballoon.errors import StatsTimeout as StatsTimeout
@@ -155,6 +156,7 @@ _MODULES = {
         "MonitorTimeout",
         "MonitorUnreachable",
         "NoBalloonDevice",
+        "OwnMonitorUnavailable",
         "ProtocolError",
         "QmpBalloonError",
         "StatsTimeout",
@@ -207,6 +209,7 @@ __all__ = [
     "OnStall",
     "Outcome",
     "OwedSize",
+    "OwnMonitorUnavailable",
     "Phase",
     "PiB",
     "Plan",

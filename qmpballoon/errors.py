@@ -9,6 +9,7 @@
     │   ├── MonitorBusy            connected, but never greeted
     │   ├── MonitorClosed          QEMU went away
     │   ├── MonitorTimeout         a deadline passed
+    │   ├── OwnMonitorUnavailable  QEMU can add no further monitor
     │   └── ProtocolError          the peer does not speak QMP
     ├── CommandError               QEMU said no
     │   ├── CommandNotFound
@@ -55,6 +56,7 @@ __all__ = [
     "MonitorTimeout",
     "MonitorUnreachable",
     "NoBalloonDevice",
+    "OwnMonitorUnavailable",
     "ProtocolError",
     "QmpBalloonError",
     "StatsTimeout",
@@ -148,6 +150,14 @@ class MonitorTimeout(MonitorError, TimeoutError):
     """QEMU did not answer in time: it is stopped, swapped out or overloaded.
 
     Also raised where a TCP connection was not made in time.
+    """
+
+
+class OwnMonitorUnavailable(MonitorError):
+    """QEMU can add no monitor of one's own, and the caller wants no other.
+
+    It is older than 11.1, it refused, or no file descriptor can be sent to it: over TCP
+    or TLS. Nothing stays in it.
     """
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.testing import ThreadedFake
+    from qmpballoon.testing import Machine, ThreadedFake
 
 NEVER: Final = 10**9  # no operation waits so often
 PACE: Final = 50  # so much shorter are sleeps on a real clock
@@ -57,6 +57,22 @@ PACE: Final = 50  # so much shorter are sleeps on a real clock
 def fake() -> Iterator[ThreadedFake]:
     with serve(QUICK) as fake:
         yield fake
+
+
+@pytest.fixture
+def newest() -> Iterator[ThreadedFake]:
+    """A fake of the first version that gives clients monitors of their own."""
+    with serve(QUICK, version="11.1") as fake:
+        yield fake
+
+
+def count_monitors(machine: Machine) -> tuple[int, int, int]:
+    """Return how many monitors, devices and descriptors for them QEMU has."""
+    files = sum(len(each.files) for each in machine.monitors.values())
+    return len(machine.monitors), len(machine.chardevs), files
+
+
+NONE_ADDED: Final = (1, 1, 0)
 
 
 @pytest.fixture
@@ -162,10 +178,15 @@ def test_on_trio(name: str) -> None:
         simulate(lambda vm, number=number: main(vm, number), CONFIG)
 
 
-def test_opening_on_trio(fake: ThreadedFake) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_opening_on_trio(newest: ThreadedFake, *, own: bool) -> None:
     async def use() -> None:
-        async with open_balloon(fake.socket) as balloon:
+        async with open_balloon(newest.socket, own=own) as balloon:
             await balloon.query()
+
+    async def added() -> bool:
+        do = trio.to_thread.run_sync
+        return await do(newest.do, count_monitors) != NONE_ADDED
 
     async def main() -> None:
         tasks = trio.lowlevel.current_statistics().tasks_living
@@ -178,7 +199,7 @@ def test_opening_on_trio(fake: ThreadedFake) -> None:
             assert trio.lowlevel.current_statistics().tasks_living <= tasks
             with trio.fail_after(10):
                 # The other side closes its own, too, and nobody tells when.
-                while descriptors() != before:  # noqa: ASYNC110
+                while await added() or descriptors() != before:  # noqa: ASYNC110
                     await trio.sleep(0.001)
             await use()  # the place is free again
 
@@ -412,19 +433,26 @@ async def use_balloon(path: str) -> None:
         await balloon.query()
 
 
+async def use_own_monitor(path: str) -> None:
+    async with aio.open_monitor(path, own=True) as monitor:
+        await monitor.execute("query-status")
+
+
 @pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
-@pytest.mark.parametrize("use", [use_monitor, use_balloon])
+@pytest.mark.parametrize("use", [use_monitor, use_balloon, use_own_monitor])
 def test_opening_on_asyncio(
-    use: Callable[[str], Awaitable[object]], how: str, fake: ThreadedFake
+    use: Callable[[str], Awaitable[object]], how: str, newest: ThreadedFake
 ) -> None:
     async def main() -> None:
         before, tasks = descriptors(), asyncio.all_tasks()
-        count = await strike(lambda: use(fake.socket), NEVER, how)
+        count = await strike(lambda: use(newest.socket), NEVER, how)
         assert count >= 3  # for greeting, negotiation and a command
         for number in places(count):
-            await strike(lambda: use(fake.socket), number, how)
+            await strike(lambda: use(newest.socket), number, how)
             await settled(tasks, before)
-            await use(fake.socket)  # the place is free again
+            while newest.do(count_monitors) != NONE_ADDED:
+                pass
+            await use(newest.socket)  # the place is free again
 
     run(main())
 

@@ -64,7 +64,10 @@ def socket(request: pytest.FixtureRequest) -> Iterator[str]:
             deflate_rate=20 << 30,
         ),
     )
-    with serve(config) as fake:
+    version = (
+        options[options.index("--profile") + 1] if "--profile" in options else None
+    )
+    with serve(config, version=version or "10.0") as fake:
         yield fake.socket
 
 

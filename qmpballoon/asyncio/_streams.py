@@ -12,15 +12,14 @@ turn of the event loop.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.sockets import TLS_TRAILER
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
 __all__ = ["SocketTransport", "TlsTransport"]
@@ -33,16 +32,26 @@ _WAITS: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class SocketTransport:
     """A transport over a connected, non-blocking socket.
 
+    Args:
+        sock: The socket.
+        pid: The process id of the QEMU at the other end; ``None`` if it cannot be
+            known.
+
     Attributes:
         pid: The process id of the QEMU at the other end; ``None`` if it cannot be
             known.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.pid: int | None = find_peer_pid(sock)
+    def __init__(self, sock: socket.socket, pid: int | None) -> None:
+        self.pid = pid
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._backlog: deque[memoryview] = deque()
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent."""
+        return self._socket.family == socket.AF_UNIX
 
     def start_reading(
         self,
@@ -58,12 +67,18 @@ class SocketTransport:
         """
         self._loop.add_reader(self._socket, self._read, on_data, on_end)
 
-    def write(self, data: bytes) -> None:
-        """Send without waiting. If the connection is broken, reading reports it."""
+    def write(self, data: bytes, descriptor: int | None = None) -> None:
+        """Send without waiting. If the connection is broken, reading reports it.
+
+        Args:
+            data: The bytes.
+            descriptor: A file descriptor of which the peer is to get a copy with them.
+                Nothing may be left to be sent before it.
+        """
         if self._backlog:
             self._backlog.append(memoryview(data))
             return
-        sent = self._send(data)
+        sent = self._send(data, descriptor)
         if sent < len(data):
             self._backlog.append(memoryview(data)[sent:])
             self._loop.add_writer(self._socket, self._flush)
@@ -104,8 +119,10 @@ class SocketTransport:
             self._backlog.popleft()
         self._loop.remove_writer(self._socket)
 
-    def _send(self, data: bytes | memoryview) -> int:
+    def _send(self, data: bytes | memoryview, descriptor: int | None = None) -> int:
         try:
+            if descriptor is not None:
+                return socket.send_fds(self._socket, [data], [descriptor])
             return self._socket.send(data)
         except _WAITS:
             return 0
@@ -117,7 +134,12 @@ class SocketTransport:
 class TlsTransport(SocketTransport):
     """A transport over a socket that is wrapped in TLS, after the handshake."""
 
-    def write(self, data: bytes) -> None:
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent: TLS passes none on."""
+        return False
+
+    def write(self, data: bytes, descriptor: int | None = None) -> None:
         """Send without waiting. If the connection is broken, reading reports it."""
-        super().write(data)
+        super().write(data, descriptor)
         super().write(TLS_TRAILER)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import logging
 import os
 import socket
 import ssl
 import time
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
+from qmpballoon._transport.own_monitor import add_own_monitor, require_own
+from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
     LONGEST_PAUSE,
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
     from qemu.qmp import QMPClient
 
+    from qmpballoon._transport.own_monitor import Own
     from qmpballoon._transport.sockets import Target
     from qmpballoon.address import TcpAddress
     from qmpballoon.asyncio.held_client import HeldClientMonitor
@@ -43,6 +48,8 @@ __all__ = ["find_balloon", "open_balloon", "open_monitor", "stay_connected"]
 M = TypeVar("M", bound=Monitor)
 T = TypeVar("T")
 
+_log = logging.getLogger("qmpballoon.asyncio")
+
 
 @asynccontextmanager
 async def open_monitor(
@@ -52,6 +59,7 @@ async def open_monitor(
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     oob: bool = False,
+    own: Own = False,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[AsyncioMonitor, None]:
@@ -67,6 +75,9 @@ async def open_monitor(
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
         oob: Ask for out-of-band execution, if QEMU offers it.
+        own: Ask for a monitor of one's own, over the one at ``target``, which is left
+            again within milliseconds: ``True``; or ``"auto"``, and go on with the
+            shared one where that cannot be had. QEMU 11.1 or later, on a unix socket.
         tls: Wrap the connection in TLS with this context.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -78,6 +89,7 @@ async def open_monitor(
         MonitorBusy: Connected, but not greeted: QEMU serves another client.
         MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
+        OwnMonitorUnavailable: QEMU can add no monitor, and ``own`` is ``True``.
         ProtocolError: The peer does not speak QMP.
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.
@@ -85,17 +97,28 @@ async def open_monitor(
     require_kind(name, str, "name")
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
+    require_own(own)
     deadline = asyncio.get_running_loop().time() + timeout
     with name_errors(name):
         transport = await _connect(target, deadline, tls)
-    monitor = AsyncioMonitor(
-        transport,
+    make = functools.partial(
+        AsyncioMonitor,
         name=sockets.describe_target(target) if name is None else name,
         command_timeout=command_timeout,
         wall_clock=wall_clock,
     )
-    async with monitor.run(deadline, oob=oob):
-        yield monitor
+    shared = make(transport)
+    with ExitStack() as closing:
+        async with shared.run(deadline, oob=oob):
+            sock = await add_own_monitor(shared, own, deadline, _log)
+            if sock is None:
+                yield shared
+                return
+            closing.enter_context(sock)
+        # The kernel says of this socket that we are at its other end.
+        monitor = make(SocketTransport(sock, shared.pid))
+        async with monitor.run(deadline, oob=oob):
+            yield monitor
 
 
 @asynccontextmanager
@@ -105,6 +128,7 @@ async def open_balloon(
     name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
+    own: Own = False,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Balloon[AsyncioMonitor], None]:
@@ -117,6 +141,7 @@ async def open_balloon(
         name: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
+        own: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
         wall_clock: As for :func:`open_monitor`.
 
@@ -132,6 +157,7 @@ async def open_balloon(
         name=name,
         timeout=timeout,
         command_timeout=command_timeout,
+        own=own,
         tls=tls,
         wall_clock=wall_clock,
     ) as monitor:
@@ -255,9 +281,10 @@ async def _connect(
         sleep=asyncio.sleep,
         connect_tcp=_connect_tcp,
     )
+    pid = find_peer_pid(sock)
     if tls is None:
-        return SocketTransport(sock)
-    return TlsTransport(await _shake_hands(sock, target, tls, deadline))
+        return SocketTransport(sock, pid)
+    return TlsTransport(await _shake_hands(sock, target, tls, deadline), pid)
 
 
 async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:

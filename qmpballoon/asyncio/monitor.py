@@ -27,6 +27,7 @@ from qmpballoon.errors import MonitorError, ProtocolError
 from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, Failure, Return
+from qmpballoon.qmp.own_monitor import GETFD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -123,6 +124,25 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
             await self._exchange(waiter, arguments, oob=oob)
         return self._read_reply(command, waiter.reply, timeout, sent=waiter.sent)
 
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent over the connection.
+
+        :meta private:
+        """
+        return self._transport.takes_descriptors
+
+    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name.
+
+        Only :func:`open_monitor` calls this, before any other command.
+
+        :meta private:
+        """
+        waiter = _Waiter(GETFD, self._loop.time() + timeout, descriptor=number)
+        await self._exchange(waiter, {"fdname": name}, oob=False)
+        self._read_reply(GETFD, waiter.reply, timeout, sent=waiter.sent)
+
     def subscribe(self, *names: str, capacity: int = 64) -> EventSubscription:
         """Return a subscription to QEMU's events.
 
@@ -174,7 +194,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         _log.debug("%s: %s, id %s", self.name, waiter.command, ident)
         self._waiting[ident] = waiter
         waiter.sent = True
-        self._transport.write(data)
+        self._transport.write(data, waiter.descriptor)
         try:
             await self._wait_for(waiter)
         finally:
@@ -333,6 +353,7 @@ class _Waiter:
 
     command: str
     deadline: float
+    descriptor: int | None = None  # that goes with it
     future: asyncio.Future[None] | None = None
     has_turn: bool = False
     sent: bool = False

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
+from qmpballoon._transport.own_monitor import add_own_monitor, require_own
 from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
@@ -26,15 +29,19 @@ from qmpballoon.blocking.monitor import BlockingMonitor
 if TYPE_CHECKING:
     import random
     import ssl
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from contextlib import AbstractContextManager
 
+    from qmpballoon._transport.own_monitor import Own
     from qmpballoon._transport.sockets import Target
     from qmpballoon.address import TcpAddress
+    from qmpballoon.qmp.messages import Greeting
 
 __all__ = ["open_balloon", "open_monitor", "stay_connected"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("qmpballoon.blocking")
 
 
 @contextmanager
@@ -44,6 +51,7 @@ def open_monitor(
     name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
+    own: Own = False,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> Generator[BlockingMonitor]:
@@ -57,6 +65,9 @@ def open_monitor(
         timeout: Seconds for connecting, greeting and negotiating together. Looking up
             a host's name takes as long as the resolver's own timeout allows.
         command_timeout: Seconds for each command that gives none of its own.
+        own: Ask for a monitor of one's own, over the one at ``target``, which is left
+            again within milliseconds: ``True``; or ``"auto"``, and go on with the
+            shared one where that cannot be had. QEMU 11.1 or later, on a unix socket.
         tls: Wrap the connection in TLS with this context.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -68,6 +79,7 @@ def open_monitor(
         MonitorBusy: Connected, but not greeted: QEMU serves another client.
         MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
+        OwnMonitorUnavailable: QEMU can add no monitor, and ``own`` is ``True``.
         ProtocolError: The peer does not speak QMP.
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.
@@ -75,19 +87,30 @@ def open_monitor(
     require_kind(name, str, "name")
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
+    require_own(own)
     deadline = time.monotonic() + timeout
     with name_errors(name):
         sock, pid = _connect(target, deadline, tls)
-    monitor = BlockingMonitor(
-        sock,
+    make = functools.partial(
+        BlockingMonitor,
         name=sockets.describe_target(target) if name is None else name,
-        pid=pid,
+        pid=pid,  # the kernel says of a socket of our own that it is us
         command_timeout=command_timeout,
         wall_clock=wall_clock,
-        trailer=sockets.TLS_TRAILER if tls else b"",
     )
-    with monitor.run(deadline):
-        yield monitor
+    shared = make(sock, trailer=sockets.TLS_TRAILER if tls else b"")
+    with ExitStack() as closing:
+        with shared.run(deadline):
+            added = run_sync(
+                add_own_monitor(_SharedAdapter(shared), own, deadline, _log)
+            )
+            if added is None:
+                yield shared
+                return
+            closing.enter_context(added)
+        monitor = make(added)
+        with monitor.run(deadline):
+            yield monitor
 
 
 @contextmanager
@@ -97,6 +120,7 @@ def open_balloon(
     name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
+    own: Own = False,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> Generator[BlockingBalloon[BlockingMonitor]]:
@@ -107,6 +131,7 @@ def open_balloon(
         name: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
+        own: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
         wall_clock: As for :func:`open_monitor`.
 
@@ -122,6 +147,7 @@ def open_balloon(
         name=name,
         timeout=timeout,
         command_timeout=command_timeout,
+        own=own,
         tls=tls,
         wall_clock=wall_clock,
     ) as monitor:
@@ -174,6 +200,51 @@ def stay_connected(
     """
     backoff = Backoff(rng, first_pause, longest_pause)
     return BlockingReconnection(opener, backoff, sleep)
+
+
+class _SharedAdapter:
+    """Makes a ``SharedMonitor`` that never suspends of a blocking monitor."""
+
+    def __init__(self, monitor: BlockingMonitor) -> None:
+        self._monitor = monitor
+        self.name: str = monitor.name
+
+    @property
+    def greeting(self) -> Greeting | None:
+        """QEMU's greeting."""
+        return self._monitor.greeting
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent over its connection."""
+        return self._monitor.takes_descriptors
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> object:
+        """Run one QMP command and return its result."""
+        return self._monitor.execute(command, arguments, timeout=timeout)
+
+    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name."""
+        self._monitor.send_descriptor(name, number, timeout=timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for that many seconds."""
+        self._monitor.sleep(seconds)
+
+    def now(self) -> float:
+        """Return the time in seconds on the monitor's clock."""
+        return self._monitor.now()
+
+    def shield(self, seconds: float) -> AbstractContextManager[object]:
+        """Do nothing: what runs after Ctrl-C is not interrupted, except by another."""
+        del seconds  # each command has its own deadline
+        return nullcontext()
 
 
 def _connect(

@@ -35,6 +35,7 @@ from qmpballoon.errors import (
 from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, Failure, Return
+from qmpballoon.qmp.own_monitor import GETFD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -79,6 +80,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._socket = sock
         self._connection = Connection(Role.CLIENT)
         self._backlog: deque[memoryview] = deque()  # to be sent, piece by piece
+        self._descriptor: int | None = None  # to be sent with the next bytes
         self._trailer = trailer  # to be sent on its own after each message
         self._replies: dict[Id, Return | Failure] = {}  # not fetched yet
         self._buffers: list[EventBuffer] = []  # the subscriptions', see _lock
@@ -126,7 +128,29 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             TypeError: The command is no text, or the arguments are no JSON.
             ValueError: The arguments have values that JSON does not know.
         """
-        timeout = self._choose_timeout(timeout)
+        return self._run_command(command, arguments, self._choose_timeout(timeout))
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent over the connection.
+
+        :meta private:
+        """
+        return self._socket.family == socket.AF_UNIX and not self._trailer
+
+    def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name.
+
+        Only :func:`open_monitor` calls this, before any other command.
+
+        :meta private:
+        """
+        self._descriptor = number
+        self._run_command(GETFD, {"fdname": name}, timeout)
+
+    def _run_command(
+        self, command: str, arguments: Mapping[str, object] | None, timeout: float
+    ) -> object:
         deadline = self.now() + timeout
         late = make_command_timeout(self.name, command, timeout)
         if not self._turn.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
@@ -302,7 +326,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         while self._backlog:
             data = self._backlog[0]
             try:
-                sent = self._socket.send(data)
+                sent = self._send_piece(data)
             except OSError as error:
                 if _is_temporary(error):
                     break
@@ -313,6 +337,13 @@ class BlockingMonitor(MonitorBase, BlockingClock):
                 break
             self._backlog.popleft()
         return has_sent
+
+    def _send_piece(self, data: memoryview) -> int:
+        if self._descriptor is None:
+            return self._socket.send(data)
+        sent = socket.send_fds(self._socket, [data], [self._descriptor])
+        self._descriptor = None
+        return sent
 
     def _receive(self) -> bool:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import click
 import trio
 
 from qmpballoon import trio as client
@@ -19,6 +20,7 @@ from qmpballoon.errors import MonitorTimeout
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from qmpballoon._transport.own_monitor import Own
     from qmpballoon.address import Vm
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.libvirt import Domain, TrioLibvirtMonitor
@@ -34,15 +36,21 @@ _THREADS: Final = trio.CapacityLimiter(40)
 
 
 @asynccontextmanager
-async def open_balloon(vm: Vm, *, timeout: float) -> AsyncGenerator[Balloon]:
+async def open_balloon(
+    vm: Vm, *, timeout: float, own: Own = False
+) -> AsyncGenerator[Balloon]:
     """Connect to a VM's monitor and find its balloon; as :func:`open_monitor`."""
-    async with open_monitor(vm, timeout=timeout) as monitor:
+    async with open_monitor(vm, timeout=timeout, own=own) as monitor:
         yield await find_balloon(monitor)
 
 
 @asynccontextmanager
 async def open_monitor(
-    vm: Vm, *, timeout: float, command_timeout: float = client.COMMAND_TIMEOUT
+    vm: Vm,
+    *,
+    timeout: float,
+    command_timeout: float = client.COMMAND_TIMEOUT,
+    own: Own = False,
 ) -> AsyncGenerator[VmMonitor]:
     """Connect to a VM's monitor.
 
@@ -50,13 +58,23 @@ async def open_monitor(
         vm: The monitor's address.
         timeout: Seconds for connecting.
         command_timeout: Seconds for each command.
+        own: Whether to ask QEMU for a monitor of one's own. libvirt passes commands on,
+            and keeps no other client out.
+
+    Raises:
+        click.UsageError: The VM is libvirt's, and a monitor of one's own is required.
     """
     if not isinstance(vm, LibvirtVm):
         async with client.open_monitor(
-            vm, timeout=timeout, command_timeout=command_timeout
+            vm, timeout=timeout, command_timeout=command_timeout, own=own
         ) as monitor:
             yield monitor
         return
+    if own is True:
+        raise click.UsageError(
+            f"{vm} is reached through libvirt, which shares its monitor: leave"
+            " --own-monitor out"
+        )
     # Loaded only where it is needed: most VMs are given by a socket.
     from qmpballoon import libvirt  # noqa: PLC0415
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
@@ -86,10 +87,11 @@ def supervise(
         settings = Settings(period=period, stale_after=max(5.0, 3 * period))
         # It spreads the polls of the VMs over the period.
         rng = random.Random()  # noqa: S311 - nothing secret
+        opener = functools.partial(open_monitor, own="auto")
         supervisor: Supervisor | None = None
         try:
             async with open_fleet(
-                source, rng, settings=settings, opener=open_monitor
+                source, rng, settings=settings, opener=opener
             ) as supervisor:
                 return await main(supervisor)
         finally:

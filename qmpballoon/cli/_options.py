@@ -42,6 +42,7 @@ __all__ = [
     "headroom_option",
     "json_option",
     "max_rate_option",
+    "own_monitor_option",
     "read_positive_share",
     "read_positive_size",
     "read_share",
@@ -263,4 +264,10 @@ connect_timeout_option: Final = click.option(
     default=5.0,
     metavar="SECONDS",
     help="How long connecting to the monitor may take.",
+)
+own_monitor_option: Final = click.option(
+    "--own-monitor",
+    is_flag=True,
+    help="Have QEMU add a monitor for this command, and leave the one of SOCKET free"
+    " for others. QEMU 11.1 or later.",
 )

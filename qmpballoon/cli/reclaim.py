@@ -25,6 +25,7 @@ from qmpballoon.cli._options import (
     headroom_option,
     json_option,
     max_rate_option,
+    own_monitor_option,
     read_positive_share,
     reread_within_option,
     socket_argument,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from qmpballoon._transport.own_monitor import Own
     from qmpballoon.address import Vm
     from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
@@ -144,6 +146,7 @@ class _Keeping:
     f" {export.CHOICE}.",
 )
 @connect_timeout_option
+@own_monitor_option
 @json_option
 def reclaim(
     *,
@@ -161,6 +164,7 @@ def reclaim(
     dry_run: bool,
     report: Path | None,
     connect_timeout: float,
+    own_monitor: bool,
     as_json: bool,
 ) -> int:
     """Take from the guest the memory that it does not need, at most AMOUNT.
@@ -194,7 +198,7 @@ def reclaim(
         to=to,
     )
     if dry_run:
-        plan = run(lambda: _plan(socket, connect_timeout, request))
+        plan = run(lambda: _plan(socket, connect_timeout, request, own=own_monitor))
         _print_plan(plan, as_json=as_json)
         return _output.DONE
     title, seen = run(
@@ -202,6 +206,8 @@ def reclaim(
             socket,
             connect_timeout,
             request,
+            # Nobody is to be kept out for as long as memory is kept.
+            own=own_monitor or ("auto" if keep else False),
             hold=hold,
             keeping=keeping,
             quiet=as_json,
@@ -215,10 +221,12 @@ def reclaim(
 # A dry run
 
 
-async def _plan(socket: Vm, connect_timeout: float, request: _Request) -> Plan:
+async def _plan(
+    socket: Vm, connect_timeout: float, request: _Request, *, own: bool
+) -> Plan:
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
 
-    async with open_balloon(socket, timeout=connect_timeout) as balloon:
+    async with open_balloon(socket, timeout=connect_timeout, own=own) as balloon:
         amount, guard = request.resolve((await balloon.query()).total)
         return await balloon.plan_reclaim(amount, guard=guard)
 
@@ -238,6 +246,7 @@ async def _reclaim(
     connect_timeout: float,
     request: _Request,
     *,
+    own: Own,
     hold: bool,
     keeping: _Keeping | None,
     quiet: bool,
@@ -245,7 +254,7 @@ async def _reclaim(
     """Connect, and reclaim; return a title and the report."""
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
 
-    async with open_balloon(socket, timeout=connect_timeout) as balloon:
+    async with open_balloon(socket, timeout=connect_timeout, own=own) as balloon:
         name = (await balloon.query_vm()).name or str(socket)
         title = f"Reclaiming memory from {name}"
         total = (await balloon.query()).total

@@ -22,6 +22,7 @@ from qmpballoon.cli._options import (
     headroom_option,
     json_option,
     max_rate_option,
+    own_monitor_option,
     read_positive_share,
     reread_within_option,
     socket_argument,
@@ -64,6 +65,7 @@ __all__ = ["resize"]
     " processes, or panic.",
 )
 @connect_timeout_option
+@own_monitor_option
 @json_option
 def resize(
     *,
@@ -77,6 +79,7 @@ def resize(
     reread_within: float | None,
     unguarded: bool,
     connect_timeout: float,
+    own_monitor: bool,
     as_json: bool,
 ) -> int:
     """Bring the guest to the size TARGET, like 2G, or 50% of the VM's memory.
@@ -99,7 +102,9 @@ def resize(
         )
 
     async def main() -> ResizeResult:
-        async with open_balloon(socket, timeout=connect_timeout) as balloon:
+        async with open_balloon(
+            socket, timeout=connect_timeout, own=own_monitor
+        ) as balloon:
             total = (await balloon.query()).total
             async with explain_interruption(balloon, _describe_interrupted):
                 with nullcontext() if as_json else show_progress() as on_progress:

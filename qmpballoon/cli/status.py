@@ -13,6 +13,7 @@ from qmpballoon.cli._options import (
     SECONDS,
     connect_timeout_option,
     json_option,
+    own_monitor_option,
     socket_argument,
 )
 from qmpballoon.cli.render.summary import describe_owed
@@ -31,6 +32,7 @@ _ANSWER_TIMEOUT: Final = 1.0  # seconds; a healthy guest answers in milliseconds
 @click.command()
 @socket_argument
 @connect_timeout_option
+@own_monitor_option
 @click.option(
     "--timeout",
     type=SECONDS,
@@ -40,7 +42,12 @@ _ANSWER_TIMEOUT: Final = 1.0  # seconds; a healthy guest answers in milliseconds
 )
 @json_option
 def status(
-    socket: Vm, connect_timeout: float, timeout: float, *, as_json: bool
+    *,
+    socket: Vm,
+    connect_timeout: float,
+    own_monitor: bool,
+    timeout: float,
+    as_json: bool,
 ) -> None:
     """Show a VM, its balloon and its guest's memory.
 
@@ -49,14 +56,16 @@ def status(
     """
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
-    seen = run(lambda: _query(socket, connect_timeout, timeout))
+    seen = run(lambda: _query(socket, connect_timeout, timeout, own=own_monitor))
     if as_json:
         _output.print_json(seen)
     else:
         _output.say(_describe(seen))
 
 
-async def _query(socket: Vm, connect_timeout: float, timeout: float) -> dict[str, Any]:
+async def _query(
+    socket: Vm, connect_timeout: float, timeout: float, *, own: bool
+) -> dict[str, Any]:
     """Connect, and collect what is shown."""
     import trio  # noqa: PLC0415 - loaded last
 
@@ -64,7 +73,7 @@ async def _query(socket: Vm, connect_timeout: float, timeout: float) -> dict[str
     from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415
     from qmpballoon.errors import MonitorTimeout  # noqa: PLC0415
 
-    async with open_monitor(socket, timeout=connect_timeout) as monitor:
+    async with open_monitor(socket, timeout=connect_timeout, own=own) as monitor:
         with trio.move_on_after(timeout):
             balloon = await find_balloon(monitor)
             return {"socket": str(socket), **await _collect(balloon, monitor.pid)}

@@ -16,6 +16,7 @@ from qmpballoon.cli._options import (
     check_record_file,
     connect_timeout_option,
     json_option,
+    own_monitor_option,
     socket_argument,
 )
 from qmpballoon.cli._writer import open_writer
@@ -60,6 +61,7 @@ _SILENT: Final = 3.0  # seconds without an answer, from when on a note says so
     help="Write each sample to FILE as a line of JSON. `plot` draws such a file.",
 )
 @connect_timeout_option
+@own_monitor_option
 @json_option
 def watch(
     *,
@@ -68,6 +70,7 @@ def watch(
     count: int | None,
     record: Path | None,
     connect_timeout: float,
+    own_monitor: bool,
     as_json: bool,
 ) -> None:
     """Show the guest's size and memory and QEMU's resident memory, until Ctrl-C.
@@ -78,7 +81,9 @@ def watch(
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
 
     async def main() -> None:
-        async with open_balloon(socket, timeout=connect_timeout) as balloon:
+        async with open_balloon(
+            socket, timeout=connect_timeout, own=own_monitor
+        ) as balloon:
             name = (await balloon.query_vm()).name or str(socket)
             with ExitStack() as stack:
                 shows: list[ShowSample] = []

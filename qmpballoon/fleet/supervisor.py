@@ -173,8 +173,9 @@ async def _open_socket(
             f"{vm} is libvirt's, and this fleet opens sockets only: give open_fleet an"
             " opener that knows libvirt, or use the command `qmpballoon fleet`"
         )
+    # A fleet is supervised for long, and others want to reach its VMs meanwhile.
     async with open_monitor(
-        vm, timeout=timeout, command_timeout=command_timeout
+        vm, timeout=timeout, command_timeout=command_timeout, own="auto"
     ) as monitor:
         yield monitor
 

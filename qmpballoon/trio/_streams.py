@@ -11,18 +11,26 @@ a :class:`trio.abc.Stream`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+import socket
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import trio
 
-from qmpballoon._transport.qemu_process import find_peer_pid
-
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Iterable
 
 __all__ = ["SocketTransport", "StreamTransport", "Transport"]
 
 _READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
+
+
+@runtime_checkable
+class DescriptorStream(Protocol):
+    """A stream over which file descriptors can be sent, as in memory to a fake."""
+
+    def send_descriptors(self, descriptors: Iterable[int]) -> None:
+        """Have the other end get copies with the bytes that are sent next."""
+        ...
 
 
 class Transport(Protocol):
@@ -35,8 +43,19 @@ class Transport(Protocol):
 
     pid: int | None
 
-    def write(self, data: bytes) -> bool:
-        """Send without waiting; tell whether :meth:`flush` has to be started."""
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent."""
+        ...
+
+    def write(self, data: bytes, descriptor: int | None = None) -> bool:
+        """Send without waiting; tell whether :meth:`flush` has to be started.
+
+        Args:
+            data: The bytes.
+            descriptor: A file descriptor of which the peer is to get a copy with them.
+                Nothing may be left to be sent before it.
+        """
         ...
 
     async def flush(self) -> None:
@@ -53,19 +72,29 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A transport over a connected, non-blocking socket."""
+    """A transport over a connected, non-blocking socket.
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.pid: int | None = find_peer_pid(sock)
+    Args:
+        sock: The socket.
+        pid: As in :class:`Transport`.
+    """
+
+    def __init__(self, sock: socket.socket, pid: int | None) -> None:
+        self.pid = pid
         self._socket = sock
         self._backlog = bytearray()
 
-    def write(self, data: bytes) -> bool:
-        """Send without waiting; tell whether :meth:`flush` has to be started."""
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent."""
+        return self._socket.family == socket.AF_UNIX
+
+    def write(self, data: bytes, descriptor: int | None = None) -> bool:
+        """Send without waiting; as :meth:`Transport.write`."""
         if self._backlog:
             self._backlog += data
             return False  # flush is running already
-        sent = self._send(data)
+        sent = self._send(data, descriptor)
         self._backlog += data[sent:]
         return bool(self._backlog)
 
@@ -89,8 +118,10 @@ class SocketTransport:
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
-    def _send(self, data: bytes | bytearray) -> int:
+    def _send(self, data: bytes | bytearray, descriptor: int | None = None) -> int:
         try:
+            if descriptor is not None:
+                return socket.send_fds(self._socket, [data], [descriptor])
             return self._socket.send(data)
         except BlockingIOError:
             return 0
@@ -118,8 +149,15 @@ class StreamTransport:
         self._flushing = False
         self._idle = trio.lowlevel.ParkingLot()
 
-    def write(self, data: bytes) -> bool:
-        """Queue the data; tell whether :meth:`flush` has to be started."""
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent."""
+        return isinstance(self._stream, DescriptorStream)
+
+    def write(self, data: bytes, descriptor: int | None = None) -> bool:
+        """Queue the data; as :meth:`Transport.write`."""
+        if descriptor is not None and isinstance(self._stream, DescriptorStream):
+            self._stream.send_descriptors([descriptor])
         self._backlog += data
         self._idle.unpark()
         start, self._flushing = not self._flushing, True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import socket
 import time
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import trio
@@ -13,6 +15,7 @@ from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
+from qmpballoon._transport.own_monitor import add_own_monitor, require_own
 from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
+    from qmpballoon._transport.own_monitor import Own
     from qmpballoon.address import TcpAddress
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.trio._streams import Transport
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = ["Target", "open_balloon", "open_monitor", "stay_connected"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("qmpballoon.trio")
 
 Target: TypeAlias = "sockets.Target | trio.abc.Stream"
 """An address, a connected socket, the descriptor of one, or a trio stream. The monitor
@@ -52,6 +58,7 @@ async def open_monitor(
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
     oob: bool = False,
+    own: Own = False,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[TrioMonitor, None]:
@@ -67,6 +74,9 @@ async def open_monitor(
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
         oob: Ask for out-of-band execution, if QEMU offers it.
+        own: Ask for a monitor of one's own, over the one at ``target``, which is left
+            again within milliseconds: ``True``; or ``"auto"``, and go on with the
+            shared one where that cannot be had. QEMU 11.1 or later, on a unix socket.
         tls: Wrap the connection in TLS with this context.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -78,6 +88,7 @@ async def open_monitor(
         MonitorBusy: Connected, but not greeted: QEMU serves another client.
         MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
+        OwnMonitorUnavailable: QEMU can add no monitor, and ``own`` is ``True``.
         ProtocolError: The peer does not speak QMP.
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.
@@ -85,17 +96,28 @@ async def open_monitor(
     require_kind(name, str, "name")
     require_seconds(timeout, "timeout")
     require_seconds(command_timeout, "command_timeout")
+    require_own(own)
     deadline = trio.current_time() + timeout
     with name_errors(name):
         transport = await _connect(target, deadline, tls)
-    monitor = TrioMonitor(
-        transport,
+    make = functools.partial(
+        TrioMonitor,
         name=describe_target(target) if name is None else name,
         command_timeout=command_timeout,
         wall_clock=wall_clock,
     )
-    async with monitor.run(deadline, oob=oob):
-        yield monitor
+    shared = make(transport)
+    with ExitStack() as closing:
+        async with shared.run(deadline, oob=oob):
+            sock = await add_own_monitor(shared, own, deadline, _log)
+            if sock is None:
+                yield shared
+                return
+            closing.enter_context(sock)
+        # The kernel says of this socket that we are at its other end.
+        monitor = make(SocketTransport(sock, shared.pid))
+        async with monitor.run(deadline, oob=oob):
+            yield monitor
 
 
 @asynccontextmanager
@@ -105,6 +127,7 @@ async def open_balloon(
     name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
     command_timeout: float = COMMAND_TIMEOUT,
+    own: Own = False,
     tls: ssl.SSLContext | None = None,
     wall_clock: Callable[[], float] = time.time,
 ) -> AsyncGenerator[Balloon[TrioMonitor], None]:
@@ -117,6 +140,7 @@ async def open_balloon(
         name: As for :func:`open_monitor`.
         timeout: As for :func:`open_monitor`.
         command_timeout: As for :func:`open_monitor`.
+        own: As for :func:`open_monitor`.
         tls: As for :func:`open_monitor`.
         wall_clock: As for :func:`open_monitor`.
 
@@ -132,6 +156,7 @@ async def open_balloon(
         name=name,
         timeout=timeout,
         command_timeout=command_timeout,
+        own=own,
         tls=tls,
         wall_clock=wall_clock,
     ) as monitor:
@@ -207,7 +232,7 @@ async def _connect(
             connect_tcp=_connect_tcp,
         )
         if tls is None:
-            return SocketTransport(sock)
+            return SocketTransport(sock, find_peer_pid(sock))
         host_name, pid = sockets.find_host_name(target), find_peer_pid(sock)
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     if tls is None:

@@ -29,6 +29,7 @@ from qmpballoon.errors import (
 from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, Failure, Return
+from qmpballoon.qmp.own_monitor import GETFD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -125,6 +126,28 @@ class TrioMonitor(MonitorBase, TrioClock):
             await self._exchange(waiter, arguments, oob=oob)
         return self._read_reply(command, waiter.reply, timeout, sent=waiter.sent)
 
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent over the connection.
+
+        :meta private:
+        """
+        return self._transport.takes_descriptors
+
+    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name.
+
+        Only :func:`open_monitor` calls this, before any other command.
+
+        :meta private:
+        """
+        deadline = trio.current_time() + timeout
+        waiter = _Waiter(
+            GETFD, deadline, trio.lowlevel.current_task(), descriptor=number
+        )
+        await self._exchange(waiter, {"fdname": name}, oob=False)
+        self._read_reply(GETFD, waiter.reply, timeout, sent=waiter.sent)
+
     def subscribe(self, *names: str, capacity: int = 64) -> EventSubscription:
         """Return a subscription to QEMU's events.
 
@@ -168,7 +191,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         _log.debug("%s: %s, id %s", self.name, waiter.command, ident)
         self._waiting[ident] = waiter
         waiter.sent = True
-        self._write(data)
+        self._write(data, waiter.descriptor)
         if waiter.deadline < self._watchdog.deadline:  # noqa: PLR1730 - setting it is slow
             self._watchdog.deadline = waiter.deadline
 
@@ -191,8 +214,8 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._connection.abandon(ident)
         return self._waiting.pop(ident)
 
-    def _write(self, data: bytes) -> None:
-        if self._transport.write(data) and self._tasks is not None:
+    def _write(self, data: bytes, descriptor: int | None = None) -> None:
+        if self._transport.write(data, descriptor) and self._tasks is not None:
             self._tasks.start_soon(self._transport.flush)
 
     # Negotiating.
@@ -324,6 +347,7 @@ class _Waiter:
     command: str
     deadline: float
     task: trio.lowlevel.Task
+    descriptor: int | None = None  # that goes with it
     sent: bool = False
     reply: Return | Failure | MonitorError | None = None
 

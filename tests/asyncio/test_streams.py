@@ -51,7 +51,7 @@ def test_what_is_closed_twice_is_closed() -> None:
         ours.setblocking(False)  # noqa: FBT003
         ends: list[OSError | None] = []
         with theirs:
-            transport = SocketTransport(ours)
+            transport = SocketTransport(ours, None)
             transport.start_reading(lambda _: None, ends.append)
             transport.close()
             transport.close()

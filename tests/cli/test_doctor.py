@@ -51,8 +51,7 @@ async def test_all_that_a_glob_matches_are_examined(tmp_path: Path) -> None:
 async def test_one_line_of_each_finding_with_the_heaviest_first(
     socket_path: Path,
 ) -> None:
-    features = {"free_page_reporting": True, "page_poison": False}
-    async with serve(socket_path, UP, **features):
+    async with serve(socket_path, UP, free_page_reporting=True, page_poison=False):
         result = await run("doctor", socket_path, "--watch", "0.01")
     assert result.returncode == 3, result.stdout
     weights = [line.partition(":")[0] for line in result.stdout.splitlines()[1:-2]]

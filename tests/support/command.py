@@ -12,7 +12,14 @@ import trio
 from attrs import frozen
 
 from qmpballoon.sizes import GiB
-from qmpballoon.testing import FakeQemu, GuestConfig, Machine, MachineConfig, open_fake
+from qmpballoon.testing import (
+    FakeQemu,
+    GuestConfig,
+    Machine,
+    MachineConfig,
+    open_fake,
+    profile,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -87,10 +94,12 @@ async def start(*arguments: object) -> AsyncGenerator[Running]:
 async def serve(
     path: Path,
     guest: GuestConfig = FAST,
+    *,
+    version: str = "10.0",
     **config: Any,  # noqa: ANN401 - whatever MachineConfig takes
 ) -> AsyncGenerator[FakeQemu]:
     """Serve a simulated VM on a socket; by default a fast one, with plenty of cache."""
-    machine = Machine(MachineConfig(guest=guest, **config))
+    machine = Machine(MachineConfig(guest=guest, **config), profile(version))
     async with open_fake(machine) as fake, trio.open_nursery() as nursery:
         await nursery.start(fake.listen, path)
         yield fake

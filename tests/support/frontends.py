@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from contextlib import AbstractAsyncContextManager
 
+    from qmpballoon._transport.own_monitor import Own
     from qmpballoon.blocking import Target
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Options(TypedDict, total=False):
     name: str
     timeout: float
     command_timeout: float
+    own: Own
 
 
 class FrontEnd:

@@ -389,6 +389,23 @@ def test_added_monitors_end_with_the_fake() -> None:
     assert b"QMP" in trio.run(main)
 
 
+def test_a_monitor_that_is_added_and_deleted_at_once_is_not_served() -> None:
+    async def main(fake: FakeQemu) -> None:
+        client = fake.connect()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            cast("Any", client).send_descriptors([theirs.fileno()])
+            deletion = request("object-del", id="own") + request(
+                "chardev-remove", id="own"
+            )
+            getfd = request("getfd", fdname="own")
+            await client.send_all(b"".join([NEGOTIATE, getfd, *ADDITION, deletion]))
+            answers = await read_lines(client, 7)
+        assert [each.get("return") for each in answers[1:]] == [{}] * 6
+
+    run_world(main, Machine(profile=profile("11.1")))
+
+
 async def read_all(stream: trio.abc.Stream) -> bytes:
     """Return what comes until the stream is closed."""
     data = b""

@@ -133,6 +133,12 @@ class Machine(Vm):
         opened, self._opened = self._opened, []
         return opened
 
+    def miss_client(self, session: Session) -> None:
+        """Never notice that a client left, as QEMU does before it has greeted."""
+        if session in self._sessions:
+            self._sessions.remove(session)
+            self.chardevs[session.monitor.chardev].is_served = False
+
     def end_serving(self, monitor: QmpMonitor) -> None:
         """Serve a monitor's client no more. Its descriptor stays open."""
         for session in [each for each in self._sessions if each.monitor is monitor]:

@@ -1,0 +1,91 @@
+"""A monitor of one's own on a running QEMU: what to send for it, and to take it back.
+
+A monitor serves one client at a time. QEMU 11.1 can be given further ones while it
+runs: over a monitor that is held for a moment, ``getfd`` hands one end of a connection
+over, ``chardev-add`` makes a character device of it, and ``object-add`` puts a monitor
+on that. The other end is then greeted. With ``close-action`` both vanish when that end
+is closed, however that comes about.
+
+QEMU does not notice that an end was closed before it greeted: the monitor would stay.
+So the shared monitor is held until then, to take back on it what was begun.
+
+Source: QAPI reference, ``MonitorQMPProperties``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qmpballoon.qmp.messages import Greeting
+
+__all__ = ["GETFD", "Step", "can_add_monitor", "list_steps", "list_undo_steps"]
+
+GETFD: Final = "getfd"
+"""The command with which the descriptor is sent."""
+
+# Builds on the way to 11.1 call themselves 11.0.50 and so on. Those without the object
+# refuse it, which costs two more commands.
+_FIRST: Final = (11, 0)
+
+
+@frozen
+class Step:
+    """One command, to be sent when those before it have been answered.
+
+    Attributes:
+        command: Its name.
+        arguments: Its arguments.
+    """
+
+    command: str
+    arguments: Mapping[str, object]
+
+
+def can_add_monitor(greeting: Greeting | None) -> bool:
+    """Tell whether a QEMU may know how to add a monitor; asking it changes nothing.
+
+    Args:
+        greeting: Its greeting; ``None`` or one without a version: it may.
+    """
+    version = None if greeting is None else greeting.version
+    return version is None or (version.major, version.minor) >= _FIRST
+
+
+def list_steps(name: str) -> tuple[Step, ...]:
+    """Return what adds a monitor. The descriptor goes with the first command.
+
+    Args:
+        name: What to call its descriptor, its character device and itself.
+    """
+    address = {"type": "fd", "data": {"str": name}}
+    backend = {"type": "socket", "data": {"addr": address, "server": False}}
+    return (
+        Step(GETFD, {"fdname": name}),
+        Step("chardev-add", {"id": name, "backend": backend}),
+        Step(
+            "object-add",
+            {
+                "qom-type": "monitor-qmp",
+                "id": name,
+                "chardev": name,
+                "close-action": "delete",
+            },
+        ),
+    )
+
+
+def list_undo_steps(name: str) -> tuple[Step, ...]:
+    """Return what takes back any number of :func:`list_steps`.
+
+    QEMU refuses what is not there to be taken back.
+    """
+    return (
+        Step("object-del", {"id": name}),
+        Step("chardev-remove", {"id": name}),
+        Step("closefd", {"fdname": name}),
+    )

@@ -1,0 +1,248 @@
+"""A monitor of one's own: the shared one is free, and nothing stays behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import trio
+import trio.testing
+from attrs import evolve
+from cancelling import descriptors
+from frontends import CONNECTING, elsewhere, on
+
+from qmpballoon import asyncio as aio
+from qmpballoon import blocking
+from qmpballoon import trio as client
+from qmpballoon.errors import OwnMonitorUnavailable
+from qmpballoon.sizes import GiB
+from qmpballoon.testing import (
+    AsyncioFakeQemu,
+    FakeQemu,
+    Machine,
+    MachineConfig,
+    open_fake,
+    profile,
+    serve,
+    simulate,
+    simulate_asyncio,
+    threaded,
+)
+from qmpballoon.testing.model.chardevs import SHARED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from frontends import FrontEnd
+
+    from qmpballoon._transport.own_monitor import Own
+    from qmpballoon.testing import ThreadedFake
+
+NEW, OLD = "11.1", "10.0"
+CAPTION = "no monitor of one's own can be added"
+
+
+def left_behind(machine: Machine) -> list[str]:
+    """Return what a machine has beyond what it was started with."""
+    named = machine.monitors[SHARED].files
+    return sorted({*machine.chardevs, *machine.monitors, *named} - {SHARED})
+
+
+def wait_until_gone(fake: ThreadedFake) -> None:
+    """Wait until QEMU has noticed that the clients left."""
+    while fake.do(left_behind):
+        pass
+
+
+@pytest.fixture
+def fake(request: pytest.FixtureRequest) -> Iterator[ThreadedFake]:
+    with serve(version=getattr(request, "param", NEW)) as fake:
+        yield fake
+
+
+old = pytest.mark.parametrize("fake", [OLD], indirect=True)
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedFake]:
+    """A QEMU of a version that should know, and does not."""
+    words = evolve(profile(NEW), has_monitor_objects=False)
+    monkeypatch.setattr(threaded, "profile", lambda _: words)
+    with serve(version=NEW) as fake:
+        yield fake
+
+
+def use_shared(fake: ThreadedFake) -> None:
+    with blocking.open_balloon(fake.socket, timeout=10) as balloon:
+        balloon.set_target(GiB)
+
+
+@on(*CONNECTING)
+async def test_the_shared_monitor_is_free_meanwhile(
+    front: FrontEnd, fake: ThreadedFake
+) -> None:
+    async with front.open_balloon(fake.socket, own=True) as balloon:
+        elsewhere(lambda: use_shared(fake))
+        assert (await balloon.query()).total == 2 * GiB
+        elsewhere(lambda: use_shared(fake))
+    elsewhere(lambda: wait_until_gone(fake))
+
+
+@on(*CONNECTING)
+async def test_two_have_one_of_their_own_each(
+    front: FrontEnd, fake: ThreadedFake
+) -> None:
+    async with (
+        front.open_balloon(fake.socket, own=True) as one,
+        front.open_balloon(fake.socket, own="auto") as other,
+    ):
+        assert await one.actual() == await other.actual()
+    elsewhere(lambda: wait_until_gone(fake))
+
+
+@on(*CONNECTING)
+async def test_an_exception_leaves_nothing(front: FrontEnd, fake: ThreadedFake) -> None:
+    before = descriptors()
+    with pytest.raises(ZeroDivisionError):
+        async with front.open_balloon(fake.socket, own=True):
+            raise ZeroDivisionError
+    elsewhere(lambda: wait_until_gone(fake))
+    while descriptors() != before:  # the fake's ends are among them
+        pass
+
+
+@old
+@on(*CONNECTING)
+async def test_an_older_qemu_is_told_of(front: FrontEnd, fake: ThreadedFake) -> None:
+    with pytest.raises(OwnMonitorUnavailable) as caught:
+        async with front.open_balloon(fake.socket, own=True):
+            pytest.fail("it opened")
+    assert f"{CAPTION} (QEMU 10.0." in str(caught.value)
+    assert "cannot, only 11.1 and later): give the VM" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.vm == f"the monitor on {fake.socket}"
+    elsewhere(lambda: use_shared(fake))
+
+
+@old
+@on(*CONNECTING)
+async def test_with_auto_an_older_one_is_shared(
+    front: FrontEnd, fake: ThreadedFake, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "qmpballoon"):
+        async with front.open_balloon(fake.socket, own="auto", name="vm1") as balloon:
+            assert await balloon.actual() == 2 * GiB
+    (line,) = [each for each in caplog.messages if CAPTION in each]
+    assert line.startswith("vm1: ")
+    assert line.endswith("; goes on with the shared one")
+
+
+@on(*CONNECTING)
+async def test_a_refusal_leaves_nothing(
+    front: FrontEnd, refusing: ThreadedFake
+) -> None:
+    with pytest.raises(OwnMonitorUnavailable, match="QEMU refused object-add: Param"):
+        async with front.open_balloon(refusing.socket, own=True):
+            pytest.fail("it opened")
+    elsewhere(lambda: _check_nothing_left(refusing))
+    async with front.open_balloon(refusing.socket, own="auto") as balloon:
+        assert await balloon.actual() == 2 * GiB
+        elsewhere(lambda: _check_nothing_left(refusing))
+
+
+def _check_nothing_left(fake: ThreadedFake) -> None:
+    assert fake.do(left_behind) == []
+
+
+@pytest.mark.parametrize(
+    ("own", "error"), [("yes", ValueError), (2, TypeError), (None, TypeError)]
+)
+@on(*CONNECTING)
+async def test_what_it_can_be(
+    front: FrontEnd, own: object, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"own is {own!r}: it must be True, False or"):
+        async with front.open_balloon("/nowhere", own=cast("Any", own)):
+            pytest.fail("it opened")
+
+
+async def test_a_stream_that_takes_no_descriptors() -> None:
+    """As one over TCP or TLS."""
+    machine = Machine(profile=profile(NEW))
+
+    async def open_with(vm: FakeQemu, *, own: Own) -> int:
+        near, far = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(vm.serve, far)
+            async with client.open_balloon(near, own=own) as balloon:
+                return await balloon.actual()
+
+    async with open_fake(machine) as vm:
+        with pytest.raises(ExceptionGroup) as caught:
+            await open_with(vm, own=True)
+        assert caught.group_contains(OwnMonitorUnavailable, match="plain unix socket")
+        assert await open_with(vm, own="auto") == 2 * GiB
+
+
+def test_in_memory_on_trio() -> None:
+    async def main(vm: FakeQemu) -> None:
+        async with client.open_balloon(vm.connect(), own=True) as balloon:
+            with balloon.monitor.subscribe("BALLOON_CHANGE") as events:
+                await balloon.resize(GiB)
+                await events.receive()
+            async with client.open_balloon(vm.connect()) as shared:
+                assert await shared.actual() == GiB
+        await trio.sleep(1)
+        assert left_behind(vm.machine) == []
+
+    simulate(main, MachineConfig(), version=NEW)
+
+
+def test_in_memory_on_asyncio() -> None:
+    async def main(vm: AsyncioFakeQemu) -> None:
+        async with (
+            aio.open_balloon(vm.connect(), own=True) as balloon,
+            aio.open_balloon(vm.connect()) as shared,
+        ):
+            await balloon.resize(GiB)
+            assert await shared.actual() == GiB
+
+    simulate_asyncio(main, MachineConfig(), version=NEW)
+
+
+@on(*CONNECTING)
+async def test_the_process_is_still_qemus(
+    front: FrontEnd, fake: ThreadedFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[f"qmpballoon.{front.name}.connect"]
+    pids = iter([os.getppid()])  # of the shared socket, and of no other
+    monkeypatch.setattr(module, "find_peer_pid", lambda _: next(pids))
+    async with front.open_balloon(fake.socket, own=True) as balloon:
+        assert cast("Any", balloon.monitor).pid == os.getppid()
+        assert cast("Any", balloon.monitor).resident()
+
+
+PROGRAM = """
+import sys, time
+from qmpballoon.blocking import open_monitor
+
+with open_monitor(sys.argv[1], own=True):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_nothing_is_left_of_one_that_was_killed(fake: ThreadedFake) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, fake.socket], stdout=subprocess.PIPE
+    ) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"ready\n"
+        assert len(fake.do(left_behind)) == 1
+        program.send_signal(signal.SIGKILL)
+    wait_until_gone(fake)

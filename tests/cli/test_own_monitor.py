@@ -1,0 +1,98 @@
+"""``--own-monitor``, and who has a monitor of its own without it."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from command import line_of, object_of, run, serve, start, until
+from fake_libvirt import install
+from in_process import only_line, status_of
+
+from qmpballoon.sizes import GiB
+from qmpballoon.trio import open_monitor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qmpballoon.testing import FakeQemu
+
+COMMANDS = [["status"], ["resize", "1G"], ["reclaim"], ["reclaim", "--dry-run"]]
+
+
+async def use_shared(fake: FakeQemu) -> None:
+    """Use the shared monitor while another client has one of its own."""
+    with trio.fail_after(20):
+        async with open_monitor(fake.connect()) as monitor:
+            await monitor.execute("query-status")
+    assert len(fake.machine.monitors) == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+async def test_what_is_done_on_one_is_done(
+    command: list[str], socket_path: Path
+) -> None:
+    name, *rest = command
+    async with serve(socket_path, version="11.1") as fake:
+        result = await run(name, socket_path, *rest, "--own-monitor", "--json")
+        assert result.returncode == 0
+        assert object_of(result)
+        await until(lambda: len(fake.machine.monitors) == 1)
+
+
+async def test_the_shared_one_is_free_while_it_watches(socket_path: Path) -> None:
+    watch = ("watch", socket_path, "--own-monitor", "--json")
+    async with serve(socket_path, version="11.1") as fake, start(*watch) as command:
+        data = await command.stdout.receive_some()
+        assert json.loads(data.splitlines()[0])["actual"] == 2 * GiB
+        await use_shared(fake)
+        command.process.send_signal(signal.SIGINT)
+        assert await command.process.wait() == 0
+        await until(lambda: len(fake.machine.chardevs) == 1)
+
+
+async def test_keeping_keeps_nobody_out(socket_path: Path) -> None:
+    keep = ("reclaim", socket_path, "512M", "--keep")
+    async with serve(socket_path, version="11.1") as fake, start(*keep) as command:
+        shown = ""
+        while "keeping: " not in shown:
+            shown += (await command.stdout.receive_some()).decode()
+        await use_shared(fake)
+        command.process.send_signal(signal.SIGINT)
+        with trio.fail_after(30):
+            async for _ in command.stdout:
+                pass
+            assert await command.process.wait() == 0
+
+
+async def test_a_fleet_keeps_nobody_out(socket_path: Path) -> None:
+    fleet = ("fleet", "status", socket_path, "--watch", "--json")
+    async with serve(socket_path, version="11.1") as fake, start(*fleet):
+        await until(lambda: len(fake.machine.monitors) == 2)
+        await use_shared(fake)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ["watch"]], ids=" ".join)
+async def test_an_older_qemu_is_told_of(command: list[str], socket_path: Path) -> None:
+    name, *rest = command
+    async with serve(socket_path) as fake:
+        result = await run(name, socket_path, *rest, "--own-monitor")
+        assert result.returncode == 4
+        assert "can be added (QEMU 10.0." in line_of(result)
+        assert "without --own-monitor" in line_of(result)
+        assert len(fake.machine.monitors) == len(fake.machine.chardevs) == 1
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, ["watch"]], ids=" ".join)
+def test_libvirts_are_shared_already(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    install(monkeypatch)
+    name, *rest = command
+    assert status_of(name, "libvirt:vm1", *rest, "--own-monitor") == 2
+    assert "leave --own-monitor out" in only_line(capsys)
