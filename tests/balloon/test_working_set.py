@@ -157,6 +157,35 @@ def test_of_random_reads_few_miss(rate: int) -> None:
     assert read_meanwhile(machine, 5) <= 5 * rate // 20
 
 
+@settings(max_examples=8)
+@given(
+    share=st.integers(25, 70),  # more than the headroom
+    period=st.floats(0.2, 2),
+    disk_rate=st.integers(50, 1000).map(lambda count: count * MiB),
+    memory=st.integers(1, 8).map(lambda count: count * GiB),
+    stream=st.none() | st.floats(0, 3),
+)
+def test_a_guest_keeps_what_it_reads_and_gives_the_rest(
+    share: int, period: float, disk_rate: int, memory: int, stream: float | None
+) -> None:
+    cache = memory * 6 // 10
+    size = cache * share // 100
+    files = [FileReads("loop", size, round(size / period))]
+    rate = min(files[0].rate, disk_rate)
+    if stream is not None:
+        begin = BOOTED + round(stream * SECOND)
+        files.append(FileReads("stream", GiB, rate // 20, begin))
+    guest = GuestConfig(cache=cache, files=tuple(files), disk_rate=disk_rate)
+    machine = make_machine(guest, memory=memory, disks=1)
+    report = reclaim(machine)
+    assert report.outcome == "done"
+    streamed = 0 if stream is None else 5 * rate // 20
+    assert read_meanwhile(machine, 5) <= streamed + size // 10
+    cold = cache - max(size, guest.pinned + Guard().compute_limits(memory).headroom)
+    assert cache - cache_of(report) >= 0.85 * cold - 32 * MiB
+    assert count_turns(report.timeline) <= 10
+
+
 # The rule alone
 
 TICK = 0.04
