@@ -158,7 +158,8 @@ class WorkingSet:
         seen.append(now)
         while len(seen) > 1 and seen[1][0] <= seconds - _WINDOW:
             seen.popleft()
-        if seconds <= BASELINE_PERIOD:
+        # What was asked for in that time is done by the first sample after it.
+        if last[0] <= BASELINE_PERIOD:
             self._own_rate = _compute_rate(seen[0], now, BASELINE_PERIOD)
             return _NONE
         rate = _compute_rate(seen[0], now, _WINDOW)

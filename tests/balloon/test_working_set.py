@@ -290,6 +290,14 @@ def test_reads_that_nothing_ends_are_none_of_ours() -> None:
     assert (rule.edge, rule.is_suspected) == (None, False)
 
 
+@pytest.mark.parametrize("first", [0.02, 0.07, 0.24])
+def test_what_it_reads_by_itself_is_known_from_few_samples(first: float) -> None:
+    rule = WorkingSet(LIMITS, GiB)
+    for seconds in (0.0, first, *(0.3 + tick * TICK for tick in range(100))):
+        again = rule.observe(seconds, GiB // 2, round(seconds * 100 * MiB))
+        assert again.size == 0
+
+
 def test_what_it_reads_by_itself_is_forgotten_when_it_has_ended() -> None:
     rule, reads = WorkingSet(RereadLimits.of(GiB, 2), GiB), 0
 
