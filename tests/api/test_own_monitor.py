@@ -19,7 +19,7 @@ from frontends import CONNECTING, elsewhere, on
 from qmpballoon import asyncio as aio
 from qmpballoon import blocking
 from qmpballoon import trio as client
-from qmpballoon.errors import OwnMonitorUnavailable
+from qmpballoon.errors import MonitorTimeout, OwnMonitorUnavailable
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import (
     AsyncioFakeQemu,
@@ -211,6 +211,34 @@ def test_in_memory_on_asyncio() -> None:
         ):
             await balloon.resize(GiB)
             assert await shared.actual() == GiB
+
+    simulate_asyncio(main, MachineConfig(), version=NEW)
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Monitors that are added do not greet."""
+    monkeypatch.setattr(Machine, "begin_serving", lambda *_: None)
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_monitor_that_does_not_greet_is_taken_back_on_trio() -> None:
+    async def main(vm: FakeQemu) -> None:
+        with pytest.raises(MonitorTimeout, match="added a monitor, which did not gr"):
+            async with client.open_balloon(vm.connect(), own=True):
+                pytest.fail("it opened")
+        assert left_behind(vm.machine) == []
+
+    simulate(main, MachineConfig(), version=NEW)
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_monitor_that_does_not_greet_is_taken_back_on_asyncio() -> None:
+    async def main(vm: AsyncioFakeQemu) -> None:
+        with pytest.raises(MonitorTimeout, match="added a monitor, which did not gr"):
+            async with aio.open_balloon(vm.connect(), own=True):
+                pytest.fail("it opened")
+        assert left_behind(vm.machine) == []
 
     simulate_asyncio(main, MachineConfig(), version=NEW)
 

@@ -34,7 +34,7 @@ from qmpballoon.fleet.sources import make_source
 from qmpballoon.fleet.supervisor import Settings, open_fleet, raise_descriptor_limit
 from qmpballoon.fleet.vm_spec import Refused, VmSpec
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import SECOND, GuestConfig, MachineConfig, ramp
+from qmpballoon.testing import SECOND, GuestConfig, MachineConfig, ramp, serve
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from qmpballoon.address import Vm
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.vm import VmState
-    from qmpballoon.testing import FakeQemu
+    from qmpballoon.testing import FakeQemu, Machine
     from qmpballoon.trio import TrioMonitor
 
 
@@ -819,3 +819,20 @@ async def test_a_fleet_is_complete_once_each_vm_was_tried() -> None:
             assert not fleet.is_complete
             await become(fleet, {"vm": "healthy", "silent": "busy"})
             assert fleet.is_complete
+
+
+def test_a_fleet_has_monitors_of_its_own() -> None:
+    """The shared ones are free for others, where QEMU can add monitors."""
+
+    async def main() -> list[str]:
+        rng = random.Random(0)
+        async with open_fleet(lambda: [vm], rng) as fleet:
+            assert await fleet.wait_until_known(30)
+            return await trio.to_thread.run_sync(fake.do, list_clients)
+
+    def list_clients(machine: Machine) -> list[str]:
+        return [name for name, each in machine.chardevs.items() if each.is_served]
+
+    with serve(version="11.1") as fake:
+        vm = VmSpec("vm", UnixAddress(fake.socket))
+        assert len(trio.run(main)) == 1
