@@ -145,6 +145,7 @@ class Device(Generic[M_co]):
         self.path = path
         self.device_type = device_type
         self._target: int | None = None
+        self._is_target_in_doubt = False
         # What the statistics interval was before any block set it, and what each block
         # that goes on has set it to.
         self._intervals: list[list[int]] = []
@@ -171,6 +172,16 @@ class Device(Generic[M_co]):
         It is also ``None`` after a ``balloon`` command whose outcome is not known.
         """
         return self._target
+
+    @property
+    def is_target_in_doubt(self) -> bool:
+        """Whether it is not known what became of the last target that was sent.
+
+        For the calls of the library.
+
+        :meta private:
+        """
+        return self._is_target_in_doubt
 
     def resident(self) -> int | None:
         """Return QEMU's resident memory on this host in bytes, if it is known."""
@@ -334,12 +345,15 @@ class Device(Generic[M_co]):
         :meta private:
         """
         before, self._target = self._target, None  # unknown until QEMU has answered
+        self._is_target_in_doubt = True
         try:
             await self._execute("balloon", {"value": target})
         except (BalloonError, CommandError):
             self._target = before  # QEMU refused the new one
+            self._is_target_in_doubt = False
             raise
         self._target = -(-target // PAGE) * PAGE
+        self._is_target_in_doubt = False
         self.log(logging.DEBUG, f"the target is {format_size(target)}")
 
     async def stats(self) -> GuestStats:

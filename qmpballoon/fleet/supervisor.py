@@ -363,7 +363,7 @@ class Supervisor:
             (
                 LeftGuest(task.record.spec.name, target, task.record.actual)
                 for task in self._tasks
-                if (target := task.target or task.left) is not None
+                if (target := task.left) is not None
             ),
             key=lambda left: left.name,
         )
@@ -374,8 +374,7 @@ class Supervisor:
         VMs that cannot be reached are left out, and so are those of :meth:`list_left`.
         Ask when the fleet is not supervised any more: which guests were left so.
         """
-        at_rest = [task for task in self._tasks if not (task.target or task.left)]
-        found = [task.record.find_small() for task in at_rest]
+        found = [task.record.find_small() for task in self._tasks if not task.left]
         small = [guest for guest in found if guest is not None]
         return sorted(small, key=lambda guest: guest.name)
 
@@ -740,8 +739,8 @@ class Supervisor:
             task.left = None  # the guest has gone with its QEMU
             raise
         finally:
-            if balloon.target is not None:
-                task.left = None  # QEMU has confirmed a size that the guest can have
+            if not balloon.is_target_in_doubt:
+                task.left = None  # nothing was sent, or QEMU has confirmed what was
             record.note_move_dropped(balloon.target)
             self._notify()
 

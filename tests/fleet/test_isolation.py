@@ -274,7 +274,24 @@ async def test_who_was_left_on_its_way_is_known_in_the_end() -> None:
             fleet.start_move(Move("well", 2 * GiB, GiB, "test"))
             fleet.start_move(Move("waits", 2 * GiB, GiB, "test"))
             await end_while(fleet, world, "hangs")
-        left = {guest.name: guest for guest in fleet.list_left()}
-        assert sorted(left) == ["hangs", "waits"]
-        assert left["hangs"].target == left["waits"].target == GiB
-        assert left["waits"].actual == 2 * GiB
+        # Nothing was sent to the one that hung before.
+        (left,) = fleet.list_left()
+        assert (left.name, left.target) == ("hangs", GiB)
+        assert left.actual is not None
+        assert left.actual > GiB
+
+
+@simulated
+async def test_a_guest_that_nothing_was_sent_to_is_not_left_on_its_way() -> None:
+    async with open_world() as world:
+        world.start("begins")
+        world.start("told")
+        async with supervised(world) as fleet:
+            await become(fleet, {"begins": "healthy", "told": "healthy"})
+            fleet.start_move(Move("begins", 2 * GiB, GiB, "test"))
+            # Its move begins, and waits for a sample.
+            await trio.testing.wait_all_tasks_blocked()
+            fleet.start_move(Move("told", 2 * GiB, GiB, "test"))
+        assert fleet.list_left() == []
+        for fake in world.fakes.values():
+            assert fake.machine.target == 2 * GiB
