@@ -46,7 +46,10 @@ _BASELINE_FACTOR: Final = 2.0  # up to so many times its own rate is the guest's
 _FIRST_STEP: Final = 16 * MiB
 _GROWTH: Final = 2  # each step is so many times the last one
 _STEP_TIME: Final = 1.0  # seconds after which the next one comes, whatever was read
-_MARGIN: Final = 10  # a tenth of what had to be given back stays as a margin
+# What stays as a margin: a tenth of what had to be given back, and at least so many
+# bytes; twice as much each time that it was not enough.
+_MARGIN: Final = 10
+_LEAST_MARGIN: Final = 4 * MiB
 _EDGES: Final = 2  # edges that have to be found before nothing more is tried
 # The least memory that is worth stopping for: as much as a target is ahead of a guest.
 # A large guest does more by itself.
@@ -235,10 +238,10 @@ class WorkingSet:
         self.was_found = True
         if self.edges < _EDGES:
             return
-        margin = (self._given - self._room) / _MARGIN
-        # Where the edge was settled and it read again, the margin was too small.
-        surplus = max(0, round(self._room - margin)) if self.edge is None else 0
-        self.edge = self._size - surplus
+        # If it has read again at an edge that was found, the margin was too small.
+        needed = self._given - max(0.0, self._room)
+        margin = max(needed / _MARGIN, _LEAST_MARGIN) * 2 ** (self.edges - _EDGES)
+        self.edge = self._size - max(0, round(self._room - margin))
 
 
 def _compute_rate(

@@ -94,7 +94,9 @@ async def test_a_guest_that_begins_to_swap_is_let_alone(
     ):
         await prefer_to_swap(guest)
         # Nothing but its swapping holds it up: it keeps no headroom.
-        reckless = Guard(headroom=0, floor=64 * MiB, swap_rate=256 * KiB)
+        reckless = Guard(
+            headroom=0, floor=64 * MiB, swap_rate=256 * KiB, reread_within=0
+        )
         report = await balloon.reclaim(guard=reckless)
         marks = [sample.mark for sample in report.timeline if sample.mark]
         assert marks[0] == "held back"
@@ -137,6 +139,7 @@ SWAP_ALONE = Guard(
     swap_rate=256 * KiB,
     fault_rate=math.inf,
     max_rate=64 * MiB,
+    reread_within=0,
 )
 FAULTS_ALONE = evolve(SWAP_ALONE, swap_rate=math.inf, fault_rate=20.0)
 
