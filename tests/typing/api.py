@@ -65,6 +65,9 @@ async def on_trio() -> None:
         await balloon.monitor.execute("query-status", timeout=1, oob=True)
         with balloon.monitor.subscribe("BALLOON_CHANGE") as events:
             assert_type(await events.receive(), Event)
+    async with open_balloon("/run/vm1.qmp", own="auto") as balloon:
+        assert_type(balloon, Balloon[TrioMonitor])
+    open_balloon("/run/vm1.qmp", own="yes")  # type: ignore[arg-type]
     async with open_monitor(("localhost", 4444)) as monitor:
         assert_type(monitor, TrioMonitor)
         assert_type(await find_balloon(monitor), Balloon[TrioMonitor])
