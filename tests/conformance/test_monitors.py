@@ -30,6 +30,7 @@ def client(path: Path) -> Iterator[RealMonitor]:
     with connected(path) as sock:
         monitor = RealMonitor(sock)
         try:
+            assert b'"QMP"' in monitor.receive(1)
             negotiate(monitor)
             yield monitor
         finally:
@@ -37,7 +38,6 @@ def client(path: Path) -> Iterator[RealMonitor]:
 
 
 def negotiate(monitor: RealMonitor) -> None:
-    assert "QMP" in json.loads(monitor.receive(1))
     assert monitor.execute("qmp_capabilities") == {"return": {}}
 
 
@@ -52,6 +52,8 @@ def add(monitor: RealMonitor, close_action: str) -> RealMonitor:
         "object-add", **{"qom-type": "monitor-qmp"}, id=NAME, **properties
     )
     assert answer == {"return": {}}
+    # QEMU does not notice that a client leaves before this.
+    assert b'"QMP"' in added.receive(1)
     return added
 
 
