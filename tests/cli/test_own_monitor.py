@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from command import line_of, object_of, run, serve, start, until
+from command import FAST, serve, start, until
 from fake_libvirt import install
 from in_process import only_line, status_of
 
 from qmpballoon.sizes import GiB
+from qmpballoon.testing import Machine, MachineConfig
+from qmpballoon.testing import serve as serve_in_thread
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from qmpballoon.testing import FakeQemu
+    from qmpballoon.testing.model.chardevs import Descriptor, QmpMonitor
 
 COMMANDS = [["status"], ["resize", "1G"], ["reclaim"], ["reclaim", "--dry-run"]]
 
@@ -32,15 +35,26 @@ async def use_shared(fake: FakeQemu) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-async def test_what_is_done_on_one_is_done(
-    command: list[str], socket_path: Path
+def test_what_is_done_on_one_is_done(
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    added: list[str] = []
+    begin_serving = Machine.begin_serving
+
+    def note(machine: Machine, monitor: QmpMonitor, descriptor: Descriptor) -> None:
+        added.append(monitor.name)
+        begin_serving(machine, monitor, descriptor)
+
+    monkeypatch.setattr(Machine, "begin_serving", note)
     name, *rest = command
-    async with serve(socket_path, version="11.1") as fake:
-        result = await run(name, socket_path, *rest, "--own-monitor", "--json")
-        assert result.returncode == 0
-        assert object_of(result)
-        await until(lambda: len(fake.machine.monitors) == 1)
+    with serve_in_thread(MachineConfig(guest=FAST), version="11.1") as fake:
+        assert status_of(name, fake.socket, *rest, "--own-monitor", "--json") == 0
+        while fake.do(lambda machine: len(machine.monitors)) > 1:
+            pass  # QEMU has not noticed yet that the client left
+    assert len(added) == 1
+    assert json.loads(capsys.readouterr().out)
 
 
 async def test_the_shared_one_is_free_while_it_watches(socket_path: Path) -> None:
@@ -76,14 +90,16 @@ async def test_a_fleet_keeps_nobody_out(socket_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, ["watch"]], ids=" ".join)
-async def test_an_older_qemu_is_told_of(command: list[str], socket_path: Path) -> None:
+def test_an_older_qemu_is_told_of(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     name, *rest = command
-    async with serve(socket_path) as fake:
-        result = await run(name, socket_path, *rest, "--own-monitor")
-        assert result.returncode == 4
-        assert "can be added (QEMU 10.0." in line_of(result)
-        assert "without --own-monitor" in line_of(result)
-        assert len(fake.machine.monitors) == len(fake.machine.chardevs) == 1
+    with serve_in_thread() as fake:
+        assert status_of(name, fake.socket, *rest, "--own-monitor") == 4
+        assert fake.do(lambda machine: len(machine.chardevs)) == 1
+    line = only_line(capsys)
+    assert "can be added (QEMU 10.0." in line
+    assert "without --own-monitor" in line
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, ["watch"]], ids=" ".join)
