@@ -763,7 +763,7 @@ async def test_a_vm_that_is_paused_from_the_start_is_not_told_to_load_a_driver()
         incoming.machine.status = "inmigrate"
         async with supervised(world) as fleet:
             await become(fleet, {"vm": "stale", "incoming": "stale"})
-            assert "resume it" in view(fleet, "vm").detail
+            assert "start it (cont)" in view(fleet, "vm").detail
             assert "migration" in view(fleet, "incoming").detail
 
 
