@@ -48,11 +48,11 @@ MORE: Final = 10 if settings().max_examples > 1000 else 1
 def honest_vms(draw: st.DrawFn) -> MachineConfig:
     """A guest that needs some memory, slowly enough to be helped."""
     total = draw(st.sampled_from([2, 4])) * GiB
-    start = BEFORE + draw(st.integers(3, 14))
+    start = BEFORE + draw(st.integers(3, 8))
     size = draw(st.integers(0, total // 4 // MiB))
     steps: tuple[WorkloadStep, ...] = ()
     if size:
-        steps = ramp(start * SECOND, (start + 15) * SECOND, size * MiB)
+        steps = ramp(start * SECOND, (start + 14) * SECOND, size * MiB)
     cache = draw(st.integers(0, total // 2 // MiB)) * MiB
     guest = evolve(GUEST, cache=cache, workload=steps)
     return MachineConfig(memory=total, guest=guest)

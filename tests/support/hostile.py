@@ -16,7 +16,7 @@ from qmpballoon.testing.strategies import fault_plans, hostile_machines
 if TYPE_CHECKING:
     from qmpballoon.testing import FaultPlan, MachineConfig
 
-DURATION: Final = 32  # seconds in which faults come
+DURATION: Final = 24  # seconds in which faults come
 
 
 @define
