@@ -22,7 +22,10 @@ What is counted, averaged over the seeds:
   its hard reserve, a quarter of its reserve, and what the guests had not touched of
   their sizes;
 * moved: memory that was moved in either direction, in GiB;
-* relief: how long a guest that fell below its headroom stayed there, in seconds.
+* relief: how long a guest that fell below its headroom stayed there, in seconds;
+* reread: what guests read again from their disks because it was dropped from their page
+  caches, in GiB. Only in the workload ``caches`` do they read anything again: half of
+  them read a set of files in a loop.
 """
 
 from __future__ import annotations
@@ -37,12 +40,14 @@ from attrs import define, evolve, field, frozen
 
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.fleet.guests import Guest, Host
+from qmpballoon.fleet.hot_cache import CacheSample, HotCache
 from qmpballoon.fleet.movement import Promise
 from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
 from qmpballoon.fleet.vm import UsageRate
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import (
     SECOND,
+    FileReads,
     GuestConfig,
     Machine,
     MachineConfig,
@@ -72,6 +77,7 @@ class Vm:
     pressed_since: float | None = None
     kills: int = 0
     usage_rate: UsageRate = field(factory=UsageRate)
+    hot_cache: HotCache = field(factory=HotCache)
     used: deque[tuple[float, int]] = field(factory=deque[tuple[float, int]])
 
     @property
@@ -109,6 +115,16 @@ class Vm:
     def untouched(self) -> int:
         """Return the memory that the guest has and has not touched yet."""
         return max(0, min(self.actual - self.machine.resident, self.free))
+
+    def count_reread(self, seconds: int) -> int:
+        """Return the bytes that it has read again within so many seconds."""
+        steps = self.machine.guest.config.workload
+        once = sum(
+            step.delta
+            for step in steps
+            if step.kind == "cache" and step.at <= seconds * SECOND
+        )
+        return max(0, self.machine.guest.read - once)
 
     def ask(self, size: int) -> None:
         """Set the target, within the VM's limits."""
@@ -153,6 +169,17 @@ class Ours:
             return
         for vm in vms:
             vm.usage_rate.add_sample(seconds, vm.actual - vm.seen_available)
+            vm.hot_cache.observe(
+                CacheSample(
+                    at=seconds,
+                    read=vm.machine.guest.read,
+                    actual=vm.actual,
+                    free=vm.free,
+                    available=vm.available,
+                    headroom=vm.headroom,
+                    taken=vm.total - vm.actual,
+                )
+            )
         promised = sum(promise.count(seconds) for promise in self.promises.values())
         above = (min(vm.actual, vm.machine.resident) - vm.floor for vm in vms)
         above_floors = sum(max(0, size) for size in above)
@@ -177,6 +204,7 @@ def make_guest(vm: Vm, period: float) -> Guest:
         free=vm.free,
         untouched=vm.untouched,
         usage_increase=vm.usage_rate.predict_increase(period),
+        hot=vm.hot_cache.size,
     )
 
 
@@ -264,6 +292,7 @@ class Score:
     beside: float
     moved: float
     relief: float
+    reread: float
 
 
 COLUMNS: Final = [attribute.name for attribute in Score.__attrs_attrs__]
@@ -283,6 +312,8 @@ class Load:
         fall: For how long it shrinks.
         rest: For how long nothing is needed until the next time.
         first: For how long nothing is needed at the start.
+        hot: The share of its RAM that is read in a loop by each second guest, in 2 to
+            10 seconds.
     """
 
     size: tuple[float, float]
@@ -291,6 +322,13 @@ class Load:
     rest: tuple[float, float]
     fall: tuple[float, float] = (0, 0)
     first: tuple[float, float] = (30, 300)
+    hot: tuple[float, float] = (0, 0)
+
+    def draw_files(self, rng: Random, total: int) -> Iterator[FileReads]:
+        """Draw what a guest with ``total`` bytes of RAM reads again and again."""
+        if any(self.hot):
+            size = int(total * rng.uniform(*self.hot))
+            yield FileReads("loop", size, int(size / rng.uniform(2, 10)))
 
     def draw_steps(
         self, rng: Random, total: int, seconds: int
@@ -332,6 +370,13 @@ LOADS: Final = {
         rest=(30, 120),
     ),
     "spikes": Load(size=(0.05, 0.2), rise=(1, 5), hold=(5, 20), rest=(20, 200)),
+    "caches": Load(
+        size=(0.1, 0.3),
+        rise=(10, 60),
+        hold=(30, 120),
+        rest=(60, 400),
+        hot=(0.1, 0.3),
+    ),
 }
 
 
@@ -344,7 +389,9 @@ def make_vms(load: Load, seed: int, seconds: int) -> list[Vm]:
         used = int(total * rng.uniform(0.1, 0.3))
         cache = int((total - used) * rng.uniform(0.1, 0.5))
         steps = sorted(load.draw_steps(rng, total, seconds), key=lambda step: step.at)
-        guest = GuestConfig(used=used, cache=cache, workload=tuple(steps))
+        files = tuple(load.draw_files(rng, total)) if number % 2 else ()
+        cache = max(cache, sum(each.size for each in files))
+        guest = GuestConfig(used=used, cache=cache, workload=tuple(steps), files=files)
         limits = Guard().compute_limits(total)
         machine = Machine(MachineConfig(memory=total, guest=guest), rng=Random(number))  # noqa: S311
         vms.append(
@@ -407,6 +454,7 @@ def run(policy: Policy, load: Load, seed: int, minutes: int) -> Score:
         beside=beside,
         moved=moved / GiB,
         relief=mean(reliefs) if reliefs else 0.0,
+        reread=sum(vm.count_reread(minutes * 60) for vm in vms) / GiB,
     )
 
 

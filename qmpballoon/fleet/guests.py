@@ -73,6 +73,8 @@ class Guest:
             given no memory for it, and gains nothing if the guest gives it up.
         is_stalled: Whether it lately gave much less than it said it could.
         usage_increase: Bytes by which its use increases until the next plan.
+        hot: The page cache above its headroom that it reads again and again: what it
+            has of it, and what was taken from it.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Guest:
     untouched: int = 0
     is_stalled: bool = False
     usage_increase: int = 0
+    hot: int = 0
 
     @property
     def is_moving(self) -> bool:
@@ -107,8 +110,8 @@ class Guest:
 
     @property
     def spare(self) -> int:
-        """Bytes it can give: all above what it should have available, and its floor."""
-        above = self.available - self.desired_available
+        """Bytes it can give: what it has above its needs, hot cache, and floor."""
+        above = self.available - self.desired_available - self.hot
         return max(0, min(above, self.actual - self.floor))
 
     @property
@@ -148,6 +151,19 @@ class Guest:
         if left >= self.headroom and self.actual >= self.floor:
             return 0
         lacking = max(self.desired_available - self.available, self.floor - self.actual)
+        return max(0, min(lacking, self.room))
+
+    @property
+    def hot_need(self) -> int:
+        """Bytes to give it back so that it has room for its hot cache.
+
+        It has as much available as it needs; else see :attr:`need`.
+        """
+        if not self.hot or self.need or self.distress:
+            return 0
+        if self.available >= self.headroom + self.hot:
+            return 0
+        lacking = self.desired_available + self.hot - self.available
         return max(0, min(lacking, self.room))
 
     @property

@@ -89,6 +89,10 @@ _GAUGES: Final[dict[str, tuple[str, _Value]]] = {
         "Memory that the guest keeps available.",
         lambda view: view.bounds.headroom if view.bounds else None,
     ),
+    "vm_memory_hot_bytes": (
+        "Page cache above its headroom that the guest reads again and again.",
+        lambda view: view.hot if view.is_fresh else None,
+    ),
     "guest_last_update_timestamp_seconds": (
         "When the guest last answered, in seconds since the epoch.",
         _read_last_update,

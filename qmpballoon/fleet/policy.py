@@ -39,10 +39,15 @@ Pure: the same state always makes the same plan. These are the rules.
    1998.)
 8. *No reward for a stall.* A guest that did not give what it said it could is not asked
    again for a while. The others give its part. It gets what it needs, and nothing else.
-9. *A reserve out of reach is a wish.* The host may lack some of its reserve and of half
-   its buffer though all guests were at their floors. Nobody is squeezed to his last
-   page for that: guests keep half of what they do not use, unless others are in
-   distress, or the host is below its hard reserve.
+9. *Cold first.* A guest does not spare page cache that it reads again and again (hot),
+   and gets back what it lacks of it, after all other needs: from what the host has
+   above half of its buffer, and from what others spare. Hot cache is worth less than
+   the reserve: while the host lacks some of that, and cold memory is not enough, hot
+   cache counts as any other.
+10. *A reserve out of reach is a wish.* The host may lack some of its reserve and of
+    half its buffer though all guests were at their floors. Nobody is squeezed to his
+    last page for that: guests keep half of what they do not use, unless others are in
+    distress, or the host is below its hard reserve.
 
 Policies differ in which guests give and get first: see :data:`PolicyName`. Each keeps
 all floors, ceilings and headrooms, and the host's reserves.
@@ -76,8 +81,8 @@ __all__ = [
 PolicyName = Literal["available", "proportional", "shares"]
 """What is made equal among the guests:
 
-* ``available``: the memory that a guest has available above its headroom, as a share of
-  its RAM. The default.
+* ``available``: the memory that a guest has available above its headroom and its hot
+  cache, as a share of its RAM. The default.
 * ``proportional``: how far a guest's size is between its floor and its ceiling, as in
   XAPI's squeezed.
 * ``shares``: a guest's size, as by Proxmox VE's shares, but with page cache counted as
@@ -266,14 +271,16 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
     unreachable = _count_unreachable(host, rules)
     # Nobody is squeezed for a reserve that cannot be reached, unless others need it.
     is_wish = unreachable > 0 and for_distress > sum(g.distress for g in at_rest)
-    donors = _choose_donors(map(_keep_half, at_rest) if is_wish else at_rest)
     # What is freed now is given by the next plan. So that plan's need counts.
-    needs = [max(g.compute_need(2), g.distress) for g in at_rest]
+    needs = [max(g.compute_need(2), g.distress, g.hot_need) for g in at_rest]
     need = sum(_Shares.of(everyone, slack).limit(at_rest, needs)[1])
-    wanted = max(0, need - slack) - sum(map(_predict_gain, everyone))
+    kept = rules.buffer // 2 if any(guest.hot_need for guest in at_rest) else 0
+    wanted = max(0, need + kept - slack) - sum(map(_predict_gain, everyone))
     if free < rules.buffer // 2:
         wanted += rules.buffer - free
     wanted = max(0, wanted)
+    candidates = [_keep_half(guest) for guest in at_rest] if is_wish else at_rest
+    donors = _choose_donors(candidates, wanted, takes_hot=free < 0)
     # Below the reserve, small moves are better than none.
     dead_band = min(rules.dead_band, MiB) if free < 0 else rules.dead_band
     shrinks = _plan_shrinks(
@@ -284,6 +291,9 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
         uncapped=host.available < rules.reserve // 2,
     )
     grants = _share_for_needs(at_rest, everyone, slack, for_distress)
+    grants |= _share_for_hot(
+        at_rest, everyone, slack, sum(grants.values()) + rules.buffer // 2
+    )
     surplus = slack - max(need, sum(grants.values())) - rules.buffer
     if wanted or surplus <= rules.buffer or not host.is_complete:
         surplus = 0
@@ -328,7 +338,8 @@ def take(amount: int, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
             lowered to it.
     """
     everyone = sorted(guests, key=lambda guest: guest.name)
-    donors = _choose_donors([guest for guest in everyone if not guest.is_moving])
+    at_rest = [guest for guest in everyone if not guest.is_moving]
+    donors = _choose_donors(at_rest, amount, takes_hot=True)
     reason = f"{format_size(amount)} were asked for"
     exact = evolve(rules, dead_band=min(rules.dead_band, max(amount, PAGE)))
     return FleetPlan(
@@ -341,12 +352,24 @@ def take(amount: int, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
 # Shrinking
 
 
-def _choose_donors(guests: Iterable[Guest]) -> list[Guest]:
-    return [
+def _choose_donors(
+    guests: Iterable[Guest], wanted: int, *, takes_hot: bool
+) -> list[Guest]:
+    """Return the guests that can give some.
+
+    Args:
+        guests: Those at rest.
+        wanted: The bytes that they are to give together.
+        takes_hot: If their cold memory is not enough, let hot cache count as any other.
+    """
+    candidates = [
         guest
         for guest in guests
-        if not (guest.is_stalled or guest.need or guest.distress) and guest.gain >= PAGE
+        if not (guest.is_stalled or guest.need or guest.distress)
     ]
+    if takes_hot and sum(guest.gain for guest in candidates) < wanted:
+        candidates = [evolve(guest, hot=0) for guest in candidates]
+    return [guest for guest in candidates if guest.gain >= PAGE]
 
 
 def _keep_half(guest: Guest) -> Guest:
@@ -481,6 +504,8 @@ def _plan_grows(
         if guest.name in grants:
             share = grants[guest.name]
             why = f"in need{source}: {_describe_guest(guest)}"
+            if guest.hot_need:
+                why = f"it reads again what was taken from it: {_describe_guest(guest)}"
         if share:
             moves.append(Move(guest.name, guest.actual, guest.actual + share, why))
     return moves
@@ -507,6 +532,23 @@ def _share_for_needs(
     return grants | _fill_needs(others, needs, left, _Shares.of(everyone, slack))
 
 
+def _share_for_hot(
+    guests: Sequence[Guest], everyone: Sequence[Guest], slack: int, kept: int
+) -> dict[str, int]:
+    """Share out what guests lack for their hot cache.
+
+    Args:
+        guests: Those that can be given some.
+        everyone: All guests, which have their shares.
+        slack: Bytes that the host has above its reserve.
+        kept: Bytes of them that are for others.
+    """
+    needy = [guest for guest in guests if guest.hot_need]
+    needs = [guest.hot_need for guest in needy]
+    shares = _Shares.of(everyone, slack)
+    return _fill_needs(needy, needs, max(0, slack - kept), shares)
+
+
 def _fill_needs(
     needy: Sequence[Guest], needs: Sequence[int], amount: int, shares: _Shares
 ) -> dict[str, int]:
@@ -530,7 +572,8 @@ def _share_surplus(
     others = [
         guest
         for guest in guests
-        if not (guest.need or guest.distress or guest.is_stalled) and guest.room >= PAGE
+        if not (guest.need or guest.distress or guest.hot_need or guest.is_stalled)
+        and guest.room >= PAGE
     ]
     count = max(1, surplus // max(1, rules.dead_band))
     measure = _MEASURES[rules.policy]
@@ -553,7 +596,7 @@ def _make_recipient(
 
 # A guest's level under each policy: bytes, and the weight to divide them by.
 _MEASURES: Final[Mapping[PolicyName, Callable[[Guest], tuple[int, float]]]] = {
-    "available": lambda g: (g.available - g.headroom, g.weight * g.total),
+    "available": lambda g: (g.available - g.headroom - g.hot, g.weight * g.total),
     "proportional": lambda g: (
         g.actual - g.floor,
         g.weight * max(PAGE, g.ceiling - g.floor),
@@ -567,9 +610,10 @@ _SURPLUS: Final = "the host has memory to spare"
 
 
 def _describe_guest(guest: Guest) -> str:
+    hot = f", and {format_size(guest.hot)} of hot cache" if guest.hot else ""
     return (
         f"the guest has {format_size(guest.available)} available, and is to keep"
-        f" {format_size(guest.headroom)}"
+        f" {format_size(guest.headroom)}{hot}"
     )
 
 

@@ -718,8 +718,9 @@ class Supervisor:
     async def _poll(self, record: VmRecord, balloon: Balloon) -> None:
         stats = await balloon.stats()
         actual = await balloon.actual()
-        record.disk_reads = await balloon.disk_reads()
-        record.note_poll(trio.current_time(), actual, stats, balloon.resident())
+        reads = await balloon.disk_reads()
+        now = trio.current_time()
+        record.note_poll(now, actual, stats, balloon.resident(), reads)
         self._notify()
 
     async def _move(self, task: _VmTask, balloon: Balloon, target: int) -> None:

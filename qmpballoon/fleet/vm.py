@@ -23,6 +23,7 @@ from attrs import asdict, define, evolve, field, frozen
 from qmpballoon.balloon.device import LARGEST_PAGE, describe_small, lacks_ram
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Guest
+from qmpballoon.fleet.hot_cache import CacheSample, HotCache
 from qmpballoon.fleet.movement import Pace, Promise, Stray
 from qmpballoon.sizes import format_size
 
@@ -142,6 +143,9 @@ class VmView:
         stats: The guest's latest statistics.
         counters: What has happened to the VM.
         disk_reads: What the VM has read from its disks; ``None`` if that is not known.
+        hot: The page cache above its headroom that the guest reads again and again:
+            what it has of it, and what was taken from it. ``None`` if that is not
+            known: the VM has no disk, or has been watched for less than ten seconds.
         owed: The size that a run that was interrupted owes the guest.
     """
 
@@ -157,6 +161,7 @@ class VmView:
     stats: GuestStats = field(repr=False)
     counters: VmCounters = field(repr=False)
     disk_reads: DiskReads | None = None
+    hot: int | None = None
     owed: int | None = None
 
     @property
@@ -204,6 +209,7 @@ class VmView:
             else {**self.stats.to_json(), "fresh": self.is_fresh},
             "host": {"resident": self.resident},
             "disk_reads": self.disk_reads and asdict(self.disk_reads),
+            "hot": self.hot,
         }
 
 
@@ -357,6 +363,7 @@ class VmRecord:
     _watched: _Watched | None = None
     _was_moved: bool = False  # by this fleet
     _left_at: int | None = None  # where a move that did not end has sent it
+    _hot_cache: HotCache = field(factory=HotCache)
 
     def begin_anew(self) -> VmRecord:
         """Return a record of the same VM that knows nothing but what must not be lost.
@@ -380,6 +387,7 @@ class VmRecord:
         self._silence, self._prompted_at = "", now
         self.stats, self._usage_rate = GuestStats(), UsageRate()
         self._stray, self._watched = Stray(), None
+        self._hot_cache = HotCache()
 
     def note_lost(
         self,
@@ -412,7 +420,12 @@ class VmRecord:
         self.resident, self.disk_reads = resident, None
 
     def note_poll(
-        self, now: float, actual: int, stats: GuestStats, resident: int | None
+        self,
+        now: float,
+        actual: int,
+        stats: GuestStats,
+        resident: int | None,
+        disk_reads: DiskReads | None = None,
     ) -> None:
         """Take in what a poll has shown."""
         first = self.polled_at == -math.inf
@@ -429,6 +442,8 @@ class VmRecord:
             self.owed = None  # it has it
         if is_new and self._is_aligned and stats.reclaimable is not None:
             self._usage_rate.add_sample(now, actual - stats.reclaimable)
+            self._watch_reads(now, actual, min(actual, stats.reclaimable))
+        self.disk_reads = disk_reads
         self._left_at = None
         self._note_found()
         self._promise.observe(self._untouched_memory)
@@ -577,6 +592,28 @@ class VmRecord:
         if self._stray.was_moved(now):
             self._leave_alone(now, _describe_other(actual))
 
+    def _watch_reads(self, now: float, actual: int, available: int) -> None:
+        """Notice that its guest reads again what was taken from it.
+
+        What it had read by the poll before counts: the sample is of a time after that.
+        So memory that reads have filled is seen no later than the reads.
+        """
+        bounds, total = self.bounds, self.total
+        reads, free = self.disk_reads, self.stats.free
+        if bounds is None or total is None or reads is None or free is None:
+            return
+        self._hot_cache.observe(
+            CacheSample(
+                at=now,
+                read=reads.bytes,
+                actual=actual,
+                free=free,
+                available=available,
+                headroom=bounds.headroom,
+                taken=max(0, min(total, bounds.ceiling) - actual),
+            )
+        )
+
     def _judge_stats(self, now: float) -> None:
         nonsense = self.stats.find_nonsense(self.capacity)
         if nonsense is not None:
@@ -691,6 +728,7 @@ class VmRecord:
             untouched=self._untouched,
             is_stalled=now < self._stalled_until,
             usage_increase=self._usage_rate.predict_increase(self.period),
+            hot=self._hot_cache.size,
         )
 
     def find_small(self) -> SmallGuest | None:
@@ -718,8 +756,15 @@ class VmRecord:
             stats=self.stats,
             counters=self.counters,
             disk_reads=self.disk_reads,
+            hot=self._hot,
             owed=self.owed if self.is_owed else None,
         )
+
+    @property
+    def _hot(self) -> int | None:
+        """Bytes of hot cache, if that is known."""
+        is_known = self.connected and self._hot_cache.is_known
+        return self._hot_cache.size if is_known else None
 
     def _describe_state(self, state: VmState) -> str:
         if state == "nonsense":

@@ -261,10 +261,12 @@ def hostile_machines(memory: int = 4 * GiB) -> SearchStrategy[MachineConfig]:
         frozen_after=st.none() | st.integers(0, 60 * SECOND),
         claims=st.just(no_claims) | _lies(memory) | _claims(),
         workload=st.just(()) | workloads(memory // 2),
+        files=st.just(()) | file_reads(memory),
     )
     return st.builds(
         MachineConfig,
         memory=st.just(memory),
+        disks=st.sampled_from([0, 1]),
         slots=st.just(1),
         max_memory=st.just(memory + GiB),
         deflate_on_oom=st.booleans(),

@@ -38,6 +38,20 @@ def test_a_size_below_the_floor_is_a_need() -> None:
     assert make_guest(actual=GiB, floor=2 * GiB).need == GiB
 
 
+def test_hot_cache_is_not_spare_and_is_a_need_of_its_own() -> None:
+    guest = make_guest(hot=500 * MiB)
+    assert guest.spare == GiB - 692 * MiB
+    assert guest.hot_need == 0
+    lacks = make_guest(hot=GiB - 127 * MiB)
+    assert lacks.spare == 0
+    # It lacks 1 MiB, and gets half a headroom on top, so as not to come back at once.
+    assert lacks.hot_need == 65 * MiB
+    assert (lacks.need, lacks.distress) == (0, 0)
+    assert make_guest(hot=GiB - 128 * MiB).hot_need == 0
+    assert make_guest(hot=3 * GiB, available=100 * MiB).hot_need == 0  # it has a need
+    assert make_guest(hot=3 * GiB, ceiling=2 * GiB + MiB).hot_need == MiB
+
+
 sizes = st.integers(0, 4 * GiB)
 
 

@@ -22,7 +22,7 @@ from qmpballoon._printable import make_printable
 from qmpballoon.fleet import metrics
 from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot, serve_metrics
 from qmpballoon.fleet.vm import VM_STATES
-from qmpballoon.sizes import GiB
+from qmpballoon.sizes import GiB, MiB
 
 ALL = "0.0.0.0"  # noqa: S104 - that is what is tested
 NAME = make_printable(WELL.name)
@@ -54,6 +54,7 @@ def values(name: str) -> dict[str, float]:
 def test_figures_arrive() -> None:
     assert values("vm_disk_read_bytes") == {NAME: 5 * GiB}
     assert values("vm_disk_reads") == {NAME: 6}
+    assert values("vm_memory_hot_bytes") == {NAME: 700 * MiB}
     assert values("refused") == {"": 3}
     assert values("host_memory_available_bytes") == {"": 8 * GiB}
     assert values("host_memory_reserve_bytes") == {"": 4 * GiB}

@@ -98,6 +98,7 @@ def members_drawn(draw: st.DrawFn) -> list[Guest]:
                 untouched=draw(st.just(0) | sizes(actual)),
                 is_stalled=draw(seldom),
                 usage_increase=draw(sizes(total // 16)) if draw(seldom) else 0,
+                hot=draw(sizes(total)) if draw(seldom) else 0,
             )
         )
     return drawn
@@ -143,7 +144,7 @@ def test_no_plan_breaks_a_limit(host: Host, fleet: list[Guest], rules: Rules) ->
         else:
             assert move.change > 0
             assert move.target <= min(vm.ceiling, vm.total)
-            assert vm.need or vm.distress or not vm.is_stalled
+            assert vm.need or vm.distress or vm.hot_need or not vm.is_stalled
 
 
 @given(hosts, members_drawn(), rules_drawn(), st.booleans())
@@ -253,8 +254,8 @@ def test_carried_out_again_and_again_it_comes_to_rest(
     assert plan.moves == ()
     worth = max(min(rules.dead_band, MiB), PAGE)
     if not plan.unreachable and any(m.gain > worth and not m.is_stalled for m in fleet):
-        # Shares are whole pages, and so is what is worth a move.
-        assert host.available >= rules.reserve - PAGE * len(fleet)
+        # Shares are whole pages, and less is lacking than is worth a move.
+        assert host.available > rules.reserve - max(worth, PAGE * len(fleet))
 
 
 def above_floor(vm: Guest) -> int:
@@ -308,7 +309,8 @@ def test_who_has_enough_on_a_host_that_has_enough_is_left_alone(
         evolve(m, actual=actual, ceiling=m.total, available=available, target=None)
         for m in fleet
         for actual in [max(m.actual, m.floor)]
-        for available in [max(m.available, m.headroom + 3 * m.usage_increase)]
+        for enough in [m.headroom + max(3 * m.usage_increase, m.hot)]
+        for available in [max(m.available, enough)]
     ]
     above = rules.buffer // 2 + quarters * rules.buffer // 4
     host = Host(256 * GiB, rules.reserve + above + promised, promised)
@@ -386,6 +388,79 @@ def test_what_is_not_there_for_a_guest_in_need_is_taken_from_others() -> None:
     assert plan.moves[-1].reason.startswith(
         "in need, from the host's reserve: the guest"
     )
+
+
+HOT = guest("hot", available=300 * MiB, hot=400 * MiB)
+ABOVE_HALF = evolve(ENOUGH, available=RULES.reserve + 2 * RULES.buffer)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_cold_donor_gives_and_a_hot_one_does_not(policy: PolicyName) -> None:
+    hot = evolve(HOT, available=2 * GiB, hot=2 * GiB - 192 * MiB)
+    cold = guest("cold", available=700 * MiB)
+    plan = make_plan(short_of(MiB), [hot, cold], evolve(RULES, policy=policy))
+    assert changes(plan) == {"cold": -RULES.buffer - MiB}
+
+
+def test_the_coldest_gives_most() -> None:
+    hot = evolve(HOT, available=2 * GiB, hot=GiB + 512 * MiB)
+    cold = guest("cold", available=700 * MiB)
+    assert changes(make_plan(short_of(0), [hot, cold], RULES)) == {
+        "hot": -(RULES.buffer - 188 * MiB) // 2,
+        "cold": -(RULES.buffer + 188 * MiB) // 2,
+    }
+
+
+def test_hot_cache_is_worth_less_than_the_reserve() -> None:
+    hot = evolve(HOT, available=528 * MiB)
+    # There is enough for the reserve, and not for all of the buffer.
+    assert changes(make_plan(short_of(-MiB), [hot], RULES)) == {}
+    assert changes(make_plan(short_of(MiB), [hot], RULES)) == {
+        "hot": -RULES.buffer - MiB
+    }
+
+
+def test_a_guest_gets_back_what_it_reads_again() -> None:
+    (move,) = make_plan(ABOVE_HALF, [HOT], RULES).moves
+    # Its hot cache, its headroom, and half as much.
+    assert move.change == 400 * MiB + 192 * MiB - 300 * MiB
+    assert move.reason.startswith("it reads again what was taken from it: the guest")
+    assert move.reason.endswith("is to keep 128 MiB, and 400 MiB of hot cache")
+
+
+def test_hot_cache_gets_no_more_than_the_ceiling() -> None:
+    limited = evolve(HOT, ceiling=HOT.actual + 100 * MiB)
+    assert changes(make_plan(ABOVE_HALF, [limited], RULES)) == {"hot": 100 * MiB}
+
+
+def test_half_of_the_buffer_is_not_for_hot_cache_and_others_give_the_rest() -> None:
+    plan = make_plan(ENOUGH, [HOT, guest("cold")], RULES)
+    assert changes(plan) == {"hot": RULES.buffer // 2, "cold": -164 * MiB}
+
+
+def test_hot_cache_waits_for_guests_in_distress() -> None:
+    needy = guest("needy", available=20 * MiB)
+    plan = make_plan(ENOUGH, [HOT, needy], RULES)
+    assert changes(plan) == {"needy": 172 * MiB}
+
+
+def test_of_what_is_beyond_the_shares_hot_guests_leave_a_part() -> None:
+    """So one that reads its disks for ever harms itself only."""
+    greedy = guest("greedy", available=0, headroom=0, hot=64 * GiB, total=64 * GiB)
+    greedy = evolve(greedy, ceiling=64 * GiB, actual=60 * GiB)
+    others = [guest(f"vm{n}", available=150 * MiB) for n in range(4)]
+    host = evolve(ENOUGH, available=RULES.reserve + 3 * GiB)
+    granted = changes(make_plan(host, [greedy, *others], RULES))["greedy"]
+    assert 2 * GiB < granted <= 3 * GiB * 16 // 17
+
+
+def test_what_is_to_be_taken_soon_is_cold_first() -> None:
+    hot = evolve(HOT, available=GiB, hot=GiB - 128 * MiB)
+    cold = guest("cold", available=GiB)
+    assert changes(take(512 * MiB, [hot, cold], RULES)) == {"cold": -512 * MiB}
+    both = changes(take(GiB, [hot, cold], RULES))
+    assert sum(both.values()) == -GiB
+    assert both["hot"] < 0
 
 
 def test_a_guest_that_grows_is_served_before_it_is_in_need() -> None:

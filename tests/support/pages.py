@@ -41,13 +41,15 @@ WELL = VmView(
     ),
     counters=VmCounters(given=5, taken=7, moves=4, stalls=1, losses=2),
     disk_reads=DiskReads(5 * GiB, 6),
+    hot=700 * MiB,
 )
-STALE = evolve(WELL, name="stale", state="stale", disk_reads=None)
+STALE = evolve(WELL, name="stale", state="stale", disk_reads=None, hot=None)
 GONE = evolve(
     WELL,
     name="gone",
     state="gone",
     disk_reads=None,
+    hot=None,
     actual=None,
     total=None,
     resident=None,

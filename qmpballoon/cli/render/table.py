@@ -39,10 +39,10 @@ _COLOURS: Final[dict[VmState, str]] = {
     "failed": "bad",
 }
 # What is left out first where the terminal is too narrow for all columns.
-_LEFT_OUT: Final = ("cache", "free", "of", "resident", "available")
+_LEFT_OUT: Final = ("hot", "cache", "free", "of", "resident", "available")
 _COLUMNS: Final = (
     *("VM", "state", "has", "of"),
-    *("available", "free", "cache", "resident"),
+    *("available", "free", "cache", "hot", "resident"),
 )
 _PADDING: Final = 2  # columns of the terminal for each column of the table
 _NARROWEST: Final = 8  # columns of the terminal for the names
@@ -166,7 +166,9 @@ def _draw_table(views: Sequence[VmView], width: int) -> Table:
 
 def _format_cells(view: VmView) -> list[Text]:
     stats = view.stats
-    is_needy = (view.above_headroom or 0) < 0
+    above = view.above_headroom
+    is_needy = (above or 0) < 0
+    lacks_hot = above is not None and above < (view.hot or 0)
     # What a guest said before it stopped answering.
     style = "" if view.is_fresh else "secondary"
     return [
@@ -180,6 +182,7 @@ def _format_cells(view: VmView) -> list[Text]:
         Text(_format_size(stats.reclaimable), "bad" if is_needy else style),
         Text(_format_size(stats.free), style),
         Text(_format_size(stats.disk_caches), style),
+        Text(_format_size(view.hot), "warning" if lacks_hot else style),
         Text(_format_size(view.resident)),
     ]
 
