@@ -290,6 +290,17 @@ def test_reads_that_nothing_ends_are_none_of_ours() -> None:
     assert (rule.edge, rule.is_suspected) == (None, False)
 
 
+def test_a_loop_that_needs_all_that_was_taken_has_it_within_seconds() -> None:
+    """Steps as large as the first would take it longer than its memory is worth."""
+    full, rate = 16 * GiB, 200 * MiB
+    rule = WorkingSet(RereadLimits.of(full, 30), full)
+    for tick in range(round(15 / TICK)):
+        reads = max(0, tick - 25) * round(rate * TICK)
+        if rule.observe(tick * TICK, 2 * GiB, reads).size == full:
+            return
+    pytest.fail("it still lacks some")
+
+
 @pytest.mark.parametrize("first", [0.02, 0.07, 0.24])
 def test_what_it_reads_by_itself_is_known_from_few_samples(first: float) -> None:
     rule = WorkingSet(LIMITS, GiB)
