@@ -12,6 +12,7 @@ import signal
 import socket
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -237,20 +238,22 @@ async def test_a_qemu_that_is_stopped(tmp_path: Path) -> None:
 
 
 async def test_a_monitor_that_belongs_to_a_manager(tmp_path: Path) -> None:
-    folder = tmp_path / "libvirt" / "qemu" / "domain-1-vm1"
-    folder.mkdir(parents=True)
-    path = f"unix:{folder / 'monitor.sock'}"
-    async with start_qemu(tmp_path, *BALLOON, monitor=path) as (address, _):
-        report = await examine(address)
+    # The path of a socket has 107 characters at most, and pytest's folder many of them.
+    with TemporaryDirectory() as short:
+        folder = Path(short) / "libvirt" / "qemu" / "domain-1-vm1"
+        folder.mkdir(parents=True)
+        path = f"unix:{folder / 'monitor.sock'}"
+        async with start_qemu(tmp_path, *BALLOON, monitor=path) as (address, _):
+            report = await examine(address)
         (finding,) = report.findings
         assert finding.kind == "monitor-shared"
         assert "name the VM libvirt:NAME" in finding.detail
-    options = (*BALLOON, *STOPPED, *second_monitor(tmp_path))
-    async with start_qemu(tmp_path, *options, monitor=path):
-        report = await examine(second_monitor(tmp_path)[1].partition(",")[0])
-    first = next(each for each in report.findings if each.kind not in ABSENT)
-    assert first.kind == "managed"
-    assert "libvirt's own: that manager may set targets" in first.detail
+        options = (*BALLOON, *STOPPED, *second_monitor(tmp_path))
+        async with start_qemu(tmp_path, *options, monitor=path):
+            report = await examine(second_monitor(tmp_path)[1].partition(",")[0])
+        first = next(each for each in report.findings if each.kind not in ABSENT)
+        assert first.kind == "managed"
+        assert "libvirt's own: that manager may set targets" in first.detail
 
 
 async def test_a_monitor_over_tcp(tmp_path: Path) -> None:
