@@ -15,7 +15,8 @@ that are none of ours, such as a backup's. The rule is:
    where the edge is.
 4. Reads that go on as fast when everything has been given back and filled, or for
    longer than the time within which memory has to be read again to be worth keeping,
-   are none of ours. From then on they are part of what the guest reads by itself.
+   are none of ours. From then on they are part of what the guest reads by itself. So
+   are reads that begin and end again and again, whatever is given back.
 
 A program that starts, or a backup that ends, looks like an edge as well. So the first
 edge is tried again.
@@ -51,6 +52,10 @@ _STEP_TIME: Final = 1.0  # seconds after which the next one comes, whatever was 
 _MARGIN: Final = 10
 _LEAST_MARGIN: Final = 4 * MiB
 _EDGES: Final = 2  # edges that have to be found before nothing more is tried
+_MOST_EDGES: Final = 5  # found more often, it is none: the reads end by themselves
+# Times that reads may begin and end before anything was given back. One is a program
+# that starts; random reads waver a few times as more and more is taken.
+_BURSTS: Final = 10
 # The least memory that is worth stopping for: as much as a target is ahead of a guest.
 # A large guest does more by itself.
 _WORTH: Final = 128 * MiB
@@ -132,6 +137,7 @@ class WorkingSet:
         self._begun: float | None = None  # since when it reads again
         self._last_high = self._last_step = 0.0
         self._fastest = 0.0  # the highest rate since then
+        self._bursts = 0  # how often reads have ended by themselves
         self._again = 0.0  # bytes read since then, beyond its own rate
         self._size = self._given = self._step = 0
         self._room = 0.0  # bytes of what was given that are not read yet
@@ -233,9 +239,16 @@ class WorkingSet:
         """Note the edge, if memory had to be given back for the reads to end."""
         self._begun = None
         if not self._given:
+            self._bursts += 1
+            if self._bursts >= _BURSTS:
+                self._own_rate = max(self._own_rate, self._fastest)
             return
         self.edges += 1
         self.was_found = True
+        if self.edges > _MOST_EDGES:
+            self._own_rate = max(self._own_rate, self._fastest)
+            self.edge, self.edges = None, 0
+            return
         if self.edges < _EDGES:
             return
         # If it has read again at an edge that was found, the margin was too small.

@@ -234,17 +234,45 @@ class Loop:
             self.left, self.wait = self.size, self.pause
 
 
+@define
+class Bursts:
+    """A guest that reads now and then, whatever it has.
+
+    Attributes:
+        rate: Bytes a second while it reads.
+        seconds: For how long it reads.
+        pause: Seconds between.
+        used: Bytes that it needs.
+        reads: Bytes read from its disk.
+        ticks: How long it has gone on.
+    """
+
+    rate: int
+    seconds: float
+    pause: float
+    used: int = 200 * MiB
+    reads: int = 0
+    ticks: int = 0
+
+    def go_on(self, _: int) -> None:
+        self.ticks += 1
+        if (self.ticks * TICK - 1) % (self.seconds + self.pause) < self.seconds:
+            self.reads += round(self.rate * TICK) if self.ticks * TICK > 1 else 0
+
+
 @frozen
 class End:
     """Where a run ended."""
 
-    loop: Loop
+    loop: Loop | Bursts
     rule: WorkingSet
     actual: int
     turns: int
 
 
-def take_from(loop: Loop, full: int, rate: int, limits: RereadLimits = LIMITS) -> End:
+def take_from(
+    loop: Loop | Bursts, full: int, rate: int, limits: RereadLimits = LIMITS
+) -> End:
     """Take memory from a guest at a rate, by the rule alone, down to what it uses."""
     rule, actual, target = WorkingSet(limits, full), full, full
     quiet, turns, grew = 0.0, 0, False
@@ -273,10 +301,24 @@ def take_from(loop: Loop, full: int, rate: int, limits: RereadLimits = LIMITS) -
 )
 def test_the_edge_is_found_whatever_the_set(size: int, pause: float, rate: int) -> None:
     used, full = 200 * MiB, MEMORY
-    end = take_from(Loop(size, used, pause, size), full, rate)
-    assert end.loop.cached >= size * 9 // 10
+    loop = Loop(size, used, pause, size)
+    end = take_from(loop, full, rate)
+    assert loop.cached >= size * 9 // 10
     assert end.actual - used <= size * 5 // 4 + 16 * MiB
     assert end.turns <= 8
+
+
+@settings(max_examples=100)
+@given(
+    rate=st.integers(2, 400).map(lambda count: count * MiB),
+    seconds=st.floats(0.1, 8),
+    pause=st.floats(0.1, 20),
+)
+def test_it_ends_whatever_is_read_by_the_way(
+    rate: int, seconds: float, pause: float
+) -> None:
+    end = take_from(Bursts(rate, seconds, pause), MEMORY, 400 * MiB)
+    assert end.turns <= 16
 
 
 def test_reads_that_nothing_ends_are_none_of_ours() -> None:
@@ -288,6 +330,26 @@ def test_reads_that_nothing_ends_are_none_of_ours() -> None:
     assert GiB in sizes
     assert sizes[-1] == 0
     assert (rule.edge, rule.is_suspected) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "period", "part"),
+    [(4.6, 4.0, 1.5, 0.5), (30, 0, 1.5, 0.2), (12, 0, 4.5, 0.33)],
+    ids=["wavers", "short bursts", "bursts"],
+)
+def test_reads_that_begin_and_end_by_themselves_hold_nothing_up(
+    high: float, low: float, period: float, part: float
+) -> None:
+    """They go on for ever, whatever is given back, and a reclaim does not."""
+    rule, reads, held = WorkingSet(LIMITS, GiB), 0, 0
+    for tick in range(round(120 / TICK)):
+        seconds = tick * TICK
+        if seconds > 1:
+            reads += round(
+                (high if seconds % period < period * part else low) * MiB * TICK
+            )
+        held = tick if rule.observe(seconds, GiB // 2, reads).size else held
+    assert 1 < held * TICK < 40
 
 
 def test_a_loop_that_needs_all_that_was_taken_has_it_within_seconds() -> None:
