@@ -182,7 +182,8 @@ def test_a_guest_keeps_what_it_reads_and_gives_the_rest(
     streamed = 0 if stream is None else 5 * rate // 20
     assert read_meanwhile(machine, 5) <= streamed + size // 10
     cold = cache - max(size, guest.pinned + Guard().compute_limits(memory).headroom)
-    assert cache - cache_of(report) >= 0.85 * cold - 32 * MiB
+    # What a stream has just read is not cold yet.
+    assert cache - cache_of(report) >= 0.85 * cold - 32 * MiB - streamed
     assert count_turns(report.timeline) <= 10
 
 
