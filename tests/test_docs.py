@@ -150,7 +150,7 @@ def test_commands(block: Block, socket: str, tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         status = done.returncode
         output = done.stdout.replace(socket, SOCKET)

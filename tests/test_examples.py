@@ -90,7 +90,7 @@ def in_the_middle(name: str) -> Generator[tuple[ThreadedFake, subprocess.Popen[s
 def test_a_qemu_that_dies_in_the_middle_is_told_as_that(name: str) -> None:
     with in_the_middle(name) as (fake, process):
         fake.kill()
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
     assert process.returncode == 1, said
     assert "closed by QEMU" in said.splitlines()[-1]
     assert "EOFError" not in said
@@ -99,7 +99,7 @@ def test_a_qemu_that_dies_in_the_middle_is_told_as_that(name: str) -> None:
 def test_one_that_dies_in_the_night_is_reported() -> None:
     with in_the_middle("nightly") as (fake, process):
         fake.kill()
-        said = process.communicate(timeout=60)[0]
+        said = process.communicate(timeout=300)[0]
     assert process.returncode == 0
     assert "closed by QEMU" in said
 
@@ -111,7 +111,7 @@ def test_one_that_dies_in_the_night_is_reported() -> None:
 def test_an_interrupted_example_gives_back(name: str, signum: signal.Signals) -> None:
     with in_the_middle(name) as (fake, process):
         process.send_signal(signum)
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
         assert (process.returncode, said) == (130, "interrupted\n")
         assert fake.target == 2 * GiB
 
@@ -125,7 +125,7 @@ def test_a_script_that_is_ended_while_its_job_runs_gives_back() -> None:
             assert process.poll() is None
         assert fake.actual < 2 * GiB
         process.terminate()
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=300)[1]
         assert (process.returncode, said) == (130, "interrupted\n")
         assert fake.target == 2 * GiB
 

@@ -143,7 +143,7 @@ def test_events_come_in_a_block(fake: ThreadedFake) -> None:
         assert received is not None
         assert received.name == "STOP"
         with pytest.raises(RuntimeError, match="with block"):
-            events.receive(timeout=10)
+            events.receive(timeout=300)
 
 
 def test_a_flood_of_events_holds_up_no_deadline() -> None:

@@ -76,7 +76,7 @@ class Terminal:
             env={**environment, "TERM": self.term, "PYTHONUTF8": "1"},
         )
         os.close(terminal)
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             while not until(self.shown):
                 await self._read(master)
             if keys is None:

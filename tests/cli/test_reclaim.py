@@ -189,7 +189,7 @@ async def test_a_signal_ends_keeping_with_all_that_is_said_at_its_end(
         while "keeping: " not in shown:
             shown += (await command.stdout.receive_some()).decode()
         command.process.send_signal(number)
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             shown += b"".join([chunk async for chunk in command.stdout]).decode()
             assert await command.process.wait() == 0
         assert await command.said() == ""
@@ -208,7 +208,7 @@ async def test_a_signal_while_memory_is_taken_ends_keeping_too(
     async with serve(socket_path) as fake, start(*keep) as command:
         await until(lambda: actual(fake) < fake.machine.config.memory)
         command.process.send_signal(signal.SIGTERM)
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             shown = b"".join([chunk async for chunk in command.stdout]).decode()
             assert await command.process.wait() == 0
         assert actual(fake) == fake.machine.config.memory
@@ -226,7 +226,7 @@ async def test_the_next_signal_does_not_wait_for_the_guest(socket_path: Path) ->
         command.process.send_signal(signal.SIGINT)
         await until(lambda: device.asked == 0)
         command.process.send_signal(signal.SIGINT)
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             assert await command.process.wait() == 128 + signal.SIGINT
         assert "is given its memory back" in await command.said()
 

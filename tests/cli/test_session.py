@@ -28,7 +28,7 @@ def listening(address: str | bytes) -> Generator[socket.socket]:
 
 
 async def receive(listener: socket.socket) -> str:
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         await trio.lowlevel.wait_readable(listener)
     return listener.recv(4096).decode()
 

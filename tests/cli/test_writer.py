@@ -50,7 +50,7 @@ async def unread(kind: str, *arguments: object) -> AsyncGenerator[trio.Process]:
     )
     os.close(writable)
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             yield process
     finally:
         process.kill()
@@ -125,7 +125,7 @@ async def test_a_loop_outlives_the_reader_of_its_log(socket_path: Path) -> None:
         assert device is not None
         await until(lambda: device.interval > 0)
         running.process.terminate()
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             # It could not say where it listens, and so it does not end as if it had.
             assert await running.process.wait() == 1
         said = await running.said()
@@ -140,7 +140,7 @@ async def test_watching_a_fleet_ends_with_its_reader(socket_path: Path) -> None:
         start("fleet", "status", socket_path, "--watch") as running,
     ):
         await running.stdout.aclose()
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             assert await running.process.wait() == 128 + signal.SIGPIPE
 
 
@@ -149,7 +149,7 @@ async def test_a_recording_on_a_full_disk(socket_path: Path) -> None:
         serve(socket_path),
         start("watch", socket_path, "--json", "--record", "/dev/full") as running,
     ):
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             assert await running.process.wait() == 1
         assert await running.said() == (
             "qmpballoon: No space left on device: /dev/full\n"

@@ -93,7 +93,7 @@ async def test_cut_off(tmp_path: Path) -> Row:
         assert isinstance(call.got, MonitorClosed)
         assert len(call.got.unknown_outcome) == 1
         async with open_balloon(guest.socket) as again:
-            with trio.fail_after(60):
+            with trio.fail_after(300):
                 await again.resize(MEMORY)
         await stays_at(guest, MEMORY)
         left = "the last target, until somebody sets another"

@@ -119,7 +119,7 @@ async def burst(guest: Guest) -> None:
 async def fed(guest: Guest) -> float:
     """Wait until a guest has its headroom again; return how long it took."""
     begun = trio.current_time()
-    await guest.wait_for(lambda seen: seen["MemAvailable"] >= HEADROOM, timeout=60)
+    await guest.wait_for(lambda seen: seen["MemAvailable"] >= HEADROOM, timeout=300)
     return trio.current_time() - begun
 
 
@@ -187,7 +187,7 @@ async def test_a_host_full_of_guests(tmp_path: Path) -> None:
                 assert name == "killed" or await guest.oom_kills() == 0
 
             running.process.terminate()
-            with trio.fail_after(60):
+            with trio.fail_after(300):
                 assert await running.process.wait() == 0
             for name in ("rich", "bursts", "stopped"):
                 assert await interval(guests[name]) == 0

@@ -93,7 +93,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
-            process.communicate(timeout=30)
+            process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert_nothing_is_left(clone)
     parts = re.split(rf"^{MARK}(\S+)\n", printed, flags=re.MULTILINE)

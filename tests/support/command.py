@@ -129,6 +129,6 @@ def actual(fake: FakeQemu) -> int:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something to become true of the simulated machine."""
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while not condition():  # noqa: ASYNC110 - the machine tells nobody
             await trio.sleep(0.02)

@@ -80,7 +80,7 @@ class Trio(FrontEnd):
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
         async def start() -> T:
-            with trio.fail_after(60):
+            with trio.fail_after(300):
                 return await main
 
         return trio.run(start)

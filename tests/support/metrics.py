@@ -20,7 +20,7 @@ __all__ = ["figures", "state", "url_of"]
 async def url_of(stream: trio.abc.ReceiveStream) -> str:
     """Return where the command says that it serves its metrics."""
     text = ""
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while not (found := re.search(r"(http://127\.0\.0\.1:\d+/metrics)\n", text)):
             text += (await stream.receive_some()).decode()
     return found[1]
@@ -51,7 +51,7 @@ def state(metrics: dict[str, float]) -> str:
 
 
 def _samples(url: str) -> Iterator[Sample]:
-    with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - our own
+    with urllib.request.urlopen(url, timeout=300) as answer:  # noqa: S310 - our own
         text: bytes = answer.read()
     for family in text_string_to_metric_families(text.decode()):
         yield from family.samples

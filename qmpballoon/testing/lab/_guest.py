@@ -26,6 +26,9 @@ _LARGEST_HOG: Final = GiB
 # Bytes a second. Under TCG, on a busy machine, a guest touches some 100 MiB a second.
 # A guest that is ten times slower is taken to have stopped.
 _SLOWEST: Final = 10 * MiB
+# Seconds until a guest that has not answered is taken to hang. On a host with other
+# work, guests that are emulated take thirty times as long as alone.
+_LONGEST: Final = 300
 # Seconds between two reads of meminfo or the console; a command takes 5 ms.
 _POLL: Final = 0.02
 _PANIC: Final = "Kernel panic"
@@ -81,7 +84,7 @@ class Guest:
         return self._console_file.read_text(errors="replace")
 
     async def run(
-        self, command: str, *, timeout: float = 60, check: bool = True
+        self, command: str, *, timeout: float = _LONGEST, check: bool = True
     ) -> str:
         """Run a shell command in the guest; several can run at once.
 
@@ -107,7 +110,7 @@ class Guest:
             raise GuestCommandError(command, answer.status, answer.output)
         return answer.output
 
-    async def ready(self, *, boots: int = 1, timeout: float = 120) -> None:
+    async def ready(self, *, boots: int = 1, timeout: float = _LONGEST) -> None:
         """Wait until the guest's user space has started ``boots`` times.
 
         :func:`boot` has waited for the first start, unless the guest was paused.
@@ -142,7 +145,7 @@ class Guest:
         skip, self._filled = self._filled, self._filled + count
         await self.run(
             f"dd if=/dev/vda of=/dev/null bs=1M skip={skip} count={count}",
-            timeout=60 + size / _SLOWEST,
+            timeout=_LONGEST + size / _SLOWEST,
         )
 
     async def drop_cache(self) -> None:
@@ -163,7 +166,7 @@ class Guest:
         """
         for start in range(0, size, _LARGEST_HOG):
             part = min(_LARGEST_HOG, size - start)
-            await self.run(f"hog {part}", timeout=60 + part / _SLOWEST)
+            await self.run(f"hog {part}", timeout=_LONGEST + part / _SLOWEST)
 
     async def release(self) -> None:
         """Free what :meth:`hog` holds, and return when it is free."""
@@ -187,10 +190,10 @@ class Guest:
 
     async def unload_driver(self) -> None:
         """Remove the balloon's driver; the ballooned memory goes back to the guest."""
-        await self.run("unload-driver", timeout=300)
+        await self.run("unload-driver")
 
     async def wait_for(
-        self, condition: Callable[[dict[str, int]], bool], *, timeout: float = 60
+        self, condition: Callable[[dict[str, int]], bool], *, timeout: float = _LONGEST
     ) -> dict[str, int]:
         """Wait until the guest's meminfo fulfils a condition.
 
@@ -208,7 +211,7 @@ class Guest:
                 await trio.sleep(_POLL)
         return meminfo
 
-    async def wait_for_console(self, text: str, *, timeout: float = 60) -> None:
+    async def wait_for_console(self, text: str, *, timeout: float = _LONGEST) -> None:
         """Wait until the guest's kernel has printed a text, for example of a panic.
 
         Args:
