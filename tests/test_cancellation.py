@@ -17,6 +17,7 @@ import asyncio
 import selectors
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import fake_libvirt
@@ -45,6 +46,7 @@ from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.testing import Machine, ThreadedFake
@@ -75,12 +77,28 @@ def count_monitors(machine: Machine) -> tuple[int, int, int]:
 NONE_ADDED: Final = (1, 1, 0)
 
 
-@pytest.fixture
-def domain(fake: ThreadedFake, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDomain]:
-    fake_libvirt.install(monkeypatch)
+@contextmanager
+def connected(fake: ThreadedFake) -> Generator[FakeDomain]:
+    """Yield a domain whose QEMU is a fake."""
     with blocking.open_monitor(fake.socket) as monitor:
         domain = FakeDomain(monitor)
         domain.hang.set()
+        yield domain
+
+
+@pytest.fixture
+def domain(fake: ThreadedFake, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDomain]:
+    fake_libvirt.install(monkeypatch)
+    with connected(fake) as domain:
+        yield domain
+
+
+@pytest.fixture
+def newest_domain(
+    newest: ThreadedFake, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FakeDomain]:
+    fake_libvirt.install(monkeypatch)
+    with connected(newest) as domain:
         yield domain
 
 
@@ -178,11 +196,33 @@ def test_on_trio(name: str) -> None:
         simulate(lambda vm, number=number: main(vm, number), CONFIG)
 
 
+def use_on_trio(
+    place: Callable[[], AbstractAsyncContextManager[Balloon[Any]]],
+) -> Callable[[], Awaitable[None]]:
+    async def use() -> None:
+        async with place() as balloon:
+            await balloon.query()
+
+    return use
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_opening_on_trio(newest: ThreadedFake, *, own: bool) -> None:
-    async def use() -> None:
-        async with open_balloon(newest.socket, own=own) as balloon:
-            await balloon.query()
+    use = use_on_trio(lambda: open_balloon(newest.socket, own=own))
+    check_opening_on_trio(use, newest)
+
+
+def test_opening_through_libvirt_on_trio(
+    newest_domain: FakeDomain, newest: ThreadedFake
+) -> None:
+    use = use_on_trio(lambda: libvirt.open_balloon_trio(newest_domain))
+    check_opening_on_trio(use, newest)
+
+
+def check_opening_on_trio(
+    use: Callable[[], Awaitable[None]], newest: ThreadedFake
+) -> None:
+    """Cancel it at each of its places; look at what it leaves behind."""
 
     async def added() -> bool:
         do = trio.to_thread.run_sync
@@ -443,18 +483,50 @@ async def use_own_monitor(path: str) -> None:
 def test_opening_on_asyncio(
     use: Callable[[str], Awaitable[object]], how: str, newest: ThreadedFake
 ) -> None:
+    run(check_opening(lambda: use(newest.socket), how, newest))
+
+
+@pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
+def test_opening_over_a_client_of_ones_own(how: str, newest: ThreadedFake) -> None:
     async def main() -> None:
-        before, tasks = descriptors(), asyncio.all_tasks()
-        count = await strike(lambda: use(newest.socket), NEVER, how)
-        assert count >= 3  # for greeting, negotiation and a command
-        for number in places(count):
-            await strike(lambda: use(newest.socket), number, how)
-            await settled(tasks, before)
-            while newest.do(count_monitors) != NONE_ADDED:
-                pass
-            await use(newest.socket)  # the place is free again
+        client = QMPClient()
+        await client.connect(newest.socket)
+
+        async def use() -> None:
+            async with aio.open_balloon(client, own=True) as balloon:
+                await balloon.query()
+
+        await check_opening(use, how, newest)
+        assert await client.execute("query-status")
+        await client.disconnect()
 
     run(main())
+
+
+@pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])
+def test_opening_through_libvirt_on_asyncio(
+    how: str, newest_domain: FakeDomain, newest: ThreadedFake
+) -> None:
+    async def use() -> None:
+        async with libvirt.open_balloon_asyncio(newest_domain) as balloon:
+            await balloon.query()
+
+    run(check_opening(use, how, newest))
+
+
+async def check_opening(
+    use: Callable[[], Awaitable[object]], how: str, newest: ThreadedFake
+) -> None:
+    """Cancel it at each of its places; look at what it leaves behind."""
+    before, tasks = descriptors(), asyncio.all_tasks()
+    count = await strike(use, NEVER, how)
+    assert count >= 3  # for greeting, negotiation and a command
+    for number in places(count):
+        await strike(use, number, how)
+        await settled(tasks, before)
+        while newest.do(count_monitors) != NONE_ADDED:
+            pass
+        await use()  # the place is free again
 
 
 @pytest.mark.parametrize("how", ["at once", "late", "relentlessly"])

@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trio": BELOW_FRONT_ENDS | {"_transport"},
     "asyncio": BELOW_FRONT_ENDS | {"_lazy", "_transport"},
     "blocking": BELOW_FRONT_ENDS | {"_transport"},
-    "libvirt": BELOW_FRONT_ENDS | {"_transport", "blocking"},
+    "libvirt": BELOW_FRONT_ENDS | {"_transport", "asyncio", "blocking", "trio"},
     "": BELOW_FRONT_ENDS | FRONT_ENDS | {"_lazy", "_transport"},
     "fleet": BELOW_FRONT_ENDS | {"_lazy", "_transport", "trio"},
     "export": BELOW_FRONT_ENDS,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from qmpballoon.errors import (
     CommandError,
@@ -13,16 +13,25 @@ from qmpballoon.errors import (
     OwnMonitorUnavailable,
     QmpBalloonError,
 )
+from qmpballoon.qmp.messages import parse_version
 from qmpballoon.qmp.own_monitor import can_add_monitor, list_steps, list_undo_steps
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import AsyncGenerator, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
-    from qmpballoon.qmp.messages import Greeting
-
-__all__ = ["Own", "SharedMonitor", "add_own_monitor", "require_own"]
+__all__ = [
+    "DescriptorNotSentError",
+    "Own",
+    "SharedAdapter",
+    "SharedMonitor",
+    "add_own_monitor",
+    "get_time_left",
+    "require_own",
+    "run_monitor",
+    "try_own_monitor",
+]
 
 Own: TypeAlias = "bool | Literal['auto']"
 """Whether to ask QEMU for a monitor of one's own; ``"auto"``: go on with the shared one
@@ -38,19 +47,27 @@ _POLL_INTERVAL: Final = 0.001
 
 _REMEDY: Final = (
     "give the VM a second -qmp monitor, or share this one (without --own-monitor,"
-    ' or with own="auto")'
+    ' with own="auto", or with find_balloon)'
 )
+
+
+_NOT_LOCAL: Final = "it is not on a plain unix socket"
+
+
+class DescriptorNotSentError(Exception):
+    """A monitor's connection takes no file descriptors; the text says why."""
+
+
+class _Clock(Protocol):
+    def now(self) -> float:
+        """Return the time in seconds."""
+        ...
 
 
 class SharedMonitor(Protocol):
     """What is needed of the monitor that is shared."""
 
     name: str
-
-    @property
-    def greeting(self) -> Greeting | None:
-        """QEMU's greeting."""
-        ...
 
     @property
     def takes_descriptors(self) -> bool:
@@ -68,7 +85,11 @@ class SharedMonitor(Protocol):
         ...
 
     async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
-        """Hand QEMU a copy of a file descriptor, under a name."""
+        """Hand QEMU a copy of a file descriptor, under a name.
+
+        Raises:
+            DescriptorNotSentError: It cannot be sent; nothing was.
+        """
         ...
 
     async def sleep(self, seconds: float) -> None:
@@ -84,6 +105,92 @@ class SharedMonitor(Protocol):
         ...
 
 
+class BlockingSharedMonitor(Protocol):
+    """What is needed of a monitor that is shared, in blocking code."""
+
+    name: str
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent over its connection."""
+        ...
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> object:
+        """Run one QMP command and return its result."""
+        ...
+
+    def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for that many seconds."""
+        ...
+
+    def now(self) -> float:
+        """Return the time in seconds on the monitor's clock."""
+        ...
+
+
+class SharedAdapter:
+    """Makes a ``SharedMonitor`` that never suspends of a blocking monitor."""
+
+    def __init__(self, monitor: BlockingSharedMonitor) -> None:
+        self._monitor = monitor
+        self.name: str = monitor.name
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent over its connection."""
+        return self._monitor.takes_descriptors
+
+    async def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> object:
+        """Run one QMP command and return its result."""
+        return self._monitor.execute(command, arguments, timeout=timeout)
+
+    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name."""
+        self._monitor.send_descriptor(name, number, timeout=timeout)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for that many seconds."""
+        self._monitor.sleep(seconds)
+
+    def now(self) -> float:
+        """Return the time in seconds on the monitor's clock."""
+        return self._monitor.now()
+
+    def shield(self, seconds: float) -> AbstractContextManager[object]:
+        """Do nothing: what runs after Ctrl-C is not interrupted, except by another."""
+        del seconds  # each command has its own deadline
+        return nullcontext()
+
+
+class RunningMonitor(SharedMonitor, Protocol):
+    """A monitor on a connection of ours."""
+
+    def run(
+        self, deadline: float, *, oob: bool
+    ) -> AbstractAsyncContextManager[None, bool | None]:
+        """Negotiate, then serve commands until the block ends."""
+        ...
+
+
+M = TypeVar("M", bound=RunningMonitor)
+
+
 def require_own(own: object) -> None:
     """Check that a value says whether to ask for a monitor of one's own.
 
@@ -97,22 +204,54 @@ def require_own(own: object) -> None:
         raise ValueError(f'own is {own!r}: it must be True, False or "auto"')
 
 
-async def add_own_monitor(
-    shared: SharedMonitor, own: Own, deadline: float, log: logging.Logger
-) -> socket.socket | None:
-    """Ask QEMU for a monitor of one's own.
-
-    If the call fails or is cancelled, nothing stays in QEMU.
+@asynccontextmanager
+async def run_monitor(
+    shared: M,
+    make: Callable[[socket.socket], M],
+    own: Own,
+    deadline: float,
+    *,
+    oob: bool,
+    log: logging.Logger,
+) -> AsyncGenerator[M, None]:
+    """Run a monitor that was connected to, or one of one's own that is added over it.
 
     Args:
-        shared: The monitor to ask on. It is free again when this returns.
+        shared: The monitor that was connected to.
+        make: Makes a monitor of a socket.
+        own: Whether to ask for one of one's own; as :data:`Own`.
+        deadline: Until when to negotiate, on the monitor's clock.
+        oob: Ask for out-of-band execution.
+        log: Is told why the shared monitor is used on.
+
+    Yields:
+        The monitor. Its connection is closed at the end of the block.
+    """
+    with ExitStack() as closing:
+        async with shared.run(deadline, oob=oob):
+            added = await try_own_monitor(shared, own, deadline, log)
+            if added is None:
+                yield shared
+                return
+            closing.enter_context(added)
+        monitor = make(added)
+        async with monitor.run(deadline, oob=oob):
+            yield monitor
+
+
+async def try_own_monitor(
+    shared: SharedMonitor, own: Own, deadline: float, log: logging.Logger
+) -> socket.socket | None:
+    """Ask QEMU for a monitor of one's own, if one is wanted.
+
+    Args:
+        shared: As for :func:`add_own_monitor`.
         own: Whether to ask; as :data:`Own`.
-        deadline: Until when, on the monitor's clock.
+        deadline: As for :func:`add_own_monitor`.
         log: Is told why the shared monitor is used on.
 
     Returns:
-        A non-blocking socket on the new monitor, which has greeted; ``None``: go on
-        with the shared monitor.
+        As :func:`add_own_monitor`; ``None``: go on with the shared monitor.
 
     Raises:
         OwnMonitorUnavailable: It cannot be had, and has to be.
@@ -121,8 +260,7 @@ async def add_own_monitor(
     if not own:
         return None
     try:
-        _require_able(shared)
-        return await _add(shared, deadline)
+        return await add_own_monitor(shared, deadline)
     except OwnMonitorUnavailable as error:
         if own is True:
             raise
@@ -130,13 +268,36 @@ async def add_own_monitor(
         return None
 
 
-def _require_able(shared: SharedMonitor) -> None:
-    """Raise why no monitor can be added, as far as that is known without asking."""
+async def add_own_monitor(shared: SharedMonitor, deadline: float) -> socket.socket:
+    """Ask QEMU for a monitor of one's own.
+
+    If the call fails or is cancelled, nothing stays in QEMU.
+
+    Args:
+        shared: The monitor to ask on. It is free again when this returns.
+        deadline: Until when, on the monitor's clock.
+
+    Returns:
+        A non-blocking socket on the new monitor, which has greeted.
+
+    Raises:
+        OwnMonitorUnavailable: It cannot be had.
+        MonitorError: QEMU did not answer.
+    """
     if not shared.takes_descriptors:
-        raise _make_unavailable(shared, "it is not on a plain unix socket")
-    if not can_add_monitor(shared.greeting):
-        version = shared.greeting.version if shared.greeting else None
+        raise _make_unavailable(shared, _NOT_LOCAL)
+    answer = await shared.execute(
+        "query-version", timeout=get_time_left(shared, deadline)
+    )
+    version = parse_version(answer)
+    if not can_add_monitor(version):
         raise _make_unavailable(shared, f"QEMU {version} cannot, only 11.1 and later")
+    return await _add(shared, deadline)
+
+
+def get_time_left(shared: _Clock, deadline: float) -> float:
+    """Return the seconds until a deadline on a monitor's clock, at least 0."""
+    return max(deadline - shared.now(), 0.0)
 
 
 async def _add(shared: SharedMonitor, deadline: float) -> socket.socket:
@@ -168,15 +329,15 @@ async def _hand_over(
     """Have QEMU add a monitor on a socket, or leave it as it was."""
     name = _choose_name(ours)
     _, *further = list_steps(name)
-
-    def get_time_left() -> float:
-        return max(deadline - shared.now(), 0.0)
-
     try:
-        await shared.send_descriptor(name, theirs.fileno(), timeout=get_time_left())
+        left = get_time_left(shared, deadline)
+        await shared.send_descriptor(name, theirs.fileno(), timeout=left)
         for step in further:
-            await shared.execute(step.command, step.arguments, timeout=get_time_left())
+            left = get_time_left(shared, deadline)
+            await shared.execute(step.command, step.arguments, timeout=left)
         await _wait_for_greeting(shared, ours, deadline)
+    except DescriptorNotSentError as error:
+        raise _make_unavailable(shared, str(error)) from None
     except BaseException as error:
         await _undo(shared, name)
         if isinstance(error, CommandError):
@@ -202,12 +363,14 @@ async def _wait_for_greeting(
 
 async def _undo(shared: SharedMonitor, name: str) -> None:
     """Take back what was begun, also if the caller was cancelled."""
-    with shared.shield(_UNDO_TIMEOUT):
+    with shared.shield(2 * _UNDO_TIMEOUT):
+        deadline = shared.now() + _UNDO_TIMEOUT
         for step in list_undo_steps(name):
+            # Even if the first is not answered, all are sent: a QEMU that stands still
+            # carries them out when it goes on.
+            left = max(get_time_left(shared, deadline), _UNDO_TIMEOUT / 10)
             with suppress(QmpBalloonError):
-                await shared.execute(
-                    step.command, step.arguments, timeout=_UNDO_TIMEOUT
-                )
+                await shared.execute(step.command, step.arguments, timeout=left)
 
 
 def _make_unavailable(shared: SharedMonitor, why: str) -> OwnMonitorUnavailable:

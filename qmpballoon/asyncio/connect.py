@@ -8,16 +8,17 @@ import logging
 import os
 import socket
 import ssl
+import sys
 import time
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
-from qmpballoon._transport.own_monitor import add_own_monitor, require_own
-from qmpballoon._transport.qemu_process import find_peer_pid
+from qmpballoon._transport.own_monitor import require_own, run_monitor
+from qmpballoon._transport.qemu_process import find_peer_pid, find_qemu_pid
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
     LONGEST_PAUSE,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from qemu.qmp import QMPClient
+    from typing_extensions import TypeIs
 
     from qmpballoon._transport.own_monitor import Own
     from qmpballoon._transport.sockets import Target
@@ -53,7 +55,7 @@ _log = logging.getLogger("qmpballoon.asyncio")
 
 @asynccontextmanager
 async def open_monitor(
-    target: Target,
+    target: Target | QMPClient,
     *,
     name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
@@ -70,7 +72,9 @@ async def open_monitor(
     Args:
         target: Where the monitor is: ``"/run/vm.qmp"``, ``"unix:PATH"``,
             ``"tcp:HOST:PORT"`` or ``(host, port)``; or a connected socket or its
-            descriptor, which the monitor takes over.
+            descriptor, which the monitor takes over. With ``own=True``, also a
+            connected ``QMPClient`` of qemu.qmp, which is left as it is. While this is
+            opened, send no descriptors of your own over it.
         name: What messages and errors call the VM; by default, they name the target.
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
@@ -99,6 +103,18 @@ async def open_monitor(
     require_seconds(command_timeout, "command_timeout")
     require_own(own)
     deadline = asyncio.get_running_loop().time() + timeout
+    if _is_client(target):
+        async with _open_over(
+            target,
+            own,
+            deadline,
+            name=name,
+            command_timeout=command_timeout,
+            oob=oob,
+            wall_clock=wall_clock,
+        ) as monitor:
+            yield monitor
+        return
     with name_errors(name):
         transport = await _connect(target, deadline, tls)
     make = functools.partial(
@@ -107,23 +123,21 @@ async def open_monitor(
         command_timeout=command_timeout,
         wall_clock=wall_clock,
     )
-    shared = make(transport)
-    with ExitStack() as closing:
-        async with shared.run(deadline, oob=oob):
-            sock = await add_own_monitor(shared, own, deadline, _log)
-            if sock is None:
-                yield shared
-                return
-            closing.enter_context(sock)
-        # The kernel says of this socket that we are at its other end.
-        monitor = make(SocketTransport(sock, shared.pid))
-        async with monitor.run(deadline, oob=oob):
-            yield monitor
+    async with run_monitor(
+        make(transport),
+        # The kernel says of a socket of our own that we are at its other end.
+        lambda added: make(SocketTransport(added, transport.pid)),
+        own,
+        deadline,
+        oob=oob,
+        log=_log,
+    ) as monitor:
+        yield monitor
 
 
 @asynccontextmanager
 async def open_balloon(
-    target: Target,
+    target: Target | QMPClient,
     *,
     name: str | None = None,
     timeout: float = OPEN_TIMEOUT,
@@ -268,6 +282,46 @@ async def find_balloon(
         pid=pid,
         wall_clock=wall_clock,
     )
+
+
+def _is_client(target: Target | QMPClient) -> TypeIs[QMPClient]:
+    # Only a program that holds a client has qemu.qmp for certain, and has loaded it.
+    module = sys.modules.get("qemu.qmp")
+    return module is not None and isinstance(target, module.QMPClient)
+
+
+@asynccontextmanager
+async def _open_over(
+    client: QMPClient,
+    own: Own,
+    deadline: float,
+    *,
+    name: str | None,
+    command_timeout: float,
+    oob: bool,
+    wall_clock: Callable[[], float],
+) -> AsyncGenerator[AsyncioMonitor, None]:
+    """Open a monitor of one's own over a client; as :func:`open_monitor`."""
+    if own is not True:
+        raise ValueError(
+            "own has to be True for a QMPClient: find_balloon(client) shares it"
+        )
+    from qmpballoon.asyncio.held_client import add_through_client  # noqa: PLC0415
+
+    name, added = await add_through_client(
+        client, name=name, command_timeout=command_timeout, deadline=deadline
+    )
+    with added:
+        async with open_monitor(
+            added,
+            name=name,
+            timeout=max(deadline - asyncio.get_running_loop().time(), 0.0),
+            command_timeout=command_timeout,
+            oob=oob,
+            wall_clock=wall_clock,
+        ) as monitor:
+            monitor.pid = await find_qemu_pid(monitor)
+            yield monitor
 
 
 async def _connect(

@@ -15,8 +15,9 @@ import asyncio
 import json
 import logging
 import time
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from attrs import define
 from qemu.qmp import (
@@ -38,6 +39,10 @@ from qmpballoon._transport.error_messages import (
     make_protocol_error,
 )
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT, MonitorBase
+from qmpballoon._transport.own_monitor import (
+    DescriptorNotSentError,
+    add_own_monitor,
+)
 from qmpballoon._transport.qemu_process import find_qemu_pid
 from qmpballoon._transport.subscriptions import AsyncSubscription
 from qmpballoon.balloon.balloon import find_balloon
@@ -45,9 +50,12 @@ from qmpballoon.errors import MonitorClosed, ProtocolError, make_command_error
 from qmpballoon.qmp.connection import MAX_IN_FLIGHT, encode
 from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, parse
+from qmpballoon.qmp.own_monitor import GETFD
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
@@ -59,6 +67,7 @@ __all__ = [
     "UNREAD_EVENTS",
     "HeldClientMonitor",
     "HeldClientSubscription",
+    "add_through_client",
     "adopt_client",
     "find_through_client",
     "limit_unread_events",
@@ -74,6 +83,11 @@ UNREAD_EVENTS: Final = 1000
 # A client disconnects within milliseconds, unless it has to send first what a QEMU that
 # is stopped does not read. That is not waited for as long as for a command.
 _HANG_UP_TIMEOUT: Final = 2.0  # seconds
+
+
+# Held while a descriptor is sent over a client, which others may share.
+_handing_over: WeakKeyDictionary[QMPClient, asyncio.Lock] = WeakKeyDictionary()
+_NO_LOCK: Final = nullcontext()
 
 
 class HeldClientMonitor(MonitorBase, AsyncioClock):
@@ -144,7 +158,28 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         """
         timeout = self._choose_timeout(timeout)
         require_command(command, arguments)
-        call = _Call(command, _copy(arguments))
+        return await self._run(_Call(command, _copy(arguments)), timeout)
+
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent, as far as is known without trying.
+
+        :meta private:
+        """
+        return True
+
+    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name.
+
+        :meta private:
+        """
+        # QEMU keeps the descriptor that came last, for the command that comes next.
+        lock = _handing_over.setdefault(self.client, asyncio.Lock())
+        call = _Call(GETFD, {"fdname": name}, descriptor=number, lock=lock)
+        await self._run(call, timeout)
+
+    async def _run(self, call: _Call, timeout: float) -> object:
+        """Run a command within so many seconds, and return its result."""
         task = asyncio.create_task(self._exchange(call))
         self._tasks.add(task)
         task.add_done_callback(self._forget)
@@ -154,7 +189,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             if not call.sent:
                 task.cancel()
         if not task.done() or task.cancelled():
-            late = make_command_timeout(self.name, command, timeout)
+            late = make_command_timeout(self.name, call.command, timeout)
             raise copy_error(late, call.unknown)
         error = task.exception()
         if error is None:
@@ -179,9 +214,21 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         )
 
     async def _exchange(self, call: _Call) -> object:
-        async with self._turns:
+        async with self._turns, call.lock:
             call.sent = True
+            # Nothing is awaited up to where the command is in the client's queue: the
+            # caller, who closes the descriptor, cannot be cancelled in between.
+            if call.descriptor is not None:
+                self._send_descriptor(call.descriptor)
             return await self.client.execute(call.command, call.arguments)
+
+    def _send_descriptor(self, number: int) -> None:
+        try:
+            self.client.send_fd_scm(number)
+        except StateError:
+            raise
+        except (QMPError, OSError) as error:  # on TCP; or QEMU reads nothing
+            raise DescriptorNotSentError(_get_first_line(error)) from None
 
     def _forget(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
@@ -223,6 +270,8 @@ class _Call:
 
     command: str
     arguments: Mapping[str, object] | None
+    descriptor: int | None = None  # that goes with it
+    lock: AbstractAsyncContextManager[None, bool | None] = _NO_LOCK
     sent: bool = False
 
     @property
@@ -346,6 +395,28 @@ async def find_through_client(
     )
     monitor.pid = (await find_qemu_pid(monitor) if pid is None else pid) or None
     return await find_balloon(monitor)
+
+
+async def add_through_client(
+    client: QMPClient, *, name: str | None, command_timeout: float, deadline: float
+) -> tuple[str, socket.socket]:
+    """Have QEMU add a monitor over a client, which is left as it is.
+
+    Args:
+        client: Connected.
+        name: The name that messages use for the VM; by default that of the client.
+        command_timeout: Seconds for each command.
+        deadline: Until when, on the event loop's clock.
+
+    Returns:
+        The name, and a socket on the new monitor.
+
+    Raises:
+        OwnMonitorUnavailable: It cannot be had.
+        MonitorError: QEMU did not answer.
+    """
+    shared = HeldClientMonitor(client, name=name, command_timeout=command_timeout)
+    return shared.name, await add_own_monitor(shared, deadline)
 
 
 @asynccontextmanager

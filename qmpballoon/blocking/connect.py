@@ -7,14 +7,18 @@ import logging
 import math
 import socket
 import time
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
-from qmpballoon._transport.own_monitor import add_own_monitor, require_own
+from qmpballoon._transport.own_monitor import (
+    SharedAdapter,
+    require_own,
+    try_own_monitor,
+)
 from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
@@ -29,13 +33,12 @@ from qmpballoon.blocking.monitor import BlockingMonitor
 if TYPE_CHECKING:
     import random
     import ssl
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator
     from contextlib import AbstractContextManager
 
     from qmpballoon._transport.own_monitor import Own
     from qmpballoon._transport.sockets import Target
     from qmpballoon.address import TcpAddress
-    from qmpballoon.qmp.messages import Greeting
 
 __all__ = ["open_balloon", "open_monitor", "stay_connected"]
 
@@ -102,7 +105,7 @@ def open_monitor(
     with ExitStack() as closing:
         with shared.run(deadline):
             added = run_sync(
-                add_own_monitor(_SharedAdapter(shared), own, deadline, _log)
+                try_own_monitor(SharedAdapter(shared), own, deadline, _log)
             )
             if added is None:
                 yield shared
@@ -200,51 +203,6 @@ def stay_connected(
     """
     backoff = Backoff(rng, first_pause, longest_pause)
     return BlockingReconnection(opener, backoff, sleep)
-
-
-class _SharedAdapter:
-    """Makes a ``SharedMonitor`` that never suspends of a blocking monitor."""
-
-    def __init__(self, monitor: BlockingMonitor) -> None:
-        self._monitor = monitor
-        self.name: str = monitor.name
-
-    @property
-    def greeting(self) -> Greeting | None:
-        """QEMU's greeting."""
-        return self._monitor.greeting
-
-    @property
-    def takes_descriptors(self) -> bool:
-        """Whether file descriptors can be sent over its connection."""
-        return self._monitor.takes_descriptors
-
-    async def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        *,
-        timeout: float | None = None,
-    ) -> object:
-        """Run one QMP command and return its result."""
-        return self._monitor.execute(command, arguments, timeout=timeout)
-
-    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
-        """Hand QEMU a copy of a file descriptor, under a name."""
-        self._monitor.send_descriptor(name, number, timeout=timeout)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait for that many seconds."""
-        self._monitor.sleep(seconds)
-
-    def now(self) -> float:
-        """Return the time in seconds on the monitor's clock."""
-        return self._monitor.now()
-
-    def shield(self, seconds: float) -> AbstractContextManager[object]:
-        """Do nothing: what runs after Ctrl-C is not interrupted, except by another."""
-        del seconds  # each command has its own deadline
-        return nullcontext()
 
 
 def _connect(

@@ -6,16 +6,15 @@ cancelled. So they run in a thread, which is abandoned at the deadline.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-import click
 import trio
 
 from qmpballoon import trio as client
 from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon.balloon import find_balloon
-from qmpballoon.errors import MonitorTimeout
+from qmpballoon.errors import MonitorTimeout, OwnMonitorUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -58,11 +57,8 @@ async def open_monitor(
         vm: The monitor's address.
         timeout: Seconds for connecting.
         command_timeout: Seconds for each command.
-        own: Whether to ask QEMU for a monitor of one's own. libvirt passes commands on,
-            and keeps no other client out.
-
-    Raises:
-        click.UsageError: The VM is libvirt's, and a monitor of one's own is required.
+        own: Whether to ask QEMU for a monitor of one's own. libvirt's passthrough keeps
+            no other client out, but takes longer for each command.
     """
     if not isinstance(vm, LibvirtVm):
         async with client.open_monitor(
@@ -70,26 +66,43 @@ async def open_monitor(
         ) as monitor:
             yield monitor
         return
-    if own is True:
-        raise click.UsageError(
-            f"{vm} is reached through libvirt, which shares its monitor: leave"
-            " --own-monitor out"
-        )
-    # Loaded only where it is needed: most VMs are given by a socket.
-    from qmpballoon import libvirt  # noqa: PLC0415
-
     domain = await _find_domain(vm, timeout)
     try:
-        passthrough = libvirt.TrioLibvirtMonitor(
-            domain, command_timeout=command_timeout
-        )
-        passthrough.pid = await libvirt.find_pid(domain, passthrough)
-        yield passthrough
+        async with AsyncExitStack() as closing:
+            yield await _open_domain(
+                domain, own, closing, timeout=timeout, command_timeout=command_timeout
+            )
     finally:
         with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):
             await trio.to_thread.run_sync(
                 domain.connect().close, abandon_on_cancel=True, limiter=_THREADS
             )
+
+
+async def _open_domain(
+    domain: Domain,
+    own: Own,
+    closing: AsyncExitStack,
+    *,
+    timeout: float,
+    command_timeout: float,
+) -> VmMonitor:
+    # Loaded only where it is needed: most VMs are given by a socket.
+    from qmpballoon import libvirt  # noqa: PLC0415
+
+    if own:
+        try:
+            return await closing.enter_async_context(
+                libvirt.open_monitor_trio(
+                    domain, timeout=timeout, command_timeout=command_timeout
+                )
+            )
+        except OwnMonitorUnavailable:
+            if own is True:
+                raise
+    passthrough = libvirt.TrioLibvirtMonitor(domain, command_timeout=command_timeout)
+    passthrough.pid = await libvirt.find_pid(domain, passthrough)
+    return passthrough
 
 
 async def _find_domain(vm: LibvirtVm, timeout: float) -> Domain:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
@@ -13,10 +14,13 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from attrs import define, field
+
 from qmpballoon._checks import require_command, require_kind
 from qmpballoon._transport.asyncio_clock import AsyncioClock
 from qmpballoon._transport.error_messages import copy_error, make_command_timeout
 from qmpballoon._transport.monitor_base import BlockingClock, MonitorBase, TrioClock
+from qmpballoon._transport.own_monitor import DescriptorNotSentError
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
@@ -26,6 +30,7 @@ from qmpballoon.errors import (
 )
 from qmpballoon.qmp.connection import encode
 from qmpballoon.qmp.messages import Failure, Return, parse
+from qmpballoon.qmp.own_monitor import GETFD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,6 +50,8 @@ _NOT_ALLOWED: Final = (
     "VIR_ERR_ACCESS_DENIED",
     "VIR_ERR_AUTH_FAILED",
 )
+# The daemon is on another host, or older than 8.2.
+_NO_DESCRIPTORS: Final = ("VIR_ERR_ARGUMENT_UNSUPPORTED", "VIR_ERR_NO_SUPPORT")
 
 
 class _Passthrough(MonitorBase):
@@ -71,39 +78,66 @@ class _Passthrough(MonitorBase):
         )
         self._domain = domain
         self._libvirt = import_module("libvirt")
-        self._pass_on = import_module("libvirt_qemu").qemuMonitorCommand
-        self._given: deque[tuple[Future[object], str, str]] = deque()
+        self._passthrough = import_module("libvirt_qemu")
+        self._given: deque[_Call] = deque()
         self._turn = threading.Lock()
 
+    @property
+    def takes_descriptors(self) -> bool:
+        """Whether file descriptors can be sent, as far as is known without trying.
+
+        :meta private:
+        """
+        return True
+
     def _submit(
-        self, command: str, arguments: Mapping[str, object] | None
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        descriptor: int | None = None,
     ) -> Future[object]:
-        """Begin to run a command; the future gets its result."""
+        """Begin to run a command; the future gets its result.
+
+        Args:
+            command: The command.
+            arguments: Its arguments.
+            descriptor: A file descriptor of which QEMU is to get a copy with it.
+        """
         require_command(command, arguments)
         request = encode({"execute": command, "arguments": dict(arguments or {})})
         _log.debug("%s: %s", self.name, command)
-        future = Future[object]()
-        self._given.append((future, command, request.decode()))
+        # The caller may give up, and close its own before the thread has sent it.
+        try:
+            copy = None if descriptor is None else os.dup(descriptor)
+        except OSError as error:
+            raise DescriptorNotSentError(error.strerror) from None
+        call = _Call(command, request.decode(), copy)
+        self._given.append(call)
         # A daemon: a thread that hangs must not delay the end of the program.
         threading.Thread(target=self._work, name=self.name, daemon=True).start()
-        return future
+        return call.future
 
     def _work(self) -> None:
         """Pass on the commands that wait."""
         with self._turn:
             # All of them: Ctrl-C may have kept the thread of one from starting.
             while self._given:
-                future, command, request = self._given.popleft()
+                call = self._given.popleft()
                 try:
-                    future.set_result(self._run(command, request))
+                    call.future.set_result(self._run(call))
                 except BaseException as error:  # noqa: BLE001 - raised to the caller
-                    future.set_exception(error)
+                    call.future.set_exception(error)
 
-    def _run(self, command: str, request: str) -> object:
+    def _run(self, call: _Call) -> object:
+        command = call.command
         try:
-            answer = self._pass_on(self._domain, request, 0)
+            answer = self._pass_on(call)
         except self._libvirt.libvirtError as error:
+            if call.descriptor is not None and self._is_refused(error):
+                raise DescriptorNotSentError(error.get_error_message()) from None
             raise self._translate(command, error) from error
+        finally:
+            call.close()
         match parse(json.loads(answer)):
             case Return(value):
                 return value
@@ -111,6 +145,20 @@ class _Passthrough(MonitorBase):
                 raise make_command_error(command, error_class, desc, self.name)
             case other:
                 raise AssertionError(f"libvirt passed on {other!r}")
+
+    def _pass_on(self, call: _Call) -> str:
+        answer: str
+        if call.descriptor is None:
+            answer = self._passthrough.qemuMonitorCommand(self._domain, call.request, 0)
+        else:
+            answer, _ = self._passthrough.qemuMonitorCommandWithFiles(
+                self._domain, call.request, [call.descriptor], 0
+            )
+        return answer
+
+    def _is_refused(self, error: Any) -> bool:  # noqa: ANN401 - libvirt's
+        """Tell whether libvirt does not hand descriptors on, and has sent nothing."""
+        return error.get_error_code() in self._get_codes(*_NO_DESCRIPTORS)
 
     def _translate(self, command: str, error: Any) -> MonitorError:  # noqa: ANN401
         """Return this library's exception for one that libvirt raised."""
@@ -134,9 +182,30 @@ class _Passthrough(MonitorBase):
     def _get_codes(self, *names: str) -> set[object]:
         return {getattr(self._libvirt, name, None) for name in names}
 
-    def _make_timeout(self, command: str) -> MonitorError:
-        late = make_command_timeout(self.name, command, self._command_timeout)
+    def _make_timeout(self, command: str, timeout: float) -> MonitorError:
+        late = make_command_timeout(self.name, command, timeout)
         return copy_error(late, (command,))
+
+
+@define(eq=False)
+class _Call:
+    """One command that is to be passed on, and its result.
+
+    Attributes:
+        command: Its name.
+        request: What is passed on.
+        descriptor: A file descriptor that goes with it, and is closed after it.
+        future: Gets its result.
+    """
+
+    command: str
+    request: str
+    descriptor: int | None
+    future: Future[object] = field(factory=Future[object])
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
 
 
 class LibvirtMonitor(_Passthrough, BlockingClock):
@@ -154,7 +223,11 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
     """
 
     def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> object:
         """Run one QMP command and return its result.
 
@@ -163,6 +236,8 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
         Args:
             command: The command's name, as in the QMP reference.
             arguments: Its arguments, of JSON types only.
+            timeout: Seconds for the reply, including the time that the command waits
+                for its turn; ``math.inf`` for no limit. By default the monitor's own.
 
         Returns:
             The decoded value of ``return``.
@@ -171,10 +246,26 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
             CommandError: QEMU refused the command.
             MonitorError: There is no reply; its type says why.
         """
-        future = self._submit(command, arguments)
-        wait([future], min(self._command_timeout, threading.TIMEOUT_MAX))
+        return self._exchange(command, arguments, self._choose_timeout(timeout))
+
+    def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name.
+
+        :meta private:
+        """
+        self._exchange(GETFD, {"fdname": name}, timeout, number)
+
+    def _exchange(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        timeout: float,
+        descriptor: int | None = None,
+    ) -> object:
+        future = self._submit(command, arguments, descriptor)
+        wait([future], min(timeout, threading.TIMEOUT_MAX))
         if not future.done():
-            raise self._make_timeout(command)
+            raise self._make_timeout(command, timeout)
         return future.result()
 
 
@@ -194,7 +285,11 @@ class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
     """
 
     async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> object:
         """Run one QMP command and return its result.
 
@@ -203,6 +298,8 @@ class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
         Args:
             command: The command's name, as in the QMP reference.
             arguments: Its arguments, of JSON types only.
+            timeout: Seconds for the reply, including the time that the command waits
+                for its turn; ``math.inf`` for no limit. By default the monitor's own.
 
         Returns:
             The decoded value of ``return``.
@@ -211,12 +308,28 @@ class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
             CommandError: QEMU refused the command.
             MonitorError: There is no reply; its type says why.
         """
-        future = asyncio.wrap_future(self._submit(command, arguments))
+        return await self._exchange(command, arguments, self._choose_timeout(timeout))
+
+    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name.
+
+        :meta private:
+        """
+        await self._exchange(GETFD, {"fdname": name}, timeout, number)
+
+    async def _exchange(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        timeout: float,
+        descriptor: int | None = None,
+    ) -> object:
+        future = asyncio.wrap_future(self._submit(command, arguments, descriptor))
         # Retrieves the error of a late reply, which asyncio would log otherwise.
         future.add_done_callback(lambda late: late.cancelled() or late.exception())
-        await self.wait(future, self.now() + self._command_timeout)
+        await self.wait(future, self.now() + timeout)
         if not future.done():
-            raise self._make_timeout(command)
+            raise self._make_timeout(command, timeout)
         return future.result()
 
 
@@ -236,7 +349,11 @@ class TrioLibvirtMonitor(_Passthrough, TrioClock):
     """
 
     async def execute(
-        self, command: str, arguments: Mapping[str, object] | None = None
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
     ) -> object:
         """Run one QMP command and return its result.
 
@@ -245,6 +362,8 @@ class TrioLibvirtMonitor(_Passthrough, TrioClock):
         Args:
             command: The command's name, as in the QMP reference.
             arguments: Its arguments, of JSON types only.
+            timeout: Seconds for the reply, including the time that the command waits
+                for its turn; ``math.inf`` for no limit. By default the monitor's own.
 
         Returns:
             The decoded value of ``return``.
@@ -253,6 +372,22 @@ class TrioLibvirtMonitor(_Passthrough, TrioClock):
             CommandError: QEMU refused the command.
             MonitorError: There is no reply; its type says why.
         """
+        return await self._exchange(command, arguments, self._choose_timeout(timeout))
+
+    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
+        """Hand QEMU a copy of a file descriptor, under a name.
+
+        :meta private:
+        """
+        await self._exchange(GETFD, {"fdname": name}, timeout, number)
+
+    async def _exchange(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        timeout: float,
+        descriptor: int | None = None,
+    ) -> object:
         import trio  # noqa: PLC0415 - programs on asyncio do without it
 
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -262,9 +397,9 @@ class TrioLibvirtMonitor(_Passthrough, TrioClock):
             with suppress(trio.RunFinishedError):  # no task waits any more
                 token.run_sync_soon(done.set)
 
-        future = self._submit(command, arguments)
+        future = self._submit(command, arguments, descriptor)
         future.add_done_callback(tell)
-        with trio.move_on_after(self._command_timeout):
+        with trio.move_on_after(timeout):
             await done.wait()
             return future.result()
-        raise self._make_timeout(command)
+        raise self._make_timeout(command, timeout)

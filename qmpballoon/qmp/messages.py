@@ -30,6 +30,7 @@ __all__ = [
     "Version",
     "parse",
     "parse_request",
+    "parse_version",
 ]
 
 Id: TypeAlias = int | str
@@ -222,10 +223,18 @@ def _parse_greeting(message: Mapping[str, object]) -> Greeting:
     names = [
         name for name in cast("Sequence[object]", offered) if isinstance(name, str)
     ]
-    return Greeting(_parse_version(body.get("version")), tuple(names))
+    return Greeting(parse_version(body.get("version")), tuple(names))
 
 
-def _parse_version(value: object) -> Version | None:
+def parse_version(value: object) -> Version | None:
+    """Return the version in a greeting, or in what ``query-version`` returns.
+
+    Args:
+        value: The decoded JSON.
+
+    Returns:
+        The version; ``None`` if there is none that can be read.
+    """
     match value:
         case {"qemu": {"major": int(major), "minor": int(minor), "micro": int(micro)}}:
             package = cast("Mapping[str, object]", value).get("package", "")

@@ -21,7 +21,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qmpballoon.qmp.messages import Greeting
+    from qmpballoon.qmp.messages import Version
 
 __all__ = ["GETFD", "Step", "can_add_monitor", "list_steps", "list_undo_steps"]
 
@@ -46,13 +46,12 @@ class Step:
     arguments: Mapping[str, object]
 
 
-def can_add_monitor(greeting: Greeting | None) -> bool:
+def can_add_monitor(version: Version | None) -> bool:
     """Tell whether a QEMU may know how to add a monitor; asking it changes nothing.
 
     Args:
-        greeting: Its greeting; ``None`` or one without a version: it may.
+        version: Its version; ``None``: it tells none, and may.
     """
-    version = None if greeting is None else greeting.version
     return version is None or (version.major, version.minor) >= _FIRST
 
 

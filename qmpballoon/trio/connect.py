@@ -6,7 +6,7 @@ import functools
 import logging
 import socket
 import time
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import trio
@@ -15,7 +15,7 @@ from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
-from qmpballoon._transport.own_monitor import add_own_monitor, require_own
+from qmpballoon._transport.own_monitor import require_own, run_monitor
 from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
@@ -106,18 +106,16 @@ async def open_monitor(
         command_timeout=command_timeout,
         wall_clock=wall_clock,
     )
-    shared = make(transport)
-    with ExitStack() as closing:
-        async with shared.run(deadline, oob=oob):
-            sock = await add_own_monitor(shared, own, deadline, _log)
-            if sock is None:
-                yield shared
-                return
-            closing.enter_context(sock)
-        # The kernel says of this socket that we are at its other end.
-        monitor = make(SocketTransport(sock, shared.pid))
-        async with monitor.run(deadline, oob=oob):
-            yield monitor
+    async with run_monitor(
+        make(transport),
+        # The kernel says of a socket of our own that we are at its other end.
+        lambda added: make(SocketTransport(added, transport.pid)),
+        own,
+        deadline,
+        oob=oob,
+        log=_log,
+    ) as monitor:
+        yield monitor
 
 
 @asynccontextmanager

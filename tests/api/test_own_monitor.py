@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import trio
 import trio.testing
+from added_monitors import left_behind, wait_until_gone
 from attrs import evolve
 from cancelling import descriptors
 from frontends import CONNECTING, elsewhere, on
@@ -33,7 +34,6 @@ from qmpballoon.testing import (
     simulate_asyncio,
     threaded,
 )
-from qmpballoon.testing.model.chardevs import SHARED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,18 +45,6 @@ if TYPE_CHECKING:
 
 NEW, OLD = "11.1", "10.0"
 CAPTION = "no monitor of one's own can be added"
-
-
-def left_behind(machine: Machine) -> list[str]:
-    """Return what a machine has beyond what it was started with."""
-    named = machine.monitors[SHARED].files
-    return sorted({*machine.chardevs, *machine.monitors, *named} - {SHARED})
-
-
-def wait_until_gone(fake: ThreadedFake) -> None:
-    """Wait until QEMU has noticed that the clients left."""
-    while fake.do(left_behind):
-        pass
 
 
 @pytest.fixture

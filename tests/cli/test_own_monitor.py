@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from command import FAST, serve, start, until
-from fake_libvirt import install
+from fake_libvirt import FakeConnection, FakeDomain, install
 from in_process import only_line, status_of
 
+from qmpballoon import blocking
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import Machine, MachineConfig
 from qmpballoon.testing import serve as serve_in_thread
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
     from qmpballoon.testing import FakeQemu
@@ -102,13 +105,43 @@ def test_an_older_qemu_is_told_of(
     assert "without --own-monitor" in line
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, ["watch"]], ids=" ".join)
-def test_libvirts_are_shared_already(
-    command: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+@contextmanager
+def libvirts(version: str, monkeypatch: pytest.MonkeyPatch) -> Generator[FakeDomain]:
+    """Have a libvirt with one VM of that version."""
+    with (
+        serve_in_thread(MachineConfig(guest=FAST), version=version) as fake,
+        blocking.open_monitor(fake.socket) as monitor,
+    ):
+        domain = FakeDomain(monitor)
+        domain.hang.set()
+        install(monkeypatch, lambda _: FakeConnection(domain))
+        yield domain
+
+
+def test_on_a_vm_of_libvirts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(monkeypatch)
-    name, *rest = command
-    assert status_of(name, "libvirt:vm1", *rest, "--own-monitor") == 2
-    assert "leave --own-monitor out" in only_line(capsys)
+    with libvirts("11.1", monkeypatch) as domain:
+        assert status_of("status", "libvirt:vm1", "--own-monitor", "--json") == 0
+        assert domain.came == ["query-version", "getfd", "chardev-add", "object-add"]
+        assert domain.closed
+    assert json.loads(capsys.readouterr().out)["balloon"]["actual"] == 2 * GiB
+
+
+def test_libvirts_older_qemu_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with libvirts("10.0", monkeypatch) as domain:
+        assert status_of("status", "libvirt:vm1", "--own-monitor") == 4
+        assert domain.came == ["query-version"]
+        assert domain.closed
+    assert "without --own-monitor" in only_line(capsys)
+
+
+@pytest.mark.parametrize(("version", "own"), [("11.1", True), ("10.0", False)])
+def test_a_fleet_of_libvirts(
+    version: str, monkeypatch: pytest.MonkeyPatch, *, own: bool
+) -> None:
+    with libvirts(version, monkeypatch) as domain:
+        assert status_of("fleet", "status", "libvirt:vm1", "--json") == 0
+        assert ("query-balloon" in domain.came) != own

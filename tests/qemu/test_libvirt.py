@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ from qmpballoon import (
     libvirt,
 )
 from qmpballoon._transport.qemu_process import find_qemu_pid
+from qmpballoon.testing.lab import ProgressBar
+from qmpballoon.testing.lab._parts import find_qemu
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -58,6 +61,14 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
 @pytest.fixture(scope="module")
 def domain(connection: Connection) -> Iterator[Domain]:
     with libvirtd.domain(connection, memory=MEMORY) as domain:
+        yield domain
+
+
+@pytest.fixture(scope="module")
+def newest(connection: Connection) -> Iterator[Domain]:
+    """A guest of a QEMU that is newer than libvirt."""
+    qemu = find_qemu("11.1", ProgressBar()).command
+    with libvirtd.domain(connection, memory=MEMORY, qemu=qemu) as domain:
         yield domain
 
 
@@ -99,6 +110,52 @@ async def drive(front: FrontEnd, domain: Domain) -> None:
 @on_each(*ALL)
 def test_a_guest_of_libvirts(front: FrontEnd, domain: Domain) -> None:
     front.run(drive(front, domain))
+
+
+def look(domain: Domain) -> list[object]:
+    """Return the character devices and the objects that QEMU has."""
+    monitor = libvirt.LibvirtMonitor(domain, command_timeout=libvirt.COMMAND_TIMEOUT)
+    arguments = {"path": "/objects"}
+    return [monitor.execute("query-chardev"), monitor.execute("qom-list", arguments)]
+
+
+@on_each(*ALL)
+def test_a_monitor_of_its_own(front: FrontEnd, newest: Domain) -> None:
+    async def main() -> None:
+        async with front.open_balloon(newest, own=True) as balloon:
+            assert look(newest) != before
+            await balloon.refresh_stats(timeout=60)  # it may still be booting
+            assert balloon.resident() is not None
+            result = await balloon.resize(200 * MiB)
+            assert (result.outcome, result.actual) == ("reached", 200 * MiB)
+            await balloon.set_target(MEMORY)
+            await wait_for(balloon, MEMORY)
+
+    before = look(newest)
+    front.run(main())
+    deadline = time.monotonic() + 120
+    while look(newest) != before:
+        assert time.monotonic() < deadline
+
+
+def test_the_command_with_a_monitor_of_its_own(
+    connection: Connection, newest: Domain, domain: Domain
+) -> None:
+    vm = f"libvirt:{newest.name()}"
+    before = look(newest)
+    shown = command(connection, "status", vm, "--own-monitor", "--json")
+    seen = json.loads(shown.stdout)
+    assert seen["qemu"]["version"].startswith("11.1.")
+    assert seen["vm"] == {"name": newest.name(), "status": "running"}
+    assert seen["balloon"]["actual"] == MEMORY
+    assert seen["host"]["resident"] > 50 * MiB
+    deadline = time.monotonic() + 120
+    while look(newest) != before:
+        assert time.monotonic() < deadline
+    older = command(connection, "status", f"libvirt:{domain.name()}", "--own-monitor")
+    assert older.returncode == 4
+    (line,) = older.stderr.splitlines()
+    assert "cannot, only 11.1 and later" in line
 
 
 @on_each(*ALL)

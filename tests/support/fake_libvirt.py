@@ -6,7 +6,7 @@ import json
 import sys
 import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field
 
@@ -29,6 +29,7 @@ CODES = {
     "VIR_ERR_AUTH_FAILED": 45,
     "VIR_ERR_OPERATION_TIMEOUT": 68,
     "VIR_ERR_OPERATION_FAILED": 9,
+    "VIR_ERR_ARGUMENT_UNSUPPORTED": 74,
 }
 
 
@@ -49,6 +50,7 @@ class FakeDomain:
     Attributes:
         monitor: The way there.
         fails: The error code with which it fails, if it does.
+        takes_no_descriptors: The error code with which it refuses them, if it does.
         hang: Its commands wait for this.
         uri: Of its connection.
         closed: Whether that was closed.
@@ -57,6 +59,7 @@ class FakeDomain:
 
     monitor: blocking.BlockingMonitor
     fails: str | None = None
+    takes_no_descriptors: str | None = None
     hang: threading.Event = field(factory=threading.Event)
     uri: str = "qemu:///system"
     closed: bool = False
@@ -71,7 +74,14 @@ class FakeDomain:
     def _close(self) -> None:
         self.closed = True
 
-    def run(self, request: str, flags: int) -> str:
+    def run_with_files(
+        self, request: str, files: list[int], flags: int
+    ) -> tuple[str, list[object]]:
+        if self.takes_no_descriptors is not None:
+            raise LibvirtError(self.takes_no_descriptors)
+        return self.run(request, flags, *files), []
+
+    def run(self, request: str, flags: int, file: int | None = None) -> str:
         assert flags == 0
         message = json.loads(request)
         self.came.append(message["execute"])
@@ -79,11 +89,20 @@ class FakeDomain:
         if self.fails is not None:
             raise LibvirtError(self.fails)
         try:
-            value = self.monitor.execute(message["execute"], message.get("arguments"))
+            value = self._pass_on(message["execute"], message.get("arguments"), file)
         except CommandError as error:
             told = {"class": error.error_class, "desc": error.desc}
             return json.dumps({"error": told, "id": "libvirt-7"})
         return json.dumps({"return": value, "id": "libvirt-7"})
+
+    def _pass_on(
+        self, command: str, arguments: dict[str, Any], file: int | None
+    ) -> object:
+        if file is None:
+            return self.monitor.execute(command, arguments)
+        assert command == "getfd"
+        self.monitor.send_descriptor(arguments["fdname"], file, timeout=60)
+        return {}
 
 
 @define
@@ -122,5 +141,8 @@ def install(
         **CODES,
     )
     monkeypatch.setitem(sys.modules, "libvirt", names)
-    passthrough = SimpleNamespace(qemuMonitorCommand=FakeDomain.run)
+    passthrough = SimpleNamespace(
+        qemuMonitorCommand=FakeDomain.run,
+        qemuMonitorCommandWithFiles=FakeDomain.run_with_files,
+    )
     monkeypatch.setitem(sys.modules, "libvirt_qemu", passthrough)

@@ -8,6 +8,7 @@ libvirt, if there is one, is neither used nor disturbed.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -24,7 +25,7 @@ from qmpballoon.testing.lab._initramfs import build_initramfs
 from qmpballoon.testing.lab._parts import find_busybox, find_kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
     from types import ModuleType
 
 # libvirt-python has no types.
@@ -92,14 +93,28 @@ def _connected(folder: str, daemon: subprocess.Popen[bytes]) -> Connection:
 
 @contextmanager
 def domain(
-    connection: Connection, *, memory: int, balloon: bool = True
+    connection: Connection,
+    *,
+    memory: int,
+    balloon: bool = True,
+    qemu: Sequence[str] = ("qemu-system-x86_64",),
 ) -> Generator[Domain]:
-    """Boot a guest; yield its domain once its balloon's driver is there."""
+    """Boot a guest; yield its domain.
+
+    Args:
+        connection: To the libvirtd.
+        memory: Its RAM, in bytes.
+        balloon: Whether it has one.
+        qemu: Starts its QEMU.
+    """
     bar = ProgressBar()
     kernel, busybox = find_kernel(None, bar), find_busybox(bar)
     with TemporaryDirectory(prefix="lv-") as folder:
         initrd = Path(folder, "initrd")
         initrd.write_bytes(build_initramfs(busybox, kernel.modules, driver=True))
+        emulator = Path(folder, "qemu")
+        emulator.write_text(f'#!/bin/sh\nexec {shlex.join(qemu)} "$@"\n')
+        emulator.chmod(0o700)
         created = connection.createXML(
             f"""
             <domain type="qemu">
@@ -112,8 +127,9 @@ def domain(
                 <initrd>{initrd}</initrd>
                 <cmdline>console=ttyS0 quiet no_timer_check</cmdline>
               </os>
+              <features><acpi/></features>
               <devices>
-                <emulator>{shutil.which("qemu-system-x86_64")}</emulator>
+                <emulator>{emulator}</emulator>
                 <serial type="null"/>
                 <serial type="null"/>
                 <memballoon model="{"virtio" if balloon else "none"}"/>

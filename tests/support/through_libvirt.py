@@ -27,12 +27,28 @@ def choose(options: Options) -> Chosen:
     return {"name": options.get("name"), "command_timeout": timeout}
 
 
+class ChosenToOpen(Chosen):
+    timeout: float
+
+
+def choose_to_open(options: Options) -> ChosenToOpen:
+    """Return those that there are for a monitor of one's own."""
+    timeout = options.get("timeout", libvirt.OPEN_TIMEOUT)
+    return {**choose(options), "timeout": timeout}
+
+
 class TrioLibvirt(Trio):
     @asynccontextmanager
     async def open_balloon(
         self, target: Domain, **options: Unpack[Options]
     ) -> AsyncGenerator[Balloon, None]:
-        yield await libvirt.find_balloon_trio(target, **choose(options))
+        if options.get("own"):
+            async with libvirt.open_balloon_trio(
+                target, **choose_to_open(options)
+            ) as own:
+                yield own
+        else:
+            yield await libvirt.find_balloon_trio(target, **choose(options))
 
 
 class AsyncioLibvirt(Asyncio):
@@ -40,7 +56,13 @@ class AsyncioLibvirt(Asyncio):
     async def open_balloon(
         self, target: Domain, **options: Unpack[Options]
     ) -> AsyncGenerator[Balloon, None]:
-        yield await libvirt.find_balloon_asyncio(target, **choose(options))
+        if options.get("own"):
+            async with libvirt.open_balloon_asyncio(
+                target, **choose_to_open(options)
+            ) as own:
+                yield own
+        else:
+            yield await libvirt.find_balloon_asyncio(target, **choose(options))
 
 
 class PlainLibvirt(Blocking):
@@ -48,10 +70,12 @@ class PlainLibvirt(Blocking):
     async def open_balloon(
         self, target: Domain, **options: Unpack[Options]
     ) -> AsyncGenerator[Balloon, None]:
-        yield cast(
-            "Balloon",
-            Awaited(libvirt.find_balloon(target, **choose(options)), Balloon),
-        )
+        if options.get("own"):
+            with libvirt.open_balloon(target, **choose_to_open(options)) as own:
+                yield cast("Balloon", Awaited(own, Balloon))
+        else:
+            found = libvirt.find_balloon(target, **choose(options))
+            yield cast("Balloon", Awaited(found, Balloon))
 
 
 ALL = [TrioLibvirt(), AsyncioLibvirt(), PlainLibvirt()]

@@ -186,6 +186,12 @@ async def through_libvirt(domain: libvirt.Domain) -> None:
     assert_type(
         libvirt.find_balloon(domain), blocking.BlockingBalloon[libvirt.LibvirtMonitor]
     )
+    async with libvirt.open_balloon_trio(domain) as own:
+        assert_type(own, Balloon[TrioMonitor])
+    async with libvirt.open_balloon_asyncio(domain) as own_on_asyncio:
+        assert_type(own_on_asyncio, Balloon[aio.AsyncioMonitor])
+    with libvirt.open_balloon(domain) as blocked:
+        assert_type(blocked, blocking.BlockingBalloon[blocking.BlockingMonitor])
 
 
 class Own:
