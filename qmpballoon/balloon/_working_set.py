@@ -47,6 +47,9 @@ _BASELINE_FACTOR: Final = 2.0  # up to so many times its own rate is the guest's
 _FIRST_STEP: Final = 16 * MiB
 _GROWTH: Final = 2  # each step is so many times the last one
 _STEP_TIME: Final = 1.0  # seconds after which the next one comes, whatever was read
+# Below this part of the fastest, what goes on is something else, and has an edge of its
+# own, or none.
+_FADED: Final = 1 / 8
 # What stays as a margin: a tenth of what had to be given back, and at least so many
 # bytes; twice as much each time that it was not enough.
 _MARGIN: Final = 10
@@ -214,12 +217,13 @@ class WorkingSet:
         self, seconds: float, begun: float, rate: float, *, is_high: bool
     ) -> None:
         """Give more back, or find that the reads have ended, or are none of ours."""
+        self._fastest = max(self._fastest, rate)
+        is_high &= rate >= self._fastest * _FADED
         if is_high:
             self._last_high = seconds
         elif not self._given or seconds >= self._last_high + QUIET:
             self._end()
             return
-        self._fastest = max(self._fastest, rate)
         has_all = self._size >= self._full
         is_filled = self._room <= 0 and self._again >= _FIRST_STEP
         if (has_all and is_filled) or seconds >= begun + self._limits.within:

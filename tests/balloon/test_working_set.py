@@ -150,6 +150,15 @@ def test_a_loop_is_told_from_a_stream_beside_it(begin: int) -> None:
     assert cache_of(report) <= 600 * MiB
 
 
+def test_a_slow_stream_beside_a_loop_gets_nothing() -> None:
+    """It wavers about the limit, and would be fed for as long as that can last."""
+    loop = FileReads("loop", 850 * MiB, 800 * MiB)
+    stream = FileReads("stream", GiB, 4 * MiB, BOOTED + 2 * SECOND)
+    report = reclaim(make(loop, stream, disk_rate=80 * MiB))
+    assert report.seconds < 20
+    assert cache_of(report) <= 900 * MiB
+
+
 @pytest.mark.parametrize("rate", [100 * MiB, 400 * MiB])
 def test_of_random_reads_few_miss(rate: int) -> None:
     machine = make(FileReads("zipf", 600 * MiB, rate))
