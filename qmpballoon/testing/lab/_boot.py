@@ -123,7 +123,8 @@ async def boot(
         accel: ``"kvm"`` or ``"tcg"``; ``None`` for KVM where it has booted a guest,
             and TCG elsewhere.
         extra: More arguments for QEMU. They come last, so
-            ``("-m", "slots=2,maxmem=8G")`` adds to the memory's options.
+            ``("-m", "slots=2,maxmem=8G")`` adds to the memory's options. With a
+            ``virtio-scsi-pci`` among them the guest loads the drivers of SCSI disks.
         paused: Whether QEMU waits for the command ``cont``. When the block starts,
             the guest has then not booted. The same holds for ``-incoming`` in
             ``extra``. See :meth:`Guest.ready`.
@@ -279,7 +280,9 @@ def identify_boot(options: GuestOptions, parts: Parts, accel: str) -> str:
 
 def _initramfs(options: GuestOptions, parts: Parts) -> bytes:
     modules = parts.kernel.modules
-    return build_initramfs(parts.busybox, modules, driver=options.driver)
+    return build_initramfs(
+        parts.busybox, modules, driver=options.driver, scsi=options.has_scsi
+    )
 
 
 async def find_parts(

@@ -25,6 +25,7 @@ __all__ = ["build_initramfs", "load_modules", "write_cpio"]
 
 # Both transports: a microvm's devices are on virtio_mmio, others' on virtio_pci.
 _TRANSPORTS: Final = ("virtio_pci", "virtio_mmio", "virtio_blk")
+_SCSI: Final = ("virtio_scsi", "sd_mod")
 _BALLOON: Final = "virtio_balloon"
 _SCRIPTS: Final = ("hog", "release", "load-driver", "unload-driver")
 
@@ -39,13 +40,16 @@ _END: Final = "TRAILER!!!"
 _DEPENDS: Final = re.compile(rb"\0depends=([^\0]*)\0")
 
 
-def build_initramfs(busybox: Path, modules: Path, *, driver: bool) -> bytes:
+def build_initramfs(
+    busybox: Path, modules: Path, *, driver: bool, scsi: bool = False
+) -> bytes:
     """Make the guest's initramfs.
 
     Args:
         busybox: A statically linked busybox.
         modules: The kernel's module folder, ``.../lib/modules/RELEASE``.
         driver: Whether the balloon's driver is loaded at boot.
+        scsi: Whether the drivers of SCSI disks are.
 
     Returns:
         An uncompressed "newc" cpio archive.
@@ -54,11 +58,12 @@ def build_initramfs(busybox: Path, modules: Path, *, driver: bool) -> bytes:
         LabError: A module cannot be read.
     """
     scripts = resources.files("qmpballoon.testing.lab")
-    loaded = load_modules(modules, (*_TRANSPORTS, _BALLOON))
+    disks = (*_TRANSPORTS, *(_SCSI if scsi else ()))
+    loaded = load_modules(modules, (*disks, _BALLOON))
     files = {
         "bin/busybox": busybox.read_bytes(),
         "init": scripts.joinpath("init.sh").read_bytes(),
-        "lab/modules": " ".join(n for n in _TRANSPORTS if n in loaded).encode(),
+        "lab/modules": " ".join(n for n in disks if n in loaded).encode(),
         **{
             f"lab/{name}": scripts.joinpath(f"{name}.sh").read_bytes()
             for name in _SCRIPTS

@@ -88,6 +88,11 @@ class GuestOptions:
         """Whether QEMU does not boot the guest when it starts."""
         return self.paused or "-S" in self.extra or "-incoming" in self.extra
 
+    @property
+    def has_scsi(self) -> bool:
+        """Whether the guest has SCSI disks."""
+        return any(argument.startswith("virtio-scsi") for argument in self.extra)
+
 
 @frozen(kw_only=True)
 class Files:

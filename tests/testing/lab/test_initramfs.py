@@ -14,6 +14,7 @@ from qmpballoon.testing.lab._initramfs import (
     load_modules,
     write_cpio,
 )
+from qmpballoon.testing.lab._qemu import GuestOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,3 +112,18 @@ def test_the_guest_gets_its_modules_and_scripts(tmp_path: Path) -> None:
     assert "lab/driver" in found
     without = unpacked(build_initramfs(busybox, modules, driver=False))
     assert "lab/driver" not in without
+
+
+def test_only_a_guest_with_scsi_disks_loads_their_drivers(tmp_path: Path) -> None:
+    modules, busybox = tmp_path / "6.1.0-test", tmp_path / "busybox"
+    busybox.write_bytes(b"a program")
+    for name in ("virtio_pci", "virtio_scsi", "sd_mod", "virtio_balloon"):
+        module(modules, name)
+    for scsi, loaded in (
+        (False, b"virtio_pci"),
+        (True, b"virtio_pci virtio_scsi sd_mod"),
+    ):
+        found = unpacked(build_initramfs(busybox, modules, driver=True, scsi=scsi))
+        assert found["lab/modules"][1] == loaded
+    assert GuestOptions(extra=("-device", "virtio-scsi-pci")).has_scsi
+    assert not GuestOptions(extra=("-device", "virtio-rng-pci")).has_scsi
