@@ -1,67 +1,289 @@
-"""Does a reclaim leave a guest what it reads again? Real guests read a set in a loop.
+r"""Does a reclaim leave a guest what it reads again? Real guests read their disks.
 
-A guest fills its page cache, and reads a part of it in a loop. Memory is reclaimed and
-held, first with the default guard, and then, with the cache filled anew, by one bare
-``balloon`` command to the size that a reclaim goes to that does not look at reads. The
-table shows the page cache that is left, how much of the cold cache was taken, how long
-a round of the loop takes before and after, and what is read from the disk in the ten
-seconds after.
+A guest fills its page cache from its disks. Memory is reclaimed and held, with the
+default guard. For comparison the guest then gets its memory and its cache back, and one
+bare ``balloon`` command takes it to the size that a reclaim goes to that does not look
+at reads. The workloads:
 
-A guest without a loop is cold; one with ``stream`` has a program that begins to read a
-disk a second after the reclaim begins, each page once.
+- ``loop``: a program reads a share of that cache again and again.
+- ``zipf``: it reads blocks of 1 MiB at random, few of them often (Zipf).
+- ``cold``: nothing reads anything.
+- ``stream``: a second after the reclaim begins, a program begins to read a disk, each
+  page once.
+- ``keep``: nothing reads anything while memory is taken, by ``keep``. A loop begins
+  20 s later.
+- ``fleet``: the same, with a fleet that has taken memory from this guest and from a
+  cold one, as they had more than the host may give.
+
+Each row of the table is another guest. They are chosen so that each QEMU and kernel,
+each size, bus, number of disks and speed of a disk is in several rows, with several
+workloads.
 
 ::
 
-    python benchmarks/working_set.py --memory 512M 1G --workloads cold stream 20 35 60
+    python benchmarks/working_set.py                    # all rows, in half an hour
+    python benchmarks/working_set.py --rows loop zipf   # those with these workloads
+    python benchmarks/working_set.py --report run.svg   # and a chart of the first
 
-Exit status 1 if a guest reads again what it had, or keeps what it does not read.
+Exit status 1 if a guest lost what it reads, or kept what it does not read.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
-from itertools import product
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import define, evolve, frozen
+from attrs import define, field, frozen
 
-from qmpballoon import Balloon, Guard, MiB, open_balloon
-from qmpballoon.sizes import format_size, parse_size
+from qmpballoon import Balloon, Guard, MiB, UnixAddress, export, open_balloon
+from qmpballoon.fleet import HostMemory, Rules, VmSpec, open_fleet, run_control_loop
+from qmpballoon.sizes import GiB, format_size
 from qmpballoon.testing import lab
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
+
+    from qmpballoon.balloon import Progress, ReclaimReport
 
 _CACHE: Final = 0.6  # of the guest's memory
-_STARTED: Final = 3.0  # seconds for the first rounds of a loop
+_STARTED: Final = 4.0  # seconds for the first rounds of a loop
 _AFTER: Final = 10.0  # seconds in which it is seen what a guest reads
+_PAIRS: Final = 3  # times that rounds are compared
+_SPAN: Final = 4.0  # seconds of rounds in each
 _STREAM: Final = 20_000  # MiB of the disk at which the stream begins: nothing cached
-_LOOK: Final = 0.01  # seconds between two polls of a bare balloon
-# What counts as kept and as taken: a tenth of a set may be read again, and 15 % of what
-# is cold may stay.
-_TAKEN: Final = 0.85
-_STREAMED: Final = 0.03  # of what a bare balloon takes may stay with a stream
+_LATER: Final = 20.0  # seconds after which a loop begins
+_STAYS: Final = 30.0  # seconds for which it is seen that it stays cached
+_LOOK: Final = 0.1  # seconds between two polls
+_SLOW: Final = 50 * MiB  # bytes a second that a slow disk reads
+_LONGEST: Final = 240.0  # seconds in which a bare balloon gets there, if it does
+
+# What is to hold
+_READ: Final = 0.01  # of a set may be read in the time after: what else a guest does
+_ABOVE: Final = 0.25  # of a set may be cached besides, if the guest can spare it
+_TAKEN: Final = 0.85  # of what is cold is taken
+_SLOWER: Final = 1.1  # times as long may a round take
+_LIKE: Final = 0.97  # of what a reclaim takes that does not look at reads
+_MISSES: Final = 0.05  # of random reads
+_BACK: Final = 5.0  # seconds after the second round
 
 
 @frozen
-class Case:
-    """One guest and what it reads: a share of the cache in percent, 0 if nothing."""
+class Row:
+    """One guest and what it reads.
 
-    memory: int
-    share: int
-    streams: bool
-    qemu: str | None
-    kernel: str | None
-    pause: float
+    Attributes:
+        workload: See above.
+        share: Percent of its page cache that it reads again.
+        memory: Bytes of RAM.
+        new: Whether QEMU and kernel are new ones, or those of Debian 12.
+        bus: What its disks are.
+        disks: How many it reads.
+        slow: Whether they are slowed down.
+    """
+
+    workload: str
+    share: int = 0
+    memory: int = GiB
+    new: bool = False
+    bus: str = "blk"
+    disks: int = 1
+    slow: bool = False
 
     @property
-    def name(self) -> str:
-        """The workload in a word."""
-        if self.streams:
-            return "stream"
-        return f"loop {self.share} %" if self.share else "cold"
+    def cache(self) -> int:
+        """Bytes that it caches, whole MiB of each disk."""
+        return int(self.memory * _CACHE) // self.disks // MiB * self.disks * MiB
+
+    @property
+    def set_size(self) -> int:
+        """Bytes that it reads again, whole MiB of each disk."""
+        size = self.cache * self.share // 100
+        return size // self.disks // MiB * self.disks * MiB
+
+    def describe(self) -> str:
+        """Return the guest in words."""
+        versions = "11.1, Linux 7.2" if self.new else "7.2, Linux 6.1"
+        disks = f"{self.disks} virtio-{self.bus}" + (", slow" if self.slow else "")
+        return f"{format_size(self.memory)}, QEMU {versions} | {disks}"
+
+
+ROWS: Final = (
+    Row("loop", 35),
+    Row("loop", 20, GiB, bus="scsi", disks=3, slow=True),
+    Row("loop", 60, 2 * GiB, disks=3),
+    Row("loop", 60, GiB, slow=True),
+    Row("loop", 20, 2 * GiB, new=True),
+    Row("loop", 35, 2 * GiB, new=True, bus="scsi", slow=True),
+    Row("loop", 60, GiB, new=True, bus="scsi", disks=3),
+    Row("zipf", 60, GiB),
+    Row("zipf", 60, 2 * GiB, new=True, bus="scsi"),
+    Row("cold", 0, GiB, bus="scsi"),
+    Row("cold", 0, 2 * GiB, new=True, disks=3),
+    Row("stream", 0, 2 * GiB, bus="scsi", slow=True),
+    Row("stream", 0, GiB, new=True, disks=3),
+    Row("keep", 35, GiB, disks=3, slow=True),
+    Row("keep", 35, 2 * GiB, new=True, bus="scsi"),
+    Row("fleet", 60, GiB, bus="scsi"),
+    Row("fleet", 60, GiB, new=True, slow=True),
+)
+
+
+# Guests
+
+
+@asynccontextmanager
+async def start(row: Row) -> AsyncGenerator[Workload]:
+    """Boot a guest with its disks, and fill its page cache from them."""
+    extra, names = (
+        ["-object", f"throttle-group,id=slow,x-bps-read={_SLOW}"],
+        list[str](),
+    )
+    if row.bus == "scsi":
+        extra += ["-device", "virtio-scsi-pci"]
+    for number in range(row.disks):
+        node = f"driver=null-co,read-zeroes=on,size={1024 * GiB},node-name=null{number}"
+        extra += ["-blockdev", node]
+        drive = f"null{number}"
+        if row.slow:
+            drive = f"slow{number}"
+            node = f"driver=throttle,throttle-group=slow,file=null{number}"
+            extra += ["-blockdev", f"{node},node-name={drive}"]
+        device = "scsi-hd" if row.bus == "scsi" else "virtio-blk-pci"
+        extra += ["-device", f"{device},drive={drive}"]
+        # The lab has a first disk of its own, on virtio-blk.
+        names.append(
+            f"sd{'abc'[number]}" if row.bus == "scsi" else f"vd{'bcd'[number]}"
+        )
+    versions = ("11.1", "7.2") if row.new else ("7.2", "6.1")
+    async with lab.boot(
+        memory=row.memory,
+        qemu=versions[0],
+        kernel=versions[1],
+        extra=extra,
+        saved=True,
+    ) as guest:
+        await guest.run("mkdir -p /tmp; echo 0 >/tmp/rounds; echo 0 >/tmp/count")
+        for name in names:
+            # A disk's last close drops its page cache. Random reads read what they ask
+            # for, and others far ahead.
+            ahead = 0 if row.workload == "zipf" else 4096
+            await guest.run(f"echo {ahead} >/sys/block/{name}/queue/read_ahead_kb")
+            await run_on(guest, f"exec sleep 1000000 </dev/{name}")
+        workload = Workload(guest, row, names)
+        await workload.fill()
+        yield workload
+
+
+async def run_on(guest: lab.Guest, command: str) -> None:
+    """Have a guest run a command that goes on."""
+    await guest.run(f"({command}) </dev/null >/dev/null 2>&1 &")
+
+
+@define
+class Workload:
+    """A guest, and the programs in it that read.
+
+    Attributes:
+        guest: The guest.
+        row: What it reads.
+        names: Its disks.
+        filled: How often its cache was filled.
+    """
+
+    guest: lab.Guest
+    row: Row
+    names: list[str]
+    filled: int = 0
+
+    async def fill(self) -> None:
+        """Read what was not read before, as much as the guest caches."""
+        count = self.row.cache // len(self.names) // MiB
+        skip, self.filled = self.filled * count, self.filled + 1
+        for name in self.names:
+            read = f"dd if=/dev/{name} of=/dev/null bs=1M skip={skip} count={count}"
+            await self.guest.run(read, timeout=600)
+
+    async def fill_anew(self) -> None:
+        """Drop the cache, and fill it; what is read again comes with it."""
+        await self.guest.drop_cache()
+        await self.fill()
+        if self.row.share:
+            await self.wait_rounds(3)
+
+    async def start(self) -> None:
+        """Begin to read again and again, and wait for the first rounds."""
+        await run_on(
+            self.guest, self._zipf() if self.row.workload == "zipf" else self._loop()
+        )
+
+    def _loop(self) -> str:
+        count = self.row.set_size // len(self.names) // MiB
+        reads = "; ".join(
+            f"dd if=/dev/{name} of=/dev/null bs=1M count={count} 2>/dev/null"
+            for name in self.names
+        )
+        return (
+            f"while read a _ </proc/uptime; do {reads}; read b _ </proc/uptime;"
+            " echo $a $b >>/tmp/rounds; sleep 0.1; done"
+        )
+
+    def _zipf(self) -> str:
+        # Zipf's law with an exponent of 1, by the inverse of its distribution.
+        count = self.row.set_size // MiB
+        program = (
+            "BEGIN { srand(1); while (1)"
+            f" print int(exp(rand() * log({count + 1}))) - 1 }}"
+        )
+        return (
+            f"awk '{program}' | while read i; do dd if=/dev/{self.names[0]}"
+            " of=/dev/null bs=1M count=1 skip=$i 2>/dev/null; n=$((n+1));"
+            " echo $n >/tmp/count; done"
+        )
+
+    async def stream(self) -> None:
+        """Begin to read a disk once, a second from now."""
+        await run_on(
+            self.guest,
+            f"sleep 1; exec dd if=/dev/{self.names[0]} of=/dev/null bs=1M"
+            f" skip={_STREAM * (1 + self.filled)}",
+        )
+
+    async def end_stream(self) -> None:
+        """End what a stream reads."""
+        await self.guest.run("killall dd", check=False)
+
+    async def count_rounds(self) -> int:
+        """Return how many rounds have ended, or how many random reads."""
+        if self.row.workload == "zipf":
+            return int(await self.guest.run("cat /tmp/count") or 0)
+        return int(await self.guest.run("wc -l </tmp/rounds"))
+
+    async def time_rounds(self, seconds: float) -> list[float]:
+        """Return how long each round takes that begins and ends in the next seconds."""
+        # Of the first it is not known when it began.
+        await self.wait_rounds(1)
+        before = await self.count_rounds()
+        await trio.sleep(seconds)
+        await self.wait_rounds(max(0, before + 1 - await self.count_rounds()))
+        lines = (await self.guest.run("cat /tmp/rounds")).splitlines()[before:]
+        times = [line.split() for line in lines]
+        return [float(end) - float(begin) for begin, end in times]
+
+    async def wait_rounds(self, count: int) -> None:
+        """Wait until so many more rounds have ended."""
+        ended = await self.count_rounds() + count
+        while await self.count_rounds() < ended:  # noqa: ASYNC110 - the guest is asked
+            await trio.sleep(_LOOK)
+
+
+# What is seen
 
 
 @frozen
@@ -71,93 +293,35 @@ class Seen:
     Attributes:
         size: Bytes that it has.
         cache: Bytes of its page cache.
-        round_time: Seconds of a round of the loop; ``None`` without a loop.
-        seconds: Seconds until memory was taken.
-        reads: Bytes that it read from its disk in the time after.
+        reads: Bytes that it read from its disks in the time after.
+        rounds: Rounds that ended in that time, or random reads.
+        times: Seconds of rounds.
     """
 
     size: int
     cache: int
-    round_time: float | None
-    seconds: float = 0.0
     reads: int = 0
+    rounds: int = 0
+    times: tuple[float, ...] = ()
 
 
-@frozen
-class Result:
-    """One guest before, after a reclaim, and after a bare ``balloon`` command."""
-
-    case: Case
-    set_size: int
-    before: Seen
-    guarded: Seen
-    bare: Seen
-    reason: str
-
-    @property
-    def holds(self) -> bool:
-        """Whether the guest kept what it reads, and little else."""
-        before, seen, bare = self.before, self.guarded, self.bare
-        if self.case.streams:
-            return seen.size - bare.size <= _STREAMED * (before.size - bare.size)
-        # What a bare balloon cuts off the set has to stay.
-        due = bare.size + max(0, self.set_size - bare.cache)
-        if before.size - seen.size < _TAKEN * (before.size - due):
-            return False
-        # How long a round takes depends on what else the host does, too.
-        return self.set_size == 0 or seen.reads <= self.set_size // 10
-
-
-@define
-class Loop:
-    """A loop in a guest over the first part of its disk.
-
-    Attributes:
-        guest: The guest.
-        size: Bytes of the part; 0: there is no loop.
-        pause: Seconds between two rounds.
-    """
-
-    guest: lab.Guest
-    size: int
-    pause: float
-
-    async def start(self) -> None:
-        """Begin, and wait for the first rounds."""
-        await self.guest.run("mkdir -p /tmp; echo >/tmp/rounds")
-        if not self.size:
-            return
-        count = self.size // MiB
-        await self.guest.run(
-            "(while read a _ </proc/uptime;"
-            f" do dd if=/dev/vda of=/dev/null bs=1M count={count} 2>/dev/null;"
-            f" read b _ </proc/uptime; echo $a $b >>/tmp/rounds; sleep {self.pause};"
-            " done) </dev/null >/dev/null 2>&1 &"
-        )
-        await trio.sleep(_STARTED)
-
-    async def measure(self) -> float | None:
-        """Return the seconds that a round takes now: the median of the last five."""
-        rounds = (await self.guest.run("tail -n 5 /tmp/rounds")).split()
-        times = [float(word) for word in rounds]
-        spans = sorted(
-            end - begin for begin, end in zip(times[::2], times[1::2], strict=True)
-        )
-        return spans[len(spans) // 2] if spans else None
-
-
-async def look(balloon: Balloon, loop: Loop, seconds: float) -> Seen:
+async def look(balloon: Balloon, workload: Workload) -> Seen:
     """See what a guest reads in the time after memory was taken."""
-    before = await count_reads(balloon)
-    await trio.sleep(_AFTER)
-    reads = await count_reads(balloon) - before
-    return evolve(await measure(balloon, loop), seconds=seconds, reads=reads)
-
-
-async def measure(balloon: Balloon, loop: Loop) -> Seen:
-    """See what a guest has, and how fast its loop is."""
+    is_loop = workload.row.workload == "loop"
     stats, size = await balloon.refresh_stats(), await balloon.actual()
-    return Seen(size, stats.disk_caches or 0, await loop.measure())
+    before, rounds = await count_reads(balloon), await workload.count_rounds()
+    times = list[float]()
+    if is_loop:
+        times = await workload.time_rounds(_AFTER)
+    else:
+        await trio.sleep(_AFTER)
+    return Seen(
+        size,
+        stats.disk_caches or 0,
+        await count_reads(balloon) - before,
+        await workload.count_rounds() - rounds,
+        tuple(times),
+    )
 
 
 async def count_reads(balloon: Balloon) -> int:
@@ -166,100 +330,298 @@ async def count_reads(balloon: Balloon) -> int:
     return 0 if reads is None else reads.bytes
 
 
-async def take_bare(balloon: Balloon, size: int) -> float:
-    """Set a target; return the seconds until it is reached."""
-    began = trio.current_time()
+async def compare_rounds(balloon: Balloon, workload: Workload) -> tuple[float, float]:
+    """Return how long rounds take with the memory that is left, and with all of it.
+
+    They are timed by turns: the machine may be slow for a while.
+    """
+    small, large = list[float](), list[float]()
+    size = await balloon.actual()
+    for _ in range(_PAIRS):
+        small += await workload.time_rounds(_SPAN)
+        await balloon.resize(workload.row.memory)
+        large += await workload.time_rounds(_SPAN)
+        # What it was given is free, and is what is taken.
+        await balloon.resize(size, unguarded=True)
+    return median(small), median(large)
+
+
+async def take_bare(balloon: Balloon, size: int) -> None:
+    """Set a target, and wait until it is reached, or for long."""
     await balloon.set_target(size)
-    while await balloon.actual() > size + MiB:  # noqa: ASYNC110 - QEMU has to be asked
-        await trio.sleep(_LOOK)
-    return trio.current_time() - began
+    with trio.move_on_after(_LONGEST):
+        while await balloon.actual() > size + MiB:  # noqa: ASYNC110 - QEMU is asked
+            await trio.sleep(_LOOK)
 
 
-async def run(case: Case) -> Result:
-    """Take memory from one guest in both ways."""
-    filled = int(case.memory * _CACHE)
-    async with (
-        lab.boot(
-            memory=case.memory,
-            cache=filled,
-            qemu=case.qemu,
-            kernel=case.kernel,
-            saved=True,
-        ) as guest,
-        open_balloon(guest.socket) as balloon,
-    ):
-        loop = Loop(guest, filled * case.share // 100 // MiB * MiB, case.pause)
-        await loop.start()
-        before = await measure(balloon, loop)
-        target = (await balloon.plan_reclaim(guard=Guard(reread_within=0))).target
-        if case.streams:
-            await guest.run(
-                f"(sleep 1; dd if=/dev/vda of=/dev/null bs=1M skip={_STREAM}"
-                " 2>/dev/null) </dev/null >/dev/null 2>&1 & echo $! >/tmp/stream"
-            )
-        report = await balloon.reclaim(hold=True)
-        guarded = await look(balloon, loop, report.seconds)
-        if case.streams:
-            await guest.run("kill $(cat /tmp/stream); killall dd", check=False)
-        await balloon.resize(case.memory)
-        await guest.drop_cache()
-        await guest.fill_cache(filled)
-        await trio.sleep(_STARTED)
-        bare = await look(balloon, loop, await take_bare(balloon, target))
-        return Result(case, loop.size, before, guarded, bare, report.reason)
+# Rows
 
 
-def describe(seen: Seen) -> str:
-    """Return the columns of one way to take memory."""
-    round_time = "" if seen.round_time is None else f"{seen.round_time:.2f} s"
-    size, cache = format_size(seen.size), format_size(seen.cache)
-    return (
-        f"{size:>9} {cache:>9} {seen.seconds:6.1f} s {round_time:>7}"
-        f" {format_size(seen.reads):>9}"
+@define
+class Verdict:
+    """What came of a row: cells of the table, and what does not hold."""
+
+    cells: list[str]
+    wrong: list[str] = field(factory=list[str])
+
+    def require(self, what: str, *, holds: bool) -> None:
+        """Note what does not hold."""
+        if not holds:
+            self.wrong.append(what)
+
+
+async def reclaim(row: Row, report: Path | None) -> Verdict:
+    """Reclaim from a guest, and then take as much with a bare balloon."""
+    async with start(row) as workload, open_balloon(workload.guest.socket) as balloon:
+        if row.share:
+            await workload.start()
+            await trio.sleep(_STARTED)
+        before = await look(balloon, workload)
+        everything = Guard(reread_within=0)
+        target = (await balloon.plan_reclaim(guard=everything)).target
+        if row.workload == "stream":
+            await workload.stream()
+        seen = await balloon.reclaim(hold=True)
+        guarded = await look(balloon, workload)
+        times = (0.0, 0.0)
+        if row.workload == "loop":
+            times = await compare_rounds(balloon, workload)
+        if row.workload == "stream":
+            await workload.end_stream()
+        if report is not None:
+            title = f"Reclaiming from a guest that reads {format_size(row.set_size)}"
+            export.save(report, seen.timeline, title=title, document=seen.to_json())
+        await balloon.resize(row.memory)
+        await workload.fill_anew()
+        if row.workload == "stream":
+            await workload.stream()
+        if row.share:
+            await take_bare(balloon, target)
+        else:
+            await balloon.reclaim(hold=True, guard=everything)
+        bare = await look(balloon, workload)
+        await balloon.resize(row.memory)
+        verdict = judge(row, seen, (before, guarded, bare), times)
+        await require_unharmed(workload, verdict)
+        return verdict
+
+
+def judge(
+    row: Row,
+    report: ReclaimReport,
+    seen: tuple[Seen, Seen, Seen],
+    times: tuple[float, float],
+) -> Verdict:
+    """Judge a reclaim.
+
+    Args:
+        row: The guest.
+        report: What the reclaim says.
+        seen: What was seen before, after the reclaim, and after the bare balloon.
+        times: How long rounds take after the reclaim, and with all memory.
+    """
+    before, guarded, bare = seen
+    size = row.set_size
+    cold = before.cache - max(size, bare.cache)
+    taken = (before.cache - guarded.cache) / cold
+    like = (before.size - guarded.size) / (before.size - bare.size)
+    verdict = Verdict(
+        [
+            describe_size(guarded.size),
+            describe_size(guarded.cache),
+            f"{taken:.0%}" if row.share else f"{like:.0%} of it",
+            describe_rounds(times) or describe_misses(row, before, guarded),
+            describe_size(guarded.reads) if row.workload != "stream" else "",
+            f"{report.seconds:.0f} s",
+            describe_size(bare.size),
+            describe_size(bare.cache),
+            describe_rounds((median(bare.times or (0,)), times[1]))
+            or describe_misses(row, before, bare),
+            describe_size(bare.reads) if row.workload != "stream" else "",
+        ]
     )
+    verdict.require(report.reason, holds=report.outcome == "done")
+    match row.workload:
+        case "loop":
+            above = guarded.cache - max(size, bare.cache)
+            verdict.require("read again", holds=guarded.reads <= _READ * size)
+            verdict.require("more is cached", holds=above <= _ABOVE * size)
+            verdict.require("little was taken", holds=taken >= _TAKEN)
+            verdict.require("slower", holds=times[0] <= _SLOWER * times[1])
+        case "zipf":
+            more = compute_misses(guarded) - compute_misses(before)
+            verdict.require("misses", holds=more <= _MISSES)
+        case _:
+            verdict.require("little was taken", holds=like >= _LIKE)
+    return verdict
+
+
+def compute_misses(seen: Seen) -> float:
+    """Return the share of random reads that came from the disk."""
+    return seen.reads / MiB / max(1, seen.rounds)
+
+
+def describe_misses(row: Row, before: Seen, after: Seen) -> str:
+    """Return how many more random reads miss than before."""
+    if row.workload != "zipf":
+        return ""
+    return f"{compute_misses(after) - compute_misses(before):.1%} miss"
+
+
+def describe_rounds(times: tuple[float, float]) -> str:
+    """Return how many times as long a round takes."""
+    return f"{times[0] / times[1]:.2f}" if times[1] else ""
+
+
+def describe_size(size: int) -> str:
+    """Return a size in MiB."""
+    return f"{size / MiB:,.0f}"
+
+
+async def keep(row: Row) -> Verdict:
+    """Keep a guest small, and begin to read again and again."""
+    async with start(row) as workload:
+        kept = trio.Event()
+
+        def note(progress: Progress) -> None:
+            if progress.stage == "keeping":
+                kept.set()
+
+        async def hold() -> None:
+            async with open_balloon(workload.guest.socket) as balloon:
+                await balloon.keep(on_progress=note)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+            await kept.wait()
+            verdict = await come_back(workload)
+            nursery.cancel_scope.cancel()
+        await require_unharmed(workload, verdict)
+        return verdict
+
+
+async def come_back(workload: Workload) -> Verdict:
+    """Begin to read in a loop; see when all of it is cached, and whether it stays."""
+    row = workload.row
+    async with open_balloon(workload.guest.second_socket) as balloon:
+        await trio.sleep(_LATER)
+        stats, before = await balloon.stats(), await balloon.actual()
+        small = Seen(before, stats.disk_caches or 0)
+        await workload.start()
+        read, last = await count_reads(balloon), trio.current_time()
+        second: float | None = None
+        began = trio.current_time()
+        while trio.current_time() < (second or began + _LONGEST) + _BACK + _STAYS:
+            await trio.sleep(_LOOK)
+            now = await count_reads(balloon)
+            if now - read > _READ * row.set_size:
+                read, last = now, trio.current_time()
+            # There was one line at the beginning.
+            if second is None and await workload.count_rounds() > 1 + 1:
+                second = trio.current_time()
+        stats, size = await balloon.stats(), await balloon.actual()
+    after = last - (second or began)
+    verdict = Verdict(
+        [
+            describe_size(size),
+            describe_size(stats.disk_caches or 0),
+            "",
+            f"back {max(0.0, after):.1f} s after round 2",
+            "0" if after <= _BACK else "reads",
+            "",
+            describe_size(small.size),
+            describe_size(small.cache),
+            "",
+            "",
+        ]
+    )
+    verdict.require("it has read no two rounds", holds=second is not None)
+    verdict.require("it reads again", holds=after <= _BACK)
+    return verdict
+
+
+async def run_fleet(row: Row) -> Verdict:
+    """Have a fleet take memory from this guest and a cold one, and begin to read."""
+    async with AsyncExitStack() as stack:
+        workload = await stack.enter_async_context(start(row))
+        cold = await stack.enter_async_context(start(Row("cold", memory=row.memory)))
+        specs = [
+            VmSpec(name, UnixAddress(str(guest.socket)))
+            for name, guest in (("hot", workload.guest), ("cold", cold.guest))
+        ]
+        rng = random.Random(0)  # noqa: S311 - nothing secret
+        fleet = await stack.enter_async_context(open_fleet(lambda: specs, rng))
+        await fleet.wait_until_known(60)
+        rules = Rules(reserve=0, buffer=64 * MiB)
+        # Half of the cache, so that the guest's set does not fit, and the other guest's
+        # memory is enough.
+        memory = HostMemory(limit=fleet.held - row.cache)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(run_control_loop, fleet, memory.read, rules))
+            while memory.read(fleet.held, fleet.promised).available < 0:  # noqa: ASYNC110 - it has to be read
+                await trio.sleep(_LOOK)
+            verdict = await come_back(workload)
+            nursery.cancel_scope.cancel()
+        await require_unharmed(workload, verdict)
+        return verdict
+
+
+async def require_unharmed(workload: Workload, verdict: Verdict) -> None:
+    """Hold that the guest has killed no process, and has not panicked."""
+    has_panicked = "Kernel panic" in workload.guest.console
+    verdict.require("panic", holds=not has_panicked)
+    if not has_panicked:
+        kills = await workload.guest.oom_kills()
+        verdict.require("a process was killed", holds=kills == 0)
+
+
+async def run(row: Row, report: Path | None) -> Verdict:
+    """Run a row."""
+    match row.workload:
+        case "keep":
+            return await keep(row)
+        case "fleet":
+            return await run_fleet(row)
+        case _:
+            return await reclaim(row, report)
+
+
+_COLUMNS: Final = (
+    *("guest", "disks", "workload", "set"),
+    *("size", "cache", "taken", "rounds", "reads", "time"),
+    *("`balloon`: size", "cache", "rounds", "reads", "holds"),
+)
 
 
 async def main(options: argparse.Namespace) -> int:
-    """Run all cases and print the table; return the exit status."""
-    columns = f"{'size':>9} {'cache':>9} {'time':>8} {'round':>7} {'reads':>9}"
-    print(f"{'':46} | {'reclaim':44} | bare balloon")
-    print(
-        f"{'memory':>8} {'workload':9} {'set':>9} {'cache':>9} {'round':>7}"
-        f" | {columns} | {columns}"
-    )
-    bad = 0
-    for memory, workload in product(options.memory, options.workloads):
-        share = int(workload) if workload.isdecimal() else 0
-        case = Case(
-            *(memory, share, workload == "stream", options.qemu, options.kernel),
-            options.pause,
-        )
-        result = await run(case)
-        bad += not result.holds
-        time, cache = result.before.round_time, format_size(result.before.cache)
-        print(
-            f"{format_size(memory):>8} {case.name:9} {format_size(result.set_size):>9}"
-            f" {cache:>9} {'' if time is None else f'{time:.2f} s':>7}"
-            f" | {describe(result.guarded)} | {describe(result.bare)}"
-            f"{'' if result.holds else f'  <- DOES NOT HOLD: {result.reason}'}",
-            flush=True,
-        )
+    """Run all rows and print the table; return the exit status."""
+    print("| " + " | ".join(_COLUMNS) + " |")
+    print("|---" * 3 + "|--:" * (len(_COLUMNS) - 4) + "|---|", flush=True)
+    bad, report = 0, options.report
+    for row in ROWS:
+        if options.rows and row.workload not in options.rows:
+            continue
+        if options.numbers and ROWS.index(row) not in options.numbers:
+            continue
+        verdict = await run(row, report if row.workload == "loop" else None)
+        report = None if row.workload == "loop" else report
+        bad += bool(verdict.wrong)
+        share = f" {row.share} %" if row.share else ""
+        size = describe_size(row.set_size) if row.share else ""
+        cells = [
+            *(row.describe(), row.workload + share, size, *verdict.cells),
+            "; ".join(verdict.wrong) or "yes",
+        ]
+        print("| " + " | ".join(cells) + " |", flush=True)
     return 1 if bad else 0
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--memory", nargs="+", type=parse_size, default=[1024 * MiB])
-    parser.add_argument(
-        "--workloads",
-        nargs="+",
-        default=["cold", "stream", "20", "35", "60"],
-        help="cold, stream, or the share of the cache that a loop reads, in percent",
-    )
-    parser.add_argument("--pause", type=float, default=0.1, help="seconds in a loop")
-    parser.add_argument("--kernel", help="a path or a version")
-    parser.add_argument("--qemu", help="a path or a version")
+    parser.add_argument("--rows", nargs="+", help="only those with these workloads")
+    parser.add_argument("--numbers", nargs="+", type=int, help="only those, from 0")
+    parser.add_argument("--report", type=Path, help="a chart of the first reclaim")
     return parser.parse_args(arguments)
 
 
