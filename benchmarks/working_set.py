@@ -6,7 +6,7 @@ bare ``balloon`` command takes it to the size that a reclaim goes to that does n
 at reads. The workloads:
 
 - ``loop``: a program reads a share of that cache again and again.
-- ``zipf``: it reads blocks of 1 MiB at random, few of them often (Zipf).
+- ``zipf``: it reads blocks of 4 MiB at random, few of them often (Zipf).
 - ``cold``: nothing reads anything.
 - ``stream``: a second after the reclaim begins, a program begins to read a disk, each
   page once.
@@ -60,6 +60,8 @@ _SPAN: Final = 4.0  # seconds of rounds in each
 _STREAM: Final = 20_000  # MiB of the disk at which the stream begins: nothing cached
 _LATER: Final = 20.0  # seconds after which a loop begins
 _STAYS: Final = 30.0  # seconds for which it is seen that it stays cached
+_BLOCK: Final = 4 * MiB  # bytes of a random read: a guest starts few programs a second
+_DRAWN: Final = 5000  # random reads, before they repeat
 _LOOK: Final = 0.1  # seconds between two polls
 _SLOW: Final = 50 * MiB  # bytes a second that a slow disk reads
 _LONGEST: Final = 240.0  # seconds in which a bare balloon gets there, if it does
@@ -219,9 +221,12 @@ class Workload:
 
     async def start(self) -> None:
         """Begin to read again and again, and wait for the first rounds."""
-        await run_on(
-            self.guest, self._zipf() if self.row.workload == "zipf" else self._loop()
-        )
+        if self.row.workload == "zipf":
+            blocks = draw_zipf(self.row.set_size // _BLOCK)
+            await self.guest.run(f"echo '{' '.join(map(str, blocks))}' >/tmp/blocks")
+            await run_on(self.guest, self._zipf())
+        else:
+            await run_on(self.guest, self._loop())
 
     def _loop(self) -> str:
         count = self.row.set_size // len(self.names) // MiB
@@ -235,16 +240,10 @@ class Workload:
         )
 
     def _zipf(self) -> str:
-        # Zipf's law with an exponent of 1, by the inverse of its distribution.
-        count = self.row.set_size // MiB
-        program = (
-            "BEGIN { srand(1); while (1)"
-            f" print int(exp(rand() * log({count + 1}))) - 1 }}"
-        )
         return (
-            f"awk '{program}' | while read i; do dd if=/dev/{self.names[0]}"
-            " of=/dev/null bs=1M count=1 skip=$i 2>/dev/null; n=$((n+1));"
-            " echo $n >/tmp/count; done"
+            "while true; do for i in $(cat /tmp/blocks); do"
+            f" dd if=/dev/{self.names[0]} of=/dev/null bs={_BLOCK} count=1 skip=$i"
+            " 2>/dev/null; n=$((n+1)); echo $n >/tmp/count; done; done"
         )
 
     async def stream(self) -> None:
@@ -262,7 +261,10 @@ class Workload:
     async def count_rounds(self) -> int:
         """Return how many rounds have ended, or how many random reads."""
         if self.row.workload == "zipf":
-            return int(await self.guest.run("cat /tmp/count") or 0)
+            # While it is written it is empty.
+            while not (count := await self.guest.run("cat /tmp/count")):
+                pass
+            return int(count)
         return int(await self.guest.run("wc -l </tmp/rounds"))
 
     async def time_rounds(self, seconds: float) -> list[float]:
@@ -281,6 +283,12 @@ class Workload:
         ended = await self.count_rounds() + count
         while await self.count_rounds() < ended:  # noqa: ASYNC110 - the guest is asked
             await trio.sleep(_LOOK)
+
+
+def draw_zipf(count: int) -> list[int]:
+    """Return blocks by Zipf's law, exponent 1, by the inverse of its distribution."""
+    rng = random.Random(0)  # noqa: S311 - nothing secret
+    return [int((count + 1) ** rng.random()) - 1 for _ in range(_DRAWN)]
 
 
 # What is seen
@@ -458,7 +466,7 @@ def judge(
 
 def compute_misses(seen: Seen) -> float:
     """Return the share of random reads that came from the disk."""
-    return seen.reads / MiB / max(1, seen.rounds)
+    return seen.reads / _BLOCK / max(1, seen.rounds)
 
 
 def describe_misses(row: Row, before: Seen, after: Seen) -> str:

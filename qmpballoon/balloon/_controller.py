@@ -39,6 +39,9 @@ _RECOVERY: Final = 1.0
 _SETTLED: Final = 0.05
 # Seconds of the same figures after which a guest is at rest, rather than late.
 _AT_REST: Final = 0.5
+# Of the time over which page cache is to be taken: so long the guest is watched after
+# that, and so long it takes at least to go on when the guest has read something again.
+_GENTLE_PART: Final = 1 / 10
 _MAX_HOLDS: Final = 3  # a guest with pressure so many times has no more to spare
 
 
@@ -78,6 +81,8 @@ class Controller:
         alarms: Says when the guest is in trouble.
         bottom: Bytes below which no target is set.
         watch_below: Bytes available below which the guest is sampled most often.
+        is_paced: Whether the guest would have been asked for more, if it had not to be
+            done slowly.
     """
 
     def __init__(
@@ -89,6 +94,17 @@ class Controller:
         self.bottom: int = -(-max(limits.floor, bottom, 1) // PAGE) * PAGE
         self.watch_below: int = 2 * limits.headroom + _WATCH_MARGIN
         self._target = start
+        self.is_paced: bool = False
+        # Since when memory is taken, in seconds, and the size at which that began.
+        self._paced_from = (0.0, start)
+        # When all page cache may be taken, and the size at which only that is left.
+        self._gentle_until = limits.gentle
+        self._gentle_from = start - self._count_unused(stats or GuestStats())
+        self._without_unused = 0  # the size below which the guest gives page cache now
+        # For how long it is watched at the end for what it reads again.
+        has_rereads = limits.rereads != NO_REREAD_LIMITS
+        self._watch_for = limits.gentle * _GENTLE_PART if has_rereads else 0.0
+        self._watched_since: float | None = None
         self._has_answered = stats is not None
         self.alarms: Alarms = Alarms(limits, stats or GuestStats(), start)
         self._short_at = -math.inf
@@ -106,15 +122,23 @@ class Controller:
         # Whether the last target took free memory only.
         self._is_baseline = False
 
-    def begin_anew(self, target: int) -> None:
+    def begin_anew(self, target: int, seconds: float) -> None:
         """Go on from a target that somebody else has set.
 
         Args:
             target: Bytes.
+            seconds: Seconds since the beginning.
         """
         self._target = target
         self._settled_since = None
         self._uses.clear()
+        self._gentle_until = seconds + self._limits.gentle
+        self._begin_pace(seconds)
+
+    @property
+    def watches(self) -> bool:
+        """Whether it is to be seen at the end what the guest reads again."""
+        return self._watch_for > 0 or self.alarms.working_set.is_suspected
 
     def decide(
         self,
@@ -137,10 +161,13 @@ class Controller:
             reads: Bytes that the VM has read from its disks; ``None``: not known.
         """
         available = stats.reclaimable
+        self.is_paced = False
+        self._without_unused = basis - self._count_unused(stats)
         if not self._has_answered:
             if silence > 0 or available is None:
                 return self._take(self.bottom, seconds, actual)
             self._has_answered = True
+            self._gentle_from = self._without_unused
             self.alarms = Alarms(self._limits, stats, self._start)
         alarm = self.alarms.judge(seconds, stats, silence, actual=actual, reads=reads)
         if alarm.level == "trouble" or available is None:
@@ -148,7 +175,8 @@ class Controller:
             self._target = self._start
             return Decision("trouble", self._start, alarm.reason, alarm=alarm.kind)
         if alarm.kind == "reads":
-            return self._feed(alarm, max(basis - available + self._limits.headroom, 0))
+            least = max(basis - available + self._limits.headroom, 0)
+            return self._feed(seconds, alarm, least)
         pause = self._pause(seconds, actual, available, alarm, silence)
         return pause or self._seek_goal(seconds, actual, basis, stats, available)
 
@@ -166,7 +194,7 @@ class Controller:
         if self.alarms.holds >= _MAX_HOLDS:
             return Decision("spent", actual, "the guest suffers when more is taken")
         at_bottom = actual - self.bottom < LARGEST_PAGE and self._target == self.bottom
-        if at_bottom and self.alarms.working_set.is_suspected:
+        if at_bottom and self.watches:
             self._settled_since = self._settled_since or seconds
             return self._wait(seconds, actual, "", "reached")
         # While the baseline is measured only free memory is taken, which harms nobody:
@@ -191,18 +219,21 @@ class Controller:
         """Take no more until the pressure is over."""
         self._short_at, self._settled_since = seconds, None
         self._target = min(max(self._target, actual, alarm.size), self._start)
+        self._begin_pace(seconds)
         mark = "held back" if alarm.begins else None
         return Decision("take", self._target, alarm.reason, mark, alarm.kind)
 
-    def _feed(self, alarm: Alarm, least: int) -> Decision:
+    def _feed(self, seconds: float, alarm: Alarm, least: int) -> Decision:
         """Give back some of what the guest reads again, and what it lacks.
 
         Args:
+            seconds: Seconds since the beginning.
             alarm: Says what it reads again.
             least: Bytes with which it has its headroom.
         """
         self._settled_since = None
         self._target = min(max(self._target, alarm.size, least), self._start)
+        self._begin_pace(seconds)
         mark = "reads again" if alarm.begins else None
         # It is no alarm: the guest has what it is to have.
         return Decision("take", self._target, alarm.reason, mark)
@@ -219,8 +250,7 @@ class Controller:
         self._is_baseline = self._has_baseline and seconds < BASELINE_PERIOD
         if self._is_baseline and stats.free is not None:
             # Only free memory is taken: whatever the guest does now, it does by itself.
-            unused = max(0, stats.free - self._limits.headroom)
-            first_goal = max(self.bottom, min(basis - unused, actual))
+            first_goal = max(self.bottom, min(self._without_unused, actual))
             return self._take(max(goal, first_goal), seconds, actual)
         edge = self.alarms.working_set.edge or 0
         if edge > max(goal, self.bottom):
@@ -231,7 +261,7 @@ class Controller:
             return self._approach(goal, seconds, actual, reason)
         # While the balloon moves, it gets nearer to the goal than this.
         is_near = abs(self.bottom - actual) < LARGEST_PAGE and actual == basis
-        if is_near and self._target == self.bottom:
+        if is_near and self._target == self.bottom and not self.watches:
             return Decision("reached", actual)
         return self._take(self.bottom, seconds, actual)
 
@@ -280,8 +310,11 @@ class Controller:
         """
         if self._settled_since is None:
             return Decision("take", self._target)
+        if self._watched_since is None:
+            self._watched_since = seconds
         wait = QUIET if self.alarms.working_set.is_suspected else _SETTLED
-        if seconds < self._settled_since + wait:
+        self.is_paced = seconds < self._watched_since + self._watch_for
+        if self.is_paced or seconds < self._settled_since + wait:
             return Decision("take", self._target, reason)
         return Decision(end, actual, reason)
 
@@ -289,15 +322,39 @@ class Controller:
         self, goal: int, seconds: float, actual: int, reason: str = ""
     ) -> Decision:
         """Set a target on the way to a size, as far as step and rate allow by now."""
-        step, rate = self._limits.step, self._limits.max_rate
+        step = self._limits.step
         by_step = 0 if math.isinf(step) else actual - int(step)
         if self._recovers(seconds):
             by_step = actual
-        by_rate = 0 if math.isinf(rate) else self._start - int(rate * seconds)
+        by_pace = self._compute_pace(goal, seconds)
+        self.is_paced = by_pace > max(goal, by_step)
         self._settled_since = None
         # Memory that is plugged meanwhile lifts ``actual`` above the start.
-        self._target = min(max(goal, by_step, by_rate), self._start)
+        self._target = min(max(goal, by_step, by_pace), self._start)
         return Decision("take", self._target, reason)
+
+    def _begin_pace(self, seconds: float) -> None:
+        """Go on from the target, as slowly as at the beginning."""
+        self._watched_since = None
+        self._paced_from = (seconds, self._target)
+        self._gentle_from = self._target
+        least = seconds + self._limits.gentle * _GENTLE_PART
+        self._gentle_until = max(self._gentle_until, least)
+
+    def _compute_pace(self, goal: int, seconds: float) -> int:
+        """Return the smallest size by now for a guest that is on its way to a goal."""
+        (began, size), rate = self._paced_from, self._limits.max_rate
+        by_rate = 0 if math.isinf(rate) else size - int(rate * (seconds - began))
+        if seconds >= self._gentle_until:
+            return by_rate
+        part = (seconds - began) / (self._gentle_until - began)
+        by_time = self._gentle_from - int(max(0, self._gentle_from - goal) * part)
+        # A goal that is larger now makes it slower, and gives nothing back.
+        return max(by_rate, min(by_time, self._without_unused, self._target))
+
+    def _count_unused(self, stats: GuestStats) -> int:
+        """Return the bytes that a guest can give without dropping page cache."""
+        return max(0, (stats.free or 0) - self._limits.headroom)
 
     def _recovers(self, seconds: float) -> bool:
         """Return whether the guest began to need memory a moment ago."""

@@ -381,6 +381,7 @@ def make_plan(
     taken = actual - target
     free = min(taken, stats.free or 0)
     pace = min(limits.max_rate, _INFLATE_RATE)
+    inflating = max(taken / pace, limits.gentle if taken > free else 0.0)
     return Plan(
         actual=actual,
         target=target,
@@ -391,7 +392,7 @@ def make_plan(
         headroom=limits.headroom,
         floor=limits.floor,
         binding=binding,
-        seconds=taken / pace + taken / _DEFLATE_RATE,
+        seconds=inflating + taken / _DEFLATE_RATE,
     )
 
 
@@ -538,7 +539,7 @@ class _Run:
                 return Ending("given-back", why)
             if not keeper.has_fed:
                 wait *= 2  # it was tried
-            controller.begin_anew(keeper.target)
+            controller.begin_anew(keeper.target, device.monitor.now() - sampler.start)
             end = await self.take(sampler, controller, until)
             if end.kind == "trouble":
                 now = device.monitor.now()

@@ -97,7 +97,7 @@ async def shrink(
         phase = tracker.observe(monitor.now(), sample.actual, asked=device.target)
         on_sample(sample, phase)
         working_set = controller.alarms.working_set
-        if phase == "reached" and not working_set.is_suspected:
+        if phase == "reached" and not controller.watches:
             return Ending("reached")
         if until is not None and until():
             break
@@ -116,7 +116,7 @@ async def shrink(
         arrived = device.target is not None and sample.actual <= device.target
         if decision.action != "take" and not gives_back:
             return Ending(decision.action, reason, alarm)
-        if working_set.is_reading:
+        if working_set.is_reading or controller.is_paced:
             tracker.begin_anew()  # it is not asked to go on
         elif phase == "stalled":
             return Ending("stalled", reason, alarm)
@@ -167,8 +167,10 @@ class _Pauses:
         if self.controller.alarms.working_set.is_reading:
             self.last = _TICK
             return _TICK
-        # A guest that waits for its next target may be faster than it was asked to be.
-        pause = self.last / 2 if arrived else self.last * _SLOWER
+        # A guest that waits for its next target may be faster than it was asked to be,
+        # unless it is to be slow.
+        is_faster = arrived and not self.controller.is_paced
+        pause = self.last / 2 if is_faster else self.last * _SLOWER
         pause = min(pause, self._limit(sample.available))
         # Look again before the guest has done what it was asked for.
         ahead, rate = sample.actual - target, self.tracker.rate

@@ -116,6 +116,9 @@ class Guard:
         step: Bytes that the target is below the guest's size at most, 1 MiB or more. By
             default 128 MiB, or a 32nd of the RAM if that is more.
         max_rate: Bytes a second to take at most. By default there is no limit.
+        gentle: Seconds over which page cache is taken, evenly. Free memory is taken at
+            once. So what the guest reads again within a tenth of that time is seen, and
+            left to it. By default 0: as fast as the guest gives it.
         swap_rate: Bytes a second that the guest may swap out more than it did by
             itself. By default a 4096th of its RAM, and at least 1 MiB.
         fault_rate: Major page faults a second that it may have more than by itself.
@@ -135,6 +138,7 @@ class Guard:
     floor: int | None = field(default=None, validator=_check_optional_size)
     step: int | None = field(default=None, validator=_check_optional_size)
     max_rate: float = field(default=math.inf, validator=_check_rate)
+    gentle: float = 0.0
     stale_after: float = 3.0
     swap_rate: float | None = field(default=None, validator=_check_optional_rate)
     fault_rate: float | None = field(default=None, validator=_check_optional_rate)
@@ -144,6 +148,9 @@ class Guard:
         """Refuse values that make no sense, before anything is sent."""
         require_seconds(self.stale_after, "stale_after")
         require_seconds(self.reread_within, "reread_within")
+        require_seconds(self.gentle, "gentle")
+        if math.isinf(self.gentle):
+            raise ValueError("gentle is inf: it must be a time that ends")
         if self.step is not None and self.step < MiB:
             raise ValueError(f"step is {self.step}: it must be at least 1 MiB")
 
@@ -159,6 +166,7 @@ class Guard:
             floor=max(_FLOOR, total // _FLOOR_PART) if floor is None else floor,
             step=max(_STEP, total // _STEP_PART) if step is None else step,
             max_rate=self.max_rate,
+            gentle=self.gentle,
             stale_after=self.stale_after,
             pressure=PressureLimits.of(total, self.swap_rate, self.fault_rate),
             rereads=RereadLimits.of(total, self.reread_within),
@@ -179,6 +187,7 @@ class GuestLimits:
         floor: Bytes below which it never goes.
         step: Bytes that the target is below its size at most.
         max_rate: Bytes a second to take at most.
+        gentle: Seconds over which page cache is taken.
         stale_after: Seconds without an answer after which it counts as silent.
         pressure: What counts as memory pressure; by default nothing does.
         rereads: When memory is worth keeping because of what the guest reads; by
@@ -189,6 +198,7 @@ class GuestLimits:
     floor: int
     step: float = math.inf
     max_rate: float = math.inf
+    gentle: float = 0.0
     stale_after: float = math.inf
     pressure: PressureLimits = NO_PRESSURE_LIMITS
     rereads: RereadLimits = NO_REREAD_LIMITS

@@ -11,7 +11,7 @@ import math
 import os
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 import click
 from attrs import evolve, frozen
@@ -39,6 +39,7 @@ __all__ = [
     "check_report_file",
     "connect_timeout_option",
     "floor_option",
+    "gentle_option",
     "headroom_option",
     "json_option",
     "max_rate_option",
@@ -65,6 +66,31 @@ class Seconds(click.FloatRange):
         seconds: float = super().convert(value, param, ctx)
         if math.isnan(seconds):
             self.fail(f"{value} is no time: give seconds, like 1.5", param, ctx)
+        return seconds
+
+
+class Duration(click.ParamType[float]):
+    """A time above 0, in seconds or with a unit: ``90``, ``90s``, ``10m``, ``1h``."""
+
+    name = "duration"
+    units: ClassVar[dict[str, int]] = {"s": 1, "m": 60, "h": 3600}
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - whatever click was given
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Read the time, or raise a usage error."""
+        text = str(value)
+        unit = self.units.get(text[-1:], 0)
+        try:
+            seconds = float(text[:-1]) * unit if unit else float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 < seconds < math.inf:
+            why = f"{value!r} is no time above 0: give one like 90 (seconds) or 10m"
+            self.fail(why, param, ctx)
         return seconds
 
 
@@ -178,6 +204,7 @@ class RelativeGuard:
         headroom: How much it keeps available; ``None``: the default.
         floor: The size that it never goes below; ``None``: the default.
         max_rate: Bytes a second to take at most; ``None``: no limit.
+        gentle: Seconds over which page cache is taken; ``None``: as fast as it goes.
         reread_within: Seconds within which page cache has to be read again to be worth
             keeping; ``None``: the default.
     """
@@ -185,6 +212,7 @@ class RelativeGuard:
     headroom: RelativeSize | None = None
     floor: RelativeSize | None = None
     max_rate: int | None = None
+    gentle: float | None = None
     reread_within: float | None = None
 
     @property
@@ -206,6 +234,8 @@ class RelativeGuard:
             guard = evolve(guard, floor=self.floor.resolve(total))
         if self.max_rate is not None:
             guard = evolve(guard, max_rate=self.max_rate)
+        if self.gentle is not None:
+            guard = evolve(guard, gentle=self.gentle)
         if self.reread_within is not None:
             guard = evolve(guard, reread_within=self.reread_within)
         return guard
@@ -251,6 +281,14 @@ max_rate_option: Final = click.option(
     type=read_positive_size,
     metavar="SIZE",
     help="How much to take in a second at most.  [default: no limit]",
+)
+gentle_option: Final = click.option(
+    "--gentle",
+    type=Duration(),
+    metavar="DURATION",
+    help="Take page cache evenly over this time, like 10m, and free memory at once: so"
+    " the guest keeps what it reads again within a tenth of it.  [default: as fast as"
+    " the guest gives it]",
 )
 socket_argument: Final = click.argument(
     "socket", type=_read_vm, shell_complete=complete_vm

@@ -22,6 +22,7 @@ from qmpballoon.cli._options import (
     check_report_file,
     connect_timeout_option,
     floor_option,
+    gentle_option,
     headroom_option,
     json_option,
     max_rate_option,
@@ -109,6 +110,7 @@ class _Keeping:
 @headroom_option("64MiB and 2 % of its memory")
 @floor_option("1/32 of its memory, and at least 64MiB")
 @max_rate_option
+@gentle_option
 @reread_within_option("30")
 @click.option(
     "--hold",
@@ -156,6 +158,7 @@ def reclaim(
     headroom: RelativeSize | None,
     floor: RelativeSize | None,
     max_rate: int | None,
+    gentle: float | None,
     reread_within: float | None,
     hold: bool,
     keep: bool,
@@ -193,6 +196,7 @@ def reclaim(
             headroom=headroom,
             floor=floor,
             max_rate=max_rate,
+            gentle=gentle,
             reread_within=reread_within,
         ),
         to=to,

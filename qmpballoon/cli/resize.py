@@ -19,6 +19,7 @@ from qmpballoon.cli._options import (
     RelativeSize,
     connect_timeout_option,
     floor_option,
+    gentle_option,
     headroom_option,
     json_option,
     max_rate_option,
@@ -57,6 +58,7 @@ __all__ = ["resize"]
 @headroom_option("32MiB")
 @floor_option("32MiB")
 @max_rate_option
+@gentle_option
 @reread_within_option("0")
 @click.option(
     "--unguarded",
@@ -76,6 +78,7 @@ def resize(
     headroom: RelativeSize | None,
     floor: RelativeSize | None,
     max_rate: int | None,
+    gentle: float | None,
     reread_within: float | None,
     unguarded: bool,
     connect_timeout: float,
@@ -93,7 +96,11 @@ def resize(
     from qmpballoon.cli._session import explain_interruption, run  # noqa: PLC0415
 
     guard = RelativeGuard(
-        headroom=headroom, floor=floor, max_rate=max_rate, reread_within=reread_within
+        headroom=headroom,
+        floor=floor,
+        max_rate=max_rate,
+        gentle=gentle,
+        reread_within=reread_within,
     )
     if unguarded and guard.is_given:
         raise click.UsageError(

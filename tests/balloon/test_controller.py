@@ -411,6 +411,37 @@ def test_the_rate_is_taken_from_the_size_at_the_start() -> None:
     assert decision == Decision("take", 4 * GiB - 200 * MiB)
 
 
+def test_the_rate_is_kept_to_after_a_pause() -> None:
+    limits = GuestLimits(headroom=0, floor=0, max_rate=100 * MiB)
+    controller = Controller(limits, 4 * GiB, 0, stats(4 * GiB))
+    controller.begin_anew(3 * GiB, 300.0)
+    decision = controller.decide(301.0, 3 * GiB, 3 * GiB, stats(3 * GiB), 0.0)
+    assert decision == Decision("take", 3 * GiB - 100 * MiB)
+
+
+def test_a_gentle_reclaim_takes_free_memory_at_once_and_cache_evenly() -> None:
+    """Of 3 GiB that can be spared one is free: the other two take 100 seconds."""
+    limits = GuestLimits(headroom=0, floor=0, gentle=100)
+    answer = GuestStats(available=3 * GiB, free=GiB)
+    controller = Controller(limits, 4 * GiB, 0, answer)
+    first = controller.decide(0.5, 4 * GiB, 4 * GiB, answer, 0.0).target
+    assert 3 * GiB - 11 * MiB < first <= 3 * GiB
+    for seconds, part in ((10, 0.1), (50, 0.5), (100, 1), (200, 1)):
+        answer = GuestStats(available=2 * GiB, free=0)
+        decision = controller.decide(seconds, 3 * GiB, 3 * GiB, answer, 0.0)
+        assert decision.target == 3 * GiB - int(2 * GiB * part)
+        assert controller.is_paced == (part < 1)
+
+
+def test_a_gentle_reclaim_is_as_gentle_the_next_time() -> None:
+    limits = GuestLimits(headroom=0, floor=0, gentle=100)
+    answer = GuestStats(available=2 * GiB, free=0)
+    controller = Controller(limits, 4 * GiB, 0, answer)
+    controller.begin_anew(3 * GiB, 1000.0)
+    decision = controller.decide(1050.0, 3 * GiB, 3 * GiB, answer, 0.0)
+    assert decision.target == 2 * GiB
+
+
 def test_the_first_answer_counts_once_it_has_come() -> None:
     limits = GuestLimits(headroom=GiB, floor=0)
     for silence, target in [(0.0, 4 * GiB), (0.5, PAGE)]:

@@ -87,6 +87,36 @@ def test_what_a_loop_reads_stays_cached(
     assert cache_of(report) <= 1.25 * size
 
 
+def test_a_gentle_reclaim_of_a_cold_guest_takes_as_much_in_the_time() -> None:
+    report, other = reclaim(make(), Guard(gentle=20)), reclaim(make())
+    assert report.handed_over >= 0.97 * other.handed_over
+    assert 20 <= report.seconds <= 20 * 1.1 + other.seconds
+    assert count_turns(report.timeline) <= 2
+    # Half of the cache is left after half of the time.
+    half = next(sample for sample in report.timeline if sample.t >= 10)
+    assert 0.4 * CACHE < (half.disk_caches or 0) < 0.7 * CACHE
+
+
+@settings(max_examples=2)
+@given(
+    share=st.integers(25, 60),
+    gentle=st.floats(20, 40),
+    part=st.floats(0.03, 0.1),
+    disk_rate=st.integers(50, 1000).map(lambda count: count * MiB),
+)
+def test_what_is_read_again_within_a_tenth_of_the_time_stays(
+    share: int, gentle: float, part: float, disk_rate: int
+) -> None:
+    size = CACHE * share // 100
+    loop = FileReads("loop", size, round(size / (gentle * part)))
+    machine = make(loop, disk_rate=disk_rate)
+    report = reclaim(machine, Guard(gentle=gentle))
+    assert report.outcome == "done"
+    assert read_meanwhile(machine, 10) <= size // 10
+    assert CACHE - cache_of(report) >= 0.85 * (CACHE - size)
+    assert report.seconds < 2 * gentle + 30
+
+
 def test_without_it_all_is_taken() -> None:
     size = CACHE * 35 // 100
     machine = make(FileReads("loop", size, size))
@@ -157,6 +187,19 @@ def test_a_slow_stream_beside_a_loop_gets_nothing() -> None:
     report = reclaim(make(loop, stream, disk_rate=80 * MiB))
     assert report.seconds < 20
     assert cache_of(report) <= 900 * MiB
+
+
+def test_what_a_stream_reads_beside_a_loop_is_no_edge() -> None:
+    """For a moment both read, and the one goes on at a fifth of that."""
+    size = GiB * 6 // 10 * 32 // 100
+    rate = round(size / 0.95)
+    loop = FileReads("loop", size, rate)
+    stream = FileReads("stream", GiB, rate // 20, BOOTED + 1089 * SECOND // 1000)
+    guest = GuestConfig(cache=GiB * 6 // 10, files=(loop, stream), disk_rate=908 * MiB)
+    machine = make_machine(guest, memory=GiB, disks=1)
+    report = reclaim(machine)
+    assert report.seconds < 60
+    assert cache_of(report) <= 300 * MiB
 
 
 @pytest.mark.parametrize("rate", [100 * MiB, 400 * MiB])
@@ -281,12 +324,16 @@ class End:
 
 
 def take_from(
-    loop: Loop | Bursts, full: int, rate: int, limits: RereadLimits = LIMITS
+    loop: Loop | Bursts,
+    full: int,
+    rate: int,
+    limits: RereadLimits = LIMITS,
+    watch: float = 2,
 ) -> End:
     """Take memory from a guest at a rate, by the rule alone, down to what it uses."""
     rule, actual, target = WorkingSet(limits, full), full, full
     quiet, turns, grew = 0.0, 0, False
-    for tick in range(5000):
+    for tick in range(round((200 + full / rate) / TICK)):
         loop.go_on(actual)
         again = rule.observe(tick * TICK, actual, loop.reads)
         least = max(again.size, rule.edge or 0, loop.used)
@@ -298,7 +345,7 @@ def take_from(
             turns += (actual > before) != grew
             grew = actual > before
         quiet = quiet + TICK if actual == before and not again.size else 0.0
-        if quiet > 2:
+        if quiet > watch:
             return End(loop, rule, actual, turns)
     raise AssertionError("it goes on for ever")
 
@@ -316,6 +363,21 @@ def test_the_edge_is_found_whatever_the_set(size: int, pause: float, rate: int) 
     assert loop.cached >= size * 9 // 10
     assert end.actual - used <= size * 5 // 4 + 16 * MiB
     assert end.turns <= 8
+
+
+@pytest.mark.parametrize("pause", [10, 40, 60])
+def test_a_set_that_is_read_once_in_a_while_is_found_by_who_takes_gently(
+    pause: float,
+) -> None:
+    size, used = 400 * MiB, 200 * MiB
+    end = take_from(Loop(size, used, pause, size), MEMORY, 400 * MiB)
+    assert end.actual - used < size
+    gentle = 11 * pause  # a round takes a second
+    rate = round((MEMORY - used) / gentle)
+    loop = Loop(size, used, pause, size)
+    end = take_from(loop, MEMORY, rate, watch=gentle / 10)
+    assert loop.cached >= size * 9 // 10
+    assert end.actual - used <= size * 5 // 4
 
 
 @settings(max_examples=100)

@@ -8,7 +8,7 @@ import pytest
 from in_process import only_line, status_of
 
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.cli._options import RelativeGuard
+from qmpballoon.cli._options import Duration, RelativeGuard
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
@@ -53,6 +53,11 @@ def test_bad_sizes(
         ["reclaim", "SOCKET", "--dry-run", "--report", "chart.svg"],
         ["reclaim", "SOCKET", "--headroom", "much"],
         ["reclaim", "SOCKET", "--max-rate", "0"],
+        ["reclaim", "SOCKET", "--gentle", "0"],
+        ["reclaim", "SOCKET", "--gentle", "10 minutes"],
+        ["reclaim", "SOCKET", "--gentle", "inf"],
+        ["resize", "SOCKET", "1G", "--gentle", "nan"],
+        ["resize", "SOCKET", "1G", "--gentle", "9", "--unguarded"],
         ["reclaim", "SOCKET", "--reread-within", "-1"],
         ["resize", "SOCKET", "1G", "--reread-within", "nan"],
         ["resize", "SOCKET", "1G", "--reread-within", "9", "--unguarded"],
@@ -93,6 +98,16 @@ def test_bad_usage(
     with pytest.raises(BlockingIOError):
         listener.accept()
     assert [file.name for file in tmp_path.iterdir()] == ["qmp"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("10m", 600), ("2h", 7200)]
+)
+def test_a_time_may_have_a_unit(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+    options = RelativeGuard(gentle=seconds)
+    assert options.is_given
+    assert options.resolve(GiB, Guard()) == Guard(gentle=seconds)
 
 
 def test_what_is_read_again_is_for_the_guard() -> None:
