@@ -1,12 +1,15 @@
-"""The cost of one command: qmpballoon compared with qemu.qmp and a blocking socket.
+"""The cost of one command on each front end, compared with what stands below it.
 
-All three ask the same QEMU for ``query-balloon``, in turns, in one process. The ratios
-count. A machine's speed changes from one second to the next, and the first client in a
-round may be at an advantage. So ratios are taken within one round, and the order
-changes with every round. The benchmark prints the median of the rounds' ratios and
-the range of the middle half. QEMU's own share of the latency is in all three.
+All clients ask the same QEMU for ``query-balloon``, in turns, in one process. The
+ratios count. A machine's speed changes from one second to the next, and the first
+client in a round may be at an advantage. So ratios are taken within one round, and the
+order changes with every round. The benchmark prints the median of the rounds' ratios
+and the range of the middle half. QEMU's own share of the latency is in all of them.
 
     python benchmarks/monitor.py [--rounds N] [--commands N] [--qemu PROGRAM]
+
+With ``--only CLIENT`` it runs one client alone, for tools that count system calls or
+instructions, such as ``strace -c``.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from attrs import Factory, frozen
 from qemu.qmp import QMPClient
 
 from qmpballoon import asyncio as aio
+from qmpballoon import blocking
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
@@ -46,6 +50,10 @@ class Costs:
 
     cpu: list[float] = Factory(list[float])
     latency: list[float] = Factory(list[float])
+
+    def __iter__(self) -> Iterator[list[float]]:
+        """Iterate over both."""
+        return iter((self.cpu, self.latency))
 
 
 class Meter:
@@ -74,7 +82,7 @@ if TYPE_CHECKING:
     Client: TypeAlias = Callable[[Path, int, Costs], None]
 
 
-def measure_ours(path: Path, commands: int, costs: Costs) -> None:
+def measure_trio(path: Path, commands: int, costs: Costs) -> None:
     """Measure qmpballoon on trio."""
 
     async def run() -> None:
@@ -88,7 +96,46 @@ def measure_ours(path: Path, commands: int, costs: Costs) -> None:
     trio.run(run)
 
 
-def measure_ours_on_asyncio(path: Path, commands: int, costs: Costs) -> None:
+def measure_naive_trio(path: Path, commands: int, costs: Costs) -> None:
+    """Measure a trio stream that is written to and read in turns, and nothing else."""
+
+    async def run() -> None:
+        async with await trio.open_unix_socket(path) as stream:
+            received = bytearray()
+
+            async def read_line() -> bytes:
+                while (end := received.find(b"\n")) < 0:
+                    received.extend(await stream.receive_some())
+                line = received[:end]
+                del received[: end + 1]
+                return line
+
+            async def execute(command: str) -> object:
+                await stream.send_all(json.dumps({"execute": command}).encode())
+                return json.loads(await read_line())["return"]
+
+            await read_line()  # the greeting
+            await execute("qmp_capabilities")
+            meter = Meter()
+            for _ in range(commands):
+                await execute(COMMAND)
+                meter.tick()
+            meter.add_to(costs)
+
+    trio.run(run)
+
+
+def measure_blocking(path: Path, commands: int, costs: Costs) -> None:
+    """Measure qmpballoon in blocking code."""
+    with blocking.open_monitor(path) as monitor:
+        meter = Meter()
+        for _ in range(commands):
+            monitor.execute(COMMAND)
+            meter.tick()
+        meter.add_to(costs)
+
+
+def measure_asyncio(path: Path, commands: int, costs: Costs) -> None:
     """Measure qmpballoon on asyncio."""
 
     async def run() -> None:
@@ -118,6 +165,23 @@ def measure_qemu_qmp(path: Path, commands: int, costs: Costs) -> None:
     asyncio.run(run())
 
 
+def measure_held_client(path: Path, commands: int, costs: Costs) -> None:
+    """Measure qmpballoon over a client of qemu.qmp that somebody holds."""
+
+    async def run() -> None:
+        client = QMPClient()
+        await client.connect(os.fspath(path))
+        monitor = aio.HeldClientMonitor(client)
+        meter = Meter()
+        for _ in range(commands):
+            await monitor.execute(COMMAND)
+            meter.tick()
+        meter.add_to(costs)
+        await client.disconnect()
+
+    asyncio.run(run())
+
+
 def measure_bare_socket(path: Path, commands: int, costs: Costs) -> None:
     """Measure a blocking socket, the least that any client in Python needs."""
     with socket.socket(socket.AF_UNIX) as sock, sock.makefile("rb") as replies:
@@ -137,10 +201,20 @@ def measure_bare_socket(path: Path, commands: int, costs: Costs) -> None:
 
 
 CLIENTS: dict[str, Client] = {
-    "qmpballoon": measure_ours,
-    "on asyncio": measure_ours_on_asyncio,
-    "qemu.qmp": measure_qemu_qmp,
     "bare socket": measure_bare_socket,
+    "blocking": measure_blocking,
+    "naive trio": measure_naive_trio,
+    "trio": measure_trio,
+    "qemu.qmp": measure_qemu_qmp,
+    "asyncio": measure_asyncio,
+    "held client": measure_held_client,
+}
+# What each front end is compared with.
+BASES: dict[str, str] = {
+    "blocking": "bare socket",
+    "trio": "naive trio",
+    "asyncio": "qemu.qmp",
+    "held client": "qemu.qmp",
 }
 
 
@@ -174,22 +248,25 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def show(costs: dict[str, Costs]) -> None:
-    """Print all costs, and their ratios to qemu.qmp's."""
-    base = costs["qemu.qmp"]
-    print(f"{COMMAND:15}{'CPU':>9}{'ratio':>18}{'latency':>12}{'ratio':>18}")
+    """Print all costs, and the ratios to those of what each is compared with."""
+    print(f"| {COMMAND} | CPU | latency | compared with | CPU | latency |")
+    print("|---|---|---|---|---|---|")
     for name, seen in costs.items():
-        print(
-            f"{name:15}{median(seen.cpu) * 1e6:6.1f} µs{compare(seen.cpu, base.cpu)}"
-            f"{median(seen.latency) * 1e6:9.1f} µs"
-            f"{compare(seen.latency, base.latency)}"
-        )
+        base = BASES.get(name)
+        cells = [name, *(f"{median(row) * 1e6:.1f} µs" for row in seen)]
+        if base is None:
+            cells += ["", "", ""]
+        else:
+            pairs = zip(seen, costs[base], strict=True)
+            cells += [base, *(compare(row, other) for row, other in pairs)]
+        print("|", " | ".join(cells), "|")
 
 
 def compare(costs: list[float], base: list[float]) -> str:
     """Return the median of the rounds' ratios, and the range of the middle half."""
     ratios = [cost / other for cost, other in zip(costs, base, strict=True)]
     low, middle, high = quantiles(ratios, n=4)
-    return f"{middle:7.2f} {low:.2f}-{high:.2f}"
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def main() -> None:
@@ -198,8 +275,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--commands", type=int, default=300, help="in each round")
     parser.add_argument("--qemu", default="qemu-system-x86_64", metavar="PROGRAM")
+    parser.add_argument("--only", choices=CLIENTS, metavar="CLIENT")
     options = parser.parse_args()
     costs = {name: Costs() for name in CLIENTS}
+    if options.only is not None:
+        with run_qemu(options.qemu) as path:
+            CLIENTS[options.only](path, options.commands, costs[options.only])
+        return
     with run_qemu(options.qemu) as path:
         turn = deque(CLIENTS)
         for _ in range(options.rounds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import math
 import select
@@ -40,6 +41,7 @@ from qmpballoon.qmp.own_monitor import GETFD
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
     from types import FrameType
+    from typing import Any
 
     from qmpballoon.qmp.messages import Greeting, Id
 
@@ -52,6 +54,9 @@ _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) counts milliseconds in an int
 # Seconds. Another thread may read an event that this one waits for; this is how much
 # later it may be returned. The price is ten wake-ups a second while waiting.
 _EVENT_POLL: Final = 0.1
+# The functions below the module signal. Its own turn their arguments into enumerations
+# and back, which takes longer than all the rest of a command.
+_signals: Final[Any] = importlib.import_module("_signal")
 
 
 class BlockingMonitor(MonitorBase, BlockingClock):
@@ -82,6 +87,11 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._backlog: deque[memoryview] = deque()  # to be sent, piece by piece
         self._descriptor: int | None = None  # to be sent with the next bytes
         self._trailer = trailer  # to be sent on its own after each message
+        self._is_remote = sock.family != socket.AF_UNIX
+        # With TLS: how many bytes were received and decrypted, but not read yet.
+        self._count_decrypted: Callable[[], int] | None = getattr(sock, "pending", None)
+        # One is taken out while it is used; another thread then makes one of its own.
+        self._pollers: list[select.poll] = []
         self._replies: dict[Id, Return | Failure] = {}  # not fetched yet
         self._buffers: list[EventBuffer] = []  # the subscriptions', see _lock
         self._failure: MonitorError | None = None
@@ -152,14 +162,21 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self, command: str, arguments: Mapping[str, object] | None, timeout: float
     ) -> object:
         deadline = self.now() + timeout
-        late = make_command_timeout(self.name, command, timeout)
-        if not self._turn.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
-            raise late
+        # Without a timeout, which takes longer, if it is free.
+        if not self._turn.acquire(blocking=False) and not self._turn.acquire(
+            timeout=min(timeout, threading.TIMEOUT_MAX)
+        ):
+            raise make_command_timeout(self.name, command, timeout)
         try:
-            # Read what has come by now: it may be the end of the connection.
-            self._transfer()
-            self._wait_until(lambda: self._connection.can_send, deadline, late)
-            reply = self._exchange(command, arguments, deadline, late)
+            # What has come by now may be the end of the connection. A unix socket that
+            # has ended takes nothing more, so that it need not be asked first.
+            if self._is_remote and self._wait_for_socket(0.0):
+                self._transfer()
+            if not self._connection.can_send and not self._wait_until(
+                lambda: self._connection.can_send, deadline
+            ):
+                raise make_command_timeout(self.name, command, timeout)
+            reply = self._exchange(command, arguments, deadline, timeout)
         finally:
             self._turn.release()
         if isinstance(reply, Failure):
@@ -184,7 +201,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             ValueError: The capacity is less than 1.
         """
         buffer = EventBuffer(names, capacity)
-        with _delay_ctrl_c(), self._lock:
+        with _DelayedCtrlC(), self._lock:
             self._buffers.append(buffer)
         try:
             yield EventSubscription(
@@ -193,7 +210,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
                 lambda: self._is_closed_by_us,
             )
         finally:
-            with _delay_ctrl_c(), self._lock:
+            with _DelayedCtrlC(), self._lock:
                 self._buffers.remove(buffer)
 
     def _receive_event(self, buffer: EventBuffer, timeout: float) -> Event | None:
@@ -218,11 +235,11 @@ class BlockingMonitor(MonitorBase, BlockingClock):
                 continue
             if self.now() >= deadline:
                 return None
-            self._poll(self._choose_pause(deadline))
+            self._wait_for_socket(self._choose_pause(deadline))
 
     def _take_event(self, buffer: EventBuffer) -> Event | None:
         """Remove and return a subscription's oldest event; ``None`` if it has none."""
-        with _delay_ctrl_c(), self._lock:
+        with _DelayedCtrlC(), self._lock:
             event = buffer.get()
             if event is None and self._failure is None and buffer not in self._buffers:
                 raise make_not_subscribed()
@@ -237,21 +254,27 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         command: str,
         arguments: Mapping[str, object] | None,
         deadline: float,
-        late: MonitorError,
+        timeout: float,
     ) -> Return | Failure:
         """Send the command, and wait for its reply or for the connection's end."""
-        with _delay_ctrl_c():
-            ident, data = self._connection.send_command(command, arguments)
-            self._queue(data)
-        _log.debug("%s: %s, id %s", self.name, command, ident)
+        ident: Id | None = None
+        unknown: tuple[str, ...] = (command,)
         try:
-            self._wait_until(lambda: ident in self._replies, deadline, late)
-            return self._replies[ident]
+            with _DelayedCtrlC():
+                ident, data = self._connection.send_command(command, arguments)
+                self._queue(data)
+                if not self._send() and not self._backlog:
+                    unknown = ()  # the connection has ended before
+            _log.debug("%s: %s, id %s", self.name, command, ident)
+            if self._wait_until(lambda: ident in self._replies, deadline):
+                return self._replies[ident]
+            raise make_command_timeout(self.name, command, timeout)
         except MonitorError as failure:
-            raise copy_error(failure, (command,)) from None
+            raise copy_error(failure, unknown) from None
         finally:
-            self._connection.abandon(ident)
-            self._replies.pop(ident, None)
+            if ident is not None:
+                self._connection.abandon(ident)
+                self._replies.pop(ident, None)
 
     # Negotiating.
 
@@ -276,42 +299,56 @@ class BlockingMonitor(MonitorBase, BlockingClock):
 
     def _negotiate(self, deadline: float) -> None:
         connection = self._connection
-        late: MonitorError = make_no_greeting(self.name, self.pid)
-        self._wait_until(lambda: connection.state is not State.GREETING, deadline, late)
+        if not self._wait_until(
+            lambda: connection.state is not State.GREETING, deadline
+        ):
+            raise make_no_greeting(self.name, self.pid)
         self._queue(connection.send_negotiation())
-        late = make_negotiation_timeout(self.name)
-        self._wait_until(lambda: connection.state is State.READY, deadline, late)
+        self._send()
+        if not self._wait_until(lambda: connection.state is State.READY, deadline):
+            raise make_negotiation_timeout(self.name)
 
     # Waiting, and reading and writing in between.
 
-    def _wait_until(
-        self, done: Callable[[], bool], deadline: float, late: MonitorError
-    ) -> None:
-        """Read and write until ``done()``; raise ``late`` after the deadline."""
+    def _wait_until(self, done: Callable[[], bool], deadline: float) -> bool:
+        """Read and write until ``done()``; return False if the deadline passes first.
+
+        It passes even if the peer goes on sending.
+
+        Raises:
+            MonitorError: The connection has ended.
+        """
         while not done():
             self._raise_if_failed()
-            if not self._transfer():
-                left = deadline - self.now()
-                if left <= 0:
-                    raise late
-                self._poll(left)
-            elif self.now() >= deadline and not done():
-                raise late  # even if the peer goes on sending
+            left = deadline - self.now()
+            if self._wait_for_socket(max(left, 0.0)):
+                self._transfer()
+            if left <= 0:
+                break
         self._raise_if_failed()
+        return done()
 
-    def _poll(self, seconds: float) -> None:
-        """Wait until the socket can be read or written, or the time is over."""
-        poll = select.poll()
+    def _wait_for_socket(self, seconds: float) -> bool:
+        """Wait until the socket can be read, or written if something is to be sent.
+
+        Returns:
+            Whether it can be. If not, the time is over, or the socket was closed.
+        """
+        if self._count_decrypted is not None and self._count_decrypted():
+            return True
+        poller = self._pollers.pop() if self._pollers else select.poll()
         events = select.POLLIN | (select.POLLOUT if self._backlog else 0)
         try:
-            poll.register(self._socket, events)
+            poller.register(self._socket, events)
         except ValueError:  # another thread has closed it
-            return
-        poll.poll(math.ceil(min(seconds, _LONGEST_POLL) * 1000))
+            return False
+        ready = poller.poll(math.ceil(min(seconds, _LONGEST_POLL) * 1000))
+        self._pollers.append(poller)
+        return bool(ready)
 
     def _transfer(self) -> bool:
         """Read and write what is possible without waiting; tell whether any was."""
-        with self._turn, _delay_ctrl_c():
+        with _DelayedCtrlC():
             sent = bool(self._backlog) and self._send()
             return self._receive() or sent
 
@@ -322,15 +359,16 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             self._backlog.append(memoryview(self._trailer))
 
     def _send(self) -> bool:
+        """Write what is possible without waiting; tell whether any was."""
         has_sent = False
         while self._backlog:
             data = self._backlog[0]
             try:
                 sent = self._send_piece(data)
             except OSError as error:
-                if _is_temporary(error):
-                    break
-                sent = len(data)  # reading reports the error
+                if not _is_temporary(error):
+                    self._backlog.clear()  # reading reports the error
+                break
             has_sent = True
             if sent < len(data):
                 self._backlog[0] = data[sent:]
@@ -353,9 +391,12 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             while (message := self._connection.next_message()) is not None:
                 self._dispatch(message)
                 is_new = True
-            now, pending = self.now(), self._connection.pending
-            self._require_message_in_time(now if pending and not is_new else -math.inf)
-            self._time_message(pending, now, is_new=is_new)
+            pending = self._connection.pending
+            if pending or self._message_deadline < math.inf:
+                now = self.now()
+                if pending and not is_new:
+                    self._require_message_in_time(now)
+                self._time_message(pending, now, is_new=is_new)
         except ProtocolError as error:
             self._shut(make_protocol_error(self.name, error))
         except OSError as error:
@@ -395,30 +436,36 @@ def _is_temporary(error: OSError) -> bool:
     return isinstance(error, BlockingIOError) or type(error).__name__ in names
 
 
-@contextmanager
-def _delay_ctrl_c() -> Generator[None]:
-    """Delay Ctrl-C until the end of the block, which must not wait for anything.
+class _DelayedCtrlC:
+    """Delays Ctrl-C until the end of a block, which must not wait for anything.
 
     This replaces the signal's handler, which Python runs in the main thread only.
     Blocking the signal would not do: the kernel would give it to another thread.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or not callable(handler):
-        yield
-        return
-    interrupts: list[tuple[int, FrameType | None]] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        interrupts.append((number, frame))
+    __slots__ = ("_handler", "_interrupts")
 
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if interrupts:
-            handler(*interrupts[0])
+    def __init__(self) -> None:
+        self._handler: Callable[[int, FrameType | None], object] | None = None
+        self._interrupts: list[tuple[int, FrameType | None]] = []
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        handler = _signals.getsignal(signal.SIGINT)
+        if callable(handler):
+            self._handler = handler
+            _signals.signal(signal.SIGINT, self._note)
+
+    def __exit__(self, *_: object) -> None:
+        if self._handler is None:
+            return
+        _signals.signal(signal.SIGINT, self._handler)
+        if self._interrupts:
+            self._handler(*self._interrupts[0])
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts.append((number, frame))
 
 
 class EventSubscription:

@@ -119,9 +119,10 @@ class Decoder:
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take received bytes in; they may be cut anywhere."""
-        del self._buffer[: self._start]
-        self._seen -= self._start
-        self._start = 0
+        if self._start:
+            del self._buffer[: self._start]
+            self._seen -= self._start
+            self._start = 0
         self._buffer += data
 
     @property
@@ -138,7 +139,7 @@ class Decoder:
         """
         if self._is_counted:
             self._count(0)
-        if self._start == len(self._buffer) or not self._find_start():
+        if not self._find_start():
             return None
         if self._seen == self._start and (value := self._take_from_line()) is not None:
             return value
@@ -179,10 +180,12 @@ class Decoder:
         """Move to the first byte of a message, if it has been received."""
         if self._skipping:
             self._skip_line()
-        new = self._seen == self._start < len(self._buffer)
-        if new and self._buffer[self._start] not in _OPEN:
+        buffer, start = self._buffer, self._start
+        if start == len(buffer):
+            return False
+        if self._seen == start and buffer[start] not in _OPEN:
             self._skip_blanks()
-        return self.pending > 0
+        return len(buffer) > self._start
 
     def _skip_blanks(self) -> None:
         blanks = _BLANKS.match(self._buffer, self._start)
@@ -202,11 +205,14 @@ class Decoder:
 
     def _take_from_line(self) -> dict[str, object] | list[object] | None:
         """Remove and return the message at the beginning of a short line, if any."""
-        end = self._buffer.find(b"\n", self._start, self._start + self._short)
-        line = self._buffer[self._start : max(end, self._start)]
+        start, limits = self._start, self._limits
+        end = self._buffer.find(b"\n", start, start + self._short)
+        if end < 0:
+            return None
+        line = self._buffer[start:end]
         # Only if it is within the limits even if all brackets and commas count.
         opened = line.count(b"{") + line.count(b"[")
-        if not 0 < opened <= self._limits.depth or 2 * len(line) > self._limits.tokens:
+        if opened > limits.depth or 2 * len(line) > limits.tokens:
             return None
         try:
             value, size = _parse(line)
@@ -214,7 +220,7 @@ class Decoder:
             return None
         # The rest of the line is usually the CR of CRLF.
         rest = line[size:].strip(_BLANK)
-        self._start = self._seen = self._start + size if rest else end + 1
+        self._start = self._seen = start + size if rest else end + 1
         return value
 
     def _may_end(self) -> bool:

@@ -49,6 +49,32 @@ def test_ctrl_c_while_waiting_for_an_answer() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_while_sending_leaves_no_reply_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command goes out whole, and its reply is dropped when it comes."""
+
+    def script(session: Session) -> None:
+        session.greet()
+        while True:
+            request = session.request()
+            session.answer(request, request.command)
+
+    with serve(script) as path, blocking.open_monitor(path) as monitor:
+        send = monitor._send
+
+        def interrupt() -> bool:
+            signal.raise_signal(signal.SIGINT)
+            return send()
+
+        monkeypatch.setattr(monitor, "_send", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            monitor.execute("interrupted")
+        monkeypatch.undo()
+        assert monitor.execute("next") == "next"
+        assert not monitor._replies
+
+
 # Run by itself: whatever else is in the process, such as a tool that measures coverage,
 # may not bear being interrupted anywhere.
 STORM = """
@@ -178,6 +204,7 @@ def test_a_peer_that_never_pauses_holds_up_no_deadline(
             assert time.monotonic() < began + 3
             return True
 
+        monkeypatch.setattr(monitor, "_wait_for_socket", lambda _: True)
         monkeypatch.setattr(monitor, "_transfer", transfer)
         with pytest.raises(MonitorTimeout):
             monitor.execute("unanswered", timeout=0.1)

@@ -106,7 +106,10 @@ class Conversation(RuleBasedStateMachine):
         data = bytes(self.to_client[:size])
         del self.to_client[:size]
         self.delivered += len(data)
-        self.in_band -= {i for i, end in self.ends.items() if end <= self.delivered}
+        complete = {i for i, end in self.ends.items() if end <= self.delivered}
+        self.in_band -= complete
+        for ident in complete:  # it may be used again
+            del self.ends[ident]
         for message in messages(self.client, data):
             if isinstance(message, Event):
                 assert message == self.events.pop(0)
@@ -254,6 +257,17 @@ def test_oob_is_negotiated_when_asked_for_and_offered(
     assert client.oob is (asked and offered)
     enabled = {"enable": ["oob"]} if client.oob else None
     assert request.get("arguments") == enabled
+
+
+def test_ids_are_short_and_differ_from_those_in_flight() -> None:
+    client, server = ready_client(oob=True), ready_server()
+    first = client.send_command("first")[0]
+    for _ in range(100):
+        ident, _ = client.send_command("next")
+        assert ident in set(range(1, 10)) - {first}
+        messages(client, server.send_reply(Return({}, ident)))
+    idents = {client.send_command("more", oob=True)[0] for _ in range(20)}
+    assert len(idents - {first}) == 20
 
 
 def test_oob_that_was_not_negotiated_is_refused() -> None:
