@@ -25,6 +25,27 @@ DEVICES = (
 LISTED_TYPES = (*DEVICES, "virtio-balloon-device", "pc-dimm", "memory-backend-ram")
 ANCESTORS = ("virtio-balloon-pci-base", "virtio-balloon-device", "memory-backend",
              "pc-dimm", "virtio-device", "monitor")  # fmt: skip
+# Queries that have nothing to do with ballooning, and that change with nothing that the
+# fake simulates; but for the first four, which it adapts. Left out for their size: the
+# schema, the models of processors, the options of the command line.
+ANSWERED = tuple(
+    f"query-{name}"
+    for name in (
+        *("block", "named-block-nodes", "memdev", "hotpluggable-cpus"),
+        *("accelerators", "audiodevs", "block-exports", "block-jobs"),
+        *("chardev-backends", "colo-status", "cryptodev", "current-machine"),
+        *("display-options", "dump", "dump-guest-memory-capability", "fdsets"),
+        *("iothreads", "jobs", "kvm", "machines", "mice", "migrate-capabilities"),
+        *("migrate-parameters", "migrationthreads", "pr-managers", "replay"),
+        *("rx-filter", "sev", "sev-capabilities", "sev-launch-measure", "sgx", "spice"),
+        *("target", "tpm", "tpm-models", "tpm-types", "vcpu-dirty-limit"),
+        *("vm-generation-id", "vnc", "vnc-servers", "xen-replication-status"),
+    )
+)
+DISK = (
+    *("-blockdev", "driver=null-co,node-name=disk0,size=536870912,read-zeroes=on"),
+    *("-device", "virtio-blk-pci,drive=disk0"),
+)
 HOTPLUG = ("-m", "512,slots=2,maxmem=2G")
 
 
@@ -36,6 +57,11 @@ def measure(version: str) -> dict[str, Any]:
             data["greeting"] = json.loads(monitor.receive(1))["QMP"]
             monitor.execute("qmp_capabilities")
             data |= plain(monitor)
+        options = ["-m", "512", *DISK]
+        with real_qemu(qemu_command(version), Path(folder), options) as monitor:
+            monitor.receive(1)
+            monitor.execute("qmp_capabilities")
+            data["answers"] = answers(monitor)
         data["objects"] = {}
         for device in DEVICES:
             options = [*HOTPLUG, "-device", f"{device},id=balloon0"]
@@ -65,6 +91,13 @@ def plain(monitor: RealMonitor) -> dict[str, Any]:
             for name in LISTED_TYPES
         },
     }
+
+
+def answers(monitor: RealMonitor) -> dict[str, Any]:
+    """Return the answers to queries of what the version has of :data:`ANSWERED`."""
+    commands = monitor.execute("query-commands")["return"]
+    known = {command["name"] for command in commands}
+    return {name: monitor.execute(name) for name in ANSWERED if name in known}
 
 
 def objects(monitor: RealMonitor, device: str) -> dict[str, Any]:

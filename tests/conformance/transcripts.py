@@ -235,6 +235,7 @@ def _in_order(value: object) -> object:
     items: list[Any] = [_in_order(item) for item in value]
     if items and all(isinstance(i, dict) and {"name", "type"} & {*i} for i in items):
         return sorted(items, key=lambda item: str(item.get("name")))
-    if items and all(isinstance(item, dict) and "label" in item for item in items):
-        return sorted(items, key=lambda item: str(item["label"]))
+    for key in ("label", "id"):
+        if items and all(isinstance(item, dict) and key in item for item in items):
+            return sorted(items, key=lambda item: str(item[key]))
     return items

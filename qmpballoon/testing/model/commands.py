@@ -14,6 +14,10 @@ from qmpballoon.testing.model.hmp import run_hmp
 from qmpballoon.testing.model.monitor import Command
 from qmpballoon.testing.model.object_commands import build_object_commands
 from qmpballoon.testing.model.plug_commands import build_plug_commands
+from qmpballoon.testing.model.recorded_queries import (
+    build_recorded_queries,
+    make_simulated_refusal,
+)
 
 if TYPE_CHECKING:
     from qmpballoon.testing.model.qobject import Value
@@ -33,6 +37,7 @@ _NO_BALLOON: Final = QmpError("No balloon device has been activated", "DeviceNot
 def build_commands(vm: Vm) -> dict[str, Command]:
     """Return the commands of a VM's version, by name."""
     simulated = {
+        **build_recorded_queries(vm),
         **_build_status_commands(vm),
         **_build_balloon_commands(vm),
         **_build_query_commands(vm),
@@ -49,7 +54,7 @@ def build_commands(vm: Vm) -> dict[str, Command]:
 @functools.cache
 def _make_refusal(name: str) -> Command:
     def run(_: dict[str, Value]) -> Value:
-        raise QmpError(f"The simulated QEMU does not carry out {name}")
+        raise make_simulated_refusal(name)
 
     return Command(run, schema=None)
 

@@ -6,9 +6,10 @@ module adds what cannot be read from QEMU: the differences in words and behaviou
 
 =======  ==============================================================
 7.2      measured on 7.2.22
-8.2      measured on 8.2.2
+8.2      measured on 8.2.2, except for ``answers``: those that 7.2 and 10.0
+         have in common
 9.2      not measured: 10.0's objects, commands and words, with the
-         difference that QEMU's change log names
+         differences that QEMU's change log names, and ``answers`` as 8.2's
 10.0     measured on 10.0.13
 11.1     measured on 11.1.3
 =======  ==============================================================
@@ -108,6 +109,8 @@ class Profile:
         properties: The answers of ``qom-list-properties`` and
             ``device-list-properties``, by type.
         objects: The properties of its objects, by the object's type or path.
+        answers: What it answers to queries that have nothing to do with ballooning, by
+            command: an object with ``return`` or with ``error``.
     """
 
     version: str
@@ -136,6 +139,7 @@ class Profile:
     types: tuple[dict[str, Value], ...] = field(repr=False)
     properties: dict[str, dict[str, list[dict[str, Value]]]] = field(repr=False)
     objects: dict[str, list[dict[str, Value]]] = field(repr=False)
+    answers: dict[str, dict[str, Any]] = field(repr=False)
 
 
 def _load_measured(version: str) -> dict[str, Any]:
@@ -148,6 +152,15 @@ def _load_measured(version: str) -> dict[str, Any]:
         object_pairs_hook=lambda pairs: dict(reversed(pairs)),
     )
     return {**data, "commands": tuple(data["commands"]), "types": tuple(data["types"])}
+
+
+def _infer_answers() -> dict[str, dict[str, Any]]:
+    """Return the answers of a version between 7.2 and 10.0 that was not recorded.
+
+    They are those that these two have in common.
+    """
+    before, after = profile("7.2").answers, profile("10.0").answers
+    return {name: each for name, each in before.items() if after.get(name) == each}
 
 
 def _make_7_2() -> Profile:
@@ -187,6 +200,7 @@ def _make_8_2() -> Profile:
         not_a_device="{} is not a hotpluggable device",
         binary_numbers=False,
         reset_clears_stats=False,
+        answers=_infer_answers(),
         **_load_measured("8.2"),
     )
 
@@ -196,6 +210,7 @@ def _make_9_2() -> Profile:
         profile("10.0"),
         version="9.2",
         reset_clears_stats=False,
+        answers=_infer_answers(),
         greeting={
             "version": {"qemu": {"micro": 0, "minor": 2, "major": 9}, "package": ""},
             "capabilities": ["oob"],
