@@ -9,6 +9,7 @@ what nobody thought of; ``planted`` and ``shrunk`` are for tests/mutations. With
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -57,9 +58,10 @@ SLOW = (
 @pytest.hookimpl(tryfirst=True)  # before some are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is slow."""
-    for item in items:
-        if any(item.path.is_relative_to(TESTS / name) for name in SLOW):
-            item.add_marker("slow")
+    for path, of_file in itertools.groupby(items, lambda item: item.path):
+        if any(path.is_relative_to(TESTS / name) for name in SLOW):
+            for item in of_file:
+                item.add_marker("slow")
 
 
 def pytest_collection_finish() -> None:
