@@ -100,7 +100,11 @@ def explain_unreachable(error: MonitorError) -> Finding:
             f"QEMU is stopped, by a signal or a debugger: let it go on"
             f" (kill -CONT {error.pid})",
         )
-    return make_finding("monitor-busy", str(error))
+    return make_finding(
+        "monitor-busy",
+        f"{error}; with --own-monitor, QEMU 11.1 and later need it free only for a"
+        " moment",
+    )
 
 
 # Over the monitor

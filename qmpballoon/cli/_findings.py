@@ -94,6 +94,9 @@ _ABOUT_MONITOR: Final = frozenset(KINDS[: KINDS.index("no-balloon")])
 _MIGRATED: Final = frozenset({"none", "completed", "failed", "cancelled"})
 # From this version on QEMU asks for OOM kills and allocation stalls.
 _FULL_STATISTICS: Final = (9, 2)
+# From this version on it adds monitors while it runs, over one on a unix socket. Where
+# it is on another, its process and so the number of its monitors are not known.
+_ADDS_MONITORS: Final = (11, 1)
 
 
 @frozen
@@ -509,12 +512,14 @@ def _check_polling(facts: Facts) -> Finding | None:
 
 
 def _check_monitors(facts: Facts) -> Finding | None:
-    if facts.host.monitors != 1:
+    version = _parse_version(facts.version or "")
+    if facts.host.monitors != 1 or version >= _ADDS_MONITORS:
         return None
     return make_finding(
         "only-monitor",
         "this is the VM's only monitor, and a monitor serves one client: give the VM a"
-        " second -qmp for what stays connected",
+        " second -qmp for what stays connected; QEMU 11.1 and later need none"
+        " (--own-monitor)",
     )
 
 

@@ -62,7 +62,10 @@ _LISTENS: Final = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
 # Monitors that a manager of VMs needs for itself: a client that stays connected would
 # lock it out. By their paths, and what to do instead.
 _SECOND: Final = "give the VM a second monitor with"
-_PROXMOX: Final = f"Proxmox VE's own: {_SECOND} `qm set VMID --args`"
+_PROXMOX: Final = (
+    f"Proxmox VE's own: {_SECOND} `qm set VMID --args`, or on QEMU 11.1 and later give"
+    " commands for one VM --own-monitor"
+)
 _INCUS: Final = f"the daemon's own: {_SECOND} raw.qemu"
 LIBVIRT: Final = "libvirt's own: name the VM libvirt:NAME"
 _RESERVED: Final = {

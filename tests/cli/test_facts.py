@@ -281,7 +281,8 @@ def test_a_busy_monitor() -> None:
     finding = explain_unreachable(MonitorBusy("another client holds it; close it"))
     assert (finding.kind, finding.detail) == (
         "monitor-busy",
-        "another client holds it; close it",
+        "another client holds it; close it; with --own-monitor, QEMU 11.1 and later need"
+        " it free only for a moment",
     )
 
 

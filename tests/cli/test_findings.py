@@ -130,7 +130,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
         {"features": {"free-page-reporting": True, "page-poison": False}},
         "leave page-poison=on",
     ),
-    ("only-monitor", {"monitors": 1}, "a second -qmp"),
+    ("only-monitor", {"monitors": 1}, "later need none (--own-monitor)"),
+    ("only-monitor", {"monitors": 1, "version": "10.2.0"}, "a second -qmp"),
     (
         "managed",
         {"manager": "Proxmox VE's own"},
@@ -217,6 +218,11 @@ def test_what_is_as_it_should_be_is_no_error_and_no_warning(
 ) -> None:
     found = find_findings(change(WELL, changes))
     assert {each.severity for each in found if each.kind != "not-running"} <= {"note"}
+
+
+def test_one_monitor_is_enough_where_qemu_adds_others() -> None:
+    found = find_findings(change(WELL, {"monitors": 1, "version": "11.1.3"}))
+    assert "only-monitor" not in {each.kind for each in found}
 
 
 def test_memory_that_vfio_locks_is_one_finding() -> None:

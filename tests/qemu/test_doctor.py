@@ -139,30 +139,35 @@ PLANTED = [
 
 @asynccontextmanager
 async def start_qemu(
-    folder: Path, *options: str, monitor: str | None = None
+    folder: Path,
+    *options: str,
+    monitor: str | None = None,
+    version: str | None = None,
 ) -> AsyncGenerator[tuple[str, int]]:
     """Run a QEMU without a kernel; yield where its monitor is, and its process id."""
     path = monitor or f"unix:{folder / 'qmp'}"
     command = [
-        *find_qemu(None, lambda _: None).command,
+        *find_qemu(version, lambda _: None).command,
         *("-machine", "q35", "-accel", "tcg,tb-size=16", "-m", f"{MEMORY >> 20}M"),
         *("-nodefaults", "-nographic", "-monitor", "none"),
         *("-qmp", f"{path},server=on,wait=off"),
         *(option.format(folder=folder) for option in options),
     ]
-    async with run_process(command, folder / "errors") as process:
-        await wait_until_up(path)
+    errors = folder / "errors"
+    async with run_process(command, errors) as process:
+        with trio.fail_after(120):
+            while not await is_up(path):
+                assert process.poll() is None, errors.read_text()
+                await trio.sleep(0.02)
         yield path, process.pid
 
 
-async def wait_until_up(address: str) -> None:
-    """Wait until QEMU has started, and nobody holds its monitor."""
-    with trio.fail_after(60):
-        while True:
-            with suppress(MonitorUnreachable):
-                async with open_monitor(address, timeout=60):
-                    return
-            await trio.sleep(0.02)
+async def is_up(address: str) -> bool:
+    """Tell whether QEMU has started; wait until nobody holds its monitor."""
+    with suppress(MonitorUnreachable):
+        async with open_monitor(address, timeout=120):
+            return True
+    return False
 
 
 async def examine(address: str) -> _Report:
@@ -205,6 +210,19 @@ async def test_a_migration(tmp_path: Path) -> None:
     first = next(each for each in report.findings if each.kind not in ABSENT)
     assert first.kind == "migrating"
     assert "(active), and its target goes with it: wait" in first.detail
+
+
+async def test_a_qemu_that_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no-such-device"):
+        async with start_qemu(tmp_path, "-device", "no-such-device"):
+            pytest.fail("it started")
+
+
+async def test_the_only_monitor_of_one_that_adds_others(tmp_path: Path) -> None:
+    options = (*BALLOON, *STOPPED)
+    async with start_qemu(tmp_path, *options, version="11.1") as (address, _):
+        report = await examine(address)
+    assert "only-monitor" not in {each.kind for each in report.findings}
 
 
 async def test_the_only_monitor(tmp_path: Path) -> None:
