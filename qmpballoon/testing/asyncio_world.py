@@ -280,15 +280,11 @@ class AsyncioFakeQemu(SimulatedQemu):
 
     async def _serve_descriptor(self, session: Session, descriptor: Descriptor) -> None:
         """Serve the client of a monitor that was added on a descriptor."""
-        if session.closed or self._machine.ended:
-            return  # the monitor is gone already, and with it the descriptor
-        if not descriptor.is_connected:
-            self._machine.miss_client(session)
-            return
-        assert isinstance(descriptor, ReceivedDescriptor)  # noqa: S101 - we made it
-        with descriptor.duplicate() as sock:
-            sock.setblocking(False)  # noqa: FBT003 - socket's own signature
-            await self._exchange(sock, session)
+        sock = self._find_client(session, descriptor)
+        if sock is not None:
+            with sock:
+                sock.setblocking(False)  # noqa: FBT003 - socket's own signature
+                await self._exchange(sock, session)
 
     async def _exchange(self, sock: socket.socket, session: Session) -> None:
         """Pass bytes between a client and its session until either ends."""

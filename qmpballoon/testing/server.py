@@ -197,15 +197,11 @@ class FakeQemu(SimulatedQemu):
 
     async def _serve_descriptor(self, session: Session, descriptor: Descriptor) -> None:
         """Serve the client of a monitor that was added on a descriptor."""
-        if session.closed or self._machine.ended:
-            return  # the monitor is gone already, and with it the descriptor
-        if not descriptor.is_connected:
-            self._machine.miss_client(session)
-            return
-        assert isinstance(descriptor, ReceivedDescriptor)  # noqa: S101 - we made it
-        sock = trio.socket.from_stdlib_socket(descriptor.duplicate())
-        async with trio.SocketStream(sock) as stream:
-            await self._exchange(stream, session)
+        sock = self._find_client(session, descriptor)
+        if sock is not None:
+            connected = trio.socket.from_stdlib_socket(sock)
+            async with trio.SocketStream(connected) as stream:
+                await self._exchange(stream, session)
 
     async def _exchange(self, stream: trio.abc.Stream, session: Session) -> None:
         """Pass bytes between a client and its session until either ends."""

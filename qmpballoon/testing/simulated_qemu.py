@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 from attrs import define
 
+from qmpballoon.testing.descriptors import ReceivedDescriptor
 from qmpballoon.testing.model.config import SECOND
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from qmpballoon.testing.faults import FaultPlan
+    from qmpballoon.testing.model.chardevs import Descriptor
     from qmpballoon.testing.model.machine import Machine
+    from qmpballoon.testing.model.monitor import Session
 
 __all__ = ["ConnectionCut", "FaultySender", "SimulatedQemu"]
 
@@ -125,6 +129,22 @@ class SimulatedQemu(ABC):
         # Many commands come at the time of the one before: then nothing is due.
         if now > machine.now or (self._due is not None and self._due <= now):
             machine.advance(now)
+
+    def _find_client(
+        self, session: Session, descriptor: Descriptor
+    ) -> socket.socket | None:
+        """Return a socket on the client of a monitor that was added on a descriptor.
+
+        It is ``None`` if there is nobody to serve: the client has left, or the monitor
+        is gone already, and with it the descriptor.
+        """
+        if session.closed or self._machine.ended:
+            return None
+        if not descriptor.is_connected:
+            self._machine.miss_client(session)
+            return None
+        assert isinstance(descriptor, ReceivedDescriptor)  # noqa: S101 - both doors do
+        return descriptor.duplicate()
 
     def _begin_freeze(self, at: int) -> None:
         """Stop QEMU's process; the time of all others goes on."""
