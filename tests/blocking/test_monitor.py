@@ -61,18 +61,20 @@ def test_ctrl_c_while_sending_leaves_no_reply_behind(
             session.answer(request, request.command)
 
     with serve(script) as path, blocking.open_monitor(path) as monitor:
-        send = monitor._send
+        replies: dict[object, object] = {}
+        monkeypatch.setattr(monitor, "_replies", replies)
+        queue = monitor._queue  # noqa: SLF001 - what is interrupted
 
-        def interrupt() -> bool:
+        def interrupt(data: bytes) -> None:
             signal.raise_signal(signal.SIGINT)
-            return send()
+            queue(data)
 
-        monkeypatch.setattr(monitor, "_send", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            monitor.execute("interrupted")
-        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(monitor, "_queue", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                monitor.execute("interrupted")
         assert monitor.execute("next") == "next"
-        assert not monitor._replies
+        assert not replies
 
 
 # Run by itself: whatever else is in the process, such as a tool that measures coverage,
