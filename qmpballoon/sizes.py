@@ -8,8 +8,10 @@ and ``P`` are powers of 1024; only ``kB``, ``MB``, ``GB`` and so on are powers o
 from __future__ import annotations
 
 import re
-from fractions import Fraction
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 __all__ = ["GiB", "KiB", "MiB", "PiB", "TiB", "format_size", "parse_size"]
 
@@ -57,6 +59,8 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         TypeError: ``text`` is no text.
         ValueError: ``text`` is no size; the message shows how to write one.
     """
+    from fractions import Fraction  # noqa: PLC0415 - most programs parse no size
+
     text = _require_text(text)
     shown = repr(text if len(text) <= _LONGEST else text[:_LONGEST] + "...")
     match = _SIZE.fullmatch(text.strip()) if len(text) <= _LONGEST else None

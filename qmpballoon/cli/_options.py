@@ -10,13 +10,11 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 import click
 from attrs import evolve, frozen
 
-from qmpballoon import export
 from qmpballoon.address import parse_vm
 from qmpballoon.cli._completion import complete_vm
 from qmpballoon.sizes import GiB, parse_size
@@ -159,6 +157,8 @@ def _require_positive(text: str, count: int) -> int:
 
 def check_report_file(text: str) -> Path:
     """Return the path of a chart or table, if its format and its place are possible."""
+    from qmpballoon import export  # noqa: PLC0415 - only for reports
+
     path = Path(text)
     try:
         export.require(path)
@@ -177,6 +177,8 @@ def check_record_file(text: str) -> Path:
 
 def _require_writable(path: Path) -> Path:
     """Make sure that a file can be created, by creating one in the same folder."""
+    from tempfile import TemporaryFile  # noqa: PLC0415 - only for reports
+
     try:
         with TemporaryFile(dir=path.parent):
             is_folder = path.is_dir()

@@ -48,6 +48,7 @@ __all__ = [
     "fail",
     "is_idle",
     "is_unwritable",
+    "list_signals",
     "note",
     "print_json",
     "say",
@@ -84,6 +85,15 @@ class Interrupted(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(f"signal {number}")
         self.number = number
+
+
+def list_signals() -> list[signal.Signals]:
+    """Return the signals that end the command."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    # nohup has SIGHUP ignored, so that the command outlives the terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
 @contextmanager

@@ -11,29 +11,25 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.cli import _output
 from qmpballoon.cli._writer import open_writers
-from qmpballoon.errors import QmpBalloonError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-    from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.cli._writer import BackgroundWriter
 
-__all__ = ["explain_interruption", "run", "serve"]
+__all__ = ["run", "serve"]
 
 _T = TypeVar("_T")
-_QUERY_TIMEOUT: Final = 3.0  # seconds; the user waits for the process to end
 
 
 def run(
@@ -98,7 +94,7 @@ async def _run_until_signal(
             received.append(number)
             scope.cancel()
 
-    with trio.open_signal_receiver(*_list_signals()) as signals:
+    with trio.open_signal_receiver(*_output.list_signals()) as signals:
         async with BackgroundTasks(shield=False) as tasks:
             tasks.start_soon(watch, signals)
             try:
@@ -120,38 +116,6 @@ def _call_soon(token: trio.lowlevel.TrioToken, call: Callable[[], object]) -> No
     """Call something in trio's thread, if trio still runs."""
     with suppress(trio.RunFinishedError):
         token.run_sync_soon(call)
-
-
-def _list_signals() -> list[signal.Signals]:
-    """Return the signals that end the command."""
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    # nohup has SIGHUP ignored, so that the command outlives the terminal.
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    return numbers
-
-
-@asynccontextmanager
-async def explain_interruption(
-    balloon: Balloon, describe: Callable[[int | None, int], str]
-) -> AsyncGenerator[None]:
-    """Print what has become of a guest if the block is cancelled.
-
-    Args:
-        balloon: The guest's balloon.
-        describe: Returns what to print. It is given the target that was set last
-            (``None``: none was) and the guest's size now, in bytes.
-    """
-    try:
-        yield
-    except trio.Cancelled:
-        if _output.is_unwritable():  # whoever read it has gone: end quietly
-            raise
-        message = "the guest's size is not known: QEMU does not answer"
-        with balloon.monitor.shield(_QUERY_TIMEOUT), suppress(QmpBalloonError):
-            message = describe(balloon.target, await balloon.actual())
-        _output.note(f"interrupted: {message}")
-        raise
 
 
 # As a service of systemd's. Its protocol is a datagram a state (sd_notify(3)), which

@@ -11,10 +11,12 @@ from attrs import asdict, define, frozen
 
 from qmpballoon import export
 from qmpballoon.address import UnixAddress
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import _output
 from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._display import make_console, show_timeline
+from qmpballoon.cli._one_vm import explain_interruption, run_with_monitor
 from qmpballoon.cli._options import (
     SECONDS,
     RelativeGuard,
@@ -37,12 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from qmpballoon._transport.own_monitor import Own
     from qmpballoon.address import Vm
     from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.balloon.results import Plan, ReclaimOutcome
     from qmpballoon.balloon.sampling import Progress
+    from qmpballoon.cli._one_vm import VmMonitor
 
 __all__ = ["conclude", "reclaim", "reclaim_and_show"]
 
@@ -177,8 +179,6 @@ def reclaim(
     keeps what the guest does not touch again. The guest is watched all the time, and
     gets memory back at once if it needs it.
     """
-    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
-
     if amount and amount_option:
         raise click.UsageError("AMOUNT is given twice: leave --amount out")
     if hold and keep:
@@ -202,20 +202,22 @@ def reclaim(
         to=to,
     )
     if dry_run:
-        plan = run(lambda: _plan(socket, connect_timeout, request, own=own_monitor))
+        plan = run_with_monitor(
+            socket,
+            lambda monitor: _plan(monitor, request),
+            connect_timeout=connect_timeout,
+            own=own_monitor,
+        )
         _print_plan(plan, as_json=as_json)
         return _output.DONE
-    title, seen = run(
-        lambda: _reclaim(
-            socket,
-            connect_timeout,
-            request,
-            # Nobody is to be kept out for as long as memory is kept.
-            own=own_monitor or ("auto" if keep else False),
-            hold=hold,
-            keeping=keeping,
-            quiet=as_json,
+    title, seen = run_with_monitor(
+        socket,
+        lambda monitor: _reclaim(
+            monitor, socket, request, hold=hold, keeping=keeping, quiet=as_json
         ),
+        connect_timeout=connect_timeout,
+        # Nobody is to be kept out for as long as memory is kept.
+        own=own_monitor or ("auto" if keep else False),
         ask_to_end=keeping.ask_to_end if keeping else lambda: False,
     )
     document = seen.to_json() if as_json else None
@@ -225,14 +227,10 @@ def reclaim(
 # A dry run
 
 
-async def _plan(
-    socket: Vm, connect_timeout: float, request: _Request, *, own: bool
-) -> Plan:
-    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
-
-    async with open_balloon(socket, timeout=connect_timeout, own=own) as balloon:
-        amount, guard = request.resolve((await balloon.query()).total)
-        return await balloon.plan_reclaim(amount, guard=guard)
+async def _plan(monitor: VmMonitor, request: _Request) -> Plan:
+    balloon = await find_balloon(monitor)
+    amount, guard = request.resolve((await balloon.query()).total)
+    return await balloon.plan_reclaim(amount, guard=guard)
 
 
 def _print_plan(plan: Plan, *, as_json: bool) -> None:
@@ -246,33 +244,30 @@ def _print_plan(plan: Plan, *, as_json: bool) -> None:
 
 
 async def _reclaim(
-    socket: Vm,
-    connect_timeout: float,
+    monitor: VmMonitor,
+    vm: Vm,
     request: _Request,
     *,
-    own: Own,
     hold: bool,
     keeping: _Keeping | None,
     quiet: bool,
 ) -> tuple[str, ReclaimReport]:
-    """Connect, and reclaim; return a title and the report."""
-    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
-
-    async with open_balloon(socket, timeout=connect_timeout, own=own) as balloon:
-        name = (await balloon.query_vm()).name or str(socket)
-        title = f"Reclaiming memory from {name}"
-        total = (await balloon.query()).total
-        amount, guard = request.resolve(total)
-        return title, await reclaim_and_show(
-            balloon,
-            title,
-            amount,
-            guard,
-            hold=hold,
-            keeping=keeping,
-            give_back_to=request.resolve_end(total),
-            quiet=quiet,
-        )
+    """Reclaim, and return a title and the report."""
+    balloon = await find_balloon(monitor)
+    name = (await balloon.query_vm()).name or str(vm)
+    title = f"Reclaiming memory from {name}"
+    total = (await balloon.query()).total
+    amount, guard = request.resolve(total)
+    return title, await reclaim_and_show(
+        balloon,
+        title,
+        amount,
+        guard,
+        hold=hold,
+        keeping=keeping,
+        give_back_to=request.resolve_end(total),
+        quiet=quiet,
+    )
 
 
 async def reclaim_and_show(
@@ -298,8 +293,6 @@ async def reclaim_and_show(
         give_back_to: Bytes that the guest is to have at the end.
         quiet: Show nothing.
     """
-    from qmpballoon.cli._session import explain_interruption  # noqa: PLC0415 - trio
-
     async with explain_interruption(balloon, _describe_interrupted):
         with (
             nullcontext()

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import RESIZE_GUARD
 from qmpballoon.balloon.results import OnStall
 from qmpballoon.cli import _output
 from qmpballoon.cli._display import show_progress
+from qmpballoon.cli._one_vm import explain_interruption, run_with_monitor
 from qmpballoon.cli._options import (
     SECONDS,
     RelativeGuard,
@@ -34,6 +36,7 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from qmpballoon.address import Vm
     from qmpballoon.balloon.results import ResizeResult
+    from qmpballoon.cli._one_vm import VmMonitor
 
 __all__ = ["resize"]
 
@@ -92,9 +95,6 @@ def resize(
     The balloon takes the rest of the VM's memory, or gives it back. A guest that
     shrinks is watched, and gets back what it had if it comes to need it.
     """
-    from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
-    from qmpballoon.cli._session import explain_interruption, run  # noqa: PLC0415
-
     guard = RelativeGuard(
         headroom=headroom,
         floor=floor,
@@ -108,24 +108,24 @@ def resize(
             " or those"
         )
 
-    async def main() -> ResizeResult:
-        async with open_balloon(
-            socket, timeout=connect_timeout, own=own_monitor
-        ) as balloon:
-            total = (await balloon.query()).total
-            async with explain_interruption(balloon, _describe_interrupted):
-                with nullcontext() if as_json else show_progress() as on_progress:
-                    return await balloon.resize(
-                        target.resolve(total),
-                        timeout=math.inf if timeout is None else timeout,
-                        on_stall=on_stall,
-                        guard=None if unguarded else guard.resolve(total, RESIZE_GUARD),
-                        unguarded=unguarded,
-                        on_progress=on_progress,
-                    )
+    async def main(monitor: VmMonitor) -> ResizeResult:
+        balloon = await find_balloon(monitor)
+        total = (await balloon.query()).total
+        async with explain_interruption(balloon, _describe_interrupted):
+            with nullcontext() if as_json else show_progress() as on_progress:
+                return await balloon.resize(
+                    target.resolve(total),
+                    timeout=math.inf if timeout is None else timeout,
+                    on_stall=on_stall,
+                    guard=None if unguarded else guard.resolve(total, RESIZE_GUARD),
+                    unguarded=unguarded,
+                    on_progress=on_progress,
+                )
 
     try:
-        result = run(main)
+        result = run_with_monitor(
+            socket, main, connect_timeout=connect_timeout, own=own_monitor
+        )
     except BalloonStalled as error:
         if as_json:
             _output.print_json(error.result.to_json())

@@ -8,6 +8,7 @@ import click
 from attrs import asdict
 
 from qmpballoon._printable import make_printable
+from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.cli import _output
 from qmpballoon.cli._options import (
     SECONDS,
@@ -17,6 +18,7 @@ from qmpballoon.cli._options import (
     socket_argument,
 )
 from qmpballoon.cli.render.summary import describe_owed
+from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -54,39 +56,32 @@ def status(
     The guest is asked for new statistics. If it does not answer, its last ones are
     shown, with their age.
     """
-    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cli._one_vm import VmMonitor, run_with_monitor  # noqa: PLC0415
 
-    seen = run(lambda: _query(socket, connect_timeout, timeout, own=own_monitor))
+    async def query(monitor: VmMonitor) -> dict[str, Any]:
+        balloon = await find_balloon(monitor)
+        return {"socket": str(socket), **await _collect(balloon, monitor.pid)}
+
+    seen = run_with_monitor(
+        socket,
+        query,
+        connect_timeout=connect_timeout,
+        own=own_monitor,
+        timeout=timeout,
+    )
     if as_json:
         _output.print_json(seen)
     else:
         _output.say(_describe(seen))
 
 
-async def _query(
-    socket: Vm, connect_timeout: float, timeout: float, *, own: bool
-) -> dict[str, Any]:
-    """Connect, and collect what is shown."""
-    import trio  # noqa: PLC0415 - loaded last
-
-    from qmpballoon.balloon.balloon import find_balloon  # noqa: PLC0415
-    from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415
-    from qmpballoon.errors import MonitorTimeout  # noqa: PLC0415
-
-    async with open_monitor(socket, timeout=connect_timeout, own=own) as monitor:
-        with trio.move_on_after(timeout):
-            balloon = await find_balloon(monitor)
-            return {"socket": str(socket), **await _collect(balloon, monitor.pid)}
-    raise MonitorTimeout(
-        f"the monitor on {socket} did not answer everything within {timeout:g} s: QEMU"
-        " is stopped or overloaded"
-    )
-
-
 async def _collect(balloon: Balloon, pid: int | None) -> dict[str, Any]:
     """Return what is printed with ``--json``, except for the socket."""
     vm = await balloon.query_vm()
-    stats, interval = await _read_stats(balloon), await balloon.get_stats_interval()
+    # The guest of a VM that does not run does not answer.
+    is_running = vm.status == "running"
+    stats = await (_refresh_stats(balloon) if is_running else balloon.stats())
+    interval = await balloon.get_stats_interval()
     info, reads = await balloon.query(), await balloon.disk_reads()
     return {
         "qemu": {"version": vm.qemu_version, "pid": pid},
@@ -106,10 +101,8 @@ async def _collect(balloon: Balloon, pid: int | None) -> dict[str, Any]:
     }
 
 
-async def _read_stats(balloon: Balloon) -> GuestStats:
+async def _refresh_stats(balloon: Balloon) -> GuestStats:
     """Return new statistics, or the last ones if the guest does not answer."""
-    from qmpballoon.errors import StatsUnavailable  # noqa: PLC0415
-
     try:
         return await balloon.refresh_stats(timeout=_ANSWER_TIMEOUT)
     except StatsUnavailable:

@@ -11,6 +11,7 @@ import pytest
 from in_process import status_of
 
 from qmpballoon import cli
+from qmpballoon.testing import MachineConfig, serve
 
 if TYPE_CHECKING:
     import socket
@@ -54,7 +55,13 @@ def loaded_by(*arguments: str) -> set[str]:
 def test_what_is_not_needed_is_not_loaded() -> None:
     drawing = {"matplotlib", "plotext", "rich"}
     assert not (drawing | {"trio"}) & loaded_by("--help")
-    assert not drawing & loaded_by("status", "/nowhere", "--json")
+    loops = {"asyncio", "trio"}
+    with serve(MachineConfig()) as fake:
+        for words in ("status", "resize 1G", "reclaim --dry-run", "reclaim 64M"):
+            command, *rest = words.split()
+            loaded = loaded_by(command, fake.socket, *rest, "--json")
+            assert not (drawing | loops) & loaded
+            assert "qmpballoon.blocking" in loaded
 
 
 @pytest.mark.parametrize(

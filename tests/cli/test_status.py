@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import pytest
 from command import object_of, run, serve
+from in_process import status_of
 
+from qmpballoon import blocking
+from qmpballoon.balloon import Balloon
 from qmpballoon.testing import GuestConfig
+from qmpballoon.testing import serve as threaded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +42,24 @@ async def test_status(socket_path: Path) -> None:
     assert shown.returncode == 0
     assert "vm1, running" in shown.stdout
     assert "page cache 1 GiB" in shown.stdout
+
+
+def test_a_guest_that_is_paused_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It could not answer, and the command would wait for it."""
+
+    async def fail(*_: object, **__: object) -> None:
+        pytest.fail("it was asked")
+
+    monkeypatch.setattr(Balloon, "refresh_stats", fail)
+    with threaded() as fake:
+        with blocking.open_monitor(fake.socket) as monitor:
+            monitor.execute("stop")
+        assert status_of("status", fake.socket, "--json") == 0
+    seen = json.loads(capsys.readouterr().out)
+    assert seen["vm"]["status"] == "paused"
+    assert seen["stats"]["free"] is not None  # what it said last
 
 
 async def test_status_of_a_guest_that_says_nothing(socket_path: Path) -> None:
