@@ -9,6 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 import attrs
+from docutils import nodes
 
 import qmpballoon
 
@@ -31,6 +32,10 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "qmpballoon"
 html_show_copyright = False
+# Built by `tox -e man`.
+man_pages = [
+    ("reference/command", "qmpballoon", "control QEMU's virtio-balloon", "", 1)
+]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 # Headings can be linked to, as in page.md#heading.
@@ -119,6 +124,21 @@ def show_defaults(_: Sphinx, function: object, *__: object) -> None:
     )
 
 
+def drop_links(app: Sphinx, tree: nodes.document, _: str) -> None:
+    """Leave only the text of links to other pages in the man page, which is alone."""
+    if app.builder.name != "man":
+        return
+    for link in list(tree.findall(nodes.reference)):
+        link.replace_self(link.children)
+
+
+def escape_stars(_: Sphinx, __: object, lines: list[str]) -> None:
+    """Keep the stars in a command's help: they are of globs, not markup."""
+    lines[:] = [line.replace("*", r"\*") for line in lines]
+
+
 def setup(app: Sphinx) -> None:
     """Have Sphinx call what is above, after its own reading of defaults (500)."""
+    app.connect("sphinx-click-process-epilog", escape_stars)
     app.connect("autodoc-before-process-signature", show_defaults, priority=900)
+    app.connect("doctree-resolved", drop_links)

@@ -22,6 +22,7 @@ from zipfile import ZipFile
 import pytest
 from attrs import frozen
 
+import qmpballoon
 from qmpballoon import GiB
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
@@ -124,12 +125,48 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     tree = {path.relative_to(TREE).as_posix() for path in PACKAGE.rglob("*.*")}
-    assert names == {name for name in tree if "__pycache__" not in name}
+    data = f"qmpballoon-{qmpballoon.__version__}.data/data"
+    shared = {f"{data}/{path.relative_to(TREE)}" for path in list_shared()}
+    assert names == {name for name in tree if "__pycache__" not in name} | shared
     assert {
         "qmpballoon/py.typed",
         "qmpballoon/testing/model/data/qemu-10.0.json",
         "qmpballoon/testing/lab/init.sh",
     } <= names
+
+
+def list_shared() -> list[Path]:
+    return [path for path in (TREE / "share").rglob("*") if path.is_file()]
+
+
+def test_another_build_of_it_has_the_same_bytes(
+    distributions: Path, tmp_path: Path
+) -> None:
+    """From another folder, with other times and permissions of the files."""
+    (sdist,) = distributions.glob("*.tar.gz")
+    shutil.unpack_archive(sdist, tmp_path, filter="data")
+    (tree,) = tmp_path.iterdir()
+    for path in tree.rglob("*"):
+        path.touch()
+        path.chmod(path.stat().st_mode & 0o700)
+    uv("build", "--out-dir", tmp_path / "again", tree)
+    for first in distributions.glob("*.*"):
+        assert (tmp_path / "again" / first.name).read_bytes() == first.read_bytes()
+
+
+def test_an_index_takes_it_and_its_page_is_shown(distributions: Path) -> None:
+    files = [*distributions.glob("*.tar.gz"), *distributions.glob("*.whl")]
+    check("twine", "check", "--strict", *files)
+
+
+def test_the_wheel_has_nothing_that_a_wheel_should_not_have(wheel: Path) -> None:
+    check("check_wheel_contents", wheel)
+
+
+def check(module: str, *arguments: str | Path) -> None:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_wheel_says_what_it_is(wheel: Path) -> None:
@@ -142,6 +179,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert files["licenses/LICENSE"] == (TREE / "LICENSE").read_text("utf-8")
     metadata = Parser().parsestr(files["METADATA"])
     assert metadata["License-Expression"] == "MIT"
+    assert metadata["Version"] == qmpballoon.__version__
     assert {*metadata.get_all("Provides-Extra", [])} == {
         *("charts", "cli", "libvirt", "prometheus", "qemu-qmp", "testing")
     }
@@ -152,7 +190,9 @@ def test_the_sdist_holds_what_checks_it(distributions: Path) -> None:
     (sdist,) = distributions.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    for folder in (".ci", "benchmarks", "docs", "examples", "qmpballoon", "tests"):
+    for folder in (
+        *(".ci", "benchmarks", "docs", "examples", "qmpballoon", "share", "tests"),
+    ):
         assert any(name.startswith(f"{folder}/") for name in names), folder
     assert {
         *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"),
@@ -182,7 +222,7 @@ from importlib import import_module
 from pathlib import Path
 import qmpballoon
 OTHERS = {
-    ("cli",), ("testing",),  # above the library, which does not load them
+    ("__main__",), ("cli",), ("testing",),  # above the library, which does not load them
     ("fleet", "metrics"),  # has an extra of its own
     ("asyncio", "held_client"),  # likewise
 }
@@ -216,6 +256,34 @@ def test_cli(install: Callable[[str], Installed], socket: str) -> None:
     assert json.loads(printed)["actual"] == GiB // 2
     printed = installed.run("qmpballoon", "status", socket, "--json").stdout
     assert json.loads(printed)["balloon"]["actual"] == GiB // 2
+
+
+def test_cli_runs_as_a_module(install: Callable[[str], Installed]) -> None:
+    program = ("python", "-W", "error", "-m", "qmpballoon", "--version")
+    assert install("cli").run(*program).stdout == (
+        f"qmpballoon {qmpballoon.__version__}\n"
+    )
+
+
+def test_cli_brings_its_man_page_and_completion(
+    install: Callable[[str], Installed],
+) -> None:
+    installed = install("cli")
+    top = installed.bin.parent
+    for path in list_shared():
+        assert (top / path.relative_to(TREE)).read_bytes() == path.read_bytes()
+    # As bash-completion does: load the file of that name, call what it has registered.
+    script = r"""
+PATH="$1:$PATH"
+source "$1/../share/bash-completion/completions/qmpballoon"
+COMP_LINE="qmpballoon stat" COMP_POINT=15
+[[ "$(complete -p qmpballoon)" =~ -F\ ([^ ]+) ]]
+"${BASH_REMATCH[1]}" qmpballoon stat qmpballoon
+echo "${COMPREPLY[@]}"
+"""
+    bash = ["bash", "-c", script, "bash", installed.bin]
+    done = subprocess.run(bash, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("status\n", "")
 
 
 def test_cli_simulates_a_guest_without_the_extra_testing(
