@@ -14,7 +14,13 @@ from qmpballoon.errors import (
     QmpBalloonError,
 )
 from qmpballoon.qmp.messages import parse_version
-from qmpballoon.qmp.own_monitor import can_add_monitor, list_steps, list_undo_steps
+from qmpballoon.qmp.own_monitor import (
+    can_add_monitor,
+    find_leftovers,
+    list_steps,
+    list_undo_steps,
+    make_name,
+)
 
 if TYPE_CHECKING:
     import logging
@@ -292,7 +298,22 @@ async def add_own_monitor(shared: SharedMonitor, deadline: float) -> socket.sock
     version = parse_version(answer)
     if not can_add_monitor(version):
         raise _make_unavailable(shared, f"QEMU {version} cannot, only 11.1 and later")
+    await _remove_leftovers(shared, deadline)
     return await _add(shared, deadline)
+
+
+async def _remove_leftovers(shared: SharedMonitor, deadline: float) -> None:
+    """Remove what clients left that were killed while QEMU added their monitors."""
+    left = get_time_left(shared, deadline)
+    try:
+        answer = await shared.execute("query-chardev", timeout=left)
+    except CommandError:
+        return
+    for name in find_leftovers(answer):
+        for step in list_undo_steps(name):
+            left = get_time_left(shared, deadline)
+            with suppress(CommandError):
+                await shared.execute(step.command, step.arguments, timeout=left)
 
 
 def get_time_left(shared: _Clock, deadline: float) -> float:
@@ -320,7 +341,7 @@ def _choose_name(sock: socket.socket) -> str:
 
     The kernel numbers sockets, and the monitor lives no longer than its socket.
     """
-    return f"qmpballoon-{os.fstat(sock.fileno()).st_ino}"
+    return make_name(os.fstat(sock.fileno()).st_ino)
 
 
 async def _hand_over(

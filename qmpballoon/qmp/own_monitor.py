@@ -14,19 +14,32 @@ Source: QAPI reference, ``MonitorQMPProperties``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from qmpballoon.qmp.messages import Version
 
-__all__ = ["GETFD", "Step", "can_add_monitor", "list_steps", "list_undo_steps"]
+__all__ = [
+    "GETFD",
+    "Step",
+    "can_add_monitor",
+    "find_leftovers",
+    "list_steps",
+    "list_undo_steps",
+    "make_name",
+]
 
 GETFD: Final = "getfd"
 """The command with which the descriptor is sent."""
+
+_PREFIX: Final = "qmpballoon-"
+# QEMU says "unix:" of a character device whose other end is open, and nothing brings
+# one back that was made of a descriptor. Seen on 11.1.3; source: char-socket.c.
+_DEAD: Final = "disconnected:fd:"
 
 # Builds on the way to 11.1 call themselves 11.0.50 and so on. Those without the object
 # refuse it, which costs two more commands.
@@ -53,6 +66,33 @@ def can_add_monitor(version: Version | None) -> bool:
         version: Its version; ``None``: it tells none, and may.
     """
     return version is None or (version.major, version.minor) >= _FIRST
+
+
+def make_name(number: int) -> str:
+    """Return what to call a descriptor, its character device and its monitor.
+
+    Args:
+        number: One that no other of ours in this QEMU has.
+    """
+    return f"{_PREFIX}{number}"
+
+
+def find_leftovers(answer: object) -> Iterator[str]:
+    """Return the names of monitors of ours whose client has gone, and that stayed.
+
+    That is what a client leaves that is killed within the milliseconds in which QEMU
+    adds its monitor.
+
+    Args:
+        answer: What ``query-chardev`` returned.
+    """
+    for each in cast("list[object]", answer) if isinstance(answer, list) else []:
+        match each:
+            case {"label": str(label), "filename": str(filename)}:
+                if label.startswith(_PREFIX) and filename == f"{_DEAD}{label}":
+                    yield label
+            case _:
+                pass
 
 
 def list_steps(name: str) -> tuple[Step, ...]:

@@ -243,6 +243,56 @@ async def test_the_process_is_still_qemus(
         assert cast("Any", balloon.monitor).resident()
 
 
+KILLED = """
+import os, signal, sys
+from qmpballoon.blocking import monitor, open_monitor
+
+def run_and_die(self, command, *rest):
+    result = run(self, command, *rest)
+    if command == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+run = monitor.BlockingMonitor._run_command
+monitor.BlockingMonitor._run_command = run_and_die
+with open_monitor(sys.argv[1], own=True):
+    pass
+"""
+
+
+@on(*CONNECTING)
+async def test_what_one_left_that_was_killed_meanwhile_is_removed(
+    front: FrontEnd, fake: ThreadedFake
+) -> None:
+    def leave() -> None:
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, fake.socket, "chardev-add"], check=False
+        )
+        assert killed.returncode == -signal.SIGKILL
+        assert fake.do(left_behind)
+
+    def check() -> None:
+        assert len(fake.do(left_behind)) == 1  # the one that is used
+
+    elsewhere(leave)
+    async with front.open_balloon(fake.socket, own=True):
+        elsewhere(check)
+
+
+@on(*CONNECTING)
+async def test_what_another_client_has_is_no_leftover(
+    front: FrontEnd, fake: ThreadedFake
+) -> None:
+    async with front.open_balloon(fake.socket, own=True) as balloon:
+        elsewhere(lambda: use_own(fake))
+        assert await balloon.actual() == 2 * GiB
+
+
+def use_own(fake: ThreadedFake) -> None:
+    with blocking.open_balloon(fake.socket, own=True) as balloon:
+        balloon.query()
+
+
 PROGRAM = """
 import sys, time
 from qmpballoon.blocking import open_monitor

@@ -91,7 +91,7 @@ def be_new(session: scripted.Session) -> None:
     session.greet()
     while True:
         request: Request = session.request()
-        assert request.command == "query-version"
+        assert request.command in {"query-version", "query-chardev"}
         session.answer(request, {})
 
 

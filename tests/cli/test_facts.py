@@ -280,7 +280,9 @@ def test_a_qemu_that_waits_for_its_machine(
 def test_a_busy_monitor() -> None:
     finding = explain_unreachable(MonitorBusy("another client holds it; close it"))
     assert finding.kind == "monitor-busy"
-    assert finding.detail.startswith("another client holds it; close it; with --own-mon")
+    assert finding.detail.startswith(
+        "another client holds it; close it; with --own-mon"
+    )
 
 
 def test_a_monitor_that_cannot_be_reached() -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing import FakeQemu
     from qmpballoon.testing.model.chardevs import Descriptor, QmpMonitor
 
+ASKED = ("query-version", "query-chardev")
 COMMANDS = [["status"], ["resize", "1G"], ["reclaim"], ["reclaim", "--dry-run"]]
 
 
@@ -123,7 +124,7 @@ def test_on_a_vm_of_libvirts(
 ) -> None:
     with libvirts("11.1", monkeypatch) as domain:
         assert status_of("status", "libvirt:vm1", "--own-monitor", "--json") == 0
-        assert domain.came == ["query-version", "getfd", "chardev-add", "object-add"]
+        assert domain.came == [*ASKED, "getfd", "chardev-add", "object-add"]
         assert domain.closed
     assert json.loads(capsys.readouterr().out)["balloon"]["actual"] == 2 * GiB
 

@@ -14,6 +14,7 @@ from frontends import CONNECTING, on_each
 from real import DEADLINE, qemu_command, running_qemu
 from test_monitors import client
 
+from qmpballoon import blocking
 from qmpballoon.errors import OwnMonitorUnavailable
 from qmpballoon.trio import open_monitor
 
@@ -25,6 +26,21 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.qemu, pytest.mark.conformance]
 
 OPTIONS = ["-m", "64", "-device", "virtio-balloon-pci"]
+KILLED = """
+import os, signal, sys
+from qmpballoon.blocking import monitor, open_monitor
+
+def run_and_die(self, command, *rest):
+    result = run(self, command, *rest)
+    if command == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+run = monitor.BlockingMonitor._run_command
+monitor.BlockingMonitor._run_command = run_and_die
+with open_monitor(sys.argv[1], own=True):
+    pass
+"""
 PROGRAM = """
 import sys, time
 from qmpballoon.blocking import open_monitor
@@ -116,6 +132,23 @@ def test_killed_it_leaves_nothing(tmp_path: Path) -> None:
             assert program.stdout.readline() == b"ready\n"
             assert look(path) != before
             program.send_signal(signal.SIGKILL)
+        wait_until(path, before)
+
+
+@pytest.mark.parametrize("command", ["chardev-add", "object-add"])
+def test_what_one_left_that_was_killed_meanwhile_is_removed(
+    command: str, tmp_path: Path
+) -> None:
+    with running_qemu(qemu_command("11.1"), tmp_path, OPTIONS) as path:
+        before = look(path)
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, str(path), command], check=False
+        )
+        assert killed.returncode == -signal.SIGKILL
+        if command == "chardev-add":  # after the other, QEMU may just greet
+            assert look(path) != before
+        with blocking.open_monitor(str(path), own=True):
+            pass
         wait_until(path, before)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing import ThreadedFake
 
 
+ASKED = ("query-version", "query-chardev")
 Domain: TypeAlias = Any
 """libvirt's, which has no types; or rather a :class:`FakeDomain`."""
 
@@ -55,7 +56,7 @@ async def test_libvirt_is_asked_no_more(
 ) -> None:
     before = descriptors()
     async with front.open_balloon(vm, own=True, name="web-1") as balloon:
-        assert vm.came == ["query-version", "getfd", "chardev-add", "object-add"]
+        assert vm.came == [*ASKED, "getfd", "chardev-add", "object-add"]
         vm.fails = "VIR_ERR_OPERATION_FAILED"
         await balloon.resize(MEMORY // 2)
         assert cast("Any", balloon.monitor).name == "web-1"
@@ -90,7 +91,7 @@ async def test_a_libvirt_that_hands_no_descriptors_on(
     with pytest.raises(OwnMonitorUnavailable, match=r"added \(libvirt's words\): give"):
         async with front.open_balloon(vm, own=True):
             pytest.fail("it opened")
-    assert vm.came == ["query-version"]
+    assert vm.came == [*ASKED]
     assert descriptors() == before
 
 

@@ -12,11 +12,15 @@ from qmpballoon.qmp.messages import Version
 from qmpballoon.qmp.own_monitor import (
     GETFD,
     can_add_monitor,
+    find_leftovers,
     list_steps,
     list_undo_steps,
+    make_name,
 )
 from qmpballoon.testing import Machine, profile
 from qmpballoon.testing.model.chardevs import SHARED
+
+NAME = make_name(7)
 
 
 @define
@@ -39,7 +43,7 @@ def take_steps(client: Client, count: int) -> Handed:
     """Send so many steps, the first with a descriptor."""
     handed = Handed()
     client.session.receive(b" ", [handed])
-    for step in list_steps("mine")[:count]:
+    for step in list_steps(NAME)[:count]:
         assert client.execute(step.command, **step.arguments) == {}
     return handed
 
@@ -49,13 +53,13 @@ def test_the_steps_add_a_monitor_that_is_deleted_with_its_client() -> None:
     take_steps(asking, 3)
     machine = asking.machine
     ((session, _),) = machine.take_opened()
-    assert machine.monitors["mine"].close_action == "delete"
+    assert machine.monitors[NAME].close_action == "delete"
     machine.disconnect(session)
     assert list(machine.monitors) == list(machine.chardevs) == [SHARED]
 
 
 def test_the_descriptor_goes_with_the_first() -> None:
-    assert [step.command for step in list_steps("mine")].index(GETFD) == 0
+    assert [step.command for step in list_steps(NAME)].index(GETFD) == 0
 
 
 @pytest.mark.parametrize("version", ["7.2", "11.1"])
@@ -64,7 +68,7 @@ def test_any_number_of_steps_can_be_taken_back(count: int, version: str) -> None
     asking = client(version)
     before = asking.execute("qom-list", path="/objects")
     handed = take_steps(asking, min(count, 3 if version == "11.1" else 2))
-    for step in list_undo_steps("mine"):
+    for step in list_undo_steps(NAME):
         asking.execute(step.command, **step.arguments)
     machine = asking.machine
     assert list(machine.monitors) == list(machine.chardevs) == [SHARED]
@@ -83,3 +87,36 @@ def test_which_versions_are_asked(numbers: tuple[int, int, int], *, can: bool) -
 
 def test_one_that_tells_no_version_is_asked() -> None:
     assert can_add_monitor(None)
+
+
+def entry(label: object, filename: object) -> dict[str, object]:
+    return {"label": label, "filename": filename, "frontend-open": True}
+
+
+def test_only_ours_that_are_dead_are_left_over() -> None:
+    """The file names are those that QEMU 11.1.3 was seen to give."""
+    answer = [
+        entry("qmpballoon-1", "disconnected:fd:qmpballoon-1"),
+        entry("qmpballoon-2", "unix:"),
+        entry("qmp", "disconnected:unix:/run/vm.qmp,server=on"),
+        entry("theirs", "disconnected:fd:theirs"),
+        entry("qmpballoon-3", "disconnected:unix:/run/qmpballoon,server=on"),
+        entry("qmpballoon-4", "disconnected:fd:qmpballoon-4"),
+    ]
+    assert list(find_leftovers(answer)) == ["qmpballoon-1", "qmpballoon-4"]
+
+
+@pytest.mark.parametrize("answer", [None, {}, "qmpballoon-1", [1, {}, entry(1, 2)]])
+def test_an_answer_that_is_none_names_nothing(answer: object) -> None:
+    assert list(find_leftovers(answer)) == []
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_what_a_client_leaves_that_is_killed_meanwhile_is_found(count: int) -> None:
+    asking = client("11.1")
+    handed = take_steps(asking, count)
+    assert list(find_leftovers(asking.execute("query-chardev"))) == []
+    handed.is_connected = False
+    for session, _ in asking.machine.take_opened():
+        asking.machine.miss_client(session)
+    assert list(find_leftovers(asking.execute("query-chardev"))) == [NAME]
