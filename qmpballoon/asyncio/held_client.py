@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
@@ -125,7 +126,8 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         )
         self.client = client
         self._turns = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._tasks: set[asyncio.Task[object]] = set()  # asyncio's own are weak
+        # asyncio's own references to tasks are weak.
+        self._tasks: dict[_Call, asyncio.Task[None]] = {}
 
     async def execute(
         self,
@@ -180,21 +182,28 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
 
     async def _run(self, call: _Call, timeout: float) -> object:
         """Run a command within so many seconds, and return its result."""
-        task = asyncio.create_task(self._exchange(call))
-        self._tasks.add(task)
-        task.add_done_callback(self._forget)
+        loop = asyncio.get_running_loop()
+        deadline, woken = loop.time() + timeout, loop.create_future()
+        call.woken = woken
+        task = self._tasks[call] = loop.create_task(self._exchange(call))
+        timer = loop.call_at(deadline, call.wake) if timeout < math.inf else None
         try:
-            await self.wait(task, self.now() + timeout)
+            if self._shields:
+                await self.wait(woken, deadline)
+            else:
+                await woken
         finally:
+            if timer is not None:
+                timer.cancel()
             if not call.sent:
                 task.cancel()
-        if not task.done() or task.cancelled():
+                self._tasks.pop(call, None)
+        if call.error is not None:
+            raise self._translate(call.error, call) from call.error
+        if not call.has_returned:
             late = make_command_timeout(self.name, call.command, timeout)
             raise copy_error(late, call.unknown)
-        error = task.exception()
-        if error is None:
-            return task.result()
-        raise self._translate(error, call) from error
+        return call.value
 
     def subscribe(self, *names: str, capacity: int = 64) -> HeldClientSubscription:
         """Return a subscription to QEMU's events.
@@ -213,14 +222,23 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             self.client, self._raise_if_closed, EventBuffer(names, capacity)
         )
 
-    async def _exchange(self, call: _Call) -> object:
-        async with self._turns, call.lock:
-            call.sent = True
-            # Nothing is awaited up to where the command is in the client's queue: the
-            # caller, who closes the descriptor, cannot be cancelled in between.
-            if call.descriptor is not None:
-                self._send_descriptor(call.descriptor)
-            return await self.client.execute(call.command, call.arguments)
+    async def _exchange(self, call: _Call) -> None:
+        try:
+            async with self._turns, call.lock:
+                call.sent = True
+                # Nothing is awaited up to where the command is in the client's queue:
+                # the caller, who closes the descriptor, cannot be cancelled in between.
+                if call.descriptor is not None:
+                    self._send_descriptor(call.descriptor)
+                call.value = await self.client.execute(call.command, call.arguments)
+                call.has_returned = True
+        except Exception as error:  # noqa: BLE001 - the caller raises it
+            call.error = error
+        finally:
+            # Not by a callback of the task: that takes one more turn of the event loop,
+            # with a system call.
+            call.wake()
+            self._tasks.pop(call, None)
 
     def _send_descriptor(self, number: int) -> None:
         try:
@@ -230,12 +248,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         except (QMPError, OSError) as error:  # on TCP; or QEMU reads nothing
             raise DescriptorNotSentError(_get_first_line(error)) from None
 
-    def _forget(self, task: asyncio.Task[object]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # retrieved, or asyncio would log it; the caller got it
-
-    def _translate(self, error: BaseException, call: _Call) -> BaseException:
+    def _translate(self, error: Exception, call: _Call) -> Exception:
         """Return this library's exception for one that qemu.qmp raised."""
         match error:
             case ExecuteError():
@@ -264,15 +277,24 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             raise self._make_closed()
 
 
-@define
+@define(eq=False)
 class _Call:
-    """One command, and whether it was sent."""
+    """One command, and what has become of it."""
 
     command: str
     arguments: Mapping[str, object] | None
     descriptor: int | None = None  # that goes with it
     lock: AbstractAsyncContextManager[None, bool | None] = _NO_LOCK
+    # Done: it has ended, or its time is over.
+    woken: asyncio.Future[None] | None = None
     sent: bool = False
+    has_returned: bool = False
+    value: object = None
+    error: Exception | None = None
+
+    def wake(self) -> None:
+        if self.woken is not None and not self.woken.done():
+            self.woken.set_result(None)
 
     @property
     def unknown(self) -> tuple[str, ...]:
