@@ -190,14 +190,18 @@ async def rounds(guest: lab.Guest) -> int:
 
 @pytest.mark.qemu
 @pytest.mark.conformance
-async def test_the_edge_of_a_real_loop() -> None:
-    version = VERSIONS[0]
+@pytest.mark.parametrize(("version", "kernel"), [("7.2", None), ("11.1", "6.12")])
+async def test_the_edge_of_a_real_loop(version: str, kernel: str | None) -> None:
     read = f"dd if=/dev/vda of=/dev/null bs=1M count={LOOP // MiB} 2>/dev/null"
     loop = f"while {read}; do echo >>rounds; sleep 0.1; done"
     try:
         async with (
             lab.boot(
-                memory=512 * MiB, cache=320 * MiB, qemu=wanted(version), saved=True
+                memory=512 * MiB,
+                cache=320 * MiB,
+                qemu=wanted(version),
+                kernel=kernel,
+                saved=True,
             ) as guest,
             open_monitor(guest.socket) as monitor,
         ):
