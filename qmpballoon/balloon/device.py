@@ -63,6 +63,7 @@ __all__ = [
     "find_device",
     "lacks_ram",
     "list_children",
+    "read_disks",
 ]
 
 _log: Final = logging.getLogger("qmpballoon.balloon")
@@ -488,11 +489,12 @@ class Device(Generic[M_co]):
 
         Cancellation: takes effect at once and changes nothing.
         """
-        try:
-            answer = await self.monitor.execute("query-blockstats")
-        except CommandError:
+        disks = (await read_disks(self)).values()
+        if not disks:
             return None
-        return _sum_reads(answer)
+        return DiskReads(
+            sum(disk.bytes for disk in disks), sum(disk.operations for disk in disks)
+        )
 
     async def features(self) -> dict[str, bool]:
         """Return which of the device's optional features are on.
@@ -743,21 +745,23 @@ def _sum_dimms(devices: object) -> int:
     return total
 
 
-def _sum_reads(disks: object) -> DiskReads | None:
-    """Return what an answer of ``query-blockstats`` adds up to."""
-    found: list[DiskReads] = []
+async def read_disks(device: Device) -> dict[str, DiskReads]:
+    """Ask what was read from each disk that has a medium, by a name of the two."""
+    try:
+        disks = await device.monitor.execute("query-blockstats")
+    except CommandError:
+        return {}
+    found: dict[str, DiskReads] = {}
     for disk in cast("list[object]", disks) if isinstance(disks, list) else []:
         match disk:
             # A drive without a medium has no node.
             case {
-                "node-name": str(),
+                "node-name": str(node),
                 "stats": {"rd_bytes": int(size), "rd_operations": int(operations)},
             } if is_size(size) and is_size(operations):
-                found.append(DiskReads(size, operations))
+                # Two devices can have one node, and each counts for itself.
+                device_name = cast("dict[str, object]", disk).get("qdev")
+                found[f"{device_name} {node}"] = DiskReads(size, operations)
             case _:
                 pass
-    if not found:
-        return None
-    return DiskReads(
-        sum(disk.bytes for disk in found), sum(disk.operations for disk in found)
-    )
+    return found

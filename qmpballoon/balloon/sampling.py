@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import asdict, frozen
 
 from qmpballoon._checks import require_count, require_seconds
+from qmpballoon.balloon.device import read_disks
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import StatsTimeout
 from qmpballoon.monitor import make_error
@@ -249,24 +250,24 @@ class Snapshot:
 class _ReadCounter:
     """Adds up what a VM reads from its disks, while disks come and go.
 
-    When a disk is unplugged, or loses its medium, the sum over the disks falls. What is
-    added up stays then.
+    When a disk is unplugged, loses its medium, or counts anew, what is added up stays.
+    A disk that is new, or has another medium, counts from then on.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._last: int | None = None
+        self._last: dict[str, int] = {}
         self._total: int | None = None
 
     async def read(self) -> int | None:
         """Return bytes since the first call; ``None`` if there was no disk so far."""
-        reads = await self._device.disk_reads()
-        if reads is None:
-            return self._total
-        # What was read before a disk was first seen is not of this time.
-        last = reads.bytes if self._last is None else self._last
-        self._total = (self._total or 0) + max(0, reads.bytes - last)
-        self._last = reads.bytes
+        disks = await read_disks(self._device)
+        now = {name: reads.bytes for name, reads in disks.items()}
+        if now:
+            # What was read before a disk was first seen is not of this time.
+            more = (size - self._last.get(name, size) for name, size in now.items())
+            self._total = (self._total or 0) + sum(max(0, size) for size in more)
+        self._last = now
         return self._total
 
 

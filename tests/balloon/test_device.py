@@ -17,6 +17,7 @@ from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
 from qmpballoon.balloon.balloon import Balloon, find_balloon
 from qmpballoon.balloon.device import explain_status
 from qmpballoon.balloon.results import BalloonInfo, DiskReads
+from qmpballoon.balloon.sampling import Sampler
 from qmpballoon.errors import (
     BalloonBusy,
     BalloonError,
@@ -545,8 +546,9 @@ def describe_disk(size: object, operations: object, **members: object) -> object
                 describe_disk(MiB, 3, **{"node-name": "a"}),
                 describe_disk(GiB, 5),
                 describe_disk(2 * MiB, 4, **{"node-name": "#block1"}),
+                describe_disk(4 * MiB, 8, **{"node-name": "a", "qdev": "vdb"}),
             ],
-            DiskReads(3 * MiB, 7),
+            DiskReads(7 * MiB, 15),
         ),
         (CommandNotFound("query-blockstats", "CommandNotFound", "no"), None),
         (CommandError("query-blockstats", "GenericError", "no"), None),
@@ -557,3 +559,29 @@ def test_reads_are_the_sum_over_disks_with_a_medium(
 ) -> None:
     balloon = scripted(**{"query-blockstats": disks})
     assert run(balloon.disk_reads()) == expected
+
+
+def test_a_disk_that_comes_back_or_counts_anew_adds_and_hides_nothing() -> None:
+    """A guest opens the tray of a drive, and closes it: that is no 64 GiB of reads."""
+    disks: list[object] = []
+    device = scripted(**{"query-blockstats": disks})
+
+    async def take(sampler: Sampler, **reads: object) -> int | None:
+        disks[:] = [
+            {"node-name": name, "stats": {"rd_bytes": size, "rd_operations": 1}}
+            for name, size in reads.items()
+        ]
+        return await sampler.count_reads()
+
+    async def look() -> None:
+        sampler = Sampler(device, 1)
+        assert await take(sampler, disk=MiB, drive=64 * GiB) == 0
+        assert await take(sampler, disk=2 * MiB) == MiB
+        assert await take(sampler, disk=3 * MiB, drive=64 * GiB) == 2 * MiB
+        assert await take(sampler, disk=4 * MiB, drive=0) == 3 * MiB
+        assert await take(sampler, disk=5 * MiB, drive=-1) == 4 * MiB
+        assert await take(sampler, disk="much") == 4 * MiB
+        assert await take(sampler, disk=2**63, drive=MiB) == 4 * MiB
+        assert await take(sampler, drive=2 * MiB) == 5 * MiB
+
+    run(look())
