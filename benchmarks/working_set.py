@@ -495,15 +495,18 @@ async def keep(row: Row) -> Verdict:
             if progress.stage == "keeping":
                 kept.set()
 
+        ended = list[str]()
+
         async def hold() -> None:
             async with open_balloon(workload.guest.socket) as balloon:
-                await balloon.keep(on_progress=note)
+                ended.append((await balloon.keep(on_progress=note)).reason)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(hold)
             await kept.wait()
             verdict = await come_back(workload)
             nursery.cancel_scope.cancel()
+        verdict.wrong += ended  # nobody has ended it
         await require_unharmed(workload, verdict)
         return verdict
 
