@@ -313,18 +313,51 @@ class Bursts:
             self.reads += round(self.rate * TICK) if self.ticks * TICK > 1 else 0
 
 
+@define
+class Liar:
+    """A guest that reads whenever memory is taken from it, and for a while after.
+
+    Attributes:
+        rate: Bytes a second while it reads; ``factor`` times as many each time.
+        seconds: For how long it reads after something was taken.
+        factor: See ``rate``.
+        used: Bytes that it needs.
+        reads: Bytes read from its disk.
+        last: What it had.
+        left: Seconds for which it reads on.
+    """
+
+    rate: float
+    seconds: float
+    factor: float
+    used: int = 200 * MiB
+    reads: int = 0
+    last: int = 0
+    left: float = 0.0
+
+    def go_on(self, actual: int) -> None:
+        if actual < self.last and self.left <= 0:
+            self.left = self.seconds
+            self.rate = min(self.rate * self.factor, 10 * GiB)
+        self.last = actual
+        if self.left > 0:
+            self.left -= TICK
+            self.reads += round(self.rate * TICK)
+
+
 @frozen
 class End:
     """Where a run ended."""
 
-    loop: Loop | Bursts
+    loop: Loop | Bursts | Liar
     rule: WorkingSet
+    seconds: float
     actual: int
     turns: int
 
 
 def take_from(
-    loop: Loop | Bursts,
+    loop: Loop | Bursts | Liar,
     full: int,
     rate: int,
     limits: RereadLimits = LIMITS,
@@ -333,7 +366,7 @@ def take_from(
     """Take memory from a guest at a rate, by the rule alone, down to what it uses."""
     rule, actual, target = WorkingSet(limits, full), full, full
     quiet, turns, grew = 0.0, 0, False
-    for tick in range(round((200 + full / rate) / TICK)):
+    for tick in range(round((300 + full / rate) / TICK)):
         loop.go_on(actual)
         again = rule.observe(tick * TICK, actual, loop.reads)
         least = max(again.size, rule.edge or 0, loop.used)
@@ -346,7 +379,7 @@ def take_from(
             grew = actual > before
         quiet = quiet + TICK if actual == before and not again.size else 0.0
         if quiet > watch:
-            return End(loop, rule, actual, turns)
+            return End(loop, rule, tick * TICK, actual, turns)
     raise AssertionError("it goes on for ever")
 
 
@@ -391,6 +424,21 @@ def test_it_ends_whatever_is_read_by_the_way(
 ) -> None:
     end = take_from(Bursts(rate, seconds, pause), MEMORY, 400 * MiB)
     assert end.turns <= 16
+
+
+@settings(max_examples=60)
+@given(
+    rate=st.integers(1, 100).map(lambda count: count * MiB),
+    seconds=st.floats(0.1, 60),
+    factor=st.floats(1, 4),
+    full=st.integers(1, 16).map(lambda count: count * GiB),
+)
+def test_who_reads_whenever_something_is_taken_does_not_hold_that_up_for_ever(
+    rate: int, seconds: float, factor: float, full: int
+) -> None:
+    liar = Liar(rate, seconds, factor)
+    end = take_from(liar, full, GiB, RereadLimits.of(full, 30))
+    assert end.seconds < 300
 
 
 def test_reads_that_nothing_ends_are_none_of_ours() -> None:
