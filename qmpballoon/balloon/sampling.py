@@ -14,6 +14,7 @@ reference, ``qom-set``.
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -60,6 +61,11 @@ _GRACE: Final = 0.1
 # seconds, until an answer is of another second than the last one.
 _ASK_AGAIN: Final = 0.5
 _SMALLEST: Final = 2  # samples: the first and the last
+# Seconds that an answer on disks may take; we need 0.03 for a thousand. After a longer
+# one, so many times as long until they are asked for again, and seconds at most.
+_SLOW_READS: Final = 0.01
+_READS_PAUSE: Final = 4.0
+_LONGEST_READS_PAUSE: Final = 1.0
 
 
 @frozen
@@ -251,17 +257,26 @@ class _ReadCounter:
     """Adds up what a VM reads from its disks, while disks come and go.
 
     When a disk is unplugged, loses its medium, or counts anew, what is added up stays.
-    A disk that is new, or has another medium, counts from then on.
+    A disk that is new, or has another medium, counts from then on. With thousands of
+    disks the answer takes a while, and the guest is to be sampled meanwhile. So it is
+    asked for the less often the longer it takes.
     """
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self._due = -math.inf
         self._last: dict[str, int] = {}
         self._total: int | None = None
 
     async def read(self) -> int | None:
         """Return bytes since the first call; ``None`` if there was no disk so far."""
+        monitor = self._device.monitor
+        if (asked := monitor.now()) < self._due:
+            return self._total
         disks = await read_disks(self._device)
+        if (took := monitor.now() - asked) > _SLOW_READS:
+            pause = min(took * _READS_PAUSE, _LONGEST_READS_PAUSE)
+            self._due = monitor.now() + pause
         now = {name: reads.bytes for name, reads in disks.items()}
         if now:
             # What was read before a disk was first seen is not of this time.

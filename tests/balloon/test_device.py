@@ -561,6 +561,38 @@ def test_reads_are_the_sum_over_disks_with_a_medium(
     assert run(balloon.disk_reads()) == expected
 
 
+class SlowDisks(ScriptedMonitor):
+    """A QEMU that takes a while to say what its thousands of disks have read."""
+
+    asked = 0
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, object] | None = None
+    ) -> object:
+        if command == "query-blockstats":
+            self.asked += 1
+            await self.sleep(0.1)
+            return [describe_disk(self.asked * MiB, 1, **{"node-name": "a"})]
+        return await super().execute(command, arguments)
+
+
+def test_who_has_thousands_of_disks_is_sampled_as_often() -> None:
+    monitor = SlowDisks()
+
+    async def look() -> list[int | None]:
+        sampler = Sampler(Balloon(monitor, PATH, "virtio-balloon-pci"), 1)
+        reads: list[int | None] = []
+        while monitor.now() < sampler.start + 5:
+            reads.append(await sampler.count_reads())
+            await monitor.sleep(0.04)
+        return reads
+
+    reads = run(look())
+    assert len(reads) > 80
+    assert 9 <= monitor.asked <= 11
+    assert reads[-1] == (monitor.asked - 1) * MiB
+
+
 def test_a_disk_that_comes_back_or_counts_anew_adds_and_hides_nothing() -> None:
     """A guest opens the tray of a drive, and closes it: that is no 64 GiB of reads."""
     disks: list[object] = []
