@@ -28,6 +28,9 @@ workloads.
 Exit status 1 if a guest lost what it reads, or kept what it does not read.
 """
 
+# Some of matplotlib's methods take keyword arguments of no stated type.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import argparse
@@ -397,8 +400,7 @@ async def reclaim(row: Row, report: Path | None) -> Verdict:
         if row.workload == "stream":
             await workload.end_stream()
         if report is not None:
-            title = f"Reclaiming from a guest that reads {format_size(row.set_size)}"
-            export.save(report, seen.timeline, title=title, document=seen.to_json())
+            await trio.to_thread.run_sync(draw_chart, report, row, seen)
         await balloon.resize(row.memory)
         await workload.fill_anew()
         if row.workload == "stream":
@@ -412,6 +414,25 @@ async def reclaim(row: Row, report: Path | None) -> Verdict:
         verdict = judge(row, seen, (before, guarded, bare), times)
         await require_unharmed(workload, verdict)
         return verdict
+
+
+def draw_chart(path: Path, row: Row, report: ReclaimReport) -> None:
+    """Write a chart of a reclaim as SVG, with a line at what is read again."""
+    size = format_size(row.set_size)
+    title = f"A guest that reads {size} again and again"
+    figure = export.draw_figure(report.timeline, title=title)
+    sizes = figure.axes[0]
+    unit = GiB if sizes.get_ylabel() == "GiB" else MiB
+    sizes.axhline(row.set_size / unit, color="#d55e00", linewidth=1.2)
+    sizes.annotate(
+        f"the {size} that it reads again",
+        (0, row.set_size / unit),
+        xytext=(6, -6),
+        textcoords="offset points",
+        color="#d55e00",
+        va="top",
+    )
+    path.write_bytes(export.render_figure(figure, "svg"))
 
 
 def judge(

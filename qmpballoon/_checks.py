@@ -5,6 +5,7 @@ The message of each error is one line. It names the argument and what it must be
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +18,7 @@ __all__ = [
     "require_callback",
     "require_command",
     "require_count",
+    "require_finite_seconds",
     "require_flag",
     "require_interval",
     "require_kind",
@@ -58,6 +60,19 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
     if value > _MAX_SIZE:
         raise ValueError(f"{name} is {value}: it must be at most {_MAX_SIZE} bytes")
     return value
+
+
+def require_finite_seconds(value: object, name: str) -> float:
+    """Return ``value`` if it is a number of seconds, and a time that ends.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is out of range.
+    """
+    seconds = require_seconds(value, name)
+    if math.isinf(seconds):
+        raise ValueError(f"{name} is inf: it must be a time that ends")
+    return seconds
 
 
 def require_count(value: object, name: str, of: str, *, minimum: int) -> int:

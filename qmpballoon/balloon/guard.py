@@ -29,7 +29,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import field, frozen
 
-from qmpballoon._checks import require_seconds, require_size
+from qmpballoon._checks import (
+    require_finite_seconds,
+    require_seconds,
+    require_size,
+)
 from qmpballoon.balloon._pressure import NO_PRESSURE_LIMITS, PressureLimits
 from qmpballoon.balloon._working_set import NO_REREAD_LIMITS, RereadLimits
 from qmpballoon.sizes import MiB
@@ -148,9 +152,7 @@ class Guard:
         """Refuse values that make no sense, before anything is sent."""
         require_seconds(self.stale_after, "stale_after")
         require_seconds(self.reread_within, "reread_within")
-        require_seconds(self.gentle, "gentle")
-        if math.isinf(self.gentle):
-            raise ValueError("gentle is inf: it must be a time that ends")
+        require_finite_seconds(self.gentle, "gentle")
         if self.step is not None and self.step < MiB:
             raise ValueError(f"step is {self.step}: it must be at least 1 MiB")
 

@@ -30,6 +30,7 @@ Option: TypeAlias = "Callable[[Callable[..., Any]], Callable[..., Any]]"
 __all__ = [
     "PERIOD",
     "SECONDS",
+    "Duration",
     "RelativeGuard",
     "RelativeSize",
     "Seconds",

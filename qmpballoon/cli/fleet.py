@@ -27,7 +27,7 @@ from qmpballoon.cli._fleet_session import (
     open_metrics,
     supervise,
 )
-from qmpballoon.cli._options import PERIOD, json_option, read_positive_size
+from qmpballoon.cli._options import PERIOD, Duration, json_option, read_positive_size
 from qmpballoon.cli.render.fleet import (
     describe_absent,
     describe_plan,
@@ -366,6 +366,13 @@ def _conclude(plan: FleetPlan, views: list[VmView]) -> int:
     is_flag=True,
     help="Leave the guests at the smaller sizes, and do not give the memory back.",
 )
+@click.option(
+    "--gentle",
+    type=Duration(),
+    metavar="DURATION",
+    help="Take it evenly over this time, like 10m, and give back what a guest reads"
+    " again within a tenth of it.  [default: as fast as the guests give it]",
+)
 @policy_option
 @timeout_option
 @json_option
@@ -375,6 +382,7 @@ def reclaim(
     vms: tuple[str, ...],
     users: tuple[str, ...],
     hold: bool,
+    gentle: float | None,
     policy: PolicyName,
     timeout: float,
     as_json: bool,
@@ -395,7 +403,12 @@ def reclaim(
         await supervisor.wait_until_known(timeout)
         _output.note(*describe_absent(supervisor.list_views()))
         show = _make_progress(amount, quiet=as_json)
-        report = await reclaim(supervisor, amount, rules, hold=hold, on_progress=show)
+        report = await reclaim(
+            *(supervisor, amount, rules),
+            hold=hold,
+            gentle=gentle or 0.0,
+            on_progress=show,
+        )
         return report, supervisor.list_views()
 
     before = memory.read().available

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import asdict, define, evolve, field, frozen
 
-from qmpballoon._checks import require_size
+from qmpballoon._checks import require_finite_seconds, require_size
 from qmpballoon.balloon.device import LARGEST_PAGE
 from qmpballoon.fleet.policy import (
     FleetPlan,
@@ -40,6 +40,10 @@ __all__ = [
 # Plans of one reclaim at most. A second one asks others for what some did not give; a
 # third one asks for the rest of that.
 _ROUNDS: Final = 3
+# Seconds between two steps of a gentle reclaim; and the part of its time for which
+# guests are watched after that.
+_STEP: Final = 1.0
+_WATCH_PART: Final = 1 / 10
 _ANSWER_TIMEOUT: Final = 5.0  # seconds for guests to answer at their new sizes
 _PROGRESS_EVERY: Final = 0.25  # seconds
 _CLEANUP_TIMEOUT: Final = 10.0  # seconds for giving memory back when cancelled
@@ -220,12 +224,14 @@ async def reclaim(
     rules: Rules,
     *,
     hold: bool = False,
+    gentle: float = 0.0,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> FleetReclaimReport:
     """Take an amount of memory now, from the guests that have most to spare.
 
     What one guest does not give is asked of the others. Each guest is watched while it
-    gives, and keeps its headroom.
+    gives, and keeps its headroom. If it is done gently, so is its hot cache: what a
+    guest reads again it gets back, and others give that.
 
     Args:
         supervisor: Knows the VMs, and moves them.
@@ -233,29 +239,36 @@ async def reclaim(
         rules: Its policy says which guests give first.
         hold: Leave the guests at their smaller sizes. By default they get their sizes
             back in the end, and the host keeps the memory until they touch it again.
+        gentle: Seconds over which it is taken, evenly. Guests are watched for a tenth
+            of them more. By default 0: as fast as they give it, and hot cache, too, if
+            there is nothing else.
         on_progress: Called a few times a second with the bytes taken so far.
 
     Returns:
         How much each VM gave.
 
     Raises:
-        TypeError: The amount is not a whole number.
-        ValueError: The amount is out of range.
+        TypeError: The amount is not a whole number, or the time is no number.
+        ValueError: The amount or the time is out of range.
 
     Note:
         If it is cancelled, the guests get their sizes back.
     """
     require_size(amount, "amount", minimum=1)
+    require_finite_seconds(gentle, "gentle")
     run = _Reclaim(supervisor)
     kept = False
     await run.give_owed()
     try:
+        if gentle:
+            await run.take_gently(amount, rules, gentle, on_progress)
         for _ in range(_ROUNDS):
             missing = amount - run.count_handed_over()
-            plan = take(missing, supervisor.list_guests(), rules)
-            if not plan.moves:
+            guests = supervisor.list_guests()
+            plan = take(missing, guests, rules, takes_hot=not gentle)
+            if missing <= 0 or not plan.moves:
                 break
-            await run.carry_out(plan, on_progress)
+            await run.carry_out(plan.moves, on_progress)
         report = run.make_report(amount, held=hold)
         kept = hold
         if hold:
@@ -286,10 +299,43 @@ class _Reclaim:
         await self.supervisor.wait_for_moves()
         await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)
 
-    async def carry_out(
-        self, plan: FleetPlan, on_progress: Callable[[int], None]
+    async def take_gently(
+        self,
+        amount: int,
+        rules: Rules,
+        seconds: float,
+        on_progress: Callable[[int], None],
     ) -> None:
-        for move in plan.moves:
+        """Take an amount evenly over a time, and give back what is read again."""
+        began, ends = trio.current_time(), seconds * (1 + _WATCH_PART)
+        while (spent := trio.current_time() - began) < ends:
+            guests = self.supervisor.list_guests()
+            moves = self._list_rereads(guests)
+            due = int(amount * min(1.0, spent / seconds)) - self.count_handed_over()
+            if not moves and due >= rules.dead_band:
+                moves = take(due, guests, rules, takes_hot=False).moves
+            await self.carry_out(moves, on_progress)
+            await trio.sleep(_STEP)
+
+    def _list_rereads(self, guests: list[Guest]) -> tuple[Move, ...]:
+        """Return the moves by which guests get back what they read again."""
+        return tuple(
+            Move(guest.name, guest.actual, guest.actual + back, "it reads that again")
+            for guest in guests
+            if not guest.is_moving
+            and (
+                back := min(
+                    guest.hot_need,
+                    self.before.get(guest.name, guest.actual) - guest.actual,
+                )
+            )
+            > 0
+        )
+
+    async def carry_out(
+        self, moves: Iterable[Move], on_progress: Callable[[int], None]
+    ) -> None:
+        for move in moves:
             self.before.setdefault(move.name, move.before)
             self.supervisor.note_owed(move.name, self.before[move.name])
             self.requested[move.name] -= move.change

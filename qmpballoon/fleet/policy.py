@@ -325,7 +325,9 @@ def _count_unreachable(host: Host, rules: Rules) -> int:
     return max(0, goal - host.available - host.above_floors)
 
 
-def take(amount: int, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
+def take(
+    amount: int, guests: Iterable[Guest], rules: Rules, *, takes_hot: bool = True
+) -> FleetPlan:
     """Plan to take an amount now, from the guests that have most to spare.
 
     What one guest gives is not limited to a share of its RAM: the caller wants the
@@ -336,10 +338,12 @@ def take(amount: int, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
         guests: As for :func:`make_plan`.
         rules: The policy and the dead band count. A dead band larger than the amount is
             lowered to it.
+        takes_hot: If the cold memory of all is not enough, let hot cache count as any
+            other.
     """
     everyone = sorted(guests, key=lambda guest: guest.name)
     at_rest = [guest for guest in everyone if not guest.is_moving]
-    donors = _choose_donors(at_rest, amount, takes_hot=True)
+    donors = _choose_donors(at_rest, amount, takes_hot=takes_hot)
     reason = f"{format_size(amount)} were asked for"
     exact = evolve(rules, dead_band=min(rules.dead_band, max(amount, PAGE)))
     return FleetPlan(

@@ -54,6 +54,7 @@ def test_bad_sizes(
         ["reclaim", "SOCKET", "--headroom", "much"],
         ["reclaim", "SOCKET", "--max-rate", "0"],
         ["reclaim", "SOCKET", "--gentle", "0"],
+        ["fleet", "reclaim", "1G", "SOCKET", "--gentle", "soon"],
         ["reclaim", "SOCKET", "--gentle", "10 minutes"],
         ["reclaim", "SOCKET", "--gentle", "inf"],
         ["resize", "SOCKET", "1G", "--gentle", "nan"],

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import GUEST, open_world, simulated, supervised, view
 
-from qmpballoon.fleet.control_loop import run_control_loop
+from qmpballoon.fleet.control_loop import reclaim, run_control_loop
 from qmpballoon.fleet.hot_cache import CacheSample, HotCache
 from qmpballoon.fleet.policy import Move, Rules
 from qmpballoon.sizes import GiB, MiB
@@ -329,6 +329,27 @@ async def test_who_reads_its_disks_for_ever_takes_nothing_from_who_needs_it() ->
             assert needy.above_headroom >= 0
             assert world.fakes["needs"].machine.guest.oom_kills == 0
             assert world.read(0, 0).available >= RULES.reserve
+
+
+@simulated
+async def test_a_gentle_reclaim_leaves_guests_what_they_read_again() -> None:
+    """There are 8 GiB. One of them is read in a loop, a round in 5 seconds."""
+    read: dict[float, int] = {}
+    for gentle in (0.0, 60.0):
+        async with open_world() as world:
+            start(world, "reads", 3 * GiB, FileReads("loop", GiB, GiB // 5))
+            start(world, "cold", 3 * GiB)
+            async with supervised(world) as fleet:
+                await trio.sleep(30)
+                began = trio.current_time()
+                report = await reclaim(fleet, 6 * GiB, RULES, hold=True, gentle=gentle)
+                assert trio.current_time() - began >= gentle * 1.1
+                assert report.handed_over >= 5 * GiB
+                before = count_read(world, "reads")
+                await trio.sleep(30)
+                read[gentle] = count_read(world, "reads") - before
+    assert read[0.0] > GiB
+    assert read[60.0] == 0
 
 
 @simulated
