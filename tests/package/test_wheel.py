@@ -222,7 +222,8 @@ from importlib import import_module
 from pathlib import Path
 import qmpballoon
 OTHERS = {
-    ("__main__",), ("cli",), ("testing",),  # above the library, which does not load them
+    # Above the library, which does not load them.
+    ("__main__",), ("cli",), ("testing",),
     ("fleet", "metrics"),  # has an extra of its own
     ("asyncio", "held_client"),  # likewise
 }
@@ -281,7 +282,7 @@ COMP_LINE="qmpballoon stat" COMP_POINT=15
 "${BASH_REMATCH[1]}" qmpballoon stat qmpballoon
 echo "${COMPREPLY[@]}"
 """
-    bash = ["bash", "-c", script, "bash", installed.bin]
+    bash = ["bash", "-c", script, "bash", str(installed.bin)]
     done = subprocess.run(bash, check=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("status\n", "")
 

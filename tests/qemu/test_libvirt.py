@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+import documents
 import libvirtd
 import pytest
 import trio
@@ -235,7 +236,7 @@ def command(
     connection: Connection, *arguments: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the command, as whoever uses that libvirt by default."""
-    return subprocess.run(
+    done = subprocess.run(
         [*PROGRAM, *arguments],
         check=False,
         capture_output=True,
@@ -243,6 +244,8 @@ def command(
         timeout=300,
         env=os.environ | {"LIBVIRT_DEFAULT_URI": connection.getURI()},
     )
+    documents.check_output(arguments, done.stdout)
+    return done
 
 
 def test_the_command(connection: Connection, domain: Domain) -> None:

@@ -8,6 +8,7 @@ import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import documents
 import trio
 from attrs import frozen
 
@@ -46,13 +47,12 @@ FAST = GuestConfig(inflate_rate=20 * GiB, reclaim_rate=20 * GiB, deflate_rate=20
 
 
 async def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+    """Run the command to its end; the JSON that it prints is as the schema says."""
+    words = [str(argument) for argument in arguments]
     done = await trio.run_process(
-        [*PROGRAM, *map(str, arguments)],
-        check=False,
-        capture_stdout=True,
-        capture_stderr=True,
+        [*PROGRAM, *words], check=False, capture_stdout=True, capture_stderr=True
     )
+    documents.check_output(words, done.stdout.decode())
     return subprocess.CompletedProcess(
         done.args, done.returncode, done.stdout.decode(), done.stderr.decode()
     )
