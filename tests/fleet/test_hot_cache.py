@@ -313,13 +313,26 @@ async def test_a_stream_is_not_fed_for_ever() -> None:
             assert view(fleet, "reads").hot == 0
 
 
+BY_TURNS: Final = [
+    FileReads("stream", GiB, 200 * MiB, at * SECOND, (at + 25) * SECOND)
+    for at in range(BEGIN, BEGIN + 120, 30)
+]
+"""Reads that end before they are taken to be a stream's, and begin anew."""
+
+
+@pytest.mark.parametrize(
+    "files",
+    [[FileReads("loop", 8 * GiB, 400 * MiB, begin=BEGIN * SECOND)], BY_TURNS],
+    ids=["for ever", "by turns"],
+)
 @simulated
-async def test_who_reads_its_disks_for_ever_takes_nothing_from_who_needs_it() -> None:
-    """Its files are twice its RAM, and the other one needs more from then on."""
-    loop = FileReads("loop", 8 * GiB, 400 * MiB, begin=BEGIN * SECOND)
+async def test_who_reads_its_disks_for_ever_takes_nothing_from_who_needs_it(
+    files: list[FileReads],
+) -> None:
+    """Its files are larger than its RAM, and the other one needs more from then on."""
     needs = ramp((BEGIN + 5) * SECOND, (BEGIN + 45) * SECOND, 900 * MiB, 100)
     async with open_world() as world:
-        start(world, "reads", 2 * GiB, loop)
+        start(world, "reads", 2 * GiB, *files)
         start(world, "needs", GiB, workload=needs)
         sizes = {"reads": 2 * GiB, "needs": GiB}
         async with controlled(world, sizes) as fleet:
