@@ -271,7 +271,8 @@ class _ReadCounter:
     async def read(self) -> int | None:
         """Return bytes since the first call; ``None`` if there was no disk so far."""
         monitor = self._device.monitor
-        if (asked := monitor.now()) < self._due:
+        asked = monitor.now()
+        if asked < self._due:
             return self._total
         disks = await read_disks(self._device)
         if (took := monitor.now() - asked) > _SLOW_READS:
