@@ -12,6 +12,7 @@ import pytest
 import trio
 from frontends import CONNECTING, on_each
 from real import DEADLINE, qemu_command, running_qemu
+from talk import make
 from test_monitors import client
 
 from qmpballoon import blocking
@@ -165,3 +166,16 @@ def test_an_older_qemu_is_shared(version: str, tmp_path: Path) -> None:
         before = look(path)
         trio.run(main)
         assert look(path) == before
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0"])
+def test_an_older_qemu_knows_no_monitors_as_objects(
+    version: str, tmp_path: Path
+) -> None:
+    with running_qemu(qemu_command(version), tmp_path, OPTIONS) as path:
+        for kind in ("monitor-qmp", "monitor-hmp"):
+            arguments = {"qom-type": kind, "id": "m", "chardev": "compat_monitor0"}
+            with client(path) as shared:
+                real = shared.execute("object-add", **arguments)
+            fake = make(version).execute("object-add", **arguments)
+            assert fake == real["error"]

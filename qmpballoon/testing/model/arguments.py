@@ -33,6 +33,7 @@ __all__ = [
     "check_arguments",
     "check_type",
     "find_first_left",
+    "make_simulated_refusal",
 ]
 
 Kind = Literal[
@@ -65,6 +66,11 @@ class QmpError(Exception):
         super().__init__(desc)
         self.desc = desc
         self.error_class = error_class
+
+
+def make_simulated_refusal(what: str) -> QmpError:
+    """Return the error of something that QEMU does and the fake does not."""
+    return QmpError(f"The simulated QEMU does not carry out {what}")
 
 
 @frozen

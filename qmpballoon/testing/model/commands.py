@@ -8,16 +8,17 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, Final
 
-from qmpballoon.testing.model.arguments import Argument, QmpError
+from qmpballoon.testing.model.arguments import (
+    Argument,
+    QmpError,
+    make_simulated_refusal,
+)
 from qmpballoon.testing.model.chardev_commands import build_chardev_commands
 from qmpballoon.testing.model.hmp import run_hmp
 from qmpballoon.testing.model.monitor import Command
 from qmpballoon.testing.model.object_commands import build_object_commands
 from qmpballoon.testing.model.plug_commands import build_plug_commands
-from qmpballoon.testing.model.recorded_queries import (
-    build_recorded_queries,
-    make_simulated_refusal,
-)
+from qmpballoon.testing.model.recorded_queries import build_recorded_queries
 
 if TYPE_CHECKING:
     from qmpballoon.testing.model.qobject import Value

@@ -14,6 +14,7 @@ from qmpballoon.testing.model.arguments import (
     QmpError,
     check_arguments,
     check_type,
+    make_simulated_refusal,
 )
 from qmpballoon.testing.model.chardev_commands import (
     MONITOR,
@@ -102,8 +103,10 @@ def build_plug_commands(vm: Vm) -> dict[str, Command]:
 
 
 def _add_object(vm: Vm, given: dict[str, Any]) -> Value:
-    is_monitor = given.get("qom-type") == MONITOR_TYPE
-    is_monitor = is_monitor and vm.profile.has_monitor_objects
+    kind = given.get("qom-type")
+    if kind == "monitor-hmp" and vm.profile.has_monitor_objects:
+        raise make_simulated_refusal("object-add of a monitor-hmp")
+    is_monitor = kind == MONITOR_TYPE and vm.profile.has_monitor_objects
     check_arguments(MONITOR if is_monitor else _BACKEND, given)
     if not _ID.fullmatch(given["id"]):
         raise _BAD_ID

@@ -12,7 +12,11 @@ import functools
 import json
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from qmpballoon.testing.model.arguments import Argument, QmpError
+from qmpballoon.testing.model.arguments import (
+    Argument,
+    QmpError,
+    make_simulated_refusal,
+)
 from qmpballoon.testing.model.monitor import Command
 
 if TYPE_CHECKING:
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.vm import Vm
 
-__all__ = ["build_recorded_queries", "make_simulated_refusal"]
+__all__ = ["build_recorded_queries"]
 
 _SCHEMAS: Final = {
     "query-machines": (Argument("compat-props", "boolean", optional=True),),
@@ -29,11 +33,6 @@ _SCHEMAS: Final = {
     "query-rx-filter": (Argument("name", "string", optional=True),),
 }
 _WITH_COMPAT_PROPS: Final = "acpi"  # these came to query-machines together
-
-
-def make_simulated_refusal(name: str) -> QmpError:
-    """Return the error of a command that the fake does not carry out."""
-    return QmpError(f"The simulated QEMU does not carry out {name}")
 
 
 def build_recorded_queries(vm: Vm) -> dict[str, Command]:
