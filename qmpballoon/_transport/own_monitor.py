@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from qmpballoon.errors import (
     CommandError,
+    MonitorClosed,
     MonitorTimeout,
     OwnMonitorUnavailable,
     QmpBalloonError,
@@ -353,6 +354,7 @@ async def _hand_over(
     try:
         left = get_time_left(shared, deadline)
         await shared.send_descriptor(name, theirs.fileno(), timeout=left)
+        theirs.close()  # QEMU has its own; if it closes that, it shall be seen
         for step in further:
             left = get_time_left(shared, deadline)
             await shared.execute(step.command, step.arguments, timeout=left)
@@ -376,8 +378,9 @@ async def _wait_for_greeting(
     """
     while shared.now() < deadline:
         with suppress(BlockingIOError):
-            ours.recv(1, socket.MSG_PEEK)
-            return
+            if ours.recv(1, socket.MSG_PEEK):
+                return
+            raise MonitorClosed(f"{shared.name}: QEMU closed the monitor it added")
         await shared.sleep(_POLL_INTERVAL)
     raise MonitorTimeout(f"{shared.name} added a monitor, which did not greet in time")
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import scripted
 import trio
 import trio.testing
 from added_monitors import left_behind, wait_until_gone
@@ -20,7 +23,13 @@ from frontends import CONNECTING, elsewhere, on
 from qmpballoon import asyncio as aio
 from qmpballoon import blocking
 from qmpballoon import trio as client
-from qmpballoon.errors import MonitorTimeout, OwnMonitorUnavailable
+from qmpballoon.errors import (
+    MonitorClosed,
+    MonitorTimeout,
+    OwnMonitorUnavailable,
+    ProtocolError,
+)
+from qmpballoon.qmp import Request
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import (
     AsyncioFakeQemu,
@@ -312,3 +321,57 @@ def test_nothing_is_left_of_one_that_was_killed(fake: ThreadedFake) -> None:
         assert len(fake.do(left_behind)) == 1
         program.send_signal(signal.SIGKILL)
     wait_until_gone(fake)
+
+
+class Liar:
+    """A QEMU that says yes to everything, and does with the descriptor as it likes."""
+
+    def __init__(self, said: bytes) -> None:
+        self.came: list[str] = []
+        self._said = said  # on the new monitor, before that is closed
+
+    def attend(self, session: scripted.Session) -> None:
+        session.greet()
+        with ExitStack() as kept:
+            while True:
+                request, taken = self._receive(session)
+                for number in taken:
+                    theirs = kept.enter_context(socket.socket(fileno=number))
+                    theirs.sendall(self._said)
+                    theirs.close()
+                self.came.append(request.command)
+                session.answer(request, {})
+
+    def _receive(self, session: scripted.Session) -> tuple[Request, list[int]]:
+        taken: list[int] = []
+        while (message := session.qmp.next_message()) is None:
+            data, numbers, _, _ = socket.recv_fds(session.sock, 65536, 9)
+            taken += numbers
+            if not data:
+                raise EOFError
+            session.qmp.receive_data(data)
+        assert isinstance(message, Request)
+        return message, taken
+
+
+@on(*CONNECTING)
+async def test_a_qemu_that_drops_the_descriptor(front: FrontEnd) -> None:
+    liar, before = Liar(b""), descriptors()
+    with scripted.serve(liar.attend) as place:
+        with pytest.raises(MonitorClosed, match="QEMU closed the monitor it added"):
+            async with front.open_balloon(place, own=True):
+                pytest.fail("it opened")
+        assert liar.came[-3:] == ["object-del", "chardev-remove", "closefd"]
+    assert descriptors() == before
+
+
+@on(*CONNECTING)
+@pytest.mark.parametrize("said", [b"nonsense\r\n", b'{"QMP": 1}\r\n', b"\0" * 5000])
+async def test_a_qemu_that_talks_nonsense_on_what_it_added(
+    front: FrontEnd, said: bytes
+) -> None:
+    liar, before = Liar(said), descriptors()
+    with scripted.serve(liar.attend) as place, pytest.raises(ProtocolError):
+        async with front.open_balloon(place, own=True):
+            pytest.fail("it opened")
+    assert descriptors() == before
