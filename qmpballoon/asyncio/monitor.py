@@ -135,7 +135,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
     async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
         """Hand QEMU a copy of a file descriptor, under a name.
 
-        Only :func:`open_monitor` calls this, before any other command.
+        Only :func:`open_monitor` calls this, while no other command is under way.
 
         :meta private:
         """

@@ -151,12 +151,15 @@ class BlockingMonitor(MonitorBase, BlockingClock):
     def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
         """Hand QEMU a copy of a file descriptor, under a name.
 
-        Only :func:`open_monitor` calls this, before any other command.
+        Only :func:`open_monitor` calls this, while no other command is under way.
 
         :meta private:
         """
         self._descriptor = number
-        self._run_command(GETFD, {"fdname": name}, timeout)
+        try:
+            self._run_command(GETFD, {"fdname": name}, timeout)
+        finally:
+            self._descriptor = None  # it goes with no other command
 
     def _run_command(
         self, command: str, arguments: Mapping[str, object] | None, timeout: float

@@ -23,6 +23,7 @@ from frontends import CONNECTING, elsewhere, on
 from qmpballoon import asyncio as aio
 from qmpballoon import blocking
 from qmpballoon import trio as client
+from qmpballoon.blocking import BlockingMonitor
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorTimeout,
@@ -30,6 +31,7 @@ from qmpballoon.errors import (
     ProtocolError,
 )
 from qmpballoon.qmp import Request
+from qmpballoon.qmp.own_monitor import GETFD
 from qmpballoon.sizes import GiB
 from qmpballoon.testing import (
     AsyncioFakeQemu,
@@ -328,6 +330,7 @@ class Liar:
 
     def __init__(self, said: bytes) -> None:
         self.came: list[str] = []
+        self.descriptors = 0
         self._said = said  # on the new monitor, before that is closed
 
     def attend(self, session: scripted.Session) -> None:
@@ -335,6 +338,7 @@ class Liar:
         with ExitStack() as kept:
             while True:
                 request, taken = self._receive(session)
+                self.descriptors += len(taken)
                 for number in taken:
                     theirs = kept.enter_context(socket.socket(fileno=number))
                     theirs.sendall(self._said)
@@ -375,3 +379,24 @@ async def test_a_qemu_that_talks_nonsense_on_what_it_added(
         async with front.open_balloon(place, own=True):
             pytest.fail("it opened")
     assert descriptors() == before
+
+
+def test_ctrl_c_before_the_descriptor_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes with no other command then."""
+    exchange = BlockingMonitor._exchange  # noqa: SLF001 - a moment in a command
+
+    def interrupt(monitor: BlockingMonitor, command: str, *rest: Any) -> object:  # noqa: ANN401
+        if command == GETFD:
+            raise KeyboardInterrupt
+        return exchange(monitor, command, *rest)
+
+    monkeypatch.setattr(BlockingMonitor, "_exchange", interrupt)
+    liar = Liar(b"")
+    with (
+        scripted.serve(liar.attend) as place,
+        pytest.raises(KeyboardInterrupt),
+        blocking.open_monitor(place, own=True),
+    ):
+        pytest.fail("it opened")
+    assert liar.came[-3:] == ["object-del", "chardev-remove", "closefd"]
+    assert liar.descriptors == 0
