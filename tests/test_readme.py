@@ -71,11 +71,6 @@ def test_subcommands_exist(line: str) -> None:
     assert f"{subcommand} " in result.stdout
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^):]+)\)", TEXT))
-def test_linked_files_exist(target: str) -> None:
-    assert (README.parent / target).exists()
-
-
 @pytest.mark.parametrize("page", re.findall(r"\]\((docs/[^)#]+\.md)", TEXT))
 def test_linked_pages_can_be_read_in_a_clone(page: str) -> None:
     text = (README.parent / page).read_text(encoding="utf-8")

@@ -195,7 +195,7 @@ def test_the_sdist_holds_what_checks_it(distributions: Path) -> None:
     ):
         assert any(name.startswith(f"{folder}/") for name in names), folder
     assert {
-        *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"),
+        *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md"),
         *("pyproject.toml", "tox.ini", "toxfile.py"),
     } <= names
 
