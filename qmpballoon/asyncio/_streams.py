@@ -127,6 +127,9 @@ class SocketTransport:
         except _WAITS:
             return 0
         except OSError:
+            if descriptor is not None:
+                # Alone, the bytes may go: then QEMU tells that it was sent none.
+                return self._send(data)
             # Reading gets the same error and reports it.
             return len(data)
 

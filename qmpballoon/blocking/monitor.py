@@ -382,7 +382,13 @@ class BlockingMonitor(MonitorBase, BlockingClock):
     def _send_piece(self, data: memoryview) -> int:
         if self._descriptor is None:
             return self._socket.send(data)
-        sent = socket.send_fds(self._socket, [data], [self._descriptor])
+        try:
+            sent = socket.send_fds(self._socket, [data], [self._descriptor])
+        except BlockingIOError:
+            raise
+        except OSError:
+            # Alone, the bytes may go: then QEMU tells that it was sent none.
+            sent = self._socket.send(data)
         self._descriptor = None
         return sent
 

@@ -126,6 +126,9 @@ class SocketTransport:
         except BlockingIOError:
             return 0
         except OSError:
+            if descriptor is not None:
+                # Alone, the bytes may go: then QEMU tells that it was sent none.
+                return self._send(data)
             # The task that reads gets the same error and reports it.
             return len(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -323,6 +324,23 @@ def test_nothing_is_left_of_one_that_was_killed(fake: ThreadedFake) -> None:
         assert len(fake.do(left_behind)) == 1
         program.send_signal(signal.SIGKILL)
     wait_until_gone(fake)
+
+
+@on(*CONNECTING)
+async def test_a_kernel_that_sends_no_descriptors(
+    front: FrontEnd, fake: ThreadedFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It limits how many a user may have on their way."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ETOOMANYREFS, "Too many references")
+
+    monkeypatch.setattr(socket, "send_fds", refuse)
+    with pytest.raises(OwnMonitorUnavailable, match="No file descriptor supplied"):
+        async with front.open_balloon(fake.socket, own=True, timeout=120):
+            pytest.fail("it opened")
+    async with front.open_balloon(fake.socket, own="auto") as balloon:
+        assert await balloon.actual() == 2 * GiB
 
 
 class Liar:
