@@ -104,6 +104,8 @@ async def open_monitor(
     require_own(own)
     deadline = asyncio.get_running_loop().time() + timeout
     if _is_client(target):
+        if tls is not None:
+            raise ValueError("a QMPClient has its own TLS: leave tls out")
         async with _open_over(
             target,
             own,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -123,5 +124,10 @@ def test_a_client_is_not_shared_by_mistake() -> None:
             with pytest.raises(ValueError, match=r"find_balloon\(client\) shares it"):
                 async with aio.open_balloon(QMPClient(), own=own):
                     pytest.fail("it opened")
+        with pytest.raises(ValueError, match="leave tls out"):
+            async with aio.open_monitor(
+                QMPClient(), own=True, tls=ssl.create_default_context()
+            ):
+                pytest.fail("it opened")
 
     run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 from frontends import CONNECTING, on_each
+from qemu.qmp import QMPClient
 from real import DEADLINE, qemu_command, running_qemu
 from talk import make
 from test_monitors import client
 
+from qmpballoon import asyncio as aio
 from qmpballoon import blocking
 from qmpballoon.errors import OwnMonitorUnavailable
 from qmpballoon.trio import open_monitor
@@ -85,6 +88,30 @@ def test_it_is_found_and_left(front: FrontEnd, tmp_path: Path) -> None:
         pid = front.run(main())
         assert str(path) in read_command_line(pid)
         wait_until(path, before)
+
+
+def test_over_a_client_that_goes_on(tmp_path: Path) -> None:
+    async def main() -> None:
+        held = QMPClient()
+        await held.connect(str(path))
+        before = await see(held)
+        async with aio.open_balloon(held, own=True) as balloon:
+            assert await see(held) != before
+            assert (await balloon.query()).total == 64 << 20
+            assert (balloon.resident() or 0) > 1 << 20
+            assert str(path) in read_command_line(balloon.monitor.pid)
+        async with asyncio.timeout(120):
+            while await see(held) != before:
+                pass
+        await held.disconnect()
+
+    async def see(held: QMPClient) -> tuple[object, object]:
+        objects = await held.execute("qom-list", {"path": "/objects"})
+        return await held.execute("query-chardev"), objects
+
+    with running_qemu(qemu_command("11.1"), tmp_path, OPTIONS) as path:
+        look(path)  # it has started
+        asyncio.run(main())
 
 
 def read_command_line(pid: int | None) -> str:
