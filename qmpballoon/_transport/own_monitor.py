@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from qmpballoon.errors import (
     CommandError,
-    MonitorClosed,
     MonitorTimeout,
     OwnMonitorUnavailable,
     QmpBalloonError,
@@ -380,7 +379,7 @@ async def _wait_for_greeting(
         with suppress(BlockingIOError):
             if ours.recv(1, socket.MSG_PEEK):
                 return
-            raise MonitorClosed(f"{shared.name}: QEMU closed the monitor it added")
+            raise _make_unavailable(shared, "QEMU closed it again")
         await shared.sleep(_POLL_INTERVAL)
     raise MonitorTimeout(f"{shared.name} added a monitor, which did not greet in time")
 
