@@ -191,7 +191,8 @@ def test_the_sdist_holds_what_checks_it(distributions: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in (
-        *(".ci", "benchmarks", "docs", "examples", "qmpballoon", "share", "tests"),
+        *(".ci", "benchmarks", "debian", "docs", "examples", "qmpballoon", "share"),
+        "tests",
     ):
         assert any(name.startswith(f"{folder}/") for name in names), folder
     assert {
