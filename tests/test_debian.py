@@ -33,6 +33,6 @@ def test_what_the_rules_install_is_there() -> None:
 )
 def test_the_service_is_exposed_to_little() -> None:
     # Its figure times ten; each systemd adds some rules of its own.
-    rate = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", UNIT]
+    rate = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(UNIT)]
     done = subprocess.run(rate, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
