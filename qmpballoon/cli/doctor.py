@@ -190,7 +190,10 @@ async def _ask(spec: VmSpec, limits: _Limits) -> _Report:
     from qmpballoon.cli._facts import gather, read_host  # noqa: PLC0415
     from qmpballoon.errors import MonitorTimeout  # noqa: PLC0415
 
-    async with open_monitor(spec.address, timeout=limits.connect) as monitor:
+    # Who is locked out of the shared monitor cannot be seen to move the balloon.
+    async with open_monitor(
+        spec.address, timeout=limits.connect, own="auto"
+    ) as monitor:
         with trio.move_on_after(limits.ask + limits.watch):
             facts = await gather(monitor, limits.watch)
             facts = read_host(facts, spec.address, monitor.pid, monitor.resident())

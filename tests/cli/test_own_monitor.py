@@ -86,6 +86,21 @@ async def test_keeping_keeps_nobody_out(socket_path: Path) -> None:
             assert await command.process.wait() == 0
 
 
+async def test_a_doctor_keeps_nobody_out_and_sees_what_they_do(
+    socket_path: Path,
+) -> None:
+    doctor = ("doctor", socket_path, "--watch", "3", "--json")
+    async with serve(socket_path, version="11.1") as fake, start(*doctor) as command:
+        await until(lambda: len(fake.machine.monitors) == 2)
+        with trio.fail_after(20):
+            async with open_monitor(fake.connect()) as monitor:
+                await monitor.execute("balloon", {"value": GiB})
+        with trio.fail_after(60):
+            said = b"".join([part async for part in command.stdout])
+    (vm,) = json.loads(said)["vms"]
+    assert "moved-by-others" in {each["kind"] for each in vm["findings"]}
+
+
 async def test_a_fleet_keeps_nobody_out(socket_path: Path) -> None:
     fleet = ("fleet", "status", socket_path, "--watch", "--json")
     async with serve(socket_path, version="11.1") as fake, start(*fleet):

@@ -21,7 +21,7 @@ from attrs import field, frozen
 from command import object_of, run
 
 from qmpballoon.cli.doctor import _examine_all, _Limits
-from qmpballoon.errors import MonitorUnreachable
+from qmpballoon.errors import MonitorClosed, MonitorUnreachable
 from qmpballoon.fleet.processes import choose_users
 from qmpballoon.fleet.sources import make_source
 from qmpballoon.sizes import GiB, MiB
@@ -164,7 +164,7 @@ async def start_qemu(
 
 async def is_up(address: str) -> bool:
     """Tell whether QEMU has started; wait until nobody holds its monitor."""
-    with suppress(MonitorUnreachable):
+    with suppress(MonitorUnreachable, MonitorClosed):  # not yet, or it has ended
         async with open_monitor(address, timeout=120):
             return True
     return False
