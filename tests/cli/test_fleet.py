@@ -128,6 +128,7 @@ async def test_watching_ends_on_ctrl_c(tmp_path: Path) -> None:
                 text += await running.stdout.receive_some()
             running.process.send_signal(signal.SIGINT)
             assert await running.process.wait() == 0
+        assert [json.loads(line)["vms"][0]["name"] for line in text.splitlines()]
         documents.check_output(("fleet", "status", "--json"), text.decode())
         device = fakes["large"].machine.device
         assert device is not None
