@@ -426,8 +426,9 @@ def draw_chart(path: Path, row: Row, report: ReclaimReport) -> None:
     sizes.axhline(row.set_size / unit, color="#d55e00", linewidth=1.2)
     sizes.annotate(
         f"the {size} that it reads again",
-        (0, row.set_size / unit),
-        xytext=(6, -6),
+        (0.5, row.set_size / unit),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -6),
         textcoords="offset points",
         color="#d55e00",
         va="top",
