@@ -67,6 +67,7 @@ _BLOCK: Final = 4 * MiB  # bytes of a random read: a guest starts few programs a
 _DRAWN: Final = 5000  # random reads, before they repeat
 _LOOK: Final = 0.1  # seconds between two polls
 _SLOW: Final = 50 * MiB  # bytes a second that a slow disk reads
+_SHORT: Final = 0.9  # of a guest's page cache, that a host of two guests has too little
 _LONGEST: Final = 240.0  # seconds in which a bare balloon gets there, if it does
 
 # What is to hold
@@ -586,9 +587,9 @@ async def run_fleet(row: Row) -> Verdict:
         fleet = await stack.enter_async_context(open_fleet(lambda: specs, rng))
         await fleet.wait_until_known(60)
         rules = Rules(reserve=0, buffer=64 * MiB)
-        # Half of the cache, so that the guest's set does not fit, and the other guest's
-        # memory is enough.
-        memory = HostMemory(limit=fleet.held - row.cache)
+        # So much of the two caches that the set does not fit, and fits with what the
+        # other guest can spare.
+        memory = HostMemory(limit=fleet.held - round(_SHORT * row.cache))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(partial(run_control_loop, fleet, memory.read, rules))
             while memory.read(fleet.held, fleet.promised).available < 0:  # noqa: ASYNC110 - it has to be read
