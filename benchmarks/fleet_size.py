@@ -36,7 +36,7 @@ from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.sources import make_source
 from qmpballoon.fleet.supervisor import Settings, open_fleet
-from qmpballoon.qmp import Connection, Greeting, Request, Return, Role, Version
+from qmpballoon.qmp import Connection, Failure, Greeting, Request, Return, Role, Version
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 PERIOD: Final = 1.0
 WARM_UP: Final = 60.0  # seconds in which all must have connected
-CALM: Final = 3.0  # seconds between that and the measurement
+CALM: Final = 10.0  # seconds between that and the measurement: all moves are made
 STATS: Final = {
     "stat-total-memory": 2 * GiB,
     "stat-free-memory": 100 * MiB,
@@ -59,34 +59,60 @@ STATS: Final = {
     "stat-htlb-pgalloc": 0,
     "stat-htlb-pgfail": 0,
 }
+# What QEMU says of a disk, so that as much is decoded as of a real one.
+READS: Final = {
+    f"{what}_{unit}": 1_000_000
+    for what in ("rd", "wr", "flush", "unmap", "zone_append")
+    for unit in ("bytes", "operations", "merged", "total_time_ns")
+} | {
+    "invalid_rd_operations": 0,
+    "failed_rd_operations": 0,
+    "account_invalid": True,
+    "account_failed": True,
+    "idle_time_ns": 1_000_000_000,
+    "wr_highest_offset": 1_000_000_000,
+    "timed_stats": [],
+}
 
 
-def answer(request: Request) -> object:
-    """Return a healthy VM's answer to a supervisor's request."""
+def answer(request: Request, size: int) -> object:  # noqa: PLR0911 - one a command
+    """Return the answer of a healthy VM of so many bytes to a supervisor's request."""
     match request.command, request.arguments.get("property"):
         case "qom-get", "guest-stats":
             return {"stats": STATS, "last-update": int(time.time())}
         case "qom-get", _:
             return 1
         case "query-balloon", _:
-            return {"actual": 2 * GiB}
+            return {"actual": size}
         case "query-memory-size-summary", _:
             return {"base-memory": 2 * GiB, "plugged-memory": 0}
+        case "query-blockstats", _:
+            return [{"node-name": "disk0", "qdev": "/machine/disk", "stats": READS}]
         case "qom-list", _:
             return [{"name": "b", "type": "child<virtio-balloon-pci>"}]
         case _:
             return {}
 
 
+def reply_to(request: Request, size: int) -> Return | Failure:
+    """Return a QEMU 10.0's reply, to which no monitors can be added."""
+    if request.command == "object-add":
+        what = "Parameter 'qom-type' does not accept value 'monitor-qmp'"
+        return Failure("GenericError", what, request.id)
+    return Return(answer(request, size), request.id)
+
+
 async def serve_client(stream: trio.SocketStream) -> None:
     """Serve one VM's monitor."""
-    connection = Connection(Role.SERVER)
+    connection, size = Connection(Role.SERVER), 2 * GiB
     await stream.send_all(connection.send_greeting(Greeting(Version(10, 0, 0), ())))
     async for data in stream:
         connection.receive_data(bytes(data))
         replies = b""
         while isinstance(request := connection.next_message(), Request):
-            replies += connection.send_reply(Return(answer(request), request.id))
+            if request.command == "balloon":  # it has that size at once
+                size = int(str(request.arguments["value"]))
+            replies += connection.send_reply(reply_to(request, size))
         await stream.send_all(replies)
 
 
@@ -153,8 +179,8 @@ async def measure(pattern: str, count: int, seconds: float) -> Figures:
                 healthy = sum(view.state == "healthy" for view in fleet.list_views())
         if healthy < count:
             raise SystemExit(f"only {healthy} of {count} VMs are healthy")
-        await trio.sleep(CALM)
         nursery.start_soon(partial(run_control_loop, fleet, memory.read, rules))
+        await trio.sleep(CALM)
         nursery.start_soon(watch, fleet)
         cpu = time.process_time()
         await trio.sleep(seconds)

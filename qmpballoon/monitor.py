@@ -20,17 +20,22 @@ monitor may also have these, and those of this package do:
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, runtime_checkable
 
-from qmpballoon.errors import QmpBalloonError
+from qmpballoon.errors import CommandError, QmpBalloonError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
 __all__ = ["Monitor", "OwedSize"]
 
 E = TypeVar("E", bound=QmpBalloonError)
+Command: TypeAlias = "tuple[str, Mapping[str, object] | None]"
+"""The name and the arguments of a command.
+
+:meta private:
+"""
 
 # A library prints nothing by itself: its warnings are for the program's own handlers.
 logging.getLogger("qmpballoon").addHandler(logging.NullHandler())
@@ -113,6 +118,38 @@ class OwedSize(Protocol):
             OSError: It cannot be forgotten.
         """
         ...
+
+
+async def execute_all(monitor: Monitor, *commands: Command) -> list[object]:
+    """Run commands that do not depend on each other: at once, if the monitor can.
+
+    Returns:
+        What each returned, or the :exc:`CommandError` with which QEMU refused it.
+
+    Raises:
+        MonitorError: One has no reply.
+
+    :meta private:
+    """
+    at_once: Callable[[Sequence[Command]], Awaitable[list[object]]] | None
+    at_once = getattr(monitor, "execute_all", None)
+    if at_once is None:
+        return await execute_in_turn(monitor, commands)
+    results: list[object] = await at_once(commands)
+    return results
+
+
+async def execute_in_turn(
+    monitor: Monitor, commands: Sequence[Command]
+) -> list[object]:
+    """Run commands one after the other; as :func:`execute_all`."""
+    results: list[object] = []
+    for command, arguments in commands:
+        try:
+            results.append(await monitor.execute(command, arguments))
+        except CommandError as error:
+            results.append(error)
+    return results
 
 
 def prefix_name(monitor: object, message: str) -> str:

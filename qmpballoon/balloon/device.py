@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Final, Generic, cast
+from typing import TYPE_CHECKING, Final, Generic, NoReturn, cast
 
 from qmpballoon._checks import is_interval, is_size, require_interval, require_size
 from qmpballoon.balloon.results import BalloonInfo, DiskReads, VmInfo
@@ -30,6 +30,7 @@ from qmpballoon.errors import (
     QmpBalloonError,
 )
 from qmpballoon.monitor import (
+    execute_all,
     find_owed_size,
     make_error,
     prefix_name,
@@ -489,11 +490,33 @@ class Device(Generic[M_co]):
 
         Cancellation: takes effect at once and changes nothing.
         """
-        disks = (await read_disks(self)).values()
-        if not disks:
-            return None
-        return DiskReads(
-            sum(disk.bytes for disk in disks), sum(disk.operations for disk in disks)
+        return _sum_reads(await read_disks(self))
+
+    async def look(self) -> tuple[GuestStats, int, DiskReads | None]:
+        """Read what changes: :meth:`stats`, :meth:`actual` and :meth:`disk_reads`.
+
+        Three commands, which are sent at once where the monitor can do that: on trio.
+
+        Raises:
+            NoBalloonDevice: The VM has no balloon, or no longer.
+            ProtocolError: QEMU does not tell a size.
+            MonitorError: QEMU cannot be asked.
+
+        Cancellation: takes effect at once and changes nothing.
+        """
+        stats, size, disks = await execute_all(
+            self.monitor,
+            ("qom-get", {"path": self.path, "property": "guest-stats"}),
+            ("query-balloon", None),
+            ("query-blockstats", None),
+        )
+        for answer in (stats, size):
+            if isinstance(answer, CommandError):
+                self._raise_refusal(answer)
+        return (
+            GuestStats.from_wire(stats, self.wall_time()),
+            self._parse_balloon(size)[0],
+            _sum_reads(_parse_disks(disks)),
         )
 
     async def features(self) -> dict[str, bool]:
@@ -576,7 +599,9 @@ class Device(Generic[M_co]):
 
     async def _query_balloon(self) -> tuple[int, dict[str, object]]:
         """Return the bytes the guest has, and the other members of QEMU's answer."""
-        answer = await self._execute("query-balloon")
+        return self._parse_balloon(await self._execute("query-balloon"))
+
+    def _parse_balloon(self, answer: object) -> tuple[int, dict[str, object]]:
         match answer:
             case {"actual": int(actual)} if is_size(actual):
                 extra = dict(cast("Mapping[str, object]", answer))
@@ -625,17 +650,17 @@ class Device(Generic[M_co]):
         """Run a command, and raise its errors as those of a balloon."""
         try:
             return await self.monitor.execute(command, arguments)
-        except DeviceNotFound as error:
-            raise self._make_lost() from error
         except CommandError as error:
-            match error.error_class:
-                case "DeviceNotActive":
-                    raise self._make_lost() from error
-                case "KVMMissingCap":
-                    why = f"this host cannot drive a balloon: {error.desc}"
-                    raise make_error(BalloonUnavailable, self.monitor, why) from error
-                case _:
-                    raise
+            self._raise_refusal(error)
+
+    def _raise_refusal(self, error: CommandError) -> NoReturn:
+        """Raise what a refused command means for a balloon."""
+        if isinstance(error, DeviceNotFound) or error.error_class == "DeviceNotActive":
+            raise self._make_lost() from error
+        if error.error_class == "KVMMissingCap":
+            why = f"this host cannot drive a balloon: {error.desc}"
+            raise make_error(BalloonUnavailable, self.monitor, why) from error
+        raise error
 
     def _make_lost(self) -> NoBalloonDevice:
         """Make the error for a device that was found and is no longer there."""
@@ -751,6 +776,10 @@ async def read_disks(device: Device) -> dict[str, DiskReads]:
         disks = await device.monitor.execute("query-blockstats")
     except CommandError:
         return {}
+    return _parse_disks(disks)
+
+
+def _parse_disks(disks: object) -> dict[str, DiskReads]:
     found: dict[str, DiskReads] = {}
     for disk in cast("list[object]", disks) if isinstance(disks, list) else []:
         match disk:
@@ -765,3 +794,13 @@ async def read_disks(device: Device) -> dict[str, DiskReads]:
             case _:
                 pass
     return found
+
+
+def _sum_reads(found: Mapping[str, DiskReads]) -> DiskReads | None:
+    """Return the sums over all disks; ``None`` if there are none."""
+    if not found:
+        return None
+    disks = found.values()
+    return DiskReads(
+        sum(disk.bytes for disk in disks), sum(disk.operations for disk in disks)
+    )

@@ -275,6 +275,7 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
     get_stats_interval: Final = _make_sync(Balloon.get_stats_interval)
     set_stats_interval: Final = _make_sync(Balloon.set_stats_interval)
     disk_reads: Final = _make_sync(Balloon.disk_reads)
+    look: Final = _make_sync(Balloon.look)
     features: Final = _make_sync(Balloon.features)
     resize: Final = _make_sync(Balloon.resize)
     plan_reclaim: Final = _make_sync(Balloon.plan_reclaim)

@@ -716,9 +716,7 @@ class Supervisor:
         await balloon.request_stats(math.ceil(self._settings.period))
 
     async def _poll(self, record: VmRecord, balloon: Balloon) -> None:
-        stats = await balloon.stats()
-        actual = await balloon.actual()
-        reads = await balloon.disk_reads()
+        stats, actual, reads = await balloon.look()
         now = trio.current_time()
         record.note_poll(now, actual, stats, balloon.resident(), reads)
         self._notify()

@@ -114,8 +114,12 @@ class Connection:
     @property
     def can_send(self) -> bool:
         """Whether a command may be sent: ready, and fewer than eight in flight."""
+        return self.has_room_for(1)
+
+    def has_room_for(self, count: int) -> bool:
+        """Tell whether so many commands may be sent now."""
         held = len(self._pending) - len(self._out_of_band)
-        return held < MAX_IN_FLIGHT and self.state is State.READY
+        return held + count <= MAX_IN_FLIGHT and self.state is State.READY
 
     @property
     def in_flight(self) -> int:

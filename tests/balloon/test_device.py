@@ -617,3 +617,28 @@ def test_a_disk_that_comes_back_or_counts_anew_adds_and_hides_nothing() -> None:
         assert await take(sampler, drive=2 * MiB) == 5 * MiB
 
     run(look())
+
+
+def test_a_look_is_all_that_changes() -> None:
+    disk = {"node-name": "d", "stats": {"rd_bytes": 4096, "rd_operations": 1}}
+    balloon = scripted(query_blockstats=[disk])
+    stats, actual, reads = run(balloon.look())
+    assert stats.free == run(balloon.stats()).free is not None
+    assert actual == run(balloon.actual())
+    assert reads == run(balloon.disk_reads()) == DiskReads(4096, 1)
+
+
+def test_a_look_goes_without_disks_that_are_not_told() -> None:
+    balloon = scripted(query_blockstats=make_refusal("CommandNotFound"))
+    assert run(balloon.look())[2] is None
+
+
+@pytest.mark.parametrize("command", ["query_balloon", "qom_get"])
+def test_a_look_at_a_balloon_that_is_gone_says_so(command: str) -> None:
+    balloon = scripted(**{command: make_refusal("DeviceNotActive")})
+    with pytest.raises(NoBalloonDevice, match="unplugged"):
+        run(balloon.look())
+
+
+def make_refusal(kind: str) -> CommandError:
+    return make_command_error("x", kind, "no")

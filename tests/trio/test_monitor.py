@@ -564,6 +564,107 @@ async def test_a_command_cancelled_anywhere_leaves_the_monitor_usable(
         assert await monitor.execute("next") == "next"
 
 
+# Commands that are sent at once.
+
+LOOK = [("first", None), ("second", {"path": "x"}), ("third", None)]
+
+
+async def test_commands_at_once_are_all_with_the_peer_before_it_answers(
+    nursery: trio.Nursery,
+) -> None:
+    async with connected(nursery) as (monitor, peer):
+
+        async def answer() -> None:
+            requests = [await peer.request() for _ in LOOK]
+            assert [(r.command, r.arguments or None) for r in requests] == LOOK
+            await peer.answer(requests[0], 1)
+            await peer.reply(Failure("GenericError", "no", requests[1].id))
+            await peer.answer(requests[2], 3)
+
+        nursery.start_soon(answer)
+        first, second, third = await monitor.execute_all(LOOK)
+        assert (first, third) == (1, 3)
+        assert isinstance(second, CommandError)
+        assert second.desc == "no"
+
+
+async def test_commands_at_once_keep_to_eight_in_flight(nursery: trio.Nursery) -> None:
+    async with connected(nursery) as (monitor, peer):
+        held = [await call(nursery, monitor, f"held {n}") for n in range(6)]
+        results: list[list[object]] = []
+
+        async def look() -> None:
+            results.append(await monitor.execute_all(LOOK))
+
+        nursery.start_soon(look)
+        await wait_all_tasks_blocked()
+        requests = [await peer.request() for _ in range(7)]
+        for request in requests:
+            await peer.answer(request, request.command)
+        nursery.start_soon(peer.echo)
+        await wait_all_tasks_blocked()
+        assert results == [["first", "second", "third"]]
+        assert [each.result for each in held] == [f"held {n}" for n in range(6)]
+
+
+async def test_one_of_several_that_is_not_answered_is_a_timeout(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async with connected(nursery, command_timeout=4) as (monitor, peer):
+
+        async def answer() -> None:
+            requests = [await peer.request() for _ in LOOK]
+            await peer.answer(requests[0])
+            await peer.answer(requests[2])
+
+        nursery.start_soon(answer)
+        with pytest.raises(MonitorTimeout, match="'second'") as caught:
+            await monitor.execute_all(LOOK)
+        assert caught.value.unknown_outcome == ("second",)
+        assert autojump_clock.current_time() == 4
+        nursery.start_soon(peer.echo)
+        assert await monitor.execute("next") == "next"
+
+
+@pytest.mark.parametrize("answered", range(3))
+async def test_commands_at_once_that_are_cancelled_leave_the_monitor_usable(
+    nursery: trio.Nursery, answered: int
+) -> None:
+    async with connected(nursery) as (monitor, peer):
+        with trio.CancelScope() as scope:
+
+            async def answer() -> None:
+                for _ in LOOK:
+                    await peer.request()
+                for request in peer.received[:answered]:
+                    await peer.answer(request)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+
+            nursery.start_soon(answer)
+            await monitor.execute_all(LOOK)
+        assert scope.cancelled_caught
+        for request in list(peer.received):
+            await peer.answer(request, "late")
+        nursery.start_soon(peer.echo)
+        assert await monitor.execute_all(LOOK) == ["first", "second", "third"]
+
+
+async def test_commands_at_once_end_with_the_connection(nursery: trio.Nursery) -> None:
+    async with connected(nursery) as (monitor, peer):
+
+        async def leave() -> None:
+            requests = [await peer.request() for _ in LOOK]
+            await peer.answer(requests[0])
+            await peer.stream.aclose()
+
+        nursery.start_soon(leave)
+        with pytest.raises(MonitorClosed):
+            await monitor.execute_all(LOOK)
+        with pytest.raises(MonitorClosed):
+            await monitor.execute_all(LOOK)
+
+
 async def test_commands_cancelled_while_the_peer_does_not_read_are_sent_whole(
     nursery: trio.Nursery,
 ) -> None:
