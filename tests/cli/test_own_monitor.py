@@ -89,7 +89,7 @@ async def test_keeping_keeps_nobody_out(socket_path: Path) -> None:
 async def test_a_doctor_keeps_nobody_out_and_sees_what_they_do(
     socket_path: Path,
 ) -> None:
-    doctor = ("doctor", socket_path, "--watch", "3", "--json")
+    doctor = ("doctor", socket_path, "--watch", "6", "--json")
     async with serve(socket_path, version="11.1") as fake, start(*doctor) as command:
         await until(lambda: len(fake.machine.monitors) == 2)
         with trio.fail_after(20):
