@@ -14,6 +14,8 @@ import subprocess
 import sys
 from statistics import median
 
+from monitor import compare
+
 from qmpballoon.testing import MachineConfig, serve
 
 COMMAND = "from qmpballoon.cli import main; main()"
@@ -49,9 +51,11 @@ def main() -> None:
             for name, arguments in programs.items():
                 times[name].append(measure_cpu(*arguments))
     base = median(times["python -c pass"])
+    print("CPU, beyond Python's own, and of that of `--version` in the same round")
     for name, seen in times.items():
-        middle = median(seen)
-        print(f"{name:26} {middle * 1000:6.0f} ms, {(middle - base) * 1000:+5.0f} ms")
+        middle, ratio = median(seen), compare(seen, times["qmpballoon --version"])
+        more = (middle - base) * 1000
+        print(f"{name:26} {middle * 1000:6.0f} ms, {more:+5.0f} ms, {ratio}")
 
 
 if __name__ == "__main__":
