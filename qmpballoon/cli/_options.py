@@ -68,7 +68,7 @@ class Seconds(click.FloatRange):
         return seconds
 
 
-class Duration(click.ParamType[float]):
+class Duration(click.types.FloatParamType):
     """A time above 0, in seconds or with a unit: ``90``, ``90s``, ``10m``, ``1h``."""
 
     name = "duration"

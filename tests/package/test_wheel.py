@@ -104,11 +104,11 @@ def install(
     """Return a function that installs the wheel with an extra, or with "" none."""
 
     @cache
-    def with_extra(extra: str) -> Installed:
+    def with_extra(extra: str, *options: str) -> Installed:
         folder = tmp_path_factory.mktemp(extra or "none")
         python, what = folder / "venv" / "bin" / "python", f"{wheel}[{extra}]"
         uv("venv", "--python", sys.executable, folder / "venv")
-        uv("pip", "install", "--python", python, what if extra else wheel)
+        uv("pip", "install", *options, "--python", python, what if extra else wheel)
         (folder / "home").mkdir()
         return Installed(folder / "venv" / "bin", folder / "home")
 
@@ -260,6 +260,17 @@ def test_cli(install: Callable[[str], Installed], socket: str) -> None:
     assert json.loads(printed)["balloon"]["actual"] == GiB // 2
 
 
+def test_cli_with_the_oldest_packages_that_are_allowed(
+    install: Callable[..., Installed], socket: str
+) -> None:
+    installed = install("cli", "--resolution", "lowest-direct")
+    assert "in the balloon" in installed.run("qmpballoon", "status", socket).stdout
+    demo = ("demo", "--simulated", "--memory", "512M", "--cache", "64M")
+    assert "handed over" in installed.run("qmpballoon", *demo).stdout
+    # Subcommands of subcommands are found by click 8.2.1 and later.
+    assert complete(installed, "qmpballoon fleet stat") == "status"
+
+
 def test_cli_runs_as_a_module(install: Callable[[str], Installed]) -> None:
     program = ("python", "-W", "error", "-m", "qmpballoon", "--version")
     assert install("cli").run(*program).stdout == (
@@ -274,18 +285,24 @@ def test_cli_brings_its_man_page_and_completion(
     top = installed.bin.parent
     for path in list_shared():
         assert (top / path.relative_to(TREE)).read_bytes() == path.read_bytes()
-    # As bash-completion does: load the file of that name, call what it has registered.
+    assert complete(installed, "qmpballoon stat") == "status"
+
+
+def complete(installed: Installed, line: str) -> str:
+    """Return what bash offers, with what was installed for bash-completion."""
+    # It loads the file of that name, and calls what that has registered.
     script = r"""
 PATH="$1:$PATH"
 source "$1/../share/bash-completion/completions/qmpballoon"
-COMP_LINE="qmpballoon stat" COMP_POINT=15
+COMP_LINE="$2" COMP_POINT="${#2}"
 [[ "$(complete -p qmpballoon)" =~ -F\ ([^ ]+) ]]
 "${BASH_REMATCH[1]}" qmpballoon stat qmpballoon
 echo "${COMPREPLY[@]}"
 """
-    bash = ["bash", "-c", script, "bash", str(installed.bin)]
+    bash = ["bash", "-c", script, "bash", str(installed.bin), line]
     done = subprocess.run(bash, check=True, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("status\n", "")
+    assert done.stderr == ""
+    return done.stdout.strip()
 
 
 def test_cli_simulates_a_guest_without_the_extra_testing(
