@@ -91,7 +91,8 @@ class Keeper:
         Args:
             seconds: Seconds since the beginning of the alarms.
             actual: Bytes the guest has.
-            basis: Bytes it had when it was asked for ``stats``.
+            basis: Bytes it had at most between being asked for ``stats`` and giving
+                them.
             stats: What it last reported.
             silence: Seconds since its last new answer.
             reads: Bytes that the VM has read from its disks; ``None``: not known.

@@ -303,8 +303,9 @@ class Sampler:
 
     Attributes:
         stats: The guest's last answer.
-        basis: Bytes the guest had when it was asked for that answer. If the balloon
-            has grown since, the guest has less now, and less available by as much.
+        basis: Bytes the guest had at most between being asked for that answer and
+            giving it. If the balloon has grown since, the guest has less now, and less
+            available by as much.
         start: The time of the monitor's clock at the beginning, in seconds.
         silence: Seconds without an answer that is known to be new; 0 if the last
             sample is new.
@@ -318,13 +319,13 @@ class Sampler:
         self._device = device
         self._interval = interval
         self._answered_at = self.start
-        self._asked_at_size = 0
+        self._largest_since_asked = 0
         self._reads = _ReadCounter(device)
 
     async def begin(self) -> None:
         """Ask the guest for the first time."""
         self.stats = await self._device.stats()
-        self.basis = self._asked_at_size = await self._device.actual()
+        self.basis = self._largest_since_asked = await self._device.actual()
         await self.count_reads()
         await self._device.request_stats(self._interval)
 
@@ -370,10 +371,13 @@ class Sampler:
         # A reset erases the statistics: that is no answer.
         if stats.last_update is not None and not stats.is_same_sample(self.stats):
             self._answered_at = now
-            # A late answer can be to any question since the last answer. The size at
-            # the first of those questions is the cautious choice: with it the guest
-            # seems to use the most.
-            self.basis, self._asked_at_size = self._asked_at_size, actual
+            # A late answer can be to any question since the last answer, and the guest
+            # may have grown before it gave it. The largest size since the first of
+            # those questions is the cautious choice: with it the guest seems to use
+            # the most.
+            self.basis = max(self._largest_since_asked, actual)
+            self._largest_since_asked = actual
+        self._largest_since_asked = max(self._largest_since_asked, actual)
         self.silence = now - self._answered_at
         self.stats = stats
 
