@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import os
@@ -141,6 +142,18 @@ def test_in_a_chart(name: str, tmp_path: Path) -> None:
     kinds = {element.tag.rpartition("}")[2] for element in root.iter()}
     assert "path" in kinds
     assert not {"script", "a", "image", "foreignObject"} & kinds
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_page(name: str) -> None:
+    timeline = Timeline()
+    timeline.add(Sample(0.0, None, GiB, mark=name))
+    facts = export.Facts(sentence=name, remarks=[name], settings={name: name})
+    text = export.format_page(timeline, title=name, facts=facts)
+    assert is_harmless(text)
+    shown = html.escape(make_printable(name), quote=False)
+    # In the title, the heading, the sentence, the chart and four more places.
+    assert text.count(shown) == 8
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ TIMELINE = balloon.Timeline()
 TIMELINE.add(balloon.Sample(0.0, GiB, 2 * GiB, available=GiB, mark="reached"))
 SNAPSHOT = balloon.Snapshot(STATS, 2 * GiB, GiB)
 READS = balloon.DiskReads(MiB, 8)
+CHANGE = export.Change("guest: free", GiB, None)
 DIAGNOSIS = balloon.Diagnosis("slow", "it is slow")
 UNIX = address.UnixAddress("/run/vm1.qmp")
 VM = fleet.VmSpec("vm1", UNIX, floor="1GiB")
@@ -93,6 +94,8 @@ VALUES: list[Any] = [
     SNAPSHOT,
     balloon.StallLimits(),
     balloon.VmInfo("vm1", "running", "10.0.2"),
+    CHANGE,
+    export.Facts(sentence="Requested 1 GiB.", changes=[CHANGE], remarks=["None."]),
     BOUNDS,
     fleet.FleetPlan((MOVE,)),
     fleet.FleetReclaimReport(

@@ -178,6 +178,8 @@ class _Run:
             if on_progress is not None:
                 stage: Stage = "deflating" if is_growing else "inflating"
                 seen = sample or _sample_size(device, tracker)
+                # A sampler's time is its own, and a resize may need several.
+                seen = evolve(seen, t=tracker.elapsed)
                 on_progress(make_progress(tracker, stage, seen))
 
         if is_growing or self.limits is None:

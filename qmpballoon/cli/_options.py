@@ -16,7 +16,7 @@ import click
 from attrs import evolve, frozen
 
 from qmpballoon.address import parse_vm
-from qmpballoon.cli._completion import complete_vm
+from qmpballoon.cli._completion import complete_file, complete_vm
 from qmpballoon.sizes import GiB, parse_size
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ Option: TypeAlias = "Callable[[Callable[..., Any]], Callable[..., Any]]"
 
 __all__ = [
     "PERIOD",
+    "REPORT_FORMATS",
     "SECONDS",
     "Duration",
     "RelativeGuard",
@@ -47,6 +48,7 @@ __all__ = [
     "read_positive_size",
     "read_share",
     "read_size",
+    "report_option",
     "reread_within_option",
     "socket_argument",
 ]
@@ -292,6 +294,16 @@ gentle_option: Final = click.option(
     help="Take page cache evenly over this time, like 10m, and free memory at once: so"
     " the guest keeps what it reads again within a tenth of it.  [default: as fast as"
     " the guest gives it]",
+)
+REPORT_FORMATS: Final = ".html, .svg, .png, .csv or .json"
+"""What the name of a report may end in, without loading what writes them."""
+report_option: Final = click.option(
+    "--report",
+    type=check_report_file,
+    shell_complete=complete_file,
+    metavar="FILE",
+    help="Write a page, a chart or the figures to FILE. The name's ending chooses the"
+    f" format: {REPORT_FORMATS}.",
 )
 socket_argument: Final = click.argument(
     "socket", type=_read_vm, shell_complete=complete_vm

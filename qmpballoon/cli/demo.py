@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final
 import click
 from attrs import asdict, frozen
 
+from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import _output
-from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._options import (
-    check_report_file,
     json_option,
     read_positive_size,
     read_size,
+    report_option,
 )
 from qmpballoon.cli.reclaim import conclude, reclaim_and_show
 from qmpballoon.sizes import MiB, format_size
@@ -72,13 +72,7 @@ class _GuestKind:
 @click.option(
     "--simulated", is_flag=True, help="Use a simulated guest; nothing is fetched."
 )
-@click.option(
-    "--report",
-    type=check_report_file,
-    shell_complete=complete_file,
-    metavar="FILE",
-    help="Write a chart or the figures to FILE, as `reclaim --report` does.",
-)
+@report_option
 @json_option
 def demo(
     *, memory: int, cache: int, simulated: bool, report: Path | None, as_json: bool
@@ -104,7 +98,7 @@ def demo(
 
     kind, title, seen = run(main)
     document = {**seen.to_json(), "guest": asdict(kind)} if as_json else None
-    return conclude(seen, title, report, document=document)
+    return conclude(seen, title, report, Guard(), document=document)
 
 
 @asynccontextmanager

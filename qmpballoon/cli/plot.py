@@ -26,8 +26,8 @@ __all__ = ["plot"]
     type=check_report_file,
     shell_complete=complete_file,
     metavar="FILE",
-    help="Where to write it. The name's ending chooses the format:"
-    f" {export.CHOICE}.  [default: draw on the terminal]",
+    help="Where to write it: a page, a chart or the figures. The name's ending chooses"
+    f" the format: {export.CHOICE}.  [default: draw on the terminal]",
 )
 @click.option("--title", help="The chart's heading.  [default: the file's name]")
 def plot(recording: Path, output: Path | None, title: str | None) -> None:

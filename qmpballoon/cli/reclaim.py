@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, Final
 import click
 from attrs import asdict, define, frozen
 
-from qmpballoon import export
 from qmpballoon.address import UnixAddress
 from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import _output
-from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._display import make_console, show_timeline
 from qmpballoon.cli._one_vm import explain_interruption, run_with_monitor
 from qmpballoon.cli._options import (
     SECONDS,
     RelativeGuard,
     RelativeSize,
-    check_report_file,
     connect_timeout_option,
     floor_option,
     gentle_option,
@@ -30,6 +27,7 @@ from qmpballoon.cli._options import (
     max_rate_option,
     own_monitor_option,
     read_positive_share,
+    report_option,
     reread_within_option,
     socket_argument,
 )
@@ -141,14 +139,7 @@ class _Keeping:
     " had before a run that was interrupted.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be taken.")
-@click.option(
-    "--report",
-    type=check_report_file,
-    shell_complete=complete_file,
-    metavar="FILE",
-    help="Write a chart or the figures to FILE. The name's ending chooses the format:"
-    f" {export.CHOICE}.",
-)
+@report_option
 @connect_timeout_option
 @own_monitor_option
 @json_option
@@ -210,7 +201,7 @@ def reclaim(
         )
         _print_plan(plan, as_json=as_json)
         return _output.DONE
-    title, seen = run_with_monitor(
+    title, guard, seen = run_with_monitor(
         socket,
         lambda monitor: _reclaim(
             monitor, socket, request, hold=hold, keeping=keeping, quiet=as_json
@@ -221,7 +212,7 @@ def reclaim(
         ask_to_end=keeping.ask_to_end if keeping else lambda: False,
     )
     document = seen.to_json() if as_json else None
-    return conclude(seen, title, report, hold=hold, vm=socket, document=document)
+    return conclude(seen, title, report, guard, hold=hold, vm=socket, document=document)
 
 
 # A dry run
@@ -251,14 +242,14 @@ async def _reclaim(
     hold: bool,
     keeping: _Keeping | None,
     quiet: bool,
-) -> tuple[str, ReclaimReport]:
-    """Reclaim, and return a title and the report."""
+) -> tuple[str, Guard, ReclaimReport]:
+    """Reclaim; return a title, what the guest was to keep, and the report."""
     balloon = await find_balloon(monitor)
     name = (await balloon.query_vm()).name or str(vm)
     title = f"Reclaiming memory from {name}"
     total = (await balloon.query()).total
     amount, guard = request.resolve(total)
-    return title, await reclaim_and_show(
+    seen = await reclaim_and_show(
         balloon,
         title,
         amount,
@@ -268,6 +259,7 @@ async def _reclaim(
         give_back_to=request.resolve_end(total),
         quiet=quiet,
     )
+    return title, guard, seen
 
 
 async def reclaim_and_show(
@@ -340,6 +332,7 @@ def conclude(
     seen: ReclaimReport,
     title: str,
     report: Path | None,
+    guard: Guard,
     *,
     hold: bool = False,
     vm: Vm | None = None,
@@ -352,20 +345,30 @@ def conclude(
 
     Args:
         seen: The reclaim's report.
-        title: The chart's heading.
+        title: The heading of a page or a chart.
         report: The file to write.
+        guard: What the guest was to keep.
         hold: Whether the memory was to be held.
         vm: The VM, if there is one that can be resized afterwards.
         document: Printed as JSON in place of the summary.
     """
     try:
         if report:
-            export.save(report, seen.timeline, title=title, document=seen.to_json())
+            from qmpballoon import export  # noqa: PLC0415 - only for reports
+
+            settings = export.list_settings(guard, seen.ram or seen.before.actual)
+            export.save(
+                report,
+                seen.timeline,
+                title=title,
+                facts=export.Facts.of_reclaim(seen, settings),
+                document=seen.to_json(),
+            )
     finally:
         if document is not None:
             _output.print_json(document)
         elif seen.outcome != "refused":
-            _print_summary(seen, hold=hold, vm=vm)
+            _print_summary(seen, vm)
     if seen.outcome != "done" or seen.leaves_small:
         _output.note(f"{seen.outcome}: {seen.reason}")
     elif seen.held and not hold:
@@ -374,10 +377,10 @@ def conclude(
     return _STATUS[seen.outcome]
 
 
-def _print_summary(seen: ReclaimReport, *, hold: bool, vm: Vm | None) -> None:
+def _print_summary(seen: ReclaimReport, vm: Vm | None) -> None:
     from qmpballoon.cli.render.summary import draw_summary  # noqa: PLC0415 - rich
 
     address = None if vm is None else str(vm)
     if isinstance(vm, UnixAddress) and ":" in vm.path:
         address = f"unix:{vm}"  # otherwise it may be read as another kind of address
-    _output.draw(make_console(), *draw_summary(seen, hold=hold, address=address))
+    _output.draw(make_console(), *draw_summary(seen, address=address))

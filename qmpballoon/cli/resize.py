@@ -7,11 +7,13 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, get_args
 
 import click
+from attrs import define, field
 
 from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import RESIZE_GUARD
 from qmpballoon.balloon.results import OnStall
+from qmpballoon.balloon.sampling import Timeline
 from qmpballoon.cli import _output
 from qmpballoon.cli._display import show_progress
 from qmpballoon.cli._one_vm import explain_interruption, run_with_monitor
@@ -27,6 +29,7 @@ from qmpballoon.cli._options import (
     max_rate_option,
     own_monitor_option,
     read_positive_share,
+    report_option,
     reread_within_option,
     socket_argument,
 )
@@ -34,8 +37,12 @@ from qmpballoon.errors import BalloonStalled
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qmpballoon.address import Vm
+    from qmpballoon.balloon.guard import Guard
     from qmpballoon.balloon.results import ResizeResult
+    from qmpballoon.balloon.sampling import Progress
     from qmpballoon.cli._one_vm import VmMonitor
 
 __all__ = ["resize"]
@@ -69,6 +76,7 @@ __all__ = ["resize"]
     help="Set the target at once and do not watch the guest. It may have to kill"
     " processes, or panic.",
 )
+@report_option
 @connect_timeout_option
 @own_monitor_option
 @json_option
@@ -84,6 +92,7 @@ def resize(
     gentle: float | None,
     reread_within: float | None,
     unguarded: bool,
+    report: Path | None,
     connect_timeout: float,
     own_monitor: bool,
     as_json: bool,
@@ -108,16 +117,29 @@ def resize(
             " or those"
         )
 
+    record = _Record()
+
     async def main(monitor: VmMonitor) -> ResizeResult:
         balloon = await find_balloon(monitor)
         total = (await balloon.query()).total
+        if report:
+            record.title = f"Resizing {(await balloon.query_vm()).name or socket}"
+            record.total = total or await balloon.actual()
+        if not unguarded:
+            record.guard = guard.resolve(total, RESIZE_GUARD)
         async with explain_interruption(balloon, _describe_interrupted):
-            with nullcontext() if as_json else show_progress() as on_progress:
+            with nullcontext() if as_json else show_progress() as show:
+
+                def on_progress(progress: Progress) -> None:
+                    record.timeline.add(progress.sample)
+                    if show is not None:
+                        show(progress)
+
                 return await balloon.resize(
                     target.resolve(total),
                     timeout=math.inf if timeout is None else timeout,
                     on_stall=on_stall,
-                    guard=None if unguarded else guard.resolve(total, RESIZE_GUARD),
+                    guard=record.guard,
                     unguarded=unguarded,
                     on_progress=on_progress,
                 )
@@ -127,14 +149,58 @@ def resize(
             socket, main, connect_timeout=connect_timeout, own=own_monitor
         )
     except BalloonStalled as error:
-        if as_json:
-            _output.print_json(error.result.to_json())
+        _conclude(error.result, record, report, as_json=as_json, is_error=True)
         raise
-    if as_json:
-        _output.print_json(result.to_json())
-    else:
-        _output.say(_describe(result))
+    _conclude(result, record, report, as_json=as_json)
     return _output.DONE if result.outcome == "reached" else _output.NOT_REACHED
+
+
+@define
+class _Record:
+    """What is known of a resize besides its result.
+
+    Attributes:
+        title: The heading of a page or a chart.
+        total: Bytes of the VM's RAM.
+        guard: What the guest is to keep; ``None``: it is not watched.
+        timeline: The samples.
+    """
+
+    title: str = ""
+    total: int = 0
+    guard: Guard | None = None
+    timeline: Timeline = field(factory=Timeline)
+
+
+def _conclude(
+    result: ResizeResult,
+    record: _Record,
+    report: Path | None,
+    *,
+    as_json: bool,
+    is_error: bool = False,
+) -> None:
+    """Write the report, and print the result unless an error says the same.
+
+    The file comes first: the terminal may be closed already.
+    """
+    try:
+        if report:
+            from qmpballoon import export  # noqa: PLC0415 - only for reports
+
+            settings = export.list_settings(record.guard, record.total)
+            export.save(
+                report,
+                record.timeline,
+                title=record.title,
+                facts=export.Facts.of_resize(result, record.timeline, settings),
+                document={**result.to_json(), "timeline": record.timeline.to_json()},
+            )
+    finally:
+        if as_json:
+            _output.print_json(result.to_json())
+        elif not is_error:
+            _output.say(_describe(result))
 
 
 def _describe(result: ResizeResult) -> str:

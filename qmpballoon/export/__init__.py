@@ -1,4 +1,4 @@
-"""Timelines as files: charts, tables and recordings.
+"""Timelines as files: pages, charts, tables and recordings.
 
 :func:`save` writes a timeline in the format that the file's name ends in. Charts need
 matplotlib, from the extra ``charts``. It is loaded only when a chart is drawn.
@@ -18,9 +18,12 @@ from attrs import astuple, fields
 
 from qmpballoon._printable import make_value_printable
 from qmpballoon.balloon.sampling import Sample
+from qmpballoon.export.facts import Facts, list_settings
 from qmpballoon.export.figure import draw_figure, render_figure
+from qmpballoon.export.page import format_page
 from qmpballoon.export.recording import open_recording, read_recording
 from qmpballoon.export.series import SERIES, Series
+from qmpballoon.export.summary import Change
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,9 +33,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SERIES",
     "SUFFIXES",
+    "Change",
+    "Facts",
     "Series",
     "draw_figure",
     "format_csv",
+    "format_page",
+    "list_settings",
     "open_recording",
     "read_recording",
     "render_figure",
@@ -42,7 +49,7 @@ __all__ = [
 
 _MODE: Final = 0o644
 _CHARTS: Final = (".svg", ".png")
-SUFFIXES: Final = (*_CHARTS, ".csv", ".json")
+SUFFIXES: Final = (".html", *_CHARTS, ".csv", ".json")
 """What the name of a file may end in."""
 CHOICE: Final = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
@@ -84,6 +91,7 @@ def save(
     timeline: Timeline,
     *,
     title: str,
+    facts: Facts | None = None,
     document: Mapping[str, object] | None = None,
 ) -> None:
     """Write a timeline to a file, in the format that the file's name ends in.
@@ -93,7 +101,8 @@ def save(
     Args:
         path: The file.
         timeline: The samples.
-        title: The heading of a chart.
+        title: The heading of a page or a chart.
+        facts: What a page says besides; by default what the samples tell.
         document: What a JSON file contains; by default the timeline.
 
     Raises:
@@ -102,7 +111,7 @@ def save(
         ValueError: The name does not end in one of :data:`SUFFIXES`.
     """
     require(path)
-    data = _render(path.suffix.lower(), timeline, title, document)
+    data = _render(path.suffix.lower(), timeline, title, facts, document)
     try:
         _replace(path, data)
     except OSError as error:  # its own message may not name the file
@@ -130,9 +139,12 @@ def _render(
     suffix: str,
     timeline: Timeline,
     title: str,
+    facts: Facts | None,
     document: Mapping[str, object] | None,
 ) -> bytes:
     match suffix:
+        case ".html":
+            return format_page(timeline, title=title, facts=facts).encode()
         case ".csv":
             return format_csv(timeline).encode()
         case ".json":

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon._printable import make_printable
 from qmpballoon.export.series import SERIES, compute_read_rates, find_largest
-from qmpballoon.sizes import GiB, MiB, format_size
+from qmpballoon.export.summary import describe_timeline
+from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +87,8 @@ def draw_figure(timeline: Timeline, *, title: str) -> Figure:
             fontweight="bold",
             parse_math=False,  # a name may hold dollar signs
         )
-        figure.text(0.03, 0.875, _sum_up(samples), fontsize=14, color=_FAINT)
+        about = "   \u00b7   ".join(describe_timeline(samples))
+        figure.text(0.03, 0.875, about, fontsize=14, color=_FAINT)
         top = max((find_largest(sample) for sample in samples), default=MiB)
         unit, name = (GiB, "GiB") if top >= _GIB_FROM else (MiB, "MiB")
         _draw_lines(axes, samples, unit)
@@ -205,24 +207,3 @@ def _set_axes(axes: Axes, samples: list[Sample], unit: str, top: float) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, pad=6)
-
-
-def _sum_up(samples: list[Sample]) -> str:
-    """Return one line on what was requested and what came of it."""
-    if not samples:
-        return "no samples"
-    first, last = samples[0], samples[-1]
-    parts: list[str] = []
-    targets = [sample.target for sample in samples if sample.target is not None]
-    if targets:
-        asked = max(first.actual - min(targets), 0)
-        got = max(first.actual - min(sample.actual for sample in samples), 0)
-        parts.append(
-            f"requested {format_size(asked)}, handed over {format_size(got)},"
-            f" {last.t - first.t:.1f} s"
-        )
-    for label, name in (("page cache", "disk_caches"), ("host resident", "resident")):
-        before, after = getattr(first, name), getattr(last, name)
-        if before is not None and after is not None:
-            parts.append(f"{label} {format_size(before)} \u2192 {format_size(after)}")
-    return "   \u00b7   ".join(parts)

@@ -126,7 +126,7 @@ def test_every_option_for_a_file_completes_files() -> None:
         for _, parameter in list_options(command_line)
         if (parameter.metavar or "").startswith("FILE")
     ]
-    assert len(asked) == 5
+    assert len(asked) == 6
     assert all([item.type for item in items] == ["file"] for items in asked)
 
 

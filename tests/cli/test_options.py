@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 from in_process import only_line, status_of
 
+from qmpballoon import export
 from qmpballoon.balloon.guard import Guard
-from qmpballoon.cli._options import Duration, RelativeGuard
+from qmpballoon.cli._options import REPORT_FORMATS, Duration, RelativeGuard
 from qmpballoon.sizes import GiB
 
 if TYPE_CHECKING:
@@ -116,3 +117,7 @@ def test_what_is_read_again_is_for_the_guard() -> None:
     assert options.is_given
     assert options.resolve(GiB, Guard()) == Guard(reread_within=0)
     assert RelativeGuard().resolve(GiB, Guard()) == Guard()
+
+
+def test_the_formats_of_reports_are_those_that_can_be_saved() -> None:
+    assert export.CHOICE == REPORT_FORMATS

@@ -24,6 +24,7 @@ from command import (
     start,
     until,
 )
+from in_process import status_of
 
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep
@@ -31,7 +32,19 @@ from qmpballoon.testing import SECOND, GuestConfig, WorkloadStep
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from qmpballoon.testing import ThreadedFake
+
 SAMPLE = {"t", "target", "actual", "free", "available", "disk_caches", "resident"}
+
+
+def test_a_page_of_a_reclaim(fake: ThreadedFake, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    reclaim = ("reclaim", fake.socket, "64M", "--headroom", "200M")
+    assert status_of(*reclaim, "--report", page) == 0
+    text = page.read_text()
+    assert "Requested 64 MiB, handed over 64 MiB" in text
+    assert "<dt>headroom</dt><dd>200 MiB</dd>" in text
+    assert "The guest's page cache" in text
 
 
 async def test_reclaim(socket_path: Path, tmp_path: Path) -> None:

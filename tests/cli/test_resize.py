@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from command import actual, line_of, object_of, run, serve, start, until
+from command import FAST, actual, line_of, object_of, run, serve, start, until
+from in_process import status_of
 
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import GuestConfig
+from qmpballoon.testing import GuestConfig, MachineConfig
+from qmpballoon.testing import serve as serve_in_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +34,26 @@ async def test_resize(socket_path: Path) -> None:
     assert seen["seconds"] > 0
     assert shown.returncode == 0
     assert "reached: 1.5 GiB -> 2 GiB" in shown.stdout
+
+
+def test_a_report_of_a_resize(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_in_thread(MachineConfig(name="a <guest>", guest=FAST)) as fake:
+        figures, page = tmp_path / "report.json", tmp_path / "report.html"
+        resize = ("resize", fake.socket)
+        assert status_of(*resize, "1536M", "--json", "--report", figures) == 0
+        assert status_of(*resize, "2G", "--unguarded", "--report", page) == 0
+        assert "2 GiB" in capsys.readouterr().out
+    seen = json.loads(figures.read_text())
+    assert (seen["outcome"], seen["actual"]) == ("reached", 3 * GiB // 2)
+    sizes = [sample["actual"] for sample in seen["timeline"]]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == seen["actual"]
+    text = page.read_text()
+    assert "<h1>Resizing a &lt;guest&gt;</h1>" in text
+    assert "Requested 2 GiB, reached: 1.5 GiB" in text
+    assert "none: the guest was not watched" in text
 
 
 @pytest.mark.parametrize("target", ["3G", "150%"])
@@ -73,11 +96,16 @@ async def test_resize_that_does_not_get_there(
         assert fake.machine.guest.oom_kills == 0
 
 
-async def test_resize_without_a_driver_is_named(socket_path: Path) -> None:
+async def test_resize_without_a_driver_is_named(
+    socket_path: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
     async with serve(socket_path, guest=GuestConfig(driver=False)):
-        result = await run("resize", socket_path, "1G")
+        result = await run("resize", socket_path, "1G", "--report", page)
     assert result.returncode == 3
     assert "virtio_balloon" in line_of(result)
+    assert "Requested 1 GiB, stalled: 2 GiB" in page.read_text()
+    assert "virtio_balloon" in page.read_text()
 
 
 async def test_resize_below_the_floor(socket_path: Path) -> None:

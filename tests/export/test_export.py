@@ -29,6 +29,8 @@ def test_every_timeline_can_be_saved_in_every_format(
     export.save(path, timeline, title="a guest")
     data = path.read_bytes()
     match suffix:
+        case ".html":
+            assert data.startswith(b"<!DOCTYPE html>")
         case ".svg":
             assert ET.fromstring(data).tag.endswith("svg")  # noqa: S314 - our own
         case ".png":
@@ -50,7 +52,7 @@ def test_json_holds_the_document_where_there_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["report.gif", "report", ".svg"])
 def test_unknown_formats_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"end it in \.svg"):
+    with pytest.raises(ValueError, match=r"end it in \.html"):
         export.save(tmp_path / name, make_reclaim(), title="")
     assert not list(tmp_path.iterdir())
 

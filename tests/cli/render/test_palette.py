@@ -7,6 +7,7 @@ import re
 
 import pytest
 from attrs import evolve
+from contrast import READABLE, compute_contrast
 from pages import HOST, RULES, WELL
 from rich.console import Console
 from rich.theme import Theme
@@ -22,7 +23,6 @@ from qmpballoon.sizes import GiB
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 BACKGROUNDS = {"dark": [BLACK], "light": [WHITE], "unknown": [BLACK, WHITE]}
-READABLE = 4.5  # WCAG 2.1, success criterion 1.4.3
 STEPS = (0, 95, 135, 175, 215, 255)  # xterm's, of each of red, green and blue
 ESCAPE = re.compile(r"\x1b\[([\d;]*)m")
 COLOURED = re.compile(r"(?:^|;)(?:38;5;(\d+)|(38;2[\d;]*|48[\d;]*|3[0-7]|4\d|2|9\d))\b")
@@ -36,36 +36,20 @@ def rgb(number: int) -> tuple[int, int, int]:
     return STEPS[number // 36], STEPS[number // 6 % 6], STEPS[number % 6]
 
 
-def luminance(colour: tuple[int, int, int]) -> float:
-    """Compute the relative luminance, by WCAG 2.1."""
-    parts = (part / 255 for part in colour)
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-        for part in parts
-    )
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(first: tuple[int, int, int], second: tuple[int, int, int]) -> float:
-    """Compute the contrast ratio, by WCAG 2.1."""
-    darker, lighter = sorted((luminance(first), luminance(second)))
-    return (lighter + 0.05) / (darker + 0.05)
-
-
 def colours(palette: Palette) -> set[int]:
     others = {palette.good, palette.warning, palette.bad, palette.secondary}
     return {*palette.curves.values()} | others
 
 
 def test_the_formula_gives_the_ratios_that_are_known() -> None:
-    assert contrast(BLACK, WHITE) == pytest.approx(21)
-    assert contrast((0x76, 0x76, 0x76), WHITE) == pytest.approx(4.54, abs=0.005)
+    assert compute_contrast(BLACK, WHITE) == pytest.approx(21)
+    assert compute_contrast((0x76, 0x76, 0x76), WHITE) == pytest.approx(4.54, abs=0.005)
 
 
 @pytest.mark.parametrize("kind", PALETTES)
 def test_every_colour_can_be_read(kind: str) -> None:
     ratios = {
-        (number, background): contrast(rgb(number), background)
+        (number, background): compute_contrast(rgb(number), background)
         for number in colours(PALETTES[kind])
         for background in BACKGROUNDS[kind]
     }

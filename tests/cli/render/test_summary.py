@@ -7,7 +7,8 @@ import pytest
 from qmpballoon.balloon import ReclaimReport
 from qmpballoon.balloon.sampling import Sample, Snapshot, Timeline
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.cli.render.summary import describe_gain, describe_rereads, write_undo
+from qmpballoon.cli.render.summary import write_undo
+from qmpballoon.export.summary import describe_gain, describe_rereads
 from qmpballoon.sizes import GiB, MiB
 
 PRICE = "The guest had to read up to"
