@@ -46,8 +46,8 @@ TESTS = Path(__file__).parent
 # What takes long: it starts processes, waits in real time, or tries very much. While
 # one works, `pytest -m "not slow"` leaves it out.
 SLOW = (
-    *("cli", "conformance/test_conformance.py", "conformance/test_survival.py"),
-    "fleet/test_day.py",
+    *("browser", "cli", "conformance/test_conformance.py"),
+    *("conformance/test_survival.py", "fleet/test_day.py"),
     *("libvirt", "mutations", "package", "qemu", "test_cancellation.py"),
     *("test_determinism.py", "test_docs.py", "test_examples.py", "test_hostile.py"),
     *("test_readme.py", "test_soak.py", "testing/test_interop.py"),
@@ -113,7 +113,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options that tests/qemu acts on; pytest looks for them only here."""
+    """Add the options that folders act on; pytest looks for them only here."""
     parser.addoption(
         "--require-qemu",
         action="store_true",
