@@ -23,6 +23,7 @@ from qmpballoon.cli._findings import Backend, Facts, find_findings
 from qmpballoon.cli.doctor import _describe, _Report
 from qmpballoon.cli.render.chart import Chart
 from qmpballoon.cli.render.fleet import Changes, describe_left, describe_plan
+from qmpballoon.cli.render.history import History
 from qmpballoon.cli.render.table import draw_fleet, draw_screen
 from qmpballoon.errors import ProtocolError
 from qmpballoon.fleet.metrics import FleetSnapshot
@@ -68,7 +69,7 @@ def test_on_a_terminal(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = make_printable(name)
     for text in (
         drawn(draw_fleet(HOST, RULES, [bad], 400)),
-        drawn(draw_screen(HOST, RULES, [bad], 400, 50)),
+        drawn(draw_screen(HOST, RULES, [bad], History(), width=400, height=50)),
     ):
         assert is_harmless(text)
         assert text.count(shown) == 3

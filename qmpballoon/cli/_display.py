@@ -58,7 +58,7 @@ class ShowSample(Protocol):
 
 
 def has_braille() -> bool:
-    """Tell whether standard output can have braille, which charts are drawn with."""
+    """Tell whether standard output can have braille and blocks, to draw with."""
     return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
 
 
@@ -249,13 +249,20 @@ def print_fleet(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
 @contextmanager
 def show_fleet() -> Generator[Callable[[Host, Rules, Sequence[VmView]], None]]:
     """Show a fleet within the block, again and again in the same place."""
+    from qmpballoon.cli.render.history import History  # noqa: PLC0415 - with the next
     from qmpballoon.cli.render.table import draw_screen  # noqa: PLC0415 - loads rich
 
+    history = History() if has_braille() else None
+
     def show(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
+        if history is not None:
+            history.note(time.monotonic(), views)
         _output.check_output()
         if _output.is_idle():
             size = live.console.size
-            page = draw_screen(host, rules, views, size.width, size.height)
+            page = draw_screen(
+                host, rules, views, history, width=size.width, height=size.height
+            )
             live.update(page, refresh=True)
 
     with _open_live() as live:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from typing import TYPE_CHECKING, Final
 
@@ -52,7 +53,9 @@ if TYPE_CHECKING:
 __all__ = ["fleet"]
 
 _QUICK: Final = 0.25  # seconds between two polls where one poll of each VM is enough
-_SORTS: Final = ("name", "state", "need", "size", "available", "resident")
+_SORTS: Final = (
+    *("name", "state", "need", "spare", "size", "available", "cache", "resident"),
+)
 
 
 @click.group(epilog=VMS)
@@ -73,8 +76,8 @@ def fleet() -> None:
     "--sort",
     type=click.Choice(_SORTS),
     default="name",
-    help="What to sort by. `need` puts first the VMs that are nearest to"
-    " their headroom.",
+    help="What to sort by. `need` puts first the VMs that are nearest to their"
+    " headroom, `spare` those that are farthest above it.",
 )
 @add_host_options
 @timeout_option
@@ -172,10 +175,17 @@ def _sort(views: list[VmView], sort: str) -> list[VmView]:
         )
     sizes: dict[str, Callable[[VmView], int | None]] = {
         "size": lambda view: view.actual,
+        "spare": lambda view: view.above_headroom,
         "available": lambda view: view.stats.reclaimable,
+        "cache": lambda view: view.stats.disk_caches,
         "resident": lambda view: view.resident,
     }
-    return sorted(views, key=lambda view: sizes[sort](view) or 0, reverse=True)
+    return sorted(views, key=lambda view: _last(sizes[sort](view)), reverse=True)
+
+
+def _last(size: int | None) -> float:
+    """Return what sorts a size that is not known behind all others."""
+    return -math.inf if size is None else size
 
 
 # plan and run

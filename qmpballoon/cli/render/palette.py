@@ -43,6 +43,9 @@ class Palette:
             "warning": f"color({self.warning})",
             "bad": f"bold color({self.bad})",
             "secondary": f"color({self.secondary})",
+            "used": f"color({self.curves['actual']})",
+            "cache": f"color({self.curves['disk_caches']})",
+            "free": f"color({self.curves['free']})",
             "bar.complete": f"color({self.curves['actual']})",
             "bar.finished": f"color({self.good})",
         }

@@ -14,10 +14,11 @@ from qmpballoon.cli.render.fleet import describe_available
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from rich.console import JustifyMethod
 
+    from qmpballoon.cli.render.history import History
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.vm import VmState, VmView
@@ -38,17 +39,33 @@ _COLOURS: Final[dict[VmState, str]] = {
     "gone": "bad",
     "failed": "bad",
 }
-# What is left out first where the terminal is too narrow for all columns.
-_LEFT_OUT: Final = ("hot", "cache", "free", "of", "resident", "available")
-_COLUMNS: Final = (
+_FIGURES: Final = (
     *("VM", "state", "has", "of"),
     *("available", "free", "cache", "hot", "resident"),
 )
+_PICTURES: Final = ("spare", "memory", "3 minutes")
+_COLUMNS: Final = (*_FIGURES[:3], *_PICTURES, *_FIGURES[3:])
+# What is left out first where the terminal is too narrow for all columns.
+_LEFT_OUT: Final = (
+    *("hot", "cache", "free", "of", "resident", "available"),
+    *("3 minutes", "memory", "spare"),
+)
+_LEFT_ALIGNED: Final = {"state", "memory", "3 minutes"}
+# What a guest's memory is: the sign in the bar, what it is, and its style.
+_PARTS: Final = (
+    ("\u2588", "used", "used"),
+    ("\u2592", "cache", "cache"),
+    ("\u2591", "free", "free"),
+    ("\u00b7", "in the balloon", "secondary"),
+)
+_BAR: Final = 16  # columns of the terminal for the bar
 _PADDING: Final = 2  # columns of the terminal for each column of the table
 _NARROWEST: Final = 8  # columns of the terminal for the names
-# Lines of the screen that are not VMs: 3 for the host and the sums, 1 for the headings,
-# 1 for how many VMs are left out, and 2 for sums that wrap on a narrow screen.
-_AROUND: Final = 7
+_READABLE: Final = 16  # columns for names, before what can be left out is shown
+# Lines of the screen that are not VMs: 3 for the host and the sums, 1 for what the
+# fleet does, 1 for the headings, 1 for the bar's signs, 1 for how many VMs are left
+# out, and 2 for sums that wrap on a narrow screen.
+_AROUND: Final = 9
 _NAME: Final = 100  # characters of a VM's name at most
 _NOTES: Final = 5  # lines of a screen for what is wrong, at most
 
@@ -62,14 +79,23 @@ def draw_fleet(host: Host, rules: Rules, views: Sequence[VmView], width: int) ->
         views: The VMs.
         width: Characters in a line.
     """
+    parts: list[Text | Table] = [_describe_host(host, rules), _describe_vms(views)]
+    if views:
+        parts.append(_draw_table([_format_cells(view) for view in views], width))
     notes = [_describe_detail(view) for view in views if view.detail]
-    return _draw_page(host, rules, views, views, notes, width=width)
+    return Group(*parts, *notes)
 
 
 def draw_screen(
-    host: Host, rules: Rules, views: Sequence[VmView], width: int, height: int
+    host: Host,
+    rules: Rules,
+    views: Sequence[VmView],
+    history: History | None,
+    *,
+    width: int,
+    height: int,
 ) -> Group:
-    """Lay out as much of a fleet as fits on a screen.
+    """Lay out as much of a fleet as fits on a screen, with pictures where they fit.
 
     What does not fit is left out, the last VMs first.
 
@@ -77,6 +103,8 @@ def draw_screen(
         host: The host.
         rules: What the host is to keep.
         views: The VMs.
+        history: What was seen of them until now; ``None``: the screen cannot show
+            pictures.
         width: Characters in a line of the screen.
         height: Lines of the screen.
     """
@@ -84,24 +112,21 @@ def draw_screen(
     for note in notes:
         note.truncate(width, overflow="ellipsis")
     room = max(1, height - _AROUND - len(notes))
-    return _draw_page(host, rules, views, views[:room], notes, width=width)
-
-
-def _draw_page(
-    host: Host,
-    rules: Rules,
-    views: Sequence[VmView],
-    shown: Sequence[VmView],
-    notes: Iterable[Text],
-    *,
-    width: int,
-) -> Group:
-    """Lay out the host, the VMs, and what is wrong with some of them."""
     parts: list[Text | Table] = [_describe_host(host, rules), _describe_vms(views)]
-    if shown:
-        parts.append(_draw_table(shown, width))
-    if hidden := len(views) - len(shown):
-        parts.append(Text(f" and {hidden} more", "secondary"))
+    rows = [_format_cells(view) for view in views[:room]]
+    if rows and history is not None:
+        doing = Text(history.describe(views), "bold")
+        doing.truncate(width, overflow="ellipsis")
+        parts.append(doing)
+        for view, row in zip(views, rows, strict=False):
+            row.update(_draw_cells(view, history))
+    if rows:
+        table = _draw_table(rows, width)
+        parts.append(table)
+        if any(column.header == "memory" for column in table.columns):
+            parts.append(_explain_bar(width))
+    if len(views) > room:
+        parts.append(Text(f" and {len(views) - room} more", "secondary"))
     return Group(*parts, *notes)
 
 
@@ -135,16 +160,17 @@ def _describe_vms(views: Sequence[VmView]) -> Text:
     return text
 
 
-def _draw_table(views: Sequence[VmView], width: int) -> Table:
-    """Lay out the VMs. Names are cut to fit; sizes are whole, or not there."""
-    rows = [dict(zip(_COLUMNS, _format_cells(view), strict=True)) for view in views]
+def _draw_table(rows: Sequence[dict[str, Text]], width: int) -> Table:
+    """Lay out the VMs. Names are cut to fit; all else is whole, or not there."""
     widths = {
         name: _PADDING + max(len(name), *(row[name].cell_len for row in rows))
         for name in _COLUMNS
+        if name in rows[0]
     }
     names = widths.pop("VM")
+    wanted = min(names, _PADDING + _READABLE)
     for name in _LEFT_OUT:
-        if sum(widths.values()) + _PADDING + _NARROWEST > width:
+        if name in widths and sum(widths.values()) + wanted > width:
             del widths[name]
     room = max(width - sum(widths.values()), _PADDING + _NARROWEST)
     table = Table(box=None)
@@ -155,7 +181,7 @@ def _draw_table(views: Sequence[VmView], width: int) -> Table:
         width=min(names, room) - _PADDING,
     )
     for name, needed in widths.items():
-        justify: JustifyMethod = "left" if name == "state" else "right"
+        justify: JustifyMethod = "left" if name in _LEFT_ALIGNED else "right"
         table.add_column(
             name, justify=justify, no_wrap=True, min_width=needed - _PADDING
         )
@@ -164,14 +190,15 @@ def _draw_table(views: Sequence[VmView], width: int) -> Table:
     return table
 
 
-def _format_cells(view: VmView) -> list[Text]:
+def _format_cells(view: VmView) -> dict[str, Text]:
+    """Return the cells with figures, by their columns."""
     stats = view.stats
     above = view.above_headroom
     is_needy = (above or 0) < 0
     lacks_hot = above is not None and above < (view.hot or 0)
     # What a guest said before it stopped answering.
     style = "" if view.is_fresh else "secondary"
-    return [
+    cells = [
         Text(make_printable(view.name, _NAME)),
         Text(view.state, _COLOURS[view.state]),
         Text(
@@ -185,6 +212,46 @@ def _format_cells(view: VmView) -> list[Text]:
         Text(_format_size(view.hot), "warning" if lacks_hot else style),
         Text(_format_size(view.resident)),
     ]
+    return dict(zip(_FIGURES, cells, strict=True))
+
+
+def _draw_cells(view: VmView, history: History) -> dict[str, Text]:
+    """Return the cells with pictures, by their columns."""
+    above = view.above_headroom
+    sign = "+" if (above or 0) > 0 else ""
+    style = "bad" if (above or 0) < 0 else ""
+    cells = [
+        Text("-" if above is None else f"{sign}{format_size(above)}", style),
+        _draw_bar(view),
+        Text(history.draw(view.name), style),
+    ]
+    return dict(zip(_PICTURES, cells, strict=True))
+
+
+def _draw_bar(view: VmView) -> Text:
+    """Draw what a VM's RAM is: used, page cache, free, in the balloon."""
+    cache, free = view.stats.disk_caches, view.stats.free
+    if view.actual is None or not view.total or cache is None or free is None:
+        return Text("-", "secondary")
+    # A guest may say what cannot be: then its bar is full, and not longer.
+    sizes = (max(view.actual - cache - free, 0), cache, free)
+    bar, end, filled = Text(), 0, 0
+    for (sign, _, style), size in zip(_PARTS, sizes, strict=False):
+        end += size
+        until = min(round(end * _BAR / view.total), _BAR)
+        bar.append(sign * (until - filled), style)
+        filled = until
+    sign, _, style = _PARTS[-1]
+    return bar.append(sign * (_BAR - filled), style)
+
+
+def _explain_bar(width: int) -> Text:
+    text = Text(" memory: ")
+    for number, (sign, name, style) in enumerate(_PARTS):
+        text.append("  " if number else "").append(sign, style).append(f" {name}")
+    text.append("   3 minutes: available")
+    text.truncate(width, overflow="ellipsis")
+    return text
 
 
 def _describe_detail(view: VmView) -> Text:

@@ -15,6 +15,7 @@ from rich.theme import Theme
 from qmpballoon.balloon.sampling import Sample
 from qmpballoon.cli._display import make_console
 from qmpballoon.cli.render.chart import Chart
+from qmpballoon.cli.render.history import History
 from qmpballoon.cli.render.palette import PALETTES, Palette, choose_palette
 from qmpballoon.cli.render.table import draw_fleet, draw_screen
 from qmpballoon.export.series import SERIES
@@ -113,7 +114,8 @@ def test_nothing_else_is_drawn_in_colour(kind: str) -> None:
     chart.add(Sample(0.0, GiB, GiB, GiB, GiB, GiB, GiB, GiB))
     chart.add(Sample(9.0, GiB, GiB, GiB, GiB, GiB, GiB, GiB))
     console.print(draw_fleet(HOST, RULES, views, 100))
-    console.print(draw_screen(poor, RULES, views * 20, 100, 24))
+    many = draw_screen(poor, RULES, views * 20, History(), width=100, height=24)
+    console.print(many)
     console.print(chart.render(100, 30, palette))
     found = {
         (number, other)

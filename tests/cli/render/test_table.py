@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.theme import Theme
 
 from qmpballoon.cli._display import print_fleet
+from qmpballoon.cli.render.history import History
 from qmpballoon.cli.render.palette import PALETTES
 from qmpballoon.cli.render.table import draw_screen
 from qmpballoon.fleet.vm import VM_STATES
@@ -28,7 +29,13 @@ PALETTE = PALETTES["unknown"]
 RED = f"\x1b[1;38;5;{PALETTE.bad}m"
 
 
-def drawn(views: list[VmView], *, width: int = 80, height: int = 24) -> list[str]:
+def drawn(
+    views: list[VmView],
+    *,
+    width: int = 80,
+    height: int = 24,
+    history: History | None = None,
+) -> list[str]:
     """Return the lines of a screen that a fleet is shown on."""
     file = io.StringIO()
     console = Console(
@@ -39,7 +46,7 @@ def drawn(views: list[VmView], *, width: int = 80, height: int = 24) -> list[str
         color_system="256",
         theme=Theme(PALETTE.make_styles()),
     )
-    console.print(draw_screen(HOST, RULES, views, width, height))
+    console.print(draw_screen(HOST, RULES, views, history, width=width, height=height))
     return file.getvalue().rstrip().splitlines()
 
 
@@ -131,3 +138,69 @@ def test_where_nobody_watches_nothing_is_cut(
     assert "vm099" in shown
     assert "more" not in shown
     assert shown.count("no socket") == 20
+
+
+# Pictures
+
+
+def seen(name: str, *, used: int, cache: int, free: int, total: int = 1600) -> VmView:
+    """Return a VM with so many MiB."""
+    stats = evolve(
+        WELL.stats,
+        disk_caches=cache * MiB,
+        free=free * MiB,
+        available=(cache + free) * MiB,
+    )
+    actual = (used + cache + free) * MiB
+    return evolve(WELL, name=name, actual=actual, total=total * MiB, stats=stats)
+
+
+FAT = seen("fat", used=200, cache=1300, free=100)
+NEEDY = seen("needy", used=700, cache=60, free=40)
+
+
+def shown(views: list[VmView], history: History, width: int = 80) -> list[str]:
+    """Return the lines of a screen with pictures, without their colours."""
+    lines = drawn(views, width=width, history=history)
+    return [re.sub(r"\x1b\[[\d;]*m", "", line).rstrip() for line in lines]
+
+
+def test_on_80_columns_one_sees_who_is_fat_and_who_is_in_need() -> None:
+    history = History()
+    history.note(0, [FAT, NEEDY, GONE])
+    lines = shown([FAT, NEEDY, GONE], history)
+    (fat,) = [line for line in lines if line.startswith(" fat")]
+    (needy,) = [line for line in lines if line.startswith(" needy")]
+    assert max(map(len, lines)) <= 80
+    assert "+1.2 GiB  ██▒▒▒▒▒▒▒▒▒▒▒▒▒░ " in fat
+    assert "-28 MiB  ███████▒········ " in needy
+    assert f"{'█':>12}" in fat
+    assert f"{'▁':>12}" in needy
+    assert "█ used  ▒ cache  ░ free  · in the balloon" in "".join(lines)
+    doing = "needy lacks 28 MiB; in the last minute nothing moved; fat can spare most,"
+    assert any(line.startswith(doing) for line in lines)
+    red = "".join(drawn([FAT, NEEDY], history=history))
+    assert re.search(re.escape(RED) + r" *-28 MiB", red)
+
+
+def test_no_bar_is_longer_or_shorter_than_others() -> None:
+    liar = evolve(FAT, name="liar", actual=2**62)
+    empty = evolve(FAT, name="empty", actual=0)
+    lines = shown([FAT, liar, empty, NEEDY], History())
+    bars = [max(re.findall(r"[█▒░·]+", line), key=len) for line in lines[5:9]]
+    assert [len(bar) for bar in bars] == [16] * 4
+
+
+def test_pictures_are_left_out_where_there_is_no_room() -> None:
+    history = History()
+    assert "3 minutes" not in "".join(shown([FAT], history, 60))
+    assert "memory  " not in "".join(shown([FAT], history, 40))
+    # Nor are there any where they cannot be shown.
+    assert "spare" not in "".join(drawn([FAT]))
+
+
+@pytest.mark.parametrize("width", range(30, 140, 7))
+def test_no_line_is_longer_than_the_screen(width: int) -> None:
+    lines = shown([FAT, NEEDY, GONE], History(), width)
+    assert max(map(len, lines)) <= width
+    assert len(lines) < 24
