@@ -154,27 +154,27 @@ async def test_a_host_full_of_guests(tmp_path: Path) -> None:
             nursery.start_soon(printed, running.stdout)
             seen = Seen(await url_of(running.stderr))
             assert not has_reserve()
-            reserve = await seen.until(has_reserve, 60)
-            await seen.until(lambda: seen.state("no-driver") == "no-driver", 60)
+            reserve = await seen.until(has_reserve, 300)
+            await seen.until(lambda: seen.state("no-driver") == "no-driver", 300)
 
             # A burst, while one VM hangs: the guest is fed from others.
             guests["stopped"].process.send_signal(signal.SIGSTOP)
             before = seen.now
             await burst(guests["bursts"])
             first = await fed(guests["bursts"])
-            await seen.until(lambda: seen.rise(before, "bursts", "given") > 0, 60)
-            assert seen.rise(before, "rich", "taken") > 0
+            await seen.until(lambda: seen.rise(before, "bursts", "given") > 0, 300)
+            await seen.until(lambda: seen.rise(before, "rich", "taken") > 0, 300)
 
             # Another one where memory was taken, as a VM dies.
             guests["killed"].process.kill()
             await burst(guests["rich"])
             second = await fed(guests["rich"])
-            await seen.until(has_reserve, 60)
-            await seen.until(lambda: seen.state("stopped") == "stale", 60)
-            await seen.until(lambda: seen.state("killed") == "gone", 60)
+            await seen.until(has_reserve, 300)
+            await seen.until(lambda: seen.state("stopped") == "stale", 300)
+            await seen.until(lambda: seen.state("killed") == "gone", 300)
 
             guests["stopped"].process.send_signal(signal.SIGCONT)
-            await seen.until(lambda: seen.state("stopped") == "healthy", 60)
+            await seen.until(lambda: seen.state("stopped") == "healthy", 300)
             print(  # noqa: T201
                 f"reserve after {reserve:.1f} s; fed after {first:.1f} and {second:.1f}"
             )
