@@ -9,11 +9,11 @@ import textwrap
 from typing import TYPE_CHECKING
 
 import attrs
-from docutils import nodes
 
 import qmpballoon
 
 if TYPE_CHECKING:
+    from docutils import nodes
     from sphinx.application import Sphinx
 
 project = "qmpballoon"
@@ -126,6 +126,8 @@ def show_defaults(_: Sphinx, function: object, *__: object) -> None:
 
 def drop_links(app: Sphinx, tree: nodes.document, _: str) -> None:
     """Leave only the text of links to other pages in the man page, which is alone."""
+    from docutils import nodes  # noqa: PLC0415 - comes with Sphinx; tests lack it
+
     if app.builder.name != "man":
         return
     for link in list(tree.findall(nodes.reference)):
