@@ -239,8 +239,7 @@ async def test_a_guest_that_begins_to_swap_is_let_alone_by_every_call(
 async def test_a_guest_that_begins_to_fault_is_let_alone_by_every_call(
     call: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # With a processor to answer by, beside the one that is busy.
-    async with boot_with_swap(None, tmp_path, cpus=2) as guest:
+    async with boot_with_swap(None, tmp_path) as guest:
         await prefer_to_swap(guest)
         # It goes through its memory again and again.
         await guest.run(
@@ -284,7 +283,6 @@ async def boot_with_swap(
     kernel: str | None,
     folder: Path,
     device: str = "virtio-balloon-pci,id=balloon0",
-    cpus: int = 1,
 ) -> AsyncGenerator[lab.Guest, None]:
     disk = folder / "swap"
     disk.touch()
@@ -295,7 +293,7 @@ async def boot_with_swap(
     extra = ("-drive", f"file={disk},format=raw,if=virtio,{limit}")
     # The disk is the test's own: no saved guest.
     async with lab.boot(
-        memory=SIZE, extra=extra, kernel=kernel, device=device, cpus=cpus
+        memory=SIZE, extra=extra, kernel=kernel, device=device
     ) as guest:
         yield guest
 
