@@ -11,7 +11,7 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it runs, so does an event loop of asyncio's
 def browser() -> Iterator[Browser]:
     """Run a browser without a display."""
     program = shutil.which("chromium")
@@ -72,7 +72,7 @@ def look(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     said: list[str] = []
     asked: list[str] = []
 
-    def look(text: str, width: int = 1280, **options: object) -> Page:
+    def look(text: str, width: int = 1280, **options: Any) -> Page:  # noqa: ANN401 - a context's
         file = tmp_path / "page.html"
         file.write_text(text, encoding="utf-8")
         context = browser.new_context(
