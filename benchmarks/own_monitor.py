@@ -146,7 +146,7 @@ def measure_opening(path: str) -> list[float]:
 
 def describe(name: str, took: Sequence[float]) -> str:
     """Return one row of the table, in milliseconds."""
-    late = quantiles(took, n=100)[98]
+    late = quantiles(took, n=100, method="inclusive")[98]
     figures = (median(took), late, max(took))
     return f"{name:10}{len(took):7}" + "".join(
         f"{each * 1000:9.1f}" for each in figures
