@@ -269,20 +269,8 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
         return future.result()
 
 
-class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
-    """A :class:`~qmpballoon.monitor.Monitor` over libvirt, on asyncio.
-
-    Args:
-        domain: A ``libvirt.virDomain``.
-        name: The name that messages use for the monitor.
-        command_timeout: Seconds for each command.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
-
-    Attributes:
-        name: The name that messages use for the monitor.
-        pid: The process id of QEMU; ``None`` until :func:`find_balloon_asyncio` has
-            found it.
-    """
+class _AsyncPassthrough(_Passthrough):
+    """What monitors on all event loops have: they differ in how they wait."""
 
     async def execute(
         self,
@@ -324,6 +312,32 @@ class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
         timeout: float,
         descriptor: int | None = None,
     ) -> object:
+        """Pass a command on, and wait for its reply; as :meth:`execute`."""
+        raise NotImplementedError
+
+
+class AsyncioLibvirtMonitor(_AsyncPassthrough, AsyncioClock):
+    """A :class:`~qmpballoon.monitor.Monitor` over libvirt, on asyncio.
+
+    Args:
+        domain: A ``libvirt.virDomain``.
+        name: The name that messages use for the monitor.
+        command_timeout: Seconds for each command.
+        wall_clock: Returns seconds since the epoch, for the age of statistics.
+
+    Attributes:
+        name: The name that messages use for the monitor.
+        pid: The process id of QEMU; ``None`` until :func:`find_balloon_asyncio` has
+            found it.
+    """
+
+    async def _exchange(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        timeout: float,
+        descriptor: int | None = None,
+    ) -> object:
         future = asyncio.wrap_future(self._submit(command, arguments, descriptor))
         # Retrieves the error of a late reply, which asyncio would log otherwise.
         future.add_done_callback(lambda late: late.cancelled() or late.exception())
@@ -333,7 +347,7 @@ class AsyncioLibvirtMonitor(_Passthrough, AsyncioClock):
         return future.result()
 
 
-class TrioLibvirtMonitor(_Passthrough, TrioClock):
+class TrioLibvirtMonitor(_AsyncPassthrough, TrioClock):
     """A :class:`~qmpballoon.monitor.Monitor` over libvirt, on trio.
 
     Args:
@@ -347,39 +361,6 @@ class TrioLibvirtMonitor(_Passthrough, TrioClock):
         pid: The process id of QEMU; ``None`` until :func:`find_balloon_trio` has found
             it.
     """
-
-    async def execute(
-        self,
-        command: str,
-        arguments: Mapping[str, object] | None = None,
-        *,
-        timeout: float | None = None,
-    ) -> object:
-        """Run one QMP command and return its result.
-
-        If the call is cancelled, QEMU may or may not have carried out the command.
-
-        Args:
-            command: The command's name, as in the QMP reference.
-            arguments: Its arguments, of JSON types only.
-            timeout: Seconds for the reply, including the time that the command waits
-                for its turn; ``math.inf`` for no limit. By default the monitor's own.
-
-        Returns:
-            The decoded value of ``return``.
-
-        Raises:
-            CommandError: QEMU refused the command.
-            MonitorError: There is no reply; its type says why.
-        """
-        return await self._exchange(command, arguments, self._choose_timeout(timeout))
-
-    async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
-        """Hand QEMU a copy of a file descriptor, under a name.
-
-        :meta private:
-        """
-        await self._exchange(GETFD, {"fdname": name}, timeout, number)
 
     async def _exchange(
         self,

@@ -16,7 +16,7 @@ import pytest
 import scripted
 import trio
 import trio.testing
-from added_monitors import left_behind, wait_until_gone
+from added_monitors import KILLED, left_behind, wait_until_gone
 from attrs import evolve
 from cancelling import descriptors
 from frontends import CONNECTING, elsewhere, on
@@ -252,23 +252,6 @@ async def test_the_process_is_still_qemus(
     async with front.open_balloon(fake.socket, own=True) as balloon:
         assert cast("Any", balloon.monitor).pid == os.getppid()
         assert cast("Any", balloon.monitor).resident()
-
-
-KILLED = """
-import os, signal, sys
-from qmpballoon.blocking import monitor, open_monitor
-
-def run_and_die(self, command, *rest):
-    result = run(self, command, *rest)
-    if command == sys.argv[2]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-run = monitor.BlockingMonitor._run_command
-monitor.BlockingMonitor._run_command = run_and_die
-with open_monitor(sys.argv[1], own=True):
-    pass
-"""
 
 
 @on(*CONNECTING)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from added_monitors import KILLED
 from frontends import CONNECTING, on_each
 from qemu.qmp import QMPClient
 from real import DEADLINE, qemu_command, running_qemu
@@ -30,21 +31,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.qemu, pytest.mark.conformance]
 
 OPTIONS = ["-m", "64", "-device", "virtio-balloon-pci"]
-KILLED = """
-import os, signal, sys
-from qmpballoon.blocking import monitor, open_monitor
-
-def run_and_die(self, command, *rest):
-    result = run(self, command, *rest)
-    if command == sys.argv[2]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-run = monitor.BlockingMonitor._run_command
-monitor.BlockingMonitor._run_command = run_and_die
-with open_monitor(sys.argv[1], own=True):
-    pass
-"""
 PROGRAM = """
 import sys, time
 from qmpballoon.blocking import open_monitor

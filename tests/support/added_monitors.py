@@ -1,4 +1,4 @@
-"""What monitors of one's own leave in a fake QEMU: nothing."""
+"""Monitors of one's own: what they leave in a fake QEMU, and a client that dies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qmpballoon.testing.model.chardevs import SHARED
 if TYPE_CHECKING:
     from qmpballoon.testing import Machine, ThreadedFake
 
-__all__ = ["left_behind", "wait_until_gone"]
+__all__ = ["KILLED", "left_behind", "wait_until_gone"]
 
 
 def left_behind(machine: Machine) -> list[str]:
@@ -22,3 +22,21 @@ def wait_until_gone(fake: ThreadedFake) -> None:
     """Wait until QEMU has noticed that the clients left."""
     while fake.do(left_behind):
         pass
+
+
+# Opens a monitor of its own at an address, and kills itself after a certain command.
+KILLED = """
+import os, signal, sys
+from qmpballoon.blocking import monitor, open_monitor
+
+def run_and_die(self, command, *rest):
+    result = run(self, command, *rest)
+    if command == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+run = monitor.BlockingMonitor._run_command
+monitor.BlockingMonitor._run_command = run_and_die
+with open_monitor(sys.argv[1], own=True):
+    pass
+"""
