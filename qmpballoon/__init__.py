@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from qmpballoon.errors import BalloonStalled as BalloonStalled
     from qmpballoon.errors import BalloonTimeout as BalloonTimeout
     from qmpballoon.errors import BalloonUnavailable as BalloonUnavailable
+    from qmpballoon.errors import BusError as BusError
     from qmpballoon.errors import CommandError as CommandError
     from qmpballoon.errors import CommandNotFound as CommandNotFound
     from qmpballoon.errors import DeviceNotFound as DeviceNotFound
@@ -147,6 +148,7 @@ _MODULES = {
         "BalloonStalled",
         "BalloonTimeout",
         "BalloonUnavailable",
+        "BusError",
         "CommandError",
         "CommandNotFound",
         "DeviceNotFound",
@@ -187,6 +189,7 @@ __all__ = [
     "BalloonTimeout",
     "BalloonUnavailable",
     "Binding",
+    "BusError",
     "CommandError",
     "CommandNotFound",
     "DeviceNotFound",

@@ -14,6 +14,7 @@
     ├── CommandError               QEMU said no
     │   ├── CommandNotFound
     │   └── DeviceNotFound
+    ├── BusError                   the server of a cluster cannot be asked
     └── BalloonError
         ├── NoBalloonDevice        the VM has none
         ├── BalloonUnavailable     it has one that cannot work here
@@ -24,10 +25,10 @@
         └── StatsUnavailable       the guest does not report statistics
             └── StatsTimeout       it did not answer in time
 
-The first level says where the problem is: the connection to QEMU, QEMU itself, or the
-guest and its balloon. Bad arguments raise :exc:`TypeError` or :exc:`ValueError` before
-anything is sent. Each message is one line. It says what happened, to which VM (by its
-monitor's name), and what to do about it.
+The first level says where the problem is: the connection to QEMU, QEMU itself, the
+server between the hosts of a cluster, or the guest and its balloon. Bad arguments raise
+:exc:`TypeError` or :exc:`ValueError` before anything is sent. Each message is one line.
+It says what happened, to which VM (by its monitor's name), and what to do about it.
 
 The exceptions for a timeout that has passed are :exc:`TimeoutError`, too:
 :exc:`MonitorBusy`, :exc:`MonitorTimeout`, :exc:`BalloonTimeout` and
@@ -47,6 +48,7 @@ __all__ = [
     "BalloonStalled",
     "BalloonTimeout",
     "BalloonUnavailable",
+    "BusError",
     "CommandError",
     "CommandNotFound",
     "DeviceNotFound",
@@ -213,6 +215,13 @@ def make_command_error(
     error = kind(command, error_class, desc, monitor)
     error.vm = monitor or None
     return error
+
+
+class BusError(QmpBalloonError):
+    """The server between the hosts of a cluster cannot be asked, or refuses.
+
+    A change that it was asked for may have been made or not.
+    """
 
 
 class BalloonError(QmpBalloonError):

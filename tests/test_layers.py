@@ -33,7 +33,9 @@ PACKAGE = Path(qmpballoon.__file__).parent
 VALUES = {"_checks", "_printable", "balloon.results", "errors", "monitor", "sizes"}
 BELOW_FRONT_ENDS = VALUES | {"address", "balloon", "qmp"}
 FRONT_ENDS = {"asyncio", "blocking", "libvirt", "trio"}
-LIBRARY = BELOW_FRONT_ENDS | FRONT_ENDS | {"", "_transport", "export", "fleet"}
+LIBRARY = (
+    BELOW_FRONT_ENDS | FRONT_ENDS | {"", "_transport", "cluster", "export", "fleet"}
+)
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
     "_lazy": set(),
@@ -52,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "libvirt": BELOW_FRONT_ENDS | {"_transport", "asyncio", "blocking", "trio"},
     "": BELOW_FRONT_ENDS | FRONT_ENDS | {"_lazy", "_transport"},
     "fleet": BELOW_FRONT_ENDS | {"_lazy", "_transport", "trio"},
+    "cluster": VALUES | {"_lazy", "balloon", "fleet"},
     "export": BELOW_FRONT_ENDS,
     "testing.lab": {"_checks", "errors", "qmp", "sizes"},
     "testing": VALUES | {"_lazy", "_transport", "qmp"},
@@ -64,7 +67,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 SHARED = {"_checks", "_lazy", "_printable", "_transport"}
 # What decides, by the beginning of its name: it imports none of what would make it
 # touch something, and no module of ours that does.
-PURE = ("balloon", "cli._findings", "fleet.policy", "fleet.water_filling", "qmp")
+PURE = (
+    *("balloon", "cli._findings", "fleet.policy", "fleet.water_filling", "qmp"),
+    *("cluster.bus", "cluster.documents"),
+)
 # What only draws: it is handed all that it shows. It knows that by its types, so it
 # may import modules of ours that touch something.
 DRAWN = ("cli.render",)

@@ -1,0 +1,145 @@
+"""What hosts and operators of a cluster need of the server between them.
+
+A bus keeps small values under keys, and nothing else: no streams, no subscriptions, no
+locks. Each host asks for what concerns it once a second, and says again how it is. So a
+server that was away, was emptied or fell back to an older copy needs no recovery: a
+second later it knows all hosts again, and they know what it has for them. The bus
+decides nothing.
+
+The keys begin with what may write them, so that a server's access rules are prefixes:
+
+* ``qb:host:NAME:*`` is written by the host NAME only. Its values vanish by themselves
+  where the host does not say them again.
+* ``qb:policy``, ``qb:job`` and ``qb:quota:NAME`` are written by operators only.
+
+Hosts read ``qb:policy`` and their own quota. Operators and viewers read everything.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "HOSTS_PREFIX",
+    "JOB_KEY",
+    "LARGEST_VALUE",
+    "MOST_HOSTS",
+    "POLICY_KEY",
+    "Bus",
+    "find_host",
+    "make_quota_key",
+    "make_state_key",
+    "make_vms_key",
+    "require_host_name",
+]
+
+LARGEST_VALUE: Final = 1 << 20
+"""Bytes of a value at most. A job for 10,000 hosts, or the state of 4,000 VMs, has half
+of that. A larger one is no value of ours."""
+MOST_HOSTS: Final = 10_000
+"""Hosts of a cluster at most: as many as a job has room for."""
+
+POLICY_KEY: Final = "qb:policy"
+JOB_KEY: Final = "qb:job"
+HOSTS_PREFIX: Final = "qb:host:"
+_STATE: Final = ":state"
+# No colon, so that no host's keys begin as another's; and nothing that has a meaning in
+# a glob or in a rule of a server's.
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Bus(Protocol):
+    """A server that keeps values under keys.
+
+    Every call raises :exc:`~qmpballoon.errors.BusError` when the server cannot be
+    asked, does not answer in time, or refuses. Then a change may have been made or not.
+    A call that is cancelled leaves the bus usable. Calls may run at the same time.
+    """
+
+    async def get(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        """Return the values of the keys that there are.
+
+        A value of more than :data:`LARGEST_VALUE` bytes counts as empty (``b""``),
+        which is no value of ours. There is no limit on the number of keys.
+        """
+        ...
+
+    async def list_keys(self, prefix: str, /) -> list[str]:
+        """Return the keys that begin with a prefix, in any order.
+
+        Raises:
+            BusError: There are more than four for each of :data:`MOST_HOSTS`, too.
+        """
+        ...
+
+    async def publish(self, values: Mapping[str, bytes], /, *, expires: float) -> None:
+        """Set values that vanish by themselves.
+
+        Args:
+            values: The values by their keys.
+            expires: The seconds after which they vanish, above 0.
+        """
+        ...
+
+    async def compare_and_set(
+        self,
+        key: str,
+        expected: bytes | None,
+        value: bytes,
+        /,
+        *,
+        expires: float | None = None,
+    ) -> bool:
+        """Set a value if the present one is as expected, in one step.
+
+        Args:
+            key: The key.
+            expected: The value that it has to have; ``None``: none.
+            value: The new value.
+            expires: The seconds after which it vanishes; ``None``: it stays.
+
+        Returns:
+            Whether it was set.
+        """
+        ...
+
+
+def require_host_name(name: str) -> str:
+    """Return a host's name if it is one.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not _HOST_NAME.fullmatch(name):
+        raise ValueError(
+            f"the host's name is {name!r:.80}: use 1 to 64 letters, digits, '.', '_'"
+            " and '-', with a letter or a digit first"
+        )
+    return name
+
+
+def make_state_key(host: str) -> str:
+    """Return the key under which a host says how it is."""
+    return f"{HOSTS_PREFIX}{host}{_STATE}"
+
+
+def make_vms_key(host: str) -> str:
+    """Return the key under which a host says how its VMs are."""
+    return f"{HOSTS_PREFIX}{host}:vms"
+
+
+def make_quota_key(host: str) -> str:
+    """Return the key under which a host finds what it is asked to give."""
+    return f"qb:quota:{host}"
+
+
+def find_host(key: str) -> str | None:
+    """Return the host whose state is under a key; ``None`` if it is another key."""
+    if not (key.startswith(HOSTS_PREFIX) and key.endswith(_STATE)):
+        return None
+    name = key[len(HOSTS_PREFIX) : -len(_STATE)]
+    return name if _HOST_NAME.fullmatch(name) else None

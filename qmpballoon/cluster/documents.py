@@ -1,0 +1,695 @@
+"""What crosses between hosts: how a host is, what is wished of it, and what it gives.
+
+Each document is one JSON object of UTF-8, with its kind and the version of its form.
+What another host has written is read as from an untrusted party: its size, its depth,
+each of its fields and each number are checked, and texts are made printable. Fields
+that are not known are ignored, so that a newer host may say more. Another version is
+refused.
+
+Sizes are bytes. Moments are seconds since 1970 by the clock of who wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast, get_args
+
+from attrs import asdict, field, fields_dict, frozen
+
+from qmpballoon._checks import is_size
+from qmpballoon._printable import make_printable
+from qmpballoon.cluster.bus import LARGEST_VALUE, MOST_HOSTS, require_host_name
+from qmpballoon.sizes import GiB, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = [
+    "ENDED",
+    "HostState",
+    "HostVms",
+    "Job",
+    "JobPhase",
+    "JobProgress",
+    "Malformed",
+    "Offer",
+    "Policy",
+    "Quota",
+    "Room",
+    "VmSummary",
+    "Wish",
+    "parse_job",
+    "parse_policy",
+    "parse_policy_fields",
+    "parse_progress",
+    "parse_quota",
+    "parse_state",
+    "parse_vms",
+]
+
+JobPhase = Literal["taking", "holding", "done", "interrupted", "refused"]
+"""How far a host is with a job:
+
+* ``taking``: it takes memory from its guests.
+* ``holding``: it has taken what it could, and keeps its guests at the smaller sizes
+  until the job's deadline.
+* ``done``: its part has ended.
+* ``interrupted``: its agent was stopped, or the deadline came, while it was taking. Its
+  guests get back what was taken. It is not begun again.
+* ``refused``: it did not begin, and says why.
+"""
+ENDED: Final[frozenset[JobPhase]] = frozenset({"done", "interrupted", "refused"})
+"""The phases in which a host has nothing more to do for a job."""
+
+_VERSION: Final = 1
+_DEEPEST: Final = 8  # what is written here is nested at most 4 deep
+_MOST_VMS: Final = 4000
+_MOST_WISHES: Final = 1000
+_MOST_NOTES: Final = 16
+_LONGEST_NAME: Final = 256  # characters; QEMU allows any name for a VM
+_LONGEST_TEXT: Final = 500
+_LARGEST_REVISION: Final = 2**53 - 1  # the largest that every reader of JSON can hold
+_JOB_ID: Final = re.compile(r"[0-9a-f]{8,32}")
+
+
+class Malformed(ValueError):
+    """A document is none, or says something that cannot be true."""
+
+
+@frozen
+class Room:
+    """How much a host could give to a new VM, in bytes.
+
+    Each VM counts with all the memory that it may touch without being asked, and so
+    does what the host itself uses; what is left then is left for certain.
+
+    Attributes:
+        now: Without taking anything from a guest.
+        after_cold: After its guests have given what is idle or cold.
+        to_floors: With all guests at their floors.
+    """
+
+    now: int = 0
+    after_cold: int = 0
+    to_floors: int = 0
+
+
+@frozen
+class Offer:
+    """What a host's guests can give, in bytes, by what that costs them.
+
+    Attributes:
+        idle: Memory that they do not use at all.
+        cold: Page cache that they do not read again.
+        hot: Page cache that they read again and again, down to their headrooms.
+    """
+
+    idle: int = 0
+    cold: int = 0
+    hot: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.idle + self.cold + self.hot
+
+
+@frozen
+class VmSummary:
+    """What a host says of one VM. Sizes in bytes; ``None`` for what is not known.
+
+    Attributes:
+        name: Its name on its host.
+        state: Its state, such as those of :data:`qmpballoon.fleet.VM_STATES`.
+        detail: What is wrong and what to do.
+        actual: How much memory the guest has.
+        total: Its RAM.
+        target: The size that it moves to.
+        available: How much memory the guest can do without.
+        resident: How much of the host's memory its QEMU holds.
+    """
+
+    name: str
+    state: str
+    detail: str = ""
+    actual: int | None = None
+    total: int | None = None
+    target: int | None = None
+    available: int | None = None
+    resident: int | None = None
+
+
+@frozen
+class HostVms:
+    """A host's VMs.
+
+    Attributes:
+        name: The host's name.
+        vms: Its VMs; those that there is no room for are left out.
+    """
+
+    name: str
+    vms: tuple[VmSummary, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Return the document, with no more VMs than a value has room for."""
+        vms = [_leave_out_none(asdict(vm)) for vm in self.vms[:_MOST_VMS]]
+        while len(data := _encode("vms", {"name": self.name, "vms": vms})) > (
+            LARGEST_VALUE
+        ):
+            vms = vms[: len(vms) // 2]
+        return data
+
+
+@frozen
+class JobProgress:
+    """How far a host is with a job.
+
+    Attributes:
+        job: The job's id.
+        quota: Bytes that the host was asked for.
+        taken: Bytes that its guests have given, down to now or in all.
+        phase: How far it is.
+        until: When its part ends at the latest.
+        detail: What happened, for people.
+    """
+
+    job: str
+    quota: int
+    taken: int
+    phase: JobPhase
+    until: float
+    detail: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Return the document."""
+        return _encode("progress", asdict(self))
+
+
+@frozen
+class HostState:
+    """How a host is.
+
+    Attributes:
+        name: The host's name.
+        at: When it said so.
+        total: How much memory it has.
+        available: How much of it can be had without swapping; below 0 if its VMs hold
+            more than the limit that was set for them.
+        reserve: How much of that it keeps.
+        room: How much it could give to a new VM.
+        offer: What its guests can give.
+        vms: How many VMs it has.
+        unknown_vms: How many of them do not say how they are. Their memory counts as
+            taken, as far as it is known.
+        policy_revision: The revision of the policy that it lives by; ``None``: it has
+            none but its own.
+        progress: How far it is with the last job that it knows of.
+        notes: What does not hold as it should, for people.
+    """
+
+    name: str
+    at: float
+    total: int
+    available: int
+    reserve: int
+    room: Room = Room()
+    offer: Offer = Offer()
+    vms: int = 0
+    unknown_vms: int = 0
+    policy_revision: int | None = None
+    progress: JobProgress | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """Return the document."""
+        return _encode("state", asdict(self))
+
+
+def _check_reserve(_: object, __: object, value: str | None) -> None:
+    if value is not None:
+        _require_size_text(value, "reserve")
+
+
+def _check_floors(_: object, __: object, value: Mapping[str, str]) -> None:
+    for pattern, size in value.items():
+        _require_size_text(size, f"the floor of {pattern!r:.80}")
+
+
+def _require_size_text(text: str, name: str) -> None:
+    try:
+        parse_size(text, whole=GiB)
+    except (TypeError, ValueError) as error:
+        raise Malformed(f"{name}: {error}") from error
+
+
+@frozen
+class Wish:
+    """What is wished of some hosts.
+
+    Attributes:
+        hosts: A glob of their names, such as ``"rack1-*"``.
+        reserve: How much memory they are to keep available: a size such as ``"8GiB"``,
+            or a share of their memory such as ``"10%"``; ``None``: no wish.
+        floors: Floors of VMs, by globs of their names: sizes, or shares of their RAM.
+
+    Raises:
+        Malformed: A size is none.
+    """
+
+    hosts: str = "*"
+    reserve: str | None = field(default=None, validator=_check_reserve)
+    floors: Mapping[str, str] = field(
+        factory=dict[str, str], validator=_check_floors, hash=False
+    )
+
+
+@frozen
+class Policy:
+    """What is wished of all hosts.
+
+    All wishes that match a host or a VM count, and of several the largest size.
+
+    Attributes:
+        revision: Counts the policies, from 1. Hosts never go back to a lower one.
+        wishes: The wishes, in any order.
+        comment: What it is for.
+    """
+
+    revision: int
+    wishes: tuple[Wish, ...] = ()
+    comment: str = ""
+
+    def to_bytes(self) -> bytes:
+        """Return the document.
+
+        Raises:
+            Malformed: It is larger than a value may be.
+        """
+        data = _encode("policy", asdict(self))
+        if len(data) > LARGEST_VALUE:
+            raise Malformed(
+                f"the policy has {len(data)} bytes: {LARGEST_VALUE} are allowed; use"
+                " globs instead of names"
+            )
+        return data
+
+
+@frozen
+class Quota:
+    """What one host is asked to give.
+
+    Attributes:
+        job: The id of the job that it is a part of.
+        amount: Bytes that its guests are to give, 1 or more.
+        takes_hot: Whether page cache that they read again may be taken, too.
+        hold: Whether guests are to stay at the smaller sizes until the deadline.
+            Otherwise they get their sizes back as soon as all is taken.
+        until: The deadline.
+        seconds: How long it may take from when the host sees it. This bounds it where
+            the clock of who asks is ahead.
+    """
+
+    job: str
+    amount: int
+    takes_hot: bool
+    hold: bool
+    until: float
+    seconds: float
+
+    def to_bytes(self) -> bytes:
+        """Return the document."""
+        return _encode("quota", asdict(self))
+
+
+@frozen
+class Job:
+    """What some hosts together are asked to give.
+
+    Attributes:
+        id: Names it among all jobs: 8 to 32 hexadecimal digits.
+        amount: Bytes that were asked for.
+        takes_hot: As for :class:`Quota`.
+        hold: Likewise.
+        until: Likewise.
+        seconds: Likewise.
+        quotas: The bytes that each host is asked for.
+    """
+
+    id: str
+    amount: int
+    takes_hot: bool
+    hold: bool
+    until: float
+    seconds: float
+    quotas: Mapping[str, int] = field(factory=dict[str, int], hash=False)
+
+    def make_quota(self, host: str) -> Quota:
+        """Return what one of its hosts is asked for."""
+        return Quota(
+            job=self.id,
+            amount=self.quotas[host],
+            takes_hot=self.takes_hot,
+            hold=self.hold,
+            until=self.until,
+            seconds=self.seconds,
+        )
+
+    def to_bytes(self) -> bytes:
+        """Return the document.
+
+        Raises:
+            Malformed: It is larger than a value may be.
+        """
+        data = _encode("job", asdict(self))
+        if len(data) > LARGEST_VALUE:
+            raise Malformed(
+                f"the job is for {len(self.quotas)} hosts, whose names are too long"
+                " together: ask fewer hosts (--hosts)"
+            )
+        return data
+
+
+# Writing
+
+
+def _encode(kind: str, content: Mapping[str, object]) -> bytes:
+    document = {"kind": kind, "v": _VERSION, **content}
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def _leave_out_none(row: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in row.items() if value not in (None, "")}
+
+
+# Reading
+
+_T = TypeVar("_T")
+
+
+class _Fields:
+    """The fields of an object that somebody else has written; each is checked."""
+
+    def __init__(self, value: object, what: str) -> None:
+        if not isinstance(value, dict):
+            raise Malformed(f"{what} is no JSON object")
+        self._values = cast("dict[str, object]", value)
+        self._what = what
+
+    def read(self, name: str, is_right: Callable[[object], bool], kind: str) -> object:
+        value = self._values.get(name)
+        if not is_right(value):
+            raise Malformed(f"{self._what}: {name} is {value!r:.80}: it must be {kind}")
+        return value
+
+    def size(self, name: str, *, minimum: int = 0) -> int:
+        value = self.read(name, is_size, "a number of bytes")
+        if cast("int", value) < minimum:
+            raise Malformed(
+                f"{self._what}: {name} is {value}: it must be {minimum} or more"
+            )
+        return cast("int", value)
+
+    def optional_size(self, name: str) -> int | None:
+        return None if self._values.get(name) is None else self.size(name)
+
+    def signed_size(self, name: str) -> int:
+        value = self._values.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and is_size(-value):
+            return value
+        return self.size(name)
+
+    def revision(self, name: str) -> int:
+        value = self.size(name, minimum=1)
+        if value > _LARGEST_REVISION:
+            raise Malformed(
+                f"{self._what}: {name} is {value}: it must be {_LARGEST_REVISION} or"
+                " less"
+            )
+        return value
+
+    def seconds(self, name: str) -> float:
+        value = self.read(name, _is_seconds, "a number of seconds")
+        return float(cast("float", value))
+
+    def flag(self, name: str) -> bool:
+        value = self.read(name, lambda value: isinstance(value, bool), "true or false")
+        return cast("bool", value)
+
+    def text(self, name: str, longest: int = _LONGEST_TEXT) -> str:
+        """Return a text, which may be left out; cut, and made printable."""
+        value = self._values.get(name, "")
+        if not isinstance(value, str):
+            raise Malformed(f"{self._what}: {name} is {value!r:.80}: it must be text")
+        return make_printable(value, longest)
+
+    def name(self, name: str) -> str:
+        """Return a text that must be there, and is what it is: it is not cut."""
+        value = self.text(name, _LONGEST_NAME + 1)
+        if not value or len(value) > _LONGEST_NAME:
+            raise Malformed(
+                f"{self._what}: {name} is {value!r:.80}: it must be 1 to"
+                f" {_LONGEST_NAME} characters"
+            )
+        return value
+
+    def optional_name(self, name: str) -> str | None:
+        return None if self._values.get(name) is None else self.name(name)
+
+    def host(self, name: str) -> str:
+        try:
+            return require_host_name(self.name(name))
+        except ValueError as error:
+            raise Malformed(f"{self._what}: {error}") from error
+
+    def job(self, name: str) -> str:
+        value = self.name(name)
+        if not _JOB_ID.fullmatch(value):
+            raise Malformed(f"{self._what}: {name} is {value!r:.80}: it is no job's id")
+        return value
+
+    def items(
+        self, name: str, read: Callable[[object, str], _T], most: int
+    ) -> tuple[_T, ...]:
+        values = self._values.get(name, [])
+        if not isinstance(values, list) or len(cast("list[object]", values)) > most:
+            raise Malformed(f"{self._what}: {name} must be a list of at most {most}")
+        what = f"{self._what}, {name}"
+        return tuple(read(value, what) for value in cast("list[object]", values))
+
+    def mapping(self, name: str, most: int) -> Mapping[str, object]:
+        value = self._values.get(name, {})
+        if not isinstance(value, dict) or len(cast("dict[str, object]", value)) > most:
+            raise Malformed(f"{self._what}: {name} must be an object of at most {most}")
+        return cast("dict[str, object]", value)
+
+    def optional(self, name: str, read: Callable[[object, str], _T]) -> _T | None:
+        value = self._values.get(name)
+        return None if value is None else read(value, f"{self._what}, {name}")
+
+    def require_known(self, known: Iterable[str]) -> None:
+        unknown = sorted(self._values.keys() - set(known))
+        if unknown:
+            choices = ", ".join(sorted(known))
+            raise Malformed(
+                f"{self._what}: {unknown[0]!r:.80} is unknown: use {choices}"
+            )
+
+
+def _is_seconds(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    # No clock is 34,000 years ahead.
+    return math.isfinite(value) and 0 <= value < 2**40
+
+
+def _decode(data: bytes, kind: str) -> _Fields:
+    """Return the fields of a document of a kind."""
+    if len(data) > LARGEST_VALUE:
+        raise Malformed(f"the {kind} has {len(data)} bytes: too many")
+    try:
+        value: object = json.loads(data.decode("utf-8"), parse_constant=_refuse)
+        _require_flat(value, _DEEPEST)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"the {kind} is no JSON: {error!s:.80}") from error
+    found = _Fields(value, f"the {kind}")
+    found.read("kind", lambda value: value == kind, f'"{kind}"')
+    found.read(
+        "v", lambda value: value == _VERSION, f"{_VERSION}, the version known here"
+    )
+    return found
+
+
+def _refuse(text: str) -> object:
+    raise ValueError(f"{text} is no number")
+
+
+def _require_flat(value: object, depth: int) -> None:
+    """Refuse what is nested deeper than anything of ours."""
+    if isinstance(value, dict | list):
+        if not depth:
+            raise ValueError("it is nested too deep")
+        inner = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
+        for each in cast("Iterable[object]", inner):
+            _require_flat(each, depth - 1)
+
+
+def parse_state(data: bytes) -> HostState:
+    """Read how a host is.
+
+    Raises:
+        Malformed: It is no such document. The message is one line.
+    """
+    found = _decode(data, "state")
+    return HostState(
+        name=found.host("name"),
+        at=found.seconds("at"),
+        total=found.size("total"),
+        available=found.signed_size("available"),
+        reserve=found.size("reserve"),
+        room=found.optional("room", _read_room) or Room(),
+        offer=found.optional("offer", _read_offer) or Offer(),
+        vms=found.size("vms"),
+        unknown_vms=found.size("unknown_vms"),
+        policy_revision=found.optional_size("policy_revision"),
+        progress=found.optional("progress", _read_progress),
+        notes=found.items("notes", _read_note, _MOST_NOTES),
+    )
+
+
+def _read_room(value: object, what: str) -> Room:
+    found = _Fields(value, what)
+    return Room(found.size("now"), found.size("after_cold"), found.size("to_floors"))
+
+
+def _read_offer(value: object, what: str) -> Offer:
+    found = _Fields(value, what)
+    return Offer(found.size("idle"), found.size("cold"), found.size("hot"))
+
+
+def _read_note(value: object, what: str) -> str:
+    return _Fields({"note": value}, what).text("note")
+
+
+def _read_progress(value: object, what: str) -> JobProgress:
+    return _make_progress(_Fields(value, what))
+
+
+def _make_progress(found: _Fields) -> JobProgress:
+    phases = get_args(JobPhase)
+    phase = found.read("phase", lambda value: value in phases, f"one of {phases}")
+    return JobProgress(
+        job=found.job("job"),
+        quota=found.size("quota"),
+        taken=found.size("taken"),
+        phase=cast("JobPhase", phase),
+        until=found.seconds("until"),
+        detail=found.text("detail"),
+    )
+
+
+def parse_progress(data: bytes) -> JobProgress:
+    """Read how far a host is with a job; as :func:`parse_state`."""
+    return _make_progress(_decode(data, "progress"))
+
+
+def parse_vms(data: bytes) -> HostVms:
+    """Read what a host says of its VMs; as :func:`parse_state`."""
+    found = _decode(data, "vms")
+    return HostVms(found.host("name"), found.items("vms", _read_vm, _MOST_VMS))
+
+
+def _read_vm(value: object, what: str) -> VmSummary:
+    found = _Fields(value, what)
+    return VmSummary(
+        name=found.name("name"),
+        state=found.name("state"),
+        detail=found.text("detail"),
+        actual=found.optional_size("actual"),
+        total=found.optional_size("total"),
+        target=found.optional_size("target"),
+        available=found.optional_size("available"),
+        resident=found.optional_size("resident"),
+    )
+
+
+def parse_policy(data: bytes) -> Policy:
+    """Read a policy; as :func:`parse_state`."""
+    found = _decode(data, "policy")
+    return Policy(
+        revision=found.revision("revision"),
+        wishes=found.items("wishes", _read_wish, _MOST_WISHES),
+        comment=found.text("comment"),
+    )
+
+
+def parse_policy_fields(table: Mapping[str, object], revision: int) -> Policy:
+    """Read a policy that a person has written, as in a TOML file.
+
+    Args:
+        table: Its ``wish`` tables, and a ``comment``.
+        revision: The revision that it gets.
+
+    Raises:
+        Malformed: It is none, or has a field that is unknown. The message says where.
+    """
+    found = _Fields(dict(table), "the policy")
+    found.require_known({"wish", "comment"})
+    return Policy(
+        revision=revision,
+        wishes=found.items("wish", _read_written_wish, _MOST_WISHES),
+        comment=found.text("comment"),
+    )
+
+
+def _read_written_wish(value: object, what: str) -> Wish:
+    _Fields(value, what).require_known(fields_dict(Wish))
+    return _read_wish(value, what)
+
+
+def _read_wish(value: object, what: str) -> Wish:
+    found = _Fields(value, what)
+    names = found.mapping("floors", _MOST_WISHES)
+    floors = _Fields(names, f"{what}, floors")
+    return Wish(
+        hosts=found.name("hosts"),
+        reserve=found.optional_name("reserve"),
+        floors={name: floors.name(name) for name in names},
+    )
+
+
+def parse_quota(data: bytes) -> Quota:
+    """Read what a host is asked for; as :func:`parse_state`."""
+    found = _decode(data, "quota")
+    return Quota(
+        job=found.job("job"),
+        amount=found.size("amount", minimum=1),
+        takes_hot=found.flag("takes_hot"),
+        hold=found.flag("hold"),
+        until=found.seconds("until"),
+        seconds=found.seconds("seconds"),
+    )
+
+
+def parse_job(data: bytes) -> Job:
+    """Read what some hosts are asked for; as :func:`parse_state`."""
+    found = _decode(data, "job")
+    names = found.mapping("quotas", MOST_HOSTS)
+    quotas = _Fields(names, "the job, quotas")
+    return Job(
+        id=found.job("id"),
+        amount=found.size("amount", minimum=1),
+        takes_hot=found.flag("takes_hot"),
+        hold=found.flag("hold"),
+        until=found.seconds("until"),
+        seconds=found.seconds("seconds"),
+        quotas={_read_host(name): quotas.size(name) for name in names},
+    )
+
+
+def _read_host(name: str) -> str:
+    return _Fields({"host": name}, "the job, quotas").host("host")
