@@ -54,6 +54,40 @@ def test_no_link_is_dead(page: Path) -> None:
     assert [link for link in inside if is_dead(page, link)] == []
 
 
+FRONT_PAGE: Final = TREE / "docs/index.md"
+AT_HAND: Final = {
+    *("QEMU alone", "Proxmox VE", "Incus or LXD", "libvirt"),
+    *("microVMs, Kata Containers", "an orchestrator of your own"),
+    "a host full of VMs",
+}
+
+
+def list_ways() -> dict[str, str]:
+    """Return where the front page sends those who have VMs, by what runs them."""
+    rows = re.findall(r"^\| (.+) \| \[\]\((.+)\) \|$", read(FRONT_PAGE), re.MULTILINE)
+    return dict(rows)
+
+
+def read_section(link: str) -> str:
+    """Return what a link of the front page leads to, with its code."""
+    name, _, anchor = link.partition("#")
+    page = FRONT_PAGE.parent / name
+    parts = re.split(r"^(?=## )", page.read_text("utf-8"), flags=re.MULTILINE)
+    title = anchor.replace("-", " ")
+    found = [part for part in parts if part.lower().startswith(f"## {title}\n")]
+    return found[0] if anchor else "".join(parts)
+
+
+def test_the_front_page_knows_whoever_has_vms() -> None:
+    assert list_ways().keys() == AT_HAND
+
+
+@pytest.mark.parametrize("whose", sorted(AT_HAND))
+def test_from_the_front_page_it_is_one_click_to_what_reclaims(whose: str) -> None:
+    code = FENCED.finditer(read_section(list_ways()[whose]))
+    assert any(re.search(r"\breclaim\b", block[0]) for block in code)
+
+
 def test_a_dead_link_is_found() -> None:
     page = TREE / "README.md"
     assert is_dead(page, "docs/nowhere.md")

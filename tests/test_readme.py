@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
 import re
 import shlex
 import shutil
@@ -14,6 +12,9 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+
+from qmpballoon import GiB
+from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -32,17 +33,14 @@ def command_lines() -> list[str]:
     return [line.partition("#")[0].strip() for line in lines]
 
 
-@pytest.mark.parametrize("source", blocks("python"))
-def test_python_imports_what_exists(source: str) -> None:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                importlib.import_module(alias.name)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module is not None
-            module = importlib.import_module(node.module)
-            for alias in node.names:
-                assert hasattr(module, alias.name)
+def test_the_program_reclaims(capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = blocks("python")
+    guest = GuestConfig(
+        cache=GiB, inflate_rate=20 * GiB, reclaim_rate=20 * GiB, deflate_rate=20 * GiB
+    )
+    with serve(MachineConfig(guest=guest)) as fake:
+        exec(source.replace("/run/vm1.qmp", fake.socket), {})  # noqa: S102
+    assert re.fullmatch(r"done: 1\.\d GiB handed over\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("line", command_lines())
@@ -75,6 +73,14 @@ def test_subcommands_exist(line: str) -> None:
 def test_linked_pages_can_be_read_in_a_clone(page: str) -> None:
     text = (README.parent / page).read_text(encoding="utf-8")
     assert "{eval-rst}" not in text, "its text is made when the HTML is built"
+
+
+@pytest.mark.parametrize(
+    "case", ["Ctrl-C", "is killed", "it lies", "holds the monitor"]
+)
+def test_what_happens_to_a_guest_is_answered_with_a_link(case: str) -> None:
+    rows = re.findall(rf"^\| .*{case}.* \| (.+) \|$", TEXT, re.MULTILINE)
+    assert [re.search(r"\]\(docs/[^)]+#?", row) is not None for row in rows] == [True]
 
 
 def test_building_the_documentation_ends_with_where_it_is() -> None:
