@@ -117,6 +117,16 @@ class Alarms:
         """Return whether a guest with so many bytes available needs some back."""
         return available < self.reserve * 3 // 4
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the guest by itself neither reads, swaps nor waits for a disk."""
+        return self._meter.is_quiet and self.working_set.is_quiet
+
+    def end_baseline(self) -> None:
+        """Take the guest's own rates for known, from the last sample on."""
+        self._meter.end_baseline()
+        self.working_set.end_baseline()
+
     def begin_anew(self, stats: GuestStats) -> None:
         """Expect no more from the guest than it has now.
 

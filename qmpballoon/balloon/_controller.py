@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import frozen
 
 from qmpballoon.balloon._alarms import Alarm, Alarms
-from qmpballoon.balloon._pressure import BASELINE_PERIOD, NO_PRESSURE_LIMITS
+from qmpballoon.balloon._pressure import (
+    BASELINE_PERIOD,
+    NO_PRESSURE_LIMITS,
+    SHORTEST_BASELINE,
+)
 from qmpballoon.balloon._working_set import NO_REREAD_LIMITS, QUIET
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.stats import GuestStats
@@ -83,6 +87,8 @@ class Controller:
         watch_below: Bytes available below which the guest is sampled most often.
         is_paced: Whether the guest would have been asked for more, if it had not to be
             done slowly.
+        has_baseline: Whether it is known what the guest does by itself. Until then only
+            free memory is taken, if the limits say anything about that.
     """
 
     def __init__(
@@ -114,8 +120,9 @@ class Controller:
         self._smallest_step = self._tolerance
         # Within this distance it is the headroom that stops the guest.
         self._near = 4 * self._tolerance
+        self.has_baseline: bool = False
         # Without limits on what it does by itself, a baseline is of no use.
-        self._has_baseline = (limits.pressure, limits.rereads) != (
+        self._needs_baseline = (limits.pressure, limits.rereads) != (
             NO_PRESSURE_LIMITS,
             NO_REREAD_LIMITS,
         )
@@ -171,6 +178,9 @@ class Controller:
             self._gentle_from = self._without_unused
             self.alarms = Alarms(self._limits, stats, self._start)
         alarm = self.alarms.judge(seconds, stats, silence, actual=actual, reads=reads)
+        if not self.has_baseline and self._is_baseline_over(seconds, actual):
+            self.has_baseline = True
+            self.alarms.end_baseline()
         if alarm.level == "trouble" or available is None:
             self._short_at, self._settled_since = seconds, None
             self._target = self._start
@@ -180,6 +190,17 @@ class Controller:
             return self._feed(seconds, alarm, least)
         pause = self._pause(seconds, actual, available, alarm, silence)
         return pause or self._seek_goal(seconds, actual, basis, stats, available)
+
+    def _is_baseline_over(self, seconds: float, actual: int) -> bool:
+        """Return whether the guest has been watched for long enough.
+
+        One that does nothing by itself need not be watched for longer than it takes to
+        get its free memory.
+        """
+        if seconds >= BASELINE_PERIOD:
+            return True
+        has_given = self._is_baseline and actual - self._target < LARGEST_PAGE
+        return has_given and seconds >= SHORTEST_BASELINE and self.alarms.is_quiet
 
     def _pause(
         self,
@@ -200,7 +221,7 @@ class Controller:
             return self._wait(seconds, actual, "", "reached")
         # While the baseline is measured only free memory is taken, which harms nobody:
         # an answer to that need not be waited for.
-        begins = self._is_baseline and seconds >= BASELINE_PERIOD
+        begins = self._is_baseline and self.has_baseline
         if silence > 0 and self._target != self._start and not begins:
             # It is not known what the last step did. But a guest that reports the same
             # for long is at rest: a few MiB more or less need not show in its figures.
@@ -248,7 +269,7 @@ class Controller:
         if self.alarms.is_short(available) or increase > max(spare, 0) // 2:
             self._short_at = seconds
         goal = basis - spare + increase
-        self._is_baseline = self._has_baseline and seconds < BASELINE_PERIOD
+        self._is_baseline = self._needs_baseline and not self.has_baseline
         if self._is_baseline and stats.free is not None:
             # Only free memory is taken: whatever the guest does now, it does by itself.
             first_goal = max(self.bottom, min(self._without_unused, actual))

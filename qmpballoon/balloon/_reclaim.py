@@ -218,7 +218,9 @@ async def reclaim(
                 await run.hold(sampler, end)
             else:
                 await run.give_back(sampler, end)
-        after, stopped = await _take_snapshot(device), await device.why_stopped()
+            after = run.recall(sampler) if held else None
+        after = after or await _take_snapshot(device)
+        stopped = await device.why_stopped()
         seconds = device.monitor.now() - sampler.start
         run.add_last(after, seconds, await sampler.count_reads())
     except BaseException as error:
@@ -429,6 +431,7 @@ class _Run:
         timeline: All samples.
         taken: Whether nothing more is taken from the guest.
         rereads: Measures what the guest reads again.
+        controller: Decides how much is taken, and knows what the guest reads by itself.
     """
 
     device: Device
@@ -449,6 +452,7 @@ class _Run:
     timeline: Timeline = field(factory=Timeline)
     taken: bool = False
     rereads: RereadMeter = field(factory=RereadMeter)
+    controller: Controller | None = None
 
     @classmethod
     async def begin(
@@ -494,6 +498,7 @@ class _Run:
     ) -> Ending:
         """Inflate as far as the controller allows, or until it is to end."""
         now = self.device.monitor.now()
+        self.controller = controller
         self.tracker = tracker = Tracker(
             controller.bottom,
             self.actual,
@@ -554,6 +559,16 @@ class _Run:
             choose_safe_size(self.actual, self.full, headroom, stats, end.alarm)
         )
         self._add_sample(await sampler.take(end.kind))
+
+    def recall(self, sampler: Sampler) -> Snapshot | None:
+        """Return guest and host as sampled last, if nothing can have changed since.
+
+        The answers of a guest at rest are all the same. To see that another one is new
+        takes long, and it would say nothing new.
+        """
+        if sampler.basis != self.actual or sampler.silence > _TICK:
+            return None
+        return Snapshot(sampler.stats, self.actual, self.device.resident())
 
     async def give_back(self, sampler: Sampler, end: Ending) -> None:
         """Give the guest all that it had, and wait until it has taken it."""
@@ -623,6 +638,8 @@ class _Run:
         self.actual = sample.actual
         self.lowest = min(self.lowest, sample.actual)
         self.timeline.add(sample)
+        if self.controller is not None and self.controller.has_baseline:
+            self.rereads.end_baseline()
         self.rereads.observe(sample, taking=not self.taken)
         if self.on_progress is not None:
             self.on_progress(self._describe_progress(sample))

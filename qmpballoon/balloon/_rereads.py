@@ -12,6 +12,7 @@ be: a backup that begins meanwhile counts, too.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -36,10 +37,15 @@ class RereadMeter:
     _begun: tuple[float, int] | None = None  # cache is taken from then on
     _taken: tuple[float, int] | None = None  # nothing more is taken from then on
     _last: tuple[float, int] | None = None
+    _baseline_until: float = BASELINE_PERIOD
     _first_cache: int | None = None
     _lowest_cache: int | None = None
     _size: int = field(init=False, default=0)
     _lowest_size: int = field(init=False, default=0)
+
+    def end_baseline(self) -> None:
+        """Take what the guest reads by itself for known, from the last sample on."""
+        self._baseline_until = -math.inf
 
     def observe(self, sample: Sample, *, taking: bool) -> None:
         """Take in a sample.
@@ -53,7 +59,7 @@ class RereadMeter:
             return
         now = (sample.t, sample.disk_reads)
         self._start = self._start or now
-        if self._begun is None or sample.t <= BASELINE_PERIOD:
+        if self._begun is None or sample.t <= self._baseline_until:
             self._begun = now
         if taking or self._taken is None:
             self._taken = now

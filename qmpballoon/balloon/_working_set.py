@@ -139,6 +139,7 @@ class WorkingSet:
         self._limits = limits
         self._full = full
         self._seen = deque[tuple[float, int]]()
+        self._baseline_until = BASELINE_PERIOD
         self._own_rate = 0.0
         self._own_until = 0.0
         self._begun: float | None = None  # since when it reads again
@@ -150,6 +151,15 @@ class WorkingSet:
         self._again = 0.0  # bytes read since then, beyond its own rate
         self._size = self._given = self._step = 0
         self._room = 0.0  # bytes of what was given that are not read yet
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the guest reads nothing by itself."""
+        return not self._own_rate
+
+    def end_baseline(self) -> None:
+        """Take the guest's own rate for known, from the last sample on."""
+        self._baseline_until = -math.inf
 
     @property
     def is_reading(self) -> bool:
@@ -177,7 +187,7 @@ class WorkingSet:
         while len(seen) > 1 and seen[1][0] <= seconds - _WINDOW:
             seen.popleft()
         # What was asked for in that time is done by the first sample after it.
-        if last[0] <= BASELINE_PERIOD:
+        if last[0] <= self._baseline_until:
             self._own_rate = _compute_rate(seen[0], now, BASELINE_PERIOD)
             return _NONE
         rate = _compute_rate(seen[0], now, _WINDOW)

@@ -88,6 +88,8 @@ def test_holding_keeps_it() -> None:
     check(report)
     assert report.held
     assert [sample.mark for sample in report.timeline if sample.mark] == ["spent"]
+    # A guest that has said all of it is not asked once more.
+    assert report.timeline[-1].t - report.timeline[-2].t < 0.01
     assert told(machine) == report.after.actual
     machine.advance(machine.now + 60 * SECOND)
     assert (

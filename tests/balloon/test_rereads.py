@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, run
 
+from qmpballoon.balloon._pressure import BASELINE_PERIOD
 from qmpballoon.balloon._rereads import RereadMeter
+from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.results import ReadRates
 from qmpballoon.balloon.sampling import Sample
 from qmpballoon.sizes import GiB, MiB
@@ -83,6 +85,32 @@ def test_a_stream_that_was_there_before_is_not_ours() -> None:
     rate = 100 * MiB
     assert meter.rates == ReadRates(before=rate, during=rate, after=rate)
     assert meter.reread == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_short"), [(None, True), ("stream", False), ("loop", True)]
+)
+def test_a_guest_that_reads_nothing_is_not_watched_for_long(
+    kind: Literal["loop", "stream"] | None, *, is_short: bool
+) -> None:
+    files = () if kind is None else (FileReads(kind, 100 * MiB, 200 * MiB),)
+    guest = GuestConfig(cache=1730 * MiB, files=files)
+    config = MachineConfig(memory=2 * GiB, disks=1, guest=guest)
+    samples = run(make_balloon(Machine(config)).reclaim(hold=True)).timeline
+    unused = (samples[0].free or 0) - Guard().compute_limits(2 * GiB).headroom
+    cached = 2 * GiB - unused - 4 * MiB
+    asked_for_cache = next(x for x in samples if x.target and x.target < cached)
+    assert (asked_for_cache.t < BASELINE_PERIOD) is is_short
+
+
+def test_what_a_guest_reads_as_soon_as_cache_is_taken_is_not_its_own() -> None:
+    meter = measure((0.0, 0, 900, True), (0.1, 0, 900, True))
+    meter.end_baseline()
+    for t, read, cache in ((0.2, 40, 400), (1.1, 400, 400)):
+        sample = Sample(t, None, GiB, disk_caches=cache * MiB, disk_reads=read * MiB)
+        meter.observe(sample, taking=True)
+    assert meter.rates == ReadRates(before=0, during=400 * MiB, after=None)
+    assert meter.reread == 400 * MiB
 
 
 def test_what_is_read_beyond_that_is_up_to_what_was_lost() -> None:
