@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "libvirt": BELOW_FRONT_ENDS | {"_transport", "asyncio", "blocking", "trio"},
     "": BELOW_FRONT_ENDS | FRONT_ENDS | {"_lazy", "_transport"},
     "fleet": BELOW_FRONT_ENDS | {"_lazy", "_transport", "trio"},
-    "cluster": VALUES | {"_lazy", "balloon", "fleet"},
+    "cluster": VALUES | {"_lazy", "_transport", "balloon", "fleet"},
     "export": BELOW_FRONT_ENDS,
     "testing.lab": {"_checks", "errors", "qmp", "sizes"},
     "testing": VALUES | {"_lazy", "_transport", "qmp"},

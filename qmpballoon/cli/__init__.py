@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _EXTRAS: Final = {
+    "anyio": "cluster",
     "click": "cli",
+    "coredis": "cluster",
     "libvirt": "libvirt",
     "matplotlib": "charts",
     "plotext": "cli",

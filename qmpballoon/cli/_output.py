@@ -20,6 +20,7 @@ from qmpballoon.cli._writer import find_writer
 from qmpballoon.errors import (
     BalloonStalled,
     BalloonUnavailable,
+    BusError,
     MonitorError,
     NoBalloonDevice,
     QmpBalloonError,
@@ -70,6 +71,7 @@ _STATUS: Final[dict[type[QmpBalloonError], int]] = {
     MonitorError: NO_MONITOR,
     NoBalloonDevice: NO_BALLOON,
     BalloonUnavailable: NO_BALLOON,
+    BusError: NO_MONITOR,
     StatsUnavailable: NO_BALLOON,
     UnsafeTarget: REFUSED,
 }

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from qmpballoon.cluster.documents import Room as Room
     from qmpballoon.cluster.documents import VmSummary as VmSummary
     from qmpballoon.cluster.documents import Wish as Wish
+    from qmpballoon.cluster.valkey import BusAddress as BusAddress
+    from qmpballoon.cluster.valkey import open_bus as open_bus
+    from qmpballoon.cluster.valkey import parse_bus_address as parse_bus_address
 
 _MODULES = {
     "bus": ("Bus",),
@@ -38,6 +41,7 @@ _MODULES = {
         *("HostState", "HostVms", "Job", "Malformed", "Offer", "JobPhase", "Policy"),
         *("JobProgress", "Quota", "Room", "VmSummary", "Wish"),
     ),
+    "valkey": ("BusAddress", "open_bus", "parse_bus_address"),
 }
 __getattr__: Callable[[str], object]
 __dir__: Callable[[], list[str]]
@@ -46,6 +50,7 @@ __getattr__, __dir__ = attach(__name__, _MODULES)
 # Written out, so that type checkers can read it. A test compares the two lists.
 __all__ = [
     "Bus",
+    "BusAddress",
     "HostState",
     "HostVms",
     "Job",
@@ -58,4 +63,6 @@ __all__ = [
     "Room",
     "VmSummary",
     "Wish",
+    "open_bus",
+    "parse_bus_address",
 ]

@@ -181,7 +181,8 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Version"] == qmpballoon.__version__
     assert {*metadata.get_all("Provides-Extra", [])} == {
-        *("charts", "cli", "libvirt", "prometheus", "qemu-qmp", "testing")
+        *("charts", "cli", "cluster", "libvirt", "prometheus", "qemu-qmp"),
+        "testing",
     }
     assert metadata.get_payload() == (TREE / "README.md").read_text("utf-8")
 
@@ -354,6 +355,27 @@ print(generate_latest(registry).decode())
 """
     page = install("prometheus").python(program)
     assert "\nqmpballoon_host_memory_available_bytes 3.0\n" in page
+
+
+def test_cluster(install: Callable[[str], Installed]) -> None:
+    program = """
+import sys
+import trio
+from qmpballoon.cluster import open_bus
+from qmpballoon.errors import BusError
+
+async def main():
+    async with open_bus(f"unix://{sys.argv[1]}") as bus:
+        try:
+            await bus.get(["qb:policy"])
+        except BusError as error:
+            print(error)
+
+trio.run(main)
+"""
+    installed = install("cluster")
+    said = installed.python(program, str(installed.home / "none"))
+    assert "cannot be reached (No such file or directory)" in said
 
 
 def test_testing(install: Callable[[str], Installed]) -> None:

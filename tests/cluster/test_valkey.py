@@ -1,0 +1,240 @@
+"""The bus on a real server, which is stopped, killed and emptied."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from valkey_server import run_server
+
+from qmpballoon.cluster import valkey
+from qmpballoon.cluster.bus import LARGEST_VALUE
+from qmpballoon.cluster.valkey import BusAddress, open_bus, parse_bus_address
+from qmpballoon.errors import BusError
+
+if TYPE_CHECKING:
+    from valkey_server import Server
+
+    from qmpballoon.cluster.valkey import ValkeyBus
+
+
+# addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("valkey://bus", BusAddress("bus")),
+        ("redis://bus:7000/3", BusAddress("bus", 7000, database=3)),
+        ("valkeys://h1@[::1]", BusAddress("::1", is_encrypted=True, user="h1")),
+        (
+            "rediss://a%40b@bus?ca=/c.pem&cert=/h.pem&key=/h.key&password_file=/p%20w",
+            BusAddress(
+                "bus",
+                is_encrypted=True,
+                user="a@b",
+                ca=Path("/c.pem"),
+                certificate=Path("/h.pem"),
+                key=Path("/h.key"),
+                password_file=Path("/p w"),
+            ),
+        ),
+        ("unix:///run/bus.sock", BusAddress(path="/run/bus.sock")),
+        ("unix://h1@/run/a%20b", BusAddress(path="/run/a b", user="h1")),
+    ],
+)
+def test_a_url_is_read(url: str, address: BusAddress) -> None:
+    assert parse_bus_address(url) == address
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("bus.example:6379", "malformed: write valkeys://USER@HOST"),
+        ("http://bus", "malformed"),
+        ("valkey://", "malformed"),
+        ("valkey://bus:port", "malformed"),
+        ("valkey://[::1", "malformed"),
+        ("valkey://bus/db", "malformed"),
+        ("valkey://bus?ca", "malformed"),
+        ("unix://", "malformed"),
+        ("valkeys://h1:S3cret@bus", "holds a password"),
+        ("valkeys://bus?password=S3cret", "has 'password'"),
+        ("valkey://bus?ca=/c.pem", "does not ask for TLS"),
+        ("valkeys://bus?key=/h.key", "no cert="),
+    ],
+)
+def test_a_url_is_refused_and_not_repeated(url: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as refusal:
+        parse_bus_address(url)
+    assert "S3cret" not in str(refusal.value)
+
+
+# values
+
+
+async def test_values_are_set_read_and_listed(shared_server: Server) -> None:
+    async with open_bus(f"unix://{shared_server.path}") as bus:
+        await bus.publish({"a*:1": b"one", "a*:2": b"\0\xff"}, expires=1000)
+        await bus.publish({"ab:3": b"three"}, expires=1000)
+        assert await bus.get(["a*:1", "a*:2", "none"]) == {
+            "a*:1": b"one",
+            "a*:2": b"\0\xff",
+        }
+        assert sorted(await bus.list_keys("a*:")) == ["a*:1", "a*:2"]
+        assert await bus.get([]) == {}
+
+
+async def test_more_keys_than_are_asked_for_at_once(
+    shared_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(valkey, "_BATCH", 3)
+    values = {f"many:{number}": b"%d" % number for number in range(10)}
+    async with open_bus(f"unix://{shared_server.path}") as bus:
+        await bus.publish(values, expires=1000)
+        assert await bus.get(await bus.list_keys("many:")) == values
+        monkeypatch.setattr(valkey, "_MOST_KEYS", 9)
+        with pytest.raises(BusError, match="more than 9 keys under many:"):
+            await bus.list_keys("many:")
+
+
+async def test_a_value_is_set_only_where_it_is_as_expected(
+    shared_server: Server,
+) -> None:
+    async with open_bus(f"unix://{shared_server.path}") as bus:
+        assert await bus.compare_and_set("cas", None, b"1")
+        assert not await bus.compare_and_set("cas", None, b"2")
+        assert not await bus.compare_and_set("cas", b"2", b"3")
+        assert await bus.compare_and_set("cas", b"1", b"2")
+        assert await bus.get(["cas"]) == {"cas": b"2"}
+
+
+async def test_values_vanish(shared_server: Server) -> None:
+    async with open_bus(f"unix://{shared_server.path}") as bus:
+        await bus.publish({"soon": b"1"}, expires=0.01)
+        assert await bus.compare_and_set("too", None, b"1", expires=0.01)
+        assert await bus.compare_and_set("stays", None, b"1")
+        while await bus.get(["soon", "too"]):
+            await trio.lowlevel.checkpoint()
+        assert await bus.get(["stays"])
+
+
+async def test_a_value_that_is_too_large_counts_as_empty(shared_server: Server) -> None:
+    async with open_bus(f"unix://{shared_server.path}") as bus:
+        most = b"x" * LARGEST_VALUE
+        await bus.publish({"most": most, "more": most + b"x"}, expires=1000)
+        assert await bus.get(["most", "more"]) == {"most": most, "more": b""}
+
+
+# failures
+
+
+async def ask_until_it_answers(bus: ValkeyBus) -> dict[str, bytes]:
+    while True:
+        try:
+            return await bus.get(["kept"])
+        except BusError:
+            await trio.sleep(0.01)
+
+
+async def test_a_cancelled_call_leaves_the_bus_usable(tmp_path: Path) -> None:
+    with run_server(tmp_path) as server:
+        async with open_bus(f"unix://{server.path}") as bus:
+            await bus.publish({"kept": b"1", "other": b"2"}, expires=1000)
+            server.stop()
+            with trio.move_on_after(0.05) as scope:
+                await bus.get(["other"])
+            assert scope.cancelled_caught
+            server.go_on()
+            # Not the reply to the other call, which comes first.
+            assert await bus.get(["kept"]) == {"kept": b"1"}
+
+
+async def test_a_server_that_stands_still_is_told_and_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run_server(tmp_path) as server:
+        async with open_bus(f"unix://{server.path}") as bus:
+            await bus.publish({"kept": b"1"}, expires=1000)
+        monkeypatch.setattr(valkey, "_ANSWER", 0.05)
+        async with open_bus(f"unix://{server.path}") as bus:
+            await ask_until_it_answers(bus)
+            server.stop()
+            with pytest.raises(BusError, match="does not answer"):
+                await bus.get(["kept"])
+            with pytest.raises(BusError, match="does not answer"):  # to its greeting
+                await bus.get(["kept"])
+            monkeypatch.setattr(valkey, "_ANSWER", 120.0)
+            server.go_on()
+            assert await ask_until_it_answers(bus) == {"kept": b"1"}
+
+
+async def test_a_server_that_was_killed_is_told_and_used_again(tmp_path: Path) -> None:
+    with run_server(tmp_path) as server:
+        async with open_bus(f"unix://{server.path}") as bus:
+            await bus.publish({"kept": b"1"}, expires=1000)
+            server.kill()
+            with pytest.raises(
+                BusError, match=r"ended the connection|cannot be reached"
+            ):
+                await bus.get(["kept"])
+            server.start()
+            assert await ask_until_it_answers(bus) == {}
+
+
+async def test_a_server_that_is_gone_is_not_asked_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(valkey, "_FIRST_PAUSE", 1e6)
+    monkeypatch.setattr(valkey, "_LONGEST_PAUSE", 1e6)
+    path = tmp_path / "bus"
+    with socket.socket(socket.AF_UNIX) as listener:
+        async with open_bus(f"unix://{path}") as bus:
+            with pytest.raises(BusError, match="No such file"):
+                await bus.get(["kept"])
+            listener.bind(str(path))
+            listener.listen()
+            listener.settimeout(0)
+            for _ in range(20):
+                with pytest.raises(BusError, match="No such file"):
+                    await bus.get(["kept"])
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+
+
+async def test_a_peer_that_is_no_server() -> None:
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"220 mail.example ESMTP\r\n")
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, greet, listeners)
+        async with open_bus(f"valkey://127.0.0.1:{port}") as bus:
+            with pytest.raises(BusError, match=f"127.0.0.1:{port}"):
+                await bus.get(["kept"])
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_password_is_logged(
+    shared_server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    file = tmp_path / "password"
+    file.write_text("S3cret\n")
+    url = f"unix://operator@{shared_server.path}?password_file={file}"
+    async with open_bus(url) as bus:
+        with pytest.raises(BusError, match="does not let the user 'operator' in") as no:
+            await bus.get(["kept"])
+    assert "S3cret" not in caplog.text + str(no.value) + repr(bus)
+
+
+async def test_a_missing_file_is_named(shared_server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "none"
+    async with open_bus(f"unix://{shared_server.path}?password_file={file}") as bus:
+        with pytest.raises(BusError, match=f"{file}: No such file"):
+            await bus.get(["kept"])
