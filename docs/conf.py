@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
 from typing import TYPE_CHECKING
@@ -124,6 +125,20 @@ def show_defaults(_: Sphinx, function: object, *__: object) -> None:
     )
 
 
+def shorten_types(*event: list[str]) -> None:
+    """Show types of attributes by their names, as those of parameters are shown.
+
+    Napoleon writes where each is defined, and users import it from elsewhere.
+    """
+    lines = event[-1]
+    lines[:] = [
+        re.sub(r"(?<![\w.~])(?=qmpballoon\.)", "~", line)
+        if line.startswith(":vartype ")
+        else line
+        for line in lines
+    ]
+
+
 def drop_links(app: Sphinx, tree: nodes.document, _: str) -> None:
     """Leave only the text of links to other pages in the man page, which is alone."""
     from docutils import nodes  # noqa: PLC0415 - comes with Sphinx; tests lack it
@@ -143,4 +158,5 @@ def setup(app: Sphinx) -> None:
     """Have Sphinx call what is above, after its own reading of defaults (500)."""
     app.connect("sphinx-click-process-epilog", escape_stars)
     app.connect("autodoc-before-process-signature", show_defaults, priority=900)
+    app.connect("autodoc-process-docstring", shorten_types, priority=900)
     app.connect("doctree-resolved", drop_links)

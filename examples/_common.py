@@ -1,7 +1,7 @@
 """The command line of the examples, and the VMs that they run on.
 
-The VMs are those whose sockets are given. With ``--simulated``, fake QEMUs are served
-on unix sockets, so that every example runs unchanged without a VM.
+With ``--simulated``, fake QEMUs are served on unix sockets, so that every example runs
+unchanged without a VM. A program of yours needs ``parse_arguments`` for SIGTERM only.
 """
 
 from __future__ import annotations
@@ -12,33 +12,21 @@ import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from qmpballoon import GiB, MiB, QmpBalloonError
+from qmpballoon import GiB, QmpBalloonError
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-SIMULATED = MachineConfig(
-    memory=4 * GiB,
-    guest=GuestConfig(
-        used=300 * MiB,
-        cache=3 * GiB,
-        # Bytes a second. Real guests are slower, and nobody wants to wait for this one.
-        inflate_rate=4 * GiB,
-        reclaim_rate=4 * GiB,
-        deflate_rate=8 * GiB,
-    ),
-)
-SEVERAL = 3
+RATE = 4 * GiB  # bytes a second; real guests are slower
+GUEST = GuestConfig(cache=3 * GiB, inflate_rate=RATE, reclaim_rate=RATE)
+SIMULATED = MachineConfig(memory=4 * GiB, guest=GUEST)
 
 
-def make_parser(
-    description: str | None, *, several: bool = False
-) -> argparse.ArgumentParser:
+def make_parser(about: str | None, *, several: bool = False) -> argparse.ArgumentParser:
     """Return a parser that takes the monitor socket of one VM, or of several."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=about, formatter_class=shape)
     number = "*" if several else "?"
     parser.add_argument("socket", nargs=number, help="a VM's QMP monitor")
     parser.add_argument("--simulated", action="store_true", help="use simulated VMs")
@@ -55,13 +43,11 @@ def parse_arguments(parser: argparse.ArgumentParser) -> Generator[argparse.Names
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with ExitStack() as stack:
-        if options.simulated:
-            several = isinstance(options.socket, list)
-            sockets = [
-                stack.enter_context(serve(SIMULATED, seed=seed)).socket
-                for seed in range(SEVERAL if several else 1)
-            ]
-            options.socket = sockets if several else sockets[0]
+        if options.simulated and isinstance(options.socket, list):
+            vms = [stack.enter_context(serve(SIMULATED)) for _ in range(3)]
+            options.socket = [vm.socket for vm in vms]
+        elif options.simulated:
+            options.socket = stack.enter_context(serve(SIMULATED)).socket
         if not options.socket:
             parser.error("give the socket of a VM's QMP monitor, or --simulated")
         try:

@@ -1,7 +1,6 @@
-"""An orchestrator in thirty lines: free memory on a host.
+"""An orchestrator in thirty lines: take memory from the VMs that can spare most.
 
-It asks every VM how much memory it can spare, takes memory from those that can spare
-most, and holds it. test_make_room.py shows how to test such a program.
+test_make_room.py shows how to test such a program.
 """
 
 from __future__ import annotations

@@ -1,14 +1,10 @@
-"""Reclaim every night from a list of VMs, one after the other.
+"""Reclaim from a list of VMs, one after the other, for a job that runs every night.
 
-VMs that cannot be reached, or that have no memory to spare, are reported and skipped.
-``--now`` runs one round at once.
+VMs that cannot be reached, or that have no memory to spare, are reported and skipped. A
+line of a crontab: ``0 3 * * * nightly.py /run/vms/*.qmp``.
 """
 
 from __future__ import annotations
-
-import math
-from datetime import datetime, time, timedelta
-from functools import partial
 
 import trio
 from _common import make_parser, parse_arguments
@@ -36,36 +32,12 @@ async def reclaim(socket: str) -> int:
     return report.handed_over
 
 
-async def reclaim_all(sockets: list[str]) -> None:
+async def main(sockets: list[str]) -> None:
     """Reclaim from all VMs, one after the other, to keep the load on the host low."""
     sizes = [await reclaim(socket) for socket in sockets]
     print(f"{format_size(sum(sizes))} from {len(sizes)} VMs")
 
 
-def count_seconds_until(at: time, now: datetime) -> float:
-    """Return the seconds until the next time of day ``at``."""
-    today = datetime.combine(now.date(), at, tzinfo=now.tzinfo)
-    return (today - now) / timedelta(seconds=1) % (24 * 3600)
-
-
-async def reclaim_every_night(
-    sockets: list[str], at: time, nights: float = math.inf
-) -> None:
-    """Reclaim at the time of day ``at``, for a number of nights."""
-    while nights > 0:
-        await trio.sleep(count_seconds_until(at, datetime.now().astimezone()))
-        await reclaim_all(sockets)
-        nights -= 1
-
-
 if __name__ == "__main__":
-    parser = make_parser(__doc__, several=True)
-    parser.add_argument(
-        "--at", type=time.fromisoformat, default=time(3), help="[03:00]"
-    )
-    parser.add_argument("--now", action="store_true", help="one round, at once")
-    with parse_arguments(parser) as options:
-        if options.now:
-            trio.run(reclaim_all, options.socket)
-        else:
-            trio.run(partial(reclaim_every_night, options.socket, options.at))
+    with parse_arguments(make_parser(__doc__, several=True)) as options:
+        trio.run(main, options.socket)

@@ -1,18 +1,15 @@
 """How to test an orchestrator of your own with guests that hypothesis makes up.
 
-Run it with pytest, or as it is. It needs pytest and hypothesis, which come with the
-extra ``testing``. The fixture ``simulated_world`` is part of qmpballoon's pytest
-plugin. It simulates guests and their QEMUs in memory, on a clock that jumps to the
-next event, so that seconds of a guest's time take milliseconds.
+Run it with pytest. It needs the extra ``testing``, whose pytest plugin has the fixture
+``simulated_world``: guests and their QEMUs in memory, on a clock that jumps to the next
+event, so that seconds of a guest's time take milliseconds.
 """
 
 from __future__ import annotations
 
-import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import given, settings
 from make_room import SMALLEST, make_room
 
@@ -60,9 +57,3 @@ def answers(vm: FakeQemu) -> bool:
     """Tell whether a guest has a balloon driver, and reports its memory."""
     guest = vm.machine.config.guest
     return guest.driver and guest.stats_delay is not None
-
-
-if __name__ == "__main__":
-    # pytest warns that it cannot look into qmpballoon, which is imported already.
-    quiet = "ignore::pytest.PytestAssertRewriteWarning"
-    sys.exit(pytest.main([__file__, "-W", quiet]))

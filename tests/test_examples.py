@@ -8,15 +8,10 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from datetime import datetime, time
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
-import nightly
 import pytest
-import trio
 from example_runs import EXAMPLES, RUNS, Run
-from trio.testing import MockClock
 
 from qmpballoon import GiB, MiB
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
@@ -31,6 +26,13 @@ if TYPE_CHECKING:
 def test_every_example_is_run() -> None:
     files = {path.stem for path in EXAMPLES.glob("*.py")}
     assert files == {run.name for run in RUNS} | {"_common", "test_make_room"}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name
+)
+def test_an_example_fits_on_a_screen(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
@@ -186,8 +188,6 @@ def clone(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("folder", "command"),
     [
-        (".", ("examples/test_make_room.py",)),
-        ("examples", ("test_make_room.py",)),
         (".", ("-m", "pytest", "examples/test_make_room.py")),
         (".", ("-m", "pytest", "examples")),
         ("examples", ("-m", "pytest")),
@@ -207,7 +207,7 @@ def test_the_test_runs_in_a_clone_with_no_other_plugins(
 def test_the_test_tells_by_its_status_that_it_failed(clone: Path) -> None:
     program = clone / "examples/make_room.py"
     replace(program, "    plans:", "    return 0\n    plans:")
-    done = run_alone(clone, ("examples/test_make_room.py",))
+    done = run_alone(clone, ("-m", "pytest", "examples/test_make_room.py"))
     assert done.returncode == 1
     assert "1 failed" in done.stdout
 
@@ -243,29 +243,3 @@ def run_pytest(folder: Path, *arguments: str) -> int:
         stdout=subprocess.DEVNULL,
     )
     return done.returncode
-
-
-def test_nights_come_at_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    zone = datetime.now().astimezone().tzinfo
-    evening = datetime(2030, 1, 1, 22, 30, tzinfo=zone)
-    assert nightly.count_seconds_until(time(3), evening) == 4.5 * 3600
-    assert nightly.count_seconds_until(time(22, 30), evening) == 0
-    assert nightly.count_seconds_until(time(22), evening) == 23.5 * 3600
-
-    rounds: list[float] = []
-
-    async def note(_: list[str]) -> None:
-        rounds.append(trio.current_time())
-        await trio.sleep(60)
-
-    monkeypatch.setattr(nightly, "reclaim_all", note)
-    monkeypatch.setattr(nightly, "count_seconds_until", lambda *_: 3600.0)
-    trio.run(
-        nightly.reclaim_every_night,
-        ["x"],
-        time(3),
-        3,
-        clock=MockClock(autojump_threshold=0),
-    )
-    gaps = [later - earlier for earlier, later in pairwise(rounds)]
-    assert gaps == pytest.approx([3660, 3660])
