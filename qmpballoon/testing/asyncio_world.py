@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 
     from qmpballoon.testing.model.chardevs import Descriptor
-    from qmpballoon.testing.model.monitor import Session
+    from qmpballoon.testing.model.machine import AnySession
 
 __all__ = ["AsyncioFakeQemu", "JumpingLoop", "simulate_asyncio"]
 
@@ -278,7 +278,9 @@ class AsyncioFakeQemu(SimulatedQemu):
         self._advance()
         await self._exchange(sock, self._machine.connect())
 
-    async def _serve_descriptor(self, session: Session, descriptor: Descriptor) -> None:
+    async def _serve_descriptor(
+        self, session: AnySession, descriptor: Descriptor
+    ) -> None:
         """Serve the client of a monitor that was added on a descriptor."""
         sock = self._find_client(session, descriptor)
         if sock is not None:
@@ -286,7 +288,7 @@ class AsyncioFakeQemu(SimulatedQemu):
                 sock.setblocking(False)  # noqa: FBT003 - socket's own signature
                 await self._exchange(sock, session)
 
-    async def _exchange(self, sock: socket.socket, session: Session) -> None:
+    async def _exchange(self, sock: socket.socket, session: AnySession) -> None:
         """Pass bytes between a client and its session until either ends."""
         ends = [
             asyncio.create_task(self._read(sock, session)),
@@ -303,7 +305,7 @@ class AsyncioFakeQemu(SimulatedQemu):
             if isinstance(failure, Exception):
                 raise failure
 
-    async def _read(self, sock: socket.socket, session: Session) -> None:
+    async def _read(self, sock: socket.socket, session: AnySession) -> None:
         """Pass what the client sends to the session, while QEMU reads."""
         with suppress(ConnectionError):
             while (received := await self._receive(sock))[0]:
@@ -331,7 +333,7 @@ class AsyncioFakeQemu(SimulatedQemu):
             finally:
                 self._loop.remove_reader(sock)
 
-    async def _write(self, sock: socket.socket, session: Session) -> None:
+    async def _write(self, sock: socket.socket, session: AnySession) -> None:
         """Send the session's output to the client, until QEMU closes the connection."""
         with suppress(ConnectionError, ConnectionCut):
             while True:

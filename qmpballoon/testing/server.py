@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterable
 
     from qmpballoon.testing.model.chardevs import Descriptor
-    from qmpballoon.testing.model.monitor import Session
+    from qmpballoon.testing.model.machine import AnySession
 
 __all__ = ["FakeQemu", "open_fake"]
 
@@ -195,7 +195,9 @@ class FakeQemu(SimulatedQemu):
         self._advance()
         await self._exchange(stream, self._machine.connect())
 
-    async def _serve_descriptor(self, session: Session, descriptor: Descriptor) -> None:
+    async def _serve_descriptor(
+        self, session: AnySession, descriptor: Descriptor
+    ) -> None:
         """Serve the client of a monitor that was added on a descriptor."""
         sock = self._find_client(session, descriptor)
         if sock is not None:
@@ -203,7 +205,7 @@ class FakeQemu(SimulatedQemu):
             async with trio.SocketStream(connected) as stream:
                 await self._exchange(stream, session)
 
-    async def _exchange(self, stream: trio.abc.Stream, session: Session) -> None:
+    async def _exchange(self, stream: trio.abc.Stream, session: AnySession) -> None:
         """Pass bytes between a client and its session until either ends."""
         try:
             async with trio.open_nursery() as nursery:
@@ -214,7 +216,7 @@ class FakeQemu(SimulatedQemu):
             self._machine.disconnect(session)
 
     async def _read(
-        self, stream: trio.abc.Stream, session: Session, scope: trio.CancelScope
+        self, stream: trio.abc.Stream, session: AnySession, scope: trio.CancelScope
     ) -> None:
         """Pass what the client sends to the session, while QEMU reads."""
         with contextlib.suppress(OSError, trio.BrokenResourceError):
@@ -227,7 +229,7 @@ class FakeQemu(SimulatedQemu):
                     await self._changed.wait()
         scope.cancel()
 
-    async def _write(self, stream: trio.abc.Stream, session: Session) -> None:
+    async def _write(self, stream: trio.abc.Stream, session: AnySession) -> None:
         """Send the session's output to the client, until QEMU closes the connection."""
         with contextlib.suppress(trio.BrokenResourceError, ConnectionCut):
             while True:

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.testing.faults import FaultPlan
     from qmpballoon.testing.model.chardevs import Descriptor
-    from qmpballoon.testing.model.machine import Machine
-    from qmpballoon.testing.model.monitor import Session
+    from qmpballoon.testing.model.machine import AnySession, Machine
 
 __all__ = ["ConnectionCut", "FaultySender", "SimulatedQemu"]
 
@@ -131,7 +130,7 @@ class SimulatedQemu(ABC):
             machine.advance(now)
 
     def _find_client(
-        self, session: Session, descriptor: Descriptor
+        self, session: AnySession, descriptor: Descriptor
     ) -> socket.socket | None:
         """Return a socket on the client of a monitor that was added on a descriptor.
 

@@ -4,7 +4,11 @@ Not a test: run it by hand for a new version, and read the difference it makes::
 
     python tests/conformance/measure.py 10.0 > qemu-10.0.json
 
-The file belongs in ``qmpballoon/testing/model/data``.
+and, for the three long answers that are read only when they are asked for::
+
+    python tests/conformance/measure.py 10.0 long | gzip -9n > qemu-10.0-long.json.gz
+
+The files belong in ``qmpballoon/testing/model/data``.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ DEVICES = (
     "virtio-balloon-pci-non-transitional",
 )
 LISTED_TYPES = (*DEVICES, "virtio-balloon-device", "pc-dimm", "memory-backend-ram")
+MONITORS = ("monitor", "monitor-hmp", "monitor-qmp")
+NO_DEVICES = ("memory-backend-ram", *MONITORS)
 ANCESTORS = ("virtio-balloon-pci-base", "virtio-balloon-device", "memory-backend",
              "pc-dimm", "virtio-device", "monitor")  # fmt: skip
 # Queries that have nothing to do with ballooning, and that change with nothing that the
-# fake simulates; but for the first four, which it adapts. Left out for their size: the
-# schema, the models of processors, the options of the command line.
+# fake simulates; but for the first four, which it adapts.
 ANSWERED = tuple(
     f"query-{name}"
     for name in (
@@ -41,6 +46,10 @@ ANSWERED = tuple(
         *("target", "tpm", "tpm-models", "tpm-types", "vcpu-dirty-limit"),
         *("vm-generation-id", "vnc", "vnc-servers", "xen-replication-status"),
     )
+)
+LONG = tuple(
+    f"query-{name}"
+    for name in ("qmp-schema", "cpu-definitions", "command-line-options")
 )
 DISK = (
     *("-blockdev", "driver=null-co,node-name=disk0,size=536870912,read-zeroes=on"),
@@ -72,6 +81,17 @@ def measure(version: str) -> dict[str, Any]:
     return data
 
 
+def measure_long(version: str) -> dict[str, Any]:
+    """Return the answers to the queries of :data:`LONG`."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        real_qemu(qemu_command(version), Path(folder), ["-m", "512"]) as monitor,
+    ):
+        monitor.receive(1)
+        monitor.execute("qmp_capabilities")
+        return {name: monitor.execute(name) for name in LONG}
+
+
 def plain(monitor: RealMonitor) -> dict[str, Any]:
     """Return what does not depend on a device."""
     commands = monitor.execute("query-commands")["return"]
@@ -86,9 +106,9 @@ def plain(monitor: RealMonitor) -> dict[str, Any]:
             name: {
                 command: monitor.execute(command, typename=name)["return"]
                 for command in ("qom-list-properties", "device-list-properties")
-                if not (command.startswith("device") and name.startswith("memory"))
+                if not (command.startswith("device") and name in NO_DEVICES)
             }
-            for name in LISTED_TYPES
+            for name in (*LISTED_TYPES, *(m for m in MONITORS if m in types))
         },
     }
 
@@ -146,5 +166,6 @@ def access(monitor: RealMonitor, path: str, entry: dict[str, Any]) -> dict[str, 
 
 
 if __name__ == "__main__":
-    json.dump(measure(sys.argv[1]), sys.stdout, indent=1)
+    measured = measure_long if sys.argv[2:] == ["long"] else measure
+    json.dump(measured(sys.argv[1]), sys.stdout, indent=1)
     sys.stdout.write("\n")

@@ -110,6 +110,22 @@ class RealMonitor:
         """Return what comes until QEMU closes the connection, which it must."""
         return self.receive(sys.maxsize)
 
+    def receive_exactly(self, size: int) -> bytes:
+        """Return so many bytes, which need not be whole lines.
+
+        Fewer, if QEMU closes the connection or does not say them in time.
+        """
+        deadline = time.monotonic() + DEADLINE
+        while len(self._rest) < size and not self.closed:
+            left = max(deadline - time.monotonic(), 0)
+            if not select.select([self._sock], [], [], left)[0]:
+                break
+            chunk = self._read()
+            self.closed = not chunk
+            self._rest += chunk
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
     def execute(self, command: str, **arguments: object) -> dict[str, Any]:
         """Run a command; return the whole answer, events left out."""
         request = {"execute": command, "arguments": arguments}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ BACKEND = {
     "type": "socket",
     "data": {"addr": {"type": "fd", "data": {"str": NAME}}, "server": False},
 }
+HUMAN_GREETING = re.compile(rb"QEMU 11\.1\.\d+ monitor - type 'help' for more .*\r\n")
+PROMPT = b"(qemu) "
 
 
 @contextlib.contextmanager
@@ -43,17 +46,31 @@ def negotiate(monitor: RealMonitor) -> None:
 
 def add(monitor: RealMonitor, close_action: str) -> RealMonitor:
     """Add a monitor; return the client's end of it."""
+    added = add_object(monitor, "monitor-qmp", **{"close-action": close_action})
+    # QEMU does not notice that a client leaves before this.
+    assert b'"QMP"' in added.receive(1)
+    return added
+
+
+def add_human(monitor: RealMonitor, *, readline: bool = True) -> RealMonitor:
+    """Add a human monitor; return the client's end of it, which was greeted."""
+    added = add_object(monitor, "monitor-hmp", readline=readline)
+    assert HUMAN_GREETING.fullmatch(added.receive(1))
+    if readline:
+        assert added.receive_exactly(len(PROMPT)) == PROMPT
+    return added
+
+
+def add_object(monitor: RealMonitor, kind: str, **properties: Any) -> RealMonitor:  # noqa: ANN401 - as QEMU takes them
+    """Add a monitor of a kind; return the client's end of it."""
     request = {"execute": "getfd", "arguments": {"fdname": NAME}}
     added = monitor.hand_over(json.dumps(request).encode())
     assert b'"return"' in monitor.receive(1)
     monitor.execute("chardev-add", id=NAME, backend=BACKEND)
-    properties: dict[str, Any] = {"chardev": NAME, "close-action": close_action}
     answer = monitor.execute(
-        "object-add", **{"qom-type": "monitor-qmp"}, id=NAME, **properties
+        "object-add", **{"qom-type": kind}, id=NAME, chardev=NAME, **properties
     )
     assert answer == {"return": {}}
-    # QEMU does not notice that a client leaves before this.
-    assert b'"QMP"' in added.receive(1)
     return added
 
 
@@ -186,3 +203,30 @@ def test_all_end_with_qemu(start: Start, tmp_path: Path) -> None:
         for end in (added, shared):
             assert b'"SHUTDOWN"' in end.receive_all()
         assert waiting.receive_all() == b""
+
+
+@BOTH
+def test_a_human_monitor_greets_and_stays(start: Start, tmp_path: Path) -> None:
+    with start(VERSION, tmp_path) as path, client(path) as shared:
+        added = add_human(shared)
+        for command in ("cont", "stop"):  # events are none of its
+            shared.execute(command)
+        added.send(b"\n\r")
+        empty = b"\r\n" + PROMPT
+        assert added.receive_exactly(2 * len(empty)) == 2 * empty
+        added.leave()
+        assert wait_until_left(shared) == (f"disconnected:fd:{NAME}", True)
+        assert NAME in list_objects(shared)
+        error = shared.execute("object-del", id=NAME)["error"]
+        assert error["desc"] == "Deleting HMP monitors is not supported"
+
+
+@BOTH
+def test_a_human_monitor_that_edits_no_lines(start: Start, tmp_path: Path) -> None:
+    with start(VERSION, tmp_path) as path, client(path) as shared:
+        added = add_human(shared, readline=False)
+        added.send(b"\0help\r\n")
+        said = added.receive(len(b"help\r\n"))
+        assert said == len(b"help\r\n") * b"corrupted command\r\n"
+        shared.send(b'{"execute": "quit"}')
+        assert added.receive_all() == b""

@@ -18,7 +18,7 @@ from qmpballoon.qmp.own_monitor import (
     make_name,
 )
 from qmpballoon.testing import Machine, profile
-from qmpballoon.testing.model.chardevs import SHARED
+from qmpballoon.testing.model.chardevs import SHARED, QmpMonitor
 
 NAME = make_name(7)
 
@@ -53,7 +53,9 @@ def test_the_steps_add_a_monitor_that_is_deleted_with_its_client() -> None:
     take_steps(asking, 3)
     machine = asking.machine
     ((session, _),) = machine.take_opened()
-    assert machine.monitors[NAME].close_action == "delete"
+    added = machine.monitors[NAME]
+    assert isinstance(added, QmpMonitor)
+    assert added.close_action == "delete"
     machine.disconnect(session)
     assert list(machine.monitors) == list(machine.chardevs) == [SHARED]
 

@@ -6,6 +6,7 @@ Character devices can be made of sockets that clients hand over, and of nothing
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon.testing.model.arguments import (
@@ -14,7 +15,13 @@ from qmpballoon.testing.model.arguments import (
     check_arguments,
     check_type,
 )
-from qmpballoon.testing.model.chardevs import SHARED, Chardev, QmpMonitor
+from qmpballoon.testing.model.chardevs import (
+    SHARED,
+    Chardev,
+    HmpMonitor,
+    Monitor,
+    QmpMonitor,
+)
 from qmpballoon.testing.model.monitor import Command
 
 if TYPE_CHECKING:
@@ -23,8 +30,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing.model.vm import Vm
 
 __all__ = [
-    "MONITOR",
-    "MONITOR_TYPE",
+    "MONITORS",
     "add_monitor",
     "add_shared_monitor",
     "build_chardev_commands",
@@ -36,8 +42,8 @@ _CHARDEVS: Final = "/chardevs"
 _OBJECTS: Final = "/objects"
 _SOCKET: Final = "chardev-socket"
 
-MONITOR_TYPE: Final = "monitor-qmp"
-"""The type of a monitor's object."""
+_QMP: Final = "monitor-qmp"
+_HMP: Final = "monitor-hmp"
 
 # QEMU's other kinds. All three lists are those of QEMU 7.2 to 11.1.
 _OTHER_BACKENDS: Final = frozenset(
@@ -66,14 +72,21 @@ def _check_pretty(pretty: Value) -> None:
         raise QmpError("The simulated QEMU does not print pretty JSON")
 
 
-MONITOR: Final = (
+_MONITOR: Final = (
     Argument("qom-type", "string"),
     Argument("id", "string"),
     Argument("chardev", "string"),
-    Argument("pretty", "boolean", optional=True, check=_check_pretty),
-    Argument("close-action", "string", optional=True, check=_check_close_action),
 )
-"""The arguments of ``object-add`` for a monitor."""
+
+MONITORS: Final = {
+    _QMP: (
+        *_MONITOR,
+        Argument("pretty", "boolean", optional=True, check=_check_pretty),
+        Argument("close-action", "string", optional=True, check=_check_close_action),
+    ),
+    _HMP: (*_MONITOR, Argument("readline", "boolean", optional=True)),
+}
+"""The arguments of ``object-add`` for monitors, by their objects' type."""
 
 
 def build_chardev_commands(vm: Vm) -> dict[str, Command]:
@@ -269,7 +282,7 @@ def add_shared_monitor(vm: Vm) -> None:
     _put_chardev(vm, Chardev(SHARED, _SOCKET, is_busy=True))
     vm.monitors[SHARED] = vm.current_monitor
     if vm.profile.has_monitor_objects:
-        _show_monitor(vm, vm.current_monitor)
+        _show_qmp_monitor(vm, vm.current_monitor)
 
 
 def add_monitor(vm: Vm, given: dict[str, Any]) -> None:
@@ -293,17 +306,26 @@ def add_monitor(vm: Vm, given: dict[str, Any]) -> None:
     if chardev.is_busy:
         raise QmpError(f"chardev '{wanted}' is already in use")
     chardev.is_busy = True
-    monitor = QmpMonitor(name, wanted, given.get("close-action", "none"))
-    vm.monitors[name] = monitor
-    _show_monitor(vm, monitor)
+    monitor = vm.monitors[name] = _make_monitor(vm, given)
     # QEMU notices a client that leaves, and none that has left before.
     if chardev.descriptor is not None and _is_connected(vm, chardev):
         chardev.is_served = True
         vm.begin_serving(monitor, chardev.descriptor)
 
 
-def _show_monitor(vm: Vm, monitor: QmpMonitor) -> None:
-    """Add a monitor's object."""
+def _make_monitor(vm: Vm, given: dict[str, Any]) -> Monitor:
+    """Return a new monitor, whose object is added."""
+    name, chardev = given["id"], given["chardev"]
+    if given["qom-type"] == _HMP:
+        human = HmpMonitor(name, chardev, given.get("readline", True))
+        _show_hmp_monitor(vm, human)
+        return human
+    monitor = QmpMonitor(name, chardev, given.get("close-action", "none"))
+    _show_qmp_monitor(vm, monitor)
+    return monitor
+
+
+def _show_qmp_monitor(vm: Vm, monitor: QmpMonitor) -> None:
     entries: list[dict[str, Any]] = [
         {"name": "chardev", "type": "string", "value": monitor.chardev},
         {"name": "pretty", "type": "bool", "value": False},
@@ -315,10 +337,35 @@ def _show_monitor(vm: Vm, monitor: QmpMonitor) -> None:
         _check_close_action(action)
         monitor.close_action = str(action)
 
-    node = vm.tree.add_child(_OBJECTS, monitor.name, MONITOR_TYPE, entries=entries)
+    node = vm.tree.add_child(_OBJECTS, monitor.name, _QMP, entries=entries)
     node.override("chardev", set_=_refuse_change)
     node.override("pretty", set_=_refuse_change)
     node.override("close-action", lambda: monitor.close_action, set_close_action)
+
+
+def _show_hmp_monitor(vm: Vm, monitor: HmpMonitor) -> None:
+    entries: list[dict[str, Any]] = [
+        {"name": "chardev", "type": "string"},
+        {"name": "readline", "type": "bool"},
+    ]
+    # QEMU shows what these are set to, and goes on as before.
+    shown: dict[str, Value] = {
+        "chardev": monitor.chardev,
+        "readline": monitor.readline,
+    }
+    kinds: dict[str, Kind] = {"chardev": "string", "readline": "boolean"}
+
+    def change(name: str, value: Value) -> None:
+        check_type(name, kinds[name], value)
+        shown[name] = value
+
+    node = vm.tree.add_child(_OBJECTS, monitor.name, _HMP, entries=entries)
+    for name in kinds:
+        node.override(
+            name,
+            functools.partial(shown.__getitem__, name),
+            functools.partial(change, name),
+        )
 
 
 def _refuse_change(_: Value) -> None:
@@ -329,25 +376,28 @@ def delete_monitor(vm: Vm, name: str) -> None:
     """Take a monitor off its character device, which stays.
 
     Raises:
-        QmpError: It is the one that the command came on.
+        QmpError: It is the one that the command came on, or a human one.
     """
     monitor = vm.monitors[name]
+    if isinstance(monitor, HmpMonitor):
+        raise QmpError("Deleting HMP monitors is not supported")
     if monitor is vm.current_monitor:
         raise QmpError("Cannot delete the current QMP monitor")
     vm.end_serving(monitor)
     _remove_monitor(vm, monitor)
 
 
-def note_client_left(vm: Vm, monitor: QmpMonitor) -> None:
+def note_client_left(vm: Vm, monitor: Monitor) -> None:
     """Do what a monitor does when its client leaves."""
     monitor.drop_received()
     vm.chardevs[monitor.chardev].is_served = False
-    if monitor.close_action == "delete" and monitor.name != SHARED:
+    vanishes = isinstance(monitor, QmpMonitor) and monitor.close_action == "delete"
+    if vanishes and monitor.name != SHARED:
         _remove_monitor(vm, monitor)
         _remove_chardev(vm, monitor.chardev)
 
 
-def _remove_monitor(vm: Vm, monitor: QmpMonitor) -> None:
+def _remove_monitor(vm: Vm, monitor: Monitor) -> None:
     monitor.close()
     del vm.monitors[monitor.name]
     chardev = vm.chardevs[monitor.chardev]

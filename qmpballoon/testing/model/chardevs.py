@@ -14,7 +14,7 @@ from attrs import define, field
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["SHARED", "Chardev", "Descriptor", "QmpMonitor"]
+__all__ = ["SHARED", "Chardev", "Descriptor", "HmpMonitor", "Monitor", "QmpMonitor"]
 
 SHARED: Final = "compat_monitor0"
 """The name that QEMU gives to the monitor of ``-qmp``, and to its character device."""
@@ -66,20 +66,17 @@ class Chardev:
 
 
 @define(eq=False)
-class QmpMonitor:
+class Monitor:
     """One monitor of QEMU. Several clients may use it, one after the other.
 
     Attributes:
         name: The name of its object.
         chardev: The name of its character device.
-        close_action: What becomes of it when its client leaves: ``none``, or
-            ``delete``, and its character device goes with it.
         files: The descriptors that clients have named. They outlive the client.
     """
 
     name: str
     chardev: str
-    close_action: str = "none"
     files: dict[str, Descriptor] = field(init=False, factory=dict[str, Descriptor])
     _received: list[Descriptor] = field(init=False, factory=list[Descriptor])
 
@@ -119,3 +116,27 @@ class QmpMonitor:
         self.drop_received()
         for name in list(self.files):
             self.close_file(name)
+
+
+@define(eq=False)
+class QmpMonitor(Monitor):
+    """A monitor whose clients speak QMP.
+
+    Attributes:
+        close_action: What becomes of it when its client leaves: ``none``, or
+            ``delete``, and its character device goes with it.
+    """
+
+    close_action: str = "none"
+
+
+@define(eq=False)
+class HmpMonitor(Monitor):
+    """A human monitor. QEMU never removes one.
+
+    Attributes:
+        readline: Whether a line can be edited before it is carried out. Without that,
+            a client has to send commands in a way that no character device can.
+    """
+
+    readline: bool = True

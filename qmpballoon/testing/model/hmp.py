@@ -12,7 +12,7 @@ Source: ``get_expr`` in QEMU's ``monitor/hmp.c``.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from attrs import define, frozen
 
@@ -21,9 +21,10 @@ from qmpballoon.testing.model.qobject import INT64_MAX, UINT64_MAX
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.testing.model.profiles import Profile
     from qmpballoon.testing.model.vm import Vm
 
-__all__ = ["ExpressionError", "evaluate", "run_hmp"]
+__all__ = ["ExpressionError", "evaluate", "format_version", "run_hmp"]
 
 _SPACE: Final = " \t\n\v\f\r"
 """Characters that QEMU skips between words."""
@@ -96,13 +97,15 @@ def _show_status(vm: Vm) -> str:
     return f"VM status: paused{detail}\r\n"
 
 
+def format_version(profile: Profile) -> str:
+    """Return a version's number, such as ``10.0.13``."""
+    greeting: Any = profile.greeting["version"]
+    return ".".join(str(greeting["qemu"][part]) for part in ("major", "minor", "micro"))
+
+
 def _show_version(vm: Vm) -> str:
-    greeting = vm.profile.greeting["version"]
-    assert isinstance(greeting, dict)  # noqa: S101 -- as in every greeting
-    numbers = greeting["qemu"]
-    assert isinstance(numbers, dict)  # noqa: S101 -- likewise
-    version = ".".join(str(numbers[part]) for part in ("major", "minor", "micro"))
-    return f"{version}{greeting['package']}\r\n"
+    greeting: Any = vm.profile.greeting["version"]
+    return f"{format_version(vm.profile)}{greeting['package']}\r\n"
 
 
 _INFO: Final[dict[str, Callable[[Vm], str]]] = {

@@ -16,7 +16,7 @@ machine is advanced in between makes no difference.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import define, field
 
@@ -24,10 +24,11 @@ from qmpballoon.testing.model.chardev_commands import (
     add_shared_monitor,
     note_client_left,
 )
-from qmpballoon.testing.model.chardevs import SHARED
+from qmpballoon.testing.model.chardevs import SHARED, HmpMonitor, QmpMonitor
 from qmpballoon.testing.model.commands import build_commands
 from qmpballoon.testing.model.config import SECOND
 from qmpballoon.testing.model.dimms import remove_dimm
+from qmpballoon.testing.model.hmp_session import HmpSession
 from qmpballoon.testing.model.memory import PAGE
 from qmpballoon.testing.model.monitor import Session, Throttle
 from qmpballoon.testing.model.vm import Vm
@@ -36,11 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from qmpballoon.testing.model.balloon import BalloonDevice
-    from qmpballoon.testing.model.chardevs import Descriptor, QmpMonitor
+    from qmpballoon.testing.model.chardevs import Descriptor, Monitor
     from qmpballoon.testing.model.monitor import Command
     from qmpballoon.testing.model.qobject import Value
 
-__all__ = ["Machine"]
+__all__ = ["AnySession", "Machine"]
+
+AnySession: TypeAlias = "Session | HmpSession"
+"""A client's connection to a monitor of either kind."""
 
 
 @define(eq=False)
@@ -72,7 +76,7 @@ class Machine(Vm):
         backends: Memory that DIMMs can be made of: sizes in bytes, by id.
         monitor_path: The path of the shared monitor's socket.
         chardevs: Character devices, by id.
-        monitors: QMP monitors, by their objects' names.
+        monitors: Monitors, by their objects' names.
         current_monitor: The monitor that the present command came on.
     """
 
@@ -81,9 +85,9 @@ class Machine(Vm):
     reply_delay: int = field(init=False)
     event_delay: int = field(init=False, default=0)
     event_copies: int = field(init=False, default=1)
-    _sessions: list[Session] = field(init=False, factory=list[Session])
-    _opened: list[tuple[Session, Descriptor]] = field(
-        init=False, factory=list[tuple[Session, "Descriptor"]]
+    _sessions: list[AnySession] = field(init=False, factory=list[AnySession])
+    _opened: list[tuple[AnySession, Descriptor]] = field(
+        init=False, factory=list[tuple[AnySession, "Descriptor"]]
     )
     _throttle: Throttle = field(init=False, factory=Throttle)
     _slept: int = field(init=False, default=0)
@@ -104,11 +108,13 @@ class Machine(Vm):
         A monitor of QEMU serves one client at a time. Several sessions are several
         monitors, each of which sends every event.
         """
-        session = Session(self, self.monitors[SHARED])
+        monitor = self.monitors[SHARED]
+        assert isinstance(monitor, QmpMonitor)  # noqa: S101 -- made so
+        session = Session(self, monitor)
         self._sessions.append(session)
         return session
 
-    def disconnect(self, session: Session) -> None:
+    def disconnect(self, session: AnySession) -> None:
         """Disconnect a client."""
         if session in self._sessions:
             self._sessions.remove(session)
@@ -119,13 +125,19 @@ class Machine(Vm):
         """Whether the shared monitor has a client."""
         return any(each.monitor.name == SHARED for each in self._sessions)
 
-    def begin_serving(self, monitor: QmpMonitor, descriptor: Descriptor) -> None:
+    def begin_serving(self, monitor: Monitor, descriptor: Descriptor) -> None:
         """Serve a client on a descriptor that was handed over."""
-        session = Session(self, monitor)
+        session = self._open_session(monitor)
         self._sessions.append(session)
         self._opened.append((session, descriptor))
 
-    def take_opened(self) -> list[tuple[Session, Descriptor]]:
+    def _open_session(self, monitor: Monitor) -> AnySession:
+        if isinstance(monitor, HmpMonitor):
+            return HmpSession(monitor, self.profile)
+        assert isinstance(monitor, QmpMonitor)  # noqa: S101 -- there are two kinds
+        return Session(self, monitor)
+
+    def take_opened(self) -> list[tuple[AnySession, Descriptor]]:
         """Return the sessions on descriptors that have begun since the last call.
 
         Whoever calls this passes bytes between each session and its descriptor.
@@ -133,13 +145,13 @@ class Machine(Vm):
         opened, self._opened = self._opened, []
         return opened
 
-    def miss_client(self, session: Session) -> None:
+    def miss_client(self, session: AnySession) -> None:
         """Never notice that a client left, as QEMU does before it has greeted."""
         if session in self._sessions:
             self._sessions.remove(session)
             self.chardevs[session.monitor.chardev].is_served = False
 
-    def end_serving(self, monitor: QmpMonitor) -> None:
+    def end_serving(self, monitor: Monitor) -> None:
         """Serve a monitor's client no more. Its descriptor stays open."""
         for session in [each for each in self._sessions if each.monitor is monitor]:
             self._sessions.remove(session)

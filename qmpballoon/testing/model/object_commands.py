@@ -132,6 +132,10 @@ def _build_type_commands(vm: Vm) -> dict[str, Command]:
             name = arguments["typename"]
             found = vm.profile.properties.get(name, {})
             if command not in found:
+                if name in parents and command.startswith("device"):
+                    raise QmpError(
+                        "Parameter 'typename' expects a non-abstract device type"
+                    )
                 what = "Class" if command.startswith("qom") else "Device"
                 raise QmpError(f"{what} '{name}' not found", "DeviceNotFound")
             return found[command]

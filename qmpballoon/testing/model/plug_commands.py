@@ -14,11 +14,9 @@ from qmpballoon.testing.model.arguments import (
     QmpError,
     check_arguments,
     check_type,
-    make_simulated_refusal,
 )
 from qmpballoon.testing.model.chardev_commands import (
-    MONITOR,
-    MONITOR_TYPE,
+    MONITORS,
     add_monitor,
     delete_monitor,
 )
@@ -104,13 +102,13 @@ def build_plug_commands(vm: Vm) -> dict[str, Command]:
 
 def _add_object(vm: Vm, given: dict[str, Any]) -> Value:
     kind = given.get("qom-type")
-    if kind == "monitor-hmp" and vm.profile.has_monitor_objects:
-        raise make_simulated_refusal("object-add of a monitor-hmp")
-    is_monitor = kind == MONITOR_TYPE and vm.profile.has_monitor_objects
-    check_arguments(MONITOR if is_monitor else _BACKEND, given)
+    monitors = MONITORS if vm.profile.has_monitor_objects else {}
+    # A malformed type is refused as one that is unknown.
+    schema = monitors.get(kind) if isinstance(kind, str) else None
+    check_arguments(schema or _BACKEND, given)
     if not _ID.fullmatch(given["id"]):
         raise _BAD_ID
-    if is_monitor:
+    if schema:
         add_monitor(vm, given)
     else:
         _add_memory(vm, given)

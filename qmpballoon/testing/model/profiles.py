@@ -18,6 +18,7 @@ module adds what cannot be read from QEMU: the differences in words and behaviou
 from __future__ import annotations
 
 import functools
+import gzip
 import json
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
@@ -29,7 +30,7 @@ from qmpballoon.testing.model.parser import Grammar
 if TYPE_CHECKING:
     from qmpballoon.testing.model.qobject import Value
 
-__all__ = ["PROFILES", "Profile", "profile"]
+__all__ = ["LONG_ANSWERS_OF", "PROFILES", "Profile", "load_long_answers", "profile"]
 
 _STATS: Final = (
     "swap-in",
@@ -145,13 +146,38 @@ class Profile:
 def _load_measured(version: str) -> dict[str, Any]:
     """Return what was read from a QEMU of a version."""
     file = resources.files("qmpballoon.testing.model") / "data" / f"qemu-{version}.json"
+    data = _read_measured(file.read_bytes())
+    return {**data, "commands": tuple(data["commands"]), "types": tuple(data["types"])}
+
+
+def _read_measured(content: bytes) -> dict[str, Any]:
     # QEMU writes members that share a bucket newest first. Reversed, they are in the
     # order of insertion again.
     data: dict[str, Any] = json.loads(
-        file.read_text(encoding="utf-8"),
-        object_pairs_hook=lambda pairs: dict(reversed(pairs)),
+        content, object_pairs_hook=lambda pairs: dict(reversed(pairs))
     )
-    return {**data, "commands": tuple(data["commands"]), "types": tuple(data["types"])}
+    return data
+
+
+LONG_ANSWERS_OF: Final = frozenset({"7.2", "10.0", "11.1"})
+"""The versions that were run, so that their long answers are known."""
+
+
+@functools.cache
+def load_long_answers(version: str) -> dict[str, dict[str, Any]]:
+    """Return what a version answers to the queries with long answers.
+
+    They are some hundred kilobytes: read only when one of them is asked for.
+
+    Args:
+        version: One of :data:`LONG_ANSWERS_OF`.
+
+    Returns:
+        The answers as :attr:`Profile.answers` has them.
+    """
+    data = resources.files("qmpballoon.testing.model") / "data"
+    content = (data / f"qemu-{version}-long.json.gz").read_bytes()
+    return _read_measured(gzip.decompress(content))
 
 
 def _infer_answers() -> dict[str, dict[str, Any]]:

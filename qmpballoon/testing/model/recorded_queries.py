@@ -1,8 +1,9 @@
 """Queries that have nothing to do with ballooning, answered as QEMU was recorded to.
 
 Orchestrators ask them before anything else. Their answers were read from a QEMU of the
-version with one disk, and are in the profile. What of them depends on the VM (its
-memory, its disks, whether its processor has a NUMA node) is put in here.
+version with one disk, and are in the profile; the long ones are in files of their own.
+What of them depends on the VM (its memory, its disks, whether its processor has a NUMA
+node) is put in here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from qmpballoon.testing.model.arguments import (
     make_simulated_refusal,
 )
 from qmpballoon.testing.model.monitor import Command
+from qmpballoon.testing.model.profiles import LONG_ANSWERS_OF, load_long_answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +33,11 @@ _SCHEMAS: Final = {
     "query-machines": (Argument("compat-props", "boolean", optional=True),),
     "query-named-block-nodes": (Argument("flat", "boolean", optional=True),),
     "query-rx-filter": (Argument("name", "string", optional=True),),
+}
+_LONG: Final = {
+    "query-qmp-schema": (),
+    "query-cpu-definitions": (),
+    "query-command-line-options": (Argument("option", "string", optional=True),),
 }
 _WITH_COMPAT_PROPS: Final = "acpi"  # these came to query-machines together
 
@@ -50,7 +57,23 @@ def build_recorded_queries(vm: Vm) -> dict[str, Command]:
             functools.partial(_answer, name, answer, adapt),
             _choose_schema(name, answer),
         )
+    if vm.profile.version in LONG_ANSWERS_OF:
+        for name, schema in _LONG.items():
+            run = functools.partial(_answer_at_length, vm, name)
+            commands[name] = Command(run, schema)
     return commands
+
+
+def _answer_at_length(vm: Vm, name: str, arguments: dict[str, Value]) -> Value:
+    value: list[Value] = load_long_answers(vm.profile.version)[name]["return"]
+    if "option" not in arguments:
+        return value
+    wanted = arguments["option"]
+    options = cast("list[dict[str, Value]]", value)
+    found: list[Value] = [each for each in options if each["option"] == wanted]
+    if not found:
+        raise QmpError(f"invalid option name: {wanted}")
+    return found
 
 
 def _choose_schema(name: str, answer: dict[str, Any]) -> tuple[Argument, ...]:

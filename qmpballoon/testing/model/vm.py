@@ -22,7 +22,7 @@ from qmpballoon.testing.model.objects import build_tree
 from qmpballoon.testing.model.profiles import profile
 
 if TYPE_CHECKING:
-    from qmpballoon.testing.model.chardevs import Descriptor
+    from qmpballoon.testing.model.chardevs import Descriptor, Monitor
     from qmpballoon.testing.model.profiles import Profile
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.qom import Tree
@@ -88,7 +88,7 @@ class Vm(ABC):
         backends: Memory that DIMMs can be made of: sizes in bytes, by id.
         monitor_path: The path of the shared monitor's socket.
         chardevs: Character devices, by id.
-        monitors: QMP monitors, by their objects' names.
+        monitors: Monitors, by their objects' names.
         current_monitor: The monitor that the present command came on.
     """
 
@@ -105,7 +105,7 @@ class Vm(ABC):
     backends: dict[str, int] = field(init=False, factory=dict[str, int])
     monitor_path: str = field(init=False, default="/run/vm.qmp")
     chardevs: dict[str, Chardev] = field(init=False, factory=dict[str, Chardev])
-    monitors: dict[str, QmpMonitor] = field(init=False, factory=dict[str, QmpMonitor])
+    monitors: dict[str, Monitor] = field(init=False, factory=dict[str, "Monitor"])
     current_monitor: QmpMonitor = field(
         init=False, factory=lambda: QmpMonitor(SHARED, SHARED)
     )
@@ -142,11 +142,11 @@ class Vm(ABC):
         """Whether the shared monitor has a client."""
 
     @abstractmethod
-    def begin_serving(self, monitor: QmpMonitor, descriptor: Descriptor) -> None:
+    def begin_serving(self, monitor: Monitor, descriptor: Descriptor) -> None:
         """Serve a client on a descriptor that was handed over."""
 
     @abstractmethod
-    def end_serving(self, monitor: QmpMonitor) -> None:
+    def end_serving(self, monitor: Monitor) -> None:
         """Serve a monitor's client no more. Its descriptor stays open."""
 
     def close_files(self) -> None:

@@ -174,15 +174,3 @@ def test_a_size_that_qemu_dies_of() -> None:
 )
 def test_what_cannot_be_unplugged(name: str, why: str) -> None:
     assert slotted().execute("device_del", id=name)["desc"] == why
-
-
-@pytest.mark.parametrize(
-    ("version", "words"),
-    [
-        ("10.0", "Parameter 'qom-type' does not accept value 'monitor-hmp'"),
-        ("11.1", "The simulated QEMU does not carry out object-add of a monitor-hmp"),
-    ],
-)
-def test_a_human_monitor_is_not_added(version: str, words: str) -> None:
-    arguments = {"qom-type": "monitor-hmp", "id": "h", "chardev": "c"}
-    assert make(version).execute("object-add", **arguments)["desc"] == words

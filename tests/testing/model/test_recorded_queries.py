@@ -65,3 +65,22 @@ def test_disks_and_memory_are_the_vms() -> None:
 def test_arguments_that_would_change_the_answer() -> None:
     refusal = ask(client("11.1"), "query-machines", **{"compat-props": True})
     assert refusal["desc"].endswith("query-machines with these arguments")
+
+
+@pytest.mark.parametrize("version", ["7.2", "10.0", "11.1"])
+def test_long_answers_are_on_one_line(version: str) -> None:
+    asking = client(version)
+    schema = ask(asking, "query-qmp-schema")
+    names = {each.get("name") for each in schema}
+    assert {"query-balloon", "BALLOON_CHANGE"} <= names
+    *_, line = asking.raw.splitlines()
+    assert len(line) > 200_000
+    models = ask(asking, "query-cpu-definitions")
+    assert "qemu64" in {each["name"] for each in models}
+    (option,) = ask(asking, "query-command-line-options", option="sandbox")
+    assert "spawn" in {each["name"] for each in option["parameters"]}
+
+
+def test_a_version_that_was_not_run_has_no_long_answers() -> None:
+    refusal = ask(client("9.2"), "query-qmp-schema")
+    assert "does not carry out query-qmp-schema" in refusal["desc"]
