@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from qmpballoon.testing.model.config import MachineConfig as MachineConfig
     from qmpballoon.testing.model.config import WorkloadStep as WorkloadStep
     from qmpballoon.testing.model.config import ramp as ramp
+    from qmpballoon.testing.model.hmp_session import HmpSession as HmpSession
     from qmpballoon.testing.model.machine import Machine as Machine
     from qmpballoon.testing.model.monitor import Session as Session
     from qmpballoon.testing.model.profiles import PROFILES as PROFILES
@@ -52,6 +53,7 @@ _MODULES = {
         *("SECOND", "FileReads", "GuestConfig", "MachineConfig", "WorkloadStep"),
         "ramp",
     ),
+    "model.hmp_session": ("HmpSession",),
     "model.machine": ("Machine",),
     "model.monitor": ("Session",),
     "model.profiles": ("PROFILES", "Profile", "profile"),
@@ -73,6 +75,7 @@ __all__ = [
     "FaultPlan",
     "FileReads",
     "GuestConfig",
+    "HmpSession",
     "Machine",
     "MachineConfig",
     "Profile",
