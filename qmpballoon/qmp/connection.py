@@ -26,6 +26,17 @@ QEMU holds eight commands of a client that negotiated out-of-band execution, the
 reading its socket. Of other clients it holds one; the others wait in the socket.
 :data:`MAX_IN_FLIGHT` keeps a client from filling either.
 
+What an earlier client left
+---------------------------
+A client that leaves while QEMU carries out its command does not get the reply: the next
+client does, before or after its greeting. QEMU 7.2, 10.0 and 11.1 do so. The id may be
+any, those that this module gives to commands as well. So the negotiation has an id that
+no command has, and replies with others are dropped until its own has come. All that is
+left comes before that, because QEMU answers in order. If what was left is the reply to
+another negotiation of ours, it is as good; then the reply to this one is dropped. There
+can be few such replies: of a client's queue QEMU carries out one. A peer that sends
+many is broken.
+
 Source: "QEMU Machine Protocol Specification", docs/interop/qmp-spec in QEMU.
 """
 
@@ -64,6 +75,10 @@ Source: ``QMP_REQ_QUEUE_LEN_MAX`` in QEMU.
 # QEMU reads its input byte by byte, each in a turn of its main loop. Measured: one more
 # byte delays the reply by 3 µs, while the shortest command takes some 120 µs.
 _SHORT_IDS: Final = range(1, 10)
+_NEGOTIATION_ID: Final = int.from_bytes(b"qmp")  # unlike what others count from
+# Replies to earlier clients that are dropped. One was seen at a time; this allows for
+# all that QEMU may hold of two clients.
+_MOST_LEFT: Final = 2 * MAX_IN_FLIGHT + 1
 
 
 class Role(enum.Enum):
@@ -107,7 +122,8 @@ class Connection:
         self._pending: dict[int, str] = {}  # names of commands
         self._out_of_band: set[Id] = set()  # those that run out of band
         self._abandoned: set[Id] = set()
-        self._negotiation: Id | None = None
+        self._negotiating = False
+        self._left = 0  # replies to earlier clients
 
     # The client's end.
 
@@ -138,11 +154,12 @@ class Connection:
             oob: Ask for out-of-band execution, if the server offers it.
         """
         self._expect(Role.CLIENT, State.NEGOTIATING)
-        if self._negotiation is not None:
+        if self._negotiating:
             raise RuntimeError("capabilities are being negotiated already")
         self.oob = oob and self.greeting is not None and self._offers_oob()
         arguments = {"enable": ["oob"]} if self.oob else {}
-        self._negotiation, data = self._register("qmp_capabilities", arguments)
+        data = self._register(_NEGOTIATION_ID, "qmp_capabilities", arguments)
+        self._negotiating = True
         return data
 
     def send_command(
@@ -171,7 +188,8 @@ class Connection:
             raise RuntimeError("out-of-band execution was not negotiated")
         if not oob and not self.can_send:
             raise RuntimeError(f"{MAX_IN_FLIGHT} commands are in flight already")
-        return self._register(command, arguments or {}, oob=oob)
+        ident = self._choose_ident()
+        return ident, self._register(ident, command, arguments or {}, oob=oob)
 
     def abandon(self, ident: Id) -> None:
         """Drop the reply to a command when it comes, if it has not come yet."""
@@ -255,7 +273,8 @@ class Connection:
     def next_message(self) -> Message | None:
         """Return the next complete message; ``None`` if more has to be read.
 
-        Replies to abandoned commands and to the negotiation are not returned.
+        Replies to abandoned commands, to the negotiation and to an earlier client are
+        not returned.
 
         Raises:
             ProtocolError: The peer broke the protocol. A client should close the
@@ -287,12 +306,16 @@ class Connection:
         ident = reply.id
         # By exact type: True is an int too, and equal to 1. All of ours are integers.
         if type(ident) is not int or self._pending.pop(ident, None) is None:
+            is_left = self.state is not State.READY or ident == _NEGOTIATION_ID
+            if is_left and self._left < _MOST_LEFT:
+                self._left += 1
+                return False
             what = reply.desc if isinstance(reply, Failure) else f"id {ident!r:.40}"
             raise ProtocolError(f"the peer answered what was not asked: {what}")
-        if ident == self._negotiation:
+        if ident == _NEGOTIATION_ID:
             if isinstance(reply, Failure):
                 raise ProtocolError(f"negotiation failed: {reply.desc}")
-            self.state, self._negotiation = State.READY, None
+            self.state, self._negotiating = State.READY, False
             return False
         self._out_of_band.discard(ident)
         if ident in self._abandoned:
@@ -301,14 +324,18 @@ class Connection:
         return True
 
     def _register(
-        self, command: str, arguments: Mapping[str, object], *, oob: bool = False
-    ) -> tuple[Id, bytes]:
-        ident = self._choose_ident()
+        self,
+        ident: int,
+        command: str,
+        arguments: Mapping[str, object],
+        *,
+        oob: bool = False,
+    ) -> bytes:
         data = _encode_command(ident, command, arguments, oob=oob)  # it may raise
         self._pending[ident] = command
         if oob:
             self._out_of_band.add(ident)
-        return ident, data
+        return data
 
     def _choose_ident(self) -> int:
         """Return an id that no command in flight has, and none had lately."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -46,8 +47,9 @@ def test_a_peer_that_does_not_read_is_left_at_once() -> None:
 def test_pretty_output_is_read() -> None:
     def script(session: Session) -> None:
         session.sock.sendall(b'{\r\n    "QMP": {\r\n    }\r\n}\r\n')
-        session.sock.recv(100)
-        session.sock.sendall(b'{\r\n    "return": {\r\n    },\r\n    "id": 1\r\n}\r\n')
+        ident = json.loads(session.sock.recv(100))["id"]
+        answer = f'{{\r\n    "return": {{\r\n    }},\r\n    "id": {ident}\r\n}}\r\n'
+        session.sock.sendall(answer.encode())
         session.sock.recv(100)
 
     async def main(path: str) -> None:

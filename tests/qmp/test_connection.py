@@ -311,20 +311,20 @@ def test_abandoning_what_was_answered_changes_nothing() -> None:
     "answer",
     [
         {"return": {}, "id": 99},
-        {"return": {}, "id": "2"},
-        {"return": {}, "id": 2.0},
+        {"return": {}, "id": "1"},
+        {"return": {}, "id": 1.0},
         {"return": {}, "id": True},
-        {"return": {}, "id": [2]},
+        {"return": {}, "id": [1]},
         {"return": {}, "id": None},
         {"return": {}},
         {"error": {"class": "GenericError", "desc": "JSON parse error"}},
-        {"execute": "stop", "id": 2},
+        {"execute": "stop", "id": 1},
     ],
 )
 def test_a_reply_to_nothing_is_a_protocol_error(answer: object) -> None:
     client = ready_client()
     ident, _ = client.send_command("query-status")
-    assert ident == 2
+    assert ident == 1
     with pytest.raises(ProtocolError):
         messages(client, say(answer))
     assert client.outstanding == ("query-status",)
@@ -337,9 +337,68 @@ def test_a_refusal_without_id_says_what_qemu_said() -> None:
         messages(client, say({"error": error}))
 
 
-def test_a_reply_before_the_greeting_is_a_protocol_error() -> None:
-    with pytest.raises(ProtocolError):
-        messages(Connection(Role.CLIENT), say({"return": {}, "id": 1}))
+answers = st.one_of(
+    st.builds(lambda value: {"return": value}, json_values),
+    st.builds(lambda desc: {"error": {"class": "E", "desc": desc}}, st.text()),
+)
+identities = st.one_of(
+    st.just({}),
+    st.builds(lambda ident: {"id": ident}, st.integers(0, 10) | json_values),
+)
+leftovers = st.lists(
+    st.builds(lambda answer, ident: say({**answer, **ident}), answers, identities),
+    max_size=MAX_IN_FLIGHT,
+).map(b"".join)
+
+
+@given(before=leftovers, late=leftovers)
+def test_answers_to_somebody_before_are_passed_over(before: bytes, late: bytes) -> None:
+    client = Connection(Role.CLIENT)
+    greeting = Connection(Role.SERVER).send_greeting(GREETING)
+    assert messages(client, before + greeting) == [GREETING]
+    ident = json.loads(client.send_negotiation())["id"]
+    assert messages(client, late) == []
+    assert not client.can_send
+    assert messages(client, say({"return": {}, "id": ident})) == []
+    assert client.can_send
+    own, _ = client.send_command("query-status")
+    assert messages(client, say({"return": 1, "id": own})) == [Return(1, own)]
+
+
+@pytest.mark.parametrize("greets", [False, True])
+def test_a_peer_that_only_answers_others_is_a_protocol_error(greets: bool) -> None:
+    client = Connection(Role.CLIENT)
+    answer = say({"return": {}, "id": 1})
+    most = 2 * MAX_IN_FLIGHT + 1
+    if greets:
+        messages(client, Connection(Role.SERVER).send_greeting(GREETING))
+        client.send_negotiation()
+    assert messages(client, answer * most) == []
+    with pytest.raises(ProtocolError, match="what was not asked: id 1"):
+        messages(client, answer)
+    assert client.outstanding == ("qmp_capabilities",) * greets
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+def test_the_negotiation_of_a_client_before_is_as_good(greeted: bool) -> None:
+    before = Connection(Role.CLIENT)
+    greeting = Connection(Role.SERVER).send_greeting(GREETING)
+    messages(before, greeting)
+    left = say({"return": {}, "id": json.loads(before.send_negotiation())["id"]})
+    client = Connection(Role.CLIENT)
+    messages(client, greeting if greeted else left + greeting)
+    ident = json.loads(client.send_negotiation())["id"]
+    messages(client, left if greeted else b"")
+    assert client.can_send is greeted
+    own = say({"return": {}, "id": ident})
+    if greeted:
+        first, _ = client.send_command("query-status")
+        assert messages(client, own + say({"return": 1, "id": first})) == [
+            Return(1, first)
+        ]
+    else:
+        assert messages(client, own) == []
+        assert client.can_send
 
 
 def test_a_greeting_for_somebody_before_is_passed_over() -> None:
