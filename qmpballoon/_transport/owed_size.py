@@ -5,9 +5,10 @@ back. QEMU has no command that returns what the guest had. So the size is noted 
 file before the first target is sent, and the next run reads it.
 
 The files are in ``/run/qmpballoon`` for root, in ``$XDG_RUNTIME_DIR/qmpballoon`` for
-others. The variable ``QMPBALLOON_RUNTIME_DIR`` names another folder; if it is empty,
-nothing is noted. Such folders are emptied when the host starts again, as QEMUs end
-then. A file is named for QEMU's process: its id and the time at which it began.
+others, or in ``/run/user/UID/qmpballoon`` if that is not set. The variable
+``QMPBALLOON_RUNTIME_DIR`` names another folder; if it is empty, nothing is noted. Such
+folders are emptied when the host starts again, as QEMUs end then. A file is named for
+QEMU's process: its id and the time at which it began.
 
 Nobody else is believed: the folder and its files must belong to this user, and nobody
 else may write there. No symbolic link is followed.
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["OwedSizeFile"]
 
 _FOLDER: Final = "qmpballoon"
+_RUN_USER: Final = Path("/run/user")
 _VARIABLE: Final = "QMPBALLOON_RUNTIME_DIR"
 _LONGEST: Final = 4096  # bytes of a file; ours have fewer than 100
 _LARGEST: Final = 2**63  # bytes: QEMU takes no larger size
@@ -130,6 +132,8 @@ def _find_folder() -> Path | None:
     if os.geteuid() == 0:
         return Path("/run", _FOLDER)
     base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not base and (own := _RUN_USER / str(os.geteuid())).is_dir():
+        return own / _FOLDER  # a job of cron has no such variable
     return Path(base, _FOLDER) if Path(base).is_absolute() else None
 
 

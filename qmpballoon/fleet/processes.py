@@ -50,7 +50,8 @@ _PROC: Final = Path("/proc")
 _QEMU_USERS: Final = ("libvirt-qemu", "qemu", "root")
 # Distributions also install QEMU under these names.
 _PROGRAMS: Final = frozenset({"kvm", "qemu-kvm"})
-_LOADER: Final = re.compile(r"ld[-.].*\.so[.0-9]*|ld-musl.*|ld\.so")
+# The last is the copy with which the lab starts a QEMU that it has fetched.
+_LOADER: Final = re.compile(r"ld[-.].*\.so[.0-9]*|ld-musl.*|ld\.so|qemu-loader")
 _DELETED: Final = " (deleted)"
 # The dynamic linker takes a few options of its own before the program, each with a
 # value.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qmpballoon._transport import owed_size
 from qmpballoon._transport.owed_size import OwedSizeFile
 from qmpballoon._transport.qemu_process import read_start_time
 from qmpballoon.sizes import GiB
@@ -127,3 +128,18 @@ def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     with pytest.raises(PermissionError):  # it is not that user's
         OwedSizeFile(PID).note(GiB)
     assert (tmp_path / "qmpballoon").is_dir()
+
+
+def test_where_it_is_kept_for_a_job_of_cron(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("QMPBALLOON_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(owed_size, "_RUN_USER", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    OwedSizeFile(PID).note(GiB)  # there is no such folder
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "12345").mkdir()
+    with pytest.raises(PermissionError):  # it is not that user's
+        OwedSizeFile(PID).note(GiB)
+    assert (tmp_path / "12345/qmpballoon").is_dir()

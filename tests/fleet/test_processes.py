@@ -78,9 +78,13 @@ def test_a_program_is_known_by_its_file(tmp_path: Path, exe: str) -> None:
     assert find_qemu(tmp_path).name == "db"
 
 
-def test_a_program_that_the_linker_runs(tmp_path: Path) -> None:
-    line = ["/lib64/ld-linux-x86-64.so.2", "--argv0", "x", QEMU, "-qmp", "stdio"]
-    folder = fake_process(tmp_path, 3, line, exe="/usr/lib64/ld-linux-x86-64.so.2")
+@pytest.mark.parametrize(
+    "linker",
+    ["/usr/lib64/ld-linux-x86-64.so.2", "/home/a/QEMU-10/usr/bin/qemu-loader"],
+)
+def test_a_program_that_the_linker_runs(tmp_path: Path, linker: str) -> None:
+    line = [linker, "--argv0", "x", QEMU, "-qmp", "stdio"]
+    folder = fake_process(tmp_path, 3, line, exe=linker)
     maps = folder / "maps"
     maps.write_text(f"7f-80 r--p 0 08:01 7 {QEMU}\n80-81 r-xp 0 08:01 8 /lib/libc.so\n")
     assert find_processes(ROOT, tmp_path) == []

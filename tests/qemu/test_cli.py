@@ -6,7 +6,7 @@ import json
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from command import run, start
@@ -14,6 +14,9 @@ from command import run, start
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import lab
 from qmpballoon.trio import open_monitor
+
+if TYPE_CHECKING:
+    import pytest
 
 # What may happen to a quiet guest between two samples.
 SLACK = 32 * MiB
@@ -153,7 +156,11 @@ async def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     assert chart.read_text().startswith("<?xml")
 
 
-async def test_a_killed_reclaim_is_finished_by_the_next() -> None:
+async def test_a_killed_reclaim_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not every user has a folder of their own below /run.
+    monkeypatch.setenv("QMPBALLOON_RUNTIME_DIR", str(tmp_path))
     async with lab.boot(memory=GiB, cache=600 * MiB, saved=True) as guest:
         async with start("reclaim", guest.socket, "--keep") as command:
             while (await ask(guest, "query-balloon"))["actual"] > GiB // 2:  # noqa: ASYNC110

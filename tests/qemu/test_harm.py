@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import random
+import re
+import resource
 import signal
 from contextlib import asynccontextmanager
 from functools import partial
@@ -239,6 +242,7 @@ async def test_a_guest_that_begins_to_swap_is_let_alone_by_every_call(
 async def test_a_guest_that_begins_to_fault_is_let_alone_by_every_call(
     call: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "qmpballoon.balloon")
     async with boot_with_swap(None, tmp_path) as guest:
         await prefer_to_swap(guest)
         # It goes through its memory again and again.
@@ -250,7 +254,8 @@ async def test_a_guest_that_begins_to_fault_is_let_alone_by_every_call(
         )
         await guest.wait_for(lambda memory: memory["AnonPages"] > 55 * MiB)
         why = await take_from(guest, call, FAULTS_ALONE) + caplog.text
-        assert "faults" in why or "suffers" in why or "swaps" in why
+        # Linux 6.12 tells first how few of its pages it can free.
+        assert re.search("faults|suffers|swaps|can free", why)
         await check_is_well(guest)
 
 
@@ -361,6 +366,10 @@ async def test_another_client_s_target_in_place_of_what_is_given_back_is_told() 
         assert "another client sets targets" in report.reason
 
 
+@pytest.mark.skipif(
+    0 <= resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] < 2 * GiB,
+    reason="QEMU may not lock a guest's memory here (ulimit -l)",
+)
 async def test_locked_memory_is_nothing_for_the_host() -> None:
     extra = ("-overcommit", "mem-lock=on")
     # Resident memory is measured: no saved guest.

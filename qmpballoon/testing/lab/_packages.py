@@ -105,6 +105,8 @@ def fetch(kind: Kind, version: str | None, report: Report) -> Path:
             what to install.
     """
     trees = cache_folder() / "trees"
+    # Otherwise what other versions were fetched would decide which one it is.
+    version = version or _own_version(kind)
     if found := _cached(trees, kind, version):
         return found
     wanted = f"{kind.name} {version}" if version else kind.name
@@ -115,6 +117,12 @@ def fetch(kind: Kind, version: str | None, report: Report) -> Path:
         if found := _cached(trees, kind, version):
             return found
         return _fetch(kind, version, wanted, report)
+
+
+def _own_version(kind: Kind) -> str | None:
+    """Return the version in the machine's own release, if that is known."""
+    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    return _RELEASES.get(codename, {}).get(kind.name)
 
 
 def _cached(trees: Path, kind: Kind, version: str | None) -> Path | None:

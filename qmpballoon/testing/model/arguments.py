@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
-from qmpballoon.testing.model.qobject import INT64_MAX, UINT64_MAX, order_members
+from qmpballoon.testing.model.qobject import (
+    INT64_MAX,
+    UINT64_MAX,
+    encode_text,
+    order_members,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -178,7 +183,7 @@ def find_first_left(names: Iterable[str], taken: Collection[str]) -> str | None:
 
 def _hash(name: str) -> int:
     value = 5381
-    for byte in name.encode("utf-8", "surrogatepass"):
+    for byte in encode_text(name):
         signed = byte - 256 if byte > 127 else byte  # noqa: PLR2004 - a C char's range
         value = (value * 33 + signed) & 0xFFFFFFFF
     return max(value, 2)

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Final, TypeAlias, Union
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["INT64_MAX", "UINT64_MAX", "Scalar", "Value", "order_members", "to_json"]
+__all__ = [
+    "INT64_MAX",
+    "UINT64_MAX",
+    "Scalar",
+    "Value",
+    "encode_text",
+    "order_members",
+    "to_json",
+]
 
 Scalar: TypeAlias = bool | int | float | str | None
 Value: TypeAlias = Union[Scalar, "Sequence[Value]", "dict[str, Value]"]
@@ -40,10 +48,15 @@ _SHORT: Final = {
 _NEEDS_ESCAPE: Final = re.compile(r"[^ !#-\[\]-~]")
 
 
+def encode_text(text: str) -> bytes:
+    """Return a text's bytes in QEMU, whose strings have no byte that is 0."""
+    return text.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
+
+
 @functools.lru_cache(maxsize=4096)
 def _find_bucket(name: str) -> int:
     """Return the hash table's bucket for a member's name."""
-    raw = name.encode("utf-8", "surrogatepass")
+    raw = encode_text(name)
     value = 0x238F13AF * len(raw)
     for i, byte in enumerate(raw):
         value += byte << (i * 5 % 24)

@@ -42,7 +42,19 @@ def test_what_is_in_the_cache_is_taken_without_asking_anybody(
         (cache_folder / "trees" / name).mkdir(parents=True)
     found = fetch(QEMU, "10.0", silent)
     assert found == cache_folder / "trees/QEMU-10.0.13"
-    assert fetch(QEMU, None, silent).name == "QEMU-11.1.3"
+
+
+@pytest.mark.parametrize(
+    ("codename", "own"), [("trixie", "QEMU-10.0.13"), ("unheard-of", "QEMU-11.1.3")]
+)
+def test_what_other_versions_were_fetched_does_not_matter(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch, codename: str, own: str
+) -> None:
+    release = {"VERSION_CODENAME": codename}
+    monkeypatch.setattr("platform.freedesktop_os_release", lambda: release)
+    for name in ("QEMU-7.2.22", "QEMU-10.0.13", "QEMU-11.1.3"):
+        (cache_folder / "trees" / name).mkdir(parents=True)
+    assert fetch(QEMU, None, silent).name == own
 
 
 def test_where_nothing_can_be_fetched_it_says_what_to_install(
