@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from qmpballoon.errors import BalloonTimeout as BalloonTimeout
     from qmpballoon.errors import BalloonUnavailable as BalloonUnavailable
     from qmpballoon.errors import BusError as BusError
+    from qmpballoon.errors import ClusterBusy as ClusterBusy
+    from qmpballoon.errors import ClusterError as ClusterError
     from qmpballoon.errors import CommandError as CommandError
     from qmpballoon.errors import CommandNotFound as CommandNotFound
     from qmpballoon.errors import DeviceNotFound as DeviceNotFound
@@ -149,6 +151,8 @@ _MODULES = {
         "BalloonTimeout",
         "BalloonUnavailable",
         "BusError",
+        "ClusterBusy",
+        "ClusterError",
         "CommandError",
         "CommandNotFound",
         "DeviceNotFound",
@@ -190,6 +194,8 @@ __all__ = [
     "BalloonUnavailable",
     "Binding",
     "BusError",
+    "ClusterBusy",
+    "ClusterError",
     "CommandError",
     "CommandNotFound",
     "DeviceNotFound",

@@ -14,7 +14,9 @@
     ├── CommandError               QEMU said no
     │   ├── CommandNotFound
     │   └── DeviceNotFound
-    ├── BusError                   the server of a cluster cannot be asked
+    ├── ClusterError               many hosts
+    │   ├── BusError               the server between them cannot be asked
+    │   └── ClusterBusy            somebody else was first
     └── BalloonError
         ├── NoBalloonDevice        the VM has none
         ├── BalloonUnavailable     it has one that cannot work here
@@ -49,6 +51,8 @@ __all__ = [
     "BalloonTimeout",
     "BalloonUnavailable",
     "BusError",
+    "ClusterBusy",
+    "ClusterError",
     "CommandError",
     "CommandNotFound",
     "DeviceNotFound",
@@ -217,10 +221,21 @@ def make_command_error(
     return error
 
 
-class BusError(QmpBalloonError):
+class ClusterError(QmpBalloonError):
+    """Something is wrong with a cluster of hosts, or with the server between them."""
+
+
+class BusError(ClusterError):
     """The server between the hosts of a cluster cannot be asked, or refuses.
 
     A change that it was asked for may have been made or not.
+    """
+
+
+class ClusterBusy(ClusterError):
+    """Refused: somebody else has changed the policy meanwhile, or another job goes on.
+
+    Nothing was changed.
     """
 
 

@@ -69,7 +69,8 @@ SHARED = {"_checks", "_lazy", "_printable", "_transport"}
 # touch something, and no module of ours that does.
 PURE = (
     *("balloon", "cli._findings", "fleet.policy", "fleet.water_filling", "qmp"),
-    *("cluster.bus", "cluster.documents"),
+    *("cluster.bus", "cluster.documents", "cluster.room", "cluster.spreading"),
+    *("cluster.wishes",),
 )
 # What only draws: it is handed all that it shows. It knows that by its types, so it
 # may import modules of ours that touch something.

@@ -18,6 +18,7 @@ import qmpballoon
 from qmpballoon import (
     address,
     balloon,
+    cluster,
     errors,
     export,
     fleet,
@@ -31,9 +32,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 # Packages that load each name when it is first used.
-LAZY = (qmpballoon, fleet, testing)
+LAZY = (qmpballoon, cluster, fleet, testing)
 # Packages that the reference documents name by name, and their pages.
-DOCUMENTED = {"balloon": balloon, "export": export, "fleet": fleet}
+DOCUMENTED = {
+    "balloon": balloon,
+    "cluster": cluster,
+    "export": export,
+    "fleet": fleet,
+}
 
 each_lazy_package = pytest.mark.parametrize(
     "package", LAZY, ids=lambda package: package.__name__

@@ -18,6 +18,10 @@ from qmpballoon._lazy import attach
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.cluster.agent import Agent as Agent
+    from qmpballoon.cluster.agent import AgentStatus as AgentStatus
+    from qmpballoon.cluster.agent import LocalHost as LocalHost
+    from qmpballoon.cluster.agent import LocalView as LocalView
     from qmpballoon.cluster.bus import Bus as Bus
     from qmpballoon.cluster.documents import HostState as HostState
     from qmpballoon.cluster.documents import HostVms as HostVms
@@ -31,17 +35,74 @@ if TYPE_CHECKING:
     from qmpballoon.cluster.documents import Room as Room
     from qmpballoon.cluster.documents import VmSummary as VmSummary
     from qmpballoon.cluster.documents import Wish as Wish
+    from qmpballoon.cluster.fleet_host import FleetHost as FleetHost
+    from qmpballoon.cluster.memory import MemoryBus as MemoryBus
+    from qmpballoon.cluster.memory import MemoryServer as MemoryServer
+    from qmpballoon.cluster.operator import ClusterView as ClusterView
+    from qmpballoon.cluster.operator import HostReport as HostReport
+    from qmpballoon.cluster.operator import HostView as HostView
+    from qmpballoon.cluster.operator import JobPlan as JobPlan
+    from qmpballoon.cluster.operator import JobReport as JobReport
+    from qmpballoon.cluster.operator import PolicyChange as PolicyChange
+    from qmpballoon.cluster.operator import RoomLevel as RoomLevel
+    from qmpballoon.cluster.operator import apply_policy as apply_policy
+    from qmpballoon.cluster.operator import find_job as find_job
+    from qmpballoon.cluster.operator import find_room as find_room
+    from qmpballoon.cluster.operator import follow_job as follow_job
+    from qmpballoon.cluster.operator import format_policy as format_policy
+    from qmpballoon.cluster.operator import look as look
+    from qmpballoon.cluster.operator import plan_job as plan_job
+    from qmpballoon.cluster.operator import prepare_policy as prepare_policy
+    from qmpballoon.cluster.operator import start_job as start_job
+    from qmpballoon.cluster.spreading import Spread as Spread
+    from qmpballoon.cluster.spreading import spread as spread
+    from qmpballoon.cluster.store import Store as Store
     from qmpballoon.cluster.valkey import BusAddress as BusAddress
     from qmpballoon.cluster.valkey import open_bus as open_bus
     from qmpballoon.cluster.valkey import parse_bus_address as parse_bus_address
+    from qmpballoon.cluster.wishes import Permits as Permits
 
 _MODULES = {
+    "agent": ("Agent", "AgentStatus", "LocalHost", "LocalView"),
     "bus": ("Bus",),
     "documents": (
-        *("HostState", "HostVms", "Job", "Malformed", "Offer", "JobPhase", "Policy"),
-        *("JobProgress", "Quota", "Room", "VmSummary", "Wish"),
+        "HostState",
+        "HostVms",
+        "Job",
+        "JobPhase",
+        "JobProgress",
+        "Malformed",
+        "Offer",
+        "Policy",
+        "Quota",
+        "Room",
+        "VmSummary",
+        "Wish",
     ),
+    "fleet_host": ("FleetHost",),
+    "memory": ("MemoryBus", "MemoryServer"),
+    "operator": (
+        "ClusterView",
+        "HostReport",
+        "HostView",
+        "JobPlan",
+        "JobReport",
+        "PolicyChange",
+        "RoomLevel",
+        "apply_policy",
+        "find_job",
+        "find_room",
+        "follow_job",
+        "format_policy",
+        "look",
+        "plan_job",
+        "prepare_policy",
+        "start_job",
+    ),
+    "spreading": ("Spread", "spread"),
+    "store": ("Store",),
     "valkey": ("BusAddress", "open_bus", "parse_bus_address"),
+    "wishes": ("Permits",),
 }
 __getattr__: Callable[[str], object]
 __dir__: Callable[[], list[str]]
@@ -49,20 +110,47 @@ __getattr__, __dir__ = attach(__name__, _MODULES)
 
 # Written out, so that type checkers can read it. A test compares the two lists.
 __all__ = [
+    "Agent",
+    "AgentStatus",
     "Bus",
     "BusAddress",
+    "ClusterView",
+    "FleetHost",
+    "HostReport",
     "HostState",
+    "HostView",
     "HostVms",
     "Job",
     "JobPhase",
+    "JobPlan",
     "JobProgress",
+    "JobReport",
+    "LocalHost",
+    "LocalView",
     "Malformed",
+    "MemoryBus",
+    "MemoryServer",
     "Offer",
+    "Permits",
     "Policy",
+    "PolicyChange",
     "Quota",
     "Room",
+    "RoomLevel",
+    "Spread",
+    "Store",
     "VmSummary",
     "Wish",
+    "apply_policy",
+    "find_job",
+    "find_room",
+    "follow_job",
+    "format_policy",
+    "look",
     "open_bus",
     "parse_bus_address",
+    "plan_job",
+    "prepare_policy",
+    "spread",
+    "start_job",
 ]

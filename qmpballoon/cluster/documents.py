@@ -33,6 +33,7 @@ __all__ = [
     "Job",
     "JobPhase",
     "JobProgress",
+    "JobRecord",
     "Malformed",
     "Offer",
     "Policy",
@@ -43,8 +44,8 @@ __all__ = [
     "parse_job",
     "parse_policy",
     "parse_policy_fields",
-    "parse_progress",
     "parse_quota",
+    "parse_record",
     "parse_state",
     "parse_vms",
 ]
@@ -68,6 +69,8 @@ _DEEPEST: Final = 8  # what is written here is nested at most 4 deep
 _MOST_VMS: Final = 4000
 _MOST_WISHES: Final = 1000
 _MOST_NOTES: Final = 16
+_MOST_JOBS: Final = 5000  # one every 20 seconds of a day
+_DAY: Final = 86400.0  # seconds
 _LONGEST_NAME: Final = 256  # characters; QEMU allows any name for a VM
 _LONGEST_TEXT: Final = 500
 _LARGEST_REVISION: Final = 2**53 - 1  # the largest that every reader of JSON can hold
@@ -122,7 +125,7 @@ class VmSummary:
 
     Attributes:
         name: Its name on its host.
-        state: Its state, such as those of :data:`qmpballoon.fleet.VM_STATES`.
+        state: Its state, one of :data:`~qmpballoon.fleet.vm.VM_STATES`.
         detail: What is wrong and what to do.
         actual: How much memory the guest has.
         total: Its RAM.
@@ -183,9 +186,44 @@ class JobProgress:
     until: float
     detail: str = ""
 
+
+@frozen
+class JobRecord:
+    """The jobs that a host has begun, as it keeps them on its disk.
+
+    Attributes:
+        last: How far it is with the last one.
+        known: The ids of jobs that it does not begin again, and their deadlines.
+    """
+
+    last: JobProgress | None = None
+    known: Mapping[str, float] = field(factory=dict[str, float], hash=False)
+
+    def begin(self, progress: JobProgress, now: float) -> JobRecord:
+        """Return the record with a new job.
+
+        A job is forgotten a day after its deadline: a server that falls back to an
+        older copy has nothing of it any more.
+
+        Args:
+            progress: The job, as it begins.
+            now: The time.
+
+        Raises:
+            Malformed: There are too many jobs that must not be forgotten.
+        """
+        known = {job: until for job, until in self.known.items() if until > now - _DAY}
+        known[progress.job] = progress.until
+        if len(known) > _MOST_JOBS:
+            raise Malformed(
+                f"there were {_MOST_JOBS} jobs within a day: no more can be kept"
+            )
+        return JobRecord(progress, known)
+
     def to_bytes(self) -> bytes:
         """Return the document."""
-        return _encode("progress", asdict(self))
+        last = self.last and asdict(self.last)
+        return _encode("jobs", {"last": last, "known": dict(self.known)})
 
 
 @frozen
@@ -592,9 +630,15 @@ def _make_progress(found: _Fields) -> JobProgress:
     )
 
 
-def parse_progress(data: bytes) -> JobProgress:
-    """Read how far a host is with a job; as :func:`parse_state`."""
-    return _make_progress(_decode(data, "progress"))
+def parse_record(data: bytes) -> JobRecord:
+    """Read the jobs that a host has begun; as :func:`parse_state`."""
+    found = _decode(data, "jobs")
+    names = found.mapping("known", _MOST_JOBS)
+    known = _Fields(names, "the jobs, known")
+    return JobRecord(
+        last=found.optional("last", _read_progress),
+        known={name: known.seconds(name) for name in names},
+    )
 
 
 def parse_vms(data: bytes) -> HostVms:

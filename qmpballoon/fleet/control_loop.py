@@ -110,7 +110,7 @@ async def carry_out(supervisor: Supervisor, plan: FleetPlan) -> None:
 async def run_control_loop(
     supervisor: Supervisor,
     read: Callable[[int, int], Host],
-    rules: Rules,
+    rules: Rules | Callable[[], Rules],
     *,
     period: float = 1.0,
     on_plan: Callable[[Host, FleetPlan], None] = lambda _, __: None,
@@ -123,7 +123,7 @@ async def run_control_loop(
     Args:
         supervisor: Knows the VMs, and moves them.
         read: As for :func:`decide`.
-        rules: What the host keeps.
+        rules: What the host keeps, or what returns that for each plan.
         period: Seconds between two plans. Give the supervisor's settings the same.
         on_plan: Called with each plan, even if it has no moves.
 
@@ -136,11 +136,12 @@ async def run_control_loop(
     """
     is_said = False
     while True:
-        host, plan = decide(supervisor, read, rules)
+        kept = rules() if callable(rules) else rules
+        host, plan = decide(supervisor, read, kept)
         if plan.unreachable and not is_said:
-            _LOG.warning("%s", describe_unreachable(plan, rules))
+            _LOG.warning("%s", describe_unreachable(plan, kept))
             is_said = True
-        room = host.available - rules.reserve - host.promised
+        room = host.available - kept.reserve - host.promised
         moving = {move.name for move in plan.moves}
         owed = [
             move
@@ -225,6 +226,7 @@ async def reclaim(
     *,
     hold: bool = False,
     gentle: float = 0.0,
+    takes_hot: bool = True,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> FleetReclaimReport:
     """Take an amount of memory now, from the guests that have most to spare.
@@ -242,6 +244,8 @@ async def reclaim(
         gentle: Seconds over which it is taken, evenly. Guests are watched for a tenth
             of them more. By default 0: as fast as they give it, and hot cache, too, if
             there is nothing else.
+        takes_hot: Whether hot cache may be taken if there is nothing else. If it is
+            done gently, it is not in any case.
         on_progress: Called a few times a second with the bytes taken so far.
 
     Returns:
@@ -265,7 +269,7 @@ async def reclaim(
         for _ in range(_ROUNDS):
             missing = amount - run.count_handed_over()
             guests = supervisor.list_guests()
-            plan = take(missing, guests, rules, takes_hot=not gentle)
+            plan = take(missing, guests, rules, takes_hot=takes_hot and not gentle)
             if missing <= 0 or not plan.moves:
                 break
             await run.carry_out(plan.moves, on_progress)

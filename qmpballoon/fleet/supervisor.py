@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Guest
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.sources import Source
-    from qmpballoon.fleet.vm import SmallGuest, VmState, VmView
+    from qmpballoon.fleet.vm import Limit, SmallGuest, VmState, VmView
     from qmpballoon.fleet.vm_spec import Bounds
     from qmpballoon.monitor import Monitor
 
@@ -313,6 +313,7 @@ class Supervisor:
         self._opener = opener
         self._all_tasks: dict[str, _VmTask] = {}  # by the names that VMs have here
         self._refused: tuple[Refused, ...] = ()
+        self._limit: Limit | None = None
         self._changed = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
@@ -473,6 +474,20 @@ class Supervisor:
                     await self._changed.wait()
         return holds_for_all()
 
+    def set_limit(self, limit: Limit) -> None:
+        """Change the limits of all VMs, those that there will be included.
+
+        Args:
+            limit: Is given a VM's name, its RAM, and the limits of its specification,
+                and returns those that hold. It replaces the one before.
+        """
+        self._limit = limit
+        for task in self._all_tasks.values():
+            try:
+                task.record.note_limit(limit)
+            except Exception as error:  # noqa: BLE001 - whatever a VM's limits cause
+                self.fail(task.record.spec.name, error)
+
     def start_move(self, move: Move) -> None:
         """Tell a VM's task to move its balloon. The VM's view shows the progress.
 
@@ -584,6 +599,8 @@ class Supervisor:
         named = evolve(spec, name=self._choose_name(spec))
         settings = self._settings
         record = VmRecord(named, settings.stale_after, settings.period)
+        if self._limit is not None:
+            record.note_limit(self._limit)
         task = _VmTask(record, spec, spec.process)
         self._all_tasks[named.name] = task
         _LOG.info("%s: in the fleet", make_printable(named.name))

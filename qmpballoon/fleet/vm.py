@@ -16,7 +16,7 @@ at the poll before the one that first showed the sample.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from attrs import asdict, define, evolve, field, frozen
 
@@ -28,12 +28,15 @@ from qmpballoon.fleet.movement import Pace, Promise, Stray
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qmpballoon.balloon.results import DiskReads, ResizeResult
     from qmpballoon.fleet.vm_spec import Bounds, VmSpec
 
 __all__ = [
     "NO_STATISTICS",
     "VM_STATES",
+    "Limit",
     "SmallGuest",
     "UsageRate",
     "VmCounters",
@@ -300,6 +303,14 @@ class _Watched:
     available: int
 
 
+Limit: TypeAlias = "Callable[[str, int, Bounds], Bounds]"
+"""Returns a VM's limits, from its name, its RAM in bytes, and its own limits."""
+
+
+def _keep_bounds(_: str, __: int, bounds: Bounds) -> Bounds:
+    return bounds
+
+
 @define
 class VmRecord:
     """Keeps what is known of one VM.
@@ -322,6 +333,7 @@ class VmRecord:
             if that was all its RAM, or it has had that since.
         polled_at: When it was last polled, on the monitor's clock.
         disk_reads: What it has read from its disks, if that is known.
+        limit: Returns its limits, changed by what holds beside its specification.
     """
 
     spec: VmSpec
@@ -339,6 +351,7 @@ class VmRecord:
     found: int | None = None
     polled_at: float = -math.inf
     disk_reads: DiskReads | None = None
+    limit: Limit = _keep_bounds
     _state: VmState = "connecting"
     _detail: str = ""
     # These are all moments on the monitor's clock.
@@ -370,7 +383,7 @@ class VmRecord:
 
         For a VM whose figures have raised an error: each of them may be what raises it.
         """
-        new = VmRecord(self.spec, self.stale_after, self.period)
+        new = VmRecord(self.spec, self.stale_after, self.period, limit=self.limit)
         new.counters = self.counters
         new.found, new._was_moved = self.found, self._was_moved
         new._last_size = max(self.actual or 0, self.target or 0, self._last_size)
@@ -475,11 +488,22 @@ class VmRecord:
         if known and known != self.total:
             if self.total is not None:
                 self._stray.shift(known - self.total)
-            self.total, self.bounds = known, self.spec.compute_bounds(known)
+            self.total = known
+            self._compute_bounds()
         self.capacity, self._doubts_ram, self._is_unjudged = capacity, False, False
         self._note_found()
         self._has_driver |= known > (self.actual or known)
         self._judge_stats(self.polled_at)
+
+    def note_limit(self, limit: Limit) -> None:
+        """Note what changes its limits from now on."""
+        self.limit = limit
+        self._compute_bounds()
+
+    def _compute_bounds(self) -> None:
+        if self.total is not None:
+            own = self.spec.compute_bounds(self.total)
+            self.bounds = self.limit(self.spec.name, self.total, own)
 
     def note_prompted(self, now: float, stopped: str | None) -> None:
         """Note that a silent guest was asked again.

@@ -1,0 +1,493 @@
+"""What each host of a cluster does: say how it is, and follow wishes within its limits.
+
+An agent stands beside the control loop of a fleet, and the control loop does not wait
+for it. Once a second it asks the server for the policy and for what its host is asked
+to give, and says how the host is. Whatever the server does, or does not, becomes one
+line in the log and in the agent's status; the fleet goes on by the last policy.
+
+The policy is kept on the disk before the host lives by it, and a job before it begins.
+So a job runs at most once on a host, though the agent be killed at any moment; and each
+host ends its part by itself at the deadline, though whoever asked be gone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from qmpballoon._checks import require_finite_seconds
+from qmpballoon._printable import describe_bug, make_printable
+from qmpballoon.cluster.bus import (
+    POLICY_KEY,
+    make_quota_key,
+    make_state_key,
+    make_vms_key,
+    require_host_name,
+)
+from qmpballoon.cluster.documents import (
+    ENDED,
+    HostState,
+    HostVms,
+    JobProgress,
+    JobRecord,
+    Malformed,
+    parse_policy,
+    parse_quota,
+    parse_record,
+)
+from qmpballoon.cluster.room import compute_offer, compute_room
+from qmpballoon.cluster.wishes import (
+    Permits,
+    judge_policy,
+    make_limit,
+    raise_reserve,
+)
+from qmpballoon.errors import QmpBalloonError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from qmpballoon.cluster.bus import Bus
+    from qmpballoon.cluster.documents import JobPhase, Policy, Quota, VmSummary
+    from qmpballoon.cluster.store import Store
+
+    # Named so that the documentation does not take it for another Guest.
+    from qmpballoon.fleet.guests import Guest as FleetGuest
+    from qmpballoon.fleet.guests import Host
+    from qmpballoon.fleet.policy import Rules
+    from qmpballoon.fleet.vm import Limit
+
+__all__ = ["PRESENCE", "Agent", "AgentStatus", "LocalHost", "LocalView"]
+
+PRESENCE: Final = 10.0
+"""Seconds for which what a host has said of itself is kept. Longer than a server's
+restart usually takes, and short enough that a host that is gone is seen to be."""
+
+_PERIOD: Final = 1.0  # seconds between two exchanges
+# Seconds for one exchange. A server that does not answer for longer is away; until then
+# its host has said less than PRESENCE ago how it is.
+_TIMEOUT: Final = 3.0
+_CLOCKS_DIFFER: Final = 60.0  # seconds at most, where hosts' clocks are set at all
+_POLICY: Final = "policy"
+_JOBS: Final = "jobs"
+_LOG: Final = logging.getLogger("qmpballoon.cluster")
+
+
+@frozen
+class LocalView:
+    """A host and its guests at one moment.
+
+    Attributes:
+        host: Its memory.
+        guests: The guests that can be moved, and those that are moving.
+        vms: All its VMs.
+        held: Bytes of its memory that the VMs hold.
+        unknown_vms: How many VMs do not say how they are.
+    """
+
+    host: Host
+    guests: Sequence[FleetGuest]
+    vms: Sequence[VmSummary]
+    held: int
+    unknown_vms: int = 0
+
+
+class LocalHost(Protocol):
+    """What an agent needs of the host that it runs on."""
+
+    def look(self) -> LocalView:
+        """Return how it is now.
+
+        Raises:
+            OSError: Its memory cannot be read.
+        """
+        ...
+
+    def follow(self, rules: Rules, limit: Limit) -> None:
+        """Keep what rules say, and each VM within its limits, from now on."""
+        ...
+
+    def keep_back(self, *, is_kept: bool) -> None:
+        """Do not share out to guests what is left over, or do so again."""
+        ...
+
+    async def take(
+        self, quota: Quota, rules: Rules, on_progress: Callable[[int], None]
+    ) -> int:
+        """Take what a host is asked for from its guests; never more.
+
+        If it is cancelled, the guests get their sizes back.
+
+        Args:
+            quota: What is asked for.
+            rules: What the host keeps.
+            on_progress: Is called with the bytes taken so far.
+
+        Returns:
+            Bytes that the guests have given.
+        """
+        ...
+
+
+@frozen
+class AgentStatus:
+    """How an agent is.
+
+    Attributes:
+        host: Its host's name.
+        is_connected: Whether the last exchange with the server succeeded.
+        silent_for: Seconds since one did; ``None`` if none ever did.
+        policy_revision: The revision of the policy that the host lives by; ``None``: it
+            has none but its own.
+        progress: How far the host is with the last job that it knows of.
+        notes: What does not hold as it should, for people, one line each.
+    """
+
+    host: str
+    is_connected: bool
+    silent_for: float | None
+    policy_revision: int | None
+    progress: JobProgress | None
+    notes: tuple[str, ...]
+
+
+async def _run_in_thread(call: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 - what it returns
+    """Run something that may wait for a disk. It is not left half done."""
+    return await trio.to_thread.run_sync(call, *args)  # not abandoned when cancelled
+
+
+@define
+class Agent:
+    """What a host of a cluster does beside its control loop.
+
+    Attributes:
+        name: The host's name in the cluster.
+        bus: The server.
+        host: The host that it runs on.
+        rules: What the host was told to keep where it was started.
+        store: What it keeps on its disk.
+        permits: What a policy may lower.
+        period: Seconds between two exchanges with the server.
+        clock: Returns the seconds since 1970.
+        run_blocking: Runs a function that waits for a disk.
+
+    Raises:
+        TypeError: The period is no number.
+        ValueError: The name is none, or the period is out of range.
+    """
+
+    name: str
+    bus: Bus = field(repr=False)
+    host: LocalHost = field(repr=False)
+    rules: Rules
+    store: Store
+    permits: Permits = field(factory=Permits)
+    period: float = _PERIOD
+    clock: Callable[[], float] = field(default=time.time, repr=False)
+    run_blocking: Callable[..., Awaitable[Any]] = field(
+        default=_run_in_thread, repr=False
+    )
+    _policy: Policy | None = None
+    _record: JobRecord = field(factory=JobRecord)
+    _progress: JobProgress | None = None
+    _kept_rules: Rules = field(init=False)
+    _is_followed: bool = False
+    _asked_after: float = 0.0
+    _is_connected: bool = False
+    _heard_at: float | None = None
+    _notes: dict[str, str] = field(factory=dict[str, str])
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a name or a period that cannot be."""
+        require_host_name(self.name)
+        if not require_finite_seconds(self.period, "period"):
+            raise ValueError("period is 0: it must be above 0 seconds")
+
+    @property
+    def status(self) -> AgentStatus:
+        """How it is now."""
+        heard = self._heard_at
+        return AgentStatus(
+            host=self.name,
+            is_connected=self._is_connected,
+            silent_for=None if heard is None else trio.current_time() - heard,
+            policy_revision=self._policy.revision if self._policy else None,
+            progress=self._progress,
+            notes=tuple(self._notes.values()),
+        )
+
+    async def run(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Do its work until cancelled. It raises nothing else.
+
+        Args:
+            task_status: Is told when the host lives by the policy that was kept.
+
+        Note:
+            A host that is taking memory for a job then gives it back.
+        """
+        await self._load()
+        self._follow()
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            self._resume(nursery)
+            due = trio.current_time()
+            while True:
+                await self._exchange(nursery)
+                # What took longer than a period is not made up for.
+                due = max(due + self.period, trio.current_time())
+                await trio.sleep_until(due)
+
+    # What is kept
+
+    async def _load(self) -> None:
+        """Read what was kept."""
+        self._kept_rules = self.rules
+        self._policy = await self._load_one(_POLICY, parse_policy)
+        self._record = await self._load_one(_JOBS, parse_record) or JobRecord()
+        self._progress = self._record.last
+        if _JOBS in self._notes:
+            # What was asked for before may have begun. Clocks may differ a little.
+            self._asked_after = self.clock() + _CLOCKS_DIFFER
+
+    async def _load_one(self, name: str, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401 - what parse returns
+        try:
+            data = await self.run_blocking(self.store.read, name)
+            return None if data is None else parse(data)
+        except Exception as error:  # noqa: BLE001 - whatever a disk causes
+            self._note(name, f"{_describe(error)}: it does not count")
+            return None
+
+    def _follow(self) -> None:
+        """Have the host live by the policy."""
+        self._is_followed = False
+        limit = make_limit(self._policy, self.name, self.permits)
+        self.host.follow(self._kept_rules, limit)
+        view = self._look()
+        if view is None:
+            return
+        self._kept_rules, note = raise_reserve(
+            self.rules, self._policy, self.name, view.host.total, self.permits
+        )
+        self._note("reserve", note)
+        self.host.follow(self._kept_rules, limit)
+        self._is_followed = True
+
+    def _look(self) -> LocalView | None:
+        """Return how the host is; ``None`` if that cannot be known now."""
+        try:
+            view = self.host.look()
+        except Exception as error:  # noqa: BLE001 - whatever figures can cause
+            self._note("host", _describe(error))
+            return None
+        self._note("host", "")
+        return view
+
+    def _resume(self, nursery: trio.Nursery) -> None:
+        """Go on with what was going on when the agent was stopped."""
+        progress = self._progress
+        if progress is None or progress.phase in ENDED:
+            return
+        if progress.phase == "holding":
+            self.host.keep_back(is_kept=True)
+            nursery.start_soon(self._hold)
+            return
+        why = "the agent was stopped meanwhile: the guests get back what was taken"
+        self._progress = evolve(progress, phase="interrupted", detail=why)
+
+    # The server
+
+    async def _exchange(self, nursery: trio.Nursery) -> None:
+        """Ask what concerns this host, and say how it is."""
+        quota_key = make_quota_key(self.name)
+        try:
+            with trio.fail_after(_TIMEOUT):
+                found = await self.bus.get([POLICY_KEY, quota_key])
+                await self._consider(found, quota_key, nursery)
+                if values := self._describe_host():
+                    await self.bus.publish(values, expires=PRESENCE)
+        except trio.TooSlowError:
+            self._miss(f"the server did not answer within {_TIMEOUT:g} s")
+        except Exception as error:  # noqa: BLE001 - whatever a client's library raises
+            self._miss(_describe(error))
+        else:
+            self._is_connected, self._heard_at = True, trio.current_time()
+            self._note("server", "")
+
+    def _miss(self, why: str) -> None:
+        self._is_connected = False
+        revision = self._policy and self._policy.revision
+        by = f"revision {revision} of the policy" if revision else "its own rules"
+        self._note("server", f"{why}; the host goes on by {by}")
+
+    async def _consider(
+        self, found: dict[str, bytes], quota_key: str, nursery: trio.Nursery
+    ) -> None:
+        # What concerns the disk is done whole, whatever the server's time is.
+        with trio.CancelScope(shield=True):
+            await self._consider_policy(found.get(POLICY_KEY))
+            if quota_key in found:
+                await self._consider_quota(found[quota_key], nursery)
+
+    async def _consider_policy(self, data: bytes | None) -> None:
+        judged = judge_policy(self._policy, data)
+        self._note("judged", judged.note)
+        if judged.policy is None or judged.policy == self._policy:
+            return
+        try:
+            await self.run_blocking(self.store.write, _POLICY, judged.policy.to_bytes())
+        except Exception as error:  # noqa: BLE001 - whatever a disk causes
+            # Without it on the disk a restart would go back to an older one.
+            why = f"it cannot be kept, so it does not count: {_describe(error)}"
+            self._note(_POLICY, why)
+            return
+        self._note(_POLICY, "")
+        self._policy = judged.policy
+        _LOG.info("revision %d of the policy counts now", judged.policy.revision)
+        self._follow()
+
+    def _describe_host(self) -> dict[str, bytes]:
+        if not self._is_followed:
+            self._follow()
+        view, rules = self._look(), self._kept_rules
+        if view is None:
+            return {}
+        state = HostState(
+            name=self.name,
+            at=self.clock(),
+            total=view.host.total,
+            available=view.host.available,
+            reserve=rules.reserve,
+            room=compute_room(view.host, rules, view.guests, view.vms, view.held),
+            offer=compute_offer(view.guests),
+            vms=len(view.vms),
+            unknown_vms=view.unknown_vms,
+            policy_revision=self._policy.revision if self._policy else None,
+            progress=self._progress,
+            notes=tuple(note for name, note in self._notes.items() if name != "server"),
+        )
+        vms = HostVms(self.name, tuple(view.vms))
+        return {
+            make_state_key(self.name): state.to_bytes(),
+            make_vms_key(self.name): vms.to_bytes(),
+        }
+
+    # Jobs
+
+    async def _consider_quota(self, data: bytes, nursery: trio.Nursery) -> None:
+        """Begin with what the host is asked for, unless it has seen that before."""
+        try:
+            quota = parse_quota(data)
+        except Malformed as error:
+            self._note("quota", f"{error}: the host gives nothing for it")
+            return
+        self._note("quota", "")
+        progress = self._progress
+        if progress and (progress.job == quota.job or progress.phase not in ENDED):
+            return
+        if quota.job in self._record.known:
+            return
+        now = self.clock()
+        until = min(quota.until, now + quota.seconds)
+        asked_at = quota.until - quota.seconds
+        progress = JobProgress(quota.job, quota.amount, 0, "taking", until)
+        if until <= now:
+            self._refuse(progress, "its deadline has passed, by this host's clock")
+            return
+        if asked_at < self._asked_after:
+            self._refuse(progress, "it is not known any more which jobs have begun")
+            return
+        try:
+            await self._keep(self._record.begin(progress, now))
+        except Exception as error:  # noqa: BLE001 - whatever a disk causes
+            why = f"it cannot be kept that it began: {_describe(error)}"
+            self._refuse(progress, why)
+            return
+        self._note(_JOBS, "")
+        self._progress = progress
+        nursery.start_soon(self._carry_out, quota)
+
+    def _refuse(self, progress: JobProgress, why: str) -> None:
+        self._progress = evolve(progress, phase="refused", detail=make_printable(why))
+        _LOG.warning("job %s is refused: %s", progress.job, why)
+
+    async def _keep(self, record: JobRecord) -> None:
+        """Keep a record; from then on it counts.
+
+        Raises:
+            OSError: It cannot be kept.
+        """
+        await self.run_blocking(self.store.write, _JOBS, record.to_bytes())
+        self._record = record
+
+    async def _carry_out(self, quota: Quota) -> None:
+        """Do this host's part of a job, until its deadline at the latest."""
+        _LOG.info("job %s: take %d bytes", quota.job, quota.amount)
+        self.host.keep_back(is_kept=True)
+        taken = None
+        why = "its deadline came: the guests get back what was taken"
+        try:
+            with trio.move_on_after(self._count_left()):
+                taken = await self.host.take(quota, self._kept_rules, self._note_taken)
+        except Exception as error:  # noqa: BLE001 - whatever taking can cause
+            why = _describe(error)
+        if taken is None:
+            await self._enter("interrupted", why)
+            self.host.keep_back(is_kept=False)
+            return
+        self._note_taken(taken)
+        await self._enter("holding" if quota.hold else "done")
+        if quota.hold:
+            await self._hold()
+        self.host.keep_back(is_kept=False)
+
+    async def _hold(self) -> None:
+        """Keep back what was taken until the deadline."""
+        await trio.sleep(self._count_left())
+        await self._enter("done")
+        self.host.keep_back(is_kept=False)
+
+    def _count_left(self) -> float:
+        """Return the seconds until the present job's deadline."""
+        until = self._progress.until if self._progress else 0.0
+        return max(0.0, until - self.clock())
+
+    def _note_taken(self, taken: int) -> None:
+        if self._progress is not None:
+            self._progress = evolve(self._progress, taken=taken)
+
+    async def _enter(self, phase: JobPhase, detail: str = "") -> None:
+        """Note how far the present job is."""
+        if self._progress is None:
+            return
+        self._progress = evolve(self._progress, phase=phase, detail=detail)
+        _LOG.info("job %s: %s %s", self._progress.job, phase, detail)
+        try:
+            await self._keep(evolve(self._record, last=self._progress))
+        except Exception as error:  # noqa: BLE001 - whatever a disk causes
+            # It is not begun again: that it began has been kept.
+            self._note(_JOBS, f"how far it is cannot be kept: {_describe(error)}")
+
+    # What is told
+
+    def _note(self, about: str, text: str) -> None:
+        """Note what does not hold as it should; an empty text: it does again."""
+        text = make_printable(text)
+        if text and self._notes.get(about) != text:
+            _LOG.warning("%s: %s", about, text)
+        if text:
+            self._notes[about] = text
+        elif self._notes.pop(about, None) and about == "server":
+            _LOG.info("the server answers again")
+
+
+def _describe(error: Exception) -> str:
+    """Say in a line what a call has raised."""
+    if isinstance(error, QmpBalloonError | OSError | Malformed):
+        return make_printable(str(error))
+    return describe_bug(error)

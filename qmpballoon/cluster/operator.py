@@ -1,0 +1,653 @@
+"""What an operator of a cluster does: look at all hosts, set the policy, take memory.
+
+Nothing here is needed while hosts do their work: who asked may go away at any moment,
+and somebody else can look, or follow a job, instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import secrets
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
+
+import trio
+from attrs import asdict, evolve, field, frozen
+
+from qmpballoon._checks import require_finite_seconds
+from qmpballoon.cluster.bus import (
+    HOSTS_PREFIX,
+    JOB_KEY,
+    POLICY_KEY,
+    find_host,
+    make_quota_key,
+    make_state_key,
+    make_vms_key,
+)
+from qmpballoon.cluster.documents import (
+    ENDED,
+    Job,
+    Malformed,
+    Policy,
+    parse_job,
+    parse_policy,
+    parse_policy_fields,
+    parse_state,
+    parse_vms,
+)
+from qmpballoon.cluster.spreading import Spread, spread
+from qmpballoon.errors import BusError, ClusterBusy
+from qmpballoon.sizes import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from qmpballoon.cluster.bus import Bus
+    from qmpballoon.cluster.documents import (
+        HostState,
+        HostVms,
+        JobProgress,
+        Room,
+        VmSummary,
+    )
+
+__all__ = [
+    "ClusterView",
+    "HostReport",
+    "HostView",
+    "JobPlan",
+    "JobReport",
+    "PolicyChange",
+    "RoomLevel",
+    "apply_policy",
+    "find_job",
+    "find_room",
+    "follow_job",
+    "format_policy",
+    "look",
+    "plan_job",
+    "prepare_policy",
+    "start_job",
+]
+
+RoomLevel = Literal["now", "after-cold", "to-floors", "none"]
+"""What has to be done on a host for a new VM:
+
+* ``now``: nothing.
+* ``after-cold``: its guests have to give what is idle or cold.
+* ``to-floors``: its guests have to shrink, some to their floors.
+* ``none``: there is no room.
+"""
+
+_T = TypeVar("_T")
+_Said = TypeVar("_Said", "HostState", "HostVms")
+
+_CHUNK: Final = 256
+"""Values that are asked for at once. States of 50 VMs are 8 KiB; so an answer has 2 MiB
+and others are served in between."""
+_LATE: Final = 5.0  # seconds without news, after which a host counts as silent
+_POLL: Final = 0.5  # seconds between two looks at a job
+# Seconds after a job's deadline: its hosts say how it ended with their next exchange.
+_GRACE: Final = 5.0
+_AGAIN: Final = 5.0  # seconds after which hosts that did not begin are asked again
+
+
+@frozen
+class HostView:
+    """A host of a cluster, as it was last heard of.
+
+    Attributes:
+        name: Its name.
+        state: What it says of itself; ``None`` if that is malformed.
+        vms: Its VMs, if they were asked for.
+        age: Seconds since it said so, if its clock and ours agree.
+        problem: What is wrong with what it says; empty if nothing is.
+    """
+
+    name: str
+    state: HostState | None
+    vms: tuple[VmSummary, ...] = ()
+    age: float | None = None
+    problem: str = ""
+
+    @property
+    def condition(self) -> Literal["healthy", "silent", "malformed"]:
+        """Whether it says how it is, has not for some time, or says nonsense."""
+        if self.state is None:
+            return "malformed"
+        return "silent" if self.age is None or self.age > _LATE else "healthy"
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it: bytes and seconds."""
+        state = self.state
+        return {
+            "name": self.name,
+            "state": self.condition,
+            "age": self.age,
+            "detail": self.problem,
+            "policy_rev": state and state.policy_revision,
+            "host": state
+            and {
+                "total": state.total,
+                "available": state.available,
+                "reserve": state.reserve,
+            },
+            "room": state and asdict(state.room),
+            "offer": state and asdict(state.offer),
+            "job": state and state.progress and asdict(state.progress),
+            "notes": list(state.notes) if state else [],
+            "unknown_vms": state and state.unknown_vms,
+            "vms": [asdict(vm) for vm in self.vms],
+        }
+
+
+@frozen
+class ClusterView:
+    """All hosts of a cluster that were heard of lately.
+
+    Attributes:
+        hosts: The hosts, sorted by name.
+        policy: The policy that the server has; ``None``: none, or a malformed one.
+        job: The last job that the server has.
+        notes: What is wrong with either, for people.
+    """
+
+    hosts: tuple[HostView, ...]
+    policy: Policy | None = None
+    job: Job | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it: bytes and seconds."""
+        return {
+            "hosts": [host.to_json() for host in self.hosts],
+            "policy": self.policy and asdict(self.policy),
+            "job": self.job and asdict(self.job),
+            "notes": list(self.notes),
+        }
+
+
+# Looking
+
+
+async def look(bus: Bus, now: float, *, with_vms: bool = True) -> ClusterView:
+    """Return how all hosts are.
+
+    Args:
+        bus: The server.
+        now: Seconds since 1970.
+        with_vms: Whether to read how each VM is, too.
+
+    Raises:
+        BusError: The server cannot be asked.
+
+    Note:
+        It can be cancelled at any moment.
+    """
+    keys = await bus.list_keys(HOSTS_PREFIX)
+    names = sorted(name for key in keys if (name := find_host(key)) is not None)
+    wanted = [make_state_key(name) for name in names]
+    if with_vms:
+        wanted += [make_vms_key(name) for name in names]
+    values = await _get_all(bus, [POLICY_KEY, JOB_KEY, *wanted])
+    notes: list[str] = []
+    policy = _parse_or_note(values.get(POLICY_KEY), parse_policy, notes)
+    job = _parse_or_note(values.get(JOB_KEY), parse_job, notes)
+    hosts = [_view_host(name, values, now) for name in names]
+    return ClusterView(
+        hosts=tuple(host for host in hosts if host is not None),
+        policy=policy,
+        job=job,
+        notes=tuple(notes),
+    )
+
+
+async def _get_all(bus: Bus, keys: Collection[str]) -> dict[str, bytes]:
+    """Return many values, with a pause for others now and then."""
+    listed, values = list(keys), dict[str, bytes]()
+    for begin in range(0, len(listed), _CHUNK):
+        values |= await bus.get(listed[begin : begin + _CHUNK])
+    return values
+
+
+def _parse_or_note(
+    data: bytes | None, parse: Callable[[bytes], _T], notes: list[str]
+) -> _T | None:
+    try:
+        return None if data is None else parse(data)
+    except Malformed as error:
+        notes.append(str(error))
+        return None
+
+
+def _view_host(name: str, values: Mapping[str, bytes], now: float) -> HostView | None:
+    """Return what a host says; ``None`` if that has vanished meanwhile."""
+    data = values.get(make_state_key(name))
+    if data is None:
+        return None
+    try:
+        state = _require_same(parse_state(data), name)
+    except Malformed as error:
+        return HostView(name, None, problem=str(error))
+    problem, vms = "", tuple["VmSummary", ...]()
+    try:
+        data = values.get(make_vms_key(name))
+        vms = () if data is None else _require_same(parse_vms(data), name).vms
+    except Malformed as error:
+        problem = str(error)
+    age = now - state.at
+    if age < -_LATE:
+        problem = problem or f"its clock is {-age:.0f} s ahead of this one"
+    return HostView(name, state, vms, max(0.0, age), problem)
+
+
+def _require_same(said: _Said, name: str) -> _Said:
+    if said.name != name:
+        raise Malformed(f"it says that it is {said.name}")
+    return said
+
+
+def find_room(view: ClusterView, size: int) -> list[tuple[str, RoomLevel, Room]]:
+    """Return where a new VM has room; the hosts that need least for it come first.
+
+    Pure.
+
+    Args:
+        view: The hosts.
+        size: Bytes.
+
+    Returns:
+        Each healthy host, what has to be done there, and its room. Of those that need
+        the same, hosts with more room come first.
+    """
+    found: list[tuple[str, RoomLevel, Room]] = [
+        (host.name, _choose_level(host.state.room, size), host.state.room)
+        for host in view.hosts
+        if host.state is not None and host.condition == "healthy"
+    ]
+    order = get_args(RoomLevel)
+    return sorted(
+        found,
+        key=lambda each: (order.index(each[1]), -each[2].now, -each[2].to_floors),
+    )
+
+
+def _choose_level(room: Room, size: int) -> RoomLevel:
+    if size <= room.now:
+        return "now"
+    if size <= room.after_cold:
+        return "after-cold"
+    return "to-floors" if size <= room.to_floors else "none"
+
+
+# The policy
+
+
+@frozen
+class PolicyChange:
+    """A policy that is to be applied.
+
+    Attributes:
+        before: The policy that the server has; ``None``: none that can be read.
+        after: The policy that is to come.
+        expected: What the server has, byte by byte.
+    """
+
+    before: Policy | None
+    after: Policy
+    expected: bytes | None = field(default=None, repr=False)
+
+    def describe(self) -> list[str]:
+        """Return the lines of a diff; none if nothing changes but the revision."""
+        before = format_policy(self.before).splitlines() if self.before else []
+        after = format_policy(self.after).splitlines()
+        old = f"revision {self.before.revision}" if self.before else "no policy"
+        new = f"revision {self.after.revision}"
+        return list(difflib.unified_diff(before, after, old, new, lineterm=""))
+
+
+def format_policy(policy: Policy) -> str:
+    """Return a policy as TOML, as its file would be."""
+    blocks: list[str] = []
+    if policy.comment:
+        blocks.append(f"comment = {_quote(policy.comment)}")
+    for wish in policy.wishes:
+        lines = ["[[wish]]", f"hosts = {_quote(wish.hosts)}"]
+        if wish.reserve is not None:
+            lines.append(f"reserve = {_quote(wish.reserve)}")
+        if wish.floors:
+            floors = sorted(wish.floors.items())
+            pairs = ", ".join(f"{_quote(vm)} = {_quote(size)}" for vm, size in floors)
+            lines.append(f"floors = {{ {pairs} }}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _quote(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)  # a basic string of TOML's, too
+
+
+async def prepare_policy(bus: Bus, table: Mapping[str, object]) -> PolicyChange:
+    """Return what applying a policy would change. Nothing is changed.
+
+    Its revision is above all that the server and the hosts know. So hosts follow it
+    even if the server was emptied, or has fallen back to an older copy.
+
+    Args:
+        bus: The server.
+        table: The policy, as read from a TOML file.
+
+    Raises:
+        BusError: The server cannot be asked.
+        Malformed: The policy is malformed; the message says where.
+    """
+    parse_policy_fields(table, 1)  # before anything is asked
+    view = await look(bus, 0.0, with_vms=False)
+    expected = (await bus.get([POLICY_KEY])).get(POLICY_KEY)
+    notes: list[str] = []
+    before = _parse_or_note(expected, parse_policy, notes)
+    known = [host.state.policy_revision or 0 for host in view.hosts if host.state]
+    revision = 1 + max([before.revision if before else 0, *known])
+    return PolicyChange(before, parse_policy_fields(table, revision), expected)
+
+
+async def apply_policy(bus: Bus, change: PolicyChange) -> None:
+    """Apply a policy, unless the server has another one meanwhile.
+
+    Args:
+        bus: The server.
+        change: What was prepared, and shown.
+
+    Raises:
+        BusError: The server cannot be asked. The policy may have been applied or not.
+        ClusterBusy: Somebody else has applied one meanwhile. Nothing was changed.
+        Malformed: The policy is too large.
+    """
+    data = change.after.to_bytes()
+    if not await bus.compare_and_set(POLICY_KEY, change.expected, data):
+        raise ClusterBusy(
+            "somebody else has applied a policy meanwhile: look at it, and apply yours"
+            " again"
+        )
+
+
+# Jobs
+
+
+@frozen
+class JobPlan:
+    """What hosts are asked to give together, before they are.
+
+    Attributes:
+        job: The job; its quotas may be none.
+        spread: What each host is asked for, by what that costs.
+    """
+
+    job: Job
+    spread: Spread
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it: bytes and seconds."""
+        return {
+            "job": self.job.id,
+            "requested": self.job.amount,
+            "lacking": self.spread.lacking,
+            "until": self.job.until,
+            "hosts": [
+                {"name": name, "quota": part.total, **asdict(part)}
+                for name, part in sorted(self.spread.parts.items())
+            ],
+        }
+
+
+@frozen
+class HostReport:
+    """How far one host is with a job.
+
+    Attributes:
+        name: The host's name.
+        quota: Bytes that it was asked for.
+        progress: What it says; ``None``: nothing yet.
+    """
+
+    name: str
+    quota: int
+    progress: JobProgress | None = None
+
+    @property
+    def taken(self) -> int:
+        """Bytes that its guests gave, as far as it has said."""
+        return self.progress.taken if self.progress else 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it takes no more memory for the job."""
+        settled = {*ENDED, "holding"}
+        return self.progress is not None and self.progress.phase in settled
+
+
+@frozen
+class JobReport:
+    """How far all hosts are with a job.
+
+    Attributes:
+        job: The job.
+        hosts: Its hosts, sorted by name.
+    """
+
+    job: Job
+    hosts: tuple[HostReport, ...]
+
+    @property
+    def taken(self) -> int:
+        """Bytes that all guests gave, as far as their hosts have said."""
+        return sum(host.taken for host in self.hosts)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether no host takes any more."""
+        return all(host.is_settled for host in self.hosts)
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as the command prints it: bytes and seconds."""
+        return {
+            "job": self.job.id,
+            "requested": self.job.amount,
+            "handed_over": self.taken,
+            "held": self.job.hold,
+            "until": self.job.until,
+            "hosts": [
+                {
+                    "name": host.name,
+                    "quota": host.quota,
+                    "handed_over": host.taken,
+                    "phase": host.progress.phase if host.progress else "unknown",
+                    "detail": host.progress.detail if host.progress else "",
+                }
+                for host in self.hosts
+            ],
+        }
+
+
+def plan_job(
+    view: ClusterView,
+    amount: int,
+    now: float,
+    *,
+    hosts: str = "*",
+    hold: bool = False,
+    takes_hot: bool = True,
+    seconds: float = 600.0,
+) -> JobPlan:
+    """Decide what each host is asked to give. Nothing is asked for.
+
+    The same view and amount make the same quotas.
+
+    Args:
+        view: The hosts; silent ones are not asked.
+        amount: Bytes, 1 or more.
+        now: Seconds since 1970.
+        hosts: A glob of the names of those that are asked.
+        hold: Whether guests are to stay at their smaller sizes until the deadline.
+        takes_hot: Whether page cache that guests read again may be taken.
+        seconds: How long it may take, and hold: the deadline is that far away.
+
+    Raises:
+        TypeError: The amount is not a whole number, or the time is no number.
+        ValueError: One of them is out of range.
+    """
+    if not require_finite_seconds(seconds, "seconds"):
+        raise ValueError("seconds is 0: it must be above 0")
+    offers = {
+        host.name: host.state.offer
+        for host in view.hosts
+        if host.state is not None
+        and host.condition == "healthy"
+        and fnmatchcase(host.name, hosts)
+    }
+    made = spread(amount, offers, takes_hot=takes_hot)
+    job = Job(
+        id=secrets.token_hex(8),
+        amount=amount,
+        takes_hot=made.takes_hot,
+        hold=hold,
+        until=now + seconds,
+        seconds=seconds,
+        quotas=made.quotas,
+    )
+    return JobPlan(job, made)
+
+
+async def start_job(bus: Bus, job: Job, now: float) -> None:
+    """Ask the hosts of a job to give their parts.
+
+    Args:
+        bus: The server.
+        job: The job.
+        now: Seconds since 1970.
+
+    Raises:
+        BusError: The server cannot be asked. Some hosts may have been asked; they do
+            their parts. :func:`follow_job` asks the others.
+        ClusterBusy: Another job goes on. Nobody was asked.
+        Malformed: The job is too large.
+    """
+    data = job.to_bytes()
+    expected = (await bus.get([JOB_KEY])).get(JOB_KEY)
+    found = _parse_or_note(expected, parse_job, [])
+    goes_on = found is not None and found.until > now
+    if found and goes_on and not (await _report(bus, found)).is_settled:
+        left = found.until - now
+        raise ClusterBusy(
+            f"job {found.id} goes on, for {format_size(found.amount)}, and ends within"
+            f" {math.ceil(left)} s: follow it, or wait"
+        )
+    if not await bus.compare_and_set(
+        JOB_KEY, expected, data, expires=job.seconds + _GRACE
+    ):
+        raise ClusterBusy(
+            "somebody else has begun a job meanwhile: look, and try again"
+        )
+    await _ask_hosts(bus, job, job.quotas, now)
+
+
+async def find_job(bus: Bus, now: float) -> Job | None:
+    """Return the job that goes on, if its deadline has not passed.
+
+    Raises:
+        BusError: The server cannot be asked.
+    """
+    data = (await bus.get([JOB_KEY])).get(JOB_KEY)
+    job = _parse_or_note(data, parse_job, [])
+    return job if job is not None and job.until > now else None
+
+
+async def follow_job(
+    bus: Bus,
+    job: Job,
+    clock: Callable[[], float],
+    *,
+    on_progress: Callable[[JobReport, str], None] = lambda _, __: None,
+) -> JobReport:
+    """Wait until no host takes any more for a job, or its deadline has passed.
+
+    Hosts that were not asked, because who asked was gone, or that could not hear, are
+    asked again; no host does its part twice. While the server cannot be asked, it is
+    asked again.
+
+    Args:
+        bus: The server.
+        job: The job.
+        clock: Returns the seconds since 1970.
+        on_progress: Is called with how far it is, a few times a second, and with why
+            the server cannot be asked, or an empty text.
+
+    Returns:
+        How far it came, as far as it is known.
+
+    Note:
+        It can be cancelled at any moment. The job goes on.
+    """
+    report = JobReport(job, tuple(HostReport(*each) for each in _sort(job.quotas)))
+    asked_at = -math.inf
+    while not report.is_settled and clock() < job.until + _GRACE:
+        problem = ""
+        try:
+            report = _merge(report, await _report(bus, job))
+            waiting = [each.name for each in report.hosts if each.progress is None]
+            if waiting and asked_at + _AGAIN <= clock() < job.until:
+                asked_at = clock()
+                await _ask_hosts(bus, job, waiting, asked_at)
+        except BusError as error:
+            problem = str(error)
+        on_progress(report, problem)
+        if not report.is_settled:
+            await trio.sleep(_POLL)
+    return report
+
+
+def _sort(quotas: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(quotas.items())
+
+
+async def _ask_hosts(bus: Bus, job: Job, hosts: Iterable[str], now: float) -> None:
+    quotas = {make_quota_key(host): job.make_quota(host).to_bytes() for host in hosts}
+    if quotas and job.until > now:
+        await bus.publish(quotas, expires=job.until - now)
+
+
+async def _report(bus: Bus, job: Job) -> JobReport:
+    """Return how far a job's hosts say that they are."""
+    values = await _get_all(bus, [make_state_key(host) for host in job.quotas])
+    views = {host: _view_host(host, values, 0.0) for host in job.quotas}
+    progress = {
+        host: view.state.progress
+        for host, view in views.items()
+        if view is not None and view.state is not None
+    }
+    return JobReport(
+        job,
+        tuple(
+            HostReport(
+                name=host,
+                quota=quota,
+                progress=said
+                if (said := progress.get(host)) is not None and said.job == job.id
+                else None,
+            )
+            for host, quota in _sort(job.quotas)
+        ),
+    )
+
+
+def _merge(before: JobReport, now: JobReport) -> JobReport:
+    """Keep what a host has said that says nothing now."""
+    return evolve(
+        now,
+        hosts=tuple(
+            old if new.progress is None else new
+            for old, new in zip(before.hosts, now.hosts, strict=True)
+        ),
+    )

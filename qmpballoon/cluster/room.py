@@ -1,0 +1,92 @@
+"""What a host has room for, and what its guests can give, from figures of its fleet.
+
+Pure. Both are what a host says of itself, so that nobody else has to know its guests.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from attrs import evolve
+
+from qmpballoon.cluster.documents import Offer, Room
+from qmpballoon.sizes import MiB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from qmpballoon.cluster.documents import VmSummary
+    from qmpballoon.fleet.guests import Guest, Host
+    from qmpballoon.fleet.policy import Rules
+
+__all__ = ["SMALLEST_GIFT", "compute_offer", "compute_room"]
+
+SMALLEST_GIFT: Final = MiB
+"""Bytes. A guest that can give less is not asked: moving its balloon costs more. It is
+the dead band of a host that is below its reserve, too."""
+
+
+def compute_offer(guests: Iterable[Guest]) -> Offer:
+    """Return what a host's guests can give, by what that costs them.
+
+    It is what :func:`qmpballoon.fleet.take` can take: guests that move, that stalled or
+    that are in need give nothing.
+
+    Args:
+        guests: The guests.
+    """
+    idle = cold = hot = 0
+    for guest in filter(_can_give, guests):
+        gain = _count_gain(guest)
+        idle += min(guest.idle, gain)
+        cold += gain - min(guest.idle, gain)
+        hot += _count_gain(evolve(guest, hot=0)) - gain
+    return Offer(idle, cold, hot)
+
+
+def compute_room(
+    host: Host,
+    rules: Rules,
+    guests: Sequence[Guest],
+    vms: Iterable[VmSummary],
+    held: int,
+) -> Room:
+    """Return how much a host could give to a new VM.
+
+    An upper bound of what is taken counts: each VM with all the memory that its guest
+    may touch without being asked, and a VM of which that is not known with its RAM.
+
+    Args:
+        host: The host's memory.
+        rules: What it keeps.
+        guests: The guests that can be moved, and those that are moving.
+        vms: All VMs.
+        held: Bytes of the host's memory that the VMs hold now.
+    """
+    untouched = max(0, sum(map(_count_taken, vms)) - held)
+    left = host.available - untouched - rules.reserve
+    given = [each for each in guests if _can_give(each)]
+    cold = sum(guest.compute_reduction(_count_gain(guest)) for guest in given)
+    above_floors = sum(max(0, guest.actual - guest.floor) for guest in guests)
+    return Room(
+        now=max(0, left),
+        after_cold=max(0, left + cold),
+        to_floors=max(0, left + above_floors),
+    )
+
+
+def _can_give(guest: Guest) -> bool:
+    in_need = guest.need or guest.distress
+    return not (guest.is_moving or guest.is_stalled or in_need)
+
+
+def _count_gain(guest: Guest) -> int:
+    return guest.gain if guest.gain >= SMALLEST_GIFT else 0
+
+
+def _count_taken(vm: VmSummary) -> int:
+    """Return the bytes that a VM holds or may take at any moment."""
+    size = vm.total or 0
+    if vm.actual is not None:
+        size = max(vm.actual, vm.target or 0)
+    return max(size, vm.resident or 0)

@@ -1,0 +1,156 @@
+"""What a host makes of what is wished of it.
+
+Pure. A policy that comes from elsewhere is a wish within the host's own limits: it may
+raise a reserve or a floor. It lowers nothing that the host has set itself, unless the
+host permits that. What is no policy, is older than one that the host has seen, or is
+not there any more, changes nothing.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from qmpballoon.cluster.documents import Malformed, parse_policy
+from qmpballoon.fleet.policy import Rules
+from qmpballoon.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from qmpballoon.cluster.documents import Policy
+    from qmpballoon.fleet.vm import Limit
+    from qmpballoon.fleet.vm_spec import Bounds
+
+__all__ = ["Judged", "Permits", "judge_policy", "make_limit", "raise_reserve"]
+
+
+@frozen
+class Permits:
+    """What a host permits a policy to lower.
+
+    Attributes:
+        lower_reserve: The host's reserve.
+        lower_floors: The floors of its VMs.
+    """
+
+    lower_reserve: bool = False
+    lower_floors: bool = False
+
+
+@frozen
+class Judged:
+    """What a host makes of a policy that it was shown.
+
+    Attributes:
+        policy: The policy that it lives by from now on; ``None``: its own rules.
+        note: Why it is not the one that it was shown; empty if it is.
+    """
+
+    policy: Policy | None
+    note: str = ""
+
+
+def judge_policy(known: Policy | None, data: bytes | None) -> Judged:
+    """Decide which policy counts.
+
+    Args:
+        known: The last one that the host has lived by.
+        data: What the server has now; ``None``: nothing.
+    """
+    goes_on = (
+        f"revision {known.revision} goes on" if known else "the host's own rules go on"
+    )
+    if data is None:
+        if known is None:
+            return Judged(None)
+        note = "the server has no policy, as after it was emptied"
+        return Judged(known, f"{note}: {goes_on}; apply a policy again")
+    try:
+        policy = parse_policy(data)
+    except Malformed as error:
+        return Judged(known, f"{error}: {goes_on}; apply a policy again")
+    if known is None or policy == known or policy.revision > known.revision:
+        return Judged(policy)
+    if policy.revision == known.revision:
+        why = f"the server has another revision {policy.revision} than the one seen"
+    else:
+        why = f"the server's revision {policy.revision} is older than one seen before"
+    return Judged(known, f"{why}: {goes_on}; apply the policy again")
+
+
+def raise_reserve(
+    own: Rules, policy: Policy | None, host: str, total: int, permits: Permits
+) -> tuple[Rules, str]:
+    """Return what a host keeps, with what is wished of it.
+
+    The result is that of a host that was started with the larger reserve itself.
+
+    Args:
+        own: What the host was told to keep where it was started.
+        policy: What is wished.
+        host: The host's name.
+        total: How much memory it has.
+        permits: What it permits.
+
+    Returns:
+        What it keeps, and why a wish does not count; empty if all do.
+    """
+    sizes = [
+        parse_size(wish.reserve, whole=total)
+        for wish in (policy.wishes if policy else ())
+        if wish.reserve is not None and fnmatchcase(host, wish.hosts)
+    ]
+    if not sizes:
+        return own, ""
+    reserve = max(sizes)
+    if reserve >= total:
+        return own, (
+            f"the policy's reserve of {format_size(reserve)} leaves nothing of this"
+            f" host's {format_size(total)}: {format_size(own.reserve)} go on"
+        )
+    if reserve == own.reserve:
+        return own, ""
+    if reserve < own.reserve and not permits.lower_reserve:
+        return own, ""
+    default = Rules.for_host(total, own.reserve)
+    is_default = own.reserve_hard == default.reserve_hard
+    hard = None if is_default else min(own.reserve_hard, reserve)
+    raised = Rules.for_host(total, reserve, own.policy, hard)
+    return evolve(raised, dead_band=own.dead_band), ""
+
+
+def make_limit(policy: Policy | None, host: str, permits: Permits) -> Limit:
+    """Return what raises the floors of a host's VMs as is wished.
+
+    A floor is never above the VM's ceiling.
+
+    Args:
+        policy: What is wished.
+        host: The host's name.
+        permits: What the host permits.
+
+    Returns:
+        For :meth:`qmpballoon.fleet.Supervisor.set_limit`.
+    """
+    floors = [
+        item
+        for wish in (policy.wishes if policy else ())
+        if fnmatchcase(host, wish.hosts)
+        for item in wish.floors.items()
+    ]
+
+    def limit(name: str, total: int, own: Bounds) -> Bounds:
+        sizes = [
+            parse_size(size, whole=total)
+            for pattern, size in floors
+            if fnmatchcase(name, pattern)
+        ]
+        if not sizes:
+            return own
+        floor = min(max(sizes), own.ceiling)
+        if floor < own.floor and not permits.lower_floors:
+            return own
+        return evolve(own, floor=floor)
+
+    return limit
