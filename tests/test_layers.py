@@ -33,9 +33,8 @@ PACKAGE = Path(qmpballoon.__file__).parent
 VALUES = {"_checks", "_printable", "balloon.results", "errors", "monitor", "sizes"}
 BELOW_FRONT_ENDS = VALUES | {"address", "balloon", "qmp"}
 FRONT_ENDS = {"asyncio", "blocking", "libvirt", "trio"}
-LIBRARY = (
-    BELOW_FRONT_ENDS | FRONT_ENDS | {"", "_transport", "cluster", "export", "fleet"}
-)
+LIBRARY = BELOW_FRONT_ENDS | FRONT_ENDS
+LIBRARY |= {"", "_transport", "cluster", "export", "fleet", "web"}
 MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
     "_lazy": set(),
@@ -56,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fleet": BELOW_FRONT_ENDS | {"_lazy", "_transport", "trio"},
     "cluster": VALUES | {"_lazy", "_transport", "balloon", "fleet"},
     "export": BELOW_FRONT_ENDS,
+    "web": BELOW_FRONT_ENDS | {"_transport", "export", "fleet"},
     "testing.lab": {"_checks", "errors", "qmp", "sizes"},
     "testing": VALUES | {"_lazy", "_transport", "qmp"},
     "cli.render": VALUES | {"balloon", "export", "fleet"},

@@ -14,8 +14,9 @@ from frontends import CONNECTING, FrontEnd, on_each
 from scripted import Session, serve
 
 import qmpballoon
-from qmpballoon.cli import _fleet_options
+from qmpballoon.cli import _fleet_options, _pages
 from qmpballoon.cli.exporter import exporter
+from qmpballoon.cli.web import web
 from qmpballoon.errors import CommandError, MonitorTimeout
 from qmpballoon.qmp import Failure
 from qmpballoon.testing import serve as serve_fake
@@ -98,6 +99,13 @@ def test_metrics_are_for_this_machine_unless_told() -> None:
     assert _fleet_options.read_listen_address("9729") == ("127.0.0.1", 9729)
     assert _fleet_options.read_listen_address(":9729") == ("127.0.0.1", 9729)
     assert _fleet_options.read_listen_address("0.0.0.0:9729") == ("0.0.0.0", 9729)  # noqa: S104
+
+
+def test_pages_are_for_this_machine_unless_told() -> None:
+    (listen,) = [option for option in web.params if option.name == "listen"]
+    assert isinstance(listen.default, str)
+    assert _pages.read_page_address(listen.default) == ("127.0.0.1", 9730)
+    assert _pages.read_page_address("unix:/run/pages") == Path("/run/pages")
 
 
 # Secrets.

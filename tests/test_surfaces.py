@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
+import trio
 from attrs import evolve
 from pages import HOST, RULES, WELL, page
 from rich.console import Console
@@ -30,6 +31,9 @@ from qmpballoon.fleet.metrics import FleetSnapshot
 from qmpballoon.fleet.policy import FleetPlan, Move
 from qmpballoon.fleet.supervisor import LeftGuest
 from qmpballoon.sizes import GiB
+from qmpballoon.web.board import Board
+from qmpballoon.web.jobs import Job
+from qmpballoon.web.pages import format_fleet_page, format_vm_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,6 +159,24 @@ def test_on_a_page(name: str) -> None:
     shown = html.escape(make_printable(name), quote=False)
     # In the title, the heading, the sentence, the chart and four more places.
     assert text.count(shown) == 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_on_a_live_page(name: str) -> None:
+    async def main() -> str:
+        board = Board(wall_clock=lambda: 0.0)
+        board.note([evolve(WELL, name=name)])
+        board.log(name, name)
+        (vm,) = board.vms.values()
+        assert board.find(make_printable(name)) is vm
+        job = Job(name, "resize", name)
+        return format_fleet_page(board, {}) + format_vm_page(board, vm, job, "key")
+
+    text = trio.run(main)
+    assert is_harmless(text)
+    shown = html.escape(make_printable(name), quote=False)
+    # In the table and the list; and in title, heading, job, mark and list.
+    assert text.count(shown) >= 6
 
 
 @pytest.mark.parametrize(

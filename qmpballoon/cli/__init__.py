@@ -24,6 +24,7 @@ _EXTRAS: Final = {
     "anyio": "cluster",
     "click": "cli",
     "coredis": "cluster",
+    "h11": "web",
     "libvirt": "libvirt",
     "matplotlib": "charts",
     "plotext": "cli",

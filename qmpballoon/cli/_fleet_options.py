@@ -58,8 +58,8 @@ allow_host_option: Final = click.option(
     "allowed_hosts",
     multiple=True,
     metavar="NAME",
-    help="Serve metrics to requests for this host name, too; can be repeated. Those for"
-    " an address, for this machine's name and for localhost are served anyway.",
+    help="Answer requests for this host name, too; can be repeated. Those for an"
+    " address, for this machine's name and for localhost are answered anyway.",
 )
 timeout_option: Final = click.option(
     "--timeout",

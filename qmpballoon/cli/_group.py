@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "plot": "Draw what `watch --record` has recorded.",
     "demo": "Boot a guest, and reclaim its page cache.",
     "fleet": "Show all VMs of a host, and move memory between them.",
+    "web": "Serve pages of all VMs of a host for a browser, live.",
     "exporter": "Serve metrics of all VMs of a host to Prometheus.",
     "fake": "Serve a simulated VM, to test other clients with.",
 }

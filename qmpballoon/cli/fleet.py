@@ -29,6 +29,7 @@ from qmpballoon.cli._fleet_session import (
     supervise,
 )
 from qmpballoon.cli._options import PERIOD, Duration, json_option, read_positive_size
+from qmpballoon.cli._pages import open_pages, read_page_address
 from qmpballoon.cli.render.fleet import (
     describe_absent,
     describe_plan,
@@ -44,11 +45,13 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.cli._pages import PageAddress
     from qmpballoon.fleet.control_loop import FleetReclaimReport
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan, PolicyName
     from qmpballoon.fleet.supervisor import Supervisor
     from qmpballoon.fleet.vm import VmView
+    from qmpballoon.web.board import Board
 
 __all__ = ["fleet"]
 
@@ -242,6 +245,14 @@ def plan(
     metavar="[HOST:]PORT",
     help="Serve Prometheus metrics on this address meanwhile.",
 )
+@click.option(
+    "--web",
+    "pages",
+    type=read_page_address,
+    metavar="ADDRESS",
+    help="Serve pages for a browser meanwhile, as `qmpballoon web` does: on [HOST:]PORT"
+    " or unix:PATH. Nothing can be changed there.",
+)
 @allow_host_option
 @timeout_option
 @json_option
@@ -252,6 +263,7 @@ def run(
     once: bool,
     period: float,
     metrics: tuple[str, int] | None,
+    pages: PageAddress | None,
     allowed_hosts: tuple[str, ...],
     memory: HostMemory,
     rules: Rules,
@@ -263,9 +275,10 @@ def run(
     The host keeps its reserve, and each guest its headroom. Guests are watched while
     they shrink. At the end they stay at the sizes they have reached.
     """
-    if once and metrics:
+    if once and (metrics or pages):
+        option = "--metrics" if metrics else "--web"
         raise click.UsageError(
-            "--once ends before metrics are asked for: leave --metrics out"
+            f"--once ends before anybody asks for what it serves: leave {option} out"
         )
 
     async def main(supervisor: Supervisor) -> int:
@@ -281,6 +294,7 @@ def run(
         planned_at = trio.current_time()
         note_changes = make_change_notes(supervisor, memory)
         is_wish_noted = False
+        board: Board | None = None
 
         def show(host: Host, plan: FleetPlan) -> None:
             nonlocal planned_at, is_wish_noted
@@ -290,6 +304,7 @@ def run(
                 is_wish_noted = _note_unreachable(plan, rules)
             if plan.moves:
                 _print_plan(host, rules, plan, supervisor, as_json=as_json)
+            _log_moves(board, plan)
 
         note_found(supervisor)
         await supervisor.wait_until_known(timeout)
@@ -300,6 +315,14 @@ def run(
                         supervisor, memory, rules, metrics, allowed_hosts
                     )
                     _output.note(f"metrics at {stack.enter_context(served)}")
+                if pages:
+                    board = await stack.enter_async_context(
+                        open_pages(
+                            *(supervisor, memory, rules, pages),
+                            names=allowed_hosts,
+                            say=_output.note,
+                        )
+                    )
                 # A plan may come late, on a busy host; but not by a whole period.
                 due = 2 * period
                 await stack.enter_async_context(
@@ -322,6 +345,15 @@ def run(
         )
         return outcome
     return _output.DONE
+
+
+def _log_moves(board: Board | None, plan: FleetPlan) -> None:
+    """Show the moves of a plan, and why they are made, on the pages, if there are."""
+    if board is None:
+        return
+    for move in plan.moves:
+        sizes = f"{format_size(move.before)} \u2192 {format_size(move.target)}"
+        board.log(move.name, f"is moved {sizes}: {move.reason}")
 
 
 def _print_plan(

@@ -1,19 +1,21 @@
 "use strict";
 // What moves on a page: the read-out at the pointer, and zoom. All charts have the same
 // axis of time, in milliseconds; what is seen of it is from `seen[0]` to `seen[1]`.
+// A live page is given new charts in place of the old ones, and says so by an event.
 (() => {
   const find = (selector) => document.querySelector(selector);
   const findAll = (selector) => [...document.querySelectorAll(selector)];
-  const charts = find("#charts");
-  if (!charts) return;
-  const samples = JSON.parse(find("#samples").textContent);
-  const times = samples.t;
-  const { x, width } = find(".plot").viewBox.baseVal;
-  const whole = [x, x + width];
-  const slider = find("#time");
-  const output = find("#controls output");
-  const keys = findAll("[data-curve]");
+  let samples;
+  let times = [];
+  let whole = [0, 1];
   let seen = whole;
+
+  function read() {
+    samples = JSON.parse(find("#samples").textContent);
+    times = samples.t;
+    const { x, width } = find(".plot").viewBox.baseVal;
+    whole = [x, x + width];
+  }
 
   // As sizes.format_size does.
   function formatSize(bytes) {
@@ -56,16 +58,19 @@
 
   // The read-out
 
+  const index = () => +find("#time").value;
+
   function show(index) {
     const time = times[index];
+    const slider = find("#time");
     const words = [`${(time / 1000).toFixed(1)} s`];
-    for (const key of keys) {
+    for (const key of findAll("[data-curve]")) {
       key.textContent = formatValue(key, index);
       words.push(`${nameOf(key)} ${key.textContent}`);
     }
     slider.value = index;
     slider.setAttribute("aria-valuetext", words.join(", "));
-    output.textContent = words[0];
+    find("#controls output").textContent = words[0];
     for (const line of findAll(".cursor")) {
       line.setAttribute("visibility", "visible");
       line.setAttribute("x1", place(time));
@@ -88,7 +93,7 @@
       for (const name of attributes) part.setAttribute(name, place(+part.dataset.t));
     }
     for (const axis of findAll(".times")) axis.replaceChildren(...listTimes().map(write));
-    show(+slider.value);
+    show(index());
   }
 
   // Round times, as panels.py chooses them.
@@ -114,66 +119,91 @@
   }
 
   function zoom(factor) {
-    const centre = times[+slider.value];
+    const centre = times[index()];
     const at = Math.min(Math.max(centre, seen[0]), seen[1]);
     look(at - (at - seen[0]) * factor, at + (seen[1] - at) * factor);
   }
 
   const zooms = { in: () => zoom(0.5), out: () => zoom(2), all: () => look(...whole) };
-  for (const button of findAll("[data-zoom]")) {
-    button.addEventListener("click", zooms[button.dataset.zoom]);
-  }
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-zoom]");
+    if (button) zooms[button.dataset.zoom]();
+  });
 
-  slider.addEventListener("input", () => {
-    const time = times[+slider.value];
+  document.addEventListener("input", (event) => {
+    if (event.target.id !== "time") return;
+    const time = times[index()];
     const span = seen[1] - seen[0];
     if (time < seen[0] || time > seen[1]) look(time - span / 2, time + span / 2);
-    else show(+slider.value);
+    else show(index());
   });
 
   // The pointer: it reads out where it is; with a mouse's button it chooses a span.
-  for (const area of findAll(".marks")) {
+  let start = null;
+  const timeAt = (area, event) => {
+    const box = area.getBoundingClientRect();
+    const share = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
+    return seen[0] + share * (seen[1] - seen[0]);
+  };
+  const choose = (area, from, to) => {
     const chosen = area.querySelector(".chosen");
-    let start = null;
-    const timeAt = (event) => {
-      const box = area.getBoundingClientRect();
-      const share = Math.min(Math.max((event.clientX - box.left) / box.width, 0), 1);
-      return seen[0] + share * (seen[1] - seen[0]);
-    };
-    const choose = (from, to) => {
-      chosen.setAttribute("x", place(Math.min(from, to)));
-      const width = Math.abs(to - from) / (seen[1] - seen[0]);
-      chosen.setAttribute("width", `${100 * width}%`);
-      return width;
-    };
-    area.addEventListener("pointerdown", (event) => {
+    chosen.setAttribute("x", place(Math.min(from, to)));
+    const width = Math.abs(to - from) / (seen[1] - seen[0]);
+    chosen.setAttribute("width", `${100 * width}%`);
+    return width;
+  };
+  const pointer = {
+    pointerdown(area, event) {
       if (event.pointerType === "mouse" && event.button === 0) {
-        start = timeAt(event);
+        start = timeAt(area, event);
         area.setPointerCapture(event.pointerId);
       }
-      show(findNearest(timeAt(event)));
-    });
-    area.addEventListener("pointermove", (event) => {
-      show(findNearest(timeAt(event)));
-      if (start !== null) choose(start, timeAt(event));
-    });
-    area.addEventListener("pointerup", (event) => {
+      show(findNearest(timeAt(area, event)));
+    },
+    pointermove(area, event) {
+      show(findNearest(timeAt(area, event)));
+      if (start !== null) choose(area, start, timeAt(area, event));
+    },
+    pointerup(area, event) {
       if (start === null) return;
-      const end = timeAt(event);
-      const width = choose(start, end);
+      const end = timeAt(area, event);
+      const width = choose(area, start, end);
       const [from, to] = [Math.min(start, end), Math.max(start, end)];
       start = null;
-      choose(0, 0);
+      choose(area, 0, 0);
       // A click that shook a little is no choice.
       if (width > 0.01) look(from, to);
-    });
-    area.addEventListener("pointercancel", () => {
+    },
+    pointercancel(area) {
       start = null;
-      choose(0, 0);
+      choose(area, 0, 0);
+    },
+    dblclick() {
+      look(...whole);
+    },
+  };
+  for (const [name, act] of Object.entries(pointer)) {
+    document.addEventListener(name, (event) => {
+      const area = event.target.closest(".marks");
+      if (area) act(area, event);
     });
-    area.addEventListener("dblclick", () => look(...whole));
   }
 
-  show(+slider.value);
-  find("#controls").hidden = false;
+  // New charts: who looked at the end goes on doing so, and else nothing moves.
+  function renew() {
+    if (!find("#samples")) return;
+    const isFirst = times.length === 0;
+    const isLast = isFirst || index() >= times.length - 1;
+    const [time, sees] = [times[index()], seen];
+    const [seesStart, seesEnd] = [seen[0] === whole[0], seen[1] === whole[1]];
+    read();
+    find("#time").value = isLast ? times.length - 1 : findNearest(time);
+    if (isFirst || (seesStart && seesEnd)) look(...whole);
+    else if (seesEnd) look(whole[1] - (sees[1] - sees[0]), whole[1]);
+    else look(...sees);
+    find("#controls").hidden = false;
+  }
+
+  document.addEventListener("renewed", renew);
+  renew();
 })();

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from qmpballoon.export.panels import Panel
     from qmpballoon.export.summary import Change
 
-__all__ = ["format_page"]
+__all__ = ["draw_charts", "draw_facts", "format_page"]
 
 # What keeps a page below 2 MB, whatever is in the samples: each takes less than 300
 # bytes, of which a tenth are seen on a wide screen. Of more, every second is left out.
 _MOST_SAMPLES: Final = 5000
 _MOST_MARKS: Final = 100  # lines of the list
 _LONGEST_TITLE: Final = 200  # characters
-_FOLDER: Final = Path(__file__).parent
+FOLDER: Final = Path(__file__).parent
 
 
 def format_page(timeline: Timeline, *, title: str, facts: Facts | None = None) -> str:
@@ -83,7 +83,7 @@ def format_page(timeline: Timeline, *, title: str, facts: Facts | None = None) -
                 make("h1", {}, heading),
                 make("p", {}, make_printable(about.sentence)),
             ),
-            make("main", {}, *draw_charts(samples), *_draw_facts(about, samples)),
+            make("main", {}, *draw_charts(samples), *draw_facts(about, samples)),
             make("footer", {}, f"Made by qmpballoon from {len(timeline)} samples."),
             make("script", {}, script),
         ),
@@ -92,7 +92,7 @@ def format_page(timeline: Timeline, *, title: str, facts: Facts | None = None) -
 
 
 def _read(name: str) -> str:
-    return (_FOLDER / name).read_text(encoding="utf-8")
+    return (FOLDER / name).read_text(encoding="utf-8")
 
 
 def _make_policy(style: str, script: str) -> ET.Element:
@@ -114,13 +114,14 @@ def _hash(text: str) -> str:
 # Charts
 
 
-def draw_charts(samples: Sequence[Sample]) -> list[ET.Element]:
+def draw_charts(samples: Sequence[Sample], ram: int | None = None) -> list[ET.Element]:
     """Draw the charts, what the read-out is done with, and the figures for it.
 
     Args:
         samples: What is shown; with none there is nothing.
+        ram: As for :func:`make_panels`.
     """
-    panels = make_panels(samples)
+    panels = make_panels(samples, ram)
     if not panels:
         return []
     return [
@@ -145,7 +146,13 @@ def _draw_controls(count: int) -> ET.Element:
     return make(
         "div",
         {"id": "controls", "hidden": "hidden"},
-        make("label", {"for": "time"}, "Time ", make("output", {"for": "time"})),
+        # What the slider says is announced; on a live page it changes each second.
+        make(
+            "label",
+            {"for": "time"},
+            "Time ",
+            make("output", {"for": "time", "aria-live": "off"}),
+        ),
         make(
             "input",
             {"id": "time", "type": "range", "min": 0, "max": last, "value": last},
@@ -168,7 +175,13 @@ def _format_samples(samples: Sequence[Sample], panels: Sequence[Panel]) -> str:
 # Words and figures
 
 
-def _draw_facts(facts: Facts, samples: Sequence[Sample]) -> list[ET.Element]:
+def draw_facts(facts: Facts, samples: Sequence[Sample]) -> list[ET.Element]:
+    """Draw what a page says besides its charts, but for the sentence.
+
+    Args:
+        facts: What to say.
+        samples: Those of the charts; their marks are listed.
+    """
     sections = {
         "Before and after": _draw_changes(facts.changes),
         "What it brought, and what it cost": [

@@ -161,11 +161,17 @@ class Panel:
         return f"{format_size(value)}{'/s' if self.unit == 'rate' else ''}"
 
 
-def make_panels(samples: Sequence[Sample]) -> list[Panel]:
-    """Return the charts of which anything is known, the most important one first."""
+def make_panels(samples: Sequence[Sample], ram: int | None = None) -> list[Panel]:
+    """Return the charts of which anything is known, the most important one first.
+
+    Args:
+        samples: What is shown.
+        ram: Bytes of the VM's RAM: what lacks of it is in the balloon. ``None``: what
+            lacks of the largest size is.
+    """
     rates = {t: round(rate) for t, rate in compute_read_rates(samples)}
     reads = [rates.get(sample.t) for sample in samples]
-    ceiling = max((sample.actual for sample in samples), default=0)
+    ceiling = max([*(sample.actual for sample in samples), ram or 0])
     sizes = {
         name: Curve(
             name,

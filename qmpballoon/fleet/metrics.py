@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -41,6 +40,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from qmpballoon._printable import make_printable
+from qmpballoon._transport.http_hosts import KnownHosts
 from qmpballoon.fleet.vm import VM_STATES
 
 if TYPE_CHECKING:
@@ -237,9 +237,8 @@ def serve_metrics(
     registry = CollectorRegistry()
     registry.register(FleetCollector(_Recent(snapshot)))
     server = _Server(host, port)
-    known = {host, "localhost", socket.gethostname(), *names}
     app: Any = make_wsgi_app(registry)  # pyright: ignore[reportUnknownVariableType]
-    server.set_app(_guard_app(app, known, host))
+    server.set_app(_guard_app(app, KnownHosts.of(host, names)))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -345,24 +344,8 @@ def _cut(request: socket.socket) -> None:
         request.shutdown(socket.SHUT_RDWR)
 
 
-def _guard_app(
-    app: WSGIApplication, names: Iterable[str], listens_on: str
-) -> WSGIApplication:
+def _guard_app(app: WSGIApplication, known: KnownHosts) -> WSGIApplication:
     """Return an application that answers only what it is meant for."""
-    known = {name.lower().rstrip(".") for name in names}
-    is_local = _is_loopback(listens_on)
-
-    def is_known(host: str) -> bool:
-        name = host.lower()
-        bare = name[1:].partition("]")[0] if name[:1] == "[" else name.partition(":")[0]
-        if bare.rstrip(".") in known:
-            return True
-        try:
-            address = ip_address(bare)
-        except ValueError:
-            return False
-        # No name that somebody else controls is an address.
-        return address.is_loopback or not is_local
 
     def refuse(start_response: StartResponse, status: str, why: str) -> list[bytes]:
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
@@ -371,7 +354,7 @@ def _guard_app(
     def guarded(
         environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
-        if not is_known(environ.get("HTTP_HOST", "")):
+        if not known.has(environ.get("HTTP_HOST", "")):
             why = "this is not a name of this server: allow it with --allow-host"
             return refuse(start_response, "403 Forbidden", why)
         if environ.get("PATH_INFO") != "/metrics":
@@ -379,13 +362,6 @@ def _guard_app(
         return app(environ, start_response)
 
     return guarded
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"
 
 
 # The metrics

@@ -39,6 +39,7 @@ from qmpballoon.balloon import StallLimits
 from qmpballoon.balloon.guard import RESIZE_GUARD, Guard
 from qmpballoon.balloon.results import Diagnosis, ResizeResult
 from qmpballoon.errors import (
+    BalloonBusy,
     BalloonUnavailable,
     CommandError,
     MonitorBusy,
@@ -507,6 +508,51 @@ class Supervisor:
             _LOG.info("%s: move %s; %s", make_printable(move.name), sizes, move.reason)
             task.target = move.target
             task.told.set()
+
+    @asynccontextmanager
+    async def borrow(self, name: str, target: int) -> AsyncGenerator[Balloon]:
+        """Lend a VM's balloon to a call that moves it, in an ``async with`` block.
+
+        Meanwhile the VM is polled as always, counts as moving, and is left alone by
+        plans. If its connection is lost, what is asked of the balloon raises.
+
+        Args:
+            name: The VM's.
+            target: The size in bytes that it is about to move to, as its view shows.
+
+        Yields:
+            The balloon.
+
+        Raises:
+            MonitorUnreachable: There is no VM of that name, or it is not connected.
+            BalloonBusy: It is moving already.
+        """
+        task = self._all_tasks.get(name)
+        if task is None or task.balloon is None:
+            raise MonitorUnreachable(f"{make_printable(name)} is not connected")
+        record, balloon = task.record, task.balloon
+        if record.target is not None:
+            raise BalloonBusy(f"{make_printable(name)} is moving: wait until it is not")
+        record.note_move_started(trio.current_time(), target)
+        self._notify()
+        try:
+            yield balloon
+        finally:
+            record.note_move_dropped(balloon.target)
+            self._notify()
+
+    def note_size(self, name: str, actual: int, available: int | None = None) -> None:
+        """Note the size of a VM whose balloon is lent.
+
+        Args:
+            name: The VM's.
+            actual: Bytes that the guest has.
+            available: Bytes of them that it has available, if that is known.
+        """
+        task = self._all_tasks.get(name)
+        if task is not None and task.balloon is not None:
+            now = trio.current_time()
+            task.record.note_progress(now, actual, available)
 
     def note_owed(self, name: str, size: int, *, is_returning: bool = False) -> None:
         """Note the size that a guest is to get back, should this process be killed.

@@ -14,8 +14,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import socket
-import stat
 from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import define, field
 
+from qmpballoon._transport.listening import listen_at
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.testing.descriptors import (
     RECEIVE_FLAGS,
@@ -40,7 +39,7 @@ from qmpballoon.testing.simulated_qemu import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Iterable
+    from collections.abc import AsyncGenerator, Iterable
 
     from qmpballoon.testing.model.chardevs import Descriptor
     from qmpballoon.testing.model.machine import AnySession
@@ -267,7 +266,7 @@ class FakeQemu(SimulatedQemu):
         Raises:
             OSError: There is something else at the path, or the socket cannot be made.
         """
-        with _listen_at(Path(path)) as listener:
+        with listen_at(Path(path), _BACKLOG) as listener:
             self._machine.monitor_path = str(path)
             task_status.started()
             await self._accept(trio.socket.from_stdlib_socket(listener))
@@ -368,32 +367,3 @@ class _End(trio.abc.Stream):
         self._outgoing.close()
         self._incoming.close()
         await trio.lowlevel.checkpoint()
-
-
-# Sockets
-
-
-@contextlib.contextmanager
-def _listen_at(path: Path) -> Generator[socket.socket]:
-    """Listen on a new socket at a path, which is removed at the end."""
-    _remove_stale(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(path))
-        try:
-            # No client can connect before it listens.
-            path.chmod(stat.S_IRUSR | stat.S_IWUSR)
-            listener.listen(_BACKLOG)
-            yield listener
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket that no process listens on any more."""
-    if not path.is_socket():
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()

@@ -27,7 +27,12 @@ from suffering import NEEDS, SUFFERINGS, Suffering, SufferingKind
 from worlds import GUEST, become, open_world, simulated, states, supervised, view
 
 from qmpballoon.address import LibvirtVm, UnixAddress
-from qmpballoon.errors import MonitorBusy, MonitorUnreachable, UntrustedMonitor
+from qmpballoon.errors import (
+    BalloonBusy,
+    MonitorBusy,
+    MonitorUnreachable,
+    UntrustedMonitor,
+)
 from qmpballoon.fleet import command_line, processes, sources, vm_spec
 from qmpballoon.fleet.policy import Move
 from qmpballoon.fleet.sources import make_source
@@ -158,6 +163,36 @@ async def test_a_hanging_qemu_costs_nobody_else_anything() -> None:
             hanging.machine.reply_delay = 0
             hanging.touch()
         # Even one that hangs does not hold up the end.
+
+
+@simulated
+async def test_a_balloon_is_lent_to_one_at_a_time() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        async with supervised(world) as fleet:
+            with pytest.raises(MonitorUnreachable, match="not connected"):
+                async with fleet.borrow("vm", GiB):
+                    pass
+            await become(fleet, {"vm": "healthy"})
+            async with fleet.borrow("vm", GiB) as balloon:
+                assert view(fleet, "vm").target == GiB
+                with pytest.raises(BalloonBusy, match="is moving"):
+                    async with fleet.borrow("vm", GiB):
+                        pass
+                fleet.start_move(Move("vm", 2 * GiB, 3 * GiB // 2, "test"))
+                await balloon.resize(GiB)
+                await trio.sleep(3)
+                assert view(fleet, "vm").actual == GiB, "it is polled meanwhile"
+                fleet.note_size("vm", 7 * MiB)
+                assert view(fleet, "vm").actual == 7 * MiB
+            await trio.sleep(3)
+            assert fake.machine.guest.memory.balloon == GiB
+            assert view(fleet, "vm").target is None
+            fleet.start_move(Move("vm", GiB, 2 * GiB, "test"))
+            with pytest.raises(BalloonBusy):
+                async with fleet.borrow("vm", GiB):
+                    pass
+            assert await fleet.wait_for_moves(10)
 
 
 async def flood(stream: trio.abc.Stream, data: bytes) -> None:

@@ -182,7 +182,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert metadata["Version"] == qmpballoon.__version__
     assert {*metadata.get_all("Provides-Extra", [])} == {
         *("charts", "cli", "cluster", "libvirt", "prometheus", "qemu-qmp"),
-        "testing",
+        *("testing", "web"),
     }
     assert metadata.get_payload() == (TREE / "README.md").read_text("utf-8")
 
@@ -228,6 +228,7 @@ OTHERS = {
     ("__main__",), ("cli",), ("testing",),
     ("fleet", "metrics"),  # has an extra of its own
     ("asyncio", "held_client"),  # likewise
+    *(("web", name) for name in ("app", "server", "service")), ("web",),  # likewise
 }
 top = Path(qmpballoon.__file__).parent
 for file in top.rglob("*.py"):
@@ -376,6 +377,16 @@ trio.run(main)
     installed = install("cluster")
     said = installed.python(program, str(installed.home / "none"))
     assert "cannot be reached (No such file or directory)" in said
+
+
+def test_web(install: Callable[[str], Installed]) -> None:
+    program = """
+from qmpballoon.web import Access, open_pages
+from qmpballoon.web.app import App
+from qmpballoon._transport.http_hosts import KnownHosts
+print(Access("a token", KnownHosts.of("::1")).hosts.has("[::1]:80"))
+"""
+    assert install("web").python(program) == "True\n"
 
 
 def test_testing(install: Callable[[str], Installed]) -> None:

@@ -1,0 +1,182 @@
+"""Serves the pages of a fleet for a subcommand: where, and for whom."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from qmpballoon._transport.http_hosts import KnownHosts, is_loopback
+from qmpballoon.cli import _output
+from qmpballoon.cli._fleet_options import read_listen_address
+from qmpballoon.cli.render.fleet import host_to_json
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator, Callable
+
+    from qmpballoon.fleet.host_memory import HostMemory
+    from qmpballoon.fleet.policy import Rules
+    from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.web.board import Board
+
+__all__ = ["PageAddress", "fleet_to_json", "open_pages", "read_page_address"]
+
+PageAddress = tuple[str, int] | Path
+"""Where pages are served: an address and a port, or a unix socket."""
+
+_UNIX: Final = "unix:"
+_TOKEN_BYTES: Final = 32
+_SHORTEST_TOKEN: Final = 32  # characters of a token that somebody has chosen
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+def read_page_address(text: str) -> PageAddress:
+    """Read ``[HOST:]PORT`` or ``unix:PATH``."""
+    if text.startswith(_UNIX):
+        return Path(text.removeprefix(_UNIX))
+    return read_listen_address(text)
+
+
+def read_prefix(text: str) -> str:
+    """Read the path below which a proxy has the pages; without a slash at its end."""
+    prefix = text.rstrip("/")
+    if prefix and not (prefix.startswith("/") and prefix.isascii()):
+        raise click.UsageError(f"{text!r} is no prefix: write one like /vms")
+    if any(character in prefix for character in ';,"\\ ?#%'):
+        raise click.UsageError(f"{text!r} is no prefix: write one like /vms")
+    return prefix
+
+
+def fleet_to_json(
+    supervisor: Supervisor, memory: HostMemory, rules: Rules
+) -> dict[str, object]:
+    """Return the fleet as `fleet status --json` prints it."""
+    host = memory.read(supervisor.held, supervisor.promised)
+    return {
+        "vms": [view.to_json() for view in supervisor.list_views()],
+        "refused": [refused.to_json() for refused in supervisor.list_refused()],
+        "host": host_to_json(host, rules),
+    }
+
+
+@asynccontextmanager
+async def open_pages(
+    supervisor: Supervisor,
+    memory: HostMemory,
+    rules: Rules,
+    address: PageAddress,
+    *,
+    names: tuple[str, ...] = (),
+    token_file: Path | None = None,
+    prefix: str = "",
+    allow_changes: bool = False,
+    say: Callable[[str], None] = _output.say,
+) -> AsyncGenerator[Board]:
+    """Serve the pages within the block, and print their link.
+
+    Args:
+        supervisor: Knows the VMs.
+        memory: Reads the host's memory.
+        rules: What the host keeps.
+        address: Where to listen.
+        names: Other names under which the server can be reached.
+        token_file: Holds the token; made if it is not there. ``None``: a new token.
+        prefix: As of :func:`qmpballoon.web.open_pages`.
+        allow_changes: Whether balloons can be moved from the pages.
+        say: Prints the link.
+
+    Raises:
+        click.UsageError: The address cannot be listened on, or the file is no good.
+    """
+    from qmpballoon import web  # noqa: PLC0415 - an extra
+
+    host = "localhost" if isinstance(address, Path) else address[0]
+    access = web.Access(_choose_token(token_file), KnownHosts.of(host, names))
+
+    with ExitStack() as stack:
+        listener = _listen(address, stack)
+        async with web.open_pages(
+            supervisor,
+            listener,
+            access,
+            lambda: fleet_to_json(supervisor, memory, rules),
+            allow_changes=allow_changes,
+            prefix=prefix,
+            on_change=_output.note,
+        ) as board:
+            say(f"pages at {_describe(listener, address, prefix, access.token)}")
+            if not isinstance(address, Path) and not is_loopback(host):
+                _output.note(
+                    "the link and all pages go over the network as they are: put a"
+                    " server with TLS before it"
+                )
+            yield board
+
+
+def _listen(address: PageAddress, stack: ExitStack) -> socket.socket:
+    from qmpballoon._transport.listening import (  # noqa: PLC0415 - loads sockets
+        listen_at,
+        listen_on,
+    )
+
+    if isinstance(address, Path):
+        listening, where = listen_at(address), f"unix:{address}"
+        instead = "a new path, in a folder that is there"
+    else:
+        listening, where = listen_on(*address), f"{address[0]}:{address[1]}"
+        instead = "another HOST:PORT, or port 0 for one that is free"
+    try:
+        return stack.enter_context(listening)
+    except OSError as error:
+        raise click.UsageError(
+            f"cannot listen on {where}: {error.strerror or error}; give {instead}"
+        ) from error
+
+
+def _describe(
+    listener: socket.socket, address: PageAddress, prefix: str, token: str
+) -> str:
+    if isinstance(address, Path):
+        return f"http://localhost{prefix}/?token={token} on unix:{address}"
+    host, port = listener.getsockname()[:2]
+    at = f"[{host}]" if ":" in host else host
+    return f"http://{at}:{port}{prefix}/?token={token}"
+
+
+def _choose_token(file: Path | None) -> str:
+    if file is None:
+        return secrets.token_urlsafe(_TOKEN_BYTES)
+    try:
+        return _read_token(file)
+    except OSError as error:
+        raise click.UsageError(
+            f"{file} cannot be used: {error.strerror}; give a file in a folder that is"
+            " there and yours"
+        ) from error
+
+
+def _read_token(file: Path) -> str:
+    """Return the token in a file; where there is none, make one."""
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(file, flags, 0o600), "w", encoding="ascii") as made:
+            made.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")
+    except FileExistsError:
+        pass
+    if file.stat().st_mode & _OTHERS:
+        raise click.UsageError(
+            f"others may read or write {file}: it is a secret (chmod 600)"
+        )
+    token = file.read_text(encoding="ascii", errors="replace").strip()
+    if len(token) < _SHORTEST_TOKEN or not token.isprintable() or " " in token:
+        raise click.UsageError(
+            f"{file} holds no token of {_SHORTEST_TOKEN} characters or more: remove"
+            " it, and it is made anew"
+        )
+    return token

@@ -1,0 +1,102 @@
+"""Serves the pages of a supervised fleet; on trio."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from qmpballoon._transport.trio_tasks import BackgroundTasks
+from qmpballoon.web.app import App
+from qmpballoon.web.board import Board
+from qmpballoon.web.jobs import Jobs
+from qmpballoon.web.server import Server
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncGenerator, Callable, Mapping
+
+    from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.web.access import Access
+
+__all__ = ["open_app", "open_pages"]
+
+# Seconds from one look at the fleet to the next. The VMs are polled once a second, at
+# any moment of it, and a page is to be less than a second behind that.
+_PERIOD: Final = 0.5
+
+
+@asynccontextmanager
+async def open_pages(
+    supervisor: Supervisor,
+    listener: socket.socket,
+    access: Access,
+    read_fleet: Callable[[], Mapping[str, object]],
+    *,
+    allow_changes: bool = False,
+    prefix: str = "",
+    on_change: Callable[[str], None] = lambda _: None,
+) -> AsyncGenerator[Board]:
+    """Serve the pages of a fleet within an ``async with`` block.
+
+    Args:
+        supervisor: Knows the VMs, and moves them.
+        listener: The socket to serve on; it listens.
+        access: Who may look, and change.
+        read_fleet: Returns the fleet as ``fleet status --json`` prints it.
+        allow_changes: Whether balloons can be moved from the pages.
+        prefix: The path below which a reverse proxy has the pages, such as ``"/vms"``.
+        on_change: Called with a line on each change that somebody asks for, and on
+            what came of it.
+
+    Yields:
+        The board, whose :meth:`~Board.log` adds to that list.
+
+    Note:
+        The end of the block stops the changes that go on: a reclaim gives the memory
+        back, a resize leaves the guest at the size that it has reached. No reader is
+        waited for. It can be cancelled at any moment.
+    """
+    async with (
+        open_app(
+            supervisor,
+            access,
+            read_fleet,
+            allow_changes=allow_changes,
+            prefix=prefix,
+            on_change=on_change,
+        ) as app,
+        BackgroundTasks(shield=False) as tasks,
+    ):
+        # A duplicate: trio's socket closes the one that it is given.
+        sock = trio.socket.from_stdlib_socket(listener.dup())
+        tasks.start_soon(Server(app.answer).serve, [trio.SocketListener(sock)])
+        yield app.board
+
+
+@asynccontextmanager
+async def open_app(
+    supervisor: Supervisor,
+    access: Access,
+    read_fleet: Callable[[], Mapping[str, object]],
+    *,
+    allow_changes: bool = False,
+    prefix: str = "",
+    on_change: Callable[[str], None] = lambda _: None,
+) -> AsyncGenerator[App]:
+    """Run what answers requests, and serve it to nobody; as :func:`open_pages`."""
+    board = Board(wall_clock=time.time)
+    async with BackgroundTasks(shield=False) as tasks:
+        jobs = Jobs(supervisor, board, tasks, on_change) if allow_changes else None
+        board.note(supervisor.list_views())
+        tasks.start_soon(_watch, supervisor, board)
+        yield App(board, access, read_fleet, jobs, prefix)
+
+
+async def _watch(supervisor: Supervisor, board: Board) -> None:
+    """Tell the board of the VMs, again and again."""
+    while True:
+        await trio.sleep(_PERIOD)
+        board.note(supervisor.list_views())
