@@ -66,7 +66,10 @@ def format_csv(timeline: Timeline) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(attribute.name for attribute in fields(Sample))
-    writer.writerows(astuple(sample) for sample in timeline)
+    writer.writerows(
+        [make_value_printable(value) for value in astuple(sample)]
+        for sample in timeline
+    )
     return text.getvalue()
 
 

@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from contextlib import contextmanager
 from errno import ENOSPC
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from attrs import fields
 
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["open_recording", "read_recording"]
+
+# Far more than there can be; with larger numbers no curve can be computed.
+_MOST_SECONDS: Final = 10**9
+_MOST_BYTES: Final = 2**80
 
 
 @contextmanager
@@ -89,17 +92,21 @@ def _parse_sample(line: str) -> Sample:
 
 
 def _check(sample: Sample) -> None:
-    """Refuse values of wrong types, which would fail only when they are used."""
+    """Refuse wrong values, which would fail only when they are used."""
     for attribute in fields(Sample):
         value = getattr(sample, attribute.name)
         match attribute.name:
             case "t":
-                right = isinstance(value, int | float) and math.isfinite(value)
+                right = isinstance(value, int | float) and 0 <= value <= _MOST_SECONDS
             case "mark":
                 right = value is None or isinstance(value, str)
             case "actual":
-                right = isinstance(value, int)
+                right = _is_size(value)
             case _:
-                right = value is None or isinstance(value, int)
+                right = value is None or _is_size(value)
         if not right or isinstance(value, bool):
             raise TypeError(f"{attribute.name} is {value!r}")
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < _MOST_BYTES

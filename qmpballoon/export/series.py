@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["SERIES", "Series", "compute_read_rates", "find_largest"]
 
 
+_MOMENT: Final = 0.001  # seconds; guests are sampled up to 50 times a second
+
+
 @frozen
 class Series:
     """One curve.
@@ -68,12 +71,14 @@ def compute_read_rates(samples: Iterable[Sample]) -> list[tuple[float, float]]:
 
     Returns:
         Seconds at the second of the two samples, and bytes a second. Where one of the
-        two does not know, or both are of one moment, there is none.
+        two does not know, fewer bytes have been read than before, or both are of one
+        moment, there is none.
     """
     return [
         (then.t, (then.disk_reads - before.disk_reads) / (then.t - before.t))
         for before, then in pairwise(samples)
         if before.disk_reads is not None
         and then.disk_reads is not None
-        and then.t > before.t
+        and then.disk_reads >= before.disk_reads
+        and then.t - before.t > _MOMENT
     ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from timelines import make_reclaim, make_timeline
 
 from qmpballoon.balloon.sampling import Sample
+from qmpballoon.cli.render.chart import draw_canvas, draw_reads
+from qmpballoon.export import format_csv, format_page
 from qmpballoon.export.recording import read_recording
 from qmpballoon.sizes import MiB
 
@@ -45,6 +48,47 @@ def test_a_recording_reads_back(timeline: Timeline) -> None:
     assert list(read_recording(lines)) == list(timeline)
 
 
+numbers = st.one_of(
+    st.none(),
+    st.integers(),
+    st.integers(0, 2**64),
+    st.floats(),
+    st.floats(0, 1e9),
+    st.sampled_from([0, 1, 2**63, 2**80 - 1, 10**400, 5e-324, 1e-6, 1e9]),
+)
+lines = st.builds(
+    lambda figures, mark: json.dumps({**figures, "mark": mark}),
+    st.fixed_dictionaries(
+        dict.fromkeys(
+            ("t", "target", "actual", "free", "resident", "disk_reads"), numbers
+        )
+    ),
+    st.none() | st.text(st.characters(), max_size=5),
+)
+
+
+def make_line(**figures: object) -> str:
+    return json.dumps({"target": None, "actual": 1, **figures})
+
+
+@settings(max_examples=60)
+@example(found=[make_line(t=0, disk_reads=0), make_line(t=5e-324, disk_reads=2**63)])
+@example(found=[make_line(t=0, mark="\ud800")])
+@example(found=[make_line(t=0, disk_reads=2**63), make_line(t=1, disk_reads=0)])
+@given(found=st.lists(lines, min_size=1, max_size=4))
+def test_what_can_be_read_can_be_shown(found: list[str]) -> None:
+    samples: list[str] = []
+    for line in found:  # those that go together
+        with suppress(ValueError):
+            read_recording([f"{each}\n" for each in (*samples, line)])
+            samples.append(line)
+    timeline = read_recording(f"{line}\n" for line in samples)
+    assert format_page(timeline, title="")
+    assert format_csv(timeline).encode()
+    assert draw_canvas(list(timeline), 60, 12, None)
+    draw_reads(timeline, 60)
+
+
 def test_a_line_cut_off_at_the_end_is_left_out() -> None:
     lines = [f"{json.dumps(sample)}\n" for sample in make_reclaim().to_json()]
     lines[-1] = lines[-1][: len(lines[-1]) // 2]
@@ -65,6 +109,12 @@ def test_a_line_cut_off_at_the_end_is_left_out() -> None:
         '{"t": 1.0, "target": null, "actual": 1, "mark": 5}',
         '{"t": -1.0, "target": null, "actual": 1}',
         '{"t": NaN, "target": null, "actual": 1}',
+        '{"t": 1e300, "target": null, "actual": 1}',
+        f'{{"t": 1{"0" * 400}, "target": null, "actual": 1}}',
+        '{"t": 1, "target": null, "actual": -1}',
+        '{"t": 1, "target": null, "actual": 1, "free": -1}',
+        '{"t": 1, "target": null, "actual": 1, "disk_reads": 1e30}',
+        f'{{"t": 1, "target": null, "actual": 1, "disk_reads": {2**80}}}',
     ],
 )
 def test_lines_that_are_no_samples_are_named(line: str) -> None:
