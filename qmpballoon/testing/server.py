@@ -267,7 +267,9 @@ class FakeQemu(SimulatedQemu):
             OSError: There is something else at the path, or the socket cannot be made.
         """
         with listen_at(Path(path), _BACKLOG) as listener:
-            self._machine.monitor_path = str(path)
+            # QEMU tells what is no UTF-8 by replacement characters.
+            told = os.fsencode(path).decode(errors="replace")
+            self._machine.monitor_path = told
             task_status.started()
             await self._accept(trio.socket.from_stdlib_socket(listener))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import socket
 import stat
 import threading
@@ -195,6 +196,13 @@ async def test_all_ways_in_lead_to_one_monitor(tmp_path: Path) -> None:
             await trio.testing.wait_all_tasks_blocked(0.05)
             assert len(nursery.child_tasks) == 1
             await first.aclose()
+
+
+async def test_a_path_that_is_no_utf8_is_told_as_qemu_tells_it(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a\xff\xe2\x82b")
+    async with listening(path, Machine()), open_monitor(str(path)) as monitor:
+        told: Any = await monitor.execute("query-chardev")
+    assert told[0]["filename"] == f"unix:{tmp_path}/a\ufffd\ufffdb,server=on"
 
 
 async def test_a_full_backlog_says_try_again(tmp_path: Path) -> None:
