@@ -265,6 +265,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         try:
             with _DelayedCtrlC():
                 ident, data = self._connection.send_command(command, arguments)
+                # Ctrl-C may have struck while an earlier command tidied up below.
+                self._replies.pop(ident, None)
                 self._queue(data)
                 if not self._send() and not self._backlog:
                     unknown = ()  # the connection has ended before

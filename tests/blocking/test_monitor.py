@@ -23,7 +23,13 @@ from qmpballoon import (
 from qmpballoon.qmp import Event
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any
+
     from qmpballoon.testing import ThreadedFake
+
+    Tracer = Callable[[FrameType, str, Any], Any]
 
 
 def test_ctrl_c_while_waiting_for_an_answer() -> None:
@@ -108,6 +114,42 @@ def test_ctrl_c_at_any_moment(fake: ThreadedFake) -> None:
     command = [sys.executable, "-c", STORM, fake.socket]
     done = subprocess.run(command, check=True, capture_output=True, timeout=100)
     assert done.stdout == b"300\n"
+
+
+def test_ctrl_c_where_a_command_ends_gives_no_later_one_its_reply(
+    fake: ThreadedFake,
+) -> None:
+    """Ids are used again, so nothing may be left under one of them."""
+    place = 0
+
+    def interrupt_at(number: int) -> bool:
+        """Interrupt a command at a line; return whether it has so many lines."""
+        lines = 0
+
+        def trace(frame: FrameType, event: str, _: object) -> Tracer | None:
+            nonlocal lines
+            if frame.f_code.co_name != "_exchange":
+                return None
+            lines += event == "line"
+            if lines == number and event == "line":
+                raise KeyboardInterrupt
+            return trace
+
+        tracer = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            monitor.execute("query-status")
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(tracer)
+        return False
+
+    with blocking.open_monitor(fake.socket) as monitor:
+        while interrupt_at(place := place + 1):
+            for _ in range(10):
+                assert monitor.execute("query-name") == {}
+    assert place > len(("send", "wait", "return", "abandon", "pop"))
 
 
 def test_threads_share_a_monitor(fake: ThreadedFake) -> None:
