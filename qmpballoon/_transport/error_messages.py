@@ -28,6 +28,7 @@ __all__ = [
     "make_closed_by_qemu",
     "make_closed_by_us",
     "make_command_timeout",
+    "make_forked",
     "make_negotiation_timeout",
     "make_no_greeting",
     "make_not_subscribed",
@@ -77,6 +78,12 @@ def make_closed_by_qemu(name: str) -> MonitorClosed:
 def make_closed_by_us(name: str) -> MonitorClosed:
     """Make the error for a connection that this end closed."""
     return make_closed(name, "was closed by us")
+
+
+def make_forked(name: str, process: int) -> MonitorClosed:
+    """Make the error for a connection in a process that was forked meanwhile."""
+    what = f"belongs to process {process}, which this one was forked from: open another"
+    return make_closed(name, what)
 
 
 def make_broken(name: str, error: BaseException) -> MonitorClosed:

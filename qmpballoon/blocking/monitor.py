@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 import math
+import os
 import select
 import signal
 import socket
@@ -21,6 +22,7 @@ from qmpballoon._transport.error_messages import (
     make_closed_by_qemu,
     make_closed_by_us,
     make_command_timeout,
+    make_forked,
     make_negotiation_timeout,
     make_no_greeting,
     make_not_subscribed,
@@ -54,6 +56,9 @@ _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) counts milliseconds in an int
 # Seconds. Another thread may read an event that this one waits for; this is how much
 # later it may be returned. The price is ten wake-ups a second while waiting.
 _EVENT_POLL: Final = 0.1
+# Seconds to wait for the turn of a thread that reads the connection's end: far more
+# than it takes. Later, what the connection holds is dropped with the monitor.
+_LAST_TURN: Final = 5.0
 # The functions below the module signal. Its own turn their arguments into enumerations
 # and back, which takes longer than all the rest of a command.
 _signals: Final[Any] = importlib.import_module("_signal")
@@ -62,7 +67,9 @@ _signals: Final[Any] = importlib.import_module("_signal")
 class BlockingMonitor(MonitorBase, BlockingClock):
     """A :class:`SyncMonitor` on a socket, made by :func:`open_monitor`.
 
-    Threads may share it; their commands run one after the other.
+    Threads may share it; their commands run one after the other. A process that is
+    forked meanwhile may not: it gets :exc:`MonitorClosed` for whatever it asks, and
+    opens a monitor of its own.
 
     Attributes:
         name: The name that messages use for the monitor.
@@ -96,6 +103,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._buffers: list[EventBuffer] = []  # the subscriptions', see _lock
         self._failure: MonitorError | None = None
         self._is_closed_by_us = False
+        self._process = os.getpid()
         # Held for a whole command. Reentrant: an interrupt right after acquiring it
         # must not lock us out.
         self._turn = threading.RLock()
@@ -164,6 +172,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
     def _run_command(
         self, command: str, arguments: Mapping[str, object] | None, timeout: float
     ) -> object:
+        self._require_own_process()
         deadline = self.now() + timeout
         # Without a timeout, which takes longer, if it is free.
         if not self._turn.acquire(blocking=False) and not self._turn.acquire(
@@ -218,6 +227,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
 
     def _receive_event(self, buffer: EventBuffer, timeout: float) -> Event | None:
         """Return the next event; ``None`` if none came within the timeout."""
+        self._require_own_process()
         deadline = self.now() + timeout
         while True:
             failure = self._failure  # read first: the last events come before it
@@ -296,11 +306,28 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             _log.info("%s: connected", self.name)
             yield
         finally:
-            self._shut(make_closed_by_us(self.name), by_us=True)
-            with suppress(OSError):  # it is not connected any more
-                # Closing alone would not wake a thread that waits for the socket.
-                self._socket.shutdown(socket.SHUT_RDWR)
+            # A forked process closes its descriptor only: another one uses the rest.
+            if os.getpid() == self._process:
+                self._disconnect()
             self._socket.close()
+
+    def _disconnect(self) -> None:
+        """End the connection, and with it what other threads do on it."""
+        self._note_end(make_closed_by_us(self.name), by_us=True)
+        with suppress(OSError):  # it is not connected any more
+            # Closing alone would not wake a thread that waits for the socket.
+            self._socket.shutdown(socket.SHUT_RDWR)
+        # A thread that has the turn reads on to the end, which it has reached now.
+        if self._turn.acquire(timeout=_LAST_TURN):
+            try:
+                self._connection.close()
+            finally:
+                self._turn.release()
+
+    def _require_own_process(self) -> None:
+        """Refuse what would come between the commands of another process."""
+        if os.getpid() != self._process:
+            raise make_forked(self.name, self._process)
 
     def _negotiate(self, deadline: float) -> None:
         connection = self._connection
@@ -427,14 +454,20 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         elif isinstance(message, Return | Failure):
             self._replies[cast("Id", message.id)] = message
 
-    def _shut(self, failure: MonitorError, *, by_us: bool = False) -> None:
-        """Record why the connection ended."""
-        if self._failure is None:
-            self._is_closed_by_us = by_us
-            self._failure = failure
-            if self._connection.state is State.READY:
-                _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
+    def _shut(self, failure: MonitorError) -> None:
+        """Record that the connection has ended; who calls this has the turn."""
+        if self._note_end(failure, by_us=False):
             self._connection.close()
+
+    def _note_end(self, failure: MonitorError, *, by_us: bool) -> bool:
+        """Record why the connection ended, if it has not before; tell whether."""
+        if self._failure is not None:
+            return False
+        self._is_closed_by_us = by_us
+        self._failure = failure
+        if self._connection.state is State.READY:
+            _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
+        return True
 
     def _raise_if_failed(self) -> None:
         if self._failure is not None:

@@ -152,6 +152,32 @@ def test_ctrl_c_where_a_command_ends_gives_no_later_one_its_reply(
     assert place > len(("send", "wait", "return", "abandon", "pop"))
 
 
+FORK = """
+import os, sys
+from qmpballoon import MonitorClosed, blocking
+
+with blocking.open_balloon(sys.argv[1]) as balloon:
+    with balloon.stats_interval(7):
+        if not (child := os.fork()):
+            try:
+                balloon.query()
+            except MonitorClosed as error:
+                print(error, flush=True)
+            sys.exit(3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+        assert balloon.query().actual
+        assert balloon.get_stats_interval() == 7
+"""
+
+
+def test_a_forked_process_leaves_the_connection_alone(fake: ThreadedFake) -> None:
+    command = [sys.executable, "-c", FORK, fake.socket]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    (told,) = done.stdout.decode().splitlines()
+    assert "belongs to process" in told
+
+
 def test_threads_share_a_monitor(fake: ThreadedFake) -> None:
     with (
         blocking.open_monitor(fake.socket) as monitor,

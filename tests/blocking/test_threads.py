@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from qmpballoon.blocking import BlockingMonitor
+    from qmpballoon.testing import ThreadedFake
 
 EVENTS = 1000  # with each answer to "talk"
 THREADS = 6
@@ -199,3 +200,48 @@ def test_closing_wakes_who_waits_for_ever_in_another_thread() -> None:
         assert reader.result(30) == []
         with pytest.raises(MonitorClosed, match="by us"):
             command.result(30)
+
+
+def test_closing_takes_nothing_from_under_another_threads_hands(
+    fake: ThreadedFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that is reading a message may finish that before the rest is dropped."""
+    reading, waiting = threading.Event(), threading.Event()
+    overlaps: list[bool] = []
+    main = threading.current_thread()
+
+    class Turn:
+        """Tells when the main thread waits for its turn."""
+
+        def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
+            if threading.current_thread() is main:
+                waiting.set()
+            return turn.acquire(blocking=blocking, timeout=timeout)
+
+        def release(self) -> None:
+            turn.release()
+
+    with ThreadPoolExecutor(1) as threads:
+        with blocking.open_monitor(fake.socket) as monitor:
+            connection, turn = monitor._connection, monitor._turn  # noqa: SLF001
+            read, close = connection.next_message, connection.close
+
+            def read_slowly() -> object:
+                if threading.current_thread() is not main:
+                    reading.set()
+                    assert waiting.wait(120)
+                    reading.clear()
+                return read()
+
+            def note_close() -> object:
+                overlaps.append(reading.is_set())
+                waiting.set()
+                return close()
+
+            monkeypatch.setattr(connection, "next_message", read_slowly)
+            monkeypatch.setattr(connection, "close", note_close)
+            monkeypatch.setattr(monitor, "_turn", Turn())
+            asked = threads.submit(monitor.execute, "query-status")
+            assert reading.wait(120)
+        assert isinstance(asked.exception(120), MonitorClosed | None)
+    assert overlaps[-1:] == [False]
