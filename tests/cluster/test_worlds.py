@@ -54,14 +54,18 @@ class Joined:
 
 @asynccontextmanager
 async def join(
-    server: MemoryServer, name: str, store: MemoryStore | None = None
+    server: MemoryServer,
+    name: str,
+    store: MemoryStore | None = None,
+    world: World | None = None,
 ) -> AsyncGenerator[Joined]:
     """Have a host with three guests of 4 GiB in the cluster."""
     async with AsyncExitStack() as stack:
-        world = await stack.enter_async_context(open_world())
-        for number in range(3):
-            config = MachineConfig(memory=4 * GiB, guest=CACHE)
-            world.start(f"vm{number}", config)
+        if world is None:
+            world = await stack.enter_async_context(open_world())
+            for number in range(3):
+                config = MachineConfig(memory=4 * GiB, guest=CACHE)
+                world.start(f"vm{number}", config)
         fleet = await stack.enter_async_context(supervised(world))
         host = FleetHost(fleet, world.read, RULES)
         agent = Agent(
@@ -127,22 +131,27 @@ async def test_what_is_held_is_held_until_the_deadline() -> None:
 
 
 @simulated
-async def test_an_agent_that_is_killed_has_its_guests_get_all_back() -> None:
-    server = MemoryServer()
-    store = MemoryStore()
-    async with join(server, "h1", store) as one:
-        bus = server.connect("operator")
-        before = one.sizes
-        plan = plan_job(await look(bus, now()), 6 * GiB, now(), seconds=600)
-        await start_job(bus, plan.job, now())
-        while one.sizes == before:  # noqa: ASYNC110 - time is simulated
-            await trio.sleep(0.1)
-    async with join(server, "h1", store) as again:
-        await trio.sleep(30)
-        progress = again.agent.status.progress
-        assert progress
-        assert (progress.job, progress.phase) == (plan.job.id, "interrupted")
-        assert again.sizes == before
+async def test_an_agent_that_ends_in_a_job_gives_all_back_and_begins_none_anew() -> (
+    None
+):
+    server, store = MemoryServer(), MemoryStore()
+    bus = server.connect("operator")
+    async with open_world() as world:
+        for number in range(3):
+            world.start(f"vm{number}", MachineConfig(memory=4 * GiB, guest=CACHE))
+        async with join(server, "h1", store, world) as one:
+            before = one.sizes
+            plan = plan_job(await look(bus, now()), 6 * GiB, now(), seconds=600)
+            await start_job(bus, plan.job, now())
+            while one.sizes == before:  # noqa: ASYNC110 - time is simulated
+                await trio.sleep(0.1)
+        async with join(server, "h1", store, world) as again:
+            await trio.sleep(60)
+            progress = again.agent.status.progress
+            assert progress
+            assert (progress.job, progress.phase) == (plan.job.id, "interrupted")
+            assert again.sizes == before
+            assert plan.job.until > now()
 
 
 @simulated

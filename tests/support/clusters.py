@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from qmpballoon.cluster.memory import MemoryServer
     from qmpballoon.fleet.vm import Limit
 
-__all__ = ["EPOCH", "MemoryStore", "SimulatedHost", "make_agent", "make_guest", "now"]
+__all__ = [
+    "EPOCH",
+    "MemoryStore",
+    "SimulatedHost",
+    "make_agent",
+    "make_guest",
+    "now",
+    "run_at_once",
+]
 
 EPOCH = 1_750_000_000.0  # what the time is when trio's clock shows 0
 
@@ -73,6 +81,9 @@ class MemoryStore:
     is_full: bool = False
     written: int = 0
 
+    def toggle(self) -> None:
+        self.is_full = not self.is_full
+
     def read(self, name: str) -> bytes | None:
         return self.files.get(name)
 
@@ -83,7 +94,7 @@ class MemoryStore:
         self.files[name] = data
 
 
-@define
+@define(slots=False)  # so that tests can have one of its methods fail
 class SimulatedHost:
     """A host whose guests are figures, and give what they are asked for in time.
 
