@@ -309,7 +309,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             # A forked process closes its descriptor only: another one uses the rest.
             if os.getpid() == self._process:
                 self._disconnect()
-            self._socket.close()
+            with suppress(OSError):  # somebody has closed its descriptor
+                self._socket.close()
 
     def _disconnect(self) -> None:
         """End the connection, and with it what other threads do on it."""

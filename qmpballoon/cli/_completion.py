@@ -59,7 +59,7 @@ class _Bash(BashComplete):
 
     def get_completion_args(self) -> tuple[list[str], str]:
         """Return the words before the one that is completed, and that one."""
-        line = os.environ["COMP_LINE"]
+        line = os.environ.get("COMP_LINE", "")  # a script of click's does not set it
         words = split_arg_string(line)[1:]
         if not words or line[-1].isspace():
             return words, ""

@@ -152,6 +152,14 @@ def test_ctrl_c_where_a_command_ends_gives_no_later_one_its_reply(
     assert place > len(("send", "wait", "return", "abandon", "pop"))
 
 
+def test_a_descriptor_that_others_closed(fake: ThreadedFake) -> None:
+    """As daemons do, that close all descriptors when they start."""
+    with blocking.open_monitor(fake.socket) as monitor:
+        os.close(monitor._socket.fileno())  # noqa: SLF001 - none of ours does this
+        with pytest.raises(MonitorClosed, match="Bad file descriptor"):
+            monitor.execute("query-status")
+
+
 FORK = """
 import os, sys
 from qmpballoon import MonitorClosed, blocking

@@ -10,11 +10,16 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import click
 import pytest
-from click.shell_completion import CompletionItem, ShellComplete
+from click.shell_completion import (
+    CompletionItem,
+    ShellComplete,
+    get_completion_class,
+)
 
 from qmpballoon.address import UnixAddress
 from qmpballoon.cli._group import command_line
@@ -101,6 +106,17 @@ def test_a_fleet_is_of_several() -> None:
 @pytest.mark.parametrize("words", FILES, ids=" ".join)
 def test_files_are_completed(words: list[str]) -> None:
     assert complete(words, "a") == [("file", "a", None)]
+
+
+def test_a_script_that_does_not_say_what_is_completed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COMP_LINE", raising=False)
+    import_module("qmpballoon.cli._completion")  # tells click of its shells
+    shell = get_completion_class("bash")
+    assert shell is not None
+    made = shell(command_line, {}, "qmpballoon", VARIABLE)
+    assert made.get_completion_args() == ([], "")
 
 
 def test_folders_options_and_words_are_completed() -> None:
