@@ -24,6 +24,9 @@ import types
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Required, TypedDict
 
+import hypothesis
+import pytest
+
 import qmpballoon
 
 if TYPE_CHECKING:
@@ -36,13 +39,17 @@ ROOT: Final = Path(__file__).parent.parent.parent
 FAILED: Final = 70
 LONGEST: Final = 120  # seconds of a processor's time for one bug
 
+# Where hypothesis keeps the settings of a test.
+SETTINGS: Final = "_hypothesis_internal_use_settings"
+
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class Job(TypedDict, total=False):
     """What is run: tests below tests/, with a bug or without.
 
-    The bug is a function and its change, or a module and another source of it.
+    Where there is none, few examples may be enough. The bug is a function and its
+    change, or a module and another source of it.
     """
 
     key: str
@@ -52,6 +59,7 @@ class Job(TypedDict, total=False):
     path: str
     source: str
     tests: Required[Sequence[str]]
+    few: bool
     profile: Required[str]
 
 
@@ -216,10 +224,30 @@ def swap_functions(path: Path, compiled: types.CodeType) -> set[str]:
     return changed
 
 
-def run_tests(tests: Sequence[str], profile: str) -> int:
-    """Run tests in this process, and return pytest's exit status."""
-    import pytest  # noqa: PLC0415
+class FewExamples:
+    """A plugin for pytest, which has property-based tests try few examples.
 
+    Without a bug all examples pass, as other runs of the tests show. Few are enough to
+    see that nothing fails here for being run like this.
+    """
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Change what tests say themselves, which goes before any profile."""
+        for item in items:
+            test = item.obj  # type: ignore[attr-defined]
+            if not hypothesis.is_hypothesis_test(test):
+                continue
+            if hasattr(item.cls, "settings"):  # type: ignore[attr-defined]
+                machine = item.cls  # type: ignore[attr-defined]
+                machine.settings = hypothesis.settings(machine.settings, max_examples=5)
+            else:
+                # There is no public way to change what a test was decorated with.
+                used = getattr(test, SETTINGS)
+                setattr(test, SETTINGS, hypothesis.settings(used, max_examples=5))
+
+
+def run_tests(tests: Sequence[str], profile: str, *, few: bool = False) -> int:
+    """Run tests in this process, and return pytest's exit status."""
     os.environ["HYPOTHESIS_PROFILE"] = profile
     return pytest.main(
         [
@@ -228,7 +256,8 @@ def run_tests(tests: Sequence[str], profile: str) -> int:
             *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
             *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
             *(f"{ROOT}/tests/{test}" for test in tests),
-        ]
+        ],
+        plugins=[FewExamples()] if few else [],
     )
 
 
@@ -253,7 +282,9 @@ def run_forked(job: Job) -> tuple[int, str]:
                 os.dup2(output.fileno(), 2)
                 plant_job(job)
                 gc.freeze()  # so that tests collect their own garbage only
-                status = run_tests(job["tests"], job["profile"])
+                status = run_tests(
+                    job["tests"], job["profile"], few=job.get("few", False)
+                )
             except BaseException:  # noqa: BLE001 - shown, and told by the status
                 traceback.print_exc()
             finally:
