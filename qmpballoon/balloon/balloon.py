@@ -62,7 +62,7 @@ class Balloon(Device[M_co]):
 
     @asynccontextmanager
     async def sampler(self) -> AsyncGenerator[Sampler, None]:
-        """Read guest, balloon and host time and again in an ``async with`` block.
+        """Sample guest, balloon and host within an ``async with`` block.
 
         The end of the block restores the statistics interval, also after an exception
         or a cancellation.

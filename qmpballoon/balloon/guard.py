@@ -117,7 +117,7 @@ class Guard:
             guest keeps the sum of them.
         floor: Bytes below which the guest never goes, whatever it reports. By default a
             32nd of its RAM, and at least 64 MiB.
-        step: Bytes that the target is below the guest's size at most, 1 MiB or more. By
+        step: How far below the guest's size the target may be: bytes, 1 MiB or more. By
             default 128 MiB, or a 32nd of the RAM if that is more.
         max_rate: Bytes a second to take at most. By default there is no limit.
         gentle: Seconds over which page cache is taken, evenly. Free memory is taken at
@@ -128,9 +128,9 @@ class Guard:
         fault_rate: Major page faults a second that it may have more than by itself.
             By default 100 for each 16 GiB of its RAM, and at least 100.
         stale_after: Seconds without an answer after which the guest counts as silent.
-        reread_within: Seconds within which the guest has to read page cache again from
-            its disks for it to be worth leaving it the memory. By default 30, for an
-            NVMe disk. With 0 no page cache is; then all that can be spared is taken.
+        reread_within: Page cache is left to the guest if it would read it again from
+            its disks within so many seconds. By default 30, which suits an NVMe disk.
+            With 0 none is left to it: all that can be spared is taken.
 
     Raises:
         TypeError: A value is not a number of the right kind.
@@ -187,7 +187,7 @@ class GuestLimits:
     Attributes:
         headroom: Bytes that the guest keeps available.
         floor: Bytes below which it never goes.
-        step: Bytes that the target is below its size at most.
+        step: How many bytes below its size the target may be.
         max_rate: Bytes a second to take at most.
         gentle: Seconds over which page cache is taken.
         stale_after: Seconds without an answer after which it counts as silent.

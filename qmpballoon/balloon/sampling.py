@@ -288,7 +288,7 @@ class _ReadCounter:
 
 
 class Sampler:
-    """Reads guest, balloon and host time and again.
+    """Takes samples of guest, balloon and host.
 
     Get one from :meth:`~qmpballoon.balloon.Balloon.sampler`::
 
@@ -303,9 +303,9 @@ class Sampler:
 
     Attributes:
         stats: The guest's last answer.
-        basis: Bytes the guest had at most between being asked for that answer and
-            giving it. If the balloon has grown since, the guest has less now, and less
-            available by as much.
+        basis: The most bytes that the guest had between being asked for that answer
+            and giving it. If the balloon has grown since, the guest has less now, and
+            less available by as much.
         start: The time of the monitor's clock at the beginning, in seconds.
         silence: Seconds without an answer that is known to be new; 0 if the last
             sample is new.
