@@ -26,8 +26,9 @@ seen = {}
 
 def note(frame, event, _):
     # Not while a module is imported: then module and class bodies are the callers.
+    # Python 3.14 has a function for annotations, which others ask for.
     code, caller = frame.f_code, frame.f_back
-    is_function = code.co_flags & CO_OPTIMIZED
+    is_function = code.co_flags & CO_OPTIMIZED and code.co_name != "__annotate__"
     if event == "call" and is_function and caller.f_code.co_flags & CO_OPTIMIZED:
         seen.setdefault(code.co_filename)
 
