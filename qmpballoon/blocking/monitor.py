@@ -104,9 +104,9 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._failure: MonitorError | None = None
         self._is_closed_by_us = False
         self._process = os.getpid()
-        # Held for a whole command. Reentrant: an interrupt right after acquiring it
-        # must not lock us out.
+        # Held for a whole command. Reentrant, for signal handlers that run commands.
         self._turn = threading.RLock()
+        self._turns_thread = 0  # whose turn it is
         # Held for the list of buffers and what is in them, and never while waiting: a
         # reader gets its event while another thread's command is under way.
         self._lock = threading.Lock()
@@ -174,10 +174,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
     ) -> object:
         self._require_own_process()
         deadline = self.now() + timeout
-        # Without a timeout, which takes longer, if it is free.
-        if not self._turn.acquire(blocking=False) and not self._turn.acquire(
-            timeout=min(timeout, threading.TIMEOUT_MAX)
-        ):
+        if not self._take_turn(timeout):
             raise make_command_timeout(self.name, command, timeout)
         try:
             # What has come by now may be the end of the connection. A unix socket that
@@ -190,6 +187,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
                 raise make_command_timeout(self.name, command, timeout)
             reply = self._exchange(command, arguments, deadline, timeout)
         finally:
+            self._turns_thread = 0
             self._turn.release()
         if isinstance(reply, Failure):
             raise make_command_error(command, reply.error_class, reply.desc, self.name)
@@ -235,7 +233,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
                 return event
             if failure is not None:
                 raise copy_error(failure)
-            if not self._turn.acquire(timeout=self._choose_pause(deadline)):
+            if not self._take_turn(self._choose_pause(deadline)):
                 # The thread that has the turn takes the events in meanwhile.
                 if self.now() >= deadline:
                     return None
@@ -243,12 +241,36 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             try:
                 transferred = self._transfer()
             finally:
+                self._turns_thread = 0
                 self._turn.release()
             if transferred:
                 continue
             if self.now() >= deadline:
                 return None
             self._wait_for_socket(self._choose_pause(deadline))
+
+    def _take_turn(self, timeout: float) -> bool:
+        """Begin a turn; return False if it does not come in time.
+
+        Whoever calls this goes on with a ``try`` whose ``finally`` ends the turn.
+        Ctrl-C may strike right after the lock was acquired; that must not lock others
+        out.
+        """
+        thread = threading.get_ident()
+        is_nested = self._turns_thread == thread  # in a signal handler
+        try:
+            # Without a timeout, which takes longer, if it is free.
+            if not self._turn.acquire(blocking=False) and not self._turn.acquire(
+                timeout=min(timeout, threading.TIMEOUT_MAX)
+            ):
+                return False
+            self._turns_thread = thread
+        except BaseException:
+            if not is_nested:
+                with suppress(RuntimeError):  # it had not been acquired
+                    self._turn.release()
+            raise
+        return True
 
     def _take_event(self, buffer: EventBuffer) -> Event | None:
         """Remove and return a subscription's oldest event; ``None`` if it has none."""

@@ -132,7 +132,7 @@ def test_ctrl_c_where_a_command_ends_gives_no_later_one_its_reply(
                 return None
             lines += event == "line"
             if lines == number and event == "line":
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             return trace
 
         tracer = sys.gettrace()
@@ -150,6 +150,40 @@ def test_ctrl_c_where_a_command_ends_gives_no_later_one_its_reply(
             for _ in range(10):
                 assert monitor.execute("query-name") == {}
     assert place > len(("send", "wait", "return", "abandon", "pop"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("does", ["execute", "receive"])
+def test_ctrl_c_right_after_taking_its_turn_locks_no_thread_out(
+    does: str, fake: ThreadedFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Struck:
+        """A lock: whoever takes it is interrupted at once."""
+
+        def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
+            taken = turn.acquire(blocking=blocking, timeout=timeout)
+            signal.raise_signal(signal.SIGINT)
+            return taken
+
+        def release(self) -> None:
+            turn.release()
+
+    with (
+        blocking.open_monitor(fake.socket) as monitor,
+        monitor.subscribe() as events,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        turn = monitor._turn  # noqa: SLF001 - what is interrupted
+        calls: dict[str, Callable[[], object]] = {
+            "execute": lambda: monitor.execute("query-status"),
+            "receive": lambda: events.receive(0),
+        }
+        with monkeypatch.context() as patched:
+            patched.setattr(monitor, "_turn", Struck())
+            with pytest.raises(KeyboardInterrupt):
+                calls[does]()
+        asked = threads.submit(monitor.execute, "query-name")
+        assert asked.result(120) == {}
 
 
 def test_a_descriptor_that_others_closed(fake: ThreadedFake) -> None:
