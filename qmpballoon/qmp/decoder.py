@@ -31,11 +31,14 @@ import re
 import weakref
 from bisect import bisect_left
 from itertools import accumulate
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from attrs import field, frozen
 
 from qmpballoon.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 __all__ = ["Decoder", "Limits"]
 
@@ -182,6 +185,9 @@ class Decoder:
             self._skip_line()
         buffer, start = self._buffer, self._start
         if start == len(buffer):
+            if start:  # a thousand decoders are not to hold what they have decoded
+                buffer.clear()
+                self._move_to(0)
             return False
         if self._seen == start and buffer[start] not in _OPEN:
             self._skip_blanks()
@@ -390,7 +396,8 @@ def _parse(
         bad, text = error, message[: error.start].decode()
     try:
         value, size = _parse_text(text, keys)
-        if b"\\u" in message and _SURROGATE.search(message):
+        # One byte is found ten times as fast as two.
+        if b"\\" in message and _SURROGATE.search(message):
             _refuse_lone_surrogates(value)
     # UnicodeError and JSONDecodeError are ValueErrors, as is a number of too
     # many digits.
@@ -406,13 +413,20 @@ def _parse_text(
         return _JSON.raw_decode(text)
     kept = 0
 
-    def count(members: dict[str, object]) -> dict[str, object]:
+    def count() -> Generator[dict[str, object], dict[str, object], None]:
+        """Return each object that is sent: faster than a function that is called."""
         nonlocal kept
-        kept += len(members)
-        return members
+        members: dict[str, object] = {}
+        while True:
+            members = yield members
+            kept += len(members)
 
+    counting = count()
+    next(counting)
     fast = json.JSONDecoder(
-        parse_constant=_refuse_constant, parse_float=_parse_float, object_hook=count
+        parse_constant=_refuse_constant,
+        parse_float=_parse_float,
+        object_hook=counting.send,
     )
     value: dict[str, object] | list[object]
     value, size = fast.raw_decode(text)
