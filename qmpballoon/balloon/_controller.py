@@ -143,6 +143,11 @@ class Controller:
         self._begin_pace(seconds)
 
     @property
+    def step(self) -> float:
+        """Bytes that the target is below the guest's size at most."""
+        return self._limits.step
+
+    @property
     def watches(self) -> bool:
         """Whether it is to be seen at the end what the guest reads again."""
         return self._watch_for > 0 or self.alarms.working_set.is_suspected

@@ -47,6 +47,8 @@ __all__ = [
 
 _TICK: Final = 0.04  # seconds between two samples; more often costs an idle guest CPU
 _SHORTEST_TICK: Final = 0.02  # for a guest that has little left
+# For one that has done a whole step before it is looked at: 12 GiB a second or more.
+_FAST_TICK: Final = 0.005
 _LONGEST_TICK: Final = 0.5  # for one that has far more than it can allocate meanwhile
 _SLOWER: Final = 1.5  # by how much the pause grows while the guest is still on its way
 # Seconds between two polls of the size alone: near the target, and far from it.
@@ -176,7 +178,8 @@ class _Pauses:
         ahead, rate = sample.actual - target, self.tracker.rate
         if rate > 0 and ahead > 0:
             pause = min(pause, ahead / 2 / rate)
-        self.last = max(pause, _SHORTEST_TICK)
+        is_fast = is_faster and ahead >= self.controller.step
+        self.last = max(pause, _FAST_TICK if is_fast else _SHORTEST_TICK)
         return self.last
 
     def _limit(self, available: int | None) -> float:
