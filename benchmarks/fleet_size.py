@@ -3,12 +3,16 @@
 Every fake answers on a unix socket of its own. So the supervisor does what it does with
 real VMs: it connects, polls each VM every second, and makes a plan every second. For
 each size of the fleet the benchmark prints the share of one core that the supervisor
-takes, the longest delay of a poll beyond its second, how long the page of metrics
-takes, and the supervisor's memory.
+takes (the median of some rounds, and the middle half of them), the longest delay of a
+poll beyond its second, how long the page of metrics takes, the supervisor's memory, and
+how much of that each VM takes.
+
+Each VM has a process, whose memory and processor time the supervisor reads. Guests are
+``busy``, so that each is polled every second, or ``idle``.
 
 ::
 
-    python benchmarks/fleet_size.py 10 100 1000
+    python benchmarks/fleet_size.py 10 100 1000 [--guests idle]
 
 The fakes need more CPU time than the supervisor. They share the other cores.
 """
@@ -17,12 +21,16 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import random
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -35,16 +43,21 @@ from qmpballoon.fleet.host_memory import HostMemory
 from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.sources import make_source
-from qmpballoon.fleet.supervisor import Settings, open_fleet
+from qmpballoon.fleet.supervisor import Settings, open_fleet, raise_descriptor_limit
 from qmpballoon.qmp import Connection, Failure, Greeting, Request, Return, Role, Version
 from qmpballoon.sizes import GiB, MiB
+from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Generator
     from multiprocessing.synchronize import Event
 
-    from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.address import Vm
+    from qmpballoon.fleet.supervisor import Opener, Supervisor
+    from qmpballoon.trio import TrioMonitor
 
 PERIOD: Final = 1.0
+ROUNDS: Final = 5
 WARM_UP: Final = 60.0  # seconds in which all must have connected
 CALM: Final = 10.0  # seconds between that and the measurement: all moves are made
 STATS: Final = {
@@ -138,21 +151,43 @@ class Figures:
 
     Attributes:
         vms: How many there were.
-        cpu: The share of one core, 0 to 1.
+        cpu: The share of one core in each round, 0 to 1.
         latest: The longest delay of a poll beyond the period, in seconds.
         scrape: Seconds for a page of metrics.
         memory: Bytes that the supervising process holds.
     """
 
     vms: int
-    cpu: float
+    cpu: list[float]
     latest: float
     scrape: float
     memory: int
 
 
-async def measure(pattern: str, count: int, seconds: float) -> Figures:
+def make_opener(pids: dict[str, int], *, busy: bool) -> Opener:
+    """Return what opens VMs' monitors, and tells which processes they have."""
+
+    @asynccontextmanager
+    async def open_vm(
+        vm: Vm, /, *, timeout: float, command_timeout: float
+    ) -> AsyncGenerator[TrioMonitor]:
+        async with open_monitor(
+            str(vm), timeout=timeout, command_timeout=command_timeout, own="auto"
+        ) as monitor:
+            monitor.pid = pids[str(vm)]
+            if busy:
+                # It has run ever since.
+                monitor.processor_time = time.monotonic  # type: ignore[method-assign]
+            yield monitor
+
+    return open_vm
+
+
+async def measure(
+    pattern: str, pids: dict[str, int], seconds: float, *, busy: bool
+) -> Figures:
     """Supervise the VMs, and measure the cost."""
+    count = len(pids)
     memory = HostMemory(limit=2 * count * GiB)
     rules = Rules(reserve=256 * MiB, buffer=64 * MiB)
     latest = 0.0
@@ -169,6 +204,7 @@ async def measure(pattern: str, count: int, seconds: float) -> Figures:
             make_source([pattern]),
             random.Random(0),  # noqa: S311 - spreads the polls
             settings=Settings(period=PERIOD),
+            opener=make_opener(pids, busy=busy),
         ) as fleet,
         trio.open_nursery() as nursery,
     ):
@@ -182,13 +218,14 @@ async def measure(pattern: str, count: int, seconds: float) -> Figures:
         nursery.start_soon(partial(run_control_loop, fleet, memory.read, rules))
         await trio.sleep(CALM)
         nursery.start_soon(watch, fleet)
-        cpu = time.process_time()
-        await trio.sleep(seconds)
-        cpu = time.process_time() - cpu
+        shares: list[float] = []
+        for _ in range(ROUNDS):
+            cpu = time.process_time()
+            await trio.sleep(seconds / ROUNDS)
+            shares.append((time.process_time() - cpu) / seconds * ROUNDS)
         nursery.cancel_scope.cancel()
-        return Figures(
-            count, cpu / seconds, latest, scrape(fleet, memory, rules), read_resident()
-        )
+        held = read_resident()
+        return Figures(count, shares, latest, scrape(fleet, memory, rules), held)
 
 
 def scrape(fleet: Supervisor, memory: HostMemory, rules: Rules) -> float:
@@ -213,8 +250,30 @@ def read_resident() -> int:
     return 0
 
 
-def run(count: int, seconds: float) -> Figures:
+@contextmanager
+def start_processes(paths: list[str]) -> Generator[dict[str, int]]:
+    """Yield a process for each VM, that does nothing."""
+    pids = {
+        path: os.posix_spawnp("sleep", ["sleep", "infinity"], os.environ)
+        for path in paths
+    }
+    try:
+        yield pids
+    finally:
+        for pid in pids.values():
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+
+
+def run_apart(count: int, seconds: float, *, busy: bool) -> Figures:
+    """Measure in a process of its own, so that its memory is this fleet's alone."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(run, count, seconds, busy=busy).result()
+
+
+def run(count: int, seconds: float, *, busy: bool) -> Figures:
     """Serve ``count`` VMs in other processes, and supervise them."""
+    raise_descriptor_limit()
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{number}.qmp" for number in range(count)]
         share = -(-count // 4)
@@ -224,14 +283,16 @@ def run(count: int, seconds: float) -> Figures:
             process = multiprocessing.Process(
                 target=serve,
                 args=(paths[start : start + share], ready[-1]),
-                daemon=True,
             )
             process.start()
             processes.append(process)
         for event in ready:
             event.wait()
         try:
-            return trio.run(measure, f"{folder}/*.qmp", count, seconds)
+            with start_processes(paths) as pids:
+                return trio.run(
+                    partial(measure, f"{folder}/*.qmp", pids, seconds, busy=busy)
+                )
         finally:
             for process in processes:
                 process.kill()
@@ -243,15 +304,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sizes", type=int, nargs="*", default=[10, 100, 1000])
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--guests", choices=["busy", "idle"])
     arguments = parser.parse_args()
-    print(f"{'VMs':>6} {'core':>7} {'late':>8} {'scrape':>8} {'memory':>9}")
-    for count in arguments.sizes:
-        seen = run(count, arguments.seconds)
-        print(
-            f"{seen.vms:>6} {seen.cpu:>6.1%} {seen.latest:>6.2f} s"
-            f" {seen.scrape:>6.2f} s {seen.memory / MiB:>5.0f} MiB",
-            flush=True,
-        )
+    print("VMs    guests core                     late    scrape  memory   a VM")
+    for kind in [arguments.guests] if arguments.guests else ["busy", "idle"]:
+        first: Figures | None = None
+        for count in arguments.sizes:
+            seen = run_apart(count, arguments.seconds, busy=kind == "busy")
+            print_figures(kind, seen, first)
+            first = first or seen
+
+
+def print_figures(kind: str, seen: Figures, first: Figures | None) -> None:
+    """Print a line; what a VM takes is beyond what a smaller fleet takes."""
+    low, middle, high = quantiles(seen.cpu, n=4)
+    each = ""
+    if first is not None and seen.vms > first.vms:
+        more = (seen.memory - first.memory) / (seen.vms - first.vms)
+        each = f"{more / 1024:5.1f} KiB"
+    print(
+        f"{seen.vms:<6} {kind:<6} {middle:6.1%} ({low:6.1%} to {high:6.1%})"
+        f"  {seen.latest:5.2f} s {seen.scrape:5.2f} s"
+        f" {seen.memory / MiB:4.0f} MiB {each}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ monitor may also have these, and those of this package do:
 - ``pid: int | None``, the process id of QEMU on this host, ``None`` if it is not known.
 - ``resident() -> int | None``, QEMU's resident memory in bytes, ``None`` if it is not
   known. With it, samples and reports say what the host has got.
+- ``processor_time() -> float | None``, the seconds for which QEMU and its guest ran
+  on processors. With it, a fleet looks less often at guests that do nothing.
 - ``wall_clock() -> float | None``, seconds since the epoch by the host's clock. With
   it, statistics have an age.
 - ``owed_size: OwedSize | None``, where it is noted what the guest is to get back. With
@@ -176,6 +178,12 @@ def read_resident(monitor: object) -> int | None:
     """Return the resident memory of a monitor's QEMU in bytes, if it is known."""
     resident: Callable[[], int | None] | None = getattr(monitor, "resident", None)
     return None if resident is None else resident()
+
+
+def read_processor_time(monitor: object) -> float | None:
+    """Return how long a monitor's QEMU has run, in seconds, if it is known."""
+    time: Callable[[], float | None] | None = getattr(monitor, "processor_time", None)
+    return None if time is None else time()
 
 
 def read_wall_clock(monitor: object) -> float | None:

@@ -71,6 +71,12 @@ class MonitorBase:
         """Return QEMU's resident memory in bytes; ``None`` if it cannot be known."""
         return None if self.pid is None else qemu_process.read_resident(self.pid)
 
+    def processor_time(self) -> float | None:
+        """Return how long QEMU has run, in seconds; ``None`` if it cannot be known."""
+        if self.pid is None:
+            return None
+        return qemu_process.read_processor_time(self.pid)
+
     @property
     def owed_size(self) -> OwedSize | None:
         """Where it is noted what the guest is to get back; ``None``: nowhere."""

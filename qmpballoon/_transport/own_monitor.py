@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from qmpballoon.errors import (
@@ -233,16 +233,19 @@ async def run_monitor(
     Yields:
         The monitor. Its connection is closed at the end of the block.
     """
-    with ExitStack() as closing:
+    added: socket.socket | None = None
+    try:
         async with shared.run(deadline, oob=oob):
             added = await try_own_monitor(shared, own, deadline, log)
             if added is None:
                 yield shared
                 return
-            closing.enter_context(added)
         monitor = make(added)
         async with monitor.run(deadline, oob=oob):
             yield monitor
+    finally:
+        if added is not None:
+            added.close()
 
 
 async def try_own_monitor(

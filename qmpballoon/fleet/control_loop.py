@@ -145,7 +145,7 @@ async def run_control_loop(
         moving = {move.name for move in plan.moves}
         owed = [
             move
-            for move in list_owed(supervisor.list_views(), room)
+            for move in list_owed(supervisor.list_owed(), room)
             if move.name not in moving
         ]
         plan = evolve(plan, moves=(*plan.moves, *owed))
@@ -298,7 +298,7 @@ class _Reclaim:
 
     async def give_owed(self) -> None:
         """Give guests back what a run that was interrupted owes them."""
-        for move in list_owed(self.supervisor.list_views(), sys.maxsize):
+        for move in list_owed(self.supervisor.list_owed(), sys.maxsize):
             self.supervisor.start_move(move)
         await self.supervisor.wait_for_moves()
         await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)

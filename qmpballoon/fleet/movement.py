@@ -50,7 +50,8 @@ class Promise:
     counts for 30 seconds.
     """
 
-    _grants: deque[tuple[float, int]] = field(factory=deque[tuple[float, int]])
+    # A list, as are the steps below: an empty deque takes ten times the memory.
+    _grants: list[tuple[float, int]] = field(factory=list[tuple[float, int]])
     _lasts: bool = False
 
     def add(self, now: float, size: int) -> None:
@@ -87,9 +88,9 @@ class Promise:
         surplus = sum(size for _, size in self._grants) - untouched
         # It has touched the bytes that it was granted first, as far as anybody knows.
         while surplus > 0 and self._grants:
-            at, granted = self._grants.popleft()
+            at, granted = self._grants.pop(0)
             if granted > surplus:
-                self._grants.appendleft((at, granted - surplus))
+                self._grants.insert(0, (at, granted - surplus))
             surplus -= granted
 
     def count(self, now: float) -> int:
@@ -97,7 +98,7 @@ class Promise:
         while not self._lasts and self._grants:
             if now - self._grants[0][0] <= _PROMISE_LASTS:
                 break
-            self._grants.popleft()
+            del self._grants[0]
         return sum(size for _, size in self._grants)
 
 
@@ -143,7 +144,7 @@ class Stray:
     _left_at: int | None = None
     _last: int | None = None
     _progress_at: float = 0.0
-    _steps: deque[float] = field(factory=deque[float])
+    _steps: list[float] = field(factory=list[float])
 
     def leave_at(self, now: float, size: int) -> None:
         """Note the size that the guest is left at: when it is found, or was moved."""
@@ -179,7 +180,7 @@ class Stray:
         elif distance <= _STRAY or distance < before:
             self._progress_at = now
         while self._steps and self._steps[0] < now - _STEPS_WITHIN:
-            self._steps.popleft()
+            del self._steps[0]
         return is_away
 
     def was_moved(self, now: float) -> bool:

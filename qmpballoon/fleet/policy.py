@@ -273,14 +273,14 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
     is_wish = unreachable > 0 and for_distress > sum(g.distress for g in at_rest)
     # What is freed now is given by the next plan. So that plan's need counts.
     needs = [max(g.compute_need(2), g.distress, g.hot_need) for g in at_rest]
-    need = sum(_Shares.of(everyone, slack).limit(at_rest, needs)[1])
+    need = sum(_limit_needs(at_rest, everyone, needs, slack))
     kept = rules.buffer // 2 if any(guest.hot_need for guest in at_rest) else 0
     wanted = max(0, need + kept - slack) - sum(map(_predict_gain, everyone))
     if free < rules.buffer // 2:
         wanted += rules.buffer - free
     wanted = max(0, wanted)
     candidates = [_keep_half(guest) for guest in at_rest] if is_wish else at_rest
-    donors = _choose_donors(candidates, wanted, takes_hot=free < 0)
+    donors = _choose_donors(candidates, wanted, takes_hot=free < 0) if wanted else []
     # Below the reserve, small moves are better than none.
     dead_band = min(rules.dead_band, MiB) if free < 0 else rules.dead_band
     shrinks = _plan_shrinks(
@@ -528,12 +528,11 @@ def _share_for_needs(
     """
     distressed = [guest for guest in guests if guest.distress]
     wants = [max(guest.need, guest.distress) for guest in distressed]
-    shares = _Shares.of(everyone, for_distress)
-    grants = _fill_needs(distressed, wants, for_distress, shares)
+    grants = _fill_needs(distressed, everyone, wants, for_distress, for_distress)
     others = [guest for guest in guests if guest.need and not guest.distress]
     left = max(0, slack - sum(grants.values()))
     needs = [guest.need for guest in others]
-    return grants | _fill_needs(others, needs, left, _Shares.of(everyone, slack))
+    return grants | _fill_needs(others, everyone, needs, left, slack)
 
 
 def _share_for_hot(
@@ -549,15 +548,40 @@ def _share_for_hot(
     """
     needy = [guest for guest in guests if guest.hot_need]
     needs = [guest.hot_need for guest in needy]
-    shares = _Shares.of(everyone, slack)
-    return _fill_needs(needy, needs, max(0, slack - kept), shares)
+    return _fill_needs(needy, everyone, needs, max(0, slack - kept), slack)
+
+
+def _limit_needs(
+    guests: Sequence[Guest],
+    everyone: Sequence[Guest],
+    needs: Sequence[int],
+    slack: int,
+) -> list[int]:
+    """Return what guests may get of what they need, as all have their shares."""
+    if not any(needs):
+        return [0] * len(needs)  # at most times: and shares take a plan's time
+    return _Shares.of(everyone, slack).limit(guests, needs)[1]
 
 
 def _fill_needs(
-    needy: Sequence[Guest], needs: Sequence[int], amount: int, shares: _Shares
+    needy: Sequence[Guest],
+    everyone: Sequence[Guest],
+    needs: Sequence[int],
+    amount: int,
+    slack: int,
 ) -> dict[str, int]:
-    """Share an amount out: first up to the guests' fair shares, then the rest."""
-    firsts, most = shares.limit(needy, needs)
+    """Share an amount out: first up to the guests' fair shares, then the rest.
+
+    Args:
+        needy: Those that get some.
+        everyone: All guests, which have their shares.
+        needs: How much each of the needy needs.
+        amount: Bytes.
+        slack: Bytes that there are for all, of which shares are made.
+    """
+    if not needy:
+        return {}
+    firsts, most = _Shares.of(everyone, slack).limit(needy, needs)
     grants = [0] * len(needy)
     for wanted in (firsts, most):
         recipients = [

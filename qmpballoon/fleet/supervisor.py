@@ -7,7 +7,8 @@ hangs, or that sends garbage, does not delay the others. Whatever its task raise
 what is known of it, becomes this VM's state and one line in the log.
 
 Polls are spread over the period at random, and so are attempts to connect. Otherwise a
-thousand VMs would all be polled in the same millisecond.
+thousand VMs would all be polled in the same millisecond. A guest that has hardly run
+since its last poll is polled every fourth period only: see ``VmRecord.may_wait``.
 
 A monitor serves one client at a time, and a supervised fleet holds the monitors of its
 VMs. If other programs talk to a VM, start it with a second monitor (``-qmp``). A VM of
@@ -50,9 +51,11 @@ from qmpballoon.errors import (
     QmpBalloonError,
     UntrustedMonitor,
 )
+from qmpballoon.fleet.poll_turns import PollTurns
 from qmpballoon.fleet.processes import identify_process
 from qmpballoon.fleet.vm import VmRecord
 from qmpballoon.fleet.vm_spec import Refused, VmSpec
+from qmpballoon.monitor import read_processor_time
 from qmpballoon.sizes import format_size
 from qmpballoon.trio import find_balloon, open_monitor, stay_connected
 
@@ -164,10 +167,9 @@ class Opener(Protocol):
         ...
 
 
-@asynccontextmanager
-async def _open_socket(
+def _open_socket(
     vm: Vm, /, *, timeout: float, command_timeout: float
-) -> AsyncGenerator[Monitor, None]:
+) -> AbstractAsyncContextManager[Monitor]:
     """Open the monitor of a VM that has a socket; as :class:`Opener`."""
     if isinstance(vm, LibvirtVm):
         raise MonitorUnreachable(
@@ -175,10 +177,9 @@ async def _open_socket(
             " opener that knows libvirt, or use the command `qmpballoon fleet`"
         )
     # A fleet is supervised for long, and others want to reach its VMs meanwhile.
-    async with open_monitor(
+    return open_monitor(
         vm, timeout=timeout, command_timeout=command_timeout, own="auto"
-    ) as monitor:
-        yield monitor
+    )
 
 
 @asynccontextmanager
@@ -233,7 +234,7 @@ class LeftGuest:
     actual: int | None
 
 
-@define
+@define(eq=False)
 class _VmTask:
     """What is known of a VM, and what its task is told to do.
 
@@ -245,7 +246,6 @@ class _VmTask:
         scope: Cancelled when the VM does not belong to the fleet any more.
         connection: Cancelled when it has to be connected to again.
         target: The size that it is told to move to.
-        told: Is set when it is told so.
         left: The size in bytes that it was to reach when QEMU ceased to answer.
         logged: What was logged last.
         balloon: The VM's balloon, while it is connected.
@@ -258,7 +258,6 @@ class _VmTask:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     connection: trio.CancelScope = field(factory=trio.CancelScope)
     target: int | None = None
-    told: trio.Event = field(factory=trio.Event)
     left: int | None = None
     logged: str = ""
     balloon: Balloon | None = None
@@ -316,6 +315,7 @@ class Supervisor:
         self._refused: tuple[Refused, ...] = ()
         self._limit: Limit | None = None
         self._changed = trio.Event()
+        self._turns = PollTurns(settings.period, self._may_pass)
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
         """Supervise the fleet until cancelled; :func:`open_fleet` does this.
@@ -324,6 +324,7 @@ class Supervisor:
             task_status: Is told when the source has been read for the first time.
         """
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._turns.run)
             self._rescan(nursery)
             task_status.started()
             while True:
@@ -349,6 +350,17 @@ class Supervisor:
             for task in self._tasks
         ]
         return sorted(views, key=lambda view: view.name)
+
+    def list_owed(self) -> list[VmView]:
+        """Return the VMs that an interrupted run owes memory, sorted by name."""
+        now = trio.current_time()
+        views = [
+            self._ask(task, VmRecord.make_view, now)
+            for task in self._tasks
+            if task.record.owed is not None
+        ]
+        owed = [view for view in views if view is not None and view.owed is not None]
+        return sorted(owed, key=lambda view: view.name)
 
     def list_guests(self) -> list[Guest]:
         """Return the guests that can be moved now, and those that are moving."""
@@ -429,7 +441,7 @@ class Supervisor:
         """
         now = trio.current_time()
         tasks = self._tasks
-        polls = (task.record.polled_at for task in tasks if task.is_polling)
+        polls = (task.record.checked_at for task in tasks if task.is_polling)
         return max(0.0, now - min(polls, default=now) - self._settings.period)
 
     async def wait_until_known(self, timeout: float = math.inf) -> bool:
@@ -507,7 +519,7 @@ class Supervisor:
             sizes = f"{format_size(move.before)} -> {format_size(move.target)}"
             _LOG.info("%s: move %s; %s", make_printable(move.name), sizes, move.reason)
             task.target = move.target
-            task.told.set()
+            self._turns.wake(task)
 
     @asynccontextmanager
     async def borrow(self, name: str, target: int) -> AsyncGenerator[Balloon]:
@@ -757,8 +769,8 @@ class Supervisor:
                 if task.record.is_to_be_prompted(trio.current_time()):
                     await self._prompt(task.record, balloon)
                 due = max(due + self._settings.period, trio.current_time())
-                with trio.move_on_at(due):
-                    await task.told.wait()
+                if task.target is None:
+                    await self._turns.wait(task, due)
                 if task.target is not None:
                     await self._move(task, balloon, task.target)
             except MonitorTimeout as error:
@@ -766,6 +778,18 @@ class Supervisor:
                 _LOG.warning("%s: %s", make_printable(task.record.spec.name), error)
                 task.record.note_timeout(str(error))
                 self._notify()
+
+    def _may_pass(self, task: _VmTask) -> bool:
+        """Tell whether a VM need not be polled now; then note that it is as it was."""
+        monitor, record = task.balloon and task.balloon.monitor, task.record
+        now, ran = trio.current_time(), read_processor_time(monitor)
+        try:
+            if may_wait := record.may_wait(now, ran):
+                record.note_idle(now)
+        except Exception as error:  # noqa: BLE001 - whatever figures can cause
+            self.fail(record.spec.name, error)
+            return False
+        return may_wait
 
     async def _ask_ram(self, record: VmRecord, balloon: Balloon) -> None:
         info = await balloon.query()
@@ -779,6 +803,7 @@ class Supervisor:
         await balloon.request_stats(math.ceil(self._settings.period))
 
     async def _poll(self, record: VmRecord, balloon: Balloon) -> None:
+        record.note_look(read_processor_time(balloon.monitor))
         stats, actual, reads = await balloon.look()
         now = trio.current_time()
         record.note_poll(now, actual, stats, balloon.resident(), reads)
@@ -787,7 +812,7 @@ class Supervisor:
     async def _move(self, task: _VmTask, balloon: Balloon, target: int) -> None:
         """Resize a VM; ``resize`` watches the guest meanwhile."""
         record = task.record
-        task.target, task.told = None, trio.Event()
+        task.target = None
         guard = _make_guard(record.bounds, target)
         before, task.left = record.actual or target, target
         try:

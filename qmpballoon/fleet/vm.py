@@ -11,6 +11,10 @@ A guest's statistics mean something only together with the size that the guest h
 it took them. QEMU tells neither when it asked the guest nor what the size was then. So
 a sample counts as *aligned* with the present size only if the size was already the same
 at the poll before the one that first showed the sample.
+
+A guest that has hardly run since its last poll is polled less often. What bounds that
+is the host's own figure: a processor fills memory only so fast. So a guest that lies
+gains nothing by it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Guest
 from qmpballoon.fleet.hot_cache import CacheSample, HotCache
 from qmpballoon.fleet.movement import Pace, Promise, Stray
-from qmpballoon.sizes import format_size
+from qmpballoon.sizes import GiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,6 +110,11 @@ _OWED: Final = (
 # that stalled once.
 _FIRST_PAUSE: Final = 30.0
 _LONGEST_PAUSE: Final = 600.0
+# A VM that does nothing is polled once in so many periods at least.
+_LONGEST_WAIT: Final = 4
+# Bytes that a guest can use for each second for which it has run: as fast as a core
+# clears memory in huge pages, by its caches. In smaller pages it is half of that.
+_FASTEST_USE: Final = 20 * GiB
 # Seconds. Even if the next plan comes sooner, a move takes some time.
 _SHORTEST_PERIOD: Final = 1.0
 
@@ -332,6 +341,7 @@ class VmRecord:
         found: The size in bytes that the guest had before it was first moved; ``None``
             if that was all its RAM, or it has had that since.
         polled_at: When it was last polled, on the monitor's clock.
+        checked_at: When it was last polled, or did not have to be.
         disk_reads: What it has read from its disks, if that is known.
         limit: Returns its limits, changed by what holds beside its specification.
     """
@@ -350,6 +360,7 @@ class VmRecord:
     owed: int | None = None
     found: int | None = None
     polled_at: float = -math.inf
+    checked_at: float = -math.inf
     disk_reads: DiskReads | None = None
     limit: Limit = _keep_bounds
     _state: VmState = "connecting"
@@ -377,6 +388,7 @@ class VmRecord:
     _was_moved: bool = False  # by this fleet
     _left_at: int | None = None  # where a move that did not end has sent it
     _hot_cache: HotCache = field(factory=HotCache)
+    _ran: float | None = None  # seconds for which it had run before its last poll
 
     def begin_anew(self) -> VmRecord:
         """Return a record of the same VM that knows nothing but what must not be lost.
@@ -395,7 +407,8 @@ class VmRecord:
         """Note that the monitor answers, and that the balloon was found."""
         self._state, self._detail = "healthy", ""
         self._connected_at = now
-        self._answered_at = self.polled_at = -math.inf
+        self._answered_at = self.polled_at = self.checked_at = -math.inf
+        self._ran = None
         self._steady_since = math.inf
         self._silence, self._prompted_at = "", now
         self.stats, self._usage_rate = GuestStats(), UsageRate()
@@ -432,6 +445,22 @@ class VmRecord:
         self._pace = None
         self.resident, self.disk_reads = resident, None
 
+    def note_look(self, ran: float | None) -> None:
+        """Note that it is about to be polled.
+
+        Args:
+            ran: Seconds for which its QEMU has run so far; ``None``: not known.
+        """
+        self._ran = ran
+
+    def note_idle(self, now: float) -> None:
+        """Note that it has not changed since its last poll, by what the host sees."""
+        self.checked_at = now
+        available, actual = self.stats.reclaimable, self.actual
+        if actual is not None and available is not None:
+            self._usage_rate.add_sample(now, actual - available)
+            self._watch_size(now, actual)
+
     def note_poll(
         self,
         now: float,
@@ -447,7 +476,7 @@ class VmRecord:
         is_new = stats.last_update != self.stats.last_update and not first
         if is_new:
             self._asked_at, self._answered_at = self.polled_at, now
-        self.polled_at = now
+        self.polled_at = self.checked_at = now
         if now >= self._stalled_until:
             self._detail = ""
         self.actual, self.stats, self.resident = actual, stats, resident
@@ -687,6 +716,27 @@ class VmRecord:
         """Whether the guest lacks some of what an interrupted run owes it."""
         due = min(self.owed or 0, self.total or 0)
         return self.actual is not None and due - self.actual >= LARGEST_PAGE
+
+    def may_wait(self, now: float, ran: float | None) -> bool:
+        """Return whether it need not be polled now, as little can have changed.
+
+        It has more than it needs, by more than it can have used since it was polled.
+
+        Args:
+            now: When.
+            ran: Seconds for which its QEMU has run so far; ``None``: not known.
+        """
+        longest = min(_LONGEST_WAIT * self.period, self.stale_after - self.period)
+        # By half a period, as no turn comes at the very moment.
+        if now + self.period / 2 - self.polled_at > longest:
+            return False
+        guest = self.make_guest(now)
+        if guest is None or ran is None or self._ran is None or ran < self._ran:
+            return False
+        if guest.is_moving or self._doubts_ram or self.is_owed:
+            return False
+        used = int((ran - self._ran) * _FASTEST_USE)
+        return guest.available - used >= guest.desired_available + guest.hot
 
     def is_to_be_prompted(self, now: float) -> bool:
         """Return whether the guest is silent, and is to be asked for an answer.

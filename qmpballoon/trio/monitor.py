@@ -338,6 +338,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         connection = self._connection
         while data := await self._transport.read():
             connection.receive_data(data)
+            del data  # not to be held while nothing comes
             state, is_new = connection.state, False
             while (message := connection.next_message()) is not None:
                 self._dispatch(message)

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_a_process_that_is_gone_has_none() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
         assert qemu_process.read_resident(process.pid) is None
+        assert qemu_process.read_processor_time(process.pid) is None
+
+
+def test_processor_time_is_that_of_all_threads() -> None:
+    before = time.process_time()
+    ran = qemu_process.read_processor_time(os.getpid())
+    assert ran is not None
+    assert before <= ran <= time.process_time()
 
 
 def test_a_process_that_has_ended_and_is_not_buried_has_none() -> None:

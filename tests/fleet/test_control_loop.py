@@ -131,7 +131,7 @@ async def test_others_take_over_from_a_guest_that_does_not_let_go() -> None:
 async def test_others_take_over_within_seconds_from_a_guest_that_gives_slowly() -> None:
     async with open_world() as world:
         # Fast enough to be no stall, and slow enough to give next to nothing.
-        slow = evolve(GUEST, cache=0, inflate_rate=5 * MiB // 4)
+        slow = evolve(GUEST, cache=0, inflate_rate=2 * MiB)
         world.start("slow", MachineConfig(memory=32 * GiB, guest=slow))
         start(world, "b", 3 * GiB)
         # Its memory was in use before: the host gains what it gives.

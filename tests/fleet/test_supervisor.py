@@ -10,6 +10,7 @@ import random
 import resource
 import socket
 import sys
+from collections import Counter
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from itertools import pairwise
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from qmpballoon.address import Vm
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.vm import VmState
+    from qmpballoon.monitor import Command
     from qmpballoon.testing import FakeQemu, Machine
     from qmpballoon.trio import TrioMonitor
 
@@ -871,3 +873,37 @@ def test_a_fleet_has_monitors_of_its_own() -> None:
     with serve(version="11.1") as fake:
         vm = VmSpec("vm", UnixAddress(fake.socket))
         assert len(trio.run(main)) == 1
+
+
+@simulated
+async def test_an_idle_guest_is_polled_less_often_until_it_does_something() -> None:
+    looks = Counter[str]()
+    async with open_world() as world:
+        fakes = {name: world.start(name) for name in ("seen", "unseen")}
+        world.seen = {"seen"}
+
+        @asynccontextmanager
+        async def reach(vm: Vm, /, **timeouts: float) -> AsyncGenerator[TrioMonitor]:
+            async with world.reach(vm, **timeouts) as monitor:
+                execute_all = monitor.execute_all
+
+                async def count(commands: Sequence[Command]) -> list[object]:
+                    looks[str(vm)] += 1
+                    return await execute_all(commands)
+
+                monitor.execute_all = count  # type: ignore[method-assign]
+                yield monitor
+
+        async with supervised(world, opener=reach) as fleet:
+            await become(fleet, dict.fromkeys(fakes, "healthy"))
+            before = looks.copy()
+            await trio.sleep(40)
+            assert 8 <= looks["seen"] - before["seen"] <= 12
+            assert looks["unseen"] - before["unseen"] >= 38
+            assert fleet.poll_delay < 0.1
+            assert states(fleet) == dict.fromkeys(fakes, "healthy")
+            available = view(fleet, "seen").stats.available or 0
+            fakes["seen"].do(lambda machine: machine.guest.memory.allocate(available))
+            # The guest answers once a second, and is polled in each of its turns.
+            await trio.sleep(2.1)
+            assert (view(fleet, "seen").stats.available or 0) < available // 8

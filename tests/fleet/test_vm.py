@@ -570,3 +570,70 @@ def test_a_vm_that_does_not_run_is_told_why_it_does_not() -> None:
     record.note_poll(6.0, GiB, GuestStats(), None)
     view = record.make_view(6.0)
     assert (view.state, view.detail) == ("stale", "the VM is not here yet")
+
+
+def at_rest(available: int, ran: float | None = 10.0) -> VmRecord:
+    """Return what is known of a guest that was polled at 2.0, when it had run so long.
+
+    It has 4 GiB, and is to keep 614 MiB available: half as much again as its headroom.
+    """
+    record = seen(
+        (0.0, 4 * GiB, answer(0, available)), (1.0, 4 * GiB, answer(1, available))
+    )
+    record.note_look(ran)
+    record.note_poll(2.0, 4 * GiB, answer(2, available), None)
+    return record
+
+
+def test_who_has_hardly_run_is_polled_every_fourth_period() -> None:
+    record = at_rest(2 * GiB)
+    for now in (3.0, 4.0, 5.02):
+        assert record.may_wait(now, 10.01)
+        record.note_idle(now)
+        assert record.checked_at == now
+        assert record.polled_at == 2.0
+        assert record.get_state(now) == "healthy"
+    assert not record.may_wait(6.0, 10.01)
+
+
+def test_who_may_have_used_what_it_is_to_keep_is_polled_at_once() -> None:
+    record = at_rest(2 * GiB)
+    guest = record.make_guest(2.0)
+    assert guest is not None
+    spare = guest.available - guest.desired_available
+    assert record.may_wait(3.0, 10.0 + spare / (20.1 * GiB))
+    assert not record.may_wait(3.0, 10.0 + spare / (19.9 * GiB))
+    assert not at_rest(guest.desired_available - MiB).may_wait(3.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "ran"), [(None, 10.0), (10.0, None), (10.0, 9.0)], ids=str
+)
+def test_who_may_have_run_for_any_time_is_polled(
+    before: float | None, ran: float | None
+) -> None:
+    # The last is another process than before.
+    assert not at_rest(2 * GiB, before).may_wait(3.0, ran)
+
+
+def test_who_moves_or_is_owed_memory_or_has_too_much_is_polled() -> None:
+    moving, owed, more = (at_rest(2 * GiB) for _ in range(3))
+    moving.note_move_started(2.0, 3 * GiB)
+    owed.owed, owed.total = 5 * GiB, 5 * GiB
+    more.note_poll(2.5, 5 * GiB, answer(3, 2 * GiB), None)
+    for record in (moving, owed, more):
+        assert not record.may_wait(3.0, 10.0)
+
+
+def test_nobody_waits_for_longer_than_until_it_counts_as_silent() -> None:
+    record = at_rest(2 * GiB)
+    record.stale_after = 2.0
+    assert not record.may_wait(3.0, 10.0)
+
+
+def test_a_rise_after_a_rest_counts_from_the_end_of_the_rest() -> None:
+    record = at_rest(2 * GiB)
+    for now in (3.0, 4.0):
+        record.note_idle(now)
+    record.note_poll(5.0, 4 * GiB, answer(5, 2 * GiB - 100 * MiB), None)
+    assert usage_increase(record, 5.0) == pytest.approx(100 * MiB, rel=0.01)

@@ -50,7 +50,7 @@ class World:
         memory: Of the host, in bytes.
         dialled: When somebody connected to whom.
         start_time: When it began, by trio's clock.
-        seen: The VMs whose resident memory the host sees.
+        seen: The VMs whose memory and processor time the host sees.
         limit: What all VMs together may hold, in bytes.
         notes: Where it is noted what guests are to get back, by the VM's name.
     """
@@ -102,6 +102,8 @@ class World:
                 # Streams in memory have no process at the other end.
                 fake = self.fakes[str(vm)]
                 monitor.resident = lambda: fake.machine.resident  # type: ignore[method-assign]
+                processor = _Processor(fake)
+                monitor.processor_time = processor.read  # type: ignore[method-assign]
             note = self.notes.get(str(vm))
             yield monitor if note is None else cast("Any", _Noting(monitor, note))
 
@@ -127,6 +129,28 @@ class World:
         if self.limit is not None:
             available = min(available, self.limit - held)
         return Host(total=self.memory, available=available, promised=promised)
+
+
+@define
+class _Processor:
+    """How long a fake's guest has run: as long as it takes to change memory.
+
+    Attributes:
+        fake: The QEMU.
+        seconds: For how long it has run.
+    """
+
+    fake: FakeQemu
+    seconds: float = 0.0
+    _last: tuple[int, ...] = (0, 0, 0)
+
+    def read(self) -> float:
+        """Return for how long it has run so far, at 20 GiB a second."""
+        memory = self.fake.machine.guest.memory
+        last, self._last = self._last, (memory.used, memory.cache, memory.free)
+        changed = sum(abs(a - b) for a, b in zip(last, self._last, strict=True))
+        self.seconds += changed / (20 * GiB)
+        return self.seconds
 
 
 class _Noting:

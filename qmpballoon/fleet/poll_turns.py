@@ -1,0 +1,94 @@
+"""When each VM is polled: one timer wakes all tasks whose turn it is, on trio.
+
+A timer for each VM would take as long as the rest of a poll's turn of the scheduler. So
+polls that are due within a fiftieth of a period are begun together.
+
+Whether a VM is polled in its turn is for others to say: a guest that has done nothing
+since its last poll has nothing new to tell.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from itertools import count
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PollTurns"]
+
+T = TypeVar("T")
+_TOGETHER: Final = 50  # parts of a period; turns within one of them begin together
+
+
+class PollTurns(Generic[T]):
+    """Wakes those who wait when it is their turn.
+
+    Args:
+        period: Seconds between two turns of each.
+        may_pass: Tells of one whose turn it is whether there is nothing to do for it
+            until its next turn.
+    """
+
+    def __init__(self, period: float, may_pass: Callable[[T], bool]) -> None:
+        self._period = period
+        self._may_pass = may_pass
+        # A heap, by when. A number tells one wait from the next, which comes later.
+        self._turns: list[tuple[float, int, T]] = []
+        self._numbers = count()
+        self._waiting: dict[T, tuple[int, trio.lowlevel.Task]] = {}
+        self._timer = trio.CancelScope()
+
+    async def wait(self, who: T, due: float) -> None:
+        """Wait for a turn, or until :meth:`wake` is called.
+
+        It can be cancelled at any moment.
+
+        Args:
+            who: Whose turn. Nobody may wait for two of them.
+            due: When it is, on trio's clock; later if it may pass then.
+        """
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            del self._waiting[who]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        number = next(self._numbers)
+        self._waiting[who] = number, trio.lowlevel.current_task()
+        self._add(due, number, who)
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self, who: T) -> None:
+        """End somebody's wait now; no effect if he does not wait."""
+        if who in self._waiting:
+            _, task = self._waiting.pop(who)
+            trio.lowlevel.reschedule(task)
+
+    async def run(self) -> None:
+        """Wake those whose turn it is, until cancelled."""
+        while True:
+            due = self._turns[0][0] if self._turns else math.inf
+            with trio.CancelScope(deadline=due) as self._timer:
+                await trio.sleep_forever()
+            await trio.sleep(self._period / _TOGETHER)
+            self._begin_turns(trio.current_time())
+
+    def _add(self, due: float, number: int, who: T) -> None:
+        heapq.heappush(self._turns, (due, number, who))
+        # Setting a deadline takes long, and most turns come after others.
+        if due < self._timer.deadline:  # noqa: PLR1730
+            self._timer.deadline = due
+
+    def _begin_turns(self, now: float) -> None:
+        while self._turns and self._turns[0][0] <= now:
+            due, number, who = heapq.heappop(self._turns)
+            if self._waiting.get(who, (None,))[0] != number:
+                continue  # it was woken for something else, or has left
+            if self._may_pass(who):
+                self._add(max(due + self._period, now + self._period / 2), number, who)
+            else:
+                self.wake(who)
