@@ -240,10 +240,32 @@ def print_fleet(host: Host, rules: Rules, views: Sequence[VmView]) -> None:
     """Print a fleet once, with all its VMs."""
     from qmpballoon.cli.render.table import draw_fleet  # noqa: PLC0415 - loads rich
 
+    draw_once(lambda width: draw_fleet(host, rules, views, width))
+
+
+def draw_once(draw: Callable[[int], RenderableType]) -> None:
+    """Print something once.
+
+    Args:
+        draw: Lays it out, given the characters in a line.
+    """
     console = make_console()
     if not console.is_terminal:
         console.width = _PIPED_WIDTH
-    _output.draw(console, draw_fleet(host, rules, views, console.width))
+    _output.draw(console, draw(console.width))
+
+
+@contextmanager
+def show_again() -> Generator[Callable[[RenderableType], None]]:
+    """Show what changes within the block, again and again in the same place."""
+
+    def show(page: RenderableType) -> None:
+        _output.check_output()
+        if _output.is_idle():
+            live.update(page, refresh=True)
+
+    with _open_live() as live:
+        yield show
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
+from attrs import frozen
 
 from qmpballoon.address import LibvirtVm
 from qmpballoon.cli import _output
@@ -26,6 +27,7 @@ from qmpballoon.fleet.vm_spec import VmSpec
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable
 
+    from qmpballoon.cli._cluster_session import Member
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.host_memory import HostMemory
     from qmpballoon.fleet.policy import Rules
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.vm import VmView
 
 __all__ = [
+    "Alone",
     "choose_status",
     "find_source",
     "make_change_notes",
@@ -159,12 +162,31 @@ def make_change_notes(
     return note
 
 
+@frozen
+class Alone:
+    """A host that is in no cluster, in the place of a :class:`Member` of one.
+
+    Attributes:
+        read: Reads the host's memory.
+        get_rules: Returns what it keeps.
+    """
+
+    read: Callable[[int, int], Host]
+    get_rules: Callable[[], Rules]
+    status: None = None
+
+    def describe_changes(self) -> list[str]:
+        """Say nothing."""
+        return []
+
+
 @contextmanager
 def open_metrics(
     supervisor: Supervisor,
     memory: HostMemory,
-    rules: Rules,
+    member: Alone | Member,
     listen: tuple[str, int],
+    *,
     names: tuple[str, ...],
 ) -> Generator[str]:
     """Serve Prometheus metrics within the block; yield their URL.
@@ -172,7 +194,7 @@ def open_metrics(
     Args:
         supervisor: Knows the VMs.
         memory: Reads the host's memory.
-        rules: What the host keeps.
+        member: What the host keeps, and how it is in its cluster.
         listen: The address and the port.
         names: Other names under which the server can be reached.
 
@@ -181,12 +203,25 @@ def open_metrics(
     """
     import trio  # noqa: PLC0415 - loaded late
 
-    from qmpballoon.fleet.metrics import FleetSnapshot, serve_metrics  # noqa: PLC0415 - an extra
+    from qmpballoon.fleet.metrics import (  # noqa: PLC0415 - an extra
+        ClusterLink,
+        FleetSnapshot,
+        serve_metrics,
+    )
 
     def snapshot() -> FleetSnapshot:
         host = memory.read(supervisor.held, supervisor.promised)
         refused = len(supervisor.list_refused())
-        return FleetSnapshot(host, rules, supervisor.list_views(), refused)
+        status = member.status
+        link = None
+        if status is not None:
+            link = ClusterLink(
+                is_connected=status.is_connected,
+                policy_revision=status.policy_revision,
+                notes=len(status.notes),
+            )
+        rules = member.get_rules()
+        return FleetSnapshot(host, rules, supervisor.list_views(), refused, link)
 
     def scrape() -> FleetSnapshot:
         return trio.from_thread.run_sync(snapshot, trio_token=token)

@@ -32,6 +32,7 @@ _COMMANDS: Final = {
     "demo": "Boot a guest, and reclaim its page cache.",
     "fleet": "Show all VMs of a host, and move memory between them.",
     "web": "Serve pages of all VMs of a host for a browser, live.",
+    "cluster": "Show many hosts, and take memory where it hurts least.",
     "exporter": "Serve metrics of all VMs of a host to Prometheus.",
     "fake": "Serve a simulated VM, to test other clients with.",
 }

@@ -21,6 +21,7 @@ from qmpballoon.errors import (
     BalloonStalled,
     BalloonUnavailable,
     BusError,
+    ClusterBusy,
     MonitorError,
     NoBalloonDevice,
     QmpBalloonError,
@@ -72,6 +73,7 @@ _STATUS: Final[dict[type[QmpBalloonError], int]] = {
     NoBalloonDevice: NO_BALLOON,
     BalloonUnavailable: NO_BALLOON,
     BusError: NO_MONITOR,
+    ClusterBusy: REFUSED,
     StatsUnavailable: NO_BALLOON,
     UnsafeTarget: REFUSED,
 }

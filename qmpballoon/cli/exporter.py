@@ -16,6 +16,7 @@ from qmpballoon.cli._fleet_options import (
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
+    Alone,
     make_change_notes,
     note_found,
     open_metrics,
@@ -73,7 +74,10 @@ def exporter(
         from qmpballoon.cli._session import serve  # noqa: PLC0415 - loads trio
 
         note_found(supervisor)
-        with open_metrics(supervisor, memory, rules, listen, allowed_hosts) as url:
+        alone = Alone(memory.read, lambda: rules)
+        with open_metrics(
+            supervisor, memory, alone, listen, names=allowed_hosts
+        ) as url:
             _output.say(f"metrics at {url}")
             note_changes = make_change_notes(supervisor, memory)
             async with serve(lambda: True):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from qmpballoon.cli import _output
+from qmpballoon.cli._cluster_options import add_membership_options
 from qmpballoon.cli._display import print_fleet, show_fleet
 from qmpballoon.cli._fleet_options import (
     VMS,
@@ -22,6 +24,7 @@ from qmpballoon.cli._fleet_options import (
     vms_argument,
 )
 from qmpballoon.cli._fleet_session import (
+    Alone,
     choose_status,
     make_change_notes,
     note_found,
@@ -45,6 +48,8 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.cli._cluster_options import Membership
+    from qmpballoon.cli._cluster_session import Member
     from qmpballoon.cli._pages import PageAddress
     from qmpballoon.fleet.control_loop import FleetReclaimReport
     from qmpballoon.fleet.guests import Host
@@ -254,6 +259,7 @@ def plan(
     " or unix:PATH. Nothing can be changed there.",
 )
 @allow_host_option
+@add_membership_options
 @timeout_option
 @json_option
 def run(
@@ -265,6 +271,7 @@ def run(
     metrics: tuple[str, int] | None,
     pages: PageAddress | None,
     allowed_hosts: tuple[str, ...],
+    membership: Membership | None,
     memory: HostMemory,
     rules: Rules,
     timeout: float,
@@ -280,39 +287,31 @@ def run(
         raise click.UsageError(
             f"--once ends before anybody asks for what it serves: leave {option} out"
         )
+    if once and membership:
+        raise click.UsageError(
+            "--once ends before a cluster asks for anything: leave --cluster out"
+        )
+    if membership:
+        # Fails here, before anything, if the extra is not installed.
+        import_module("qmpballoon.cli._cluster_session")
 
     async def main(supervisor: Supervisor) -> int:
-        import trio  # noqa: PLC0415 - loaded late
-
-        from qmpballoon.cli._session import serve  # noqa: PLC0415 - loads trio
         from qmpballoon.fleet.control_loop import (  # noqa: PLC0415 - loads trio
             carry_out,
             decide,
-            run_control_loop,
         )
-
-        planned_at = trio.current_time()
-        note_changes = make_change_notes(supervisor, memory)
-        is_wish_noted = False
-        board: Board | None = None
-
-        def show(host: Host, plan: FleetPlan) -> None:
-            nonlocal planned_at, is_wish_noted
-            planned_at = trio.current_time()
-            note_changes(host)
-            if not is_wish_noted:
-                is_wish_noted = _note_unreachable(plan, rules)
-            if plan.moves:
-                _print_plan(host, rules, plan, supervisor, as_json=as_json)
-            _log_moves(board, plan)
 
         note_found(supervisor)
         await supervisor.wait_until_known(timeout)
         if not once:
-            async with contextlib.AsyncExitStack() as stack:
+            async with (
+                _join(membership, supervisor, memory, rules) as member,
+                contextlib.AsyncExitStack() as stack,
+            ):
+                board = None
                 if metrics:
                     served = open_metrics(
-                        supervisor, memory, rules, metrics, allowed_hosts
+                        supervisor, memory, member, metrics, names=allowed_hosts
                     )
                     _output.note(f"metrics at {stack.enter_context(served)}")
                 if pages:
@@ -323,14 +322,8 @@ def run(
                             say=_output.note,
                         )
                     )
-                # A plan may come late, on a busy host; but not by a whole period.
-                due = 2 * period
-                await stack.enter_async_context(
-                    serve(lambda: trio.current_time() - planned_at <= due)
-                )
-                await run_control_loop(
-                    supervisor, memory.read, rules, period=period, on_plan=show
-                )
+                shown = _Shown(supervisor, memory, member, board, as_json=as_json)
+                await _manage(supervisor, member, period, shown)
         _output.note(*describe_absent(supervisor.list_views()))
         host, plan = decide(supervisor, memory.read, rules)
         _note_uncertain(host, memory, supervisor)
@@ -345,6 +338,79 @@ def run(
         )
         return outcome
     return _output.DONE
+
+
+def _join(
+    membership: Membership | None,
+    supervisor: Supervisor,
+    memory: HostMemory,
+    rules: Rules,
+) -> contextlib.AbstractAsyncContextManager[Alone | Member]:
+    """Join a cluster within the block, if the host is to be in one."""
+    if membership is None:
+        return contextlib.nullcontext(Alone(memory.read, lambda: rules))
+    from qmpballoon.cli._cluster_session import (  # noqa: PLC0415 - loads trio
+        join_cluster,
+    )
+
+    return join_cluster(membership, supervisor, memory, rules)
+
+
+class _Shown:
+    """Shows each plan, and what has changed since the one before."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        memory: HostMemory,
+        member: Alone | Member,
+        board: Board | None,
+        *,
+        as_json: bool,
+    ) -> None:
+        self._supervisor = supervisor
+        self._member = member
+        self._board = board
+        self._as_json = as_json
+        self._note_changes = make_change_notes(supervisor, memory)
+        self._is_wish_noted = False
+
+    def show(self, host: Host, plan: FleetPlan) -> None:
+        """Show a plan, if it has moves."""
+        self._note_changes(host)
+        _output.note(*self._member.describe_changes())
+        rules = self._member.get_rules()
+        if not self._is_wish_noted:
+            self._is_wish_noted = _note_unreachable(plan, rules)
+        if plan.moves:
+            _print_plan(host, rules, plan, self._supervisor, as_json=self._as_json)
+        _log_moves(self._board, plan)
+
+
+async def _manage(
+    supervisor: Supervisor, member: Alone | Member, period: float, shown: _Shown
+) -> None:
+    """Make plans and carry them out, until it is cancelled."""
+    import trio  # noqa: PLC0415 - loaded late
+
+    from qmpballoon.cli._session import serve  # noqa: PLC0415 - loads trio
+    from qmpballoon.fleet.control_loop import (  # noqa: PLC0415 - loads trio
+        run_control_loop,
+    )
+
+    planned_at = trio.current_time()
+
+    def show(host: Host, plan: FleetPlan) -> None:
+        nonlocal planned_at
+        planned_at = trio.current_time()
+        shown.show(host, plan)
+
+    # A plan may come late, on a busy host; but not by a whole period.
+    due = 2 * period
+    async with serve(lambda: trio.current_time() - planned_at <= due):
+        await run_control_loop(
+            supervisor, member.read, member.get_rules, period=period, on_plan=show
+        )
 
 
 def _log_moves(board: Board | None, plan: FleetPlan) -> None:

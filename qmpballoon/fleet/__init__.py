@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Guest as Guest
     from qmpballoon.fleet.guests import Host as Host
     from qmpballoon.fleet.host_memory import HostMemory as HostMemory
+    from qmpballoon.fleet.metrics import ClusterLink as ClusterLink
     from qmpballoon.fleet.metrics import FleetCollector as FleetCollector
     from qmpballoon.fleet.metrics import FleetSnapshot as FleetSnapshot
     from qmpballoon.fleet.metrics import serve_metrics as serve_metrics
@@ -72,7 +73,7 @@ _MODULES = {
     ),
     "guests": ("Guest", "Host"),
     "host_memory": ("HostMemory",),
-    "metrics": ("FleetCollector", "FleetSnapshot", "serve_metrics"),
+    "metrics": ("ClusterLink", "FleetCollector", "FleetSnapshot", "serve_metrics"),
     "policy": ("FleetPlan", "Move", "PolicyName", "Rules", "make_plan", "take"),
     "sources": ("Source", "make_source"),
     "vm_spec": ("Bounds", "Refused", "VmSpec"),
@@ -91,6 +92,7 @@ __getattr__, __dir__ = attach(__name__, _MODULES)
 __all__ = [
     "VM_STATES",
     "Bounds",
+    "ClusterLink",
     "FleetCollector",
     "FleetPlan",
     "FleetReclaimReport",

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.vm import VmView
 
-__all__ = ["FleetCollector", "FleetSnapshot", "serve_metrics"]
+__all__ = ["ClusterLink", "FleetCollector", "FleetSnapshot", "serve_metrics"]
 
 
 def _read_last_update(view: VmView) -> float | None:
@@ -134,6 +134,22 @@ _DISK_COUNTERS: Final = (
 
 
 @frozen
+class ClusterLink:
+    """How a host is in its cluster.
+
+    Attributes:
+        is_connected: Whether the cluster's server answers.
+        policy_revision: The revision of the cluster's policy that the host lives by;
+            ``None``: it has none but its own rules.
+        notes: How many things do not hold as they should.
+    """
+
+    is_connected: bool
+    policy_revision: int | None = None
+    notes: int = 0
+
+
+@frozen
 class FleetSnapshot:
     """A fleet at one moment.
 
@@ -142,12 +158,14 @@ class FleetSnapshot:
         rules: What the host keeps.
         views: The VMs.
         refused: How many QEMUs and sockets were found and are not managed.
+        cluster: How the host is in its cluster; ``None``: it is in none.
     """
 
     host: Host
     rules: Rules
     views: Sequence[VmView] = field(repr=False)
     refused: int = 0
+    cluster: ClusterLink | None = None
 
 
 class FleetCollector(Collector):
@@ -174,6 +192,8 @@ class FleetCollector(Collector):
             "QEMUs and sockets that were found and are not managed.",
             seen.refused,
         )
+        if seen.cluster is not None:
+            yield from _collect_cluster(seen.cluster)
         yield from _collect_vms(views)
         yield from _collect_guests([view for view in views if view.is_fresh])
         yield from _collect_counters(views)
@@ -396,6 +416,21 @@ def _collect_host(host: Host, rules: Rules) -> Iterator[Metric]:
         "Whether tasks on the host wait for memory.",
         host.pressed,
     )
+
+
+def _collect_cluster(link: ClusterLink) -> Iterator[Metric]:
+    yield _make_gauge(
+        "cluster_connected", "Whether the cluster's server answers.", link.is_connected
+    )
+    yield _make_gauge(
+        "cluster_notes", "What does not hold as it should in a cluster.", link.notes
+    )
+    if link.policy_revision is not None:
+        yield _make_gauge(
+            "cluster_policy_revision",
+            "The revision of the cluster's policy that the host lives by.",
+            link.policy_revision,
+        )
 
 
 def _collect_vms(views: Sequence[VmView]) -> Iterator[Metric]:

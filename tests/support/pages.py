@@ -11,7 +11,7 @@ from prometheus_client.exposition import generate_latest
 from qmpballoon.balloon.results import DiskReads
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Host
-from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot
+from qmpballoon.fleet.metrics import ClusterLink, FleetCollector, FleetSnapshot
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.vm import VmCounters, VmView
 from qmpballoon.fleet.vm_spec import Bounds
@@ -56,7 +56,13 @@ GONE = evolve(
     bounds=None,
     stats=GuestStats(),
 )
-SEEN = FleetSnapshot(HOST, RULES, [WELL, STALE, GONE], refused=3)
+SEEN = FleetSnapshot(
+    HOST,
+    RULES,
+    [WELL, STALE, GONE],
+    3,
+    ClusterLink(is_connected=True, policy_revision=2),
+)
 
 
 def page(snapshot: FleetSnapshot = SEEN) -> str:

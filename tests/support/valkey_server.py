@@ -30,24 +30,27 @@ def find_server() -> str:
 
 
 class Server:
-    """A server on a unix socket, and where its configuration says so on TCP.
+    """A server on a unix socket, and where its configuration says so on TCP, too.
 
     Attributes:
         path: The socket.
     """
 
-    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, options: Sequence[str] = (), before: Sequence[str] = ()
+    ) -> None:
         self.path = folder / "bus.sock"
         self._program = find_server()
         self._folder = folder
         self._options = options
+        self._before = before
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, empty, and wait until it listens."""
         self._process = subprocess.Popen(
             [
-                *(self._program, "--dir", f"{self._folder}"),
+                *(*self._before, self._program, "--dir", f"{self._folder}"),
                 *("--unixsocket", f"{self.path}", "--port", "0", "--save", ""),
                 *("--daemonize", "no", "--logfile", f"{self._folder / 'log'}"),
                 *self._options,

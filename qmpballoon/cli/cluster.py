@@ -1,0 +1,380 @@
+"""``qmpballoon cluster``: look at many hosts, and ask them for memory."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+import tomllib
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from attrs import asdict
+
+from qmpballoon.cli import _output
+from qmpballoon.cli._cluster_options import SERVER, cluster_option
+from qmpballoon.cli._completion import complete_file
+from qmpballoon.cli._display import draw_once, show_again
+from qmpballoon.cli._options import Duration, json_option, read_positive_size
+from qmpballoon.errors import BusError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qmpballoon.cluster.bus import Bus
+    from qmpballoon.cluster.documents import Job
+    from qmpballoon.cluster.operator import ClusterView, JobReport
+    from qmpballoon.cluster.valkey import BusAddress
+
+__all__ = ["cluster"]
+
+_LARGEST_FILE: Final = 1 << 20  # bytes, as of a policy
+
+_server_option: Final = cluster_option(required=True, text="The server of the cluster.")
+_file_argument: Final = click.argument(
+    "file", type=click.File("rb"), shell_complete=complete_file
+)
+
+
+@click.group(epilog=SERVER)
+def cluster() -> None:
+    """Show many hosts, set what they keep, and take memory where it hurts least."""
+
+
+def _ask(address: BusAddress, main: Callable[[Bus], Awaitable[Any]]) -> Any:  # noqa: ANN401 - what main returns
+    """Work with a cluster's server."""
+    from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
+    from qmpballoon.cluster.valkey import open_bus  # noqa: PLC0415 - loads trio
+
+    async def main_on_bus() -> Any:  # noqa: ANN401
+        async with open_bus(address) as bus:
+            return await main(bus)
+
+    return run(main_on_bus)
+
+
+# status
+
+
+@cluster.command()
+@_server_option
+@click.option(
+    "--watch", is_flag=True, help="Show them again every second, until Ctrl-C."
+)
+@json_option
+def status(*, cluster: BusAddress, watch: bool, as_json: bool) -> None:
+    """Show how all hosts are, what they have room for, and what they could give."""
+
+    async def main(bus: Bus) -> None:
+        from qmpballoon.cluster.operator import look  # noqa: PLC0415 - loads trio
+
+        if watch:
+            await _watch(bus, as_json=as_json)
+        else:
+            # A person is shown hosts, not VMs.
+            _show(await look(bus, time.time(), with_vms=as_json), as_json=as_json)
+
+    with _output.end_normally() if watch else contextlib.nullcontext():
+        _ask(cluster, main)
+
+
+def _show(view: ClusterView, *, as_json: bool) -> None:
+    from qmpballoon.cli.render.cluster import draw_cluster  # noqa: PLC0415 - loads rich
+
+    if as_json:
+        _output.print_json(view.to_json())
+    else:
+        draw_once(lambda _: draw_cluster(view))
+
+
+async def _watch(bus: Bus, *, as_json: bool) -> None:
+    import trio  # noqa: PLC0415 - loaded late
+
+    from qmpballoon.cli.render.cluster import draw_cluster  # noqa: PLC0415 - loads rich
+    from qmpballoon.cluster.operator import look  # noqa: PLC0415 - loads trio
+
+    is_live = sys.stdout.isatty() and not as_json
+    problem = ""
+    with show_again() if is_live else contextlib.nullcontext() as show:
+        while True:
+            try:
+                view = await look(bus, time.time(), with_vms=as_json)
+            except BusError as error:
+                # It is asked again; the same is said once.
+                if str(error) != problem:
+                    _output.note(problem := str(error))
+            else:
+                problem = ""
+                if show is None:
+                    _show(view, as_json=as_json)
+                else:
+                    show(draw_cluster(view))
+            await trio.sleep(1)
+
+
+# policy
+
+
+@cluster.group()
+def policy() -> None:
+    """Show what is wished of all hosts, or wish something else."""
+
+
+@policy.command(name="show")
+@_server_option
+@json_option
+def show_policy(*, cluster: BusAddress, as_json: bool) -> None:
+    """Show the policy that the server has, as a file for `apply`."""
+
+    async def main(bus: Bus) -> None:
+        from qmpballoon.cluster.operator import (  # noqa: PLC0415 - loads trio
+            format_policy,
+            look,
+        )
+
+        view = await look(bus, time.time(), with_vms=False)
+        _output.note(*view.notes)
+        if as_json:
+            _output.print_json({"policy": view.policy and asdict(view.policy)})
+        elif view.policy is None:
+            _output.note("the server has no policy: hosts go on by their last, or own")
+        else:
+            _output.say(f"# revision {view.policy.revision}")
+            _output.say(format_policy(view.policy).rstrip("\n"))
+
+    _ask(cluster, main)
+
+
+@policy.command(name="check")
+@_file_argument
+@_server_option
+@json_option
+def check_policy(*, file: Any, cluster: BusAddress, as_json: bool) -> None:  # noqa: ANN401 - a binary file
+    """Say what applying FILE would change. Nothing is changed."""
+    _change_policy(file, cluster, is_applied=False, as_json=as_json)
+
+
+@policy.command(name="apply")
+@_file_argument
+@_server_option
+@json_option
+def apply_policy(*, file: Any, cluster: BusAddress, as_json: bool) -> None:  # noqa: ANN401 - a binary file
+    """Wish of all hosts what FILE says, and show what that changes.
+
+    FILE is TOML. Each [[wish]] has `hosts`, a glob of their names, and `reserve` or
+    `floors`. A wish raises what a host keeps, within its own limits.
+    """
+    _change_policy(file, cluster, is_applied=True, as_json=as_json)
+
+
+def _change_policy(
+    file: Any,  # noqa: ANN401 - a binary file
+    address: BusAddress,
+    *,
+    is_applied: bool,
+    as_json: bool,
+) -> None:
+    table = _read_toml(file)
+
+    async def main(bus: Bus) -> None:
+        from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+        from qmpballoon.cluster.documents import Malformed  # noqa: PLC0415
+
+        try:
+            change = await operator.prepare_policy(bus, table)
+        except Malformed as error:
+            raise click.UsageError(f"{file.name}: {error}") from error
+        lines = change.describe()
+        if not as_json:
+            _output.say("\n".join(lines) or "Nothing changes but the revision.")
+        if is_applied:
+            await operator.apply_policy(bus, change)
+        if as_json:
+            _output.print_json(
+                {
+                    "before": change.before and asdict(change.before),
+                    "after": asdict(change.after),
+                    "diff": lines,
+                    "applied": is_applied,
+                }
+            )
+        elif is_applied:
+            _output.say(f"Revision {change.after.revision} is applied.")
+
+    _ask(address, main)
+
+
+def _read_toml(file: Any) -> dict[str, Any]:  # noqa: ANN401 - a binary file
+    data: bytes = file.read(_LARGEST_FILE + 1)
+    if len(data) > _LARGEST_FILE:
+        raise click.UsageError(f"{file.name} has more than {_LARGEST_FILE} bytes")
+    try:
+        return tomllib.loads(data.decode())
+    except ValueError as error:
+        raise click.UsageError(f"{file.name} is no TOML: {error}") from error
+
+
+# room
+
+
+@cluster.command()
+@click.argument("size", type=read_positive_size)
+@_server_option
+@json_option
+def room(*, size: int, cluster: BusAddress, as_json: bool) -> int:
+    """Say which hosts have room for a VM of SIZE, and what that would take.
+
+    Each VM that is there counts with all the memory that it may touch without being
+    asked.
+    """
+
+    async def main(bus: Bus) -> int:
+        from qmpballoon.cli.render.cluster import draw_room  # noqa: PLC0415 - loads rich
+        from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+
+        view = await operator.look(bus, time.time(), with_vms=False)
+        found = operator.find_room(view, size)
+        if as_json:
+            hosts = [
+                {"name": name, "level": level, **asdict(room)}
+                for name, level, room in found
+            ]
+            _output.print_json({"size": size, "hosts": hosts})
+        else:
+            draw_once(lambda _: draw_room(size, found))
+        fits = any(level != "none" for _, level, _ in found)
+        return _output.DONE if fits else _output.NOT_REACHED
+
+    outcome: int = _ask(cluster, main)
+    return outcome
+
+
+# reclaim
+
+
+@cluster.command()
+@click.argument("size", type=read_positive_size, required=False)
+@_server_option
+@click.option("--dry-run", is_flag=True, help="Show what hosts would be asked, only.")
+@click.option(
+    "--hold",
+    is_flag=True,
+    help="Leave the guests at the smaller sizes until the time of --within has passed.",
+)
+@click.option(
+    "--hosts",
+    default="*",
+    metavar="GLOB",
+    help="Ask only hosts with such names, like 'rack1-*'.",
+)
+@click.option(
+    "--cold-only",
+    is_flag=True,
+    help="Take no page cache that guests read again.",
+)
+@click.option(
+    "--within",
+    type=Duration(),
+    default=600.0,
+    metavar="DURATION",
+    help="Each host ends its part after this time, like 10m, whoever asked.",
+)
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Ask for nothing: show how far the job is that goes on, until it has taken"
+    " what it can.",
+)
+@json_option
+def reclaim(
+    *,
+    size: int | None,
+    cluster: BusAddress,
+    dry_run: bool,
+    hold: bool,
+    hosts: str,
+    cold_only: bool,
+    within: float,
+    follow: bool,
+    as_json: bool,
+) -> int:
+    """Take SIZE from the guests of all hosts, where it hurts least.
+
+    Idle memory of all hosts comes first, then cold page cache, then cache in use. Each
+    host takes its part by itself, once, and by the rules of `fleet reclaim`; guests
+    keep their headroom. If this command ends, the hosts go on.
+    """
+    if follow == (size is not None):
+        raise click.UsageError("give SIZE to take memory, or --follow to look on")
+
+    async def main(bus: Bus) -> int:
+        from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+
+        if size is None:
+            job = await operator.find_job(bus, time.time())
+            if job is None:
+                _output.note("no job goes on")
+                return _output.REFUSED
+            return await _follow(bus, job, as_json=as_json)
+        view = await operator.look(bus, time.time(), with_vms=False)
+        plan = operator.plan_job(
+            *(view, size, time.time()),
+            hosts=hosts,
+            hold=hold,
+            takes_hot=not cold_only,
+            seconds=within,
+        )
+        if not as_json:
+            from qmpballoon.cli.render.cluster import draw_plan  # noqa: PLC0415 - rich
+
+            draw_once(lambda _: draw_plan(plan))
+        elif dry_run:
+            _output.print_json(plan.to_json())
+        if not plan.job.quotas:
+            _output.note("no host offers anything: see `qmpballoon cluster status`")
+            return _output.REFUSED
+        if dry_run:
+            return _judge(size - plan.spread.lacking, size)
+        await operator.start_job(bus, plan.job, time.time())
+        return await _follow(bus, plan.job, as_json=as_json)
+
+    outcome: int = _ask(cluster, main)
+    return outcome
+
+
+async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
+    """Show how far a job is until it is done; return the exit status."""
+    from qmpballoon.cli.render import cluster as render  # noqa: PLC0415 - loads rich
+    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+
+    said = ("", "")
+
+    def show(report: JobReport, problem: str) -> None:
+        nonlocal said
+        line = render.describe_progress(report)
+        if line != said[0] and not as_json:
+            _output.say(line)
+        if problem and problem != said[1]:
+            _output.note(f"{problem}; the hosts go on")
+        said = line, problem
+
+    try:
+        report = await operator.follow_job(bus, job, time.time, on_progress=show)
+    except BaseException:
+        _output.note(
+            f"job {job.id} goes on without this command: `qmpballoon cluster reclaim"
+            " --follow` shows how far it is"
+        )
+        raise
+    if as_json:
+        _output.print_json(report.to_json())
+    else:
+        _output.say(render.describe_job(report))
+    return _judge(report.taken, job.amount)
+
+
+def _judge(taken: int, amount: int) -> int:
+    """Return the exit status for what was taken."""
+    if not taken:
+        return _output.REFUSED
+    return _output.DONE if amount - taken <= amount // 100 else _output.NOT_REACHED
