@@ -18,6 +18,8 @@ from jsonschema import ValidationError
 from qmpballoon.balloon.results import Binding, Outcome, ReclaimOutcome, StallKind
 from qmpballoon.cli._findings import Severity
 from qmpballoon.cli._group import command_line
+from qmpballoon.cluster.documents import JobPhase
+from qmpballoon.cluster.operator import RoomLevel
 from qmpballoon.fleet.vm import VmState
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
@@ -37,6 +39,12 @@ LINES = {
     "fleet-status": "fleet status VM",
     "fleet-plan": "fleet plan VM --reserve 0",
     "fleet-reclaim": "fleet reclaim 8M VM",
+    "cluster-policy-change": "cluster policy apply policy.toml",
+    "cluster-policy": "cluster policy show",
+    "cluster-room": "cluster room 1M",
+    "cluster-plan": "cluster reclaim 8M --dry-run",
+    "cluster-reclaim": "cluster reclaim 8M",
+    "cluster-status": "cluster status",
 }
 
 
@@ -50,13 +58,20 @@ def socket() -> Iterator[str]:
 @pytest.mark.parametrize("name", LINES)
 def test_what_is_printed_has_a_closed_schema(
     name: str,
-    socket: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = [socket if word == "VM" else word for word in LINES[name].split()]
+    if name.startswith("cluster"):
+        monkeypatch.setenv("QMPBALLOON_CLUSTER", request.getfixturevalue("joined"))
+        wish = '[[wish]]\nhosts = "h*"\nreserve = "1MiB"\nfloors = { "vm*" = "10%" }\n'
+        (tmp_path / "policy.toml").write_text(wish)
+    words = LINES[name].split()
+    line = [
+        request.getfixturevalue("socket") if word == "VM" else word for word in words
+    ]
     assert status_of(*line, "--json") == 0
     printed = json.loads(capsys.readouterr().out)
     documents.check(name, printed)
@@ -84,9 +99,11 @@ def change_somewhere(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield from find_objects(value[0], *path, 0)  # one is like another
 
     for path in find_objects(document):
-        if path[-1:] not in {("extra",), ("features",)}:  # what QEMU has, these have
+        # What QEMU has, or a policy names, these have.
+        is_open = path[-1:] in {("extra",), ("quotas",), ("floors",)}
+        if not is_open and path[-1:] != ("features",):
             yield change(document, path, lambda it: it.popitem())
-        if path[-1:] != ("extra",):
+        if not is_open:
             yield change(document, path, lambda it: it.update(undocumented=1))
 
 
@@ -110,13 +127,18 @@ def test_whatever_has_json_has_a_document() -> None:
                 yield from find(below, *path, name)
 
     assert set(find(command_line)) == documents.DOCUMENTS.keys()
-    assert {*documents.DOCUMENTS.values(), "plan"} == LINES.keys()
+    assert {*documents.DOCUMENTS.values(), "plan", "cluster-plan"} == LINES.keys()
 
 
 @pytest.mark.parametrize(
     ("path", "words"),
     [
         ("report/properties/outcome", ReclaimOutcome),
+        ("cluster-room/properties/hosts/items/properties/level", RoomLevel),
+        (
+            "cluster-status/properties/hosts/items/properties/job/properties/phase",
+            JobPhase,
+        ),
         ("resize/properties/outcome", Outcome),
         ("diagnosis/properties/kind", StallKind),
         ("plan/properties/binding", Binding),

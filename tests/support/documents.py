@@ -18,6 +18,12 @@ SCHEMA_FILE: Final = Path(__file__).parents[2] / "docs/reference/schema.json"
 SCHEMA: Final[dict[str, Any]] = json.loads(SCHEMA_FILE.read_text("utf-8"))
 # The name of each document, by the subcommand that prints it.
 DOCUMENTS: Final = {
+    ("cluster", "policy", "apply"): "cluster-policy-change",
+    ("cluster", "policy", "check"): "cluster-policy-change",
+    ("cluster", "policy", "show"): "cluster-policy",
+    ("cluster", "reclaim"): "cluster-reclaim",
+    ("cluster", "room"): "cluster-room",
+    ("cluster", "status"): "cluster-status",
     ("demo",): "demo",
     ("doctor",): "doctor",
     ("fleet", "plan"): "fleet-plan",
@@ -43,10 +49,12 @@ def check_output(arguments: Sequence[str], output: str) -> None:
     """
     if "--json" not in arguments:
         return
-    words = tuple(arguments[: 2 if arguments[0] == "fleet" else 1])
-    is_plan = words == ("reclaim",) and "--dry-run" in arguments
+    depth = next(n for n in range(1, 4) if tuple(arguments[:n]) in DOCUMENTS)
+    name = DOCUMENTS[tuple(arguments[:depth])]
+    if "--dry-run" in arguments:
+        name = {"reclaim": "plan", "cluster-reclaim": "cluster-plan"}[name]
     for line in output.splitlines():
-        check("plan" if is_plan else DOCUMENTS[words], json.loads(line))
+        check(name, json.loads(line))
 
 
 def check(name: str, value: object) -> None:
