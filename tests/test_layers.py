@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "web": BELOW_FRONT_ENDS | {"_transport", "export", "fleet"},
     "testing.lab": {"_checks", "errors", "qmp", "sizes"},
     "testing": VALUES | {"_lazy", "_transport", "qmp"},
-    "cli.render": VALUES | {"balloon", "export", "fleet"},
+    "cli.render": VALUES | {"balloon", "cluster", "export", "fleet"},
     "cli": LIBRARY | {"cli.render", "testing", "testing.lab"},
     "__main__": {"cli"},
 }

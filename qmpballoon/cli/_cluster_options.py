@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["SERVER", "Membership", "add_membership_options", "cluster_option"]
 
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound="Callable[..., Any]")
 
 SERVER: Final = (
     "URL is like valkeys://USER@HOST?ca=FILE&cert=FILE&password_file=FILE. valkey:// is"
@@ -41,7 +42,7 @@ def _read_url(text: str) -> BusAddress:
         raise click.UsageError(str(error)) from error
 
 
-def cluster_option(*, required: bool, text: str) -> Callable[[Callable[..., _T]], Any]:
+def cluster_option(*, required: bool, text: str) -> Callable[[_F], _F]:
     """Return the option that names the server.
 
     Args:

@@ -69,11 +69,11 @@ class _LazyGroup(click.Group):
     },
     epilog="SOCKET is the path that QEMU was started with, as in -qmp"
     " unix:SOCKET,server=on,wait=off; or tcp:HOST:PORT; or libvirt:NAME for a VM that"
-    " libvirt manages. Sizes are like 2G, 512MiB"
-    " or 50%. Exit status: 0 done, 1 unexpected, 2 wrong usage, 3 the balloon did not"
-    " reach its target, 4 the monitor cannot be reached or is busy, 5 no balloon device"
-    " or no answer from the guest, 6 refused as unsafe, 129, 130 or 143 interrupted in"
-    " the middle.",
+    " libvirt manages. Sizes are like 2G, 512MiB or 50%. Exit status: 0 done, 1"
+    " unexpected, 2 wrong usage, 3 the balloon did not reach its target, 4 the"
+    " monitor, or a cluster's server, cannot be reached or is busy, 5 no balloon"
+    " device or no answer from the guest, 6 refused as unsafe, 129, 130 or 143"
+    " interrupted in the middle.",
 )
 @click.version_option(qmpballoon.__version__, message="%(prog)s %(version)s")
 def command_line() -> None:

@@ -30,6 +30,9 @@ __all__ = ["cluster"]
 
 _LARGEST_FILE: Final = 1 << 20  # bytes, as of a policy
 
+# Seconds for which a server is asked whether a job has begun: restarting takes less.
+_PATIENCE: Final = 60.0
+
 _server_option: Final = cluster_option(required=True, text="The server of the cluster.")
 _file_argument: Final = click.argument(
     "file", type=click.File("rb"), shell_complete=complete_file
@@ -265,7 +268,7 @@ def room(*, size: int, cluster: BusAddress, as_json: bool) -> int:
     "--hosts",
     default="*",
     metavar="GLOB",
-    help="Ask only hosts with such names, like 'rack1-*'.",
+    help="Ask only hosts with such names, like 'rack1*'.",
 )
 @click.option(
     "--cold-only",
@@ -335,11 +338,40 @@ def reclaim(
             return _output.REFUSED
         if dry_run:
             return _judge(size - plan.spread.lacking, size)
-        await operator.start_job(bus, plan.job, time.time())
+        await _start(bus, plan.job)
         return await _follow(bus, plan.job, as_json=as_json)
 
     outcome: int = _ask(cluster, main)
     return outcome
+
+
+async def _start(bus: Bus, job: Job) -> None:
+    """Start a job; where the server fails meanwhile, make sure whether it began."""
+    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+
+    try:
+        await operator.start_job(bus, job, time.time())
+    except BusError as error:
+        _output.note(f"{error}; the job may have begun: the server is asked again")
+        if not await _has_begun(bus, job):
+            raise
+
+
+async def _has_begun(bus: Bus, job: Job) -> bool:
+    """Ask for a while whether a job has begun."""
+    import trio  # noqa: PLC0415 - loaded late
+
+    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+
+    with trio.move_on_after(_PATIENCE):
+        while True:
+            try:
+                found = await operator.find_job(bus, time.time())
+            except BusError:
+                await trio.sleep(1)
+            else:
+                return found is not None and found.id == job.id
+    return False
 
 
 async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
@@ -369,7 +401,8 @@ async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
     if as_json:
         _output.print_json(report.to_json())
     else:
-        _output.say(render.describe_job(report))
+        until = time.strftime("%H:%M:%S", time.localtime(job.until))
+        _output.say(render.describe_job(report, until))
     return _judge(report.taken, job.amount)
 
 

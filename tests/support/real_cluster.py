@@ -29,12 +29,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 from cluster_files import make_url, write_cluster_files
 from valkey_server import Server
 
@@ -49,7 +49,7 @@ from qmpballoon.testing.model.profiles import profile
 from qmpballoon.testing.model.vm import Vm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 SIMULATED: Final = ("h1", "h2")
 REAL: Final = "h3"
@@ -106,7 +106,8 @@ async def _serve_vm(folder: Path, number: int, rate: int) -> None:
         note("target", size)
         ask(vm, size)
 
-    Vm.set_target = set_target  # type: ignore[method-assign] - this process has one VM
+    # This process has one VM.
+    Vm.set_target = set_target  # type: ignore[assignment,method-assign]
     async with trio.open_nursery() as nursery:
         fake.start(nursery)
         await nursery.start(fake.listen, folder / f"vm{number}.qmp")
@@ -216,14 +217,14 @@ class RealCluster:
         spaces: The namespaces by their hosts.
         vms: How many simulated VMs each host has.
         rate: Bytes a second at which each guest gives memory.
-        real: The sockets that the harness reads real guests by.
+        real: The sockets that real guests are read by, by their names.
     """
 
     folder: Path
     spaces: dict[str, str]
     vms: int
     rate: int
-    real: Sequence[Path] = ()
+    real: dict[str, Path] = field(factory=dict[str, Path])
     server: Server = field(init=False)
     hosts: dict[str, SimulatedHost] = field(init=False)
     twin: SimulatedHost = field(init=False)
@@ -314,7 +315,7 @@ class RealCluster:
         """Return what each guest of each host has."""
         sizes = {name: host.read_sizes() for name, host in self.hosts.items()}
         if self.real:
-            sizes[REAL] = {path.stem: _read_actual(path) for path in self.real}
+            sizes[REAL] = {vm: _read_actual(path) for vm, path in self.real.items()}
         return sizes
 
     def find_wrong(self, view: dict[str, Any]) -> str:
@@ -353,6 +354,16 @@ class RealCluster:
         """Return the hosts that are not seen to be well."""
         seen = {host["name"]: host["state"] for host in self.look().get("hosts", ())}
         return [name for name in self.names if seen.get(name) != "healthy"]
+
+    def wait_for_job(self, since: float) -> bool:
+        """Wait until a job has begun since a moment; tell whether one has."""
+        give_up = time.monotonic() + PATIENCE
+        while time.monotonic() < give_up:
+            job = self.look().get("job")
+            if job and job["until"] - job["seconds"] >= since:
+                return True
+            time.sleep(0.05)
+        return False
 
     def wait_until_right(self, seconds: float) -> str:
         """Wait until the view is right; say what is wrong after so long."""
@@ -406,7 +417,7 @@ class Run:
             amount=amount,
             fault=FAULTS[seed % len(FAULTS)],
             host=rng.choice(SIMULATED),
-            after=round(rng.uniform(0.5, 4.0), 1),
+            after=round(rng.uniform(0.0, 4.0), 1),
             lasts=round(rng.uniform(1.0, 12.0), 1),
         )
 
@@ -460,6 +471,8 @@ def carry_out(cluster: RealCluster, run: Run) -> tuple[list[str], dict[str, Any]
     amount = str(run.amount)
     dry = cluster.ask("reclaim", amount, "--dry-run")
     asking = [cluster.begin("reclaim", amount, "--within", "60s", "--json")]
+    if not cluster.wait_for_job(begun):
+        return [f"no job began: {asking[0].communicate()[1].strip()}"], {}
     time.sleep(run.after)
     with _let_fail(cluster, run, asking):
         time.sleep(run.lasts)
@@ -471,15 +484,17 @@ def carry_out(cluster: RealCluster, run: Run) -> tuple[list[str], dict[str, Any]
         else asking[0]
     )
     give_up = healed + HEALING
-    while (wrong := cluster.find_silent()) and time.monotonic() < give_up:
+    while (silent := cluster.find_silent()) and time.monotonic() < give_up:
         time.sleep(0.1)
     healing = time.monotonic() - healed
     printed, said = follower.communicate()
     if not printed:
         printed = json.dumps(_read_job(cluster))
     report = json.loads(printed)
-    wrong = wrong or cluster.wait_until_right(HEALING)
-    problems = [f"the view: {wrong} {healing:.1f} s after healing"] if wrong else []
+    wrong = cluster.wait_until_right(HEALING)
+    problems = [f"{name} is silent {healing:.1f} s after healing" for name in silent]
+    if wrong:
+        problems.append(f"the view: {wrong}")
     parts = {host["name"]: host for host in report.get("hosts", ())}
     if not parts:
         problems.append(f"no report: {said.strip()}")
@@ -647,16 +662,39 @@ def _find_lowest(rows: dict[str, list[tuple[float, str, int]]]) -> dict[str, int
 
 @contextmanager
 def open_cluster(
-    folder: Path, *, vms: int, rate: int, real: Sequence[Path] = ()
+    folder: Path, *, vms: int, rate: int, real: dict[str, Path] | None = None
 ) -> Iterator[RealCluster]:
     """Run a cluster within the block."""
     with open_network(f"qb{os.getpid()}") as spaces:
-        cluster = RealCluster(folder, spaces, vms, rate, real)
+        cluster = RealCluster(folder, spaces, vms, rate, real or {})
         try:
             cluster.start()
             yield cluster
         finally:
             cluster.end()
+
+
+async def run_with_guests(
+    folder: Path, count: int, call: Callable[[dict[str, Path]], int]
+) -> int:
+    """Call something in a thread while real guests run; return what it returns.
+
+    Each has a second monitor, by which it is read.
+    """
+    (folder / "vms" / REAL).mkdir(parents=True)
+    async with AsyncExitStack() as stack:
+        real: dict[str, Path] = {}
+        for number in range(count):
+            managed = folder / "vms" / REAL / f"real{number}.qmp"
+            guest = await stack.enter_async_context(
+                lab.boot(
+                    memory=GiB,
+                    cache=400 * MiB,
+                    extra=("-qmp", f"unix:{managed},server=on,wait=off"),
+                )
+            )
+            real[managed.stem] = Path(guest.socket)
+        return await trio.to_thread.run_sync(call, real)
 
 
 def main() -> None:
@@ -668,18 +706,29 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vms", type=int, default=200)
+    parser.add_argument("--real", type=int, default=0)
     arguments = parser.parse_args()
-    violations = 0
-    with (
-        tempfile.TemporaryDirectory(prefix="qb") as name,
-        open_cluster(Path(name), vms=arguments.vms, rate=32 * MiB) as cluster,
-    ):
-        for seed in range(arguments.seed, arguments.seed + arguments.runs):
-            run = Run.draw(seed, arguments.vms)
-            problems, figures = carry_out(cluster, run)
-            violations += len(problems)
-            print(run, figures, *problems, sep="\n    ", flush=True)
-    print(f"{arguments.runs} runs, {violations} violations")
+
+    def run_all(real: dict[str, Path]) -> int:
+        violations = 0
+        with open_cluster(
+            folder, vms=arguments.vms, rate=32 * MiB, real=real
+        ) as cluster:
+            for seed in range(arguments.seed, arguments.seed + arguments.runs):
+                run = Run.draw(seed, arguments.vms)
+                problems, figures = carry_out(cluster, run)
+                violations += len(problems)
+                print(run, figures, *problems, sep="\n    ", flush=True)
+        print(f"{arguments.runs} runs, {violations} violations")
+        return violations
+
+    with tempfile.TemporaryDirectory(prefix="qb") as name:
+        folder = Path(name)
+        violations = (
+            trio.run(run_with_guests, folder, arguments.real, run_all)
+            if arguments.real
+            else run_all({})
+        )
     sys.exit(bool(violations))
 
 

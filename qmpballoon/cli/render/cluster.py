@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -64,7 +63,7 @@ def _describe_hosts(hosts: Sequence[HostView]) -> Text:
         return Text("There are no hosts: `qmpballoon fleet run --cluster` adds one")
     text = Text("1 host: " if len(hosts) == 1 else f"{len(hosts)} hosts: ")
     conditions = Counter(host.condition for host in hosts)
-    shown = [each for each in _COLOURS if conditions[each]]
+    shown: list[_Condition] = [each for each in _COLOURS if conditions[each]]
     for number, condition in enumerate(shown):
         text.append(", " if number else "")
         text.append(f"{conditions[condition]} {condition}", _COLOURS[condition])
@@ -193,8 +192,13 @@ def describe_progress(report: JobReport) -> str:
     return f"{percent:3} %  {taken} of {amount}; {hosts}"
 
 
-def describe_job(report: JobReport) -> str:
-    """Say how a job has ended, and which host's part went otherwise than it should."""
+def describe_job(report: JobReport, until: str) -> str:
+    """Say how a job has ended, and which host's part went otherwise than it should.
+
+    Args:
+        report: How far its hosts are.
+        until: Its deadline, for people.
+    """
     job = report.job
     lines = [
         f"{host.name} {_describe_part(host.progress)}"
@@ -202,7 +206,6 @@ def describe_job(report: JobReport) -> str:
         if host.progress is None
         or host.progress.phase in {"interrupted", "refused", "taking"}
     ]
-    until = time.strftime("%H:%M:%S", time.localtime(job.until))
     ending = f"the guests keep to it until {until}" if job.hold else "gave it back"
     taken, amount = format_size(report.taken), format_size(job.amount)
     count = len(report.hosts)

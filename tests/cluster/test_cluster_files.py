@@ -1,0 +1,70 @@
+"""The files of the documentation's set-up are as the software is.
+
+What each role may do is tried on a real server, in ``test_roles.py``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from cluster_files import FILES
+from pages import SEEN, page
+from prometheus_client.parser import text_string_to_metric_families
+
+from qmpballoon.cluster.bus import (
+    JOB_KEY,
+    LARGEST_VALUE,
+    POLICY_KEY,
+    make_quota_key,
+    make_state_key,
+)
+from qmpballoon.cluster.valkey import parse_bus_address
+from qmpballoon.sizes import MiB
+
+
+def test_the_alerts_ask_for_what_there_is() -> None:
+    served = {family.name for family in text_string_to_metric_families(page(SEEN))}
+    asked = set(re.findall(r"qmpballoon_\w+", (FILES / "alerts.yml").read_text()))
+    assert asked
+    assert asked <= served
+
+
+def test_promtool_understands_the_alerts() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: it is in Debian's package prometheus")
+    said = subprocess.run(
+        [promtool, "check", "rules", FILES / "alerts.yml"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert "SUCCESS: 3 rules found" in said
+
+
+def test_the_units_url_is_one() -> None:
+    unit = (FILES / "qmpballoon-cluster.conf").read_text()
+    (url,) = re.findall(r'"QMPBALLOON_CLUSTER=(.*)"', unit)
+    address = parse_bus_address(url.replace("%H", "host1").replace("%d", "/run/c"))
+    assert (address.user, address.is_encrypted) == ("host1", True)
+    assert str(address.password_file) == "/run/c/bus.password"
+    loaded = re.findall(r"LoadCredential=([\w.]+):", unit)
+    assert sorted(re.findall(r"%d/([\w.]+)", unit)) == sorted(loaded)
+
+
+def test_the_rules_name_the_keys_that_there_are() -> None:
+    rules = (FILES / "users.acl").read_text()
+    for key in (POLICY_KEY, JOB_KEY, make_quota_key("host1"), make_quota_key("*")):
+        assert f"~{key} " in rules
+    assert "~qb:host:host1:* " in rules
+    assert make_state_key("host1").startswith("qb:host:host1:")
+
+
+def test_the_server_takes_no_larger_values_than_hosts_read() -> None:
+    (size,) = re.findall(
+        r"proto-max-bulk-len (\d+)mb", (FILES / "bus.conf").read_text()
+    )
+    assert int(size) * MiB == LARGEST_VALUE
