@@ -163,6 +163,14 @@ def test_the_reference_shows_what_users_may_import_of_a_package(name: str) -> No
         assert str(getattr(package, each)) == value
 
 
+def test_the_reference_shows_what_users_may_import_for_tests() -> None:
+    # Those of the lab and the strategies are imported from there.
+    ours = [name for name in shown_on("testing.md") if name.count(".") == 2]
+    assert sorted(ours) == sorted(f"qmpballoon.testing.{n}" for n in testing.__all__)
+    others = {*shown_on("testing.md")} - {*ours}
+    assert {name.rpartition(".")[0] for name in others} == {"qmpballoon.testing.lab"}
+
+
 def test_the_reference_shows_what_users_may_import_from_the_front_page() -> None:
     shown = {name.rpartition(".")[2] for name in shown_on("host.md")}
     for module in (address, errors, monitor, sizes):

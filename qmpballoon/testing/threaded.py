@@ -109,7 +109,7 @@ def serve(
         config: The VM. By default it has 2 GiB, of which 1 GiB is page cache. Its wall
             clock is set to the host's.
         version: Its QEMU's version, one of
-            :data:`~qmpballoon.testing.model.profiles.PROFILES`.
+            :data:`~qmpballoon.testing.PROFILES`.
         seed: Seed of what differs from one guest to the next.
         path: Where the socket is made. By default it is in a private directory, which
             is removed at the end.

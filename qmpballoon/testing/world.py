@@ -55,7 +55,7 @@ def simulate(
         configs: The VMs. By default there is one of 2 GiB, of which 1 GiB is page
             cache.
         version: Their QEMU's version, one of
-            :data:`~qmpballoon.testing.model.profiles.PROFILES`.
+            :data:`~qmpballoon.testing.PROFILES`.
         seed: Seed of what differs from one guest to the next.
         faults: What goes wrong, with each of the VMs.
         limit: How long ``main`` may take, in seconds of the simulated clock.
