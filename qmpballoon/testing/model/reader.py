@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from attrs import frozen
@@ -109,26 +110,31 @@ class Reader:
     def __init__(self, grammar: Grammar) -> None:
         self._grammar = grammar
         self._lexer = Lexer()
-        self._simple: Parsed | None = None
+        self._simple = deque[Parsed]()
         self._start_message()
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the client, in chunks of any size."""
-        if self._is_idle and (parsed := read_simple(data)):
-            self._simple = parsed
-            self._lexer.pass_over(data)
-        else:
-            self._lexer.feed(data)
+        # A client may send several requests at once, a line each.
+        at = 0
+        while at < len(data) and self._is_idle:
+            end = data.find(b"\n", at) + 1 or len(data)
+            parsed = read_simple(data[at:end])
+            if parsed is None:
+                break
+            self._simple.append(parsed)
+            self._lexer.pass_over(data[at:end])
+            at = end
+        self._lexer.feed(data[at:])
 
     @property
     def _is_idle(self) -> bool:
-        return self._simple is None and self._tokens == 0 and self._lexer.is_idle
+        return self._tokens == 0 and self._lexer.is_idle
 
     def next_message(self) -> Parsed | Malformed | None:
         """Return the next message; ``None`` if it needs more bytes."""
-        if self._simple is not None:
-            simple, self._simple = self._simple, None
-            return simple
+        if self._simple:
+            return self._simple.popleft()
         while token := self._lexer.next_token():
             message = self._take(token)
             if message is not None:

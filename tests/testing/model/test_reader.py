@@ -71,13 +71,13 @@ def test_what_is_not_simple_is_read_the_long_way(request_: str) -> None:
 def test_the_short_way_counts_lines_too(end: str) -> None:
     """QEMU 11.1 tells where in all that it was sent an error is."""
     request = '{"execute": "query-status", "id": 1}' + end
+    text = (request * 3 + "x\n").encode()
     said = []
-    for size in (len(request), 1):
+    for size in (len(text), len(request), 1):
         version = profile("11.1")
         session = Machine(profile=version, rng=random.Random(0)).connect()
-        text = (request * 3 + "x\n").encode()
         for start in range(0, len(text), size):
             session.receive(text[start : start + size])
         said.append(json.loads(session.take_output().splitlines()[-1])["error"]["desc"])
-    assert said[0] == said[1]
+    assert said[0] == said[1] == said[2]
     assert said[0].startswith("4:" if end else f"1:{3 * len(request) + 1}:")
