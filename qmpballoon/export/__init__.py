@@ -9,9 +9,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import stat
 from importlib import import_module
-from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Final
 
 from attrs import astuple, fields
@@ -27,6 +27,7 @@ from qmpballoon.export.summary import Change
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from qmpballoon.balloon.sampling import Timeline
 
@@ -47,7 +48,6 @@ __all__ = [
     "save",
 ]
 
-_MODE: Final = 0o644
 _CHARTS: Final = (".svg", ".png")
 SUFFIXES: Final = (".html", *_CHARTS, ".csv", ".json")
 """What the name of a file may end in."""
@@ -99,7 +99,8 @@ def save(
 ) -> None:
     """Write a timeline to a file, in the format that the file's name ends in.
 
-    The file is replaced as a whole. If anything fails, the old file stays as it was.
+    The file is replaced as a whole, and keeps its permissions. If anything fails, the
+    old file stays as it was. A symbolic link is replaced, not followed.
 
     Args:
         path: The file.
@@ -123,15 +124,13 @@ def save(
 
 def _replace(path: Path, data: bytes) -> None:
     # Its name does not contain the path's name, which may have the maximum length.
-    with NamedTemporaryFile(
-        dir=path.parent, prefix=".qmpballoon-", delete=False
-    ) as file:
-        temporary = Path(file.name)
+    temporary = path.parent / f".qmpballoon-{os.urandom(8).hex()}"
+    with temporary.open("xb") as file:  # with the permissions of any new file
         try:
+            if path.is_file() and not path.is_symlink():
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             file.write(data)
             file.flush()
-            # Temporary files can be read by their owner only.
-            temporary.chmod(_MODE)
             temporary.replace(path)
         except BaseException:
             temporary.unlink()

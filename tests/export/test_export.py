@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import stat
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
@@ -55,6 +57,23 @@ def test_unknown_formats_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"end it in \.html"):
         export.save(tmp_path / name, make_reclaim(), title="")
     assert not list(tmp_path.iterdir())
+
+
+def test_who_may_read_it_is_as_of_any_new_file(tmp_path: Path) -> None:
+    path, before = tmp_path / "report.csv", os.umask(0o077)
+    try:
+        export.save(path, make_reclaim(), title="")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_who_may_read_what_was_there_may_read_what_replaces_it(tmp_path: Path) -> None:
+    path = tmp_path / "report.csv"
+    path.write_text("an older one")
+    path.chmod(0o640)
+    export.save(path, make_reclaim(), title="")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
 
 def test_what_was_there_stays_if_saving_fails(tmp_path: Path) -> None:
