@@ -37,6 +37,8 @@ def plot(recording: Path, output: Path | None, title: str | None) -> None:
             timeline = read_recording(file)
     except ValueError as error:
         raise click.UsageError(f"{recording}: {error}") from error
+    except OSError as error:  # its own message may not name the file
+        raise OSError(error.errno, error.strerror, str(recording)) from error
     if not len(timeline):
         raise click.UsageError(f"{recording} is empty: nothing was recorded")
     heading = title or recording.stem

@@ -39,6 +39,11 @@ def test_a_recording_that_is_none(
         assert "line 1" in only_line(capsys)
 
 
+def test_a_recording_that_cannot_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("plot", "/proc/self/mem") == 1  # it opens, and has no first page
+    assert only_line(capsys).endswith("Input/output error: /proc/self/mem")
+
+
 def test_ctrl_c_where_nothing_is_to_be_put_in_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
