@@ -321,9 +321,7 @@ def _read_file(path: Path, trusted: Collection[int]) -> list[_Entry]:
     """
     try:
         # Editors on Windows begin a file with a byte-order mark.
-        document = tomllib.loads(
-            path.read_text(encoding="utf-8").removeprefix("\ufeff")
-        )
+        document = tomllib.loads(_read_text(path).removeprefix("\ufeff"))
         return _read_document(document, trusted)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: {error}: save it as UTF-8") from error
@@ -331,6 +329,13 @@ def _read_file(path: Path, trusted: Collection[int]) -> list[_Entry]:
         raise ValueError(f"{path}: it is nested too deep") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:  # its own message may not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _read_document(document: dict[str, Any], trusted: Collection[int]) -> list[_Entry]:

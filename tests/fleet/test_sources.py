@@ -180,6 +180,13 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
         make_source([str(path)])
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.symlink_to("/proc/self/mem")  # it opens, and has no first page
+    with pytest.raises(OSError, match=r"Input/output error: .*fleet\.toml"):
+        make_source([str(path)])
+
+
 def test_vms_of_libvirts(tmp_path: Path) -> None:
     file = tmp_path / "fleet.toml"
     file.write_text("""
