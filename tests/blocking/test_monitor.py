@@ -91,7 +91,7 @@ from qmpballoon import CommandNotFound, blocking
 
 struck = 0
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
-with blocking.open_monitor(sys.argv[1]) as monitor:
+with blocking.open_monitor(sys.argv[1], timeout=120, command_timeout=120) as monitor:
     for turn in range(300):
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.00002 * (turn % 50 + 1))
@@ -112,8 +112,8 @@ print(struck)
 def test_ctrl_c_at_any_moment(fake: ThreadedFake) -> None:
     """Wherever it strikes, replies and commands still belong together."""
     command = [sys.executable, "-c", STORM, fake.socket]
-    done = subprocess.run(command, check=True, capture_output=True, timeout=100)
-    assert done.stdout == b"300\n"
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("300\n", "")
 
 
 def test_ctrl_c_where_a_command_ends_gives_no_later_one_its_reply(
