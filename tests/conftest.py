@@ -46,7 +46,8 @@ TESTS = Path(__file__).parent
 # What takes long: it starts processes, waits in real time, or tries very much. While
 # one works, `pytest -m "not slow"` leaves it out.
 SLOW = (
-    *("browser", "cli", "conformance/test_conformance.py"),
+    *("browser", "cli", "cluster/test_real_cluster.py"),
+    "conformance/test_conformance.py",
     *("conformance/test_survival.py", "fleet/test_day.py"),
     *("libvirt", "mutations", "package", "qemu", "test_cancellation.py"),
     *("test_determinism.py", "test_docs.py", "test_examples.py", "test_hostile.py"),

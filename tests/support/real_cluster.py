@@ -150,6 +150,8 @@ class SimulatedHost:
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
             shutil.rmtree(self.folder)
             self._process = None
 
@@ -453,6 +455,7 @@ def _let_fail(cluster: RealCluster, run: Run, asking: list[Any]) -> Iterator[Non
             server.start()
         case "operator-killed":
             asking[0].kill()
+            asking[0].communicate()
             yield
         case "agent-killed":
             cluster.kill_agent(run.host)
