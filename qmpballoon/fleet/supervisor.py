@@ -662,7 +662,9 @@ class Supervisor:
         task = _VmTask(record, spec, spec.process)
         self._all_tasks[named.name] = task
         _LOG.info("%s: in the fleet", make_printable(named.name))
-        nursery.start_soon(self._run_task, task)
+        # Drawn here, so that the same VM has the same turn in each run of a simulation.
+        delay = self._rng.uniform(0, settings.period)
+        nursery.start_soon(self._run_task, task, delay)
 
     def _choose_name(self, spec: VmSpec) -> str:
         """Return a name that no other VM has: its own, or else its address."""
@@ -676,11 +678,16 @@ class Supervisor:
             _LOG.warning("%s is refused: %s", each.name, each.reason)
         self._refused = tuple(refused)
 
-    async def _run_task(self, task: _VmTask) -> None:
-        """Connect to a VM again and again, while it belongs to the fleet."""
+    async def _run_task(self, task: _VmTask, delay: float) -> None:
+        """Connect to a VM again and again, while it belongs to the fleet.
+
+        Args:
+            task: The VM's.
+            delay: Seconds until it is connected to for the first time.
+        """
         settings = self._settings
         with task.scope:
-            await trio.sleep(self._rng.uniform(0, settings.period))
+            await trio.sleep(delay)
             async for connection in stay_connected(
                 functools.partial(self._connect, task),
                 self._rng,
