@@ -54,7 +54,7 @@ MADE = [
     make_command_error("qom-get", "DeviceNotFound", "no"),
     error_messages.make_no_greeting("the monitor", 123),
     error_messages.copy_error(error_messages.make_no_greeting("the monitor", 123)),
-    error_messages.make_negotiation_timeout("the monitor"),
+    error_messages.make_negotiation_timeout("the monitor", 0),
     error_messages.make_command_timeout("the monitor", "balloon", 1.0),
     error_messages.copy_error(
         error_messages.make_command_timeout("the monitor", "balloon", 1.0), ("balloon",)
@@ -128,7 +128,7 @@ def test_who_is_told_later_is_told_as_much() -> None:
     "error",
     [
         error_messages.make_no_greeting("the monitor", None),
-        error_messages.make_negotiation_timeout("the monitor"),
+        error_messages.make_negotiation_timeout("the monitor", 0),
         error_messages.make_command_timeout("the monitor", "balloon", 1.0),
         sockets.make_tcp_timeout(TCP),
         sockets.make_tls_timeout("the monitor"),

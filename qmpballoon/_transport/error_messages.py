@@ -50,9 +50,16 @@ def make_no_greeting(name: str, pid: int | None) -> MonitorBusy:
     return _name_vm(busy, name)
 
 
-def make_negotiation_timeout(name: str) -> MonitorTimeout:
-    """Make the error for a peer that greeted and did not answer the negotiation."""
-    late = MonitorTimeout(f"{name} greeted, and did not answer in time")
+def make_negotiation_timeout(name: str, passed_over: int) -> MonitorTimeout:
+    """Make the error for a peer that greeted and did not answer the negotiation.
+
+    Args:
+        name: The monitor's name.
+        passed_over: How many replies to others it has sent.
+    """
+    other = "it sent a reply, but none to ours: a reply has the id of its command"
+    but = f"; {other}" if passed_over else ""
+    late = MonitorTimeout(f"{name} greeted, and did not answer in time{but}")
     return _name_vm(late, name)
 
 

@@ -282,7 +282,8 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         except TimeoutError:
             if self._connection.state is State.GREETING:
                 raise make_no_greeting(self.name, self.pid) from None
-            raise make_negotiation_timeout(self.name) from None
+            passed_over = self._connection.passed_over
+            raise make_negotiation_timeout(self.name, passed_over) from None
 
     async def _wait_for_state(self, state: State) -> None:
         while self._connection.state is not state:

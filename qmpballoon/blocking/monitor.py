@@ -361,7 +361,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._queue(connection.send_negotiation())
         self._send()
         if not self._wait_until(lambda: connection.state is State.READY, deadline):
-            raise make_negotiation_timeout(self.name)
+            passed_over = self._connection.passed_over
+            raise make_negotiation_timeout(self.name, passed_over)
 
     # Waiting, and reading and writing in between.
 

@@ -123,7 +123,7 @@ class Connection:
         self._out_of_band: set[Id] = set()  # those that run out of band
         self._abandoned: set[Id] = set()
         self._negotiating = False
-        self._left = 0  # replies to earlier clients
+        self._passed_over = 0  # replies to earlier clients
 
     # The client's end.
 
@@ -146,6 +146,11 @@ class Connection:
     def outstanding(self) -> tuple[str, ...]:
         """The names of the commands that were sent and not answered."""
         return tuple(self._pending.values())
+
+    @property
+    def passed_over(self) -> int:
+        """How many replies to earlier clients were dropped."""
+        return self._passed_over
 
     def send_negotiation(self, *, oob: bool = False) -> bytes:
         """Answer the greeting.
@@ -307,8 +312,8 @@ class Connection:
         # By exact type: True is an int too, and equal to 1. All of ours are integers.
         if type(ident) is not int or self._pending.pop(ident, None) is None:
             is_left = self.state is not State.READY or ident == _NEGOTIATION_ID
-            if is_left and self._left < _MOST_LEFT:
-                self._left += 1
+            if is_left and self._passed_over < _MOST_LEFT:
+                self._passed_over += 1
                 return False
             what = reply.desc if isinstance(reply, Failure) else f"id {ident!r:.40}"
             raise ProtocolError(f"the peer answered what was not asked: {what}")

@@ -304,7 +304,8 @@ class TrioMonitor(MonitorBase, TrioClock):
             return
         if self._connection.state is State.GREETING:
             raise make_no_greeting(self.name, self.pid)
-        raise make_negotiation_timeout(self.name)
+        passed_over = self._connection.passed_over
+        raise make_negotiation_timeout(self.name, passed_over)
 
     async def _wait_for_state(self, state: State) -> None:
         while self._connection.state is not state:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from frontends import CONNECTING, on_each
 from scripted import GREETING, attend, serve
 
+from qmpballoon import MonitorTimeout
 from qmpballoon.qmp import Return
 
 if TYPE_CHECKING:
@@ -29,6 +31,25 @@ def test_answers_to_an_earlier_client_are_passed_over(front: FrontEnd) -> None:
     async def main(path: str) -> None:
         async with front.open_balloon(path) as balloon:
             assert (await balloon.query()).actual == 1 << 30
+
+    with serve(script) as path:
+        front.run(main(path))
+
+
+@on_each(*CONNECTING)
+def test_a_peer_that_answers_without_ids_is_told_from_one_that_is_silent(
+    front: FrontEnd,
+) -> None:
+    def script(session: Session) -> None:
+        session.sock.sendall(session.qmp.send_greeting(GREETING))
+        session.request()
+        session.sock.sendall(session.qmp.send_reply(Return({})))
+        session.request()
+
+    async def main(path: str) -> None:
+        with pytest.raises(MonitorTimeout, match="sent a reply, but none to ours"):
+            async with front.open_balloon(path, timeout=1):
+                pytest.fail("it opened")
 
     with serve(script) as path:
         front.run(main(path))
