@@ -789,9 +789,10 @@ class Supervisor:
     def _may_pass(self, task: _VmTask) -> bool:
         """Tell whether a VM need not be polled now; then note that it is as it was."""
         monitor, record = task.balloon and task.balloon.monitor, task.record
-        now, ran = trio.current_time(), read_processor_time(monitor)
+        now = trio.current_time()
+        record.note_turn(now, read_processor_time(monitor))
         try:
-            if may_wait := record.may_wait(now, ran):
+            if may_wait := record.may_wait(now):
                 record.note_idle(now)
         except Exception as error:  # noqa: BLE001 - whatever figures can cause
             self.fail(record.spec.name, error)
@@ -810,7 +811,7 @@ class Supervisor:
         await balloon.request_stats(math.ceil(self._settings.period))
 
     async def _poll(self, record: VmRecord, balloon: Balloon) -> None:
-        record.note_look(read_processor_time(balloon.monitor))
+        record.note_turn(trio.current_time(), read_processor_time(balloon.monitor))
         stats, actual, reads = await balloon.look()
         now = trio.current_time()
         record.note_poll(now, actual, stats, balloon.resident(), reads)

@@ -20,6 +20,7 @@ gains nothing by it.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from attrs import asdict, define, evolve, field, frozen
@@ -115,6 +116,9 @@ _LONGEST_WAIT: Final = 4
 # Bytes that a guest can use for each second for which it has run: as fast as a core
 # clears memory in huge pages, by its caches. In smaller pages it is half of that.
 _FASTEST_USE: Final = 20 * GiB
+# Turns that are remembered: as many as there can be since the last answer of a guest
+# that is polled every fourth period, and some.
+_RUNS: Final = 8
 # Seconds. Even if the next plan comes sooner, a move takes some time.
 _SHORTEST_PERIOD: Final = 1.0
 
@@ -388,7 +392,12 @@ class VmRecord:
     _was_moved: bool = False  # by this fleet
     _left_at: int | None = None  # where a move that did not end has sent it
     _hot_cache: HotCache = field(factory=HotCache)
-    _ran: float | None = None  # seconds for which it had run before its last poll
+    # When, and for how many seconds its QEMU had run by then: at the last turns, and at
+    # the last one before its last answer.
+    _runs: deque[tuple[float, float | None]] = field(
+        factory=lambda: deque(maxlen=_RUNS)
+    )
+    _ran: float | None = None
 
     def begin_anew(self) -> VmRecord:
         """Return a record of the same VM that knows nothing but what must not be lost.
@@ -408,6 +417,7 @@ class VmRecord:
         self._state, self._detail = "healthy", ""
         self._connected_at = now
         self._answered_at = self.polled_at = self.checked_at = -math.inf
+        self._runs.clear()
         self._ran = None
         self._steady_since = math.inf
         self._silence, self._prompted_at = "", now
@@ -445,13 +455,14 @@ class VmRecord:
         self._pace = None
         self.resident, self.disk_reads = resident, None
 
-    def note_look(self, ran: float | None) -> None:
-        """Note that it is about to be polled.
+    def note_turn(self, now: float, ran: float | None) -> None:
+        """Note that it is its turn to be polled, whether it will be or not.
 
         Args:
+            now: When.
             ran: Seconds for which its QEMU has run so far; ``None``: not known.
         """
-        self._ran = ran
+        self._runs.append((now, ran))
 
     def note_idle(self, now: float) -> None:
         """Note that it has not changed since its last poll, by what the host sees."""
@@ -476,6 +487,8 @@ class VmRecord:
         is_new = stats.last_update != self.stats.last_update and not first
         if is_new:
             self._asked_at, self._answered_at = self.polled_at, now
+            # What it has used since its answer, the answer does not tell.
+            self._ran = self._find_run(now, stats.age)
         self.polled_at = self.checked_at = now
         if now >= self._stalled_until:
             self._detail = ""
@@ -496,6 +509,18 @@ class VmRecord:
         self._doubts_ram |= self._is_unjudged or actual > (self.total or 0)
         if not self._is_unjudged:
             self._judge_stats(now)
+
+    def _find_run(self, now: float, age: float | None) -> float | None:
+        """Return for how long it had run at the last turn before an answer, if known.
+
+        Args:
+            now: When the answer was seen.
+            age: Seconds since it was given at most; ``None``: not known.
+        """
+        if age is None or age < 0:
+            return None
+        before = [ran for at, ran in self._runs if at <= now - age]
+        return before[-1] if before else None
 
     def note_resident(self, resident: int | None) -> None:
         """Note how much of the host's memory its QEMU holds, between two polls.
@@ -717,20 +742,19 @@ class VmRecord:
         due = min(self.owed or 0, self.total or 0)
         return self.actual is not None and due - self.actual >= LARGEST_PAGE
 
-    def may_wait(self, now: float, ran: float | None) -> bool:
+    def may_wait(self, now: float) -> bool:
         """Return whether it need not be polled now, as little can have changed.
 
-        It has more than it needs, by more than it can have used since it was polled.
+        It has more than it needs, by more than it can have used since its last answer.
 
         Args:
-            now: When.
-            ran: Seconds for which its QEMU has run so far; ``None``: not known.
+            now: When; this turn was noted.
         """
         longest = min(_LONGEST_WAIT * self.period, self.stale_after - self.period)
         # By half a period, as no turn comes at the very moment.
         if now + self.period / 2 - self.polled_at > longest:
             return False
-        guest = self.make_guest(now)
+        guest, ran = self.make_guest(now), self._runs[-1][1] if self._runs else None
         if guest is None or ran is None or self._ran is None or ran < self._ran:
             return False
         if guest.is_moving or self._doubts_ram or self.is_owed:

@@ -15,11 +15,10 @@ from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB, MiB
 
 
-def answer(second: int, available: int = GiB) -> GuestStats:
+def answer(second: int, available: int = GiB, age: float | None = None) -> GuestStats:
     """Return a sample of that second."""
-    return GuestStats(
-        last_update=datetime.fromtimestamp(second, UTC), available=available
-    )
+    update = datetime.fromtimestamp(second, UTC)
+    return GuestStats(last_update=update, age=age, available=available)
 
 
 def seen(*looks: tuple[float, int, GuestStats]) -> VmRecord:
@@ -573,27 +572,33 @@ def test_a_vm_that_does_not_run_is_told_why_it_does_not() -> None:
 
 
 def at_rest(available: int, ran: float | None = 10.0) -> VmRecord:
-    """Return what is known of a guest that was polled at 2.0, when it had run so long.
+    """Return what is known of a guest that was polled at 2.0, and ran so long by 1.0.
 
     It has 4 GiB, and is to keep 614 MiB available: half as much again as its headroom.
     """
     record = seen(
         (0.0, 4 * GiB, answer(0, available)), (1.0, 4 * GiB, answer(1, available))
     )
-    record.note_look(ran)
-    record.note_poll(2.0, 4 * GiB, answer(2, available), None)
+    record.note_turn(1.0, ran)
+    record.note_turn(2.0, ran)
+    record.note_poll(2.0, 4 * GiB, answer(2, available, age=0.5), None)
     return record
+
+
+def may_wait(record: VmRecord, now: float, ran: float | None) -> bool:
+    record.note_turn(now, ran)
+    return record.may_wait(now)
 
 
 def test_who_has_hardly_run_is_polled_every_fourth_period() -> None:
     record = at_rest(2 * GiB)
     for now in (3.0, 4.0, 5.02):
-        assert record.may_wait(now, 10.01)
+        assert may_wait(record, now, 10.01)
         record.note_idle(now)
         assert record.checked_at == now
         assert record.polled_at == 2.0
         assert record.get_state(now) == "healthy"
-    assert not record.may_wait(6.0, 10.01)
+    assert not may_wait(record, 6.0, 10.01)
 
 
 def test_who_may_have_used_what_it_is_to_keep_is_polled_at_once() -> None:
@@ -601,9 +606,9 @@ def test_who_may_have_used_what_it_is_to_keep_is_polled_at_once() -> None:
     guest = record.make_guest(2.0)
     assert guest is not None
     spare = guest.available - guest.desired_available
-    assert record.may_wait(3.0, 10.0 + spare / (20.1 * GiB))
-    assert not record.may_wait(3.0, 10.0 + spare / (19.9 * GiB))
-    assert not at_rest(guest.desired_available - MiB).may_wait(3.0, 10.0)
+    assert may_wait(record, 3.0, 10.0 + spare / (20.1 * GiB))
+    assert not may_wait(record, 3.0, 10.0 + spare / (19.9 * GiB))
+    assert not may_wait(at_rest(guest.desired_available - MiB), 3.0, 10.0)
 
 
 @pytest.mark.parametrize(
@@ -613,7 +618,7 @@ def test_who_may_have_run_for_any_time_is_polled(
     before: float | None, ran: float | None
 ) -> None:
     # The last is another process than before.
-    assert not at_rest(2 * GiB, before).may_wait(3.0, ran)
+    assert not may_wait(at_rest(2 * GiB, before), 3.0, ran)
 
 
 def test_who_moves_or_is_owed_memory_or_has_too_much_is_polled() -> None:
@@ -622,13 +627,32 @@ def test_who_moves_or_is_owed_memory_or_has_too_much_is_polled() -> None:
     owed.owed, owed.total = 5 * GiB, 5 * GiB
     more.note_poll(2.5, 5 * GiB, answer(3, 2 * GiB), None)
     for record in (moving, owed, more):
-        assert not record.may_wait(3.0, 10.0)
+        assert not may_wait(record, 3.0, 10.0)
+
+
+def test_what_was_used_since_the_answer_counts_however_long_ago_that_was() -> None:
+    """An answer can be from before a burst that was over before the poll."""
+    record = at_rest(2 * GiB)
+    assert not may_wait(record, 3.0, 11.0)
+    record.note_poll(3.0, 4 * GiB, answer(2, 2 * GiB), None)  # as before
+    assert not may_wait(record, 4.0, 11.0)
+    record.note_poll(4.0, 4 * GiB, answer(3, 2 * GiB, age=1.5), None)
+    assert not may_wait(record, 5.0, 11.0)
+    record.note_poll(5.0, 4 * GiB, answer(4, 2 * GiB, age=0.5), None)
+    assert may_wait(record, 6.0, 11.0)
+
+
+@pytest.mark.parametrize("age", [None, -3600.0, 3600.0])
+def test_who_answered_at_no_known_time_is_polled(age: float | None) -> None:
+    record = at_rest(2 * GiB)
+    record.note_poll(3.0, 4 * GiB, answer(3, 2 * GiB, age=age), None)
+    assert not may_wait(record, 4.0, 10.0)
 
 
 def test_nobody_waits_for_longer_than_until_it_counts_as_silent() -> None:
     record = at_rest(2 * GiB)
     record.stale_after = 2.0
-    assert not record.may_wait(3.0, 10.0)
+    assert not may_wait(record, 3.0, 10.0)
 
 
 def test_a_rise_after_a_rest_counts_from_the_end_of_the_rest() -> None:
