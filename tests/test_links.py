@@ -58,7 +58,7 @@ FRONT_PAGE: Final = TREE / "docs/index.md"
 AT_HAND: Final = {
     *("QEMU alone", "Proxmox VE", "Incus or LXD", "libvirt"),
     *("microVMs, Kata Containers", "an orchestrator of your own"),
-    "a host full of VMs",
+    *("a host full of VMs", "many hosts"),
 }
 
 
