@@ -128,7 +128,7 @@ class LocalHost(Protocol):
             on_progress: Is called with the bytes taken so far.
 
         Returns:
-            Bytes that the guests have given.
+            Bytes that the host has gained.
         """
         ...
 

@@ -173,7 +173,8 @@ class JobProgress:
     Attributes:
         job: The job's id.
         quota: Bytes that the host was asked for.
-        taken: Bytes that its guests have given, down to now or in all.
+        taken: Bytes that the host has gained from its guests, up to now or in all.
+            What they gave and had never touched is no gain.
         phase: How far it is.
         until: When its part ends at the latest.
         detail: What happened, for people.

@@ -99,15 +99,22 @@ class FleetHost:
         self, quota: Quota, rules: Rules, on_progress: Callable[[int], None]
     ) -> int:
         """See :class:`~qmpballoon.cluster.LocalHost`."""
-        report = await reclaim(
+        taken = 0
+
+        def note(gained: int) -> None:
+            nonlocal taken
+            taken = gained
+            on_progress(gained)
+
+        await reclaim(
             self.supervisor,
             quota.amount,
             evolve(rules, dead_band=min(rules.dead_band, SMALLEST_GIFT)),
             hold=quota.hold,
             takes_hot=quota.takes_hot,
-            on_progress=on_progress,
+            on_progress=note,
         )
-        return report.handed_over
+        return taken
 
 
 def _summarize(view: VmView) -> VmSummary:

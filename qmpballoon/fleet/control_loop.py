@@ -246,7 +246,8 @@ async def reclaim(
             there is nothing else.
         takes_hot: Whether hot cache may be taken if there is nothing else. If it is
             done gently, it is not in any case.
-        on_progress: Called a few times a second with the bytes taken so far.
+        on_progress: Called a few times a second with the bytes that the host has gained
+            so far. Memory that a guest gives and has never touched is no gain.
 
     Returns:
         How much each VM gave.
@@ -267,7 +268,7 @@ async def reclaim(
         if gentle:
             await run.take_gently(amount, rules, gentle, on_progress)
         for _ in range(_ROUNDS):
-            missing = amount - run.count_handed_over()
+            missing = amount - run.count_gained()
             guests = supervisor.list_guests()
             plan = take(missing, guests, rules, takes_hot=takes_hot and not gentle)
             if missing <= 0 or not plan.moves:
@@ -289,10 +290,11 @@ async def reclaim(
 
 @define
 class _Reclaim:
-    """One reclaim: the VMs that were asked, their sizes before, and how much for."""
+    """One reclaim: the VMs that were asked, how they were before, and how much for."""
 
     supervisor: Supervisor
     before: dict[str, int] = field(factory=dict[str, int])
+    guests: dict[str, Guest] = field(factory=dict[str, "Guest"])
     requested: Counter[str] = field(factory=Counter[str])
     is_held: bool = False
 
@@ -315,7 +317,7 @@ class _Reclaim:
         while (spent := trio.current_time() - began) < ends:
             guests = self.supervisor.list_guests()
             moves = self._list_rereads(guests)
-            due = int(amount * min(1.0, spent / seconds)) - self.count_handed_over()
+            due = int(amount * min(1.0, spent / seconds)) - self.count_gained()
             if not moves and due >= rules.dead_band:
                 moves = take(due, guests, rules, takes_hot=False).moves
             await self.carry_out(moves, on_progress)
@@ -339,14 +341,17 @@ class _Reclaim:
     async def carry_out(
         self, moves: Iterable[Move], on_progress: Callable[[int], None]
     ) -> None:
+        found = {guest.name: guest for guest in self.supervisor.list_guests()}
         for move in moves:
             self.before.setdefault(move.name, move.before)
+            if move.name in found:
+                self.guests.setdefault(move.name, found[move.name])
             self.supervisor.note_owed(move.name, self.before[move.name])
             self.requested[move.name] -= move.change
             self.supervisor.start_move(move)
         while not await self.supervisor.wait_for_moves(_PROGRESS_EVERY):
-            on_progress(self.count_handed_over())
-        on_progress(self.count_handed_over())
+            on_progress(self.count_gained())
+        on_progress(self.count_gained())
         # A guest can be asked again once it has answered at its new size.
         await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)
 
@@ -380,6 +385,15 @@ class _Reclaim:
 
     def count_handed_over(self) -> int:
         return sum(vm.handed_over for vm in self.list_vms())
+
+    def count_gained(self) -> int:
+        """Return the bytes that the host has gained: what guests had touched."""
+        return sum(
+            self.guests[vm.name].compute_gain(vm.handed_over)
+            if vm.name in self.guests
+            else vm.handed_over
+            for vm in self.list_vms()
+        )
 
     def make_report(self, amount: int, *, held: bool) -> FleetReclaimReport:
         vms = tuple(self.list_vms())

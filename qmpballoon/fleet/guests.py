@@ -136,6 +136,16 @@ class Guest:
         """
         return gain if gain <= self.idle else min(gain + self.untouched, self.spare)
 
+    def compute_gain(self, reduction: int) -> int:
+        """Return the bytes that the host gains if the guest is shrunk by some.
+
+        It is the other way round of :meth:`compute_reduction`.
+
+        Args:
+            reduction: Bytes that the guest gives.
+        """
+        return max(min(reduction, self.idle), reduction - self.untouched)
+
     @property
     def need(self) -> int:
         """Bytes to give it now; 0 if it has enough until the next plan."""

@@ -391,8 +391,7 @@ def _predict_gain(guest: Guest) -> int:
     given = max(0, guest.actual - guest.target)
     if guest.delivers is not None:
         given = min(given, guest.delivers)
-    from_idle = min(given, guest.idle)
-    return from_idle + max(0, given - from_idle - guest.untouched)
+    return guest.compute_gain(given)
 
 
 def _plan_shrinks(

@@ -23,7 +23,7 @@ from clusters import (
     now,
     run_at_once,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import simulated
 
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from qmpballoon.cluster.documents import JobProgress
 
 OWN: Final = Rules.for_host(64 * GiB)
+MOST: Final = min(1000, settings().max_examples)  # as many take some minutes
 HEALED_WITHIN: Final = 15.0  # seconds
 
 
@@ -220,6 +221,7 @@ ACTIONS = st.tuples(
 )
 
 
+@settings(max_examples=MOST)
 @given(st.lists(ACTIONS, max_size=12))
 @simulated
 async def test_whatever_happens_nothing_is_taken_twice_and_the_view_heals(

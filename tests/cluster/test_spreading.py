@@ -124,6 +124,16 @@ def test_an_example() -> None:
     assert spread(20 * GiB, offers).quotas == {"a": 12 * GiB, "b": 8 * GiB}
 
 
+def test_hosts_that_offer_the_same_give_a_page_each_in_turn() -> None:
+    offers = {name: Offer(idle=5 * PAGE) for name in ("a", "b", "c")}
+    assert spread(2 * PAGE, offers).quotas == {"a": PAGE, "b": PAGE}
+    assert spread(7 * PAGE, offers).quotas == {
+        "a": 3 * PAGE,
+        "b": 2 * PAGE,
+        "c": 2 * PAGE,
+    }
+
+
 @pytest.mark.parametrize("amount", [0, -1, 2**63])
 def test_amounts_that_cannot_be_are_refused(amount: int) -> None:
     with pytest.raises(ValueError, match="amount is"):

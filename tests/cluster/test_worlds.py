@@ -108,6 +108,27 @@ async def test_a_reclaim_takes_what_its_plan_says_and_gives_it_back() -> None:
 
 
 @simulated
+async def test_what_guests_never_touched_is_no_gain_and_counts_for_no_quota() -> None:
+    server = MemoryServer()
+    bus = server.connect("operator")
+    async with open_world() as world:
+        world.seen = {f"vm{number}" for number in range(3)}
+        for number in range(3):
+            world.start(f"vm{number}", MachineConfig(memory=4 * GiB, guest=CACHE))
+        async with join(server, "h1", world=world) as one:
+            assert all(guest.untouched for guest in one.supervisor.list_guests())
+            before, sizes = world.read(0, 0).available, one.sizes
+            plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=60)
+            await start_job(bus, plan.job, now())
+            report = await follow_job(bus, plan.job, now)
+            assert report.taken == pytest.approx(GiB, rel=0.02)
+            assert report.taken <= GiB
+            # The guests had to give what they had never touched, too.
+            assert sum(sizes.values()) - sum(one.sizes.values()) > 4 * GiB
+            assert world.read(0, 0).available - before >= GiB
+
+
+@simulated
 async def test_what_is_held_is_held_until_the_deadline() -> None:
     server = MemoryServer()
     async with join(server, "h1") as one:

@@ -63,4 +63,6 @@ def test_a_reduction_yields_its_gain(free: int, untouched: int, share: float) ->
     assert gain <= reduction <= guest.spare
     # Idle memory goes first, then all that is untouched, then cache.
     idle = min(reduction, guest.idle)
-    assert idle + max(0, reduction - idle - guest.untouched) >= gain
+    gained = idle + max(0, reduction - idle - guest.untouched)
+    assert gained >= gain
+    assert guest.compute_gain(reduction) == gained

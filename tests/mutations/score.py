@@ -40,6 +40,10 @@ ENOUGH: Final = 0.95  # of the changes of a module that make a difference
 # What decides, by folder or file below the package.
 MODULES: Final = (
     "balloon",
+    "cluster/documents.py",
+    "cluster/room.py",
+    "cluster/spreading.py",
+    "cluster/wishes.py",
     "fleet/control_loop.py",
     "fleet/policy.py",
     "fleet/vm.py",
