@@ -38,7 +38,7 @@ PYTHON = VENV / "bin" / "python"
 
 # What pip is asked to install for each command.
 COMMANDS = {
-    "qmpballoon": ["--editable", f"{CHECKOUT}[cli,charts]"],
+    "qmpballoon": ["--editable", f"{CHECKOUT}[cli,charts,prometheus,web,cluster]"],
     # With tox-uv: eight environments take a fifth of the time.
     "tox": ["tox>=4.22", "tox-uv>=1.25"],
 }
