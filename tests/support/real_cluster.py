@@ -352,6 +352,28 @@ class RealCluster:
         except BusError:
             return {}
 
+    def wait_until_ready(self, amount: int) -> str:
+        """Wait until the view is right, and hosts offer an amount; say what is not so.
+
+        Guests that have just got their sizes back are not asked again at once.
+        """
+        if wrong := self.wait_until_right(PATIENCE):
+            return wrong
+        give_up = time.monotonic() + PATIENCE
+        while lacking := self.find_lacking(amount):
+            if time.monotonic() > give_up:
+                return f"{lacking} offer too little"
+            time.sleep(0.1)
+        return ""
+
+    def find_lacking(self, amount: int) -> list[str]:
+        """Return the hosts of simulated VMs that do not offer an amount."""
+        offers = {
+            host["name"]: sum((host["offer"] or {}).values())
+            for host in self.look().get("hosts", ())
+        }
+        return [name for name in SIMULATED if offers.get(name, 0) < amount]
+
     def find_silent(self) -> list[str]:
         """Return the hosts that are not seen to be well."""
         seen = {host["name"]: host["state"] for host in self.look().get("hosts", ())}
@@ -467,7 +489,7 @@ def _let_fail(cluster: RealCluster, run: Run, asking: list[Any]) -> Iterator[Non
 
 def carry_out(cluster: RealCluster, run: Run) -> tuple[list[str], dict[str, Any]]:
     """Carry a run out; return what did not hold, and figures."""
-    if wrong := cluster.wait_until_right(PATIENCE):
+    if wrong := cluster.wait_until_ready(run.amount):
         return [f"before: {wrong}"], {}
     before = cluster.read_sizes()
     begun = time.time()
