@@ -371,7 +371,12 @@ class _Connection(BaseConnection):
 
 
 async def _open_stream(address: BusAddress) -> ByteStream:
-    with trio.fail_after(_CONNECT):
+    """Connect to the server, and agree on TLS.
+
+    Raises:
+        OSError: It fails, or takes too long.
+    """
+    with anyio.fail_after(_CONNECT):
         if address.path:
             return await anyio.connect_unix(address.path)
         tls = _make_tls(address)

@@ -220,6 +220,17 @@ async def test_a_peer_that_is_no_server() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_server_that_stands_still_before_tls_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(valkey, "_CONNECT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        async with open_bus(f"valkeys://127.0.0.1:{port}") as bus:
+            with pytest.raises(BusError, match="does not answer"):
+                await bus.get(["kept"])
+
+
 async def test_no_password_is_logged(
     shared_server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
