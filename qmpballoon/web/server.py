@@ -83,11 +83,13 @@ class Server:
 
     Attributes:
         answer: The function.
+        on_drop: Called with the number of readers that were cut off, whenever one is.
         dropped: How many readers were cut off because they did not read.
         open: How many connections there are.
     """
 
     answer: Callable[[Request], Awaitable[Response]]
+    on_drop: Callable[[int], None] = lambda _: None
     dropped: int = 0
     open: int = 0
 
@@ -166,7 +168,9 @@ class Server:
         """Send bytes; return whether the client reads them."""
         with trio.move_on_after(_SEND_TIMEOUT) as scope:
             await client.write(data)
-        self.dropped += scope.cancelled_caught
+        if scope.cancelled_caught:
+            self.dropped += 1
+            self.on_drop(self.dropped)
         return not scope.cancelled_caught
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -72,8 +73,14 @@ async def open_pages(
     ):
         # A duplicate: trio's socket closes the one that it is given.
         sock = trio.socket.from_stdlib_socket(listener.dup())
-        tasks.start_soon(Server(app.answer).serve, [trio.SocketListener(sock)])
-        yield app.board
+        board = app.board
+        server = Server(app.answer, partial(_log_drop, board))
+        tasks.start_soon(server.serve, [trio.SocketListener(sock)])
+        yield board
+
+
+def _log_drop(board: Board, count: int) -> None:
+    board.log(None, f"a reader that did not read was cut off: {count} until now")
 
 
 @asynccontextmanager

@@ -49,6 +49,7 @@ async def answer(request: Request) -> Response:
 
 
 ended: list[str] = []
+dropped: list[int] = []
 
 
 async def repeat() -> AsyncGenerator[bytes]:
@@ -63,7 +64,8 @@ async def repeat() -> AsyncGenerator[bytes]:
 @asynccontextmanager
 async def serving() -> AsyncGenerator[tuple[Server, Listener]]:
     ended.clear()
-    server, listener = Server(answer), Listener()
+    dropped.clear()
+    server, listener = Server(answer, dropped.append), Listener()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(server.serve, [listener])
         yield server, listener
@@ -200,6 +202,7 @@ async def test_a_reader_that_does_not_read_is_dropped_and_counted() -> None:
         await whole.send_all(GET % b"")
         await trio.sleep(30)
         assert server.dropped == 2
+        assert dropped == [1, 2]
 
 
 @simulated
