@@ -68,6 +68,9 @@ PRESENCE: Final = 10.0
 restart usually takes, and short enough that a host that is gone is seen to be."""
 
 _PERIOD: Final = 1.0  # seconds between two exchanges
+# A host that has said nothing for 5 seconds counts as silent, and an exchange may take
+# a while.
+_LONGEST_PERIOD: Final = 3.0
 # Seconds for one exchange. A server that does not answer for longer is away; until then
 # its host has said less than PRESENCE ago how it is.
 _TIMEOUT: Final = 3.0
@@ -171,7 +174,7 @@ class Agent:
         rules: What the host was told to keep where it was started.
         store: What it keeps on its disk.
         permits: What a policy may lower.
-        period: Seconds between two exchanges with the server.
+        period: Seconds between two exchanges with the server, above 0, and 3 at most.
         clock: Returns the seconds since 1970.
         run_blocking: Runs a function that waits for a disk.
 
@@ -204,8 +207,11 @@ class Agent:
     def __attrs_post_init__(self) -> None:
         """Refuse a name or a period that cannot be."""
         require_host_name(self.name)
-        if not require_finite_seconds(self.period, "period"):
-            raise ValueError("period is 0: it must be above 0 seconds")
+        if not 0 < require_finite_seconds(self.period, "period") <= _LONGEST_PERIOD:
+            raise ValueError(
+                f"period is {self.period}: it must be above 0, and {_LONGEST_PERIOD:g}"
+                " seconds at most"
+            )
 
     @property
     def status(self) -> AgentStatus:

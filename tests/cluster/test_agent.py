@@ -465,8 +465,9 @@ def test_names_and_periods_that_cannot_be() -> None:
     for name in ("", "a:b", "*"):
         with pytest.raises(ValueError, match="the host's name is"):
             make_agent(member.server, name, member.host, member.store)
-    with pytest.raises(ValueError, match="period is 0"):
-        make_agent(member.server, "h", member.host, member.store, period=0)
+    for period in (0, -1, 3.5):
+        with pytest.raises(ValueError, match="period is"):
+            make_agent(member.server, "h", member.host, member.store, period=period)
 
 
 # Operators
