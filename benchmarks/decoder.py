@@ -1,9 +1,9 @@
 """The CPU time of decoding, compared with ``json.loads`` of the whole input.
 
 First the answer to ``query-qmp-schema``, the longest that QEMU gives, is decoded in
-pieces. Each way of cutting and ``json.loads`` take turns; the median of the ratios is
-shown. Then inputs of several kinds are made ten times longer, up to the limits. The
-time should become ten times longer, too.
+pieces. Each way of cutting and ``json.loads`` take turns; the median of the ratios and
+the middle half of them are shown. Then inputs of several kinds are made ten times
+longer, up to the limits. The time should become ten times longer, too.
 
     python benchmarks/decoder.py [--rounds N] [--qemu PROGRAM]
 """
@@ -16,10 +16,9 @@ import json
 import time
 from functools import partial
 from itertools import pairwise
-from statistics import median
 from typing import TYPE_CHECKING
 
-from monitor import run_qemu
+from monitor import compare, run_qemu
 
 from qmpballoon import blocking
 from qmpballoon.qmp import Decoder, Limits
@@ -79,20 +78,19 @@ def decode_cut(data: bytes, place: int) -> None:
 def show_schema(data: bytes, rounds: int) -> None:
     """Print the cost of cutting the schema."""
     print(f"the schema, {len(data)} bytes; json.loads = 1")
-    ratios: list[float] = []
+    seen: list[float] = []
+    whole: list[float] = []
     for number in range(rounds):
         place = len(data) * number // rounds
-        whole = measure(lambda: json.loads(data))
-        ratios.append(measure(lambda place=place: decode_cut(data, place)) / whole)
-    low, high = sorted(ratios)[rounds // 10], sorted(ratios)[-1 - rounds // 10]
-    print(f"  cut in two: {median(ratios):.2f} ({low:.2f}-{high:.2f})")
+        whole.append(measure(lambda: json.loads(data)))
+        seen.append(measure(lambda place=place: decode_cut(data, place)))
+    print(f"  cut in two: {compare(seen, whole)}")
     for size in (65536, 4096, 512, 64):
-        ratios = [
-            measure(lambda size=size: decode(data, size))
-            / measure(lambda: json.loads(data))
-            for _ in range(rounds // 10)
-        ]
-        print(f"  {size} bytes at a time: {median(ratios):.2f}")
+        seen, whole = [], []
+        for _ in range(max(rounds // 10, 3)):
+            whole.append(measure(lambda: json.loads(data)))
+            seen.append(measure(lambda size=size: decode(data, size)))
+        print(f"  {size} bytes at a time: {compare(seen, whole)}")
 
 
 def show_growth(largest: int) -> None:

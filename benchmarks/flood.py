@@ -2,9 +2,10 @@
 
 A fake QEMU in another process sends two events with each reply, about ten thousand
 events a second. The benchmark prints the latencies of the replies, and by how much the
-process' memory has grown.
+process' memory has grown: medians, and the middle half of the ratios to rounds without
+events.
 
-    python benchmarks/flood.py [--events N]
+    python benchmarks/flood.py [--events N] [--rounds N]
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import multiprocessing
 import socket
 import time
 from functools import partial
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import TYPE_CHECKING
 
 import trio
 from fleet_size import read_resident
+from monitor import compare
 
 from qmpballoon.trio import open_monitor
 
@@ -100,18 +102,24 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--events", type=int, default=100_000)
-    events = parser.parse_args().events
-    quiet = 0.0
-    for name, number, readers in (
-        ("quiet", 0, False),
-        ("no reader", events, False),
-        ("slow reader", events, True),
-    ):
-        middle, high, grown, seen = trio.run(partial(measure, number, readers=readers))
-        quiet = quiet or high
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    kinds = {
+        "quiet": (0, False),
+        "no reader": (options.events, False),
+        "slow reader": (options.events, True),
+    }
+    found: dict[str, list[tuple[float, float, int, int]]] = {name: [] for name in kinds}
+    for _ in range(options.rounds):
+        for name, (number, readers) in kinds.items():
+            found[name].append(trio.run(partial(measure, number, readers=readers)))
+    quiet = [high for _, high, _, _ in found["quiet"]]
+    for name, seen in found.items():
+        middles, highs, grown, events = zip(*seen, strict=True)
         print(
-            f"{name:12} median {middle * 1e6:5.0f} µs, 99 % within {high * 1e6:5.0f} µs"
-            f" ({high / quiet:.2f}), {seen} events, memory {grown / 1024:+.0f} KiB",
+            f"{name:12} median {median(middles) * 1e6:5.0f} µs, 99 % within"
+            f" {median(highs) * 1e6:5.0f} µs, ratio {compare(highs, quiet)};"
+            f" {max(events)} events, memory {median(grown) / 1024:+.0f} KiB",
             flush=True,
         )
 

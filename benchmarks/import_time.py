@@ -54,14 +54,15 @@ def measure(rounds: int) -> None:
     at_start = list_modules(NOTHING)
     base = statistics.median(row[0] for row in times[1:])
     print(f"python -c pass: {base * 1e3:.1f} ms of CPU, median of {rounds}\n")
-    print("above that         median  slowest  modules")
+    print("above that         median  middle half  modules")
     for index, statement in enumerate(STATEMENTS[1:], start=1):
         above = [(row[index] - row[0]) * 1e3 for row in times[1:]]
         modules = list_modules(statement) - at_start
         parts = Counter(name.partition(".")[0] for name in modules)
         most = ", ".join(f"{name} {count}" for name, count in parts.most_common(5))
         print(f"{statement.removeprefix('import '):20}", end="")
-        print(f"{statistics.median(above):5.1f}    {max(above):5.1f}", end="")
+        low, middle, high = statistics.quantiles(above, n=4)
+        print(f"{middle:5.1f}  {low:4.1f} to {high:4.1f}", end="")
         print(f"  {len(modules):3} ({most})")
 
 

@@ -2,10 +2,11 @@
 
 Fake QEMUs in other processes answer. Every second the client makes a sweep: it asks
 each VM for its balloon's size and its statistics. The benchmark prints the CPU time of
-a sweep and the memory of a connection. Each client runs in a process of its own, so
-that neither can reuse the other's memory.
+a sweep and the memory of a connection, and ratios with the middle half of the rounds.
+In each round the clients take turns, each in a process of its own, so that neither can
+reuse the other's memory.
 
-    python benchmarks/many.py 1000 [5000] [--sweeps N]
+    python benchmarks/many.py 1000 [5000] [--sweeps N] [--rounds N]
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 from fleet_size import read_resident, serve
+from monitor import compare
 from qemu.qmp import QMPClient
 
 from qmpballoon.trio import TrioMonitor, open_monitor
@@ -101,12 +103,12 @@ def sweep_with_qemu_qmp(paths: list[str], sweeps: int, result: Connection) -> No
     result.send(asyncio.run(run()))
 
 
-def measure(count: int, sweeps: int) -> dict[str, Costs]:
-    """Measure both clients on the same fakes."""
+def measure(count: int, sweeps: int, rounds: int) -> dict[str, list[Costs]]:
+    """Measure both clients in turn on the same fakes."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{number}" for number in range(count)]
-        fakes, costs = [], dict[str, Costs]()
+        fakes, costs = [], dict[str, list[Costs]]()
         for number in range(FAKES):
             ready = spawn.Event()
             fakes.append(
@@ -116,14 +118,12 @@ def measure(count: int, sweeps: int) -> dict[str, Costs]:
             )
             fakes[-1].start()
             ready.wait()
-        for name, client in (
-            ("qmpballoon", sweep_with_ours),
-            ("qemu.qmp", sweep_with_qemu_qmp),
-        ):
+        clients = {"qmpballoon": sweep_with_ours, "qemu.qmp": sweep_with_qemu_qmp}
+        for name, client in list(clients.items()) * rounds:
             here, there = spawn.Pipe()
             process = spawn.Process(target=client, args=(paths, sweeps, there))
             process.start()
-            costs[name] = here.recv()
+            costs.setdefault(name, []).append(here.recv())
             process.join()
         for fake in fakes:
             fake.kill()
@@ -136,18 +136,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("sizes", type=int, nargs="*", default=[1000])
     parser.add_argument("--sweeps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for count in options.sizes:
-        costs = measure(count, options.sweeps)
+        costs = measure(count, options.sweeps, options.rounds)
         base = costs["qemu.qmp"]
         for name, seen in costs.items():
+            times, sizes = [each.cpu for each in seen], [each.memory for each in seen]
             print(
-                f"{count:5} {name:12} {seen.cpu * 1000:8.1f} ms a sweep"
-                f" ({seen.cpu / base.cpu:.2f}), {seen.cpu / count * 1e6:6.1f} µs a VM,"
-                f" {seen.memory / 1024:6.1f} KiB a connection"
-                f" ({seen.memory / base.memory:.2f})",
+                f"{count:5} {name:12} {median(times) / count * 1e6:6.1f} µs a VM, ratio"
+                f" {compare(times, [each.cpu for each in base])};"
+                f" {median(sizes) / 1024:5.1f} KiB a connection, ratio"
+                f" {compare(sizes, [each.memory for each in base])}",
                 flush=True,
             )
 

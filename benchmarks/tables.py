@@ -1,7 +1,7 @@
 """Run the benchmarks that need no guest, and print what docs/performance.md tells.
 
 The benchmarks run one after the other. Each prints ratios to a peer that it measures in
-turn with itself, most of them with the middle half of the rounds. ``--busy 2`` runs
+turn with itself, with the middle half of the rounds. ``--busy 2`` runs
 them beside that many processes that only count, to show what holds on a busy machine.
 
     python benchmarks/tables.py [--busy N] [--quick] [NAME...]
@@ -20,9 +20,9 @@ from typing import Final
 BENCHMARKS: Final[dict[str, tuple[list[str], list[str]]]] = {
     "monitor": ([], ["--rounds", "6", "--commands", "100"]),
     "many": (["1000"], ["50", "--sweeps", "3"]),
-    "flood": ([], []),
+    "flood": ([], ["--events", "4000", "--rounds", "3"]),
     "decoder": ([], ["--rounds", "20"]),
-    "import_time": ([], []),
+    "import_time": ([], ["--rounds", "3"]),
     "startup": ([], ["--rounds", "3"]),
     "fast_guests": ([], ["--memory", "4G", "--rate", "2G", "20G"]),
     "fleet_size": ([], ["10", "--seconds", "2"]),

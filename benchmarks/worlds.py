@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from statistics import quantiles
 from typing import TYPE_CHECKING
 
 from qmpballoon.sizes import GiB, MiB
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 GUEST = GuestConfig(used=123 * MiB, cache=15 * GiB)
 CONFIG = MachineConfig(memory=16 * GiB, guest=GUEST)
 TARGET = 2 * GiB
+ROUNDS = 5
 
 
 async def resize(fake: FakeQemu) -> None:
@@ -66,11 +68,15 @@ def measure_rate(what: Callable[[], None], seconds: float) -> float:
 
 
 if __name__ == "__main__":
-    duration = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
+    duration = float(sys.argv[1]) if len(sys.argv) > 1 else 10.0
     for name, what in (
         ("machines that are resized", simulate_machine),
         ("worlds with a resize", simulate_resize),
         ("worlds with a reclaim", simulate_reclaim),
     ):
-        found = measure_rate(what, duration)
-        print(f"{name}: {found:.1f} a second of CPU, {1000 / found:.1f} ms each")
+        rates = [measure_rate(what, duration / ROUNDS) for _ in range(ROUNDS)]
+        low, middle, high = (1000 / rate for rate in quantiles(rates, n=4))
+        print(
+            f"{name}: {1000 / middle:.1f} a second of CPU, {middle:.1f} ms each"
+            f" ({high:.1f} to {low:.1f})"
+        )
