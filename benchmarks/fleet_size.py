@@ -26,7 +26,7 @@ import random
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -118,15 +118,17 @@ def reply_to(request: Request, size: int) -> Return | Failure:
 async def serve_client(stream: trio.SocketStream) -> None:
     """Serve one VM's monitor."""
     connection, size = Connection(Role.SERVER), 2 * GiB
-    await stream.send_all(connection.send_greeting(Greeting(Version(10, 0, 0), ())))
-    async for data in stream:
-        connection.receive_data(bytes(data))
-        replies = b""
-        while isinstance(request := connection.next_message(), Request):
-            if request.command == "balloon":  # it has that size at once
-                size = int(str(request.arguments["value"]))
-            replies += connection.send_reply(reply_to(request, size))
-        await stream.send_all(replies)
+    # A client that had to wait for too long may have left.
+    with suppress(trio.BrokenResourceError):
+        await stream.send_all(connection.send_greeting(Greeting(Version(10, 0, 0), ())))
+        async for data in stream:
+            connection.receive_data(bytes(data))
+            replies = b""
+            while isinstance(request := connection.next_message(), Request):
+                if request.command == "balloon":  # it has that size at once
+                    size = int(str(request.arguments["value"]))
+                replies += connection.send_reply(reply_to(request, size))
+            await stream.send_all(replies)
 
 
 def serve(paths: list[str], ready: Event) -> None:

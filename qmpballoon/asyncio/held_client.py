@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import time
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
@@ -56,7 +56,6 @@ from qmpballoon.qmp.own_monitor import GETFD
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
@@ -88,7 +87,6 @@ _HANG_UP_TIMEOUT: Final = 2.0  # seconds
 
 # Held while a descriptor is sent over a client, which others may share.
 _handing_over: WeakKeyDictionary[QMPClient, asyncio.Lock] = WeakKeyDictionary()
-_NO_LOCK: Final = nullcontext()
 
 
 class HeldClientMonitor(MonitorBase, AsyncioClock):
@@ -128,6 +126,9 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         self._turns = asyncio.Semaphore(MAX_IN_FLIGHT)
         # asyncio's own references to tasks are weak.
         self._tasks: dict[_Call, asyncio.Task[None]] = {}
+        # One timer for all commands: one for each would take as long as a task.
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_deadline = math.inf
 
     async def execute(
         self,
@@ -184,17 +185,16 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         """Run a command within so many seconds, and return its result."""
         loop = asyncio.get_running_loop()
         deadline, woken = loop.time() + timeout, loop.create_future()
-        call.woken = woken
+        call.woken, call.deadline = woken, deadline
         task = self._tasks[call] = loop.create_task(self._exchange(call))
-        timer = loop.call_at(deadline, call.wake) if timeout < math.inf else None
+        if deadline < self._timer_deadline:
+            self._set_timer(deadline)
         try:
             if self._shields:
                 await self.wait(woken, deadline)
             else:
                 await woken
         finally:
-            if timer is not None:
-                timer.cancel()
             if not call.sent:
                 task.cancel()
                 self._tasks.pop(call, None)
@@ -204,6 +204,24 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             late = make_command_timeout(self.name, call.command, timeout)
             raise copy_error(late, call.unknown)
         return call.value
+
+    def _set_timer(self, deadline: float) -> None:
+        """Have the commands that are late woken then."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_deadline = None, deadline
+        if deadline < math.inf:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_at(deadline, self._wake_late_calls)
+
+    def _wake_late_calls(self) -> None:
+        now, left = asyncio.get_running_loop().time(), math.inf
+        for call in self._tasks:
+            if call.deadline <= now:
+                call.wake()
+            else:
+                left = min(left, call.deadline)
+        self._set_timer(left)
 
     def subscribe(self, *names: str, capacity: int = 64) -> HeldClientSubscription:
         """Return a subscription to QEMU's events.
@@ -224,13 +242,13 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
 
     async def _exchange(self, call: _Call) -> None:
         try:
-            async with self._turns, call.lock:
-                call.sent = True
-                # Nothing is awaited up to where the command is in the client's queue:
-                # the caller, who closes the descriptor, cannot be cancelled in between.
-                if call.descriptor is not None:
-                    self._send_descriptor(call.descriptor)
-                call.value = await self.client.execute(call.command, call.arguments)
+            async with self._turns:
+                if call.lock is None:
+                    call.sent = True
+                    call.value = await self.client.execute(call.command, call.arguments)
+                else:
+                    async with call.lock:
+                        call.value = await self._execute_with_descriptor(call)
                 call.has_returned = True
         except Exception as error:  # noqa: BLE001 - the caller raises it
             call.error = error
@@ -239,6 +257,14 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             # with a system call.
             call.wake()
             self._tasks.pop(call, None)
+
+    async def _execute_with_descriptor(self, call: _Call) -> object:
+        # Nothing is awaited up to where the command is in the client's queue: the
+        # caller, who closes the descriptor, cannot be cancelled in between.
+        call.sent = True
+        if call.descriptor is not None:
+            self._send_descriptor(call.descriptor)
+        return await self.client.execute(call.command, call.arguments)
 
     def _send_descriptor(self, number: int) -> None:
         try:
@@ -284,9 +310,10 @@ class _Call:
     command: str
     arguments: Mapping[str, object] | None
     descriptor: int | None = None  # that goes with it
-    lock: AbstractAsyncContextManager[None, bool | None] = _NO_LOCK
+    lock: asyncio.Lock | None = None
     # Done: it has ended, or its time is over.
     woken: asyncio.Future[None] | None = None
+    deadline: float = math.inf
     sent: bool = False
     has_returned: bool = False
     value: object = None
