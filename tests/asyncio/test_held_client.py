@@ -273,6 +273,30 @@ def test_an_event_that_is_none_harms_nobody() -> None:
         run(main(path))
 
 
+def test_each_command_has_its_own_deadline() -> None:
+    def script(session: Session) -> None:
+        session.greet()
+        while True:
+            session.request()
+
+    async def main(path: str) -> None:
+        async with held(path) as monitor:
+            long = asyncio.create_task(monitor.execute("long", timeout=0.1))
+            await asyncio.sleep(0)  # it begins first
+            with pytest.raises(MonitorTimeout, match="short"):
+                await monitor.execute("short", timeout=0.01)
+            # Asked for by its name, as a timer that is missing would never be noticed.
+            assert long.done() or monitor._timer is not None  # noqa: SLF001
+            with pytest.raises(MonitorTimeout, match="long"):
+                await long
+            assert monitor._timer is None  # noqa: SLF001
+            with pytest.raises(MonitorTimeout, match="next"):
+                await monitor.execute("next", timeout=0.01)
+
+    with serve(script) as path:
+        run(main(path))
+
+
 def test_no_more_than_eight_of_ours_are_with_qemu() -> None:
     most = 0
 
