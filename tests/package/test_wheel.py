@@ -228,7 +228,7 @@ OTHERS = {
     ("__main__",), ("cli",), ("testing",),
     ("fleet", "metrics"),  # has an extra of its own
     ("asyncio", "held_client"),  # likewise
-    *(("web", name) for name in ("app", "server", "service")), ("web",),  # likewise
+    ("cluster", "valkey"), ("web",),  # likewise
 }
 top = Path(qmpballoon.__file__).parent
 for file in top.rglob("*.py"):
