@@ -355,24 +355,28 @@ class RealCluster:
     def wait_until_ready(self, amount: int) -> str:
         """Wait until the view is right, and hosts offer an amount; say what is not so.
 
-        Guests that have just got their sizes back are not asked again at once.
+        Guests that have just got their sizes back offer nothing for a while. The hosts
+        are alike: once all guests are ready, they offer the same.
         """
         if wrong := self.wait_until_right(PATIENCE):
             return wrong
         give_up = time.monotonic() + PATIENCE
-        while lacking := self.find_lacking(amount):
+        while True:
+            offers = self.list_offers()
+            least, most = min(offers, default=0), max(offers, default=0)
+            if least >= amount and most - least <= TOLERANCE * amount:
+                return ""
             if time.monotonic() > give_up:
-                return f"{lacking} offer too little"
+                return f"the hosts offer {offers}"
             time.sleep(0.1)
-        return ""
 
-    def find_lacking(self, amount: int) -> list[str]:
-        """Return the hosts of simulated VMs that do not offer an amount."""
-        offers = {
-            host["name"]: sum((host["offer"] or {}).values())
+    def list_offers(self) -> list[int]:
+        """Return what each host of simulated VMs offers."""
+        return [
+            sum((host["offer"] or {}).values())
             for host in self.look().get("hosts", ())
-        }
-        return [name for name in SIMULATED if offers.get(name, 0) < amount]
+            if host["name"] in SIMULATED
+        ]
 
     def find_silent(self) -> list[str]:
         """Return the hosts that are not seen to be well."""
