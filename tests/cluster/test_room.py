@@ -106,6 +106,8 @@ def test_an_offer_by_what_it_costs() -> None:
         evolve(guest, floor=4 * GiB - MiB + PAGE),
     ):
         assert compute_offer([other]) == Offer()
+    least = evolve(guest, floor=4 * GiB - SMALLEST_GIFT)
+    assert compute_offer([least]).total == SMALLEST_GIFT
     host = Host(64 * GiB, 40 * GiB)
     vms = [VmSummary("a", "healthy", actual=4 * GiB)]
     room = compute_room(host, RULES, [guest], vms, 4 * GiB)
