@@ -25,6 +25,8 @@ from qmpballoon.testing.model.chardevs import (
 from qmpballoon.testing.model.monitor import Command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qmpballoon.testing.model.arguments import Kind
     from qmpballoon.testing.model.qobject import Value
     from qmpballoon.testing.model.vm import Vm
@@ -78,7 +80,7 @@ _MONITOR: Final = (
     Argument("chardev", "string"),
 )
 
-MONITORS: Final = {
+MONITORS: Final[Mapping[str, tuple[Argument, ...]]] = {
     _QMP: (
         *_MONITOR,
         Argument("pretty", "boolean", optional=True, check=_check_pretty),
