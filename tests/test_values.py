@@ -97,6 +97,7 @@ VALUES: list[Any] = [
     CHANGE,
     export.Facts(sentence="Requested 1 GiB.", changes=[CHANGE], remarks=["None."]),
     BOUNDS,
+    fleet.ClusterLink(is_connected=True, policy_revision=3),
     fleet.FleetPlan((MOVE,)),
     fleet.FleetReclaimReport(
         GiB, GiB, held=False, vms=(fleet.VmReclaimReport("vm1", GiB, GiB, GiB),)

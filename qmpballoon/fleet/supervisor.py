@@ -789,9 +789,9 @@ class Supervisor:
     def _may_pass(self, task: _VmTask) -> bool:
         """Tell whether a VM need not be polled now; then note that it is as it was."""
         monitor, record = task.balloon and task.balloon.monitor, task.record
-        now = trio.current_time()
-        record.note_turn(now, read_processor_time(monitor))
+        now, ran = trio.current_time(), read_processor_time(monitor)
         try:
+            record.note_turn(now, ran)
             if may_wait := record.may_wait(now):
                 record.note_idle(now)
         except Exception as error:  # noqa: BLE001 - whatever figures can cause

@@ -288,7 +288,7 @@ def test_each_command_has_its_own_deadline() -> None:
             # Asked for by its name, as a timer that is missing would never be noticed.
             assert long.done() or monitor._timer is not None  # noqa: SLF001
             with pytest.raises(MonitorTimeout, match="long"):
-                await long
+                await asyncio.wait_for(long, 10)
             assert monitor._timer is None  # noqa: SLF001
             with pytest.raises(MonitorTimeout, match="next"):
                 await monitor.execute("next", timeout=0.01)

@@ -189,7 +189,7 @@ def grow(start: int, step: int, size: int) -> tuple[WorkloadStep, ...]:
 
 
 @pytest.mark.parametrize("begins_at", [18, 22, 40])
-@pytest.mark.parametrize("megabytes", [20, 50, 100])
+@pytest.mark.parametrize("megabytes", [20, 50, 100, 150])
 @simulated
 async def test_nobody_is_killed_for_a_reserve_out_of_reach(
     megabytes: int, begins_at: int, caplog: pytest.LogCaptureFixture
