@@ -102,9 +102,9 @@ def build_plug_commands(vm: Vm) -> dict[str, Command]:
 
 def _add_object(vm: Vm, given: dict[str, Any]) -> Value:
     kind = given.get("qom-type")
-    monitors = MONITORS if vm.profile.has_monitor_objects else {}
     # A malformed type is refused as one that is unknown.
-    schema = monitors.get(kind) if isinstance(kind, str) else None
+    is_known = vm.profile.has_monitor_objects and isinstance(kind, str)
+    schema = MONITORS.get(kind) if is_known else None
     check_arguments(schema or _BACKEND, given)
     if not _ID.fullmatch(given["id"]):
         raise _BAD_ID
