@@ -102,9 +102,10 @@ def build_plug_commands(vm: Vm) -> dict[str, Command]:
 
 def _add_object(vm: Vm, given: dict[str, Any]) -> Value:
     kind = given.get("qom-type")
+    schema: tuple[Argument, ...] | None = None
     # A malformed type is refused as one that is unknown.
-    is_known = vm.profile.has_monitor_objects and isinstance(kind, str)
-    schema = MONITORS.get(kind) if is_known else None
+    if vm.profile.has_monitor_objects and isinstance(kind, str):
+        schema = MONITORS.get(kind)
     check_arguments(schema or _BACKEND, given)
     if not _ID.fullmatch(given["id"]):
         raise _BAD_ID
