@@ -35,7 +35,8 @@ html_title = "qmpballoon"
 html_show_copyright = False
 # Built by `tox -e man`.
 man_pages = [
-    ("reference/command", "qmpballoon", "control QEMU's virtio-balloon", "", 1)
+    ("reference/command", "qmpballoon", "control QEMU's virtio-balloon", "", 1),
+    ("reference/doctor", "qmpballoon-doctor", "what its findings mean", "", 1),
 ]
 
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -2,7 +2,7 @@
 
 :mod:`qmpballoon.cli._facts` gathers the facts. Each rule looks at them and returns a
 :class:`Finding`, or ``None``. ``_WEIGHTS`` lists the kinds, the heaviest first;
-docs/reference/doctor.md has a section for each.
+docs/reference/doctor.md, from which a man page is made, has a section for each.
 """
 
 from __future__ import annotations
@@ -122,7 +122,6 @@ class Finding:
             "kind": self.kind,
             "severity": self.severity,
             "detail": self.detail,
-            "page": f"docs/reference/doctor.md#{self.kind}",
         }
 
 

@@ -33,7 +33,7 @@ __all__ = ["doctor"]
 
 _AT_ONCE: Final = 32  # VMs that are examined at one time: each takes a connection
 _NAME: Final = 100  # characters of a VM's name at most
-_MORE: Final = "What each means: docs/reference/doctor.md"
+_MORE: Final = "What each means: man qmpballoon-doctor"
 _STATUS: Final[dict[Severity, int]] = {
     "error": _output.NO_BALLOON,
     "warning": _output.NOT_REACHED,

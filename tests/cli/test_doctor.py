@@ -34,7 +34,7 @@ async def test_a_vm_that_is_well(socket_path: Path) -> None:
     assert f", {socket_path}, QEMU 10.0." in first
     assert first.endswith(", running")
     assert all(line.startswith("note: ") for line in findings)
-    assert (empty, more) == ("", "What each means: docs/reference/doctor.md")
+    assert (empty, more) == ("", "What each means: man qmpballoon-doctor")
 
 
 async def test_all_that_a_glob_matches_are_examined(tmp_path: Path) -> None:

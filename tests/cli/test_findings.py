@@ -255,11 +255,9 @@ def test_every_kind_has_its_section_and_its_weight_on_the_page() -> None:
     page = (DOCS / "reference" / "doctor.md").read_text(encoding="utf-8")
     assert re.findall(r"^### (\S+)$", page, re.MULTILINE) == list(KINDS)
     for kind in KINDS:
-        finding = make_finding(kind, "")
-        assert finding.to_json()["page"] == f"docs/reference/doctor.md#{kind}"
         heading = page.index(f"\n### {kind}\n")
         above = re.findall(r"^## (\w+)s$", page[:heading], re.MULTILINE)
-        assert above[-1].lower() == finding.severity
+        assert above[-1].lower() == make_finding(kind, "").severity
 
 
 def test_every_rule_has_a_case() -> None:
