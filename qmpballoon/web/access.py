@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -99,12 +98,15 @@ class Access:
         return kind.lower() == "bearer" and self.is_token(token.strip())
 
     def _has_cookie(self, headers: Mapping[str, str]) -> bool:
-        try:
-            cookies = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            return False
-        morsel = cookies.get(self.cookie_name)
-        return morsel is not None and _are_equal(morsel.value, self.cookie)
+        # Not by http.cookies: one cookie of another server of this machine that is
+        # malformed, or has the same name, would hide ours.
+        pairs = [
+            pair.strip().partition("=") for pair in headers.get("cookie", "").split(";")
+        ]
+        return any(
+            name == self.cookie_name and _are_equal(value, self.cookie)
+            for name, _, value in pairs
+        )
 
     def _derive(self, what: str) -> str:
         """Return a secret that tells nothing of the token."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -69,6 +70,7 @@ _PAUSE: Final = 0.25  # seconds between two events of a stream at least
 # Seconds without a change after which something is sent all the same, so that it is
 # noticed when the reader has left.
 _LONGEST_SILENCE: Final = 15.0
+_TICK: Final = re.compile(r"[0-9]{1,18}")
 _RETRY: Final = 1000  # milliseconds until a browser connects again
 _LOG: Final = logging.getLogger("qmpballoon.web")
 
@@ -211,7 +213,7 @@ class App:
         else:
             vm = self._find_vm(name)
             page = board.get_page(
-                ("vm", name),
+                ("vm", vm.number),
                 lambda: write_parts(draw_vm_parts(board, vm, self._find_job(vm))),
             )
 
@@ -250,7 +252,7 @@ class App:
         # A browser that connects again tells what it has seen last.
         seen = request.headers.get("last-event-id") or request.query.get("since", "")
         run, _, number = seen.partition("-")
-        is_ours = run == self.board.run and number.isascii() and number.isdigit()
+        is_ours = run == self.board.run and _TICK.fullmatch(number) is not None
         tick = int(number) if is_ours else 0
         is_old = bool(seen) and (not is_ours or tick < page.forgotten)
         body = self._follow(page, tick, write, is_old=is_old)

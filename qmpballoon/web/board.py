@@ -238,8 +238,8 @@ class Board:
             vm.note(self.seconds, view)
         gone = [name for name, vm in self.vms.items() if not vm.is_there]
         for name in gone[:-_MOST_GONE]:
-            del self.vms[name]
-            self._pages.pop(("vm", name), None)
+            vm = self.vms.pop(name)
+            self._pages.pop(("vm", vm.number), None)
         self.begin_tick()
 
     def find(self, shown: str) -> VmOnBoard | None:

@@ -156,7 +156,8 @@ class Jobs:
         what = "all that it can spare" if amount is None else format_size(amount)
         kept = ", and keep it" if hold else ""
         target = size if amount is None else max(size - amount, 1)
-        return self._start(Job(name, "reclaim", f"reclaim {what}{kept}"), target, call)
+        job = Job(name, "reclaim", f"reclaim {what}{kept}")
+        return self._start(vm, job, target, call)
 
     def resize(self, name: str, size: int, kind: JobKind = "resize") -> Job:
         """Start a resize, under its default guard, but not below the VM's floor.
@@ -189,9 +190,8 @@ class Jobs:
                 f" {format_size(result.actual)} in {result.seconds:.1f} s{why}"
             )
 
-        return self._start(
-            Job(name, kind, f"{kind} to {format_size(size)}"), size, call
-        )
+        job = Job(name, kind, f"{kind} to {format_size(size)}")
+        return self._start(vm, job, size, call)
 
     def give_back(self, name: str) -> Job:
         """Start to give a guest all its RAM; raises as :meth:`resize`."""
@@ -224,17 +224,30 @@ class Jobs:
         return vm
 
     def _start(
-        self, job: Job, target: int, call: Callable[[Balloon, Job], Awaitable[None]]
+        self,
+        vm: VmOnBoard,
+        job: Job,
+        target: int,
+        call: Callable[[Balloon, Job], Awaitable[None]],
     ) -> Job:
         self._log(job.vm, f"asked for: {job.text}")
+        # Those of VMs that have no page any more are shown to nobody.
+        self._jobs = {
+            name: job
+            for name, job in self._jobs.items()
+            if job.is_running or name in self._board.vms
+        }
         self._jobs[job.vm] = job
-        self._tasks.start_soon(self._run, job, target, call)
+        self._tasks.start_soon(self._run, vm, job, target, call)
         return job
 
     async def _run(
-        self, job: Job, target: int, call: Callable[[Balloon, Job], Awaitable[None]]
+        self,
+        vm: VmOnBoard,
+        job: Job,
+        target: int,
+        call: Callable[[Balloon, Job], Awaitable[None]],
     ) -> None:
-        vm = self._board.vms[job.vm]
         try:
             with job.scope:
                 async with self._supervisor.borrow(job.vm, target) as balloon:

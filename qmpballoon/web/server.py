@@ -22,7 +22,7 @@ import h11
 import trio
 from attrs import define, field, frozen
 
-from qmpballoon._printable import describe_bug
+from qmpballoon._printable import describe_bug, make_printable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -92,6 +92,10 @@ class Server:
     on_drop: Callable[[int], None] = lambda _: None
     dropped: int = 0
     open: int = 0
+    # Connections that read no stream, the one that has waited longest first.
+    _idle: dict[trio.CancelScope, None] = field(
+        factory=dict["trio.CancelScope", None], repr=False
+    )
 
     async def serve(
         self, listeners: Sequence[trio.abc.Listener[trio.abc.Stream]]
@@ -101,18 +105,39 @@ class Server:
 
     async def _serve_client(self, stream: trio.abc.Stream) -> None:
         self.open += 1
+        scope = trio.CancelScope()
         try:
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                if self.open <= _MOST_CONNECTIONS:
-                    await self._converse(stream)
+            if self.open <= _MOST_CONNECTIONS or self._end_oldest():
+                with scope:
+                    await self._converse(stream, scope)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client has left
+        except Exception as error:  # noqa: BLE001 - one client's end is no other's
+            _LOG.exception("a connection ends: %s", describe_bug(error))
         finally:
             self.open -= 1
+            self._idle.pop(scope, None)
             # No goodbye: whoever does not read would have to be waited for.
             await trio.aclose_forcefully(stream)
 
-    async def _converse(self, stream: trio.abc.Stream) -> None:
+    def _end_oldest(self) -> bool:
+        """End a connection for another one; return whether there is one to end.
+
+        So nobody is kept out by those who connect and then say nothing. A stream is
+        read by somebody who was let in.
+        """
+        oldest = next(iter(self._idle), None)
+        if oldest is None:
+            return False
+        del self._idle[oldest]
+        oldest.cancel()
+        return True
+
+    async def _converse(self, stream: trio.abc.Stream, scope: trio.CancelScope) -> None:
         client = _Client(stream)
         while True:
+            self._idle.pop(scope, None)
+            self._idle[scope] = None  # as the last one
             try:
                 with trio.fail_after(_REQUEST_TIMEOUT):
                     request = await client.receive_request()
@@ -125,6 +150,8 @@ class Server:
             if request is None:
                 return
             response = await self._answer(request)
+            if not isinstance(response.body, bytes):
+                self._idle.pop(scope, None)
             is_sent = await self._send(client, response, request.method)
             if not (is_sent and client.begin_next()):
                 return
@@ -133,7 +160,8 @@ class Server:
         try:
             return await self.answer(request)
         except Exception as error:  # noqa: BLE001 - one request's bug ends no other
-            _LOG.exception("%s: %s", request.path, describe_bug(error))
+            path = make_printable(request.path)
+            _LOG.exception("%s: %s", path, describe_bug(error))
             return _explain(500, "that failed; the server's log says why")
 
     async def _send(
@@ -142,6 +170,9 @@ class Server:
         """Send an answer; return whether the client has taken it."""
         body = response.body
         if not isinstance(body, bytes):
+            if method == "HEAD":
+                await self._write(client, client.start(response, None))
+                return False
             pieces = partial(self._send_pieces, client, response, body)
             try:
                 await client.run_while_there(pieces)
@@ -192,6 +223,8 @@ class _Client:
         head = await self._receive()
         if not isinstance(head, h11.Request):
             return None
+        if head.method == b"CONNECT":
+            raise h11.RemoteProtocolError("this is no proxy", error_status_hint=405)
         body = b""
         while isinstance(part := await self._receive(), h11.Data):
             body += bytes(part.data)

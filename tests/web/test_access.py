@@ -59,6 +59,9 @@ def test_a_page_of_its_own_is_let_in_also_behind_a_proxy_with_tls() -> None:
         ({"authorization": "Bearer \xe9"}, False, False),
         ({"cookie": f"{ACCESS.cookie_name}={TOKEN}"}, False, False),
         ({"cookie": "[[=;=,\x00"}, False, False),
+        # Other servers of this machine have set these.
+        ({"cookie": f'seen={{"a": 1}}; {COOKIE["cookie"]}'}, True, False),
+        ({"cookie": f"{COOKIE['cookie']}; {ACCESS.cookie_name}=theirs"}, True, False),
     ],
 )
 def test_what_a_request_has_to_show(

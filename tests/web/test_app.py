@@ -251,7 +251,10 @@ async def test_a_reader_goes_on_where_it_has_ended() -> None:
             await events.aclose()
 
 
-@pytest.mark.parametrize("seen", ["0badcafe-7", "nonsense", "-", "0badcafe-"])
+@pytest.mark.parametrize(
+    "seen",
+    ["0badcafe-7", "nonsense", "-", "0badcafe-", "{run}-" + "9" * 5000, "{run}-\xb2"],
+)
 @simulated
 async def test_a_reader_of_another_run_begins_anew(seen: str) -> None:
     async with (
@@ -259,7 +262,8 @@ async def test_a_reader_of_another_run_begins_anew(seen: str) -> None:
         supervised(world) as fleet,
         open_site(fleet, world) as app,
     ):
-        events = follow(await ask(app, f"/events?since={seen}"))
+        since = seen.format(run=app.board.run)
+        events = follow(await ask(app, f"/events?since={since}"))
         assert (await anext(events)).kind == "reload"
         assert (await anext(events)).kind == "parts"
         await events.aclose()
@@ -333,6 +337,28 @@ async def test_a_change_that_is_no_good(
             assert (found, why in said["text"]) == (status, True), said
             assert app.jobs is not None
             assert app.jobs.find("vm") is None
+
+
+@simulated
+async def test_a_vm_with_an_odd_name_that_comes_back_is_followed_again() -> None:
+    """The page of the one before is not kept for it."""
+    name = "vm\x1b"
+    async with open_world() as world, supervised(world) as fleet:
+        world.start(name)
+        await become(fleet, {name: "healthy"})
+        async with open_site(fleet, world) as app:
+            board, there = app.board, fleet.list_views()
+            path = r"/events?vm=vm\x1b"
+            first = follow(await ask(app, path))
+            await anext(first)
+            # So many go that it has no page any more.
+            board.note([evolve(there[0], name=f"{number}") for number in range(60)])
+            board.note([])
+            board.note(there)
+            again = follow(await ask(app, path))
+            assert "not in the fleet" not in (await anext(again)).data["state"]
+            await first.aclose()
+            await again.aclose()
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 10_000, b"\xff"])

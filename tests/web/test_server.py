@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
+from hypothesis import example, given
+from hypothesis import strategies as st
 from worlds import simulated
 
 from qmpballoon.web.server import Request, Response, Server
@@ -44,6 +46,8 @@ async def answer(request: Request) -> Response:
         return Response(200, "text/event-stream", repeat())
     if request.path == "/bug":
         raise RuntimeError("a bug")
+    if request.path == "/late-bug":
+        return Response(200, "text/event-stream", fail())
     said = f"{request.method} {request.path} {dict(request.query)} {len(request.body)}"
     return Response(200, "text/plain", said.encode())
 
@@ -59,6 +63,11 @@ async def repeat() -> AsyncGenerator[bytes]:
             await trio.sleep(1)
     finally:
         ended.append("stream")
+
+
+async def fail() -> AsyncGenerator[bytes]:
+    yield b"data: x\n\n"
+    raise RuntimeError("a bug")
 
 
 @asynccontextmanager
@@ -160,18 +169,92 @@ async def test_a_bug_ends_its_request_alone(caplog: pytest.LogCaptureFixture) ->
 
 
 @simulated
+async def test_a_bug_in_a_stream_ends_its_connection_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as (server, listener):
+        stream = listener.connect()
+        await stream.send_all(GET % b"late-bug")
+        assert "data: x" in await read_all(stream)
+        assert server.open == 0
+        assert "a bug" in caplog.text
+        assert await is_served(listener)
+
+
+async def is_served(listener: Listener) -> bool:
+    stream = listener.connect()
+    await stream.send_all(GET % b"")
+    return "200" in await read_until(stream, " 0")
+
+
+LINES = st.builds(
+    "{} /{} HTTP/{}\r\n{}\r\n\r\n{}".format,
+    st.sampled_from(["GET", "HEAD", "POST", "CONNECT", "OPTIONS", "get", ""]),
+    st.sampled_from(["", "stream", "late-bug", "bug", "%00%0a", "\xff", "?a&=&%", "*"]),
+    st.sampled_from(["1.1", "1.0", "2.0", "9"]),
+    st.lists(
+        st.sampled_from(
+            [
+                *("Host: x", "Connection: Upgrade", "Upgrade: websocket"),
+                *(
+                    "Content-Length: 3",
+                    "Transfer-Encoding: chunked",
+                    "Expect: 100-continue",
+                ),
+                *("Connection: close", "Cookie: \xff", "X:" + "y" * 20_000),
+            ]
+        ),
+        max_size=4,
+    ).map("\r\n".join),
+    st.sampled_from(["", "abc", "3\r\nabc\r\n0\r\n\r\n", "\0", "x" * 20_000]),
+)
+
+
+@example(requests=["HEAD /stream HTTP/1.1\r\nHost: x\r\n\r\n"])
+@example(requests=["CONNECT / HTTP/1.1\r\nHost: x\r\n\r\n"])
+@given(requests=st.lists(LINES, min_size=1, max_size=3))
+@simulated
+async def test_whatever_a_client_sends_ends_its_connection_alone(
+    requests: list[str],
+) -> None:
+    async with serving() as (server, listener):
+        stream = listener.connect()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send, stream, "".join(requests).encode("latin-1"))
+            with trio.move_on_after(60):
+                async for _ in stream:
+                    pass
+            nursery.cancel_scope.cancel()
+        await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.open == 0
+        assert await is_served(listener)
+
+
+@simulated
+async def test_who_connects_and_says_nothing_keeps_nobody_out() -> None:
+    async with serving() as (server, listener):
+        silent = [listener.connect() for _ in range(100)]
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.open == 100
+        assert await is_served(listener)
+        assert await read_all(silent[0]) == ""  # who had waited longest
+        assert server.open == 100
+
+
+@simulated
 async def test_there_are_so_many_connections_and_no_more() -> None:
     async with serving() as (server, listener):
         streams = [listener.connect() for _ in range(100)]
-        await trio.testing.wait_all_tasks_blocked()
+        for stream in streams:
+            await stream.send_all(GET % b"stream")
+            await read_until(stream, "data: x\n\n")
         assert server.open == 100
         more = listener.connect()
         assert await read_all(more) == ""
         await streams[0].aclose()
         await trio.testing.wait_all_tasks_blocked()
-        stream = listener.connect()
-        await stream.send_all(GET % b"")
-        assert "200" in await read_until(stream, " 0")
+        assert await is_served(listener)
 
 
 @simulated
