@@ -91,6 +91,11 @@ class FoundMonitor:
     address: Address
     socket: Hashable
 
+    @property
+    def identity(self) -> Hashable:
+        """What tells this monitor from others, also before QEMU has made its socket."""
+        return self.address if self.socket is None else self.socket
+
 
 @frozen
 class QemuProcess:
@@ -297,8 +302,39 @@ def find_processes(
         for each in known
         if isinstance(each, QemuProcess) and each.is_complete
     }
-    found = (_look_at(pid, users, proc, before.get(pid)) for pid in pids)
-    return [each for each in found if each is not None]
+    looked_at = [_look_at(pid, users, proc, before.get(pid)) for pid in pids]
+    found = [each for each in looked_at if each is not None]
+    latest = _find_latest([each for each in found if isinstance(each, QemuProcess)])
+    return [_refuse_earlier(each, latest) for each in found]
+
+
+def _find_latest(qemus: Iterable[QemuProcess]) -> dict[Hashable, QemuProcess]:
+    """Return, for each monitor, the QEMU that was started last of those that name it.
+
+    There are two while a QEMU with ``-daemonize`` starts: the first process waits, and
+    never listens. There are also two if somebody has started a QEMU with the socket of
+    one that runs; then the path leads to the later one.
+    """
+    in_order = sorted(qemus, key=lambda qemu: (qemu.started, qemu.pid))
+    return {qemu.monitors[-1].identity: qemu for qemu in in_order if qemu.monitors}
+
+
+def _refuse_earlier(
+    found: QemuProcess | Refused, latest: dict[Hashable, QemuProcess]
+) -> QemuProcess | Refused:
+    """Refuse a QEMU whose monitor is that of another one, which was started later."""
+    if isinstance(found, Refused) or not found.monitors:
+        return found
+    monitor = found.monitors[-1]
+    other = latest[monitor.identity]
+    if other is found:
+        return found
+    reason = (
+        f"process {other.pid}, which was started later, has the same monitor"
+        f" {monitor.address}: if this one does not end by itself, as it does with"
+        " -daemonize, start it with a socket of its own"
+    )
+    return Refused(found.name, reason, str(monitor.address), found.pid)
 
 
 def _look_at(

@@ -115,6 +115,30 @@ def test_a_qemu_with_rights_of_others(tmp_path: Path) -> None:
     assert "belongs to user nobody" in find_refused(tmp_path).reason
 
 
+@pytest.mark.parametrize("has_socket", [False, True])
+@pytest.mark.parametrize(("waiting", "serving"), [(3, 5), (32767, 300)])
+def test_a_qemu_that_waits_for_its_daemon(
+    tmp_path: Path, waiting: int, serving: int, has_socket: bool
+) -> None:
+    """With -daemonize, the first process has the same command line, until it ends."""
+    path = tmp_path / "db.qmp"
+    line = [QEMU, "-daemonize", "-name", "db", "-qmp", f"unix:{path},server,wait=off"]
+    if has_socket:
+        path.touch()
+    proc = tmp_path / "proc"
+    fake_process(proc, waiting, line, started=100)
+    assert find_qemu(proc).pid == waiting
+    fake_process(proc, serving, line, started=101)
+    found = find_processes(ROOT, proc)
+    (vm,) = [each for each in found if isinstance(each, QemuProcess)]
+    (refused,) = [each for each in found if isinstance(each, Refused)]
+    assert (vm.pid, vm.name) == (serving, "db")
+    assert (refused.pid, refused.address) == (waiting, str(path))
+    assert f"process {serving}, which was started later, has the same" in refused.reason
+    # What is known of both is not read again, and yet the same.
+    assert find_processes(ROOT, proc, known=found) == found
+
+
 @pytest.mark.parametrize("line", [["vim", QEMU, "-qmp", "unix:/c,server"], [""]])
 def test_what_has_nothing_to_do_with_qemu(tmp_path: Path, line: list[str]) -> None:
     fake_process(tmp_path, 4, line, exe="/usr/bin/vim")

@@ -9,6 +9,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ import pytest
 from command import object_of, run
 from qemu_likes import NOBODY, listening
 
+from qmpballoon.fleet.sources import make_source
+from qmpballoon.fleet.vm_spec import Refused, VmSpec
 from qmpballoon.testing.lab import ProgressBar
 from qmpballoon.testing.lab._parts import find_qemu
 
@@ -40,14 +43,23 @@ def start(tmp_path: Path) -> Generator[Callable[..., int]]:
     pids: list[int] = []
 
     def launch(
-        *options: str, prefix: tuple[str, ...] = (), folder: Path = tmp_path
+        *options: str,
+        prefix: tuple[str, ...] = (),
+        folder: Path = tmp_path,
+        while_it_starts: Callable[[int], None] | None = None,
     ) -> int:
-        """Start a QEMU and return its process id."""
+        """Start a QEMU and return its process id.
+
+        The process that was started first is another one: it ends when QEMU runs.
+        """
         pidfile = folder / f"pid-{len(pids)}"
         line = [*map(str, qemu.command), "-S", "-accel", "tcg", "-m", "64"]
         line += ["-nodefaults", "-display", "none", "-daemonize"]
         line += ["-device", "virtio-balloon-pci,id=balloon0", "-pidfile", str(pidfile)]
-        subprocess.run([*prefix, *line, *options], check=True)
+        with subprocess.Popen([*prefix, *line, *options]) as starter:
+            if while_it_starts is not None:
+                while_it_starts(starter.pid)
+        assert starter.returncode == 0
         pids.append(int(pidfile.read_text()))
         return pids[-1]
 
@@ -65,7 +77,7 @@ async def find_vms(
     *wanted: object,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the VMs that `fleet status` shows, and what it refuses."""
-    done = await run("fleet", "status", *wanted, "--json", "--timeout", "5")
+    done = await run("fleet", "status", *wanted, "--json", "--timeout", "120")
     seen = object_of(done)
     return seen["vms"], seen["refused"]
 
@@ -87,6 +99,26 @@ async def test_two_monitors_are_one_vm(
         assert vms[0]["balloon"]["total"] == 64 * MiB
     vms, _ = await find_vms(tmp_path / "*.qmp")
     assert vms[0]["address"] == str(second)
+
+
+def test_one_that_starts(start: Callable[..., int], tmp_path: Path) -> None:
+    """Two processes have its command line, until it waits no longer for a client."""
+    path = tmp_path / "slow.qmp"
+    find = make_source([])
+    vms: list[str] = []
+
+    def look(starter: int) -> None:
+        while starter not in {each.pid for each in find() if isinstance(each, Refused)}:
+            pass
+        found = [each for each in find() if isinstance(each, VmSpec)]
+        vms.extend(each.name for each in found if str(each.address) == str(path))
+        with socket.socket(socket.AF_UNIX) as client:
+            while client.connect_ex(str(path)) != 0:
+                pass
+
+    waiting = f"unix:{path},server=on,wait=on"
+    start("-qmp", waiting, "-name", "slow", while_it_starts=look)
+    assert vms == ["slow"]
 
 
 async def test_what_people_write(start: Callable[..., int], tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def fake_process(
     *,
     exe: str = "/usr/bin/qemu-system-x86_64",
     uid: int = 0,
+    started: int = 22,
     links: Mapping[str, str] | None = None,
 ) -> Path:
     """Make the part of a process file system that tells of one process."""
@@ -87,7 +88,8 @@ def fake_process(
     (folder / "net").mkdir()
     (folder / "cmdline").write_bytes(b"".join(os.fsencode(a) + b"\0" for a in line))
     (folder / "status").write_text(f"Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n")
-    (folder / "stat").write_text(f"{pid} (a b) c) S {' '.join(map(str, range(4, 40)))}")
+    figures = [*range(4, 22), started, *range(23, 40)]
+    (folder / "stat").write_text(f"{pid} (a b) c) S {' '.join(map(str, figures))}")
     (folder / "net" / "unix").write_text(
         "Num RefCount Protocol Flags Type St Inode Path\n"
     )
