@@ -367,7 +367,7 @@ def look(port: int, seconds: float) -> None:
         devtools = page.context.new_cdp_session(page)
         devtools.send("Performance.enable")
         page.goto(f"http://127.0.0.1:{port}/?token={TOKEN}")
-        page.wait_for_selector("#vms")
+        page.wait_for_selector("table.live")
         for name, path in (("all VMs", ""), ("one VM", "vm?name=vm000")):
             began = time.perf_counter()
             page.goto(f"http://127.0.0.1:{port}/{path}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.sampling import Progress
     from qmpballoon.fleet.vm import VmState, VmView
 
-__all__ = ["Board", "Entry", "History", "LivePage", "VmOnBoard"]
+__all__ = ["Board", "Entry", "History", "LiveBoard", "LivePage", "VmOnBoard"]
 
 # Of each VM: its last samples as they were taken, five minutes of them, and as many of
 # the time before, ever coarser. 200 KB a VM, and a chart of 150 KB.
@@ -202,63 +202,28 @@ class LivePage:
 
 
 @define
-class Board:
-    """What the pages show.
+class LiveBoard:
+    """What live pages show, whatever that is.
 
     Attributes:
         run: Tells the ticks of this process from those of others.
-        tick: How often it was told of the VMs.
-        vms: The VMs, by name.
+        tick: How often it was told something new.
         entries: What has happened, the newest last.
     """
 
     run: str = field(factory=lambda: secrets.token_hex(4))
     tick: int = 0
-    vms: dict[str, VmOnBoard] = field(factory=dict[str, VmOnBoard])
     entries: deque[Entry] = field(factory=lambda: deque[Entry](maxlen=_MOST_ENTRIES))
     _wall_clock: Callable[[], float] = field(kw_only=True, alias="wall_clock")
     _start: float | None = None
     _pages: dict[Hashable, LivePage] = field(factory=dict["Hashable", LivePage])
-    _numbers: int = 0
     _changed: trio.Event = field(factory=trio.Event)
-
-    def note(self, views: Iterable[VmView]) -> None:
-        """Take in all VMs as they are now, and begin a tick."""
-        here = {view.name: view for view in views}
-        for name, vm in self.vms.items():
-            if vm.is_there and name not in here:
-                vm.is_there = False
-                self.log(name, "is not in the fleet any more")
-        for name, view in here.items():
-            if name not in self.vms:
-                self._numbers += 1
-                self.vms[name] = VmOnBoard(self._numbers, view)
-            vm = self.vms[name]
-            self._log_state(vm.view, view)
-            vm.note(self.seconds, view)
-        gone = [name for name, vm in self.vms.items() if not vm.is_there]
-        for name in gone[:-_MOST_GONE]:
-            vm = self.vms.pop(name)
-            self._pages.pop(("vm", vm.number), None)
-        self.begin_tick()
-
-    def find(self, shown: str) -> VmOnBoard | None:
-        """Return the VM whose name is shown so; of several, the first."""
-        return next(
-            (vm for name, vm in self.vms.items() if make_printable(name) == shown), None
-        )
 
     def begin_tick(self) -> None:
         """Tell all readers that something may have changed."""
         self.tick += 1
         self._changed.set()
         self._changed = trio.Event()
-
-    def _log_state(self, before: VmView, view: VmView) -> None:
-        # A VM that is connecting will be in another state soon.
-        if view.state not in (before.state, "connecting"):
-            detail = f": {view.detail}" if view.detail else ""
-            self.log(view.name, f"is {view.state}{detail}")
 
     def log(self, vm: str | None, text: str) -> None:
         """Note that something has happened.
@@ -270,6 +235,10 @@ class Board:
         number = self.entries[-1].number + 1 if self.entries else 1
         shown = make_printable(text, _LONGEST_TEXT)
         self.entries.append(Entry(number, self._wall_clock(), vm, shown))
+
+    def list_entries(self) -> dict[str, object]:
+        """Return what has happened, as it is served."""
+        return {"entries": [entry.to_json() for entry in self.entries]}
 
     def get_page(
         self, key: Hashable, draw: Callable[[], Iterable[tuple[str, str]]]
@@ -294,3 +263,51 @@ class Board:
         if self._start is None:
             self._start = now
         return now - self._start
+
+    def forget_page(self, key: Hashable) -> None:
+        """Forget a page that nobody can ask for any more."""
+        self._pages.pop(key, None)
+
+
+@define
+class Board(LiveBoard):
+    """What the pages of a host's VMs show.
+
+    Attributes:
+        vms: The VMs, by name.
+    """
+
+    vms: dict[str, VmOnBoard] = field(factory=dict[str, VmOnBoard])
+    _numbers: int = 0
+
+    def note(self, views: Iterable[VmView]) -> None:
+        """Take in all VMs as they are now, and begin a tick."""
+        here = {view.name: view for view in views}
+        for name, vm in self.vms.items():
+            if vm.is_there and name not in here:
+                vm.is_there = False
+                self.log(name, "is not in the fleet any more")
+        for name, view in here.items():
+            if name not in self.vms:
+                self._numbers += 1
+                self.vms[name] = VmOnBoard(self._numbers, view)
+            vm = self.vms[name]
+            self._log_state(vm.view, view)
+            vm.note(self.seconds, view)
+        gone = [name for name, vm in self.vms.items() if not vm.is_there]
+        for name in gone[:-_MOST_GONE]:
+            vm = self.vms.pop(name)
+            self.forget_page(("vm", vm.number))
+        self.begin_tick()
+
+    def find(self, shown: str) -> VmOnBoard | None:
+        """Return the VM whose name is shown so; of several, the first."""
+        return next(
+            (vm for name, vm in self.vms.items() if make_printable(name) == shown), None
+        )
+
+    def _log_state(self, before: VmView, view: VmView) -> None:
+        # A VM that is connecting will be in another state soon.
+        if view.state not in (before.state, "connecting"):
+            detail = f": {view.detail}" if view.detail else ""
+            self.log(view.name, f"is {view.state}{detail}")

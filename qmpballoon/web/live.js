@@ -36,7 +36,7 @@
       const next = template.content.firstElementChild;
       if (!next) old?.remove();
       else if (old) become(old, next);
-      else if (next.localName === "tr") find("#vms tbody").append(next);
+      else if (next.localName === "tr") find("table.live tbody").append(next);
     }
     order();
     if ("charts-part" in parts) document.dispatchEvent(new Event("renewed"));
@@ -56,7 +56,7 @@
   }
 
   function order() {
-    const body = find("#vms tbody");
+    const body = find("table.live tbody");
     if (!body) return;
     const wanted = find("#filter").value.toLowerCase();
     const rows = [...body.rows];
@@ -81,7 +81,7 @@
     // Of sizes the largest come first, of what is above the headroom the neediest.
     isDown = key === sorted ? !isDown : !["name", "state", "spare"].includes(key);
     sorted = key;
-    for (const head of findAll("#vms thead th")) head.removeAttribute("aria-sort");
+    for (const head of findAll("table.live thead th")) head.removeAttribute("aria-sort");
     const direction = isDown ? "descending" : "ascending";
     button.closest("th").setAttribute("aria-sort", direction);
     order();

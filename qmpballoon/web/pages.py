@@ -1,18 +1,14 @@
-"""Draws the pages, and their parts as they change: pure, from the board to HTML.
+"""Draws the pages of VMs, and their parts as they change: from the board to HTML. Pure.
 
 A page is complete when it is served: it can be read without a script. Its parts are
-elements with an ``id``; the script puts in new ones for those that have changed. All
-texts are put into a tree of elements, which escapes them when it is written. So a VM's
-name stays a text, whatever it holds.
+elements with an ``id``; the script puts in new ones for those that have changed.
 """
 
 from __future__ import annotations
 
 import math
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
-from xml.etree import ElementTree as ET
 
 from qmpballoon._printable import make_printable
 from qmpballoon.balloon.sampling import Timeline
@@ -20,26 +16,31 @@ from qmpballoon.export.facts import Facts
 from qmpballoon.export.page import draw_charts, draw_facts
 from qmpballoon.export.panels import make
 from qmpballoon.sizes import format_size
+from qmpballoon.web.parts import (
+    LONGEST_NAME,
+    draw_bar,
+    draw_log,
+    draw_log_section,
+    draw_row,
+    draw_table,
+    format_live_page,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
+    from xml.etree import ElementTree as ET
 
     from qmpballoon.fleet.vm import VmView
-    from qmpballoon.web.board import Board, Entry, History, VmOnBoard
+    from qmpballoon.web.board import Board, History, VmOnBoard
     from qmpballoon.web.jobs import Job
 
 __all__ = [
     "draw_fleet_parts",
     "draw_vm_parts",
-    "format_entrance",
     "format_fleet_page",
-    "format_refusal",
     "format_vm_page",
-    "write_parts",
 ]
 
-_LONGEST_NAME: Final = 100  # characters
-_MOST_ENTRIES: Final = 100  # of a list
 # What can be sorted by: what a heading says, and the member of a row's data. The
 # columns with pictures are sorted by what matters most of them.
 _COLUMNS: Final = (
@@ -47,9 +48,13 @@ _COLUMNS: Final = (
     *(("has", "size"), ("available", "available"), ("above headroom", "spare")),
     *(("cache", "cache"), ("resident", "resident")),
 )
-# What the memory of a guest is, in the order of the bar.
-_PARTS: Final = ("used", "cache", "free", "balloon")
-_LABELS: Final = {"balloon": "in the balloon"}
+# What the memory of a guest is, in the order of the bar, and what that is called.
+_PARTS: Final = {
+    "used": "used",
+    "cache": "cache",
+    "free": "free",
+    "balloon": "in the balloon",
+}
 _STEP: Final = 5.0  # seconds from one point of a small chart to the next
 _STEPS: Final = 36  # of them: three minutes
 _HEIGHT: Final = 100  # units of a small chart
@@ -62,50 +67,14 @@ def format_fleet_page(board: Board, host: Mapping[str, object]) -> str:
     """Return the page of all VMs."""
     parts = dict(draw_fleet_parts(board, host))
     rows = [part for name, part in parts.items() if name.startswith("vm-")]
-    head = [
-        make(
-            "th",
-            {"scope": "col"},
-            make("button", {"type": "button", "data-sort": key}, heading),
-        )
-        for heading, key in _COLUMNS
-    ]
-    legend = [
-        make("li", {"class": f"key {part}"}, _LABELS.get(part, part)) for part in _PARTS
-    ]
-    return _format_page(
+    return format_live_page(
         board,
         "VMs",
         "events",
         parts["host"],
         body=[
-            make(
-                "section",
-                {"aria-label": "VMs"},
-                make(
-                    "p",
-                    {"id": "tools", "hidden": "hidden"},
-                    make("label", {"for": "filter"}, "Show VMs with"),
-                    make("input", {"id": "filter", "type": "search"}),
-                ),
-                make("ul", {"class": "legend"}, *legend),
-                make(
-                    "div",
-                    {
-                        "class": "wide",
-                        "tabindex": "0",
-                        "role": "region",
-                        "aria-label": "Table of VMs",
-                    },
-                    make(
-                        "table",
-                        {"id": "vms"},
-                        make("thead", {}, make("tr", {}, *head)),
-                        make("tbody", {}, *rows),
-                    ),
-                ),
-            ),
-            _draw_log_section(parts["log"]),
+            draw_table("VMs", _COLUMNS, _PARTS, rows),
+            draw_log_section(parts["log"]),
         ],
     )
 
@@ -123,9 +92,9 @@ def format_vm_page(
     """
     parts = dict(draw_vm_parts(board, vm, job))
     name = vm.view.name
-    return _format_page(
+    return format_live_page(
         board,
-        make_printable(name, _LONGEST_NAME),
+        make_printable(name, LONGEST_NAME),
         f"events?vm={_quote(name)}",
         make("p", {}, make("a", {"href": "./"}, "All VMs")),
         parts["state"],
@@ -133,120 +102,10 @@ def format_vm_page(
             *([] if change_key is None else [_draw_changes(name, parts["job"])]),
             parts["charts-part"],
             parts["facts"],
-            _draw_log_section(parts["log"]),
+            draw_log_section(parts["log"]),
         ],
         change_key=change_key,
     )
-
-
-def format_entrance() -> str:
-    """Return the page that takes somebody with a cookie in.
-
-    It is no redirection: a browser that comes from another site would not send a strict
-    cookie after one.
-    """
-    return _format_document(
-        "qmpballoon",
-        [make("meta", {"http-equiv": "refresh", "content": "0; url=./"})],
-        [make("main", {}, make("p", {}, make("a", {"href": "./"}, "All VMs")))],
-    )
-
-
-def format_refusal() -> str:
-    """Return the page for who shows neither a token nor a cookie."""
-    return _format_document(
-        "No entry",
-        [],
-        [
-            make(
-                "main",
-                {},
-                make("h1", {}, "No entry"),
-                make(
-                    "p",
-                    {},
-                    "Open the link that the server printed when it was started. Each"
-                    " start makes a new one, unless there is a --token-file.",
-                ),
-            )
-        ],
-    )
-
-
-def _format_page(
-    board: Board,
-    title: str,
-    events: str,
-    *header: ET.Element,
-    body: Sequence[ET.Element],
-    change_key: str | None = None,
-) -> str:
-    key = (
-        []
-        if change_key is None
-        else [make("meta", {"name": "change-key", "content": change_key})]
-    )
-    # Before it is connected, nothing is to say that it is live.
-    connection = {"id": "connection", "role": "status", "data-events": events}
-    return _format_document(
-        f"{title} - qmpballoon",
-        [
-            *key,
-            make("script", {"src": "page.js", "defer": "defer"}),
-            make("script", {"src": "live.js", "defer": "defer"}),
-        ],
-        [
-            make(
-                "header",
-                {},
-                make("h1", {}, title),
-                *header,
-                make(
-                    "p",
-                    connection | {"data-since": f"{board.run}-{board.tick}"},
-                    "As it was when the page was loaded.",
-                ),
-            ),
-            make("main", {}, *body),
-        ],
-    )
-
-
-def _format_document(
-    title: str, head: Sequence[ET.Element], body: Sequence[ET.Element]
-) -> str:
-    page = make(
-        "html",
-        {"lang": "en"},
-        make(
-            "head",
-            {},
-            make("meta", {"charset": "utf-8"}),
-            make(
-                "meta",
-                {"name": "viewport", "content": "width=device-width, initial-scale=1"},
-            ),
-            make("meta", {"name": "color-scheme", "content": "light dark"}),
-            make("title", {}, title),
-            make("link", {"rel": "icon", "href": "data:,"}),
-            make("link", {"rel": "stylesheet", "href": "page.css"}),
-            make("link", {"rel": "stylesheet", "href": "live.css"}),
-            *head,
-        ),
-        make("body", {}, *body),
-    )
-    return f"<!DOCTYPE html>\n{_write(page)}\n"
-
-
-def write_parts(
-    parts: Iterable[tuple[str, ET.Element]],
-) -> Iterator[tuple[str, str]]:
-    """Write parts as HTML, one after the other."""
-    return ((name, _write(part)) for name, part in parts)
-
-
-def _write(element: ET.Element) -> str:
-    return ET.tostring(element, encoding="unicode", method="html")
 
 
 # Parts of the page of all VMs
@@ -265,7 +124,7 @@ def draw_fleet_parts(
     yield "host", make("p", {"id": "host"}, _describe_host(host, len(there)))
     for vm in sorted(there, key=lambda vm: vm.view.name):
         yield f"vm-{vm.number}", _draw_row(vm, board.seconds)
-    yield "log", _draw_log(board.entries, with_names=True)
+    yield "log", draw_log(board.entries, with_names=True)
 
 
 def _describe_host(host: Mapping[str, object], count: int) -> str:
@@ -283,7 +142,7 @@ def _describe_host(host: Mapping[str, object], count: int) -> str:
 def _draw_row(vm: VmOnBoard, now: float) -> ET.Element:
     view = vm.view
     stats, above = view.stats, view.above_headroom
-    name = make_printable(view.name, _LONGEST_NAME)
+    name = make_printable(view.name, LONGEST_NAME)
     sizes = _measure_parts(view)
     keys: dict[str, object] = {
         "name": name,
@@ -296,22 +155,16 @@ def _draw_row(vm: VmOnBoard, now: float) -> ET.Element:
         "resident": view.resident,
     }
     needy = {"class": "needy"} if (above or 0) < 0 else {}
-    return make(
-        "tr",
-        {
-            "id": f"vm-{vm.number}",
-            **{
-                f"data-{key}": "" if value is None else str(value)
-                for key, value in keys.items()
-            },
-        },
+    return draw_row(
+        f"vm-{vm.number}",
+        keys,
         make(
             "th",
             {"scope": "row"},
             make("a", {"href": f"vm?name={_quote(view.name)}"}, name),
         ),
         make("td", {"class": f"state {view.state}"}, _describe_state(view)),
-        make("td", {"class": "picture"}, *_draw_bar(view, sizes)),
+        make("td", {"class": "picture"}, *draw_bar(sizes, view.total or 0, _PARTS)),
         make("td", {"class": "picture"}, *_draw_line(vm.history, view.total, now)),
         make("td", {}, _describe_size(view)),
         make("td", {}, _format(stats.reclaimable)),
@@ -344,22 +197,6 @@ def _measure_parts(view: VmView) -> dict[str, int]:
     used = max(view.actual - cache - free, 0)
     balloon = max(view.total - view.actual, 0)
     return {"used": used, "cache": cache, "free": free, "balloon": balloon}
-
-
-def _draw_bar(view: VmView, sizes: Mapping[str, int]) -> list[ET.Element]:
-    """Draw what a VM's RAM is. A guest may say what cannot be: the bar ends there."""
-    if not sizes or not view.total:
-        return []
-    said = ", ".join(
-        f"{_LABELS.get(part, part)} {format_size(size)}" for part, size in sizes.items()
-    )
-    bars: list[ET.Element] = []
-    end = 0.0
-    for part, size in sizes.items():
-        start, end = end, min(end + 100 * size / view.total, 100.0)
-        place = {"x": f"{start:.1f}%", "width": f"{end - start:.1f}%"}
-        bars.append(make("rect", {"class": part, **place, "height": "100%"}))
-    return [make("svg", {"class": "bar", "role": "img", "aria-label": said}, *bars)]
 
 
 def _draw_line(history: History, total: int | None, now: float) -> list[ET.Element]:
@@ -425,7 +262,7 @@ def draw_vm_parts(
     about = Facts(sentence="", changes=facts.changes, settings=_list_limits(vm.view))
     yield "facts", make("div", {"id": "facts"}, *draw_facts(about, samples))
     mine = [entry for entry in board.entries if entry.vm == vm.view.name]
-    yield "log", _draw_log(mine, with_names=False)
+    yield "log", draw_log(mine, with_names=False)
 
 
 def _describe_vm(vm: VmOnBoard) -> str:
@@ -496,37 +333,6 @@ def _draw_changes(name: str, job: ET.Element) -> ET.Element:
         make("button", {"type": "button", "data-change": "give-back"}, "Give all back"),
         make("p", {"id": "answer", "role": "status"}),
         job,
-    )
-
-
-# What both have
-
-
-def _draw_log_section(log: ET.Element) -> ET.Element:
-    return make(
-        "section",
-        {},
-        make("h2", {}, "What happened, and why"),
-        log,
-    )
-
-
-def _draw_log(entries: Iterable[Entry], *, with_names: bool) -> ET.Element:
-    newest = list(entries)[-_MOST_ENTRIES:][::-1]
-    return make(
-        "ul",
-        {"id": "log"},
-        *(_draw_entry(each, with_name=with_names) for each in newest),
-    )
-
-
-def _draw_entry(entry: Entry, *, with_name: bool) -> ET.Element:
-    at = datetime.fromtimestamp(entry.at).astimezone()
-    stamp = at.isoformat(timespec="seconds")
-    time = make("time", {"datetime": stamp, "title": stamp}, f"{at:%H:%M:%S}")
-    name = "" if entry.vm is None else make_printable(entry.vm, _LONGEST_NAME)
-    return make(
-        "li", {}, time, f" {name} {entry.text}" if with_name else f" {entry.text}"
     )
 
 

@@ -99,7 +99,13 @@ async def open_app(
         jobs = Jobs(supervisor, board, tasks, on_change) if allow_changes else None
         board.note(supervisor.list_views())
         tasks.start_soon(_watch, supervisor, board)
-        yield App(board, access, read_fleet, jobs, prefix)
+        yield App(
+            board=board,
+            access=access,
+            read_fleet=read_fleet,
+            jobs=jobs,
+            prefix=prefix,
+        )
 
 
 async def _watch(supervisor: Supervisor, board: Board) -> None:

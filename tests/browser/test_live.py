@@ -51,7 +51,7 @@ def visit(browser: Browser, site: Site) -> Iterator[Visit]:
         page.on("dialog", lambda dialog: said.append(dialog.message))
         page.on("request", lambda request: asked.add(request.url))
         page.goto(site.link)
-        page.wait_for_selector("#vms")
+        page.wait_for_selector("table.live")
         return page
 
     yield visit
@@ -77,7 +77,7 @@ def find_violations(page: Page) -> list[tuple[str, Any]]:
 def test_all_vms_are_seen_sorted_and_filtered(visit: Visit) -> None:
     page = visit(bypass_csp=True)
     wait_for_text(page.locator("#connection"), "Live")
-    names = page.locator("#vms tbody th a")
+    names = page.locator("table.live tbody th a")
     assert names.all_text_contents() == [HOSTILE, "guest"]
     page.get_by_role("button", name="has").press("Enter")
     assert page.locator("[aria-sort]").text_content() == "has"
@@ -171,6 +171,7 @@ def test_a_page_outlives_the_server_and_a_vm(visit: Visit, site: Site) -> None:
     other.goto(site.top)
     other.locator("tr", has_text="alert").get_by_role("link").click()
     assert other.locator("h1").text_content() == HOSTILE
+    wait_for_text(other.locator("#connection"), "Live")  # its script is loaded
     site.stop()
     lost = re.compile("^No connection to the server")
     wait_for_text(page.locator("#connection"), lost)
@@ -180,4 +181,4 @@ def test_a_page_outlives_the_server_and_a_vm(visit: Visit, site: Site) -> None:
     site.end_fake()
     wait_for_text(other.locator("#state"), "It is not in the fleet any more.")
     wait_for_text(page.locator("#host"), re.compile("^1 VM. "))
-    assert page.locator("#vms tbody tr").count() == 1
+    assert page.locator("table.live tbody tr").count() == 1

@@ -76,7 +76,7 @@ async def test_nothing_is_shown_without_the_token() -> None:
         world.start("secret-vm")
         await become(fleet, {"secret-vm": "healthy"})
         async with open_site(fleet, world, allow_changes=True) as app:
-            paths = [*app.list_paths(), "/nothing"]
+            paths = [*app.pages, "/nothing"]
             assert len(paths) > 8
             for path in paths:
                 answer = await app.answer(Request("GET", path, {}, {"host": HOST}))
