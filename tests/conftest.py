@@ -13,7 +13,7 @@ import itertools
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -111,6 +111,20 @@ def pytest_configure(config: pytest.Config) -> None:
     # does not: commands are to meet the signal, and the tests to outlive it.
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call() -> Generator[None, object, object]:
+    """Say why a test is skipped: pytest-trio skips anew what skips itself, without."""
+    try:
+        return (yield)
+    except pytest.skip.Exception as skipped:
+        reason = skipped.__context__
+        while isinstance(reason, BaseExceptionGroup):
+            reason = cast("BaseExceptionGroup[BaseException]", reason).exceptions[0]
+        if isinstance(reason, pytest.skip.Exception):
+            raise reason from None
+        raise
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""A reclaim goes through the files in the order that CONTRIBUTING.md tells."""
+"""What CONTRIBUTING.md tells is so: of the way of a reclaim, and of tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import qmpballoon
 
 PACKAGE = Path(qmpballoon.__file__).parent
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+pytest_plugins = ["pytester"]
 
 # Runs a reclaim on a simulated VM, and prints the files of the package in the order in
 # which a function of them is first called.
@@ -97,3 +98,23 @@ def test_no_file_is_left_out(steps: list[list[str]], called: list[str]) -> None:
 
 def test_all_that_is_called_slow_is_there(slow_places: list[Path]) -> None:
     assert [path for path in slow_places if not path.exists()] == []
+
+
+def test_tests_that_are_skipped_say_why(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest((Path(__file__).parent / "conftest.py").read_text("utf-8"))
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.trio
+        async def test_on_trio():
+            pytest.skip("there is no QEMU")
+
+        def test_without():
+            try:
+                raise OSError
+            except OSError:
+                pytest.skip("there is no root")
+    """)
+    lines = pytester.runpytest_inprocess("-rs").outlines
+    reasons = [line.rpartition(": ")[2] for line in lines if "SKIPPED [" in line]
+    assert sorted(reasons) == ["there is no QEMU", "there is no root"]

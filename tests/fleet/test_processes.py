@@ -22,7 +22,9 @@ from qmpballoon.fleet.processes import (
 )
 from qmpballoon.fleet.vm_spec import Refused
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="runs processes of others")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root: it runs processes of others"
+)
 QEMU = "/usr/bin/qemu-system-x86_64"
 ROOT = frozenset({0, os.geteuid()})
 

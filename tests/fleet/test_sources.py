@@ -321,7 +321,7 @@ def test_a_monitor_that_a_manager_needs_is_never_taken(
         assert "a manager's own: leave it" in refused.reason
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it gives files away")
 def test_sockets_in_a_folder_of_somebody_else(bind: Callable[[str], Path]) -> None:
     bind("theirs/a.qmp")
     os.chown("theirs", NOBODY, NOBODY)
