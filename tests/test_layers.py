@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fleet": BELOW_FRONT_ENDS | {"_lazy", "_transport", "trio"},
     "cluster": VALUES | {"_lazy", "_transport", "balloon", "fleet"},
     "export": BELOW_FRONT_ENDS,
-    "web": BELOW_FRONT_ENDS | {"_transport", "export", "fleet"},
+    "web": BELOW_FRONT_ENDS | {"_transport", "cluster", "export", "fleet"},
     "testing.lab": {"_checks", "errors", "qmp", "sizes"},
     "testing": VALUES | {"_lazy", "_transport", "qmp"},
     "cli.render": VALUES | {"balloon", "cluster", "export", "fleet"},

@@ -42,20 +42,23 @@ def _read_url(text: str) -> BusAddress:
         raise click.UsageError(str(error)) from error
 
 
-def cluster_option(*, required: bool, text: str) -> Callable[[_F], _F]:
+def cluster_option(
+    *, required: bool, text: str, reads_environment: bool = True
+) -> Callable[[_F], _F]:
     """Return the option that names the server.
 
     Args:
         required: Whether it has to be given.
         text: What it is for.
+        reads_environment: Whether a variable of the environment can give it, too.
     """
     return click.option(
         "--cluster",
         type=_read_url,
         required=required,
         metavar="URL",
-        envvar="QMPBALLOON_CLUSTER",
-        show_envvar=True,
+        envvar="QMPBALLOON_CLUSTER" if reads_environment else None,
+        show_envvar=reads_environment,
         help=text,
     )
 

@@ -1,15 +1,16 @@
-"""Serves the pages of a fleet for a subcommand: where, and for whom."""
+"""Serves pages for a subcommand: where, and for whom."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import stat
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from attrs import frozen
 
 from qmpballoon._transport.http_hosts import KnownHosts, is_loopback
 from qmpballoon.cli import _output
@@ -18,14 +19,23 @@ from qmpballoon.cli.render.fleet import host_to_json
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Generator
 
+    from qmpballoon.cluster.bus import Bus
     from qmpballoon.fleet.host_memory import HostMemory
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
+    from qmpballoon.web.access import Access
     from qmpballoon.web.board import Board
+    from qmpballoon.web.cluster_board import ClusterBoard
 
-__all__ = ["PageAddress", "fleet_to_json", "open_pages", "read_page_address"]
+__all__ = [
+    "PageAddress",
+    "fleet_to_json",
+    "open_cluster_pages",
+    "open_pages",
+    "read_page_address",
+]
 
 PageAddress = tuple[str, int] | Path
 """Where pages are served: an address and a port, or a unix socket."""
@@ -69,7 +79,7 @@ def fleet_to_json(
 async def open_pages(
     supervisor: Supervisor,
     memory: HostMemory,
-    rules: Rules,
+    get_rules: Callable[[], Rules],
     address: PageAddress,
     *,
     names: tuple[str, ...] = (),
@@ -83,7 +93,7 @@ async def open_pages(
     Args:
         supervisor: Knows the VMs.
         memory: Reads the host's memory.
-        rules: What the host keeps.
+        get_rules: Returns what the host keeps.
         address: Where to listen.
         names: Other names under which the server can be reached.
         token_file: Holds the token; made if it is not there. ``None``: a new token.
@@ -96,30 +106,89 @@ async def open_pages(
     """
     from qmpballoon import web  # noqa: PLC0415 - an extra
 
-    host = "localhost" if isinstance(address, Path) else address[0]
-    access = web.Access(_choose_token(token_file), KnownHosts.of(host, names))
-
-    with ExitStack() as stack:
-        listener = _listen(address, stack)
+    with _listen(address, names, token_file, prefix) as at:
         async with web.open_pages(
             supervisor,
-            listener,
-            access,
-            lambda: fleet_to_json(supervisor, memory, rules),
+            at.listener,
+            at.access,
+            lambda: fleet_to_json(supervisor, memory, get_rules()),
             allow_changes=allow_changes,
             prefix=prefix,
             on_change=_output.note,
         ) as board:
-            say(f"pages at {_describe(listener, address, prefix, access.token)}")
-            if not isinstance(address, Path) and not is_loopback(host):
-                _output.note(
-                    "the link and all pages go over the network as they are: put a"
-                    " server with TLS before it"
-                )
+            at.announce(say)
             yield board
 
 
-def _listen(address: PageAddress, stack: ExitStack) -> socket.socket:
+@asynccontextmanager
+async def open_cluster_pages(
+    bus: Bus,
+    address: PageAddress,
+    *,
+    names: tuple[str, ...],
+    token_file: Path | None,
+    prefix: str,
+    period: float,
+) -> AsyncGenerator[ClusterBoard]:
+    """Serve the page of a cluster's hosts within the block, and print its link.
+
+    Args:
+        bus: The server between the hosts.
+        address: Where to listen.
+        names: As of :func:`open_pages`, and so are the rest.
+        token_file: Likewise.
+        prefix: Likewise.
+        period: Seconds between two looks at all hosts.
+
+    Raises:
+        click.UsageError: As there.
+    """
+    from qmpballoon import web  # noqa: PLC0415 - an extra
+
+    with _listen(address, names, token_file, prefix) as at:
+        async with web.open_cluster_pages(
+            bus, at.listener, at.access, prefix=prefix, period=period
+        ) as board:
+            at.announce(_output.say)
+            yield board
+
+
+@frozen
+class _Place:
+    """Where pages are served, and for whom."""
+
+    listener: socket.socket
+    access: Access
+    link: str
+    is_open: bool  # to the network
+
+    def announce(self, say: Callable[[str], None]) -> None:
+        """Print the link."""
+        say(f"pages at {self.link}")
+        if self.is_open:
+            _output.note(
+                "the link and all pages go over the network as they are: put a"
+                " server with TLS before it"
+            )
+
+
+@contextmanager
+def _listen(
+    address: PageAddress, names: tuple[str, ...], token_file: Path | None, prefix: str
+) -> Generator[_Place]:
+    """Listen within the block; raises as :func:`open_pages`."""
+    from qmpballoon import web  # noqa: PLC0415 - an extra
+
+    host = "localhost" if isinstance(address, Path) else address[0]
+    access = web.Access(_choose_token(token_file), KnownHosts.of(host, names))
+    with ExitStack() as stack:
+        listener = _open_listener(address, stack)
+        link = _describe(listener, address, prefix, access.token)
+        is_open = not isinstance(address, Path) and not is_loopback(host)
+        yield _Place(listener, access, link, is_open)
+
+
+def _open_listener(address: PageAddress, stack: ExitStack) -> socket.socket:
     from qmpballoon._transport.listening import (  # noqa: PLC0415 - loads sockets
         listen_at,
         listen_on,

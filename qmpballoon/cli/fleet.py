@@ -317,7 +317,7 @@ def run(
                 if pages:
                     board = await stack.enter_async_context(
                         open_pages(
-                            *(supervisor, memory, rules, pages),
+                            *(supervisor, memory, member.get_rules, pages),
                             names=allowed_hosts,
                             say=_output.note,
                         )
@@ -378,7 +378,10 @@ class _Shown:
     def show(self, host: Host, plan: FleetPlan) -> None:
         """Show a plan, if it has moves."""
         self._note_changes(host)
-        _output.note(*self._member.describe_changes())
+        for line in self._member.describe_changes():
+            _output.note(line)
+            if self._board:
+                self._board.log(None, line)
         rules = self._member.get_rules()
         if not self._is_wish_noted:
             self._is_wish_noted = _note_unreachable(plan, rules)

@@ -21,7 +21,7 @@ from attrs import asdict, field, fields_dict, frozen
 from qmpballoon._checks import is_size
 from qmpballoon._printable import make_printable
 from qmpballoon.cluster.bus import LARGEST_VALUE, MOST_HOSTS, require_host_name
-from qmpballoon.sizes import GiB, parse_size
+from qmpballoon.sizes import GiB, format_size, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -186,6 +186,10 @@ class JobProgress:
     phase: JobPhase
     until: float
     detail: str = ""
+
+    def describe(self) -> str:
+        """Say in a few words how far it is."""
+        return f"{self.phase} {format_size(self.taken)} of {format_size(self.quota)}"
 
 
 @frozen

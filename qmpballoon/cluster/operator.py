@@ -81,13 +81,15 @@ RoomLevel = Literal["now", "after-cold", "to-floors", "none"]
 * ``none``: there is no room.
 """
 
+LATE: Final = 5.0
+"""Seconds without news, after which a host counts as silent."""
+
 _T = TypeVar("_T")
 _Said = TypeVar("_Said", "HostState", "HostVms")
 
 _CHUNK: Final = 256
 """Values that are asked for at once. States of 50 VMs are 8 KiB; so an answer has 2 MiB
 and others are served in between."""
-_LATE: Final = 5.0  # seconds without news, after which a host counts as silent
 _POLL: Final = 0.5  # seconds between two looks at a job
 # Seconds after a job's deadline: its hosts say how it ended with their next exchange.
 _GRACE: Final = 5.0
@@ -117,7 +119,19 @@ class HostView:
         """Whether it says how it is, has not for some time, or says nonsense."""
         if self.state is None:
             return "malformed"
-        return "silent" if self.age is None or self.age > _LATE else "healthy"
+        return "silent" if self.age is None or self.age > LATE else "healthy"
+
+    def list_notes(self) -> list[str]:
+        """Return what does not hold as it should, for people, one line each."""
+        state = self.state
+        notes = [self.problem] if self.problem else []
+        if state is None:
+            return notes
+        if state.unknown_vms:
+            notes.append(f"{state.unknown_vms} of its VMs do not say how they are")
+        if state.progress and state.progress.detail:
+            notes.append(f"job {state.progress.job}: {state.progress.detail}")
+        return [*notes, *state.notes]
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
@@ -158,6 +172,42 @@ class ClusterView:
     policy: Policy | None = None
     job: Job | None = None
     notes: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Say what all hosts have together, and which policy there is, in sentences."""
+        if not self.hosts:
+            return [self._describe_policy()]
+        states = [host.state for host in self.hosts if host.state]
+        available, total = (
+            format_size(sum(getattr(state, name) for state in states))
+            for name in ("available", "total")
+        )
+        offers = [state.offer for state in states]
+        idle, cold, hot = (
+            format_size(sum(getattr(offer, kind) for offer in offers))
+            for kind in ("idle", "cold", "hot")
+        )
+        vms = sum(state.vms for state in states)
+        kinds = f"{idle} that is idle, {cold} of cold cache and {hot} of cache in use"
+        return [
+            f"They have {available} available of {total}, with {vms} VMs",
+            f"Their guests can give {kinds}",
+            self._describe_policy(),
+        ]
+
+    def _describe_policy(self) -> str:
+        policy = self.policy
+        if policy is None:
+            return "The server has no policy"
+        comment = f" ({policy.comment})" if policy.comment else ""
+        return f"The policy is revision {policy.revision}{comment}"
+
+    def report_job(self) -> JobReport | None:
+        """Return how far the last job is; ``None`` if the server has none."""
+        if self.job is None:
+            return None
+        progress = {host.name: host.state.progress for host in self.hosts if host.state}
+        return _make_report(self.job, progress)
 
     def to_json(self) -> dict[str, object]:
         """Return it as the command prints it: bytes and seconds."""
@@ -238,7 +288,7 @@ def _view_host(name: str, values: Mapping[str, bytes], now: float) -> HostView |
     except Malformed as error:
         problem = str(error)
     age = now - state.at
-    if age < -_LATE:
+    if age < -LATE:
         problem = problem or f"its clock is {-age:.0f} s ahead of this one"
     return HostView(name, state, vms, max(0.0, age), problem)
 
@@ -445,6 +495,13 @@ class JobReport:
         """Bytes that all guests gave, as far as their hosts have said."""
         return sum(host.taken for host in self.hosts)
 
+    def describe(self) -> str:
+        """Say in a line how far it is."""
+        taken, amount = format_size(self.taken), format_size(self.job.amount)
+        settled = sum(host.is_settled for host in self.hosts)
+        hosts = f"{settled} of {len(self.hosts)} hosts are ready"
+        return f"{taken} of {amount}; {hosts}"
+
     @property
     def is_settled(self) -> bool:
         """Whether no host takes any more."""
@@ -627,6 +684,10 @@ async def _report(bus: Bus, job: Job) -> JobReport:
         for host, view in views.items()
         if view is not None and view.state is not None
     }
+    return _make_report(job, progress)
+
+
+def _make_report(job: Job, progress: Mapping[str, JobProgress | None]) -> JobReport:
     return JobReport(
         job,
         tuple(

@@ -3,13 +3,14 @@
 :func:`open_pages` serves a supervised fleet (:func:`qmpballoon.fleet.open_fleet`): a
 page with a table of all VMs, a page for each, the same as documents of JSON, and
 streams of both that go on where a reader has ended. It needs h11, from the extra
-``web``. The command is ``qmpballoon web``.
+``web``. :func:`open_cluster_pages` serves a page of all hosts of a cluster
+(:mod:`qmpballoon.cluster`). The command is ``qmpballoon web``.
 """
 
 from __future__ import annotations
 
 from qmpballoon.web.access import Access
 from qmpballoon.web.board import Board
-from qmpballoon.web.service import open_pages
+from qmpballoon.web.service import open_cluster_pages, open_pages
 
-__all__ = ["Access", "Board", "open_pages"]
+__all__ = ["Access", "Board", "open_cluster_pages", "open_pages"]

@@ -1,4 +1,4 @@
-"""Serves the pages of a supervised fleet; on trio."""
+"""Serves the pages of a supervised fleet, or of a cluster; on trio."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from qmpballoon._transport.trio_tasks import BackgroundTasks
+from qmpballoon.cluster.operator import look
+from qmpballoon.errors import BusError
 from qmpballoon.web.app import App
 from qmpballoon.web.board import Board
+from qmpballoon.web.cluster_app import ClusterApp
+from qmpballoon.web.cluster_board import ClusterBoard
 from qmpballoon.web.jobs import Jobs
 from qmpballoon.web.server import Server
 
@@ -19,10 +23,12 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncGenerator, Callable, Mapping
 
+    from qmpballoon.cluster.bus import Bus
     from qmpballoon.fleet.supervisor import Supervisor
     from qmpballoon.web.access import Access
+    from qmpballoon.web.board import LiveBoard
 
-__all__ = ["open_app", "open_pages"]
+__all__ = ["open_app", "open_cluster_app", "open_cluster_pages", "open_pages"]
 
 # Seconds from one look at the fleet to the next. The VMs are polled once a second, at
 # any moment of it, and a page is to be less than a second behind that.
@@ -69,17 +75,25 @@ async def open_pages(
             prefix=prefix,
             on_change=on_change,
         ) as app,
-        BackgroundTasks(shield=False) as tasks,
+        _serve(app, listener),
     ):
-        # A duplicate: trio's socket closes the one that it is given.
-        sock = trio.socket.from_stdlib_socket(listener.dup())
-        board = app.board
-        server = Server(app.answer, partial(_log_drop, board))
+        yield app.board
+
+
+@asynccontextmanager
+async def _serve(
+    app: App | ClusterApp, listener: socket.socket
+) -> AsyncGenerator[None]:
+    """Serve what answers requests within the block."""
+    # A duplicate: trio's socket closes the one that it is given.
+    sock = trio.socket.from_stdlib_socket(listener.dup())
+    server = Server(app.answer, partial(_log_drop, app.board))
+    async with BackgroundTasks(shield=False) as tasks:
         tasks.start_soon(server.serve, [trio.SocketListener(sock)])
-        yield board
+        yield
 
 
-def _log_drop(board: Board, count: int) -> None:
+def _log_drop(board: LiveBoard, count: int) -> None:
     board.log(None, f"a reader that did not read was cut off: {count} until now")
 
 
@@ -113,3 +127,76 @@ async def _watch(supervisor: Supervisor, board: Board) -> None:
     while True:
         await trio.sleep(_PERIOD)
         board.note(supervisor.list_views())
+
+
+@asynccontextmanager
+async def open_cluster_pages(
+    bus: Bus,
+    listener: socket.socket,
+    access: Access,
+    *,
+    prefix: str = "",
+    period: float = 1.0,
+) -> AsyncGenerator[ClusterBoard]:
+    """Serve the page of a cluster's hosts within an ``async with`` block.
+
+    Args:
+        bus: The server between the hosts, as somebody who may read everything.
+        listener: The socket to serve on; it listens.
+        access: Who may look.
+        prefix: As of :func:`open_pages`.
+        period: Seconds between two looks at all hosts, above 0.
+
+    Yields:
+        The board, whose :meth:`~Board.log` adds to the list of what happened.
+
+    Note:
+        While the server between the hosts cannot be asked, the page says so. It can be
+        cancelled at any moment.
+    """
+    async with (
+        open_cluster_app(bus, access, prefix=prefix, period=period) as app,
+        _serve(app, listener),
+    ):
+        yield app.board
+
+
+@asynccontextmanager
+async def open_cluster_app(
+    bus: Bus,
+    access: Access,
+    *,
+    prefix: str = "",
+    period: float = 1.0,
+    clock: Callable[[], float] = time.time,
+) -> AsyncGenerator[ClusterApp]:
+    """Run what answers requests, and serve it to nobody; as :func:`open_cluster_pages`.
+
+    Args:
+        bus: The server.
+        access: Who may look.
+        prefix: As there.
+        period: As there.
+        clock: Returns the seconds since 1970.
+    """
+    board = ClusterBoard(wall_clock=clock)
+    async with BackgroundTasks(shield=False) as tasks:
+        await _look(bus, board)
+        tasks.start_soon(_look_again, bus, board, period)
+        yield ClusterApp(board=board, access=access, prefix=prefix)
+
+
+async def _look_again(bus: Bus, board: ClusterBoard, period: float) -> None:
+    while True:
+        await trio.sleep(period)
+        await _look(bus, board)
+
+
+async def _look(bus: Bus, board: ClusterBoard) -> None:
+    """Tell the board of all hosts."""
+    try:
+        view = await look(bus, board.now, with_vms=False)
+    except BusError as error:
+        board.note_problem(str(error))
+    else:
+        board.note(view)

@@ -148,9 +148,23 @@ async def test_a_fleet_shows_what_it_decides_and_why(tmp_path: Path) -> None:
         await end(running)
 
 
+async def test_a_cluster_is_shown(joined: str) -> None:
+    async with start("web", "--cluster", joined, "--listen", "0") as running:
+        host, top, token, _ = await link_of(running.stdout)
+        assert "1 host: 1 healthy" in (await get(host, top, token))[1]
+        (seen,) = (await document_of(host, "/api/cluster", token))["hosts"]
+        assert seen["name"] == "h1"
+        assert (await get(host, "/api/fleet", token))[0] == 404
+        await end(running)
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
+        ("web --cluster valkey://bus VM", "VMS is for this host's VMs: leave it out"),
+        ("web --cluster valkey://bus --allow-changes", "--allow-changes is for this"),
+        ("web --cluster valkey://bus --reserve 1G", "--reserve is for this host's"),
+        ("web --cluster valkey://u:secret@bus", "holds a password"),
         ("web --listen everywhere", "has no port"),
         ("web --prefix vms", "no prefix"),
         ("web --prefix /v;x=1", "no prefix"),

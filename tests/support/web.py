@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.fleet.supervisor import Supervisor
     from qmpballoon.web.app import App
+    from qmpballoon.web.cluster_app import ClusterApp
 
 __all__ = ["ACCESS", "HOST", "TOKEN", "Event", "ask", "follow", "open_site", "post"]
 
@@ -57,7 +58,9 @@ async def open_site(
         yield app
 
 
-async def ask(app: App, path: str, *, method: str = "GET", **headers: str) -> Response:
+async def ask(
+    app: App | ClusterApp, path: str, *, method: str = "GET", **headers: str
+) -> Response:
     """Ask as a program that has the token."""
     shown = {"host": HOST, "authorization": f"Bearer {TOKEN}", **headers}
     path, _, query = path.partition("?")

@@ -14,7 +14,7 @@ from qmpballoon.sizes import format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qmpballoon.cluster.documents import JobProgress, Policy, Room
+    from qmpballoon.cluster.documents import JobProgress, Room
     from qmpballoon.cluster.operator import (
         ClusterView,
         HostView,
@@ -48,12 +48,12 @@ _LEVELS: Final[dict[RoomLevel, str]] = {
 def draw_cluster(view: ClusterView) -> Group:
     """Lay out all hosts of a cluster."""
     parts: list[Text | Table] = [_describe_hosts(view.hosts)]
-    parts.append(Text(_describe_policy(view.policy)))
+    parts += map(Text, view.describe())
     if view.hosts:
         parts.append(_draw_hosts(view.hosts))
     notes = [
         *view.notes,
-        *(f"{host.name}: {note}" for host in view.hosts for note in _list_notes(host)),
+        *(f"{host.name}: {note}" for host in view.hosts for note in host.list_notes()),
     ]
     return Group(*parts, *(Text(note, "warning") for note in notes))
 
@@ -67,28 +67,7 @@ def _describe_hosts(hosts: Sequence[HostView]) -> Text:
     for number, condition in enumerate(shown):
         text.append(", " if number else "")
         text.append(f"{conditions[condition]} {condition}", _COLOURS[condition])
-    states = [host.state for host in hosts if host.state]
-    available, total = (
-        format_size(sum(getattr(state, name) for state in states))
-        for name in ("available", "total")
-    )
-    offers = [state.offer for state in states]
-    idle, cold, hot = (
-        format_size(sum(getattr(offer, kind) for offer in offers))
-        for kind in ("idle", "cold", "hot")
-    )
-    text.append(f"\nThey have {available} available of {total}, with")
-    text.append(f" {sum(state.vms for state in states)} VMs")
-    text.append(f"\nTheir guests can give {idle} that is idle, {cold} of cold cache")
-    text.append(f" and {hot} of cache in use")
     return text
-
-
-def _describe_policy(policy: Policy | None) -> str:
-    if policy is None:
-        return "The server has no policy"
-    comment = f" ({policy.comment})" if policy.comment else ""
-    return f"The policy is revision {policy.revision}{comment}"
 
 
 def _draw_hosts(hosts: Iterable[HostView]) -> Table:
@@ -112,33 +91,10 @@ def _list_figures(host: HostView) -> list[str]:
     return [
         "-" if host.age is None else f"{host.age:.0f} s",
         str(state.vms),
-        *map(_format_size, sizes),
+        *map(format_size, sizes),
         "-" if state.policy_revision is None else str(state.policy_revision),
-        _describe_phase(state.progress),
+        state.progress.describe() if state.progress else "",
     ]
-
-
-def _format_size(size: int) -> str:
-    return f"-{format_size(-size)}" if size < 0 else format_size(size)
-
-
-def _describe_phase(progress: JobProgress | None) -> str:
-    if progress is None:
-        return ""
-    taken, quota = format_size(progress.taken), format_size(progress.quota)
-    return f"{progress.phase} {taken} of {quota}"
-
-
-def _list_notes(host: HostView) -> list[str]:
-    state = host.state
-    notes = [host.problem] if host.problem else []
-    if state is None:
-        return notes
-    if state.unknown_vms:
-        notes.append(f"{state.unknown_vms} of its VMs do not say how they are")
-    if state.progress and state.progress.detail:
-        notes.append(f"job {state.progress.job}: {state.progress.detail}")
-    return [*notes, *state.notes]
 
 
 def draw_room(size: int, found: Sequence[tuple[str, RoomLevel, Room]]) -> Group:
@@ -186,10 +142,7 @@ def draw_plan(plan: JobPlan) -> Group:
 def describe_progress(report: JobReport) -> str:
     """Say in a line how far a job is."""
     percent = report.taken * 100 // report.job.amount
-    taken, amount = format_size(report.taken), format_size(report.job.amount)
-    settled = sum(host.is_settled for host in report.hosts)
-    hosts = f"{settled} of {len(report.hosts)} hosts are ready"
-    return f"{percent:3} %  {taken} of {amount}; {hosts}"
+    return f"{percent:3} %  {report.describe()}"
 
 
 def describe_job(report: JobReport, until: str) -> str:
@@ -218,4 +171,4 @@ def _describe_part(progress: JobProgress | None) -> str:
     if progress is None:
         return "has not said that it began"
     detail = f": {progress.detail}" if progress.detail else ""
-    return f"is at {_describe_phase(progress)}{detail}"
+    return f"is at {progress.describe()}{detail}"
