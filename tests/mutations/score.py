@@ -15,6 +15,7 @@ import ast
 import os
 import random
 import sys
+import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -125,18 +126,33 @@ class Mutant:
         return self.function, self.old, self.new
 
 
-def make_mutants(path: Path) -> list[Mutant]:
-    """Return all changes of a module's functions that are Python, each once."""
+def make_mutants(path: Path, sample: int | None, seed: int) -> list[Mutant]:
+    """Return changes of a module's functions that are Python, each once.
+
+    Args:
+        path: The module's file.
+        sample: At most so many of them, drawn at random; all if it is None.
+        seed: What they are drawn by, together with the name of the module.
+    """
     source = path.read_text(encoding="utf-8")
     nodes = list(ast_nodes(get_ast(source)))
+    places = [
+        (operator, occurrence)
+        for operator in operators()
+        for occurrence in range(
+            sum(len(list(operator.mutation_positions(node))) for node in nodes)
+        )
+    ]
+    if sample is not None:
+        random.Random(f"{seed} {path.relative_to(PACKAGE)}").shuffle(places)
     mutants: dict[str, Mutant] = {}
-    for operator in operators():
-        count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
-        for occurrence in range(count):
-            changed = mutate_code(source, operator, occurrence)
-            mutant = changed and describe(path, source, changed)
-            if mutant:
-                mutants.setdefault(changed, mutant)
+    for operator, occurrence in places:
+        changed = mutate_code(source, operator, occurrence)
+        mutant = changed and describe(path, source, changed)
+        if mutant:
+            mutants.setdefault(changed, mutant)
+        if len(mutants) == sample:
+            break
     return list(mutants.values())
 
 
@@ -201,6 +217,8 @@ def run(
     for nursery in nurseries:
         idle.put(nursery)
 
+    longest = dict[Path, int]()
+
     def one(mutant: Mutant) -> tuple[Mutant, int]:
         nursery = idle.get()
         try:
@@ -209,6 +227,7 @@ def run(
                     "path": str(mutant.path),
                     "source": mutant.source,
                     "tests": tests_of(mutant.path, quick=quick),
+                    "longest": longest[mutant.path],
                     "profile": "planted",
                 }
             )
@@ -219,9 +238,12 @@ def run(
     try:
         for path in {mutant.path for mutant in mutants}:
             job: Job = {"tests": tests_of(path, quick=quick), "profile": "planted"}
+            began = time.monotonic()
             status, output = nurseries[0].run(job)
             if status:
                 sys.exit(output)
+            # Of the processor's time, a change that takes so long is in a loop.
+            longest[path] = 10 + 2 * int(time.monotonic() - began)
         with ThreadPoolExecutor(workers) as pool:
             yield from pool.map(one, mutants)
     finally:
@@ -241,14 +263,11 @@ def main() -> int:
     workers = len(os.sched_getaffinity(0))
     parser.add_argument("-n", type=int, default=workers, help="at a time")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
     equivalents, scores = read_equivalents(), dict[str, Score]()
     for module in options.modules:
         place = PACKAGE / module
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            mutants = make_mutants(path)
-            if options.sample is not None and len(mutants) > options.sample:
-                mutants = rng.sample(mutants, options.sample)
+            mutants = make_mutants(path, options.sample, options.seed)
             score = Score()
             for mutant, status in run(mutants, options.n, quick=options.quick):
                 if mutant.key in equivalents:

@@ -37,7 +37,7 @@ ROOT: Final = Path(__file__).parent.parent.parent
 
 # The status of a fork that has not come to run any tests: none of pytest's.
 FAILED: Final = 70
-LONGEST: Final = 120  # seconds of a processor's time for one bug
+LONGEST: Final = 120  # seconds of a processor's time for one bug, if a job names none
 
 # Where hypothesis keeps the settings of a test.
 SETTINGS: Final = "_hypothesis_internal_use_settings"
@@ -60,6 +60,7 @@ class Job(TypedDict, total=False):
     source: str
     tests: Required[Sequence[str]]
     few: bool
+    longest: int
     profile: Required[str]
 
 
@@ -276,7 +277,8 @@ def run_forked(job: Job) -> tuple[int, str]:
         if not child:
             status = FAILED
             # A bug may make a loop endless.
-            resource.setrlimit(resource.RLIMIT_CPU, (LONGEST, LONGEST))
+            longest = job.get("longest", LONGEST)
+            resource.setrlimit(resource.RLIMIT_CPU, (longest, longest))
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
