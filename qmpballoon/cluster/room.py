@@ -76,8 +76,8 @@ def compute_room(
 
 
 def _can_give(guest: Guest) -> bool:
-    in_need = guest.need or guest.distress
-    return not (guest.is_moving or guest.is_stalled or in_need)
+    # One that is in need has nothing to spare.
+    return not (guest.is_moving or guest.is_stalled)
 
 
 def _count_gain(guest: Guest) -> int:

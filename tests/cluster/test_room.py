@@ -55,6 +55,9 @@ def test_what_is_offered_can_be_taken_and_nothing_else(guests: list[Guest]) -> N
     assert offer.idle + offer.cold <= 2**50 - cold.lacking
     # Only what is too little to be worth a move is not offered.
     assert 2**50 - plan.lacking - offer.total <= len(guests) * SMALLEST_GIFT
+    assert not compute_offer(
+        each for each in guests if each.need or each.distress
+    ).total
 
 
 @given(guest_lists(), st.integers(-GiB, 64 * GiB), st.integers(0, 8 * GiB))
