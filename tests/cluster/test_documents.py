@@ -217,6 +217,35 @@ def test_what_others_chose_is_made_printable_and_cut() -> None:
     assert len(read.detail) <= 500
 
 
+def test_a_name_is_never_cut() -> None:
+    longest = Policy(1, (Wish("h" * 256),))
+    assert parse_policy(longest.to_bytes()) == longest
+    with pytest.raises(Malformed, match="must be 1 to 256"):
+        parse_policy(Policy(1, (Wish("h" * 257),)).to_bytes())
+
+
+@pytest.mark.parametrize("until", [-1, -0.5, 2**40, 1e300, True])
+def test_a_moment_that_no_clock_shows_is_refused(until: float) -> None:
+    quota = Quota("a" * 8, 1, False, False, until, 1.0)  # noqa: FBT003
+    with pytest.raises(Malformed, match="until is"):
+        parse_quota(quota.to_bytes())
+
+
+@pytest.mark.parametrize("available", ["much", None, True, -(2**63) - 1, 0.5])
+def test_a_host_that_has_what_is_no_size_is_refused(available: object) -> None:
+    state = HostState("h", 0.0, 1, 1, 1, Room(0, 0, 0), Offer(), 0, 0)
+    content = {**json.loads(state.to_bytes()), "available": available}
+    with pytest.raises(Malformed, match="available is"):
+        parse_state(json.dumps(content).encode())
+
+
+def test_as_much_is_read_as_may_be_written() -> None:
+    policy = Policy(3)
+    assert parse_policy(policy.to_bytes().ljust(LARGEST_VALUE)) == policy
+    with pytest.raises(Malformed, match="too many"):
+        parse_policy(policy.to_bytes().ljust(LARGEST_VALUE + 1))
+
+
 def test_a_newer_host_may_say_more() -> None:
     policy = Policy(3)
     more = {**json.loads(policy.to_bytes()), "more": [1]}

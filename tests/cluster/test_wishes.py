@@ -81,6 +81,14 @@ def test_a_reserve(wish: Wish, permits: Permits, reserve: int) -> None:
     assert not note
 
 
+def test_of_several_reserves_the_largest_counts() -> None:
+    sizes = ("6GiB", "8GiB", "10%", None)
+    policy = Policy(1, tuple(Wish(reserve=size) for size in sizes))
+    for permits in (Permits(), LOWER):
+        rules, _ = raise_reserve(RULES, policy, "h1", TOTAL, permits)
+        assert rules.reserve == 8 * GiB
+
+
 def test_a_raised_reserve_is_that_of_a_host_that_was_started_so() -> None:
     policy = Policy(1, (Wish(reserve="8GiB"),))
     for hard in (None, GiB // 2, 3 * GiB):

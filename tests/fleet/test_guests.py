@@ -38,6 +38,40 @@ def test_a_size_below_the_floor_is_a_need() -> None:
     assert make_guest(actual=GiB, floor=2 * GiB).need == GiB
 
 
+def test_nobody_can_spare_what_is_below_the_floor() -> None:
+    assert make_guest(floor=2 * GiB - 10 * MiB).spare == 10 * MiB
+    assert make_guest(floor=3 * GiB).spare == 0
+
+
+def test_free_memory_that_was_never_touched_is_no_gain() -> None:
+    guest = make_guest(free=100 * MiB, untouched=40 * MiB)
+    assert guest.idle == 60 * MiB
+    # Beyond that, what was never touched goes with the cache.
+    assert guest.gain == guest.spare - 40 * MiB
+    assert guest.compute_reduction(60 * MiB) == 60 * MiB
+    assert guest.compute_reduction(61 * MiB) == 101 * MiB
+    assert make_guest(free=100 * MiB, untouched=2 * GiB).gain == 0
+
+
+def test_a_guest_is_in_distress_below_its_headroom_now_or_by_the_next_plan() -> None:
+    assert make_guest(available=128 * MiB).distress == 0
+    assert make_guest(available=127 * MiB).distress == 65 * MiB
+    assert make_guest(available=127 * MiB, ceiling=2 * GiB + MiB).distress == MiB
+    growing = make_guest(available=192 * MiB, usage_increase=64 * MiB)
+    assert growing.distress == 0
+    growing = make_guest(available=192 * MiB, usage_increase=64 * MiB + 1)
+    assert growing.distress == 192 * MiB + 6 * (64 * MiB + 1) - 192 * MiB
+    # However small its headroom is, it is helped before all is used up.
+    growing = make_guest(available=120 * MiB, usage_increase=50 * MiB, headroom=MiB)
+    assert growing.distress > 0
+
+
+def test_halfway_is_between_what_is_used_and_all_that_it_may_have() -> None:
+    assert make_guest(ceiling=3 * GiB).halfway == 2 * GiB
+    assert make_guest(total=3 * GiB).halfway == 2 * GiB
+    assert make_guest(total=3 * GiB, floor=5 * GiB // 2).halfway == 5 * GiB // 2
+
+
 def test_hot_cache_is_not_spare_and_is_a_need_of_its_own() -> None:
     guest = make_guest(hot=500 * MiB)
     assert guest.spare == GiB - 692 * MiB

@@ -75,6 +75,13 @@ def test_a_move_counts_for_what_it_delivers_in_two_seconds() -> None:
     assert 180 * MiB < predicted < 220 * MiB
 
 
+def test_only_the_last_two_seconds_count_for_the_pace() -> None:
+    pace = Pace(0.0)
+    for second, size in enumerate([8192, 4096, 4086, 4076]):
+        pace.add_sample(float(second), size * MiB)
+    assert pace.predict(3.0) == 20 * MiB
+
+
 def test_whoever_falls_silent_delivers_nothing() -> None:
     pace = Pace(0.0)
     for second in range(4):

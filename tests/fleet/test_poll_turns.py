@@ -77,3 +77,33 @@ async def test_who_is_woken_or_cancelled_has_no_turn_any_more() -> None:
         await trio.sleep(1.1)
         assert asked == log[1:] == ["woken"]
         nursery.cancel_scope.cancel()
+
+
+@simulated
+async def test_those_who_left_delay_nobody() -> None:
+    turns, log = PollTurns[str](1.0, lambda _: False), list[str]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        due = trio.current_time() + 1
+        with trio.move_on_after(0.5):
+            async with trio.open_nursery() as leaving:
+                for number in range(10):
+                    leaving.start_soon(turns.wait, f"left{number}", due)
+        nursery.start_soon(note, turns, "stays", due, log)
+        await trio.sleep_until(due + 0.05)
+        assert log == ["stays"]
+        nursery.cancel_scope.cancel()
+
+
+@simulated
+async def test_who_is_late_is_asked_once_and_then_after_half_a_period() -> None:
+    asked = list[str]()
+    turns = PollTurns[str](1.0, lambda who: not asked.append(who))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        nursery.start_soon(turns.wait, "late", trio.current_time() - 10)
+        await trio.sleep(0.4)
+        assert asked == ["late"]
+        await trio.sleep(0.3)
+        assert asked == ["late", "late"]
+        nursery.cancel_scope.cancel()
