@@ -98,7 +98,12 @@ async def test_those_who_left_delay_nobody() -> None:
 @simulated
 async def test_who_is_late_is_asked_once_and_then_after_half_a_period() -> None:
     asked = list[str]()
-    turns = PollTurns[str](1.0, lambda who: not asked.append(who))
+
+    def may_pass(who: str) -> bool:
+        asked.append(who)
+        return True
+
+    turns = PollTurns[str](1.0, may_pass)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(turns.run)
         nursery.start_soon(turns.wait, "late", trio.current_time() - 10)

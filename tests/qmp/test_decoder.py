@@ -315,10 +315,10 @@ def test_whether_there_are_too_many_tokens_does_not_hang_on_the_cuts(
     assert errors(whole) or whole == cut == [message]
 
 
-@given(st.integers(min_value=1, max_value=60))
-def test_a_message_may_have_as_many_tokens_as_the_limit(items: int) -> None:
+@given(st.integers(min_value=1, max_value=60), st.sampled_from([b"", b"\n"]))
+def test_a_message_may_have_as_many_tokens_as_the_limit(items: int, end: bytes) -> None:
     tokens = 2 + 2 * items - 1  # brackets, values and commas
-    seen = decode(Decoder(LIMITS), json.dumps([1] * items).encode())
+    seen = decode(Decoder(LIMITS), json.dumps([1] * items).encode() + end)
     if tokens <= LIMITS.tokens - 1:
         assert seen == [[1] * items]
     elif tokens > LIMITS.tokens + 1:
