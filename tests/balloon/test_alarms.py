@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from attrs import evolve
 from faults import monitor_of
 from simulation import make_balloon, make_machine, run
 from suffering import NEEDS, SUFFERINGS, Suffering, SufferingKind
 
 from qmpballoon.balloon._alarms import Alarms, compute_pause
 from qmpballoon.balloon._pressure import PressureLimits
+from qmpballoon.balloon._working_set import RereadLimits
 from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
@@ -126,6 +128,40 @@ def test_what_is_expected_begins_anew_and_its_own_rates_stay() -> None:
         swapped = tick * 2 * MiB
         stats = GuestStats(available=60 * MiB, swap_out=swapped)
         assert alarms.judge(tick / 8, stats, 0.0).level == "none"
+
+
+READS = evolve(PRESSED, rereads=RereadLimits.of(GiB, 60))
+
+
+def test_what_is_read_again_holds_whether_there_is_pressure_or_not() -> None:
+    calm = GuestStats(available=GiB, swap_out=0)
+    alarms = Alarms(READS, calm, GiB)
+    alarms.judge(0.0, calm, 0.0, actual=GiB, reads=0)
+    alarms.end_baseline()
+    small = GiB // 2
+    alarm = alarms.judge(1.0, calm, 0.0, actual=small, reads=100 * MiB)
+    assert (alarm.level, alarm.kind, alarm.size) == ("hold", "reads", small + 16 * MiB)
+    assert alarm.begins
+    swaps = GuestStats(available=GiB, swap_out=8 * MiB)
+    alarm = alarms.judge(2.0, swaps, 0.0, actual=small, reads=200 * MiB)
+    assert (alarm.level, alarm.kind, alarm.size) == (
+        *("hold", "pressure", small + 48 * MiB),
+    )
+    alarm = alarms.judge(3.0, calm, 9.0, actual=small, reads=300 * MiB)
+    assert (alarm.level, alarm.kind) == ("trouble", "silence")
+
+
+@pytest.mark.parametrize("swapped", [0, 8 * MiB])
+@pytest.mark.parametrize("reads", [0, 8 * MiB])
+def test_a_guest_is_quiet_that_neither_swaps_nor_reads(
+    swapped: int, reads: int
+) -> None:
+    stats = GuestStats(available=GiB, swap_out=0)
+    alarms = Alarms(READS, stats)
+    alarms.judge(0.0, stats, 0.0, actual=GiB, reads=0)
+    stats = evolve(stats, swap_out=swapped)
+    alarms.judge(0.1, stats, 0.0, actual=GiB, reads=reads)
+    assert alarms.is_quiet == (swapped == reads == 0)
 
 
 # One rule for all calls

@@ -131,6 +131,18 @@ def test_events() -> None:
     assert event.time == datetime(2023, 11, 14, 22, 13, 20, 250_000, tzinfo=UTC)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "micros", "time"), [(0, 0, 0.0), (7, 0, 7.0), (7, 999_999, 7.999999)]
+)
+def test_a_timestamp_may_be_the_first_of_all_and_the_last_of_a_second(
+    seconds: int, micros: int, time: float
+) -> None:
+    timestamp = {"seconds": seconds, "microseconds": micros}
+    assert parse({"event": "STOP", "timestamp": timestamp}) == Event(
+        "STOP", timestamp=time
+    )
+
+
 def test_a_timestamp_is_the_float_that_is_nearest() -> None:
     timestamp = {"seconds": 1, "microseconds": 254_344}
     assert parse({"event": "STOP", "timestamp": timestamp}) == Event(
@@ -146,6 +158,7 @@ def test_a_timestamp_is_the_float_that_is_nearest() -> None:
         {"seconds": 10**400, "microseconds": 0},
         {"seconds": 10**15, "microseconds": 0},
         {"seconds": 1, "microseconds": 10**400},
+        {"seconds": 1, "microseconds": 1_000_000},
     ],
 )
 def test_a_timestamp_that_means_nothing_is_none(timestamp: object) -> None:
