@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qmpballoon.balloon._controller import Controller, Decision
 from qmpballoon.balloon._pressure import PressureLimits
+from qmpballoon.balloon._working_set import RereadLimits
 from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.guard import GuestLimits
 from qmpballoon.balloon.stats import GuestStats
@@ -449,3 +450,49 @@ def test_the_first_answer_counts_once_it_has_come() -> None:
         decision = controller.decide(1.0, 4 * GiB, 4 * GiB, stats(GiB), silence)
         # It has its headroom, and nothing to spare.
         assert decision.target == target
+
+
+REREADS = GuestLimits(
+    headroom=100 * MiB,
+    floor=64 * MiB,
+    gentle=100,
+    rereads=RereadLimits.of(4 * GiB, 60),
+)
+
+
+@pytest.mark.parametrize(("available", "more"), [(GiB, 16 * MiB), (60 * MiB, 40 * MiB)])
+def test_what_reads_again_is_given_a_step_or_what_it_lacks(
+    available: int, more: int
+) -> None:
+    said = stats(2 * GiB)
+    controller = Controller(evolve(REREADS, gentle=0), 4 * GiB, 0, said)
+    for seconds in (0.0, 10.0):
+        controller.decide(seconds, 3 * GiB, 3 * GiB, said, 0.0, reads=0)
+    decision = controller.decide(
+        11.0, 3 * GiB, 3 * GiB, stats(available), 0.0, reads=GiB
+    )
+    assert (decision.action, decision.mark) == ("take", "reads again")
+    assert decision.target == 3 * GiB + more
+    assert "of what was taken again" in decision.reason
+
+
+def test_a_gentle_reclaim_is_watched_for_a_tenth_of_its_time_at_the_end() -> None:
+    said = stats(2 * GiB)
+    controller = Controller(REREADS, 2 * GiB, GiB, said)
+    for seconds in (0.0, 50.0, 100.0):
+        decision = controller.decide(seconds, 2 * GiB, 2 * GiB, said, 0.0, reads=0)
+    assert decision.target == GiB
+    for seconds in (101.0, 110.9):
+        decision = controller.decide(seconds, GiB, GiB, stats(GiB), 0.0, reads=0)
+        assert (decision.action, decision.target) == ("take", GiB)
+        assert controller.is_paced
+    decision = controller.decide(111.1, GiB, GiB, stats(GiB), 0.0, reads=0)
+    assert decision.action == "reached"
+    assert not controller.is_paced
+
+
+def test_a_reclaim_that_is_not_gentle_ends_at_the_bottom_at_once() -> None:
+    controller = Controller(evolve(REREADS, gentle=0), 2 * GiB, GiB, stats(2 * GiB))
+    for seconds in (0.0, 10.0):
+        controller.decide(seconds, 2 * GiB, 2 * GiB, stats(2 * GiB), 0.0, reads=0)
+    assert controller.decide(11.0, GiB, GiB, stats(GiB), 0.0).action == "reached"

@@ -159,6 +159,7 @@ def test_a_timestamp_is_the_float_that_is_nearest() -> None:
         {"seconds": 10**15, "microseconds": 0},
         {"seconds": 1, "microseconds": 10**400},
         {"seconds": 1, "microseconds": 1_000_000},
+        {"seconds": 253_402_300_799, "microseconds": 0},
     ],
 )
 def test_a_timestamp_that_means_nothing_is_none(timestamp: object) -> None:
