@@ -496,3 +496,18 @@ def test_a_reclaim_that_is_not_gentle_ends_at_the_bottom_at_once() -> None:
     for seconds in (0.0, 10.0):
         controller.decide(seconds, 2 * GiB, 2 * GiB, stats(2 * GiB), 0.0, reads=0)
     assert controller.decide(11.0, GiB, GiB, stats(GiB), 0.0).action == "reached"
+
+
+def test_a_guest_at_its_edge_that_says_the_same_again_is_at_rest() -> None:
+    said = stats(3 * GiB)
+    controller = Controller(evolve(REREADS, gentle=0), 4 * GiB, 0, said)
+    for seconds in (0.0, 10.0):
+        controller.decide(seconds, 4 * GiB, 4 * GiB, said, 0.0, reads=0)
+    controller.alarms.working_set.edge = 3 * GiB
+    decision = controller.decide(11.0, 4 * GiB, 4 * GiB, said, 0.0, reads=0)
+    assert decision.target == 3 * GiB
+    for silence, action in ((0.4, "take"), (0.6, "take"), (0.8, "spent")):
+        at = 11.0 + silence
+        decision = controller.decide(at, 3 * GiB, 3 * GiB, said, silence, reads=0)
+        assert decision.action == action
+        assert "stopped at what the guest reads again" in decision.reason

@@ -492,6 +492,27 @@ def test_what_is_less_than_a_page_is_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("limits", "free", "least"),
+    [
+        ({}, 0, 0.0),
+        ({"max_rate": 100 * MiB}, 0, 10.24),
+        ({"gentle": 60}, 0, 60.0),
+        ({"gentle": 60}, GiB, 0.0),  # what nothing uses is taken at once
+    ],
+)
+def test_a_plan_takes_as_long_as_the_slowest_limit_and_giving_back(
+    limits: dict[str, float], free: int, least: float
+) -> None:
+    allowed = GuestLimits(headroom=0, floor=0, **limits)  # type: ignore[arg-type]
+    said = GuestStats(available=GiB, free=free)
+    plan = make_plan(allowed, 2 * GiB, said)
+    assert plan is not None
+    assert plan.amount == GiB
+    # Fast guests take and give a GiB in some two seconds.
+    assert max(least, 1) < plan.seconds < max(least, 1) + 1
+
+
 # Progress
 
 
