@@ -104,7 +104,8 @@ async def wait_for_revision(agents: Sequence[Agent], revision: int) -> None:
 
 async def measure_policy(bus: Bus, agents: Sequence[Agent], reserve: str) -> None:
     """Print how long it takes until all hosts live by a new policy."""
-    change = await prepare_policy(bus, {"wish": [{"hosts": "*", "reserve": reserve}]})
+    wish = {"hosts": "*", "reserve": reserve}
+    change = await prepare_policy(bus, {"wish": [wish]}, now())
     began = trio.current_time()
     await apply_policy(bus, change)
     await wait_for_revision(agents, change.after.revision)

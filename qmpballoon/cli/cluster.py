@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import asdict
 
+from qmpballoon.balloon.device import PAGE
 from qmpballoon.cli import _output
 from qmpballoon.cli._cluster_options import SERVER, cluster_option
 from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._display import draw_once, show_again
 from qmpballoon.cli._options import Duration, json_option, read_positive_size
+from qmpballoon.cluster.bus import LONGEST_JOB
 from qmpballoon.errors import BusError
 
 if TYPE_CHECKING:
@@ -184,7 +186,7 @@ def _change_policy(
         from qmpballoon.cluster.documents import Malformed  # noqa: PLC0415
 
         try:
-            change = await operator.prepare_policy(bus, table)
+            change = await operator.prepare_policy(bus, table, time.time())
         except Malformed as error:
             raise click.UsageError(f"{file.name}: {error}") from error
         lines = change.describe()
@@ -212,9 +214,11 @@ def _read_toml(file: Any) -> dict[str, Any]:  # noqa: ANN401 - a binary file
     if len(data) > _LARGEST_FILE:
         raise click.UsageError(f"{file.name} has more than {_LARGEST_FILE} bytes")
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode().removeprefix("\ufeff"))
     except ValueError as error:
         raise click.UsageError(f"{file.name} is no TOML: {error}") from error
+    except RecursionError as error:
+        raise click.UsageError(f"{file.name} is nested too deep") from error
 
 
 # room
@@ -307,8 +311,7 @@ def reclaim(
     host takes its part by itself, once, and by the rules of `fleet reclaim`; guests
     keep their headroom. If this command ends, the hosts go on.
     """
-    if follow == (size is not None):
-        raise click.UsageError("give SIZE to take memory, or --follow to look on")
+    _require_job(size, within, follow=follow)
 
     async def main(bus: Bus) -> int:
         from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
@@ -343,6 +346,19 @@ def reclaim(
 
     outcome: int = _ask(cluster, main)
     return outcome
+
+
+def _require_job(size: int | None, within: float, *, follow: bool) -> None:
+    """Refuse what is no job before anything is asked."""
+    if follow == (size is not None):
+        raise click.UsageError("give SIZE to take memory, or --follow to look on")
+    if size is not None and size < PAGE:
+        raise click.UsageError(f"{size} bytes are less than a page: give 4K or more")
+    if within > LONGEST_JOB:
+        raise click.UsageError(
+            f"--within is {within:g} s: it can be a week at most; what is to last"
+            " longer is a policy's"
+        )
 
 
 async def _start(bus: Bus, job: Job) -> None:

@@ -13,6 +13,7 @@ host ends its part by itself at the deadline, though whoever asked be gone.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -23,6 +24,7 @@ from qmpballoon._checks import require_finite_seconds
 from qmpballoon._printable import describe_bug, make_printable
 from qmpballoon.cluster.bus import (
     POLICY_KEY,
+    PRESENCE,
     make_quota_key,
     make_state_key,
     make_vms_key,
@@ -61,11 +63,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.vm import Limit
 
-__all__ = ["PRESENCE", "Agent", "AgentStatus", "LocalHost", "LocalView"]
-
-PRESENCE: Final = 10.0
-"""Seconds for which what a host has said of itself is kept. Longer than a server's
-restart usually takes, and short enough that a host that is gone is seen to be."""
+__all__ = ["Agent", "AgentStatus", "LocalHost", "LocalView"]
 
 _PERIOD: Final = 1.0  # seconds between two exchanges
 # A host that has said nothing for 5 seconds counts as silent, and an exchange may take
@@ -74,6 +72,7 @@ _LONGEST_PERIOD: Final = 3.0
 # Seconds for one exchange. A server that does not answer for longer is away; until then
 # its host has said less than PRESENCE ago how it is.
 _TIMEOUT: Final = 3.0
+_LONGEST_SLEEP: Final = 10.0  # seconds until the clock is looked at again
 _CLOCKS_DIFFER: Final = 60.0  # seconds at most, where hosts' clocks are set at all
 _POLICY: Final = "policy"
 _JOBS: Final = "jobs"
@@ -200,6 +199,8 @@ class Agent:
     _kept_rules: Rules = field(init=False)
     _is_followed: bool = False
     _asked_after: float = 0.0
+    _ends_at: float = math.inf  # the job's deadline on trio's clock, if it began here
+    _considered: bytes | None = None  # the policy that was judged last
     _is_connected: bool = False
     _heard_at: float | None = None
     _notes: dict[str, str] = field(factory=dict[str, str])
@@ -272,6 +273,14 @@ class Agent:
     def _follow(self) -> None:
         """Have the host live by the policy."""
         self._is_followed = False
+        try:
+            self._apply()
+        except Exception as error:  # noqa: BLE001 - a policy's fault ends no fleet
+            self._note("followed", f"the policy is not followed: {_describe(error)}")
+        else:
+            self._note("followed", "")
+
+    def _apply(self) -> None:
         limit = make_limit(self._policy, self.name, self.permits)
         self.host.follow(self._kept_rules, limit)
         view = self._look()
@@ -341,9 +350,12 @@ class Agent:
                 await self._consider_quota(found[quota_key], nursery)
 
     async def _consider_policy(self, data: bytes | None) -> None:
+        if data is not None and data == self._considered:
+            return  # reading a large one each second would delay the fleet
         judged = judge_policy(self._policy, data)
         self._note("judged", judged.note)
         if judged.policy is None or judged.policy == self._policy:
+            self._considered = data
             return
         try:
             await self.run_blocking(self.store.write, _POLICY, judged.policy.to_bytes())
@@ -353,7 +365,7 @@ class Agent:
             self._note(_POLICY, why)
             return
         self._note(_POLICY, "")
-        self._policy = judged.policy
+        self._policy, self._considered = judged.policy, data
         _LOG.info("revision %d of the policy counts now", judged.policy.revision)
         self._follow()
 
@@ -416,6 +428,7 @@ class Agent:
             return
         self._note(_JOBS, "")
         self._progress = progress
+        self._ends_at = trio.current_time() + until - now
         nursery.start_soon(self._carry_out, quota)
 
     def _refuse(self, progress: JobProgress, why: str) -> None:
@@ -454,30 +467,41 @@ class Agent:
 
     async def _hold(self) -> None:
         """Keep back what was taken until the deadline."""
-        await trio.sleep(self._count_left())
+        # The clock may be set meanwhile, above all after the machine's start.
+        while (left := self._count_left()) > 0:  # noqa: ASYNC110 - a clock has no event
+            await trio.sleep(min(left, _LONGEST_SLEEP))
         await self._enter("done")
         self.host.keep_back(is_kept=False)
 
     def _count_left(self) -> float:
-        """Return the seconds until the present job's deadline."""
+        """Return the seconds until the present job's deadline.
+
+        It is the earlier one by the host's clock, which may be set back, and by the
+        time that has passed since it began.
+        """
         until = self._progress.until if self._progress else 0.0
-        return max(0.0, until - self.clock())
+        left = min(until - self.clock(), self._ends_at - trio.current_time())
+        return max(0.0, left)
 
     def _note_taken(self, taken: int) -> None:
         if self._progress is not None:
             self._progress = evolve(self._progress, taken=taken)
 
     async def _enter(self, phase: JobPhase, detail: str = "") -> None:
-        """Note how far the present job is."""
+        """Note how far the present job is.
+
+        It is kept before it is said. So no other job begins while this one is written.
+        """
         if self._progress is None:
             return
-        self._progress = evolve(self._progress, phase=phase, detail=detail)
-        _LOG.info("job %s: %s %s", self._progress.job, phase, detail)
+        progress = evolve(self._progress, phase=phase, detail=detail)
+        _LOG.info("job %s: %s %s", progress.job, phase, detail)
         try:
-            await self._keep(evolve(self._record, last=self._progress))
+            await self._keep(evolve(self._record, last=progress))
         except Exception as error:  # noqa: BLE001 - whatever a disk causes
             # It is not begun again: that it began has been kept.
             self._note(_JOBS, f"how far it is cannot be kept: {_describe(error)}")
+        self._progress = progress
 
     # What is told
 

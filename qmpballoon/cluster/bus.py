@@ -6,10 +6,10 @@ server that was away, was emptied or fell back to an older copy needs no recover
 second later it knows all hosts again, and they know what it has for them. The bus
 decides nothing.
 
-The keys begin with what may write them, so that a server's access rules are prefixes:
+The keys name who may write them, so that a server's access rules name keys:
 
-* ``qb:host:NAME:*`` is written by the host NAME only. Its values vanish by themselves
-  where the host does not say them again.
+* ``qb:host:NAME:state`` and ``qb:host:NAME:vms`` are written by the host NAME only. The
+  values vanish by themselves where the host does not say them again.
 * ``qb:policy``, ``qb:job`` and ``qb:quota:NAME`` are written by operators only.
 
 Hosts read ``qb:policy`` and their own quota. Operators and viewers read everything.
@@ -27,8 +27,10 @@ __all__ = [
     "HOSTS_PREFIX",
     "JOB_KEY",
     "LARGEST_VALUE",
+    "LONGEST_JOB",
     "MOST_HOSTS",
     "POLICY_KEY",
+    "PRESENCE",
     "Bus",
     "find_host",
     "make_quota_key",
@@ -42,6 +44,13 @@ LARGEST_VALUE: Final = 1 << 20
 of that. A larger one is no value of ours."""
 MOST_HOSTS: Final = 10_000
 """Hosts of a cluster at most: as many as a job has room for."""
+
+PRESENCE: Final = 10.0
+"""Seconds for which what a host has said of itself is kept. Longer than a server's
+restart usually takes, and short enough that a host that is gone is seen to be."""
+
+LONGEST_JOB: Final = 7 * 86400.0
+"""Seconds. What is to last longer is a policy's: nothing ends a job before its time."""
 
 POLICY_KEY: Final = "qb:policy"
 JOB_KEY: Final = "qb:job"
@@ -98,7 +107,8 @@ class Bus(Protocol):
 
         Args:
             key: The key.
-            expected: The value that it has to have; ``None``: none.
+            expected: The value that it has to have; ``None``: none. As for :meth:`get`,
+                one that is too large counts as empty.
             value: The new value.
             expires: The seconds after which it vanishes; ``None``: it stays.
 

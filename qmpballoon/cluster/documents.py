@@ -283,9 +283,14 @@ def _check_floors(_: object, __: object, value: Mapping[str, str]) -> None:
 
 def _require_size_text(text: str, name: str) -> None:
     try:
-        parse_size(text, whole=GiB)
+        size = parse_size(text, whole=GiB)
     except (TypeError, ValueError) as error:
         raise Malformed(f"{name}: {error}") from error
+    # Hosts and VMs have any size: of a larger share there need not be a size at all.
+    if "%" in text and size > GiB:
+        raise Malformed(
+            f"{name}: {text!r:.80} is more than all of it: give 100% or less"
+        )
 
 
 @frozen

@@ -170,7 +170,10 @@ class MemoryBus:
         def compare_and_set() -> bool:
             size = len(key) + len(expected or b"") + len(value)
             self.server.count("compare_and_set", size, 0)
-            if self.server.read(key) != expected:
+            found = self.server.read(key)
+            if found is not None and len(found) > LARGEST_VALUE:
+                found = b""
+            if found != expected:
                 return False
             seconds = math.inf if expires is None else expires
             self.server.set(key, value, trio.current_time() + seconds)

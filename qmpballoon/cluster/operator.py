@@ -20,7 +20,9 @@ from qmpballoon._checks import require_finite_seconds
 from qmpballoon.cluster.bus import (
     HOSTS_PREFIX,
     JOB_KEY,
+    LONGEST_JOB,
     POLICY_KEY,
+    PRESENCE,
     find_host,
     make_quota_key,
     make_state_key,
@@ -90,6 +92,7 @@ _Said = TypeVar("_Said", "HostState", "HostVms")
 _CHUNK: Final = 256
 """Values that are asked for at once. States of 50 VMs are 8 KiB; so an answer has 2 MiB
 and others are served in between."""
+_DAY: Final = 86400.0  # seconds
 _POLL: Final = 0.5  # seconds between two looks at a job
 # Seconds after a job's deadline: its hosts say how it ended with their next exchange.
 _GRACE: Final = 5.0
@@ -290,6 +293,10 @@ def _view_host(name: str, values: Mapping[str, bytes], now: float) -> HostView |
     age = now - state.at
     if age < -LATE:
         problem = problem or f"its clock is {-age:.0f} s ahead of this one"
+    elif age > PRESENCE + LATE:  # what was said so long ago has vanished
+        problem = problem or f"its clock is {age:.0f} s behind this one"
+    if _has_impossible_revision(state, now):
+        problem = f"its policy's revision, {state.policy_revision}, cannot be"
     return HostView(name, state, vms, max(0.0, age), problem)
 
 
@@ -379,28 +386,45 @@ def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)  # a basic string of TOML's, too
 
 
-async def prepare_policy(bus: Bus, table: Mapping[str, object]) -> PolicyChange:
+async def prepare_policy(
+    bus: Bus, table: Mapping[str, object], now: float
+) -> PolicyChange:
     """Return what applying a policy would change. Nothing is changed.
 
     Its revision is above all that the server and the hosts know. So hosts follow it
-    even if the server was emptied, or has fallen back to an older copy.
+    even if the server was emptied, or has fallen back to an older copy. A host that
+    says a revision that there cannot be has no say in that: otherwise it could use
+    them up.
 
     Args:
         bus: The server.
         table: The policy, as read from a TOML file.
+        now: Seconds since 1970.
 
     Raises:
         BusError: The server cannot be asked.
         Malformed: The policy is malformed; the message says where.
     """
     parse_policy_fields(table, 1)  # before anything is asked
-    view = await look(bus, 0.0, with_vms=False)
+    view = await look(bus, now, with_vms=False)
     expected = (await bus.get([POLICY_KEY])).get(POLICY_KEY)
     notes: list[str] = []
     before = _parse_or_note(expected, parse_policy, notes)
-    known = [host.state.policy_revision or 0 for host in view.hosts if host.state]
+    known = [
+        host.state.policy_revision or 0
+        for host in view.hosts
+        if host.state and not _has_impossible_revision(host.state, now)
+    ]
     revision = 1 + max([before.revision if before else 0, *known])
     return PolicyChange(before, parse_policy_fields(table, revision), expected)
+
+
+def _has_impossible_revision(state: HostState, now: float) -> bool:
+    """Tell whether a host says more policies than there can have been.
+
+    There have been fewer than milliseconds since 1970. A day is for clocks that differ.
+    """
+    return (state.policy_revision or 0) > (now + _DAY) * 1000
 
 
 async def apply_policy(bus: Bus, change: PolicyChange) -> None:
@@ -468,8 +492,13 @@ class HostReport:
 
     @property
     def taken(self) -> int:
-        """Bytes that its guests gave, as far as it has said."""
-        return self.progress.taken if self.progress else 0
+        """Bytes that its guests gave, as far as it has said; never more than asked."""
+        return min(self.progress.taken, self.quota) if self.progress else 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has nothing more to do for the job."""
+        return self.progress is not None and self.progress.phase in ENDED
 
     @property
     def is_settled(self) -> bool:
@@ -501,6 +530,11 @@ class JobReport:
         settled = sum(host.is_settled for host in self.hosts)
         hosts = f"{settled} of {len(self.hosts)} hosts are ready"
         return f"{taken} of {amount}; {hosts}"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no host has anything more to do; hosts that hold memory have."""
+        return all(host.has_ended for host in self.hosts)
 
     @property
     def is_settled(self) -> bool:
@@ -549,14 +583,18 @@ def plan_job(
         hosts: A glob of the names of those that are asked.
         hold: Whether guests are to stay at their smaller sizes until the deadline.
         takes_hot: Whether page cache that guests read again may be taken.
-        seconds: How long it may take, and hold: the deadline is that far away.
+        seconds: How long it may take, and hold: the deadline is that far away. Above 0,
+            and a week at most.
 
     Raises:
         TypeError: The amount is not a whole number, or the time is no number.
         ValueError: One of them is out of range.
     """
-    if not require_finite_seconds(seconds, "seconds"):
-        raise ValueError("seconds is 0: it must be above 0")
+    if not 0 < require_finite_seconds(seconds, "seconds") <= LONGEST_JOB:
+        raise ValueError(
+            f"seconds is {seconds:g}: it must be above 0, and {LONGEST_JOB:.0f}, a"
+            " week, at most"
+        )
     offers = {
         host.name: host.state.offer
         for host in view.hosts
@@ -595,7 +633,7 @@ async def start_job(bus: Bus, job: Job, now: float) -> None:
     expected = (await bus.get([JOB_KEY])).get(JOB_KEY)
     found = _parse_or_note(expected, parse_job, [])
     goes_on = found is not None and found.until > now
-    if found and goes_on and not (await _report(bus, found)).is_settled:
+    if found and goes_on and not (await _report(bus, found)).has_ended:
         left = found.until - now
         raise ClusterBusy(
             f"job {found.id} goes on, for {format_size(found.amount)}, and ends within"

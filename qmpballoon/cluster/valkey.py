@@ -18,31 +18,33 @@ import os
 import random
 import re
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
 import trio
+from anyio.abc import ByteStream
 from attrs import frozen
 from coredis.connection import BaseConnection, TCPLocation
 from coredis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    InvalidResponse,
+    ProtocolError,
     RedisError,
     ResponseError,
 )
 
+from qmpballoon._printable import make_printable
 from qmpballoon._transport.reconnection import Backoff
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.cluster.bus import LARGEST_VALUE, MOST_HOSTS
 from qmpballoon.errors import BusError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
-
-    from anyio.abc import ByteStream
+    from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 
 __all__ = ["BusAddress", "ValkeyBus", "open_bus", "parse_bus_address"]
 
@@ -59,6 +61,9 @@ _ANSWER: Final = 3.0
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 4.0
 _BATCH: Final = 500  # keys that are asked for at once
+# Bytes that a reply may have besides a value; a list of keys has some 50 KiB.
+_MORE: Final = 64 * 1024
+_LONGEST_LIST: Final = 60.0  # seconds; a server lists a million keys within a few
 _MOST_KEYS: Final = 4 * MOST_HOSTS
 _SCHEMES: Final = {"redis": False, "valkey": False, "rediss": True, "valkeys": True}
 _FORMS: Final = (
@@ -66,9 +71,11 @@ _FORMS: Final = (
     " without TLS, or unix:///PATH"
 )
 # A script is one step, and may touch no key that its user may not. A key without a
-# value has an empty one here.
+# value has an empty one here, and so has one whose value is too large.
 _COMPARE_AND_SET: Final = b"""
-if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+local value = redis.call('GET', KEYS[1]) or ''
+if #value > tonumber(ARGV[4]) then value = '' end
+if value ~= ARGV[1] then return 0 end
 if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
 else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return 1
@@ -128,7 +135,8 @@ def parse_bus_address(text: str) -> BusAddress:
     """
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname or "", parts.port or _PORT
+        host = parts.hostname or ""
+        port = _PORT if parts.port is None else parts.port
         files = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
     except ValueError:
         raise ValueError(f"the cluster's URL is malformed: {_FORMS}") from None
@@ -144,6 +152,7 @@ def parse_bus_address(text: str) -> BusAddress:
         not (unix or parts.scheme in _SCHEMES)
         or not (parts.path if unix else host)
         or not (database or "0").isdecimal()
+        or not port
         or parts.fragment
     ):
         raise ValueError(f"the cluster's URL is malformed: {_FORMS}")
@@ -210,7 +219,7 @@ class ValkeyBus:
     def __init__(self, address: BusAddress, tasks: BackgroundTasks) -> None:
         self._address = address
         self._tasks = tasks
-        self._connection: BaseConnection | None = None
+        self._connection: _Connection | None = None
         self._connecting = trio.Lock()
         # It spreads the attempts of many hosts.
         rng = random.Random()  # noqa: S311 - nothing secret
@@ -232,6 +241,8 @@ class ValkeyBus:
                 *((b"GETRANGE", key, 0, LARGEST_VALUE) for key in batch)
             )
             for key, value in zip(batch, values, strict=True):
+                if not isinstance(value, bytes | None):
+                    raise self._refuse(value)
                 if value:
                     found[key] = value if len(value) <= LARGEST_VALUE else b""
         return found
@@ -244,10 +255,22 @@ class ValkeyBus:
         pattern = re.sub(r"([*?\[\]^\\])", r"\\\1", prefix) + "*"
         names: set[bytes] = set()
         cursor = 0
+        give_up = trio.current_time() + _LONGEST_LIST
         while True:
             scan = (b"SCAN", cursor, b"MATCH", pattern, b"COUNT", _BATCH)
-            ((position, found),) = await self._ask(scan)
-            names.update(found)
+            (reply,) = await self._ask(scan)
+            match reply:
+                case [bytes(position), [*found]] if position.isdigit() and all(
+                    isinstance(name, bytes) for name in found
+                ):
+                    names.update(found)
+                case _:
+                    raise self._refuse(reply)
+            if trio.current_time() > give_up:
+                raise BusError(
+                    f"{self._address} has not listed its keys within"
+                    f" {_LONGEST_LIST:g} s: it has too many, or is no such server"
+                )
             if len(names) > _MOST_KEYS:
                 raise BusError(
                     f"{self._address} has more than {_MOST_KEYS} keys under {prefix}:"
@@ -261,9 +284,12 @@ class ValkeyBus:
     async def publish(self, values: Mapping[str, bytes], /, *, expires: float) -> None:
         """Set values that vanish by themselves; see :meth:`Bus.publish`."""
         after = _to_milliseconds(expires)
-        await self._ask(
+        replies = await self._ask(
             *((b"SET", key, value, b"PX", after) for key, value in values.items())
         )
+        for reply in replies:
+            if reply != b"OK":
+                raise self._refuse(reply)
 
     async def compare_and_set(
         self,
@@ -276,8 +302,10 @@ class ValkeyBus:
     ) -> bool:
         """Set a value if it is as expected; see :meth:`Bus.compare_and_set`."""
         after = b"" if expires is None else _to_milliseconds(expires)
-        arguments = (key, expected or b"", value, after)
+        arguments = (key, expected or b"", value, after, LARGEST_VALUE)
         (is_set,) = await self._ask((b"EVAL", _COMPARE_AND_SET, 1, *arguments))
+        if is_set not in (0, 1):
+            raise self._refuse(is_set)
         return bool(is_set)
 
     async def _ask(self, *commands: _Command) -> list[Any]:
@@ -290,22 +318,35 @@ class ValkeyBus:
         """
         connection = await self._connect()
         try:
-            requests = [
-                connection.create_request(name, *arguments, decode=False)
-                for name, *arguments in commands
-            ]
-            return [await request for request in requests]
+            with connection.expect(len(commands)):
+                requests = [
+                    connection.create_request(
+                        name, *arguments, decode=False, raise_exceptions=False
+                    )
+                    for name, *arguments in commands
+                ]
+                replies = [_check_reply(await request) for request in requests]
         except Exception as error:
             if isinstance(error, TimeoutError):
                 # Replies come in order: those to others would wait for this one.
                 connection.invalidate()
             # Whatever ended the task that reads is raised here.
             raise BusError(_explain(self._address, error)) from error
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise BusError(_explain(self._address, reply)) from reply
+        return replies
 
-    async def _connect(self) -> BaseConnection:
+    def _refuse(self, reply: object) -> BusError:
+        return BusError(_explain(self._address, _Nonsense(f"{reply!r:.80}")))
+
+    async def _connect(self) -> _Connection:
         async with self._connecting:
             if self._connection is not None and self._connection.usable:
-                return self._connection
+                if not self._connection.is_silent:
+                    return self._connection
+                # Those who asked did not wait for an answer, and nobody else will.
+                self._connection.invalidate()
             if trio.current_time() < self._next_attempt:
                 raise BusError(self._failure)
             try:
@@ -328,7 +369,7 @@ class ValkeyBus:
             ValueError: The password is not UTF-8.
         """
         password = _read_password(self._address)
-        stream = await _open_stream(self._address)
+        stream = _Metered(await _open_stream(self._address))
         connection = _Connection(self._address, password, stream)
         connection.register_connect_callback(self._take)
         try:
@@ -338,8 +379,19 @@ class ValkeyBus:
             if connection is not self._connection:
                 raise
 
-    def _take(self, connection: BaseConnection) -> None:
+    def _take(self, connection: _Connection) -> None:
         self._connection = connection
+
+
+def _check_reply(reply: object) -> object:
+    """Return a reply, a refusal included.
+
+    Raises:
+        Exception: There is none, and none will come.
+    """
+    if isinstance(reply, Exception) and not isinstance(reply, ResponseError):
+        raise reply
+    return reply
 
 
 def _to_milliseconds(seconds: float) -> int:
@@ -349,10 +401,44 @@ def _to_milliseconds(seconds: float) -> int:
 # connections
 
 
+class _Nonsense(Exception):
+    """What the server sends is no reply to what it was asked; the text shows it."""
+
+
+class _Metered(ByteStream):
+    """A stream that ends if more comes than was asked for.
+
+    The library keeps all that comes until it is a whole reply.
+
+    Attributes:
+        allowed: The bytes that may come.
+    """
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+        self.allowed = _MORE
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        data = await self._stream.receive(max_bytes)
+        self.allowed -= len(data)
+        if self.allowed < 0:
+            raise _Nonsense("more than it was asked for")
+        return data
+
+    async def send(self, item: bytes) -> None:
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
 class _Connection(BaseConnection):
     """Speaks the protocol over a stream that is open already."""
 
-    def __init__(self, address: BusAddress, password: str, stream: ByteStream) -> None:
+    def __init__(self, address: BusAddress, password: str, stream: _Metered) -> None:
         super().__init__(
             TCPLocation(address.host, address.port),
             stream_timeout=_ANSWER,
@@ -362,6 +448,32 @@ class _Connection(BaseConnection):
         )
         self._stream = stream
         self._address = address
+        self._waiting = 0  # calls that wait for replies
+        self._unanswered_since = math.inf
+
+    @contextmanager
+    def expect(self, replies: int) -> Generator[None]:
+        """Wait for some replies within the block."""
+        began = trio.current_time()
+        self._waiting += 1
+        self._stream.allowed += replies * (LARGEST_VALUE + _MORE)
+        try:
+            yield
+        except trio.Cancelled:
+            self._unanswered_since = min(self._unanswered_since, began)
+            raise
+        else:
+            # Replies come in order: all that was asked before is answered, too.
+            self._unanswered_since = math.inf
+            if self._waiting == 1:
+                self._stream.allowed = _MORE
+        finally:
+            self._waiting -= 1
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing has come for as long as anybody would have waited."""
+        return trio.current_time() - self._unanswered_since >= _ANSWER
 
     async def _connect(self) -> ByteStream:
         return self._stream
@@ -409,8 +521,19 @@ def _make_tls(address: BusAddress) -> ssl.SSLContext | None:
     return context
 
 
+_NONSENSE: Final = (
+    *(_Nonsense, InvalidResponse, ProtocolError),
+    # What the library meets in a greeting that is none.
+    *(LookupError, AssertionError),
+)
+
+
 def _explain(address: BusAddress, error: BaseException) -> str:
-    """Say what went wrong, and what to do about it."""
+    """Say what went wrong, and what to do about it, in a line."""
+    return make_printable(_explain_cause(address, error))
+
+
+def _explain_cause(address: BusAddress, error: BaseException) -> str:
     user = address.user or "default"
     cause = _find_cause(error)
     match cause:
@@ -443,6 +566,13 @@ def _explain(address: BusAddress, error: BaseException) -> str:
 def _explain_unreachable(address: BusAddress, cause: BaseException) -> str:
     if isinstance(cause, OSError) and cause.filename:
         return f"{cause.filename}: {cause.strerror}; the cluster's URL names this file"
+    if isinstance(cause, UnicodeDecodeError):
+        return f"{address.password_file}: it is no UTF-8, and so no password of ours"
+    if isinstance(cause, _NONSENSE):
+        return (
+            f"{address} does not speak the protocol (it sends {cause}): is it Valkey,"
+            " or Redis from 7.0 on?"
+        )
     reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
     if isinstance(cause, (ConnectionResetError, BrokenPipeError, *_ENDED)):
         return (

@@ -8,8 +8,9 @@ not there any more, changes nothing.
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+import re
+from fnmatch import fnmatchcase, translate
+from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.vm_spec import Bounds
 
 __all__ = ["Judged", "Permits", "judge_policy", "make_limit", "raise_reserve"]
+
+_MAGIC: Final = re.compile(r"[*?[]")  # what makes a glob of a name
 
 
 @frozen
@@ -133,22 +136,25 @@ def make_limit(policy: Policy | None, host: str, permits: Permits) -> Limit:
     Returns:
         For :meth:`qmpballoon.fleet.Supervisor.set_limit`.
     """
-    floors = [
-        item
-        for wish in (policy.wishes if policy else ())
-        if fnmatchcase(host, wish.hosts)
-        for item in wish.floors.items()
-    ]
+    # A policy may name each VM of a cluster, and many VMs ask at once: what is no glob
+    # is looked up, and globs are compiled once.
+    named: dict[str, set[str]] = {}
+    globs: list[tuple[re.Pattern[str], str]] = []
+    for wish in policy.wishes if policy else ():
+        if not fnmatchcase(host, wish.hosts):
+            continue
+        for pattern, size in wish.floors.items():
+            if _MAGIC.search(pattern):
+                globs.append((re.compile(translate(pattern)), size))
+            else:
+                named.setdefault(pattern, set()).add(size)
 
     def limit(name: str, total: int, own: Bounds) -> Bounds:
-        sizes = [
-            parse_size(size, whole=total)
-            for pattern, size in floors
-            if fnmatchcase(name, pattern)
-        ]
-        if not sizes:
+        found = {size for pattern, size in globs if pattern.match(name)}
+        found |= named.get(name, set())
+        if not found:
             return own
-        floor = min(max(sizes), own.ceiling)
+        floor = min(max(parse_size(size, whole=total) for size in found), own.ceiling)
         if floor < own.floor and not permits.lower_floors:
             return own
         return evolve(own, floor=floor)

@@ -82,6 +82,7 @@ def test_a_policy_is_checked_applied_and_followed(
         ("wish = 1", "wish must be a list"),
         ('[[wish]]\nhosts = "*"\nreserv = "1G"', "'reserv' is unknown"),
         ('[[wish]]\nhosts = "*"\nreserve = "much"', "reserve: "),
+        ("wish = " + "[" * 100_000, "is nested too deep"),
     ],
 )
 def test_a_malformed_policy_is_refused(
@@ -128,6 +129,9 @@ def test_what_nobody_offers_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no host offers anything" in capsys.readouterr().err
 
 
+JOB = ("cluster", "reclaim", "--cluster", "valkey://bus")
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -136,7 +140,9 @@ def test_what_nobody_offers_is_said(capsys: pytest.CaptureFixture[str]) -> None:
             ("cluster", "status", "--cluster", "valkey://u:S3cret@bus"),
             "holds a password",
         ),
-        (("cluster", "reclaim", "--cluster", "valkey://bus"), "give SIZE"),
+        (JOB, "give SIZE"),
+        ((*JOB, "4095"), "give 4K"),
+        ((*JOB, "1G", "--within", "1e30"), "a week at most"),
         (("fleet", "run", "--host", "h1"), "add --cluster URL"),
         (
             ("fleet", "run", "--cluster", "valkey://bus", "--host", "a:b"),

@@ -29,8 +29,12 @@ from worlds import simulated
 
 from qmpballoon.cluster import (
     Agent,
+    HostReport,
+    HostState,
+    JobProgress,
     MemoryServer,
     Quota,
+    agent,
     apply_policy,
     find_job,
     follow_job,
@@ -39,16 +43,22 @@ from qmpballoon.cluster import (
     prepare_policy,
     start_job,
 )
-from qmpballoon.cluster.bus import POLICY_KEY, make_quota_key
+from qmpballoon.cluster.bus import (
+    LARGEST_VALUE,
+    POLICY_KEY,
+    make_quota_key,
+    make_state_key,
+)
 from qmpballoon.cluster.documents import ENDED, Malformed, Policy, Wish
+from qmpballoon.cluster.wishes import judge_policy
 from qmpballoon.errors import BusError, ClusterBusy
 from qmpballoon.fleet.policy import Rules
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, MiB, parse_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from qmpballoon.cluster.documents import JobProgress
+    from qmpballoon.cluster.wishes import Judged
 
 OWN: Final = Rules.for_host(64 * GiB)
 MOST: Final = min(1000, settings().max_examples)  # as many take some minutes
@@ -75,13 +85,18 @@ class Member:
     # How far it was with its job in the last two seconds.
     recent: deque[JobProgress | None] = field(factory=lambda: deque(maxlen=5))
 
-    async def run(self, task_status: trio.TaskStatus[None]) -> None:
+    async def run(
+        self,
+        clock: Callable[[], float] = now,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         self.scope, self.ended = scope, ended = trio.CancelScope(), trio.Event()
         with scope:
             # A process that begins knows nothing but what is on its disk.
             self.host.follow(OWN, lambda _, __, own: own)
             self.host.is_kept_back = False
             self.agent = make_agent(self.server, self.name, self.host, self.store)
+            self.agent.clock = clock
             await self.agent.run(task_status)
         assert scope.cancel_called
         ended.set()
@@ -149,7 +164,7 @@ class Cluster:
         bus = self.server.connect("operator")
         wish = {"hosts": "*", "reserve": f"{reserve}GiB", "floors": {"vm1": "1GiB"}}
         try:
-            await apply_policy(bus, await prepare_policy(bus, {"wish": [wish]}))
+            await apply_policy(bus, await prepare_policy(bus, {"wish": [wish]}, now()))
         except (BusError, ClusterBusy):
             return
 
@@ -378,6 +393,120 @@ async def test_a_hold_goes_on_after_a_restart_until_its_deadline() -> None:
 
 
 @simulated
+async def test_a_deadline_holds_though_the_hosts_clock_is_set() -> None:
+    """Back by a day while it takes memory; on, after a start with a clock that lags."""
+    async with open_cluster(1) as cluster:
+        member, set_on = cluster.members["h0"], 0.0
+
+        def clock() -> float:
+            return now() + set_on
+
+        async def hold(number: int) -> None:
+            quota = Quota(
+                job=f"{number:08}",
+                amount=GiB,
+                takes_hot=False,
+                hold=True,
+                until=clock() + 60,
+                seconds=60,
+            )
+            cluster.quotas[quota.job] = {"h0": quota.amount}
+            cluster.server.put(make_quota_key("h0"), quota.to_bytes())
+            await cluster.wait(1)
+
+        def phase() -> str | None:
+            progress = member.agent.status.progress
+            return progress.phase if progress else None
+
+        member.agent.clock = clock
+        member.host.pace = 100 * MiB
+        await hold(1)
+        assert phase() == "taking"
+        set_on = -86400.0
+        await cluster.wait(30)
+        assert phase() == "holding"
+        await cluster.wait(40)
+        assert (phase(), member.host.is_kept_back) == ("done", False)
+
+        member.host.pace = GiB
+        await hold(2)
+        await cluster.wait(5)
+        member.scope.cancel()
+        await member.ended.wait()
+        set_on -= 86400.0
+        await cluster.nursery.start(member.run, clock)
+        await cluster.wait(100)
+        assert (phase(), member.host.is_kept_back) == ("holding", True)
+        set_on += 86400.0
+        await cluster.wait(15)
+        assert (phase(), member.host.is_kept_back) == ("done", False)
+
+
+@simulated
+async def test_a_job_that_comes_while_the_last_one_is_written_runs_once() -> None:
+    """A slow disk must not have the older record replace the newer one."""
+    async with open_cluster(1) as cluster:
+        bus, member = cluster.server.connect("operator"), cluster.members["h0"]
+        seconds = iter([0.0, 10.0])  # for what begins a job, and what ends it
+
+        async def run_slowly(call: Callable[..., object], *args: object) -> object:
+            await trio.sleep(next(seconds, 0.0))
+            return call(*args)
+
+        member.agent.run_blocking = run_slowly
+        for amount in (GiB, 2 * GiB):
+            plan = plan_job(await look(bus, now()), amount, now(), seconds=300)
+            cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+            quota = plan.job.make_quota("h0")
+            cluster.server.put(make_quota_key("h0"), quota.to_bytes())
+            await cluster.wait(6)
+        await cluster.wait(30)
+        await cluster.do("kill", 0)
+        await cluster.wait(30)
+        assert [taken for _, taken in member.host.takings] == [GiB, 2 * GiB]
+
+
+@simulated
+async def test_a_policy_that_cannot_be_followed_is_a_note() -> None:
+    async with open_cluster(1) as cluster:
+        member = cluster.members["h0"]
+
+        def fail(*_: object) -> None:
+            raise ValueError("a bug")
+
+        member.host.follow = fail  # type: ignore[assignment,method-assign]
+        await cluster.apply(8)
+        await cluster.wait(3)
+        (host,) = (await look(cluster.server.connect("viewer"), now())).hosts
+        assert host.condition == "healthy"
+        assert host.state
+        assert "a bug" in host.state.notes[0]
+        del member.host.follow
+        await cluster.wait(3)
+        assert member.host.rules.reserve == 8 * GiB
+        assert member.agent.status.notes == ()
+
+
+@simulated
+async def test_a_policy_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a large one each second would delay the fleet of the host."""
+    read: list[bytes] = []
+
+    def judge(known: Policy | None, data: bytes | None) -> Judged:
+        read.extend([data] if data else [])
+        return judge_policy(known, data)
+
+    monkeypatch.setattr(agent, "judge_policy", judge)
+    async with open_cluster(1) as cluster:
+        for data in (Policy(2).to_bytes(), Policy(1).to_bytes(), b"{", b"{"):
+            cluster.server.put(POLICY_KEY, data)
+            await cluster.wait(5)
+        assert read == [Policy(2).to_bytes(), Policy(1).to_bytes(), b"{"]
+        (note,) = cluster.members["h0"].agent.status.notes
+        assert "revision 2 goes on" in note
+
+
+@simulated
 async def test_whatever_a_clients_library_raises_is_a_note() -> None:
     class Broken:
         def __init__(self) -> None:
@@ -511,11 +640,17 @@ async def test_one_job_at_a_time_and_anybody_may_go_on_with_it() -> None:
         assert report.taken == 4 * GiB
         assert not any(said)
         assert [len(each.host.takings) for each in cluster.members.values()] == [1, 1]
-        # A job that has ended is in nobody's way.
-        cluster.quotas[other.job.id] = dict(other.job.quotas)
-        await start_job(bus, other.job, now())
+        # A job that has ended is in nobody's way. One that is held is.
+        held = plan_job(view, MiB, now(), hold=True, seconds=300)
+        cluster.quotas[held.job.id] = dict(held.job.quotas)
+        await start_job(bus, held.job, now())
+        assert (await follow_job(bus, held.job, now)).taken == MiB
+        with pytest.raises(ClusterBusy, match="goes on, for 1 MiB"):
+            await start_job(bus, other.job, now())
         await cluster.wait(400)
         assert await find_job(bus, now()) is None
+        cluster.quotas[other.job.id] = dict(other.job.quotas)
+        await start_job(bus, other.job, now())
 
 
 @simulated
@@ -570,6 +705,8 @@ async def test_a_view_tells_what_is_wrong() -> None:
         assert len(by_name["h1"].vms) == 3
         assert len(view.notes) == 2
         assert (view.policy, view.job) == (None, None)
+        lagging = await look(bus, now() + 3600, with_vms=False)
+        assert "3601 s behind this one" in lagging.hosts[0].problem
         late = await look(bus, now() + 6, with_vms=False)
         assert {host.condition for host in late.hosts} == {"silent", "malformed"}
         assert plan_job(late, GiB, now()).spread.lacking == GiB
@@ -582,7 +719,9 @@ async def test_a_policy_is_applied_to_what_was_shown_or_not_at_all() -> None:
     async with open_cluster(1) as cluster:
         bus = cluster.server.connect("operator")
         one, two = [
-            await prepare_policy(bus, {"wish": [{"hosts": "*", "reserve": reserve}]})
+            await prepare_policy(
+                bus, {"wish": [{"hosts": "*", "reserve": reserve}]}, now()
+            )
             for reserve in ("8GiB", "9GiB")
         ]
         assert one.describe()[:2] == ["--- no policy", "+++ revision 1"]
@@ -590,7 +729,7 @@ async def test_a_policy_is_applied_to_what_was_shown_or_not_at_all() -> None:
         with pytest.raises(ClusterBusy, match="somebody else has applied"):
             await apply_policy(bus, two)
         await cluster.wait(2)
-        change = await prepare_policy(bus, {"wish": [{"hosts": "*"}]})
+        change = await prepare_policy(bus, {"wish": [{"hosts": "*"}]}, now())
         assert change.before == one.after
         lines = change.describe()
         assert '-reserve = "8GiB"' in lines
@@ -601,8 +740,36 @@ async def test_a_policy_is_applied_to_what_was_shown_or_not_at_all() -> None:
         # A server that was emptied does not know the revisions; the hosts do.
         cluster.server.empty()
         await cluster.wait(2)
-        assert (await prepare_policy(bus, {})).after.revision == 2
+        assert (await prepare_policy(bus, {}, now())).after.revision == 2
         with pytest.raises(Malformed):
-            await prepare_policy(bus, {"wish": 7})
+            await prepare_policy(bus, {"wish": 7}, now())
         cluster.server.put(POLICY_KEY, Policy(7, (Wish("*"),)).to_bytes())
-        assert (await prepare_policy(bus, {})).after.revision == 8
+        assert (await prepare_policy(bus, {}, now())).after.revision == 8
+        # What is there may be anything.
+        cluster.server.put(POLICY_KEY, b"x" * (LARGEST_VALUE + 1))
+        await apply_policy(bus, await prepare_policy(bus, {}, now()))
+
+
+@simulated
+async def test_no_host_can_use_the_revisions_up() -> None:
+    async with open_cluster(1) as cluster:
+        bus = cluster.server.connect("operator")
+        for claim in (2**53 - 1, int(now() * 1000)):
+            liar = HostState("liar", now(), GiB, GiB, 0, policy_revision=claim)
+            cluster.server.put(make_state_key("liar"), liar.to_bytes())
+            reserve = f"{8 + claim % 2}GiB"
+            table = {"wish": [{"hosts": "*", "reserve": reserve}]}
+            change = await prepare_policy(bus, table, now())
+            await apply_policy(bus, change)
+            await cluster.wait(3)
+            status = cluster.members["h0"].agent.status
+            assert status.policy_revision == change.after.revision
+            assert cluster.members["h0"].host.rules.reserve == parse_size(reserve)
+            view = await look(bus, now())
+            assert ("cannot be" in view.hosts[1].problem) == (claim > 2**50)
+
+
+def test_a_host_has_not_taken_more_than_it_was_asked_for() -> None:
+    """What it says does not hide what others did not give."""
+    said = JobProgress("0" * 8, GiB, 1 << 60, "done", 0.0)
+    assert HostReport("h1", GiB, said).taken == GiB

@@ -20,6 +20,7 @@ from qmpballoon.cluster.bus import (
     POLICY_KEY,
     make_quota_key,
     make_state_key,
+    make_vms_key,
 )
 from qmpballoon.cluster.valkey import parse_bus_address
 from qmpballoon.sizes import MiB
@@ -57,10 +58,9 @@ def test_the_units_url_is_one() -> None:
 
 def test_the_rules_name_the_keys_that_there_are() -> None:
     rules = (FILES / "users.acl").read_text()
-    for key in (POLICY_KEY, JOB_KEY, make_quota_key("host1"), make_quota_key("*")):
+    keys = (POLICY_KEY, JOB_KEY, make_quota_key("host1"), make_quota_key("*"))
+    for key in (*keys, make_state_key("host1"), make_vms_key("host1")):
         assert f"~{key} " in rules
-    assert "~qb:host:host1:* " in rules
-    assert make_state_key("host1").startswith("qb:host:host1:")
 
 
 def test_the_server_takes_no_larger_values_than_hosts_read() -> None:

@@ -293,6 +293,8 @@ def test_a_record_of_jobs_forgets_only_what_is_long_over() -> None:
         ({"wish": [{"hosts": "*", "reserve": 5}]}, "must be text"),
         ({"wish": [{"hosts": "*", "floors": {"a": "-1"}}]}, "the floor of 'a'"),
         ({"wish": [{"hosts": "*", "floors": 7}]}, "floors must be an object"),
+        ({"wish": [{"hosts": "*", "reserve": "101%"}]}, "give 100% or less"),
+        ({"wish": [{"hosts": "*", "floors": {"a": "9e9%"}}]}, "is not a size"),
         ({"comment": 7}, "comment is 7"),
     ],
 )

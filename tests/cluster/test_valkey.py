@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,8 @@ from qmpballoon.cluster.valkey import BusAddress, open_bus, parse_bus_address
 from qmpballoon.errors import BusError
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
+
     from valkey_server import Server
 
     from qmpballoon.cluster.valkey import ValkeyBus
@@ -63,6 +66,7 @@ def test_a_url_is_read(url: str, address: BusAddress) -> None:
         ("valkey://bus?ca", "malformed"),
         ("unix://", "malformed"),
         ("valkeys://h1:S3cret@bus", "holds a password"),
+        ("valkey://bus:0", "malformed"),
         ("valkeys://bus?password=S3cret", "has 'password'"),
         ("valkey://bus?ca=/c.pem", "does not ask for TLS"),
         ("valkeys://bus?key=/h.key", "no cert="),
@@ -128,6 +132,9 @@ async def test_a_value_that_is_too_large_counts_as_empty(shared_server: Server) 
         most = b"x" * LARGEST_VALUE
         await bus.publish({"most": most, "more": most + b"x"}, expires=1000)
         assert await bus.get(["most", "more"]) == {"most": most, "more": b""}
+        # So it is in nobody's way.
+        assert not await bus.compare_and_set("more", b"x", b"1")
+        assert await bus.compare_and_set("more", b"", b"1")
 
 
 # failures
@@ -218,6 +225,91 @@ async def test_a_peer_that_is_no_server() -> None:
             with pytest.raises(BusError, match=f"127.0.0.1:{port}"):
                 await bus.get(["kept"])
         nursery.cancel_scope.cancel()
+
+
+GREETING = b"%4\r\n+server\r\n+x\r\n+version\r\n+7.0.0\r\n+proto\r\n:3\r\n+id\r\n:5\r\n"
+
+
+@asynccontextmanager
+async def greeting(reply: bytes) -> AsyncGenerator[tuple[ValkeyBus, list[int]]]:
+    """Have a server that greets as it should, and then says the same to everything.
+
+    Yields:
+        A bus on it, and how many commands each of its connections was sent.
+    """
+    commands: list[int] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        number = len(commands)
+        commands.append(0)
+        with suppress(trio.BrokenResourceError):
+            async for data in stream:
+                # Each is one array, and what they hold here has no asterisk.
+                for command in bytes(data).split(b"*")[1:]:
+                    await stream.send_all(GREETING if b"HELLO" in command else reply)
+                    commands[number] += 1
+
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        async with open_bus(f"valkey://127.0.0.1:{port}") as bus:
+            yield bus, commands
+        nursery.cancel_scope.cancel()
+
+
+CALLS: dict[str, Callable[[ValkeyBus], Awaitable[object]]] = {
+    "get": lambda bus: bus.get(["one", "two"]),
+    "list": lambda bus: bus.list_keys("qb:"),
+    "publish": lambda bus: bus.publish({"one": b"1", "two": b"2"}, expires=1),
+    "set": lambda bus: bus.compare_and_set("one", None, b"1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("reply", "calls"),
+    [
+        (b":5\r\n", CALLS),
+        (b"#t\r\n", CALLS.keys() - {"set"}),
+        (b"%1\r\n+a\r\n+b\r\n", CALLS),
+        (b"*0\r\n", CALLS.keys() - {"get"}),
+        (b"*2\r\n$1\r\n0\r\n:7\r\n", CALLS),
+        (b"*2\r\n$1\r\nx\r\n*1\r\n$1\r\na\r\n", CALLS),
+        (b"*2\r\n$1\r\n0\r\n*1\r\n:5\r\n", CALLS),
+        (b"_\r\n", CALLS.keys() - {"get"}),
+        (b"\0\xff\r\n", CALLS),
+        (b"$9999999\r\n" + b"x" * (3 * LARGEST_VALUE), CALLS),
+        (b"-ERR \x1b[31m\r\n", CALLS),
+    ],
+)
+async def test_a_server_that_answers_nonsense(
+    reply: bytes, calls: Collection[str]
+) -> None:
+    for call in calls:
+        async with greeting(reply) as (bus, _):
+            with pytest.raises(BusError, match=r"is it Valkey|refuses") as error:
+                await CALLS[call](bus)
+            assert str(error.value).isprintable()
+
+
+async def test_who_asks_and_does_not_wait_long_is_not_left_with_a_dead_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask(bus: ValkeyBus) -> None:
+        with suppress(BusError):
+            await bus.get(["kept"])
+
+    async with greeting(b"") as (bus, commands):
+        # A greeting and a question; then either another one, or another connection.
+        for seconds, asked in ((120.0, 2), (0.0, 3)):
+            monkeypatch.setattr(valkey, "_ANSWER", seconds)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask, bus)
+                with trio.fail_after(120):
+                    while len(commands) < 2 and sum(commands) < asked:
+                        await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        assert len(commands) == 2
 
 
 async def test_a_server_that_stands_still_before_tls_is_told(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from fnmatch import fnmatchcase
 
 import pytest
 from attrs import evolve
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qmpballoon.cluster.documents import Policy, Wish
+from qmpballoon.cluster.documents import Malformed, Policy, Wish
 from qmpballoon.cluster.wishes import (
     Permits,
     judge_policy,
@@ -18,13 +20,13 @@ from qmpballoon.cluster.wishes import (
 )
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.vm_spec import Bounds
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, MiB, parse_size
 
 TOTAL = 64 * GiB
 RULES = Rules.for_host(TOTAL, 4 * GiB)
 BOUNDS = Bounds(floor=GiB, ceiling=8 * GiB, headroom=128 * MiB)
 LOWER = Permits(lower_reserve=True, lower_floors=True)
-SIZES = st.integers(0, 100).map(lambda size: f"{size}GiB") | st.integers(0, 120).map(
+SIZES = st.integers(0, 100).map(lambda size: f"{size}GiB") | st.integers(0, 100).map(
     lambda share: f"{share}%"
 )
 PATTERNS = st.sampled_from(["*", "h*", "h1", "x", "[h]1", ""])
@@ -127,6 +129,44 @@ def test_a_reserve_that_leaves_nothing_does_not_count() -> None:
 def test_a_floor(wish: Wish, permits: Permits, floor: int) -> None:
     limit = make_limit(Policy(1, (wish,)), "h1", permits)
     assert limit("db1", 8 * GiB, BOUNDS) == evolve(BOUNDS, floor=floor)
+
+
+@example(size="500000000000%", total=TOTAL, permits=Permits())
+@given(
+    st.builds(
+        "{}{}".format,
+        st.integers(0, 10**15) | st.floats(0, 200).map("{:.6f}".format),
+        st.sampled_from(["", "%", "k", "MB", "GiB", "P"]),
+    ),
+    st.integers(1, 2**63 - 1),
+    st.sampled_from([Permits(), LOWER]),
+)
+def test_what_can_be_wished_can_be_followed_whatever_a_host_has(
+    size: str, total: int, permits: Permits
+) -> None:
+    with suppress(Malformed):
+        policy = Policy(1, (Wish("*", size, {"*": size}),))
+        own = Rules.for_host(total)
+        rules, _ = raise_reserve(own, policy, "h1", total, permits)
+        assert rules == own or rules.reserve < total
+        bounds = Bounds(total // 2, total, total // 8)
+        assert make_limit(policy, "h1", permits)("vm", total, bounds).floor <= total
+
+
+@given(
+    st.dictionaries(
+        st.text("ab*?[]!-.\n", max_size=4), st.integers(1, 9).map("{}".format)
+    ),
+    st.text("ab[]!-.\n", max_size=4),
+)
+def test_a_floor_is_that_of_all_globs_that_match(
+    floors: dict[str, str], name: str
+) -> None:
+    bounds = make_limit(Policy(1, (Wish("*", None, floors),)), "h1", Permits())(
+        name, 9, Bounds(0, 9, 0)
+    )
+    matching = [size for glob, size in floors.items() if fnmatchcase(name, glob)]
+    assert bounds.floor == max(map(parse_size, matching), default=0)
 
 
 def test_which_policy_counts() -> None:

@@ -181,7 +181,7 @@ async def test_a_policy_raises_reserves_and_floors() -> None:
     async with join(server, "h1") as one:
         bus = server.connect("operator")
         wish = {"hosts": "h*", "reserve": "54GiB", "floors": {"vm1": "3GiB"}}
-        change = await prepare_policy(bus, {"wish": [wish]})
+        change = await prepare_policy(bus, {"wish": [wish]}, now())
         assert any("54GiB" in line for line in change.describe())
         await apply_policy(bus, change)
         await trio.sleep(60)
@@ -203,7 +203,7 @@ async def test_a_policy_raises_reserves_and_floors() -> None:
         (note,) = (await look(bus, now())).hosts[0].state.notes
         assert "emptied" in note
         # What is applied then counts, although the server has forgotten the first.
-        change = await prepare_policy(bus, {"wish": []})
+        change = await prepare_policy(bus, {"wish": []}, now())
         assert change.after.revision == 2
         await apply_policy(bus, change)
         await trio.sleep(3)
