@@ -190,10 +190,11 @@ class ClusterView:
             format_size(sum(getattr(offer, kind) for offer in offers))
             for kind in ("idle", "cold", "hot")
         )
-        vms = sum(state.vms for state in states)
+        count = sum(state.vms for state in states)
+        vms = "1 VM" if count == 1 else f"{count} VMs"
         kinds = f"{idle} that is idle, {cold} of cold cache and {hot} of cache in use"
         return [
-            f"They have {available} available of {total}, with {vms} VMs",
+            f"They have {available} available of {total}, with {vms}",
             f"Their guests can give {kinds}",
             self._describe_policy(),
         ]

@@ -36,7 +36,7 @@ def test_hosts_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of("cluster", "status") == 0
     said = capsys.readouterr().out
     assert said.startswith("1 host: 1 healthy\n")
-    assert "with 1 VMs" in said
+    assert "with 1 VM\n" in said
     assert "\n h1    healthy" in said
 
 

@@ -5,9 +5,11 @@ What each role may do is tried on a real server, in ``test_roles.py``.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 from cluster_files import FILES
@@ -24,6 +26,9 @@ from qmpballoon.cluster.bus import (
 )
 from qmpballoon.cluster.valkey import parse_bus_address
 from qmpballoon.sizes import MiB
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_the_alerts_ask_for_what_there_is() -> None:
@@ -61,6 +66,32 @@ def test_the_rules_name_the_keys_that_there_are() -> None:
     keys = (POLICY_KEY, JOB_KEY, make_quota_key("host1"), make_quota_key("*"))
     for key in (*keys, make_state_key("host1"), make_vms_key("host1")):
         assert f"~{key} " in rules
+
+
+def test_the_lines_on_the_page_add_users_with_their_passwords(tmp_path: Path) -> None:
+    page = (FILES.parent / "cluster.md").read_text()
+    (lines,) = re.findall(r"^```sh\n(add\(\).*?)^```$", page, re.MULTILINE | re.DOTALL)
+    template = (FILES / "users.acl").read_text()
+    (tmp_path / "users.acl.template").write_text(template)
+    subprocess.run(["sh", "-euc", lines], check=True, cwd=tmp_path)
+    expected = template.replace("host1", "host7").splitlines()
+    for number, row in enumerate(expected):
+        if "PASSWORD" in row:
+            password = tmp_path / f"{row.split()[1]}.password"
+            assert password.stat().st_mode & 0o777 == 0o600
+            digest = hashlib.sha256(password.read_bytes().strip()).hexdigest()
+            expected[number] = row.replace("PASSWORD", digest)
+    assert (tmp_path / "users.acl").read_text().splitlines() == expected
+
+
+def test_the_page_makes_the_folders_of_the_server() -> None:
+    page = (FILES.parent / "cluster.md").read_text()
+    (made,) = re.findall(r"^install -d [^/\n]* (/.*)$", page, re.MULTILINE)
+    configuration = (FILES / "bus.conf").read_text()
+    named = re.findall(r"^[\w-]*file (/.*)/|^dir (/.*)$", configuration, re.MULTILINE)
+    # A service's own folder is the root, where it may not write.
+    assert "\ndir " in configuration
+    assert {file or folder for file, folder in named} == {*made.split()}
 
 
 def test_the_server_takes_no_larger_values_than_hosts_read() -> None:

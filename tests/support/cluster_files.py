@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def write_cluster_files(
     (folder / "users.acl").write_text(_make_users(folder, hosts))
     configuration = folder / "bus.conf"
     text = (FILES / "bus.conf").read_text()
-    configuration.write_text(text.replace("/etc/redis/bus/", f"{folder}/"))
+    text = re.sub("/etc/redis/bus/|/var/lib/redis/bus", f"{folder}/", text)
+    configuration.write_text(text)
     return configuration
 
 
