@@ -510,4 +510,4 @@ def test_a_guest_at_its_edge_that_says_the_same_again_is_at_rest() -> None:
         at = 11.0 + silence
         decision = controller.decide(at, 3 * GiB, 3 * GiB, said, silence, reads=0)
         assert decision.action == action
-        assert "stopped at what the guest reads again" in decision.reason
+    assert "stopped at what the guest reads again" in decision.reason
