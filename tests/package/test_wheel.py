@@ -144,7 +144,8 @@ def test_another_build_of_it_has_the_same_bytes(
 ) -> None:
     """From another folder, with other times and permissions of the files."""
     (sdist,) = distributions.glob("*.tar.gz")
-    shutil.unpack_archive(sdist, tmp_path, filter="data")
+    # By tar: Python knows the filter that it asks for only from 3.11.4 on.
+    subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path], check=True)
     (tree,) = tmp_path.iterdir()
     for path in tree.rglob("*"):
         path.touch()
