@@ -7,17 +7,23 @@ a tenth of the hosts is cut off, and the server is emptied. Times of the process
 shown, too::
 
     python benchmarks/cluster.py [--hosts 1000] [--vms 50]
+
+With ``--command`` they are on a real server instead, and it reports what ``qmpballoon
+cluster status`` takes of a processor, with the start of Python.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
+import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from random import Random
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -25,16 +31,21 @@ import trio.testing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from clusters import MemoryStore, SimulatedHost, make_agent, make_guest, now
+from valkey_server import run_server
 
 from qmpballoon.cluster import (
+    HostState,
+    HostVms,
     MemoryServer,
     apply_policy,
     follow_job,
     look,
+    open_bus,
     plan_job,
     prepare_policy,
     start_job,
 )
+from qmpballoon.cluster.bus import make_state_key, make_vms_key
 from qmpballoon.sizes import GiB, MiB, TiB, format_size
 
 if TYPE_CHECKING:
@@ -44,6 +55,7 @@ if TYPE_CHECKING:
 
 SETTLED: Final = 5  # seconds until all have said how they are
 MEASURED: Final = 10  # seconds of load
+ROUNDS: Final = 7  # of the command
 CUT_OFF: Final = 10  # one in so many hosts is cut off
 
 
@@ -150,6 +162,46 @@ async def measure_reclaim(
     )
 
 
+def measure_command(hosts: int, vms: int) -> None:
+    """Print what the command takes that shows all hosts, which a real server has."""
+    simulated = make_hosts(hosts, vms)
+    with TemporaryDirectory() as folder, run_server(Path(folder)) as server:
+        url = f"unix://{server.path}"
+
+        async def fill() -> None:
+            async with open_bus(url) as bus:
+                for number, host in enumerate(simulated):
+                    name, seen = f"h{number:04}", host.look()
+                    state = HostState(
+                        *(name, time.time(), host.total, host.total - host.held, GiB),
+                        vms=vms,
+                    )
+                    values = {
+                        make_state_key(name): state.to_bytes(),
+                        make_vms_key(name): HostVms(name, tuple(seen.vms)).to_bytes(),
+                    }
+                    await bus.publish(values, expires=3600)
+
+        trio.run(fill)
+        for options in ([], ["--json"]):
+            command = ["-m", "qmpballoon", "cluster", "status", "--cluster", url]
+            used: list[float] = []
+            for _ in range(ROUNDS):
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                subprocess.run(
+                    [sys.executable, *command, *options],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                )
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                used.append(after.ru_utime - before.ru_utime)
+                used[-1] += after.ru_stime - before.ru_stime
+            print(
+                f"cluster status {' '.join(options)}: {median(used):.2f} s of a"
+                f" processor ({min(used):.2f} to {max(used):.2f})"
+            )
+
+
 async def run(hosts: int, vms: int) -> None:
     """Have a cluster, and measure one thing after the other."""
     server = MemoryServer()
@@ -186,7 +238,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hosts", type=int, default=1000)
     parser.add_argument("--vms", type=int, default=50)
+    parser.add_argument("--command", action="store_true")
     options = parser.parse_args()
+    if options.command:
+        measure_command(options.hosts, options.vms)
+        return
     clock = trio.testing.MockClock(autojump_threshold=0)
     trio.run(partial(run, options.hosts, options.vms), clock=clock)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
 __all__ = [
+    "LARGEST_SIZE",
     "is_interval",
     "is_size",
     "require_callback",
@@ -27,12 +28,13 @@ __all__ = [
 ]
 
 _MAX_INTERVAL = 2**32 - 1  # seconds; QEMU refuses longer intervals
-_MAX_SIZE = 2**63 - 1  # bytes; QMP's integers are signed and have 64 bits
+LARGEST_SIZE = 2**63 - 1
+"""Bytes; QMP's integers are signed and have 64 bits."""
 
 
 def is_size(value: object) -> TypeGuard[int]:
     """Tell whether a value can be a number of bytes in QMP."""
-    return _is_whole(value, _MAX_SIZE)
+    return _is_whole(value, LARGEST_SIZE)
 
 
 def is_interval(value: object) -> TypeGuard[int]:
@@ -57,8 +59,8 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
         raise TypeError(f"{name} is {value!r}: it must be a whole number of bytes")
     if value < minimum:
         raise ValueError(f"{name} is {value}: it must be at least {minimum} bytes")
-    if value > _MAX_SIZE:
-        raise ValueError(f"{name} is {value}: it must be at most {_MAX_SIZE} bytes")
+    if value > LARGEST_SIZE:
+        raise ValueError(f"{name} is {value}: it must be at most {LARGEST_SIZE} bytes")
     return value
 
 

@@ -20,6 +20,8 @@ LONGEST: Final = 1000
 """Characters of a shown text at most. The classic limit of a line in a log is 1,024
 bytes (RFC 3164), and a time, a host and a program's name stand before it."""
 _CUT: Final = " ... "
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
+"""What a value of JSON has most of, and needs no care."""
 
 
 def make_printable(text: str, longest: int = LONGEST) -> str:
@@ -59,7 +61,10 @@ def make_value_printable(value: object) -> object:
             return make_printable(value)
         case dict():
             members = cast("dict[object, object]", value)
-            return {key: make_value_printable(item) for key, item in members.items()}
+            return {
+                key: item if type(item) in _NUMBERS else make_value_printable(item)
+                for key, item in members.items()
+            }
         case list() | tuple():
             items = cast("Sequence[object]", value)
             return [make_value_printable(item) for item in items]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast, get_args
 
 from attrs import asdict, field, fields_dict, frozen
 
-from qmpballoon._checks import is_size
+from qmpballoon._checks import LARGEST_SIZE, is_size
 from qmpballoon._printable import make_printable
 from qmpballoon.cluster.bus import LARGEST_VALUE, MOST_HOSTS, require_host_name
 from qmpballoon.sizes import GiB, format_size, parse_size
@@ -455,6 +455,10 @@ class _Fields:
         return value
 
     def size(self, name: str, *, minimum: int = 0) -> int:
+        value = self._values.get(name)
+        # A view of 1,000 hosts has 200,000 sizes.
+        if type(value) is int and minimum <= value <= LARGEST_SIZE:
+            return value
         value = self.read(name, is_size, "a number of bytes")
         if cast("int", value) < minimum:
             raise Malformed(
@@ -560,7 +564,7 @@ def _decode(data: bytes, kind: str) -> _Fields:
     if len(data) > LARGEST_VALUE:
         raise Malformed(f"the {kind} has {len(data)} bytes: too many")
     try:
-        value: object = json.loads(data.decode("utf-8"), parse_constant=_refuse)
+        value: object = _DECODER.decode(data.decode("utf-8"))
         _require_flat(value, _DEEPEST)
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the {kind} is no JSON: {error!s:.80}") from error
@@ -576,6 +580,9 @@ def _refuse(text: str) -> object:
     raise ValueError(f"{text} is no number")
 
 
+_DECODER: Final = json.JSONDecoder(parse_constant=_refuse)
+
+
 def _require_flat(value: object, depth: int) -> None:
     """Refuse what is nested deeper than anything of ours."""
     if isinstance(value, dict | list):
@@ -583,7 +590,8 @@ def _require_flat(value: object, depth: int) -> None:
             raise ValueError("it is nested too deep")
         inner = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
         for each in cast("Iterable[object]", inner):
-            _require_flat(each, depth - 1)
+            if isinstance(each, dict | list):
+                _require_flat(cast("object", each), depth - 1)
 
 
 def parse_state(data: bytes) -> HostState:
