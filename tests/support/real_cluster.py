@@ -1,9 +1,9 @@
 """A cluster for real: namespaces as hosts, a server with TLS, and what goes wrong.
 
 Three network namespaces are the hosts, and a fourth has the server and the operator; a
-bridge connects them. Two hosts have simulated VMs, each a process with a socket, and
-the third has real guests, if there are to be some. The server's configuration, its
-access control list and the commands are those of the documentation.
+bridge connects them. Two hosts have simulated VMs, each with a socket, and the third
+has real guests, if there are to be some. The server's configuration, its access control
+list and the commands are those of the documentation.
 
 As root, this draws runs by seed, and says what each was and what did not hold::
 
@@ -50,6 +50,7 @@ from qmpballoon.testing.model.vm import Vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TextIO
 
 SIMULATED: Final = ("h1", "h2")
 REAL: Final = "h3"
@@ -69,23 +70,57 @@ TOLERANCE: Final = 0.02
 # simulated VMs
 
 
-def serve_vms(folder: Path, count: int, rate: int) -> None:
-    """Serve VMs, each in a process of its own, until killed; print a line when all do.
+async def serve_vms(folder: Path, count: int, rate: int) -> None:
+    """Serve VMs until killed; print a line when all can be reached.
 
-    What each is asked for and has is written to a file beside its socket.
+    What each is asked for and has is written to a file beside its socket. All of a host
+    are in one process: 600 that wake now and then keep two cores busy.
     """
-    for number in range(count):
-        if os.fork() == 0:
-            trio.run(_serve_vm, folder, number, rate)
-            os._exit(0)
-    while len([*folder.glob("*.qmp")]) < count:
-        assert os.waitpid(-1, os.WNOHANG) == (0, 0)
-        time.sleep(0.05)
-    print("ready", flush=True)
-    signal.pause()
+    fakes = [_make_vm(number, rate) for number in range(count)]
+    notes = {
+        id(fake.machine): _Note((folder / f"vm{number}.log").open("a", buffering=1))
+        for number, fake in enumerate(fakes)
+    }
+    ask = Vm.set_target
+
+    def set_target(vm: Vm, size: int) -> None:
+        notes[id(vm)].write("target", size)
+        ask(vm, size)
+
+    Vm.set_target = set_target  # type: ignore[assignment,method-assign]
+    async with trio.open_nursery() as nursery:
+        for number, fake in enumerate(fakes):
+            fake.start(nursery)
+            await nursery.start(fake.listen, folder / f"vm{number}.qmp")
+            notes[id(fake.machine)].write_size(fake.machine.actual)
+        print("ready", flush=True)
+        while True:
+            await trio.sleep(0.2)
+            for fake in fakes:
+                note = notes[id(fake.machine)]
+                if fake.machine.target != note.actual:  # it moves
+                    fake.touch()
+                    note.write_size(fake.machine.actual)
+                    await trio.lowlevel.checkpoint()
 
 
-async def _serve_vm(folder: Path, number: int, rate: int) -> None:
+@define
+class _Note:
+    """Where it is written what a VM is asked for and has."""
+
+    _file: TextIO
+    actual: int | None = None
+
+    def write(self, what: str, size: int | None) -> None:
+        self._file.write(f"{time.time()} {what} {size}\n")
+
+    def write_size(self, size: int | None) -> None:
+        if size != self.actual:
+            self.actual = size
+            self.write("actual", size)
+
+
+def _make_vm(number: int, rate: int) -> FakeQemu:
     guest = GuestConfig(
         used=(100 + 10 * (number % 30)) * MiB,
         cache=(200 + 20 * (number % 40)) * MiB,
@@ -94,31 +129,7 @@ async def _serve_vm(folder: Path, number: int, rate: int) -> None:
         deflate_rate=4 * rate,
     )
     config = MachineConfig(memory=MEMORY, guest=guest, epoch=time.time_ns())
-    fake = FakeQemu(Machine(config, profile("10.0"), random.Random(number)))
-    log = (folder / f"vm{number}.log").open("a", buffering=1)
-
-    def note(what: str, size: int | None) -> None:
-        log.write(f"{time.time()} {what} {size}\n")
-
-    ask = Vm.set_target
-
-    def set_target(vm: Vm, size: int) -> None:
-        note("target", size)
-        ask(vm, size)
-
-    # This process has one VM.
-    Vm.set_target = set_target  # type: ignore[assignment,method-assign]
-    async with trio.open_nursery() as nursery:
-        fake.start(nursery)
-        await nursery.start(fake.listen, folder / f"vm{number}.qmp")
-        before: int | None = None
-        while True:
-            fake.touch()
-            size = fake.machine.actual
-            if size != before:
-                note("actual", size)
-                before = size
-            await trio.sleep(0.2)
+    return FakeQemu(Machine(config, profile("10.0"), random.Random(number)))
 
 
 @define
@@ -709,7 +720,7 @@ async def run_with_guests(
 def main() -> None:
     """Draw runs, carry them out, and say what did not hold."""
     if sys.argv[1:2] == ["serve"]:
-        serve_vms(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+        trio.run(serve_vms, Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=7)
