@@ -43,6 +43,7 @@ PageAddress = tuple[str, int] | Path
 _UNIX: Final = "unix:"
 _TOKEN_BYTES: Final = 32
 _SHORTEST_TOKEN: Final = 32  # characters of a token that somebody has chosen
+_LONGEST_TOKEN: Final = 4096  # bytes; a header has to have room for it
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -58,7 +59,9 @@ def read_prefix(text: str) -> str:
     prefix = text.rstrip("/")
     if prefix and not (prefix.startswith("/") and prefix.isascii()):
         raise click.UsageError(f"{text!r} is no prefix: write one like /vms")
-    if any(character in prefix for character in ';,"\\ ?#%'):
+    if "//" in prefix or any(
+        character in ';,"\\ ?#%' or not character.isprintable() for character in prefix
+    ):
         raise click.UsageError(f"{text!r} is no prefix: write one like /vms")
     return prefix
 
@@ -238,11 +241,19 @@ def _read_token(file: Path) -> str:
             made.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")
     except FileExistsError:
         pass
-    if file.stat().st_mode & _OTHERS:
-        raise click.UsageError(
-            f"others may read or write {file}: it is a secret (chmod 600)"
-        )
-    token = file.read_text(encoding="ascii", errors="replace").strip()
+    # What is checked is what is read. A FIFO must not keep us waiting.
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as found:
+        about = os.fstat(found.fileno())
+        if about.st_mode & _OTHERS:
+            raise click.UsageError(
+                f"others may read or write {file}: it is a secret (chmod 600)"
+            )
+        if about.st_uid not in (0, os.geteuid()):
+            raise click.UsageError(
+                f"{file} is another user's, who knows what it holds: give a file of"
+                " yours"
+            )
+        token = (found.read(_LONGEST_TOKEN) or b"").decode("ascii", "replace").strip()
     if len(token) < _SHORTEST_TOKEN or not token.isprintable() or " " in token:
         raise click.UsageError(
             f"{file} holds no token of {_SHORTEST_TOKEN} characters or more: remove"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -168,6 +169,8 @@ async def test_a_cluster_is_shown(joined: str) -> None:
         ("web --listen everywhere", "has no port"),
         ("web --prefix vms", "no prefix"),
         ("web --prefix /v;x=1", "no prefix"),
+        ("web --prefix /v\x7f", "no prefix"),
+        ("web --prefix //elsewhere.example", "no prefix"),
         ("web --listen unix:/nowhere/pages VM", "cannot listen on unix:/nowhere/pages"),
         ("web --listen 0 --token-file /nowhere/token VM", "/nowhere/token cannot be"),
         ("fleet run --once --web 0 VM", "--once ends before"),
@@ -194,6 +197,26 @@ def test_a_token_that_is_no_good(
     file.chmod(mode)
     assert status_of("web", "--listen", 0, "--token-file", file, tmp_path / "vm") == 2
     assert why in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_token_that_somebody_else_knows(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("x" * 43)
+    file.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(file, 65534, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    assert status_of("web", "--listen", 0, "--token-file", file, tmp_path / "vm") == 2
+    assert "is another user's" in capsys.readouterr().err.splitlines()[-1]
+    file.unlink()
+    os.mkfifo(file, 0o600)
+    assert status_of("web", "--listen", 0, "--token-file", file, tmp_path / "vm") == 2
+    assert "holds no token" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_port_that_is_taken(
