@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import trio
@@ -40,6 +41,7 @@ from qmpballoon.cluster.documents import (
     parse_policy,
     parse_quota,
     parse_record,
+    parse_state,
 )
 from qmpballoon.cluster.room import compute_offer, compute_room
 from qmpballoon.cluster.wishes import (
@@ -74,6 +76,8 @@ _LONGEST_PERIOD: Final = 3.0
 _TIMEOUT: Final = 3.0
 _LONGEST_SLEEP: Final = 10.0  # seconds until the clock is looked at again
 _CLOCKS_DIFFER: Final = 60.0  # seconds at most, where hosts' clocks are set at all
+_LOOK_EVERY: Final = 10  # exchanges from one look for another agent to the next
+_ANOTHER: Final = "another"
 _POLICY: Final = "policy"
 _JOBS: Final = "jobs"
 _LOG: Final = logging.getLogger("qmpballoon.cluster")
@@ -200,6 +204,8 @@ class Agent:
     _is_followed: bool = False
     _asked_after: float = 0.0
     _ends_at: float = math.inf  # the job's deadline on trio's clock, if it began here
+    _exchanges: int = 0
+    _said_at: float = math.inf  # when it said last how it is; it never has
     _considered: bytes | None = None  # the policy that was judged last
     _is_connected: bool = False
     _heard_at: float | None = None
@@ -319,10 +325,16 @@ class Agent:
 
     async def _exchange(self, nursery: trio.Nursery) -> None:
         """Ask what concerns this host, and say how it is."""
-        quota_key = make_quota_key(self.name)
+        quota_key, state_key = make_quota_key(self.name), make_state_key(self.name)
+        keys = [POLICY_KEY, quota_key]
+        if self._exchanges % _LOOK_EVERY == 0:
+            keys.append(state_key)
+        self._exchanges += 1
         try:
             with trio.fail_after(_TIMEOUT):
-                found = await self.bus.get([POLICY_KEY, quota_key])
+                found = await self.bus.get(keys)
+                if state_key in keys:
+                    self._look_for_another(found.get(state_key))
                 await self._consider(found, quota_key, nursery)
                 if values := self._describe_host():
                     await self.bus.publish(values, expires=PRESENCE)
@@ -333,6 +345,22 @@ class Agent:
         else:
             self._is_connected, self._heard_at = True, trio.current_time()
             self._note("server", "")
+
+    def _look_for_another(self, data: bytes | None) -> None:
+        """Note whether another agent says how this host is.
+
+        That is so if it was said later than here. Where clocks differ, one of the two
+        sees it.
+        """
+        with suppress(Malformed):
+            if data is not None and parse_state(data).at > self._said_at:
+                self._note(
+                    _ANOTHER,
+                    f"another agent says that it is {self.name}, too:"
+                    " give each host a name of its own (--host)",
+                )
+                return
+        self._note(_ANOTHER, "")
 
     def _miss(self, why: str) -> None:
         self._is_connected = False
@@ -375,9 +403,10 @@ class Agent:
         view, rules = self._look(), self._kept_rules
         if view is None:
             return {}
+        self._said_at = self.clock()
         state = HostState(
             name=self.name,
-            at=self.clock(),
+            at=self._said_at,
             total=view.host.total,
             available=view.host.available,
             reserve=rules.reserve,
@@ -412,13 +441,9 @@ class Agent:
             return
         now = self.clock()
         until = min(quota.until, now + quota.seconds)
-        asked_at = quota.until - quota.seconds
         progress = JobProgress(quota.job, quota.amount, 0, "taking", until)
-        if until <= now:
-            self._refuse(progress, "its deadline has passed, by this host's clock")
-            return
-        if asked_at < self._asked_after:
-            self._refuse(progress, "it is not known any more which jobs have begun")
+        if why := self._find_objection(quota, until, now):
+            self._refuse(progress, why)
             return
         try:
             await self._keep(self._record.begin(progress, now))
@@ -430,6 +455,14 @@ class Agent:
         self._progress = progress
         self._ends_at = trio.current_time() + until - now
         nursery.start_soon(self._carry_out, quota)
+
+    def _find_objection(self, quota: Quota, until: float, now: float) -> str:
+        """Say why a job is not begun; empty: it is."""
+        if until <= now:
+            return "its deadline has passed, by this host's clock"
+        if quota.until - quota.seconds < self._asked_after:
+            return "it is not known any more which jobs have begun"
+        return self._notes.get(_ANOTHER, "")
 
     def _refuse(self, progress: JobProgress, why: str) -> None:
         self._progress = evolve(progress, phase="refused", detail=make_printable(why))

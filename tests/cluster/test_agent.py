@@ -488,6 +488,28 @@ async def test_a_policy_that_cannot_be_followed_is_a_note() -> None:
 
 
 @simulated
+async def test_two_hosts_of_one_name_say_so_and_do_no_part_twice() -> None:
+    async with open_cluster(1) as cluster:
+        bus, member = cluster.server.connect("operator"), cluster.members["h0"]
+        # A second machine that was cloned from the first.
+        double = Member(cluster.server, "h0")
+        await trio.sleep(0.5)
+        await cluster.nursery.start(double.run)
+        await cluster.wait(25)
+        words = "another agent says that it is h0, too"
+        agents = [member.agent, double.agent]
+        assert [words in "".join(agent.status.notes) for agent in agents] == [True] * 2
+        plan = plan_job(await look(bus, now()), GiB, now())
+        await start_job(bus, plan.job, now())
+        (host,) = (await follow_job(bus, plan.job, now)).hosts
+        assert host.progress
+        assert words in host.progress.detail
+        double.scope.cancel()
+        await cluster.wait(25)
+        assert member.agent.status.notes == ()
+
+
+@simulated
 async def test_a_policy_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading a large one each second would delay the fleet of the host."""
     read: list[bytes] = []
