@@ -638,18 +638,23 @@ def _compare_with_twin(
     if not quota:
         return []
     at = time.time()
-    subprocess.run(
+    done = subprocess.run(
         [
             *(sys.executable, "-m", "qmpballoon", "fleet", "reclaim", str(quota)),
-            *(f"{cluster.twin.folder}/*.qmp", "--json"),
+            *(f"{cluster.twin.folder}/*.qmp", "--json", "--timeout", f"{PATIENCE:g}"),
         ],
         env={
             **os.environ,
             "QMPBALLOON_RUNTIME_DIR": str(cluster.folder / "runtime"),
         },
-        check=True,
+        check=False,
         capture_output=True,
+        text=True,
     )
+    if done.returncode:
+        return [
+            f"alone: {done.returncode}, {done.stdout.strip()} {done.stderr.strip()}"
+        ]
     ours = _find_lowest(cluster.hosts[name].read(begun))
     alone = _find_lowest(cluster.twin.read(at))
     differ = [
