@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
+from qmpballoon.balloon import _reclaim
 from qmpballoon.balloon._reclaim import make_plan
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard, GuestLimits
@@ -345,6 +346,22 @@ def test_a_reset_meanwhile_leaves_qemu_with_the_size_that_the_guest_has(
     assert "has yet to take" not in report.reason
     assert report.after.actual == told(machine) == 2 * GiB
     assert machine.actual == 2 * GiB
+
+
+def test_a_guest_that_does_not_report_its_size_is_asked_for_it_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    async def ask_in_vain(device: object, *_: int) -> None:
+        asked.append(device)
+
+    monkeypatch.setattr(_reclaim, "prompt_size_report", ask_in_vain)
+    machine = make_machine(GuestConfig(boot_time=4 * SECOND), memory=2 * GiB)
+    reset, _ = reset_after_a_second(machine)
+    report = reclaim(machine, on_progress=reset)
+    assert len(asked) == 1
+    assert "has yet to take" in report.reason
 
 
 def test_a_vm_paused_meanwhile_is_told_what_it_is_owed() -> None:

@@ -791,6 +791,25 @@ async def test_the_interval_is_set_again_whoever_has_cleared_it() -> None:
 
 
 @simulated
+async def test_a_guest_that_answers_has_its_interval_set_once() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        setting, times = fake.machine.commands["qom-set"], 0
+
+        def count(arguments: Any) -> Any:  # noqa: ANN401 - JSON
+            nonlocal times
+            times += 1
+            return setting.run(arguments)
+
+        commands = {**fake.machine.commands, "qom-set": evolve(setting, run=count)}
+        fake.machine.commands = commands
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            await trio.sleep(20)
+            assert times == 1
+
+
+@simulated
 async def test_a_vm_that_is_paused_from_the_start_is_not_told_to_load_a_driver() -> (
     None
 ):
