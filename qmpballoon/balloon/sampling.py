@@ -166,8 +166,8 @@ class Timeline:  # noqa: PLW1641 - it changes, so it is no key of a dictionary
     """Samples in the order of time, in bounded memory.
 
     When there are more than ``capacity``, every second sample is dropped. The first and
-    the last stay, and so do the marked ones unless they are more than half of the
-    capacity. So the timeline of a long run is coarser, and covers all of it.
+    the last stay, and so do the marked ones unless they are half of the capacity or
+    more. So the timeline of a long run is coarser, and covers all of it.
 
     Args:
         capacity: The largest number of samples to hold, 2 or more.
@@ -217,7 +217,7 @@ class Timeline:  # noqa: PLW1641 - it changes, so it is no key of a dictionary
         """Drop every second sample that need not stay."""
         samples = self._samples
         marked = sum(sample.mark is not None for sample in samples)
-        few = marked <= self._capacity // 2
+        few = marked < self._capacity // 2  # with half of the others, they have room
         self._samples = [
             sample
             for index, sample in enumerate(samples[:-1])

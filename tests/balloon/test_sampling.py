@@ -58,6 +58,17 @@ def test_a_refreshed_sample_is_of_now_and_the_interval_as_before(
         assert monitor.machine_clock() - before < (0.3 if clock else 1.3)
 
 
+def test_an_answer_of_the_same_second_is_not_taken_for_the_next_one() -> None:
+    step = WorkloadStep(60 * SECOND + SECOND // 5, 100 * MiB, "cache")
+    guest = GuestConfig(workload=(step,), stats_delay=SECOND // 20)
+    balloon = make_balloon(make_machine(guest))
+    before = run(balloon.refresh_stats())
+    run(balloon.monitor.sleep(0.2))
+    after = run(balloon.refresh_stats())
+    assert after.last_update == before.last_update
+    assert after.disk_caches == (before.disk_caches or 0) + 100 * MiB
+
+
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_a_wrong_clock_neither_hides_a_new_sample_nor_makes_an_old_one_new(
     hours: float,
@@ -205,10 +216,22 @@ def test_it_is_bounded_in_order_and_keeps_both_ends(
         assert len(timeline) >= capacity // 2
 
 
-@given(st.integers(1, 2000), st.frozensets(st.integers(0, 1999), max_size=5))
-def test_a_few_marked_samples_stay(count: int, marked: frozenset[int]) -> None:
-    times = {kept.t for kept in filled(count, 20, marked)}
-    assert {t for t in marked if t < count} <= times
+@given(
+    st.integers(2, 41),
+    st.integers(1, 200),
+    st.frozensets(st.integers(0, 199), max_size=20),
+)
+def test_a_few_marked_samples_stay(
+    capacity: int, count: int, marked: frozenset[int]
+) -> None:
+    seen = {t for t in marked if t < count}
+    if len(seen) < capacity // 2:
+        assert seen <= {kept.t for kept in filled(count, capacity, marked)}
+
+
+def test_many_marked_samples_are_treated_like_all() -> None:
+    timeline = filled(11, 10, frozenset({1, 3, 5, 7, 9}))
+    assert [kept.t for kept in timeline] == [0, 2, 4, 6, 8, 10]
 
 
 def test_time_does_not_go_back() -> None:
@@ -287,6 +310,9 @@ def test_a_timeline_is_compared_by_its_samples() -> None:
     other.add(Sample(1.0, None, GiB))
     assert one == other
     assert repr(one) == "<Timeline of 1 samples in 0.0 s>"
+    one.add(Sample(2.5, None, GiB))
+    assert repr(one) == "<Timeline of 2 samples in 1.5 s>"
+    assert repr(Timeline()) == "<Timeline of 0 samples in 0.0 s>"
     with pytest.raises(TypeError, match="unhashable"):
         hash(one)
 
@@ -331,6 +357,37 @@ def test_watching_tells_what_is_read_meanwhile() -> None:
         return [(await anext(samples)).disk_reads for _ in range(3)]
 
     assert run(watch()) == [0, 100 * MiB, 150 * MiB]
+
+
+@pytest.mark.parametrize(
+    ("took", "least", "most"), [(0.005, 20, 21), (0.1, 4, 8), (1.0, 2, 4)]
+)
+def test_disks_are_asked_about_the_less_often_the_longer_it_takes(
+    took: float, least: int, most: int
+) -> None:
+    machine = Machine(MachineConfig(memory=GiB, disks=1))
+    balloon = make_balloon(machine)
+    monitor = monitor_of(balloon)
+
+    def count() -> int:
+        return sum(name == "query-blockstats" for name, _ in monitor.commands)
+
+    def answer_late(_: int) -> None:
+        if monitor.commands[-1][0] == "query-blockstats" and count() > asked:
+            machine.advance(machine.now + round(took * SECOND))
+
+    async def take() -> None:
+        nonlocal asked
+        async with balloon.sampler() as sampler:
+            for _ in range(20):
+                asked = count()
+                await sampler.take()
+                await monitor.sleep(0.1)
+
+    asked = 0
+    monitor.after_call = answer_late
+    run(take())
+    assert least <= count() <= most
 
 
 def test_a_disk_that_is_unplugged_takes_nothing_away() -> None:
