@@ -125,6 +125,14 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Ending]] = [
         evolve(HEALTHY, resident=2 * GiB),
         Ending("timed-out"),
     ),
+    # One that answers was not restarted, however its size has jumped.
+    (
+        "slow",
+        moved(GiB, 2 * GiB, 4 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, resident=2 * GiB),
+        STALLED,
+    ),
     # What was never touched frees nothing: that is no sign of anything.
     (
         "slow",

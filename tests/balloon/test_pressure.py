@@ -259,3 +259,20 @@ def test_only_scans_since_the_last_second_count() -> None:
     fruitful = {"direct_scans": 100 * MiB, "direct_reclaims": 100 * MiB}
     then = {"direct_scans": 20 * MiB, "alloc_stalls": 1}
     assert judge((0.0, fruitful), (1.0, then), limits=LIMITS).level == "critical"
+
+
+@pytest.mark.parametrize("counter", [None, "swap_out", "major_faults"])
+def test_who_has_neither_swapped_nor_waited_by_itself_is_quiet(
+    counter: str | None,
+) -> None:
+    meter = PressureMeter(LIMITS)
+    for seconds, count in ((0.0, 0), (0.2, 100)):
+        meter.observe(seconds, said({counter: count} if counter else {}))
+    assert meter.is_quiet == (counter is None)
+
+
+def test_a_baseline_that_was_ended_is_over_at_once() -> None:
+    meter = PressureMeter(LIMITS)
+    meter.observe(0.0, said({"swap_out": 0}))
+    meter.end_baseline()
+    assert meter.observe(0.1, said({"swap_out": GiB})).level == "some"
