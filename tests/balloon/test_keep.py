@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 from faults import Cancelled, at_every_call, monitor_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from simulation import make_balloon, make_machine, run
 
 from qmpballoon.balloon._alarms import Alarms
 from qmpballoon.balloon._keep import Keeper
+from qmpballoon.balloon._pressure import PressureLimits
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.balloon.stats import GuestStats
@@ -203,3 +206,21 @@ def test_what_it_lacks_is_what_it_gets() -> None:
     assert keeper.target == GiB
     assert keeper.judge(1, GiB, GiB, GuestStats(available=70 * MiB), 0) is None
     assert keeper.target == GiB + 30 * MiB
+
+
+@pytest.mark.parametrize(("step", "gets"), [(256 * MiB, 256 * MiB), (None, 3 * GiB)])
+def test_pressure_gives_a_step_each_time_that_it_begins(
+    step: int | None, gets: int
+) -> None:
+    limits = evolve(
+        LIMITS, step=step or math.inf, pressure=PressureLimits.of(GiB, None, None)
+    )
+    alarms = Alarms(limits, GuestStats(available=GiB, swap_out=0))
+    alarms.end_baseline()
+    keeper = Keeper(limits, 4 * GiB, GiB, alarms)
+    whys = []
+    for seconds, swapped in ((0, 0), (1, 64), (2, 128)):  # it begins once, and lasts
+        said = GuestStats(available=GiB, swap_out=swapped * MiB)
+        whys.append(keeper.judge(seconds, keeper.target, keeper.target, said, 0))
+    assert keeper.target == GiB + gets
+    assert any(whys) == (step is None)

@@ -69,7 +69,8 @@ def measure(*figures: tuple[float, int | None, int, bool]) -> RereadMeter:
     for seconds, read, cache, taking in figures:
         read_bytes = None if read is None else read * MiB
         sample = Sample(
-            *(seconds, None, cache * MiB + GiB),
+            # It has lost more than cache, which is no reason to read anything.
+            *(seconds, None, 2 * cache * MiB + GiB),
             disk_caches=cache * MiB,
             disk_reads=read_bytes,
         )

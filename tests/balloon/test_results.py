@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from qmpballoon.balloon._reclaim import make_plan
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import GuestLimits
+from qmpballoon.balloon.results import BalloonInfo
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB
 
@@ -30,6 +31,11 @@ plans = st.builds(
     ).filter(lambda said: said.reclaimable is not None),
     st.none() | st.integers(1, 4 * GiB),
 )
+
+
+def test_what_is_in_the_balloon_is_what_the_guest_has_not() -> None:
+    assert BalloonInfo(3 * GiB, 4 * GiB).ballooned == GiB
+    assert BalloonInfo(3 * GiB).ballooned is None
 
 
 @given(plans)

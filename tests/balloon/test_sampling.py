@@ -255,6 +255,23 @@ def test_json_has_every_field_of_every_sample() -> None:
     }
 
 
+# Sampling
+
+
+def test_the_time_of_a_sample_is_since_the_sampler_began() -> None:
+    balloon = make_balloon(make_machine())  # up for a minute
+
+    async def take_two() -> list[float]:
+        async with balloon.sampler() as sampler:
+            first = await sampler.take()
+            await balloon.monitor.sleep(2)
+            return [first.t, (await sampler.take()).t]
+
+    first, second = run(take_two())
+    assert 0 <= first < 0.1
+    assert 2 <= second < 2.1
+
+
 # Watching
 
 
