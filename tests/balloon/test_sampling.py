@@ -384,7 +384,7 @@ def test_disks_are_asked_about_the_less_often_the_longer_it_takes(
 ) -> None:
     machine = Machine(MachineConfig(memory=GiB, disks=1))
     balloon = make_balloon(machine)
-    monitor = monitor_of(balloon)
+    monitor, asked = monitor_of(balloon), 0
 
     def count() -> int:
         return sum(name == "query-blockstats" for name, _ in monitor.commands)
@@ -401,7 +401,6 @@ def test_disks_are_asked_about_the_less_often_the_longer_it_takes(
                 await sampler.take()
                 await monitor.sleep(0.1)
 
-    asked = 0
     monitor.after_call = answer_late
     run(take())
     assert least <= count() <= most
