@@ -21,6 +21,7 @@ import sys
 import tempfile
 import traceback
 import types
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Required, TypedDict
 
@@ -253,6 +254,8 @@ def run_tests(tests: Sequence[str], profile: str, *, few: bool = False) -> int:
     return pytest.main(
         [
             *("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            # pytest's own way reads and parses all files that a failure went through.
+            "--tb=native",
             # The package has a plugin of pytest's, which would be rewritten.
             *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
             *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
@@ -334,12 +337,14 @@ def main(jobs: IO[str], results: IO[str]) -> None:
     """Run what is told, line by line, until there is no more."""
     for name in PRELOADED:
         importlib.import_module(name)
+    for plugin in entry_points(group="pytest11"):
+        plugin.load()
     for line in jobs:
         results.write(f"{json.dumps(run_forked(json.loads(line)))}\n")
         results.flush()
 
 
-# What most tests import: what a fork has, it need not import itself.
+# What pytest and most tests import: what a fork has, it need not import itself.
 PRELOADED = (
     *("asyncio", "hypothesis.stateful", "pytest", "trio.testing", "rich.live", "click"),
     *("qmpballoon.trio", "qmpballoon.testing.server", "qmpballoon.fleet.supervisor"),
