@@ -65,6 +65,7 @@ PATIENCE: Final = 120.0  # seconds; ends only what hangs
 MEMORY: Final = 2 * GiB
 # Bytes of what is asked for that may be taken beyond or short of it.
 TOLERANCE: Final = 0.02
+TRIES: Final = 5  # of taking as much from a lone host
 
 
 # simulated VMs
@@ -637,7 +638,33 @@ def _compare_with_twin(
     quota = parts.get(name, {}).get("quota", 0)
     if not quota:
         return []
-    at = time.time()
+    for _ in range(TRIES):
+        at = time.time()
+        taken, said = _take_alone(cluster, quota)
+        if taken >= quota * (1 - TOLERANCE):
+            break
+    else:
+        return [f"alone, it gave {taken} of {quota}: {said}"]
+    ours = _find_lowest(cluster.hosts[name].read(begun))
+    alone = _find_lowest(cluster.twin.read(at))
+    differ = [
+        vm
+        for vm in ours | alone
+        if abs(ours.get(vm, MEMORY) - alone.get(vm, MEMORY)) > TOLERANCE * MEMORY
+    ]
+    return [
+        f"{len(differ)} VMs of {name} moved otherwise than alone, such as {vm}:"
+        f" {ours.get(vm)} and {alone.get(vm)}"
+        for vm in differ[:1]
+    ]
+
+
+def _take_alone(cluster: RealCluster, quota: int) -> tuple[int, str]:
+    """Take an amount from the lone host; return how much it gave, and what was said.
+
+    The command has just started. Where others keep the processors busy, all simulated
+    guests together may answer it so late that they count as guests without a driver.
+    """
     done = subprocess.run(
         [
             *(sys.executable, "-m", "qmpballoon", "fleet", "reclaim", str(quota)),
@@ -651,26 +678,8 @@ def _compare_with_twin(
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        return [
-            f"alone: {done.returncode}, {done.stdout.strip()} {done.stderr.strip()}"
-        ]
-    ours = _find_lowest(cluster.hosts[name].read(begun))
-    alone = _find_lowest(cluster.twin.read(at))
-    differ = [
-        vm
-        for vm in ours | alone
-        if abs(ours.get(vm, MEMORY) - alone.get(vm, MEMORY)) > TOLERANCE * MEMORY
-    ]
-    return (
-        [
-            f"{len(differ)} VMs of {name} moved otherwise than alone, such as {vm}:"
-            f" {ours.get(vm)} and {alone.get(vm)}"
-            for vm in differ[:1]
-        ]
-        if differ
-        else []
-    )
+    report = json.loads(done.stdout or "{}")
+    return report.get("handed_over", 0), done.stderr.strip()
 
 
 def _find_lowest(rows: dict[str, list[tuple[float, str, int]]]) -> dict[str, int]:
