@@ -338,6 +338,8 @@ def reclaim(
             _output.print_json(plan.to_json())
         if not plan.job.quotas:
             _output.note("no host offers anything: see `qmpballoon cluster status`")
+            if as_json and not dry_run:
+                _output.print_json(operator.JobReport(plan.job, ()).to_json())
             return _output.REFUSED
         if dry_run:
             return _judge(size - plan.spread.lacking, size)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENDED",
+    "LONGEST_NAME",
+    "LONGEST_TEXT",
     "HostState",
     "HostVms",
     "Job",
@@ -71,8 +73,10 @@ _MOST_WISHES: Final = 1000
 _MOST_NOTES: Final = 16
 _MOST_JOBS: Final = 5000  # one every 20 seconds of a day
 _DAY: Final = 86400.0  # seconds
-_LONGEST_NAME: Final = 256  # characters; QEMU allows any name for a VM
-_LONGEST_TEXT: Final = 500
+LONGEST_NAME: Final = 256
+"""Characters of a name at most; a VM may have a longer one."""
+LONGEST_TEXT: Final = 500
+"""Characters of another text at most."""
 _LARGEST_REVISION: Final = 2**53 - 1  # the largest that every reader of JSON can hold
 _JOB_ID: Final = re.compile(r"[0-9a-f]{8,32}")
 
@@ -492,7 +496,7 @@ class _Fields:
         value = self.read(name, lambda value: isinstance(value, bool), "true or false")
         return cast("bool", value)
 
-    def text(self, name: str, longest: int = _LONGEST_TEXT) -> str:
+    def text(self, name: str, longest: int = LONGEST_TEXT) -> str:
         """Return a text, which may be left out; cut, and made printable."""
         value = self._values.get(name, "")
         if not isinstance(value, str):
@@ -501,11 +505,11 @@ class _Fields:
 
     def name(self, name: str) -> str:
         """Return a text that must be there, and is what it is: it is not cut."""
-        value = self.text(name, _LONGEST_NAME + 1)
-        if not value or len(value) > _LONGEST_NAME:
+        value = self.text(name, LONGEST_NAME + 1)
+        if not value or len(value) > LONGEST_NAME:
             raise Malformed(
                 f"{self._what}: {name} is {value!r:.80}: it must be 1 to"
-                f" {_LONGEST_NAME} characters"
+                f" {LONGEST_NAME} characters"
             )
         return value
 
@@ -668,7 +672,8 @@ def parse_vms(data: bytes) -> HostVms:
 def _read_vm(value: object, what: str) -> VmSummary:
     found = _Fields(value, what)
     return VmSummary(
-        name=found.name("name"),
+        # For people: a VM may be called anything, and must not hide the others.
+        name=found.text("name", LONGEST_NAME),
         state=found.name("state"),
         detail=found.text("detail"),
         actual=found.optional_size("actual"),

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field
 
+from qmpballoon._printable import make_printable
 from qmpballoon.cluster.agent import LocalView
-from qmpballoon.cluster.documents import VmSummary
+from qmpballoon.cluster.documents import LONGEST_NAME, LONGEST_TEXT, VmSummary
 from qmpballoon.cluster.room import SMALLEST_GIFT
 from qmpballoon.fleet.control_loop import reclaim
 
@@ -119,9 +120,9 @@ class FleetHost:
 
 def _summarize(view: VmView) -> VmSummary:
     return VmSummary(
-        name=view.name,
+        name=make_printable(view.name, LONGEST_NAME),
         state=view.state,
-        detail=view.detail,
+        detail=make_printable(view.detail, LONGEST_TEXT),
         actual=view.actual,
         total=view.total,
         target=view.target,

@@ -7,6 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
+import documents
 import pytest
 import trio
 from command import FAST, actual, serve, start, until
@@ -125,8 +126,12 @@ def test_what_nobody_offers_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     wait_for_offer(capsys)
     assert status_of("cluster", "reclaim", "100T", "--dry-run") == 3
     assert "are offered by nobody" in capsys.readouterr().out
-    assert status_of("cluster", "reclaim", "1M", "--hosts", "none*") == 6
-    assert "no host offers anything" in capsys.readouterr().err
+    assert status_of("cluster", "reclaim", "1M", "--hosts", "none*", "--json") == 6
+    said = capsys.readouterr()
+    assert "no host offers anything" in said.err
+    document = json.loads(said.out)
+    documents.check("cluster-reclaim", document)
+    assert (document["requested"], document["hosts"]) == (MiB, [])
 
 
 JOB = ("cluster", "reclaim", "--cluster", "valkey://bus")

@@ -11,6 +11,7 @@ from attrs import define, evolve
 from clusters import MemoryStore, now, run_at_once
 from worlds import GUEST, open_world, simulated, supervised
 
+from qmpballoon._printable import make_printable
 from qmpballoon.cluster import (
     Agent,
     FleetHost,
@@ -208,6 +209,21 @@ async def test_a_policy_raises_reserves_and_floors() -> None:
         await apply_policy(bus, change)
         await trio.sleep(3)
         assert one.host.rules == RULES
+
+
+@simulated
+async def test_a_vm_may_be_called_anything_and_hides_no_other() -> None:
+    server = MemoryServer()
+    async with open_world() as world:
+        names = ["a" * 4000, "\x1b" * 100, "vm"]
+        for name in names:
+            world.start(name, MachineConfig(memory=4 * GiB, guest=CACHE))
+        async with join(server, "h1", world=world):
+            (host,) = (await look(server.connect("viewer"), now())).hosts
+            assert host.problem == ""
+            assert [vm.name for vm in host.vms] == [
+                make_printable(name, 256) for name in sorted(names)
+            ]
 
 
 @simulated
