@@ -241,18 +241,20 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         )
 
     async def _exchange(self, call: _Call) -> None:
+        # Not a block of the semaphore's, which takes two more coroutines.
+        await self._turns.acquire()
         try:
-            async with self._turns:
-                if call.lock is None:
-                    call.sent = True
-                    call.value = await self.client.execute(call.command, call.arguments)
-                else:
-                    async with call.lock:
-                        call.value = await self._execute_with_descriptor(call)
-                call.has_returned = True
+            if call.lock is None:
+                call.sent = True
+                call.value = await self.client.execute(call.command, call.arguments)
+            else:
+                async with call.lock:
+                    call.value = await self._execute_with_descriptor(call)
+            call.has_returned = True
         except Exception as error:  # noqa: BLE001 - the caller raises it
             call.error = error
         finally:
+            self._turns.release()
             # Not by a callback of the task: that takes one more turn of the event loop,
             # with a system call.
             call.wake()
