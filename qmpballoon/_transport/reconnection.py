@@ -76,15 +76,19 @@ class Backoff:
         pause = self._first_pause * _BACKOFF ** min(failures, _MAX_DOUBLINGS)
         return min(pause, self._longest_pause) * self._rng.uniform(0.5, 1.0)
 
+    def note_success(self) -> None:
+        """Note that the attempt succeeded."""
+        self._failures = 0
+
     @contextmanager
     def judge(self) -> Generator[None]:
         """Judge by how the block ends whether the attempt succeeded."""
         try:
             yield
         except QmpBalloonError:
-            self._failures = 0
+            self.note_success()
             raise
-        self._failures = 0
+        self.note_success()
 
 
 class AsyncReconnection(Generic[T]):

@@ -36,7 +36,9 @@ class BackgroundTasks:
 
     def __init__(self, *, shield: bool) -> None:
         self._shield = shield
-        self._scopes: set[trio.CancelScope] = set()  # one for each running task
+        # One for each running task. A list: mostly there is one, and a set takes three
+        # times the memory.
+        self._scopes: list[trio.CancelScope] = []
         self._all_ended = trio.lowlevel.ParkingLot()
         self._is_ending = False
 
@@ -61,7 +63,7 @@ class BackgroundTasks:
 
     def _add_scope(self) -> trio.CancelScope:
         scope = trio.CancelScope(shield=self._shield)
-        self._scopes.add(scope)
+        self._scopes.append(scope)
         if self._is_ending:  # started by a task that has not noticed its own end
             scope.cancel()
         return scope
@@ -78,7 +80,7 @@ class BackgroundTasks:
             with scope:
                 await task(*args, **task_status)
         finally:
-            self._scopes.discard(scope)
+            self._scopes.remove(scope)
             if not self._scopes:
                 self._all_ended.unpark_all()
 

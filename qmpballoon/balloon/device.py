@@ -41,6 +41,7 @@ from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     # For type checkers only: 3.13 is the first Python whose own has defaults.
     from typing_extensions import TypeVar
@@ -409,8 +410,7 @@ class Device(Generic[M_co]):
         require_interval(seconds, "seconds")
         await self._set("guest-stats-polling-interval", seconds)
 
-    @asynccontextmanager
-    async def stats_interval(self, seconds: int) -> AsyncGenerator[None, None]:
+    def stats_interval(self, seconds: int) -> AbstractAsyncContextManager[object]:
         """Have QEMU ask for statistics at an interval within an ``async with`` block.
 
         The end of the block restores the interval, also after an exception or a
@@ -423,9 +423,7 @@ class Device(Generic[M_co]):
             NoBalloonDevice: The VM has no balloon, or no longer.
         """
         require_interval(seconds, "seconds")
-        async with self.restore_stats_interval(seconds):
-            await self.set_stats_interval(seconds)
-            yield
+        return self.restore_stats_interval(seconds)
 
     @asynccontextmanager
     async def restore_stats_interval(
@@ -438,11 +436,11 @@ class Device(Generic[M_co]):
         is what it was before the first of them.
 
         Args:
-            seconds: What the block sets it to; ``None``: it sets it back itself
-                whenever it changes it.
+            seconds: What it is to be in the block; ``None``: as it is, and the block
+                sets it back itself whenever it changes it.
 
         Yields:
-            The interval in seconds, as it is at the beginning.
+            The interval in seconds, as it was before the block.
 
         Raises:
             NoBalloonDevice: The VM has no balloon, or no longer.
@@ -457,6 +455,8 @@ class Device(Generic[M_co]):
         mine = [interval if seconds is None else seconds]
         self._intervals.append(mine)
         try:
+            if seconds is not None:
+                await self.set_stats_interval(seconds)
             yield interval
         finally:
             is_last = self._intervals[-1] is mine

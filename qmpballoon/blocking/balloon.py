@@ -294,7 +294,7 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
         """
         return _iterate(self.original.watch(interval))
 
-    def stats_interval(self, seconds: int) -> AbstractContextManager[None]:
+    def stats_interval(self, seconds: int) -> AbstractContextManager[object]:
         """Set the statistics interval, in seconds, within a ``with`` block.
 
         The end of the block restores the previous interval, also after an exception.

@@ -33,7 +33,7 @@ from attrs import asdict, define, evolve, field, frozen
 from qmpballoon._checks import require_seconds
 from qmpballoon._printable import describe_bug, make_printable
 from qmpballoon._transport.qemu_process import read_resident
-from qmpballoon._transport.reconnection import FIRST_PAUSE, LONGEST_PAUSE
+from qmpballoon._transport.reconnection import FIRST_PAUSE, LONGEST_PAUSE, Backoff
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.address import LibvirtVm
 from qmpballoon.balloon import StallLimits
@@ -57,7 +57,7 @@ from qmpballoon.fleet.vm import VmRecord
 from qmpballoon.fleet.vm_spec import Refused, VmSpec
 from qmpballoon.monitor import read_processor_time
 from qmpballoon.sizes import format_size
-from qmpballoon.trio import find_balloon, open_monitor, stay_connected
+from qmpballoon.trio import find_balloon, open_monitor
 
 if TYPE_CHECKING:
     import random
@@ -243,8 +243,8 @@ class _VmTask:
         spec: What the source says of it. Its name may be another VM's by now.
         process: What tells its QEMU from others, where that is known.
         twin: The task that holds another monitor of the same QEMU, if there is one.
-        scope: Cancelled when the VM does not belong to the fleet any more.
-        connection: Cancelled when it has to be connected to again.
+        scope: Cancelled when its connection, or attempt to connect, is to end.
+        has_left: Whether the VM does not belong to the fleet any more.
         target: The size that it is told to move to.
         left: The size in bytes that it was to reach when QEMU ceased to answer.
         logged: What was logged last.
@@ -256,7 +256,7 @@ class _VmTask:
     process: Hashable = None
     twin: _VmTask | None = None
     scope: trio.CancelScope = field(factory=trio.CancelScope)
-    connection: trio.CancelScope = field(factory=trio.CancelScope)
+    has_left: bool = False
     target: int | None = None
     left: int | None = None
     logged: str = ""
@@ -596,7 +596,7 @@ class Supervisor:
         """
         if task := self._all_tasks.get(name):
             self._fail(task, error)
-            task.connection.cancel()
+            task.scope.cancel()
 
     def _ask(
         self, task: _VmTask, ask: Callable[[VmRecord, float], _T], now: float
@@ -644,6 +644,7 @@ class Supervisor:
         for name, task in list(self._all_tasks.items()):
             # QEMU may run on without its socket file. Then its connection still works.
             if id(task) not in kept and not task.record.connected:
+                task.has_left = True
                 task.scope.cancel()
                 del self._all_tasks[name]
                 _LOG.info("%s: not in the fleet any more", make_printable(name))
@@ -654,7 +655,8 @@ class Supervisor:
                 same.update(spec)
 
     def _start_task(self, spec: VmSpec, nursery: trio.Nursery) -> None:
-        named = evolve(spec, name=self._choose_name(spec))
+        name = self._choose_name(spec)
+        named = spec if name == spec.name else evolve(spec, name=name)
         settings = self._settings
         record = VmRecord(named, settings.stale_after, settings.period)
         if self._limit is not None:
@@ -685,55 +687,54 @@ class Supervisor:
             task: The VM's.
             delay: Seconds until it is connected to for the first time.
         """
-        settings = self._settings
-        with task.scope:
-            await trio.sleep(delay)
-            async for connection in stay_connected(
-                functools.partial(self._connect, task),
-                self._rng,
-                first_pause=settings.first_pause,
-                longest_pause=settings.longest_pause,
-            ):
-                try:
-                    with trio.CancelScope() as task.connection:
-                        async with connection as balloon:
-                            await self._supervise(task, balloon)
-                # A group, as front ends run tasks: a cancellation can be in it, too.
-                except* Exception as group:  # noqa: BLE001 - whatever a VM causes
-                    self._fail(task, _find_first(group))
+        # Not stay_connected: its layers would be a tenth of what a VM takes of memory.
+        backoff = Backoff(
+            self._rng, self._settings.first_pause, self._settings.longest_pause
+        )
+        await trio.sleep(delay + backoff.begin_attempt())
+        while not task.has_left:
+            try:
+                with trio.CancelScope() as task.scope:
+                    await self._connect(task)
+            # A group, as front ends run tasks: a cancellation can be in it, too.
+            except* Exception as group:  # noqa: BLE001 - whatever a VM causes
+                error = _find_first(group)
+                if task.record.connected and isinstance(error, QmpBalloonError):
+                    backoff.note_success()
+                self._fail(task, error)
+            await trio.sleep(backoff.begin_attempt())
 
-    @asynccontextmanager
-    async def _connect(self, task: _VmTask) -> AsyncGenerator[Balloon]:
-        """Connect to a VM, and find its balloon."""
-        record, settings = task.record, self._settings
+    async def _connect(self, task: _VmTask) -> None:
+        """Connect to a VM, and poll and move it until the connection is lost."""
         task.require_no_twin()
         _require_descriptors()
         async with self._opener(
-            record.spec.address,
-            timeout=settings.open_timeout,
-            command_timeout=settings.command_timeout,
+            task.record.spec.address,
+            timeout=self._settings.open_timeout,
+            command_timeout=self._settings.command_timeout,
         ) as monitor:
             self._note_process(task, monitor)
-            balloon = await find_balloon(monitor)
-            if not record.spec.is_named:
-                await self._ask_name(task, monitor)
-            record.note_connected(trio.current_time())
-            record.owed = balloon.read_owed()
-            task.left = None
-            task.logged = ""
-            _LOG.info("%s: connected", make_printable(record.spec.name))
-            task.balloon = balloon
+            task.balloon = await self._find_balloon(task, monitor)
             try:
-                yield balloon
+                # This sample may be old. A later one differs from it, and so is new.
+                await self._poll(task.record, task.balloon)
+                interval = math.ceil(self._settings.period)
+                async with task.balloon.stats_interval(interval):
+                    await self._poll_and_move(task, task.balloon)
             finally:
                 task.balloon = None
 
-    async def _supervise(self, task: _VmTask, balloon: Balloon) -> None:
-        """Poll and move a VM until the connection is lost."""
-        # This sample may be old. A later one differs from it, and so is new.
-        await self._poll(task.record, balloon)
-        async with balloon.stats_interval(math.ceil(self._settings.period)):
-            await self._poll_and_move(task, balloon)
+    async def _find_balloon(self, task: _VmTask, monitor: Monitor) -> Balloon:
+        """Find the balloon of a VM whose monitor answers."""
+        balloon = await find_balloon(monitor)
+        if not task.record.spec.is_named:
+            await self._ask_name(task, monitor)
+        task.record.note_connected(trio.current_time())
+        task.record.owed = balloon.read_owed()
+        task.left = None
+        task.logged = ""
+        _LOG.info("%s: connected", make_printable(task.record.spec.name))
+        return balloon
 
     def _note_process(self, task: _VmTask, monitor: Monitor) -> None:
         """Note which QEMU a monitor is of.

@@ -20,7 +20,6 @@ gains nothing by it.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from attrs import asdict, define, evolve, field, frozen
@@ -394,8 +393,8 @@ class VmRecord:
     _hot_cache: HotCache = field(factory=HotCache)
     # When, and for how many seconds its QEMU had run by then: at the last turns, and at
     # the last one before its last answer.
-    _runs: deque[tuple[float, float | None]] = field(
-        factory=lambda: deque(maxlen=_RUNS)
+    _runs: list[tuple[float, float | None]] = field(
+        factory=list[tuple[float, float | None]]
     )
     _ran: float | None = None
 
@@ -462,7 +461,7 @@ class VmRecord:
             now: When.
             ran: Seconds for which its QEMU has run so far; ``None``: not known.
         """
-        self._runs.append((now, ran))
+        self._runs = [*self._runs[1 - _RUNS :], (now, ran)]
 
     def note_idle(self, now: float) -> None:
         """Note that it has not changed since its last poll, by what the host sees."""

@@ -96,6 +96,9 @@ class Limits:
     tokens: int = 2 * 1024 * 1024
 
 
+_DEFAULT_LIMITS: Final = Limits()
+
+
 class Decoder:
     """An incremental decoder for a stream of JSON objects.
 
@@ -110,7 +113,7 @@ class Decoder:
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self._limits = limits or Limits()
+        self._limits = limits or _DEFAULT_LIMITS
         self._short = min(_SHORT, self._limits.size)
         self._buffer = bytearray()
         self._start: int = 0  # where the message being received begins

@@ -70,8 +70,8 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._connection = Connection(Role.CLIENT)
         self._tasks: BackgroundTasks | None = None
         self._waiting: dict[Id, _Waiter] = {}
+        # Commands that wait for their turn; before those, who waits for the next state.
         self._turns = trio.lowlevel.ParkingLot()
-        self._state_changed = trio.Event()
         self._events = EventFeed()
         self._failure: MonitorError | None = None
         self._watchdog = trio.CancelScope()
@@ -310,7 +310,7 @@ class TrioMonitor(MonitorBase, TrioClock):
     async def _wait_for_state(self, state: State) -> None:
         while self._connection.state is not state:
             self._raise_if_failed()
-            await self._state_changed.wait()
+            await self._turns.park()
 
     # What the background tasks do.
 
@@ -345,7 +345,7 @@ class TrioMonitor(MonitorBase, TrioClock):
                 self._dispatch(message)
                 is_new = True
             if connection.state is not state:
-                self._announce_state()
+                self._turns.unpark_all()
             self._pass_turn()
             if connection.pending or self._message_deadline < math.inf:
                 now = trio.current_time()
@@ -370,10 +370,6 @@ class TrioMonitor(MonitorBase, TrioClock):
         elif isinstance(message, (Return, Failure)):  # building a union is slow
             self._waiting.pop(cast("Id", message.id)).finish(message)
 
-    def _announce_state(self) -> None:
-        self._state_changed.set()
-        self._state_changed = trio.Event()
-
     def _shut(self, failure: MonitorError, *, by_us: bool = False) -> None:
         """Record why the connection ended, and raise that to everyone who waits."""
         if self._failure is not None:
@@ -386,7 +382,6 @@ class TrioMonitor(MonitorBase, TrioClock):
             waiter.finish(failure)
         self._waiting.clear()
         self._turns.unpark_all()
-        self._announce_state()
         self._events.end(failure, by_us=by_us)
 
     def _raise_if_failed(self) -> None:
