@@ -31,10 +31,13 @@ from coredis.connection import BaseConnection, TCPLocation
 from coredis.exceptions import (
     AuthenticationError,
     AuthorizationError,
+    BusyLoadingError,
     InvalidResponse,
     ProtocolError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
+    WrongTypeError,
 )
 
 from qmpballoon._printable import make_printable
@@ -558,9 +561,24 @@ def _explain_cause(address: BusAddress, error: BaseException) -> str:
                 " network is cut"
             )
         case ResponseError():
-            return f"{address} refuses: {cause}"
+            return f"{address} refuses ({cause}): {_find_remedy(cause)}"
         case _:
             return _explain_unreachable(address, cause)
+
+
+def _find_remedy(refusal: ResponseError) -> str:
+    match refusal:
+        case ReadOnlyError():
+            return "it is a replica: name the server that it copies in the URL"
+        case WrongTypeError():
+            return (
+                "another program has written a key of ours: remove that key, and give"
+                " the cluster a database of its own"
+            )
+        case _ if str(refusal).startswith("OOM"):
+            return "it is full: raise its maxmemory, or see which keys fill it"
+        case _:
+            return "see its log, and whether it is Valkey, or Redis from 7.0 on"
 
 
 def _explain_unreachable(address: BusAddress, cause: BaseException) -> str:
@@ -568,6 +586,8 @@ def _explain_unreachable(address: BusAddress, cause: BaseException) -> str:
         return f"{cause.filename}: {cause.strerror}; the cluster's URL names this file"
     if isinstance(cause, UnicodeDecodeError):
         return f"{address.password_file}: it is no UTF-8, and so no password of ours"
+    if isinstance(cause, BusyLoadingError):
+        return f"{address} is being started ({cause}): wait until it has read its data"
     if isinstance(cause, _NONSENSE):
         return (
             f"{address} does not speak the protocol (it sends {cause}): is it Valkey,"

@@ -292,6 +292,22 @@ async def test_a_server_that_answers_nonsense(
             assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("reply", "remedy"),
+    [
+        (b"-READONLY You can't write against a replica.\r\n", "name the server that"),
+        (b"-WRONGTYPE Operation against a key\r\n", "a database of its own"),
+        (b"-OOM command not allowed\r\n", "raise its maxmemory"),
+        (b"-LOADING Redis is loading\r\n", "wait until it has read"),
+        (b"-ERR unknown command\r\n", "see its log"),
+    ],
+)
+async def test_a_refusal_says_what_to_do(reply: bytes, remedy: str) -> None:
+    async with greeting(reply) as (bus, _):
+        with pytest.raises(BusError, match=remedy):
+            await bus.publish({"kept": b"1"}, expires=1)
+
+
 async def test_who_asks_and_does_not_wait_long_is_not_left_with_a_dead_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
