@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from qmpballoon._printable import describe_bug
 from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.cluster.operator import look
 from qmpballoon.errors import BusError
@@ -33,6 +35,7 @@ __all__ = ["open_app", "open_cluster_app", "open_cluster_pages", "open_pages"]
 # Seconds from one look at the fleet to the next. The VMs are polled once a second, at
 # any moment of it, and a page is to be less than a second behind that.
 _PERIOD: Final = 0.5
+_LOG: Final = logging.getLogger("qmpballoon.web")
 
 
 @asynccontextmanager
@@ -123,10 +126,16 @@ async def open_app(
 
 
 async def _watch(supervisor: Supervisor, board: Board) -> None:
-    """Tell the board of the VMs, again and again."""
+    """Tell the board of the VMs, again and again. What fails ends no fleet."""
+    said = ""
     while True:
         await trio.sleep(_PERIOD)
-        board.note(supervisor.list_views())
+        try:
+            board.note(supervisor.list_views())
+        except Exception as error:  # noqa: BLE001 - whatever a VM's figures cause
+            if (why := describe_bug(error)) != said:
+                _LOG.error("the pages do not show what is new: %s", why)
+                said = why
 
 
 @asynccontextmanager

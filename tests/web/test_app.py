@@ -17,6 +17,7 @@ from worlds import GUEST, become, open_world, simulated, supervised, view
 from qmpballoon._printable import make_printable
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import MachineConfig
+from qmpballoon.web.board import VmOnBoard
 from qmpballoon.web.server import Request, Response
 
 if TYPE_CHECKING:
@@ -337,6 +338,26 @@ async def test_a_change_that_is_no_good(
             assert (found, why in said["text"]) == (status, True), said
             assert app.jobs is not None
             assert app.jobs.find("vm") is None
+
+
+@simulated
+async def test_a_vm_that_cannot_be_shown_ends_no_fleet(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OverflowError("figures that cannot be")
+
+    async with open_world() as world, supervised(world) as fleet:
+        world.start("vm")
+        await become(fleet, {"vm": "healthy"})
+        async with open_site(fleet, world) as app:
+            with monkeypatch.context() as patch:
+                patch.setattr(VmOnBoard, "note", fail)
+                await trio.sleep(5)
+            assert caplog.text.count("figures that cannot be") == 1
+            tick = app.board.tick
+            await trio.sleep(5)
+            assert app.board.tick > tick
 
 
 @simulated
