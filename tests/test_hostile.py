@@ -132,7 +132,10 @@ def test_an_answer_that_is_none(front: FrontEnd, name: str) -> None:
 
     # A flood may take a while before it is too much.
     error = attacked(front, script, IN_TIME if attack is flood else SHORT)
-    assert type(error) is expected
+    # An answer that was begun has some ms longer than its command: a busy machine may
+    # notice at once that both times are over.
+    allowed = {expected, ProtocolError} if attack is trickle else {expected}
+    assert type(error) in allowed
 
 
 @on_each(*CONNECTING)
