@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -143,6 +144,9 @@ def test_a_guest_that_falls_silent_gets_everything() -> None:
 
     report = keep(machine, seconds=600, on_progress=hang)
     assert "not answered" in report.reason
+    kept = re.match(r"kept for (\d+) s: ", report.reason)
+    assert kept is not None
+    assert 20 <= int(kept[1]) <= report.seconds
     assert told(machine) == 2 * GiB
 
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import pytest
+
 from qmpballoon.address import UnixAddress
 from qmpballoon.fleet.vm_spec import VmSpec
 from qmpballoon.sizes import GiB, MiB
@@ -22,3 +27,33 @@ def test_a_floor_is_never_above_the_ceiling() -> None:
         2 * GiB
     )
     assert bounds.floor == bounds.ceiling == GiB
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"floor": "3GiB", "ceiling": "2GiB"}, "floor 3GiB is above the ceiling 2GiB"),
+        ({"floor": "60%", "ceiling": "50%"}, "floor 60% is above the ceiling 50%"),
+        ({"ceiling": "0"}, "more than nothing"),
+        ({"weight": 0}, "weight"),
+        ({"weight": math.inf}, "weight"),
+        ({"weight": math.nan}, "weight"),
+    ],
+)
+def test_limits_that_cannot_be_are_refused(limits: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        VmSpec("vm", UnixAddress("x"), **limits)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"floor": "2GiB"},
+        {"ceiling": "512MiB"},
+        {"floor": "2GiB", "ceiling": "2GiB"},
+        {"floor": "90%", "ceiling": "1GiB"},  # which is larger depends on the RAM
+        {"weight": 0.01},
+    ],
+)
+def test_limits_that_can_be_are_taken(limits: dict[str, Any]) -> None:
+    VmSpec("vm", UnixAddress("x"), **limits)
