@@ -269,6 +269,17 @@ def test_a_guest_that_allocates_gets_what_it_may_come_to_use() -> None:
     assert decision.target == (2048 + 100 + 80 + 80) * MiB
 
 
+@pytest.mark.parametrize(("step", "more"), [(3, 0), (4, 16)])
+def test_what_a_guest_allocates_counts_from_16_mib_on(step: int, more: int) -> None:
+    """Less is within what its figures waver by."""
+    limits = GuestLimits(headroom=64 * MiB, floor=64 * MiB)
+    controller = Controller(limits, 8 * GiB, 0, stats(6 * GiB))
+    for tick in range(5):
+        said = stats(6 * GiB - step * tick * MiB)
+        decision = controller.decide(1 + tick / 25, 8 * GiB, 8 * GiB, said, 0.0)
+    assert decision.target == (2048 + 64 + 4 * step + more) * MiB
+
+
 @pytest.mark.parametrize(
     ("available", "at_rest"), [(92, True), (108, True), (70, False)]
 )

@@ -222,9 +222,10 @@ def test_pressure_gives_a_step_each_time_that_it_begins(
     alarms = Alarms(limits, GuestStats(available=GiB, swap_out=0))
     alarms.end_baseline()
     keeper = Keeper(limits, 4 * GiB, GiB, alarms)
-    whys = []
+    whys, targets = [], []
     for seconds, swapped in ((0, 0), (1, 64), (2, 128)):  # it begins once, and lasts
         said = GuestStats(available=GiB, swap_out=swapped * MiB)
         whys.append(keeper.judge(seconds, keeper.target, keeper.target, said, 0))
-    assert keeper.target == GiB + gets
+        targets.append(keeper.target)
+    assert targets == [GiB, GiB + gets, GiB + gets]
     assert any(whys) == (step is None)
