@@ -246,6 +246,25 @@ def test_as_much_is_read_as_may_be_written() -> None:
         parse_policy(policy.to_bytes().ljust(LARGEST_VALUE + 1))
 
 
+def test_what_is_nested_deeper_than_anything_of_ours_is_refused() -> None:
+    policy = json.loads(Policy(3).to_bytes())
+    data = json.dumps(policy | {"more": json.loads("[" * 50 + "]" * 50)}).encode()
+    with pytest.raises(Malformed, match="nested too deep"):
+        parse_policy(data)
+
+
+def test_a_revision_is_exact_for_everybody() -> None:
+    largest = Policy(2**53 - 1)
+    assert parse_policy(largest.to_bytes()) == largest
+    beyond = json.loads(largest.to_bytes()) | {"revision": 2**53}
+    with pytest.raises(Malformed, match="revision is"):
+        parse_policy(json.dumps(beyond).encode())
+
+
+def test_an_offer_is_all_of_its_kinds() -> None:
+    assert Offer(1, 2, 4).total == 7
+
+
 def test_a_newer_host_may_say_more() -> None:
     policy = Policy(3)
     more = {**json.loads(policy.to_bytes()), "more": [1]}
