@@ -411,7 +411,7 @@ class Agent:
             available=view.host.available,
             reserve=rules.reserve,
             room=compute_room(view.host, rules, view.guests, view.vms, view.held),
-            offer=compute_offer(view.guests),
+            offer=compute_offer(view.guests, view.host.total),
             vms=len(view.vms),
             unknown_vms=view.unknown_vms,
             policy_revision=self._policy.revision if self._policy else None,

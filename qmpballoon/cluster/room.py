@@ -26,14 +26,16 @@ SMALLEST_GIFT: Final = MiB
 the dead band of a host that is below its reserve, too."""
 
 
-def compute_offer(guests: Iterable[Guest]) -> Offer:
+def compute_offer(guests: Iterable[Guest], total: int) -> Offer:
     """Return what a host's guests can give, by what that costs them.
 
     It is what :func:`qmpballoon.fleet.take` can take: guests that move, that stalled or
-    that are in need give nothing.
+    that are in need give nothing. All together give no more than their host has,
+    whatever they or their QEMUs say.
 
     Args:
         guests: The guests.
+        total: How much memory the host has, in bytes.
     """
     idle = cold = hot = 0
     for guest in filter(_can_give, guests):
@@ -41,7 +43,9 @@ def compute_offer(guests: Iterable[Guest]) -> Offer:
         idle += min(guest.idle, gain)
         cold += gain - min(guest.idle, gain)
         hot += _count_gain(evolve(guest, hot=0)) - gain
-    return Offer(idle, cold, hot)
+    idle = min(idle, total)
+    cold = min(cold, total - idle)
+    return Offer(idle, cold, min(hot, total - idle - cold))
 
 
 def compute_room(
@@ -65,14 +69,14 @@ def compute_room(
     """
     untouched = max(0, sum(map(_count_taken, vms)) - held)
     left = host.available - untouched - rules.reserve
-    given = [each for each in guests if _can_give(each)]
-    cold = sum(guest.compute_reduction(_count_gain(guest)) for guest in given)
+    givers = [each for each in guests if _can_give(each)]
+    cold = sum(guest.compute_reduction(_count_gain(guest)) for guest in givers)
     above_floors = sum(max(0, guest.actual - guest.floor) for guest in guests)
-    return Room(
-        now=max(0, left),
-        after_cold=max(0, left + cold),
-        to_floors=max(0, left + above_floors),
+    # What guests say of themselves may be more than the host has.
+    now, after_cold, to_floors = (
+        min(max(0, left + given), host.total) for given in (0, cold, above_floors)
     )
+    return Room(now, after_cold, to_floors)
 
 
 def _can_give(guest: Guest) -> bool:

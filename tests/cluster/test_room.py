@@ -45,7 +45,7 @@ def guest_lists(draw: st.DrawFn) -> list[Guest]:
 
 @given(guest_lists())
 def test_what_is_offered_can_be_taken_and_nothing_else(guests: list[Guest]) -> None:
-    offer = compute_offer(guests)
+    offer = compute_offer(guests, 2**50)
     plan = take(2**50, guests, evolve(RULES, dead_band=PAGE), takes_hot=True)
     assert offer.total <= 2**50 - plan.lacking
     by_name = {guest.name: guest for guest in guests}
@@ -55,9 +55,9 @@ def test_what_is_offered_can_be_taken_and_nothing_else(guests: list[Guest]) -> N
     assert offer.idle + offer.cold <= 2**50 - cold.lacking
     # Only what is too little to be worth a move is not offered.
     assert 2**50 - plan.lacking - offer.total <= len(guests) * SMALLEST_GIFT
-    assert not compute_offer(
-        each for each in guests if each.need or each.distress
-    ).total
+    needy = [each for each in guests if each.need or each.distress]
+    assert not compute_offer(needy, 2**50).total
+    assert compute_offer(guests, GiB).total == min(offer.total, GiB)
 
 
 @given(guest_lists(), st.integers(-GiB, 64 * GiB), st.integers(0, 8 * GiB))
@@ -100,7 +100,7 @@ def test_an_offer_by_what_it_costs() -> None:
     # It keeps one and a half times its headroom; see Guest.desired_available.
     spare = 2 * GiB - 192 * MiB - 256 * MiB
     offer = Offer(512 * MiB, spare - 512 * MiB, 256 * MiB)
-    assert compute_offer([guest]) == offer
+    assert compute_offer([guest], 64 * GiB) == offer
     for other in (
         evolve(guest, target=3 * GiB),
         evolve(guest, is_stalled=True),
@@ -108,9 +108,9 @@ def test_an_offer_by_what_it_costs() -> None:
         evolve(guest, floor=4 * GiB),
         evolve(guest, floor=4 * GiB - MiB + PAGE),
     ):
-        assert compute_offer([other]) == Offer()
+        assert compute_offer([other], 64 * GiB) == Offer()
     least = evolve(guest, floor=4 * GiB - SMALLEST_GIFT)
-    assert compute_offer([least]).total == SMALLEST_GIFT
+    assert compute_offer([least], 64 * GiB).total == SMALLEST_GIFT
     host = Host(64 * GiB, 40 * GiB)
     vms = [VmSummary("a", "healthy", actual=4 * GiB)]
     room = compute_room(host, RULES, [guest], vms, 4 * GiB)

@@ -227,6 +227,20 @@ async def test_a_vm_may_be_called_anything_and_hides_no_other() -> None:
 
 
 @simulated
+async def test_vms_that_claim_more_than_there_is_do_not_hide_their_host() -> None:
+    server = MemoryServer()
+    async with open_world() as world:
+        for number in range(4):
+            config = MachineConfig(memory=1 << 62, guest=CACHE)
+            world.start(f"vm{number}", config)
+        async with join(server, "h1", world=world):
+            (host,) = (await look(server.connect("viewer"), now())).hosts
+            assert host.state
+            assert host.state.offer.total <= host.state.total
+            assert host.state.room.to_floors <= host.state.total
+
+
+@simulated
 async def test_with_the_server_gone_from_the_start_the_fleet_is_as_without_it() -> None:
     server = MemoryServer(is_down=True)
     async with join(server, "h1") as one:
