@@ -275,6 +275,14 @@ def run_apart(count: int, seconds: float, *, busy: bool) -> Figures:
 
 def run(count: int, seconds: float, *, busy: bool) -> Figures:
     """Serve ``count`` VMs in other processes, and supervise them."""
+    with serve_apart(count) as pids:
+        pattern = str(Path(next(iter(pids))).parent / "*.qmp")
+        return trio.run(partial(measure, pattern, pids, seconds, busy=busy))
+
+
+@contextmanager
+def serve_apart(count: int) -> Generator[dict[str, int]]:
+    """Serve VMs in other processes; yield the process that each has, by its socket."""
     raise_descriptor_limit()
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{number}.qmp" for number in range(count)]
@@ -292,9 +300,7 @@ def run(count: int, seconds: float, *, busy: bool) -> Figures:
             event.wait()
         try:
             with start_processes(paths) as pids:
-                return trio.run(
-                    partial(measure, f"{folder}/*.qmp", pids, seconds, busy=busy)
-                )
+                yield pids
         finally:
             for process in processes:
                 process.kill()

@@ -9,6 +9,9 @@ As root, this draws runs by seed, and says what each was and what did not hold::
 
     python tests/support/real_cluster.py --runs 50 --seed 1 --vms 200 --real 2
 
+With ``--lag 30`` it says instead how far the view of all hosts is behind what guests
+have while memory is taken.
+
 In each run memory is taken from all hosts, while one thing goes wrong. What is checked:
 
 - each host takes what it was asked for within 2 %, and at no moment more;
@@ -553,6 +556,55 @@ def carry_out(cluster: RealCluster, run: Run) -> tuple[list[str], dict[str, Any]
     }
 
 
+def measure_lag(cluster: RealCluster, amount: int, seconds: float) -> list[float]:
+    """Take memory, and look at all hosts meanwhile.
+
+    Returns:
+        For each look, the seconds for which the guest whose size was seen latest had
+        had another one. Guests' sizes are written each 0.2 seconds.
+    """
+    if wrong := cluster.wait_until_ready(amount):
+        raise RuntimeError(wrong)
+    began, lags = time.time(), list[float]()
+    asking = cluster.begin("reclaim", str(amount), "--within", "60s", "--json")
+    while time.time() - began < seconds:
+        seen, at = cluster.look(), time.time()
+        time.sleep(0.5)  # the next sizes are written
+        written = {name: host.read(0.0) for name, host in cluster.hosts.items()}
+        lags.append(
+            max(
+                (
+                    _find_lag(written[host["name"]][vm["name"]], vm["actual"], at)
+                    for host in seen["hosts"]
+                    if host["name"] in written
+                    for vm in host["vms"]
+                ),
+                default=0.0,
+            )
+        )
+    asking.communicate()
+    return lags
+
+
+def _find_lag(rows: list[tuple[float, str, int]], seen: int, at: float) -> float:
+    """Return the seconds for which a guest had not had a size that is seen.
+
+    A guest that moves has all sizes between two that are written.
+    """
+    left, before = at, seen
+    for moment, what, size in rows:
+        if what != "actual":
+            continue
+        if size == seen:
+            left = at
+        elif left == at or min(before, size) <= seen <= max(before, size):
+            left = min(moment, at)
+        before = size
+        if moment > at:
+            break
+    return at - left
+
+
 def _compare_plans(dry: dict[str, Any], parts: dict[str, Any]) -> list[str]:
     planned = {host["name"]: host["quota"] for host in dry.get("hosts", ())}
     asked = {name: host["quota"] for name, host in parts.items()}
@@ -741,6 +793,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vms", type=int, default=200)
     parser.add_argument("--real", type=int, default=0)
+    parser.add_argument("--lag", type=float, default=0.0, metavar="SECONDS")
     arguments = parser.parse_args()
 
     def run_all(real: dict[str, Path]) -> int:
@@ -748,6 +801,11 @@ def main() -> None:
         with open_cluster(
             folder, vms=arguments.vms, rate=32 * MiB, real=real
         ) as cluster:
+            if arguments.lag:
+                amount = 2 * arguments.vms * 100 * MiB
+                lags = measure_lag(cluster, amount, arguments.lag)
+                print(f"{len(lags)} looks: {max(lags):.2f} s behind at most")
+                return 0
             for seed in range(arguments.seed, arguments.seed + arguments.runs):
                 run = Run.draw(seed, arguments.vms)
                 problems, figures = carry_out(cluster, run)
