@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import trio
 from attrs import define, evolve, field, frozen
 
-from qmpballoon._checks import require_finite_seconds
+from qmpballoon._checks import LARGEST_SIZE, require_finite_seconds
 from qmpballoon._printable import describe_bug, make_printable
 from qmpballoon.cluster.bus import (
     POLICY_KEY,
@@ -408,7 +408,7 @@ class Agent:
             name=self.name,
             at=self._said_at,
             total=view.host.total,
-            available=view.host.available,
+            available=max(view.host.available, -LARGEST_SIZE),
             reserve=rules.reserve,
             room=compute_room(view.host, rules, view.guests, view.vms, view.held),
             offer=compute_offer(view.guests, view.host.total),

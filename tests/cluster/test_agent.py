@@ -488,6 +488,17 @@ async def test_a_policy_that_cannot_be_followed_is_a_note() -> None:
 
 
 @simulated
+async def test_vms_that_hold_more_than_can_be_do_not_hide_their_host() -> None:
+    async with open_cluster(1) as cluster:
+        huge = [make_guest(f"vm{number}", 1 << 62) for number in range(4)]
+        cluster.members["h0"].host.guests = {guest.name: guest for guest in huge}
+        await trio.sleep(2)
+        (host,) = (await look(cluster.server.connect("viewer"), now())).hosts
+        assert host.state
+        assert host.state.available < 0
+
+
+@simulated
 async def test_two_hosts_of_one_name_say_so_and_do_no_part_twice() -> None:
     async with open_cluster(1) as cluster:
         bus, member = cluster.server.connect("operator"), cluster.members["h0"]
