@@ -8,14 +8,22 @@ import re
 import signal
 import socket
 import stat
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from command import Running, serve, start
 from in_process import status_of
+from worlds import open_world, simulated, supervised
 
+from qmpballoon.cli._fleet_session import Alone
+from qmpballoon.cli.fleet import _Shown
+from qmpballoon.fleet.guests import Host
+from qmpballoon.fleet.host_memory import HostMemory
+from qmpballoon.fleet.policy import FleetPlan, Rules
 from qmpballoon.sizes import GiB
+from qmpballoon.web.board import Board
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -157,6 +165,21 @@ async def test_a_cluster_is_shown(joined: str) -> None:
         assert seen["name"] == "h1"
         assert (await get(host, "/api/fleet", token))[0] == 404
         await end(running)
+
+
+@simulated
+async def test_what_a_cluster_asks_of_a_member_is_on_its_page() -> None:
+    class Asked(Alone):
+        def describe_changes(self) -> list[str]:
+            return ["takes 1 GiB for the cluster's job 7"]
+
+    board = Board(wall_clock=time.time)
+    rules = Rules.for_host(GiB)
+    async with open_world() as world, supervised(world) as fleet:
+        member = Asked(world.read, lambda: rules)
+        shown = _Shown(fleet, HostMemory(), member, board, as_json=False)
+        shown.show(Host(total=GiB, available=GiB), FleetPlan())
+    assert [entry.text for entry in board.entries] == member.describe_changes()
 
 
 @pytest.mark.parametrize(
