@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
 
 from qmpballoon.balloon.balloon import Balloon, find_balloon
-from qmpballoon.balloon.device import explain_status
+from qmpballoon.balloon.device import LARGEST_PAGE, PAGE, explain_status, lacks_ram
 from qmpballoon.balloon.results import BalloonInfo, DiskReads
 from qmpballoon.balloon.sampling import Sampler
 from qmpballoon.errors import (
@@ -121,6 +121,23 @@ def test_only_dimms_count_to_what_can_be_ballooned() -> None:
     assert (info.total, info.capacity) == (4 * GiB, 16 * GiB)
 
 
+@pytest.mark.parametrize(
+    ("size", "ram", "lacks"),
+    [
+        (GiB, 2 * GiB, True),
+        (2 * GiB - LARGEST_PAGE, 2 * GiB, True),
+        (2 * GiB - LARGEST_PAGE + PAGE, 2 * GiB, False),  # what rounding may leave
+        (2 * GiB, 2 * GiB, False),
+        (3 * GiB, 2 * GiB, False),
+        (GiB, None, False),
+    ],
+)
+def test_who_lacks_a_large_page_lacks_ram(
+    size: int, ram: int | None, *, lacks: bool
+) -> None:
+    assert lacks_ram(size, ram) is lacks
+
+
 @pytest.mark.parametrize("target", [0, -1])
 def test_targets_that_are_none_are_refused(target: int) -> None:
     balloon = make_balloon(make_machine())
@@ -167,6 +184,21 @@ def test_features_that_this_qemu_knows() -> None:
     features = run(balloon.features())
     assert features["deflate-on-oom"] is True
     assert features["free-page-reporting"] is False
+
+
+def test_a_feature_that_this_qemu_does_not_know_hides_no_other() -> None:
+    class Older(SimulatedMonitor):
+        async def execute(
+            self, command: str, arguments: Mapping[str, object] | None = None
+        ) -> object:
+            if arguments and arguments.get("property") == "deflate-on-oom":
+                raise make_command_error(command, "GenericError", "not found")
+            return await super().execute(command, arguments)
+
+    balloon = Balloon(Older(make_machine()), PATH, "virtio-balloon-pci")
+    assert set(run(balloon.features())) == {
+        *("free-page-reporting", "free-page-hint", "page-poison"),
+    }
 
 
 def test_a_paused_vm_does_not_run() -> None:

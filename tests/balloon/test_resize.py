@@ -258,8 +258,8 @@ def test_a_guest_that_has_more_than_qemu_says_is_not_shrunk_to_that(
 ) -> None:
     machine = restarted_unseen(2 * GiB)
     result, _ = resize(machine, 2 * GiB, on_stall=on_stall, timeout=timeout)
-    assert result.outcome in {"timed-out", "reached"}
-    assert result.seconds < timeout + 0.1
+    assert result.outcome == "timed-out"
+    assert result.seconds <= timeout
     left_alone(machine)
     assert machine.guest.memory.balloon < MiB
 
