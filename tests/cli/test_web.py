@@ -236,6 +236,7 @@ def test_a_token_that_somebody_else_knows(
         monkeypatch.setattr(os, "geteuid", lambda: 65534)
     assert status_of("web", "--listen", 0, "--token-file", file, tmp_path / "vm") == 2
     assert "is another user's" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.undo()
     file.unlink()
     os.mkfifo(file, 0o600)
     assert status_of("web", "--listen", 0, "--token-file", file, tmp_path / "vm") == 2
