@@ -66,8 +66,8 @@ async def test_reclaim(socket_path: Path, tmp_path: Path) -> None:
     )
     assert seen["before"]["stats"]["disk_caches"] == fake.machine.config.guest.cache
     assert seen["after"]["stats"]["disk_caches"] == fake.machine.guest.memory.cache
-    # The guard stops near enough: within a sixteenth of the headroom, 7 MiB here.
-    assert seen["handed_over"] >= seen["requested"] - 7 * MiB
+    # The guard stops near enough, if late samples make it stop earlier, too.
+    assert seen["handed_over"] >= seen["requested"] * 0.95
     assert seen["seconds"] > 0
     assert all(sample.keys() >= SAMPLE for sample in seen["timeline"])
     smallest = min(sample["actual"] for sample in seen["timeline"])
