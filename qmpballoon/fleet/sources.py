@@ -189,7 +189,7 @@ def _merge(
 ) -> list[VmSpec | Refused]:
     """Return one VM for each QEMU that candidates lead to, in their order."""
     owners = {
-        monitor.socket: (process, number)
+        monitor.identity: (process, number)
         for process in processes
         for number, monitor in enumerate(process.monitors)
     }
@@ -198,7 +198,7 @@ def _merge(
     for each in candidates:
         address = each.spec.address
         socket = None if isinstance(address, LibvirtVm) else identify_socket(address)
-        process, number = owners.get(socket, (None, 0))
+        process, number = owners.get(address if socket is None else socket, (None, 0))
         identity = process.identity if process else None
         spec = evolve(each.spec, process=identity, socket=socket)
         # A named one is taken as it is; of the others the last on the command line.

@@ -269,6 +269,15 @@ def test_one_qemu_is_one_vm(proc: Path, bind: Callable[[str], Path]) -> None:
     assert len(make_vms(["*.qmp", "1.qmp", "link/1.qmp"])()) == 2
 
 
+def test_a_qemu_without_its_socket_is_only_what_leads_to_it(proc: Path) -> None:
+    """It has not made it yet, or somebody has removed it."""
+    qemu(proc, 7, "/nowhere/vm.qmp")
+    wanted = ["libvirt:db", "libvirt:web", "/nowhere/else.qmp", "/nowhere/vm.qmp"]
+    found = make_vms(wanted)()
+    assert [str(vm.address) for vm in found] == wanted
+    assert [vm.process is not None for vm in found] == [False, False, False, True]
+
+
 def test_ports_of_one_qemu(proc: Path, bind: Callable[[str], Path]) -> None:
     path = str(bind("1.qmp").absolute())
     line = ["qemu-kvm", "-qmp", "tcp::4444,server=on", "-qmp", f"unix:{path},server=on"]
