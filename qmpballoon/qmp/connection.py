@@ -33,9 +33,10 @@ client does, before or after its greeting. QEMU 7.2, 10.0 and 11.1 do so. The id
 any, those that this module gives to commands as well. So the negotiation has an id that
 no command has, and replies with others are dropped until its own has come. All that is
 left comes before that, because QEMU answers in order. If what was left is the reply to
-another negotiation of ours, it is as good; then the reply to this one is dropped. There
-can be few such replies: of a client's queue QEMU carries out one. A peer that sends
-many is broken.
+another negotiation of ours, it is as good; then the reply to this one is dropped. A
+negotiation that was left undone can be carried out for us. Then QEMU does not know ours
+any more, and says that there is no such command. There can be few such replies: of a
+client's queue QEMU carries out one. A peer that sends many is broken.
 
 Source: "QEMU Machine Protocol Specification", docs/interop/qmp-spec in QEMU.
 """
@@ -318,7 +319,7 @@ class Connection:
             what = reply.desc if isinstance(reply, Failure) else f"id {ident!r:.40}"
             raise ProtocolError(f"the peer answered what was not asked: {what}")
         if ident == _NEGOTIATION_ID:
-            if isinstance(reply, Failure):
+            if isinstance(reply, Failure) and not self._is_done_already(reply):
                 raise ProtocolError(f"negotiation failed: {reply.desc}")
             self.state, self._negotiating = State.READY, False
             return False
@@ -328,6 +329,11 @@ class Connection:
             self._abandoned.remove(ident)
             return False
         return True
+
+    def _is_done_already(self, reply: Failure) -> bool:
+        """Tell whether the negotiation of a client before us counts for us, too."""
+        # What that client has enabled is not known; nothing has to be, without oob.
+        return reply.error_class == "CommandNotFound" and not self.oob
 
     def _register(
         self,

@@ -401,6 +401,27 @@ def test_the_negotiation_of_a_client_before_is_as_good(greeted: bool) -> None:
         assert client.can_send
 
 
+@pytest.mark.parametrize("oob", [False, True])
+def test_the_negotiation_of_a_client_before_may_be_carried_out_for_us(
+    oob: bool,
+) -> None:
+    """QEMU 11.1 does that where a client leaves at once."""
+    client = Connection(Role.CLIENT)
+    messages(client, Connection(Role.SERVER).send_greeting(GREETING))
+    ident = json.loads(client.send_negotiation(oob=oob))["id"]
+    error = {
+        "class": "CommandNotFound",
+        "desc": "Capabilities negotiation is already complete, command ignored",
+    }
+    reply = say({"error": error, "id": ident})
+    if oob:  # whether that client has enabled it is not known
+        with pytest.raises(ProtocolError, match="already complete"):
+            messages(client, reply)
+    else:
+        assert messages(client, reply) == []
+        assert client.can_send
+
+
 def test_a_greeting_for_somebody_before_is_passed_over() -> None:
     client = Connection(Role.CLIENT)
     greeting = Connection(Role.SERVER).send_greeting(GREETING)
