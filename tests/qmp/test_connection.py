@@ -446,6 +446,18 @@ def test_a_refused_negotiation_is_a_protocol_error() -> None:
         messages(client, say({"error": error, "id": ident}))
 
 
+def test_nothing_runs_out_of_band_before_that_is_negotiated() -> None:
+    assert not Connection(Role.CLIENT).oob
+
+
+def test_an_event_without_a_time_says_so_as_qemu_does() -> None:
+    """QEMU sends -1 for both where the host's clock cannot be read."""
+    server = Connection(Role.SERVER)
+    server.send_greeting(GREETING)
+    sent = json.loads(server.send_event(Event("STOP")))
+    assert sent["timestamp"] == {"seconds": -1, "microseconds": -1}
+
+
 def test_closing_tells_what_nobody_will_ever_know() -> None:
     client = ready_client()
     client.send_command("balloon", {"value": 1})

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 SIMULATED: Final = ("h1", "h2")
 REAL: Final = "h3"
 SERVER: Final = "10.87.0.1"
+HOST_MEMORY: Final = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 PORT: Final = 6379
 FAULTS: Final = (
     *("none", "link", "server-stopped", "server-killed", "server-emptied"),
@@ -454,7 +455,9 @@ class Run:
     def draw(cls, seed: int, vms: int) -> Run:
         """Draw one."""
         rng = random.Random(seed)
-        amount = rng.randint(20, 120) * 2 * vms * MiB
+        # No host offers more than it has, whatever its simulated VMs have.
+        unit = min(2 * vms * MiB, HOST_MEMORY * 4 // 5 // 120)
+        amount = rng.randint(20, 120) * unit
         return cls(
             seed=seed,
             amount=amount,
