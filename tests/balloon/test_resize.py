@@ -185,6 +185,25 @@ def test_a_guest_in_need_when_time_is_up_gets_its_headroom(timeout: float) -> No
     assert machine.guest.oom_kills == 0
 
 
+def test_a_guest_that_is_silent_when_time_is_up_is_asked_to_have_everything() -> None:
+    """It has not been silent long enough for that to be trouble before."""
+    guest = GuestConfig(silent_after=BOOTED + SECOND // 8)
+    result, balloon = resize(make_machine(guest), GiB, timeout=2, on_stall="settle")
+    assert result.outcome == "timed-out"
+    assert balloon.target == 2 * GiB
+
+
+def test_no_more_is_taken_while_it_is_asked_how_the_guest_is() -> None:
+    """A guest that does not answer is waited for, and nobody watches it meanwhile."""
+    guest = GuestConfig(silent_after=0)
+    result, _ = resize(
+        make_machine(guest), GiB, timeout=0.5, on_stall="settle", unguarded=True
+    )
+    assert result.outcome == "timed-out"
+    # It gives 256 MiB a second.
+    assert result.actual > 2 * GiB - 200 * MiB
+
+
 @pytest.mark.parametrize("unguarded", [False, True])
 def test_without_a_driver_it_stalls_within_seconds(*, unguarded: bool) -> None:
     machine = make_machine(GuestConfig(driver=False))
