@@ -453,6 +453,7 @@ def test_plugged_memory_is_not_nonsense() -> None:
     record = seen((0.0, GiB, GuestStats()), (1.0, GiB, answer(1, 5 * GiB)))
     record.note_ram(4 * GiB, 6 * GiB)  # virtio-mem: no balloon takes it
     assert record.get_state(1.0) == "healthy"
+    assert record.make_guest(1.0) is not None
     record.note_poll(2.0, 5 * GiB, answer(2, GiB), None)
     assert record.doubts_ram
     record.note_ram(8 * GiB, 8 * GiB)
@@ -547,6 +548,17 @@ def test_a_vm_that_another_program_moves_is_left_alone_and_that_is_said() -> Non
         record.note_poll(float(second), GiB, answer(second), None)
     assert record.get_state(10.0) == "stalled"
     assert "another program" in record.make_view(10.0).detail
+
+
+def test_a_vm_whose_ram_grew_was_not_moved_by_another_program() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()), (1.0, 2 * GiB, answer(1)))
+    record.note_poll(2.0, 2 * GiB, answer(2), None)
+    record.note_poll(2.5, 6 * GiB, answer(2), None)
+    assert record.doubts_ram
+    record.note_ram(8 * GiB, 8 * GiB)
+    for second in range(3, 11):
+        record.note_poll(float(second), 6 * GiB, answer(second), None)
+    assert record.get_state(10.0) == "healthy"
 
 
 def test_a_guest_whose_balloon_works_is_not_told_to_load_its_driver() -> None:
