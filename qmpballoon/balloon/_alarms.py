@@ -40,13 +40,16 @@ _SAMPLES: Final = 2
 _MAX_PRESSURE: Final = 3.0
 
 
-def compute_pause(spare: int) -> float:
-    """Return for how many seconds a guest need not be sampled.
+def compute_pause(spare: int, age: float = 0.0) -> float:
+    """Return for how many seconds a guest need not be sampled; below 0: it is late.
 
     Args:
-        spare: Bytes that it may allocate before it has to be sampled.
+        spare: Bytes that it could allocate, by its last answer, before it has to be
+            sampled.
+        age: Seconds since it was asked for that answer.
     """
-    return spare / _SAMPLES / _ALLOCATION_RATE
+    left = spare / _ALLOCATION_RATE
+    return min(left / _SAMPLES, left - age)
 
 
 @frozen

@@ -75,6 +75,8 @@ class Keeper:
         self._full = full
         self._limits = limits
         self._alarms = alarms
+        self._judged_at: float | None = None
+        self._age = 0.0  # seconds since the guest was asked for its last answer
 
     def judge(
         self,
@@ -100,6 +102,9 @@ class Keeper:
         Returns:
             Why the guest is to have everything back; ``None`` if it is not.
         """
+        # It was asked when it was sampled before.
+        self._age = 0.0 if self._judged_at is None else seconds - self._judged_at
+        self._judged_at = seconds
         alarm = self._alarms.judge(seconds, stats, silence, actual=actual, reads=reads)
         if alarm.level == "trouble":
             return alarm.reason
@@ -136,7 +141,7 @@ class Keeper:
         longest = _UNDER_PRESSURE if self._alarms.is_pressed else _LONGEST
         if self._alarms.working_set.is_reading:
             longest = _READING
-        return min(max(compute_pause(spare), _SHORTEST), longest)
+        return min(max(compute_pause(spare, self._age), _SHORTEST), longest)
 
 
 async def keep(

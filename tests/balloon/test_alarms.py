@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 from attrs import evolve
 from faults import monitor_of
+from hypothesis import given
+from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 from suffering import NEEDS, SUFFERINGS, Suffering, SufferingKind
 
@@ -84,6 +86,15 @@ def test_a_guest_that_no_longer_reports_is_in_trouble() -> None:
 def test_a_guest_that_allocates_a_gib_a_second_is_looked_at_twice() -> None:
     assert compute_pause(GiB) == 0.5
     assert compute_pause(0) == 0
+
+
+@given(st.integers(0, 64 * GiB), st.floats(0, 10))
+def test_an_answer_and_the_next_look_are_never_too_far_apart(
+    spare: int, age: float
+) -> None:
+    pause = compute_pause(spare, age)
+    assert pause <= compute_pause(spare)
+    assert (pause + age) * GiB <= spare + 1  # byte, as floats are not exact
 
 
 # Memory pressure

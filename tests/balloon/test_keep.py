@@ -21,7 +21,7 @@ from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard, GuestLimits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep
+from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from qmpballoon.balloon._reclaim import ReclaimReport
@@ -102,6 +102,24 @@ def test_a_burst_ends_it_and_gets_its_memory() -> None:
     assert 15 < report.seconds < 25
     assert machine.guest.oom_kills == 0
     assert told(machine) == 2 * GiB
+
+
+@pytest.mark.parametrize("milliseconds", range(0, 1000, 250))
+def test_a_process_that_follows_one_that_has_ended_is_seen_in_time(
+    milliseconds: int,
+) -> None:
+    # With what the first one held the guest has plenty, and is looked at seldom.
+    ended = BOOTED + 20 * SECOND
+    begins = ended + milliseconds * SECOND // 1000
+    workload = (
+        WorkloadStep(BOOTED - SECOND, 800 * MiB),
+        WorkloadStep(ended, -800 * MiB),
+        *ramp(begins, begins + SECOND, GiB, steps=100),
+    )
+    machine = make_machine(GuestConfig(workload=workload), memory=6 * GiB)
+    keep(machine, seconds=25)
+    assert machine.guest.oom_kills == 0
+    assert told(machine) == 6 * GiB
 
 
 def test_a_drift_gets_what_it_lacks_and_the_rest_is_kept() -> None:
