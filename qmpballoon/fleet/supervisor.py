@@ -243,8 +243,8 @@ class _VmTask:
         spec: What the source says of it. Its name may be another VM's by now.
         process: What tells its QEMU from others, where that is known.
         twin: The task that holds another monitor of the same QEMU, if there is one.
+        life: Cancelled when the VM does not belong to the fleet any more.
         scope: Cancelled when its connection, or attempt to connect, is to end.
-        has_left: Whether the VM does not belong to the fleet any more.
         target: The size that it is told to move to.
         left: The size in bytes that it was to reach when QEMU ceased to answer.
         logged: What was logged last.
@@ -255,8 +255,8 @@ class _VmTask:
     spec: VmSpec
     process: Hashable = None
     twin: _VmTask | None = None
+    life: trio.CancelScope = field(factory=trio.CancelScope)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
-    has_left: bool = False
     target: int | None = None
     left: int | None = None
     logged: str = ""
@@ -644,8 +644,7 @@ class Supervisor:
         for name, task in list(self._all_tasks.items()):
             # QEMU may run on without its socket file. Then its connection still works.
             if id(task) not in kept and not task.record.connected:
-                task.has_left = True
-                task.scope.cancel()
+                task.life.cancel()
                 del self._all_tasks[name]
                 _LOG.info("%s: not in the fleet any more", make_printable(name))
         for spec, same in zip(specs, known, strict=True):
@@ -691,18 +690,19 @@ class Supervisor:
         backoff = Backoff(
             self._rng, self._settings.first_pause, self._settings.longest_pause
         )
-        await trio.sleep(delay + backoff.begin_attempt())
-        while not task.has_left:
-            try:
-                with trio.CancelScope() as task.scope:
-                    await self._connect(task)
-            # A group, as front ends run tasks: a cancellation can be in it, too.
-            except* Exception as group:  # noqa: BLE001 - whatever a VM causes
-                error = _find_first(group)
-                if task.record.connected and isinstance(error, QmpBalloonError):
-                    backoff.note_success()
-                self._fail(task, error)
-            await trio.sleep(backoff.begin_attempt())
+        with task.life:
+            await trio.sleep(delay + backoff.begin_attempt())
+            while True:
+                try:
+                    with trio.CancelScope() as task.scope:
+                        await self._connect(task)
+                # A group, as front ends run tasks: a cancellation can be in it, too.
+                except* Exception as group:  # noqa: BLE001 - whatever a VM causes
+                    error = _find_first(group)
+                    if task.record.connected and isinstance(error, QmpBalloonError):
+                        backoff.note_success()
+                    self._fail(task, error)
+                await trio.sleep(backoff.begin_attempt())
 
     async def _connect(self, task: _VmTask) -> None:
         """Connect to a VM, and poll and move it until the connection is lost."""

@@ -147,6 +147,24 @@ async def test_who_comes_back_is_taken_up_again() -> None:
 
 
 @simulated
+async def test_who_has_left_the_fleet_keeps_no_task() -> None:
+    def count_tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    async with open_world() as world, supervised(world) as fleet:
+        tasks = count_tasks()
+        world.add("gone")
+        await become(fleet, {"gone": "gone"})
+        await trio.sleep(300)  # the longest pause between two attempts to connect
+        assert count_tasks() > tasks
+        del world.specs["gone"]
+        await trio.sleep(Settings().rescan)
+        await trio.testing.wait_all_tasks_blocked()
+        assert states(fleet) == {}
+        assert count_tasks() == tasks
+
+
+@simulated
 async def test_a_hanging_qemu_costs_nobody_else_anything() -> None:
     async with open_world() as world:
         hanging = world.start("hanging")
