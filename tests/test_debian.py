@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,37 @@ def test_what_the_rules_install_is_there() -> None:
     files = re.findall(r"(?<= )(?:share|docs|debian/command)[\w./-]*(?= )", rules)
     assert len(files) >= 5
     assert [file for file in files if not (TREE / file).is_file()] == []
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "remedy"),
+    [
+        ("matplotlib", "reclaim /run/vm1.qmp --report it.svg", "python3-matplotlib"),
+        ("libvirt", "status libvirt:vm1", "python3-libvirt"),
+        ("coredis", "cluster status --cluster valkey://viewer@bus", "a virtual env"),
+    ],
+)
+def test_the_command_says_what_users_of_debian_install(
+    module: str, arguments: str, remedy: str
+) -> None:
+    program = """
+import runpy, sys
+command, missing, *sys.argv[1:] = sys.argv[1:]
+class Nowhere:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == missing:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Nowhere)
+runpy.run_path(command)
+"""
+    words = [str(TREE / "debian/command"), module, *arguments.split()]
+    run = [sys.executable, "-c", program, *words]
+    done = subprocess.run(run, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"qmpballoon: {module} is not installed: ")
+    assert remedy in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.skipif(

@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Final, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["main"]
 
@@ -34,15 +34,20 @@ _EXTRAS: Final = {
 _INTERRUPTED: Final = 130
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
+def main(
+    arguments: Sequence[str] | None = None, *, remedies: Mapping[str, str] | None = None
+) -> NoReturn:
     """Run the command and exit with its status.
 
     Args:
         arguments: The command line without the program's name; by default the
             process' own.
+        remedies: What to run where a module of an extra is not installed, by the
+            module's name; by default pip. A distribution's package, which pip must not
+            change, gives its own (``debian/command``).
     """
     _make_writable()
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments, remedies or {}))
 
 
 def _make_writable() -> None:
@@ -61,19 +66,18 @@ def _make_writable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _run(arguments: Sequence[str]) -> int:
+def _run(arguments: Sequence[str], remedies: Mapping[str, str]) -> int:
     try:
         from qmpballoon.cli._group import run  # noqa: PLC0415 - needs the extra
 
         return run(arguments)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(error.name or "")
-        if extra is None:
+        module = error.name or ""
+        if module not in _EXTRAS:
             raise
-        sys.stderr.write(
-            f"qmpballoon: {error.name} is not installed:"
-            f" pip install 'qmpballoon[{extra}]'\n"
-        )
+        pip = f"pip install 'qmpballoon[{_EXTRAS[module]}]'"
+        remedy = remedies.get(module, pip)
+        sys.stderr.write(f"qmpballoon: {module} is not installed: {remedy}\n")
         return 1
     except KeyboardInterrupt:  # before anything was started
         return _INTERRUPTED
