@@ -132,7 +132,8 @@ def _find_folder() -> Path | None:
     if os.geteuid() == 0:
         return Path("/run", _FOLDER)
     base = os.environ.get("XDG_RUNTIME_DIR", "")
-    if not base and (own := _RUN_USER / str(os.geteuid())).is_dir():
+    own = _RUN_USER / str(os.geteuid())
+    if not base and os.path.isdir(own):  # noqa: PTH112 - a service may not look there
         return own / _FOLDER  # a job of cron has no such variable
     return Path(base, _FOLDER) if Path(base).is_absolute() else None
 

@@ -143,3 +143,16 @@ def test_where_it_is_kept_for_a_job_of_cron(
     with pytest.raises(PermissionError):  # it is not that user's
         OwedSizeFile(PID).note(GiB)
     assert (tmp_path / "12345/qmpballoon").is_dir()
+
+
+def test_where_it_cannot_be_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("QMPBALLOON_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    # A service with ProtectHome= may not look into /run/user. Nobody, root neither, can
+    # look at a name that is too long.
+    monkeypatch.setattr(owed_size, "_RUN_USER", tmp_path / ("x" * 256))
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    OwedSizeFile(PID).note(GiB)
+    assert OwedSizeFile(PID).read() is None
