@@ -60,9 +60,33 @@ runpy.run_path(command)
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(
+needs_systemd = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze"
 )
+
+
+@needs_systemd
+def test_systemd_understands_the_service(tmp_path: Path) -> None:
+    unit = tmp_path / UNIT.name
+    # What it starts has to be there.
+    unit.write_text(UNIT.read_text("utf-8").replace("=/usr/local/bin/", "=/bin/env "))
+    more = tmp_path / f"{UNIT.name}.d" / "cluster.conf"
+    more.parent.mkdir()
+    shutil.copy(TREE / "docs/howto/cluster-files/qmpballoon-cluster.conf", more)
+    verify = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(verify, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_service_notes_what_is_owed_in_a_folder_of_its_own() -> None:
+    unit = UNIT.read_text("utf-8")
+    (own,) = re.findall(r"^RuntimeDirectory=(.+)$", unit, re.MULTILINE)
+    # Within it: systemd's own folder is a link, and none is followed.
+    assert f"\nEnvironment=QMPBALLOON_RUNTIME_DIR=%t/{own}/owed\n" in unit
+    assert "\nRuntimeDirectoryPreserve=yes\n" in unit
+
+
+@needs_systemd
 def test_the_service_is_exposed_to_little() -> None:
     # Its figure times ten; each systemd adds some rules of its own.
     rate = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", str(UNIT)]

@@ -61,6 +61,14 @@ def test_the_units_url_is_one() -> None:
     assert sorted(re.findall(r"%d/([\w.]+)", unit)) == sorted(loaded)
 
 
+def test_the_page_puts_the_units_files_where_it_reads_them() -> None:
+    unit = (FILES / "qmpballoon-cluster.conf").read_text()
+    page = (FILES.parent / "cluster.md").read_text()
+    files = re.findall(r"/etc/qmpballoon/bus/[\w.]+", unit)
+    assert len(files) == 3
+    assert [file for file in files if file not in page] == []
+
+
 def test_the_rules_name_the_keys_that_there_are() -> None:
     rules = (FILES / "users.acl").read_text()
     keys = (POLICY_KEY, JOB_KEY, make_quota_key("host1"), make_quota_key("*"))
@@ -86,7 +94,7 @@ def test_the_lines_on_the_page_add_users_with_their_passwords(tmp_path: Path) ->
 
 def test_the_page_makes_the_folders_of_the_server() -> None:
     page = (FILES.parent / "cluster.md").read_text()
-    (made,) = re.findall(r"^install -d [^/\n]* (/.*)$", page, re.MULTILINE)
+    (made,) = re.findall(r"^install -d -o redis [^/\n]* (/.*)$", page, re.MULTILINE)
     configuration = (FILES / "bus.conf").read_text()
     named = re.findall(r"^[\w-]*file (/.*)/|^dir (/.*)$", configuration, re.MULTILINE)
     # A service's own folder is the root, where it may not write.
