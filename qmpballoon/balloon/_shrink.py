@@ -174,9 +174,10 @@ class _Pauses:
         is_faster = arrived and not self.controller.is_paced
         pause = self.last / 2 if is_faster else self.last * _SLOWER
         pause = min(pause, self._limit(sample.available))
-        # Look again before the guest has done what it was asked for.
+        # Look again before the guest has done what it was asked for, unless it is slow
+        # because it is to be.
         ahead, rate = sample.actual - target, self.tracker.rate
-        if rate > 0 and ahead > 0:
+        if rate > 0 and ahead > 0 and not self.controller.is_paced:
             pause = min(pause, ahead / 2 / rate)
         is_fast = is_faster and ahead >= self.controller.step
         self.last = max(pause, _FAST_TICK if is_fast else _SHORTEST_TICK)
@@ -221,17 +222,16 @@ async def follow(
             return Ending("reached")
         if phase == "stalled":
             return Ending("stalled")
-        await monitor.sleep(
-            min(_choose_poll_interval(tracker, phase), deadline - monitor.now())
-        )
+        interval = _choose_poll_interval(tracker.time_left)
+        await monitor.sleep(min(interval, deadline - monitor.now()))
     return Ending("timed-out")
 
 
-def _choose_poll_interval(tracker: Tracker, phase: Phase) -> float:
+def _choose_poll_interval(time_left: float | None) -> float:
     """Return the seconds until a good part of the remaining distance may be done."""
-    if phase == "waiting" or tracker.time_left is None:
+    if time_left is None:
         return _TICK
-    return min(max(tracker.time_left / 4, _SHORTEST_POLL), _LONGEST_POLL)
+    return min(max(time_left / 4, _SHORTEST_POLL), _LONGEST_POLL)
 
 
 def make_progress(

@@ -87,6 +87,91 @@ def test_the_step_ahead_is_all_that_is_taken_unwatched() -> None:
     assert all(one - two <= 2 * step for one, two in pairwise(targets))
 
 
+# How often it looks. A look at an idle guest costs it CPU; what it has done before the
+# next look is time in which it waits.
+
+
+@pytest.mark.parametrize(
+    ("rate", "seconds", "looks"),
+    [
+        (GiB // 2, 16.1, 60),
+        (2 * GiB, 4.1, 50),
+        (8 * GiB, 1.15, 35),
+        (50 * GiB, 0.3, 25),
+    ],
+    ids=["slow", "usual", "fast", "at once"],
+)
+def test_a_guest_is_not_waited_for_and_seldom_looked_at(
+    rate: int, seconds: float, looks: int
+) -> None:
+    guest = GuestConfig(inflate_rate=rate, reclaim_rate=rate)
+    seen: list[Progress] = []
+    machine = make_machine(guest, memory=16 * GiB)
+    result, _ = resize(machine, 8 * GiB, on_progress=seen.append)
+    assert result.outcome == "reached"
+    assert result.seconds < seconds
+    assert len(seen) < looks
+
+
+def test_the_less_a_guest_has_left_the_more_often_it_is_looked_at() -> None:
+    guest = GuestConfig(inflate_rate=128 * MiB, reclaim_rate=128 * MiB)
+    seen: list[Progress] = []
+    resize(make_machine(guest, memory=2 * GiB), 64 * MiB, on_progress=seen.append)
+    pauses = [
+        (one.sample.available or 0, two.seconds - one.seconds)
+        for one, two in pairwise(seen)
+        if one.seconds > 2  # by then it is known how fast it is
+    ]
+    for least, most, shortest, longest in (
+        (0, 100, 0.02, 0.03),
+        (150, 200, 0.04, 0.05),
+        (400, 600, 0.12, 0.25),
+        (1400, 2048, 0.45, 0.55),
+    ):
+        found = [pause for left, pause in pauses if least <= left / MiB < most]
+        assert shortest < min(found) <= max(found) < longest, (least, most)
+
+
+@pytest.mark.parametrize("guard", [Guard(gentle=30), Guard(max_rate=32 * MiB)])
+def test_a_guest_from_which_memory_is_taken_slowly_is_seldom_looked_at(
+    guard: Guard,
+) -> None:
+    machine = make_machine(memory=2 * GiB)
+    balloon = make_balloon(machine)
+    seen: list[Progress] = []
+    report = run(balloon.reclaim(GiB, guard=guard, hold=True, on_progress=seen.append))
+    assert report.outcome == "done"
+    assert len(seen) < 6 * report.seconds
+
+
+def test_a_guest_that_answers_late_is_asked_again_soon() -> None:
+    guest = GuestConfig(stats_delay=SECOND // 10)
+    result, _ = resize(make_machine(guest, memory=16 * GiB), 12 * GiB)
+    assert result.seconds < 4.1
+
+
+@pytest.mark.parametrize("rate", [256 * MiB, 2 * GiB])
+def test_a_guest_that_grows_is_asked_seldom_on_its_way_and_often_at_its_end(
+    rate: int,
+) -> None:
+    machine = make_machine(GuestConfig(deflate_rate=rate), memory=4 * GiB)
+    _, balloon = resize(machine, 2 * GiB)
+    before = len(monitor_of(balloon).commands)
+    result = run(balloon.resize(4 * GiB))
+    assert result.actual == 4 * GiB
+    assert result.seconds - 2 * GiB / rate < 0.02
+    assert len(monitor_of(balloon).commands) - before < 20 + 5 * result.seconds
+
+
+def test_growing_takes_no_longer_than_it_may() -> None:
+    machine = make_machine(GuestConfig(deflate_rate=64 * MiB), memory=4 * GiB)
+    _, balloon = resize(machine, 2 * GiB)
+    start = machine.now
+    result = run(balloon.resize(4 * GiB, on_stall="settle", timeout=1.1))
+    assert result.outcome == "timed-out"
+    assert machine.now - start < 1.15 * SECOND
+
+
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "resize": lambda balloon, **options: balloon.resize(GiB, **options),
     "reclaim": lambda balloon, **options: balloon.reclaim(**options),
