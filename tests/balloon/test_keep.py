@@ -137,6 +137,23 @@ def test_a_drift_gets_what_it_lacks_and_the_rest_is_kept() -> None:
     assert machine.guest.oom_kills == 0
 
 
+def test_what_a_guest_frees_while_it_is_kept_is_not_taken() -> None:
+    workload = (
+        WorkloadStep(BOOTED - 30 * SECOND, GiB),
+        WorkloadStep(BOOTED + 20 * SECOND, -GiB),
+    )
+    machine = make_machine(GuestConfig(workload=workload), memory=16 * GiB)
+    sizes: list[int] = []
+    report = keep(
+        machine,
+        guard=Guard(headroom=8 * GiB),  # it need not be asked often
+        seconds=350,
+        on_progress=lambda seen: sizes.append(seen.actual),
+    )
+    assert "kept for 350 s" in report.reason
+    assert 9 * GiB < min(sizes) < 11 * GiB
+
+
 def test_somebody_else_s_larger_target_is_not_fought() -> None:
     machine = make_machine(memory=2 * GiB)
     done: list[bool] = []

@@ -488,10 +488,11 @@ def test_what_is_owed_is_given_as_far_as_the_host_has_room() -> None:
         return evolve(WELL, name=name, actual=GiB, total=4 * GiB, owed=owed)
 
     views = [
+        seen("nothing", None),
+        evolve(seen("unknown", 2 * GiB), actual=None),
         seen("a", 2 * GiB),
         seen("b", 8 * GiB),
         seen("c", 2 * GiB),
-        seen("d", None),
     ]
     moves = {move.name: move.change for move in list_owed(views, 2 * GiB)}
     assert moves == {"a": GiB, "c": GiB}

@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from qmpballoon.address import UnixAddress
-from qmpballoon.balloon.results import Diagnosis, Outcome, ResizeResult
+from qmpballoon.balloon.results import Diagnosis, DiskReads, Outcome, ResizeResult
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.vm import UsageRate, VmRecord
 from qmpballoon.fleet.vm_spec import VmSpec
@@ -673,3 +673,17 @@ def test_a_rise_after_a_rest_counts_from_the_end_of_the_rest() -> None:
         record.note_idle(now)
     record.note_poll(5.0, 4 * GiB, answer(5, 2 * GiB - 100 * MiB), None)
     assert usage_increase(record, 5.0) == pytest.approx(100 * MiB, rel=0.01)
+
+
+@pytest.mark.parametrize(("actual", "hot"), [(2 * GiB, True), (4 * GiB, False)])
+def test_what_a_guest_reads_that_has_all_its_memory_is_not_read_again(
+    actual: int, *, hot: bool
+) -> None:
+    record = seen()
+    for second in range(60):
+        read = max(0, second - 30) * 100 * MiB
+        stats = evolve(answer(second, 600 * MiB), free=50 * MiB)
+        record.note_poll(second, actual, stats, None, DiskReads(read, 0))
+        record.note_ram(4 * GiB, 4 * GiB)
+    view = record.make_view(59)
+    assert bool(view.hot) == hot
