@@ -890,12 +890,12 @@ def _make_guard(bounds: Bounds | None, target: int) -> Guard:
     """Make the guard of a move.
 
     Args:
-        bounds: The VM's limits, if they are known.
+        bounds: The VM's limits; known since its RAM is, which is before its first move.
         target: The size that it moves to. A guest in need may get less than its floor,
             when the host has no more to give.
     """
     if bounds is None:
-        return evolve(RESIZE_GUARD, floor=min(target, RESIZE_GUARD.floor or 0))
+        return RESIZE_GUARD
     # A plan weighs what the guests read: its moves are orders, as a resize is.
     return Guard(
         headroom=bounds.headroom, floor=min(target, bounds.floor), reread_within=0

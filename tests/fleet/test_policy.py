@@ -772,6 +772,8 @@ def test_why_guests_shrink_is_said() -> None:
 def test_the_reserve_is_a_share_of_the_host_unless_it_is_given() -> None:
     assert Rules.for_host(20 * GiB).reserve == 256 * MiB + GiB
     assert Rules.for_host(20 * GiB, reserve=2 * GiB).reserve == 2 * GiB
+    assert Rules.for_host(20 * GiB, reserve=2 * GiB).buffer == GiB // 2
+    assert Rules.for_host(20 * GiB, reserve=100 * MiB).buffer == 64 * MiB
 
 
 def test_a_guest_in_need_leaves_less_to_share_out() -> None:
