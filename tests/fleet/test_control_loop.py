@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from attrs import define, evolve
 from pages import WELL
 from worlds import GUEST, World, become, open_world, simulated, supervised, view
@@ -20,6 +21,7 @@ from qmpballoon.fleet.control_loop import (
     run_control_loop,
 )
 from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
+from qmpballoon.fleet.supervisor import Settings
 from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import SECOND, FaultPlan, MachineConfig, WorkloadStep, ramp
 
@@ -246,6 +248,23 @@ async def test_nobody_is_killed_while_the_host_has_its_hard_reserve(
             assert RULES.reserve_hard <= min(seen) < RULES.reserve - 300 * MiB
             nursery.cancel_scope.cancel()
         assert kills(world) == 0
+
+
+@simulated
+async def test_what_a_host_has_to_spare_is_shared_out_once_each_vm_was_tried() -> None:
+    async with open_world() as world:
+        world.start("vm")
+        world.strange["silent"] = lambda: trio.testing.memory_stream_pair()[0]
+        async with supervised(world, Settings(open_timeout=60)) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            fleet.start_move(Move("vm", 2 * GiB, GiB, "test"))
+            await fleet.wait_for_moves()
+            world.add("silent")
+            await become(fleet, {"vm": "healthy", "silent": "connecting"})
+            assert decide(fleet, world.read, RULES)[1].moves == ()
+            await become(fleet, {"vm": "healthy", "silent": "busy"}, 120)
+            (move,) = decide(fleet, world.read, RULES)[1].moves
+            assert move.change > 0
 
 
 async def reclaimable(world: World) -> None:
