@@ -55,11 +55,10 @@ REACHED = "the size it had reached"
 async def opened(
     *,
     command_timeout: float = 10,
-    saved: bool = True,
     **options: Any,  # noqa: ANN401 - what the lab takes
 ) -> AsyncGenerator[tuple[lab.Guest, Balloon]]:
     async with (
-        lab.boot(memory=MEMORY, cache=256 * MiB, saved=saved, **options) as guest,
+        lab.boot(memory=MEMORY, cache=256 * MiB, saved=True, **options) as guest,
         open_balloon(guest.socket, command_timeout=command_timeout) as balloon,
     ):
         yield guest, balloon
@@ -184,7 +183,7 @@ async def test_panic_in_resize() -> Row:
 
 @fault("The guest panics during `reclaim`")
 async def test_panic_in_reclaim() -> Row:
-    async with opened(saved=False) as (guest, balloon):
+    async with opened() as (guest, balloon):
         await guest.run("echo 1 >/proc/sys/kernel/unknown_nmi_panic")
         async with in_the_middle(balloon, balloon.reclaim, guard=SLOWLY) as call:
             await panic(guest)
@@ -204,7 +203,7 @@ async def test_panic_in_reclaim() -> Row:
     "The guest is restarted during `resize`, and is back before it counts as stalled"
 )
 async def test_restarted() -> Row:
-    async with opened(saved=False) as (guest, balloon):
+    async with opened() as (guest, balloon):
         async with in_the_middle(
             balloon, balloon.resize, TARGET, limits=PATIENT
         ) as call:

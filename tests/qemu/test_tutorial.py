@@ -13,6 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,9 +29,13 @@ BLOCKS = list(blocks(DOCS / "tutorial.md"))
 READY = "Ctrl-C ends it."
 ACTIVATE = ". .venv/bin/activate\n"
 TIMEOUT = 500  # seconds; packages may have to be fetched
+LAST = 25  # lines that a failure shows of each terminal
 MARK = "#### "
 
+# The shell in the background may open its log late: until then READY is not to be found
+# in the log of the one before.
 START = f"""
+: >second.log
 setsid bash -e second.sh >second.log 2>&1 & second=$!
 trap 'kill -INT -- -$second' EXIT
 until grep -q {shlex.quote(READY)} second.log; do
@@ -94,10 +99,20 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    second = clone / "second.log"
+    assert process.returncode == 0, (
+        # A report may be cut in the middle: what is said last says what failed.
+        f"{last_of(printed)}\n--- the second terminal:\n{last_of(second.read_text())}"
+    )
     assert_nothing_is_left(clone)
     parts = re.split(rf"^{MARK}(\S+)\n", printed, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def last_of(printed: str) -> str:
+    """Return the last lines, without what a terminal has overwritten."""
+    lines = (line.rpartition("\r")[2] for line in printed.rstrip().split("\n"))
+    return "\n".join(deque(lines, maxlen=LAST))
 
 
 def assert_nothing_is_left(clone: Path) -> None:

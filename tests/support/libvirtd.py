@@ -125,7 +125,7 @@ def domain(
                 <type arch="x86_64" machine="pc">hvm</type>
                 <kernel>{kernel.image}</kernel>
                 <initrd>{initrd}</initrd>
-                <cmdline>console=ttyS0 quiet no_timer_check</cmdline>
+                <cmdline>console=ttyS0 quiet no_timer_check cryptomgr.notests</cmdline>
               </os>
               <features><acpi/></features>
               <devices>

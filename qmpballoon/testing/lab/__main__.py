@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", type=_size, default="2G", help="the guest's memory [2G]")
     add("--cache", type=_size, default="0", help="page cache to fill [0]")
     add("--hog", type=_size, default="0", help="memory to hold [0]")
+    add("--setup", default="", metavar="COMMAND", help="what the guest runs first")
     add("--cpus", type=int, default=1, help="the guest's processors [1]")
     add("--qemu", action="append", default=[], metavar="PATH|VERSION")
     add("--kernel", action="append", default=[], metavar="PATH|VERSION")
@@ -106,6 +107,7 @@ async def _boot_and_wait(options: argparse.Namespace) -> None:
         memory=options.memory,
         cache=options.cache,
         hog=options.hog,
+        setup=options.setup,
         device=None if options.no_device else options.device,
         driver=not options.no_driver,
         machine=options.machine,

@@ -87,6 +87,7 @@ async def boot(
     memory: int = 2 * GiB,
     cache: int = 0,
     hog: int = 0,
+    setup: str = "",
     device: str | None = BALLOON,
     driver: bool = True,
     machine: str = "pc",
@@ -110,6 +111,8 @@ async def boot(
         cache: Bytes of page cache that the guest fills before the block starts.
         hog: Bytes of anonymous memory that the guest allocates before the block
             starts; see :meth:`Guest.hog`.
+        setup: Shell commands that the guest runs last before the block starts; see
+            :meth:`Guest.run`. What they start in the background goes on.
         device: The balloon device, as in QEMU's ``-device`` argument, with properties
             such as ``deflate-on-oom=on``; ``None`` for no balloon.
         driver: Whether the guest loads the balloon's driver at boot.
@@ -143,13 +146,16 @@ async def boot(
         LabError: Something is missing and cannot be fetched, or the guest did not
             boot. The message says what to install, or ends with the last output of
             QEMU and of the guest's console.
-        ValueError: A paused guest was to fill its cache, to allocate memory or to be
-            saved, or a guest was to fill or allocate all of its memory.
+        GuestCommandError: ``setup`` ended with a status other than 0.
+        ValueError: A paused guest was to fill its cache, to allocate memory, to run
+            commands or to be saved, or a guest was to fill or allocate all of its
+            memory.
 
     A saved guest starts in 0.3 seconds where booting takes 4. It is saved once for
-    each QEMU, kernel, and set of arguments, in ``guests`` in the cache folder, where
-    a guest needs some 90 MB. A damaged file is made anew. All saved guests together
-    need at most 4 GiB: those that were not used for the longest time are removed.
+    each QEMU, kernel, and set of arguments, after ``setup``, in ``guests`` in the cache
+    folder, where a guest needs some 90 MB. A damaged file is made anew. All saved
+    guests together need at most 4 GiB: those that were not used for the longest time
+    are removed.
     Files that ``extra`` names are not saved with the guest. A saved guest differs
     from one that has just booted:
 
@@ -170,10 +176,11 @@ async def boot(
         paused=paused,
         cache=cache,
         hog=hog,
+        setup=setup,
     )
-    if options.waits and (cache or hog):
+    if options.waits and (cache or hog or setup):
         raise ValueError(
-            "a paused guest runs nothing: call fill_cache and hog once it is ready"
+            "a paused guest runs nothing: call fill_cache, hog and run once it is ready"
         )
     if options.waits and saved:
         raise ValueError("a paused guest has not booted: it cannot be saved")
@@ -204,6 +211,8 @@ async def _start_booted(
             await guest.ready(timeout=timeout)
             await guest.fill_cache(options.cache)
             await guest.hog(options.hog)
+            if options.setup:
+                await guest.run(options.setup)
         yield guest
 
 
@@ -270,6 +279,7 @@ def identify_boot(options: GuestOptions, parts: Parts, accel: str) -> str:
         "initramfs": hashlib.sha256(_initramfs(options, parts)).hexdigest(),
         "cache": options.cache,
         "hog": options.hog,
+        "setup": options.setup,
         # A guest of KVM's has the host's own processor.
         "processor": _CPUINFO.read_text().partition("\n\n")[0]
         if accel == "kvm"

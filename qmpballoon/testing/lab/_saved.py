@@ -5,8 +5,8 @@ QEMU writes the guest's state to a file, as for a migration, and reads it again 
 
 Each saved guest is a folder in the cache folder. Its name is a digest of everything
 that the guest depends on: QEMU, kernel, initramfs, QEMU's arguments, and what the
-guest has cached and allocated. The folder holds QEMU's file and ``about.json``, which
-has the file's size and checksum. It gets its name once it is complete, and a file
+guest has cached, allocated and run. The folder holds QEMU's file and ``about.json``,
+which has the file's size and checksum. It gets its name once it is complete, and a file
 whose size or checksum is wrong is not used. The folders that were not used for the
 longest time are removed when all of them need more than :data:`MOST_SPACE`.
 """

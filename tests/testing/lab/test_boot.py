@@ -31,9 +31,10 @@ async def test_options_that_cannot_be_had(options: dict[str, object]) -> None:
 
 
 async def test_a_paused_guest_cannot_work() -> None:
-    with pytest.raises(ValueError, match="call fill_cache and hog once it is ready"):
-        async with lab.boot(paused=True, hog=MiB):
-            pass
+    for work in ({"cache": MiB}, {"hog": MiB}, {"setup": "true"}):
+        with pytest.raises(ValueError, match="call fill_cache, hog and run once it is"):
+            async with lab.boot(paused=True, **work):  # type: ignore[arg-type]
+                pytest.fail("it was started")
 
 
 async def test_a_paused_guest_cannot_be_saved() -> None:
@@ -67,6 +68,7 @@ def parts(tmp_path: Path) -> Parts:
         {"extra": ("-m", "slots=2,maxmem=8G")},
         {"cache": MiB},
         {"hog": MiB},
+        {"setup": "true"},
     ],
     ids=str,
 )
