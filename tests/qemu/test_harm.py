@@ -113,10 +113,8 @@ async def test_a_guest_that_begins_to_swap_is_let_alone(
 
 
 # On a tmpfs, as only swap can take it; and newer kernels write no zeroes to disk.
-FILL_TMPFS = (
-    "tr '\\0' x </dev/zero | dd of=/seed bs=1M count=1 iflag=fullblock;"
-    " for part in $(seq {}); do cat /seed; done >>/held"
-)
+MAKE_SEED = "tr '\\0' x </dev/zero | dd of=/seed bs=1M count=1 iflag=fullblock"
+FILL_TMPFS = "for part in $(seq {}); do cat /seed; done >>/held"
 # It will swap 200 MiB rather than drop a cache of 150 MiB: what was read a second time
 # is in use. With generations of pages the kernel does as it likes, whatever it is told.
 PREFER_TO_SWAP = f"""
@@ -124,6 +122,7 @@ generations=/sys/kernel/mm/lru_gen/enabled
 if [ -e $generations ]; then echo n >$generations; fi
 echo 200 >/proc/sys/vm/swappiness
 for time in first second; do dd if=/dev/vda of=/dev/null bs=1M count=150; done
+{MAKE_SEED}
 {FILL_TMPFS.format(200)}
 """
 # The lab's own disk, the source of page cache, comes first.
@@ -194,7 +193,7 @@ async def test_a_guest_that_begins_to_swap_while_it_is_kept_small_gets_some_back
     # Where the host is too busy to see it in time, the balloon saves the guest.
     device = "virtio-balloon-pci,id=balloon0,deflate-on-oom=on"
     async with (
-        boot_with_swap(kernel, device=device) as guest,
+        boot_with_swap(kernel, setup=MAKE_SEED, device=device) as guest,
         open_balloon(guest.socket) as balloon,
     ):
         kept = trio.Event()
@@ -244,7 +243,7 @@ async def test_a_guest_that_begins_to_fault_is_let_alone_by_every_call(
     async with boot_preferring_to_swap(None) as guest:
         # It goes through its memory again and again.
         await guest.run(
-            "(while usleep 200000; do echo; done | awk '"
+            "(while usleep 400000; do echo; done | awk '"
             ' BEGIN { t = "0123456789abcdef"; for (i = 0; i < 10; i++) t = t t;'
             "   for (i = 0; i < 3750; i++) a[i] = t i }"
             " { for (i = 0; i < 3750; i++) n += length(a[i]) }' &) >/dev/null 2>&1"

@@ -33,7 +33,7 @@ async def test_options_that_cannot_be_had(options: dict[str, object]) -> None:
 async def test_a_paused_guest_cannot_work() -> None:
     for work in ({"cache": MiB}, {"hog": MiB}, {"setup": "true"}):
         with pytest.raises(ValueError, match="call fill_cache, hog and run once it is"):
-            async with lab.boot(paused=True, **work):  # type: ignore[arg-type]
+            async with lab.boot(paused=True, **work):
                 pytest.fail("it was started")
 
 
