@@ -18,7 +18,7 @@ from command import start
 from metrics import figures, state, url_of
 
 from qmpballoon.testing import lab
-from qmpballoon.testing.lab import GiB, Guest, MiB
+from qmpballoon.testing.lab import Guest, MiB
 from qmpballoon.trio import open_monitor
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 RESERVE = 256 * MiB
 BUFFER = 64 * MiB  # a quarter of it, which the host holds on top
-SHORT = 500 * MiB  # what the host lacks at first
+SHORT = 350 * MiB  # what the host lacks at first
 HEADROOM = 128 * MiB
 # What a burst leaves of what its guest has available: it is in need, and lives.
 LEFT = 64 * MiB
 GUESTS: dict[str, dict[str, Any]] = {
-    "rich": {"memory": GiB, "cache": 850 * MiB},
-    "bursts": {"memory": GiB, "cache": 550 * MiB, "hog": 200 * MiB},
-    "stopped": {"memory": 768 * MiB, "cache": 500 * MiB},
+    "rich": {"memory": 768 * MiB, "cache": 600 * MiB},
+    "bursts": {"memory": 768 * MiB, "cache": 350 * MiB, "hog": 150 * MiB},
+    "stopped": {"memory": 512 * MiB, "cache": 250 * MiB},
     "killed": {"memory": 512 * MiB, "cache": 200 * MiB, "hog": 50 * MiB},
     "no-driver": {"memory": 512 * MiB, "cache": 100 * MiB, "driver": False},
 }
