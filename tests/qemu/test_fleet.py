@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 from attrs import define, field
 from command import start
@@ -103,11 +104,12 @@ class Seen:
     async def until(self, condition: Callable[[], bool], seconds: float) -> float:
         """Wait for a condition; return how long it took."""
         begun = trio.current_time()
-        with trio.fail_after(seconds):
+        with trio.move_on_after(seconds):
             while not condition():
                 await trio.sleep(0.1)
                 await self.look()
-        return trio.current_time() - begun
+            return trio.current_time() - begun
+        pytest.fail(f"not within {seconds:g} s; seen last: {self.now}")
 
 
 async def burst(guest: Guest) -> None:

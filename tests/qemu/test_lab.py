@@ -187,6 +187,8 @@ async def test_a_paused_guest_boots_once_it_may() -> None:
         await qmp(guest.socket, "cont")
         await guest.ready()
         assert guest.kernel_release == await guest.run("uname -r")
+        clock = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
+        assert await guest.run(f"cat {clock}") != "tsc"
 
 
 async def test_plugged_memory_comes_online() -> None:

@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 from qmpballoon.testing.lab import ProgressBar
 from qmpballoon.testing.lab._initramfs import build_initramfs
 from qmpballoon.testing.lab._parts import find_busybox, find_kernel
+from qmpballoon.testing.lab._qemu import write_kernel_line
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -125,7 +126,7 @@ def domain(
                 <type arch="x86_64" machine="pc">hvm</type>
                 <kernel>{kernel.image}</kernel>
                 <initrd>{initrd}</initrd>
-                <cmdline>console=ttyS0 quiet no_timer_check cryptomgr.notests</cmdline>
+                <cmdline>{write_kernel_line("pc")}</cmdline>
               </os>
               <features><acpi/></features>
               <devices>

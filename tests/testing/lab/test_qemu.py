@@ -29,10 +29,12 @@ def test_arguments(tmp_path: Path) -> None:
     assert f"size={GiB}B" in plain
     assert "virtio-balloon-pci,id=balloon0" in plain
     assert "-cpu" not in plain
+    assert "tsc=unstable" in plain[plain.index("-append") + 1]
     options = GuestOptions(machine="microvm", device=None, extra=("-m", "slots=2"))
     other = write_arguments(options, files, "kvm")
     assert other[-2:] == ["-m", "slots=2"]
     assert "virtio-blk-device,drive=cache" in other
+    assert "tsc=unstable" not in other[other.index("-append") + 1]
     assert not any("balloon" in argument for argument in other)
 
 
