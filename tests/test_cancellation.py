@@ -232,7 +232,7 @@ def check_opening_on_trio(
         tasks = trio.lowlevel.current_statistics().tasks_living
         before = descriptors()
         count = await struck(NEVER, use)
-        assert count > 5
+        assert count > 4
         for number in places(count):
             await struck(number, use)
             await wait_all_tasks_blocked()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import asynccontextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, TypeVar
 
 from qmpballoon.errors import (
@@ -24,8 +24,9 @@ from qmpballoon.qmp.own_monitor import (
 
 if TYPE_CHECKING:
     import logging
-    from collections.abc import AsyncGenerator, Callable, Mapping
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+    from typing import Self
 
 __all__ = [
     "DescriptorNotSentError",
@@ -33,9 +34,9 @@ __all__ = [
     "SharedAdapter",
     "SharedMonitor",
     "add_own_monitor",
+    "change_to_own",
     "get_time_left",
     "require_own",
-    "run_monitor",
     "try_own_monitor",
 ]
 
@@ -184,17 +185,23 @@ class SharedAdapter:
         return nullcontext()
 
 
-class RunningMonitor(SharedMonitor, Protocol):
-    """A monitor on a connection of ours."""
+class OwnableMonitor(SharedMonitor, Protocol):
+    """A monitor on a connection of ours, which can make another one like it."""
 
-    def run(
-        self, deadline: float, *, oob: bool
-    ) -> AbstractAsyncContextManager[None, bool | None]:
-        """Negotiate, then serve commands until the block ends."""
+    def make_like(self, sock: socket.socket) -> Self:
+        """Return a monitor on another socket of the same QEMU; it has not started."""
+        ...
+
+    async def start(self, deadline: float, *, oob: bool) -> None:
+        """Negotiate until a deadline on the monitor's clock. Then it can be used."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection at once; no effect if it is closed."""
         ...
 
 
-M = TypeVar("M", bound=RunningMonitor)
+M = TypeVar("M", bound=OwnableMonitor)
 
 
 def require_own(own: object) -> None:
@@ -210,42 +217,33 @@ def require_own(own: object) -> None:
         raise ValueError(f'own is {own!r}: it must be True, False or "auto"')
 
 
-@asynccontextmanager
-async def run_monitor(
-    shared: M,
-    make: Callable[[socket.socket], M],
-    own: Own,
-    deadline: float,
-    *,
-    oob: bool,
-    log: logging.Logger,
-) -> AsyncGenerator[M, None]:
-    """Run a monitor that was connected to, or one of one's own that is added over it.
+async def change_to_own(
+    shared: M, own: Own, deadline: float, *, oob: bool, log: logging.Logger
+) -> M:
+    """Return a monitor of one's own in place of a shared one, if one is wanted.
 
     Args:
-        shared: The monitor that was connected to.
-        make: Makes a monitor of a socket.
-        own: Whether to ask for one of one's own; as :data:`Own`.
-        deadline: Until when to negotiate, on the monitor's clock.
+        shared: The monitor to ask on. It is closed if there is another one.
+        own: Whether to ask; as :data:`Own`.
+        deadline: As for :func:`add_own_monitor`.
         oob: Ask for out-of-band execution.
         log: Is told why the shared monitor is used on.
 
-    Yields:
-        The monitor. Its connection is closed at the end of the block.
+    Raises:
+        OwnMonitorUnavailable: It cannot be had, and has to be.
+        MonitorError: QEMU did not answer.
     """
-    added: socket.socket | None = None
+    added = await try_own_monitor(shared, own, deadline, log)
+    if added is None:
+        return shared
+    monitor = shared.make_like(added)
     try:
-        async with shared.run(deadline, oob=oob):
-            added = await try_own_monitor(shared, own, deadline, log)
-            if added is None:
-                yield shared
-                return
-        monitor = make(added)
-        async with monitor.run(deadline, oob=oob):
-            yield monitor
-    finally:
-        if added is not None:
-            added.close()
+        await shared.aclose()
+        await monitor.start(deadline, oob=oob)
+    except BaseException:
+        await monitor.aclose()
+        raise
+    return monitor
 
 
 async def try_own_monitor(

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 from collections import deque
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 from attrs import define
@@ -23,6 +22,7 @@ from qmpballoon._transport.error_messages import (
 )
 from qmpballoon._transport.monitor_base import MonitorBase
 from qmpballoon._transport.subscriptions import EventFeed, FeedSubscription
+from qmpballoon.asyncio._streams import SocketTransport
 from qmpballoon.errors import MonitorError, ProtocolError
 from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
@@ -30,9 +30,9 @@ from qmpballoon.qmp.messages import Event, Failure, Return
 from qmpballoon.qmp.own_monitor import GETFD
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping
+    import socket
+    from collections.abc import Callable, Mapping
 
-    from qmpballoon.asyncio._streams import SocketTransport
     from qmpballoon.qmp.messages import Greeting, Id
 
 __all__ = ["AsyncioMonitor", "EventSubscription"]
@@ -256,21 +256,37 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
 
     # Negotiating.
 
-    @asynccontextmanager
-    async def run(self, deadline: float, *, oob: bool) -> AsyncGenerator[None]:
-        """Negotiate, then serve commands until the block ends; close the connection.
+    async def start(self, deadline: float, *, oob: bool) -> None:
+        """Negotiate until a deadline on the loop's clock. Then it can be used.
 
-        Only :func:`open_monitor` calls this, once.
+        Only :func:`open_monitor` calls this, once. It has to be closed also if this
+        fails.
 
         :meta private:
         """
-        try:
-            self._transport.start_reading(self._receive, self._note_end)
-            await self._negotiate(deadline, oob=oob)
-            _log.info("%s: connected", self.name)
-            yield
-        finally:
-            self._shut(make_closed_by_us(self.name), by_us=True)
+        self._transport.start_reading(self._receive, self._note_end)
+        await self._negotiate(deadline, oob=oob)
+        _log.info("%s: connected", self.name)
+
+    def make_like(self, sock: socket.socket) -> AsyncioMonitor:
+        """Return a monitor on another socket of the same QEMU.
+
+        :meta private:
+        """
+        return AsyncioMonitor(
+            # The kernel says of a socket of our own that we are at its other end.
+            SocketTransport(sock, self.pid),
+            name=self.name,
+            command_timeout=self._command_timeout,
+            wall_clock=self._wall_clock,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connection at once; no effect if it is closed.
+
+        :meta private:
+        """
+        self._shut(make_closed_by_us(self.name), by_us=True)
 
     async def _negotiate(self, deadline: float, *, oob: bool) -> None:
         try:

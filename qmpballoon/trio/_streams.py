@@ -1,27 +1,47 @@
 """Byte streams to a monitor, on trio.
 
-A transport writes without waiting. What the kernel takes goes out at once; a background
-task sends the rest. So no ``await`` stands between registering a command and handing
-its bytes over.
+A transport writes without waiting. What the kernel takes goes out at once; the rest is
+sent as soon as there is room. So no ``await`` stands between registering a command and
+handing its bytes over. What is received, it hands to its monitor.
 
-Sockets are driven directly: for messages as short as QMP's, that takes a third less
-time than a trio stream. Everything else (TLS, the in-memory streams of tests) comes as
-a :class:`trio.abc.Stream`.
+Sockets are driven directly, by one task for all of them: for messages as short as
+QMP's, that takes a third less time than a trio stream. Everything else (TLS, the
+in-memory streams of tests) comes as a :class:`trio.abc.Stream`, and has tasks of its
+own.
 """
 
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import trio
 
+from qmpballoon.trio._reactor import get_reactor
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["SocketTransport", "StreamTransport", "Transport"]
+__all__ = ["Receiver", "SocketTransport", "StreamTransport", "Transport"]
 
 _READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
+
+
+class Receiver(Protocol):
+    """To whom a transport hands what it receives."""
+
+    def receive(self, data: bytes) -> None:
+        """Handle what has been received. It raises nothing."""
+        ...
+
+    def note_end(self, error: BaseException | None) -> None:
+        """Handle that no more is received. It has to stop the transport.
+
+        Args:
+            error: Why the connection is broken; ``None`` at the end of the stream.
+        """
+        ...
 
 
 @runtime_checkable
@@ -48,8 +68,12 @@ class Transport(Protocol):
         """Whether file descriptors can be sent."""
         ...
 
-    def write(self, data: bytes, descriptor: int | None = None) -> bool:
-        """Send without waiting; tell whether :meth:`flush` has to be started.
+    def start(self, receiver: Receiver) -> None:
+        """Begin to hand what is received to somebody; to be called once."""
+        ...
+
+    def write(self, data: bytes, descriptor: int | None = None) -> None:
+        """Send without waiting. If the connection is broken, the receiver is told.
 
         Args:
             data: The bytes.
@@ -58,16 +82,12 @@ class Transport(Protocol):
         """
         ...
 
-    async def flush(self) -> None:
-        """Send what :meth:`write` could not. Return if the connection breaks."""
-        ...
-
-    async def read(self) -> bytes:
-        """Return some bytes; none at the end of the stream."""
+    def stop(self) -> None:
+        """Neither receive nor send any more; no effect if it was stopped."""
         ...
 
     async def aclose(self) -> None:
-        """Close at once, without waiting for the peer."""
+        """Close at once, without waiting for the peer; to be stopped before."""
         ...
 
 
@@ -83,40 +103,53 @@ class SocketTransport:
         self.pid = pid
         self._socket = sock
         self._backlog = bytearray()
+        self._reactor = get_reactor()
 
     @property
     def takes_descriptors(self) -> bool:
         """Whether file descriptors can be sent."""
         return self._socket.family == socket.AF_UNIX
 
-    def write(self, data: bytes, descriptor: int | None = None) -> bool:
+    def start(self, receiver: Receiver) -> None:
+        """Begin to receive; as :meth:`Transport.start`."""
+        self._receiver = receiver
+        self._reactor.watch(self._socket, self._handle)
+
+    def write(self, data: bytes, descriptor: int | None = None) -> None:
         """Send without waiting; as :meth:`Transport.write`."""
         if self._backlog:
             self._backlog += data
-            return False  # flush is running already
+            return
         sent = self._send(data, descriptor)
-        self._backlog += data[sent:]
-        return bool(self._backlog)
+        if sent < len(data):
+            self._backlog += data[sent:]
+            self._reactor.watch_writing(self._socket, wanted=True)
 
-    async def flush(self) -> None:
-        """Send what :meth:`write` could not. Return if the connection breaks."""
-        while self._backlog:
-            await trio.lowlevel.wait_writable(self._socket)
-            del self._backlog[: self._send(self._backlog)]
-
-    async def read(self) -> bytes:
-        """Return some bytes; none at the end of the stream."""
-        while True:
-            await trio.lowlevel.wait_readable(self._socket)
-            try:
-                return self._socket.recv(_READ_SIZE)
-            except BlockingIOError:  # a spurious wake-up
-                continue
+    def stop(self) -> None:
+        """Neither receive nor send any more; as :meth:`Transport.stop`."""
+        self._reactor.unwatch(self._socket)
 
     async def aclose(self) -> None:
         """Close at once, without waiting for the peer."""
-        trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
+
+    def _handle(self) -> None:
+        """Send and receive what can be sent and received without waiting."""
+        if self._backlog:
+            del self._backlog[: self._send(self._backlog)]
+            if not self._backlog:
+                self._reactor.watch_writing(self._socket, wanted=False)
+        try:
+            data = self._socket.recv(_READ_SIZE)
+        except BlockingIOError:  # it was ready for sending, or for nothing
+            return
+        except OSError as error:
+            self._receiver.note_end(error)
+            return
+        if data:
+            self._receiver.receive(data)
+        else:
+            self._receiver.note_end(None)
 
     def _send(self, data: bytes | bytearray, descriptor: int | None = None) -> int:
         try:
@@ -129,7 +162,7 @@ class SocketTransport:
             if descriptor is not None:
                 # Alone, the bytes may go: then QEMU tells that it was sent none.
                 return self._send(data)
-            # The task that reads gets the same error and reports it.
+            # Receiving gets the same error and reports it.
             return len(data)
 
 
@@ -149,30 +182,56 @@ class StreamTransport:
         self._trailer = trailer
         self._stream = stream
         self._backlog = bytearray()
-        self._flushing = False
         self._idle = trio.lowlevel.ParkingLot()
+        self._scope = trio.CancelScope()
+        self._ended: trio.Event | None = None  # while nothing has begun
 
     @property
     def takes_descriptors(self) -> bool:
         """Whether file descriptors can be sent."""
         return isinstance(self._stream, DescriptorStream)
 
-    def write(self, data: bytes, descriptor: int | None = None) -> bool:
+    def start(self, receiver: Receiver) -> None:
+        """Begin to receive; as :meth:`Transport.start`."""
+        self._ended = trio.Event()
+        trio.lowlevel.spawn_system_task(self._serve, receiver)
+
+    def write(self, data: bytes, descriptor: int | None = None) -> None:
         """Queue the data; as :meth:`Transport.write`."""
         if descriptor is not None and isinstance(self._stream, DescriptorStream):
             self._stream.send_descriptors([descriptor])
         self._backlog += data
         self._idle.unpark()
-        start, self._flushing = not self._flushing, True
-        return start
 
-    async def flush(self) -> None:
-        """Send what :meth:`write` is given, from now on.
+    def stop(self) -> None:
+        """Neither receive nor send any more; as :meth:`Transport.stop`."""
+        self._scope.cancel()
 
-        It runs until the connection breaks: starting a task for each message would
-        take as long as the message itself.
+    async def aclose(self) -> None:
+        """Close at once, without waiting for the peer."""
+        # Shielded: a cancellation from outside must not replace the exception that
+        # is being raised.
+        with trio.CancelScope(shield=True):
+            if self._ended is not None:
+                await self._ended.wait()
+            await trio.aclose_forcefully(self._stream)
+
+    async def _serve(self, receiver: Receiver) -> None:
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_all)
+                await self._receive_all(receiver)
+                nursery.cancel_scope.cancel()
+        if self._ended is not None:
+            self._ended.set()
+
+    async def _send_all(self) -> None:
+        """Send what :meth:`write` is given, until the connection breaks.
+
+        Starting a task for each message would take as long as the message itself.
         """
-        try:
+        # The task that receives gets the same error and reports it.
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while True:
                 while not self._backlog:
                     await self._idle.park()
@@ -181,18 +240,12 @@ class StreamTransport:
                 await self._stream.send_all(data)
                 if self._trailer:
                     await self._stream.send_all(self._trailer)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the task that reads gets the same error and reports it
-        finally:
-            self._flushing = False
 
-    async def read(self) -> bytes:
-        """Return some bytes; none at the end of the stream."""
-        return bytes(await self._stream.receive_some(_READ_SIZE))
-
-    async def aclose(self) -> None:
-        """Close at once, without waiting for the peer."""
-        # Shielded: a cancellation from outside must not replace the exception that
-        # is being raised.
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(self._stream)
+    async def _receive_all(self, receiver: Receiver) -> None:
+        try:
+            while data := bytes(await self._stream.receive_some(_READ_SIZE)):
+                receiver.receive(data)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            receiver.note_end(error.__cause__ or error)
+        else:
+            receiver.note_end(None)

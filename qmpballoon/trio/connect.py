@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import socket
 import time
@@ -15,7 +14,7 @@ from qmpballoon._checks import require_kind, require_seconds
 from qmpballoon._transport import sockets
 from qmpballoon._transport.error_messages import name_errors
 from qmpballoon._transport.monitor_base import COMMAND_TIMEOUT
-from qmpballoon._transport.own_monitor import require_own, run_monitor
+from qmpballoon._transport.own_monitor import change_to_own, require_own
 from qmpballoon._transport.qemu_process import find_peer_pid
 from qmpballoon._transport.reconnection import (
     FIRST_PAUSE,
@@ -100,22 +99,18 @@ async def open_monitor(
     deadline = trio.current_time() + timeout
     with name_errors(name):
         transport = await _connect(target, deadline, tls)
-    make = functools.partial(
-        TrioMonitor,
+    monitor = TrioMonitor(
+        transport,
         name=describe_target(target) if name is None else name,
         command_timeout=command_timeout,
         wall_clock=wall_clock,
     )
-    async with run_monitor(
-        make(transport),
-        # The kernel says of a socket of our own that we are at its other end.
-        lambda added: make(SocketTransport(added, transport.pid)),
-        own,
-        deadline,
-        oob=oob,
-        log=_log,
-    ) as monitor:
+    try:
+        await monitor.start(deadline, oob=oob)
+        monitor = await change_to_own(monitor, own, deadline, oob=oob, log=_log)
         yield monitor
+    finally:
+        await monitor.aclose()
 
 
 @asynccontextmanager

@@ -1,18 +1,19 @@
-"""A monitor on trio, whose background task reads everything that QEMU sends."""
+"""A monitor on trio; everything that QEMU sends is read at once."""
 
 from __future__ import annotations
 
 import logging
 import math
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 import trio
 from attrs import define
 
+from qmpballoon._printable import describe_bug
 from qmpballoon._transport.error_messages import (
     copy_error,
     make_broken,
+    make_closed,
     make_closed_by_qemu,
     make_closed_by_us,
     make_negotiation_timeout,
@@ -21,16 +22,18 @@ from qmpballoon._transport.error_messages import (
 )
 from qmpballoon._transport.monitor_base import MonitorBase, TrioClock
 from qmpballoon._transport.subscriptions import EventFeed, FeedSubscription
-from qmpballoon._transport.trio_tasks import BackgroundTasks
 from qmpballoon.errors import CommandError, MonitorError, ProtocolError
 from qmpballoon.monitor import execute_in_turn
 from qmpballoon.qmp.connection import Connection, Role, State
 from qmpballoon.qmp.events import EventBuffer
 from qmpballoon.qmp.messages import Event, Failure, Return
 from qmpballoon.qmp.own_monitor import GETFD
+from qmpballoon.trio._reactor import get_reactor
+from qmpballoon.trio._streams import SocketTransport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    import socket
+    from collections.abc import Callable, Mapping, Sequence
 
     from qmpballoon.monitor import Command
     from qmpballoon.qmp.messages import Greeting, Id
@@ -68,13 +71,12 @@ class TrioMonitor(MonitorBase, TrioClock):
         )
         self._transport = transport
         self._connection = Connection(Role.CLIENT)
-        self._tasks: BackgroundTasks | None = None
         self._waiting: dict[Id, _Waiter] = {}
         # Commands that wait for their turn; before those, who waits for the next state.
         self._turns = trio.lowlevel.ParkingLot()
         self._events = EventFeed()
         self._failure: MonitorError | None = None
-        self._watchdog = trio.CancelScope()
+        self._reactor = get_reactor()
 
     @property
     def greeting(self) -> Greeting | None:
@@ -152,7 +154,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         pieces: list[bytes] = []
         for waiter, (_, arguments) in zip(waiters, commands, strict=True):
             pieces.append(self._register(waiter, arguments, oob=False))
-        self._write(b"".join(pieces))
+        self._transport.write(b"".join(pieces))
         await self._wait_for_replies(waiters, deadline)
         results: list[object] = []
         for waiter in waiters:
@@ -220,7 +222,8 @@ class TrioMonitor(MonitorBase, TrioClock):
     ) -> None:
         """Send the command, and wait for its reply or for the connection's end."""
         self._raise_if_failed()
-        self._write(self._register(waiter, arguments, oob=oob), waiter.descriptor)
+        data = self._register(waiter, arguments, oob=oob)
+        self._transport.write(data, waiter.descriptor)
         await self._wait_for_replies((waiter,), waiter.deadline)
 
     def _register(
@@ -242,8 +245,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         self, waiters: Sequence[_Waiter], deadline: float
     ) -> None:
         """Wait until all have a reply, or know why they get none."""
-        if deadline < self._watchdog.deadline:  # noqa: PLR1730 - setting it is slow
-            self._watchdog.deadline = deadline
+        self._reactor.wake_by(deadline)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             for waiter in waiters:
@@ -266,40 +268,52 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._connection.abandon(ident)
         return self._waiting.pop(ident)
 
-    def _write(self, data: bytes, descriptor: int | None = None) -> None:
-        if self._transport.write(data, descriptor) and self._tasks is not None:
-            self._tasks.start_soon(self._transport.flush)
-
     # Negotiating.
 
-    @asynccontextmanager
-    async def run(self, deadline: float, *, oob: bool) -> AsyncGenerator[None]:
-        """Negotiate, then serve commands until the block ends; close the connection.
+    async def start(self, deadline: float, *, oob: bool) -> None:
+        """Negotiate until a deadline on trio's clock. Then it can be used.
 
-        Only :func:`open_monitor` calls this, once.
+        Only :func:`open_monitor` calls this, once. It has to be closed also if this
+        fails.
 
         :meta private:
         """
-        try:
-            async with BackgroundTasks(shield=True) as tasks:
-                try:
-                    await self._negotiate(tasks, deadline, oob=oob)
-                    _log.info("%s: connected", self.name)
-                    yield
-                finally:
-                    # Before the tasks end: a failed monitor starts no further ones.
-                    self._shut(make_closed_by_us(self.name), by_us=True)
-        finally:
-            await self._transport.aclose()
+        self._begin()
+        await self._negotiate(deadline, oob=oob)
+        _log.info("%s: connected", self.name)
 
-    async def _negotiate(
-        self, tasks: BackgroundTasks, deadline: float, *, oob: bool
-    ) -> None:
-        self._tasks = tasks
-        tasks.start_soon(self._read)
+    @trio.lowlevel.enable_ki_protection
+    def _begin(self) -> None:
+        self._reactor.join(self)
+        self._transport.start(self)
+
+    def make_like(self, sock: socket.socket) -> TrioMonitor:
+        """Return a monitor on another socket of the same QEMU.
+
+        :meta private:
+        """
+        return TrioMonitor(
+            # The kernel says of a socket of our own that we are at its other end.
+            SocketTransport(sock, self.pid),
+            name=self.name,
+            command_timeout=self._command_timeout,
+            wall_clock=self._wall_clock,
+        )
+
+    @trio.lowlevel.enable_ki_protection
+    async def aclose(self) -> None:
+        """Close the connection at once; no effect if it is closed.
+
+        :meta private:
+        """
+        self._shut(make_closed_by_us(self.name), by_us=True)
+        await self._transport.aclose()
+        self._reactor.leave(self)
+
+    async def _negotiate(self, deadline: float, *, oob: bool) -> None:
         with trio.move_on_at(deadline):
             await self._wait_for_state(State.NEGOTIATING)
-            self._write(self._connection.send_negotiation(oob=oob))
+            self._transport.write(self._connection.send_negotiation(oob=oob))
             await self._wait_for_state(State.READY)
             return
         if self._connection.state is State.GREETING:
@@ -312,57 +326,60 @@ class TrioMonitor(MonitorBase, TrioClock):
             self._raise_if_failed()
             await self._turns.park()
 
-    # What the background tasks do.
+    # What transport and reactor call.
 
-    async def _read(self) -> None:
-        """Read and handle everything that QEMU sends, until the connection ends.
+    def receive(self, data: bytes) -> None:
+        """Handle what QEMU has sent; the transport calls this.
 
-        This task also wakes each command whose reply does not come in time, with one
-        timer for all of them. A timer for each command would double the time that a
-        command takes; a task for the timer would be a quarter of a monitor's memory.
+        :meta private:
         """
-        ended = False
+        connection, state = self._connection, self._connection.state
+        is_new = False
         try:
-            while not ended:
-                with self._watchdog:
-                    await self._receive_all()
-                    ended = True
-                self._wake_late_commands()
-            failure: MonitorError = make_closed_by_qemu(self.name)
-        except ProtocolError as error:
-            failure = make_protocol_error(self.name, error)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            failure = make_broken(self.name, error.__cause__ or error)
-        self._shut(failure)
-
-    async def _receive_all(self) -> None:
-        connection = self._connection
-        while data := await self._transport.read():
             connection.receive_data(data)
-            del data  # not to be held while nothing comes
-            state, is_new = connection.state, False
             while (message := connection.next_message()) is not None:
                 self._dispatch(message)
                 is_new = True
-            if connection.state is not state:
-                self._turns.unpark_all()
-            self._pass_turn()
-            if connection.pending or self._message_deadline < math.inf:
-                now = trio.current_time()
-                self._time_message(connection.pending, now, is_new=is_new)
-                self._watchdog.deadline = min(
-                    self._watchdog.deadline, self._message_deadline
-                )
+        except ProtocolError as error:
+            self._shut(make_protocol_error(self.name, error))
+            return
+        except Exception as error:  # noqa: BLE001 - it is not to end the other monitors
+            self._shut(make_closed(self.name, f"broke: {describe_bug(error)}"))
+            return
+        if connection.state is not state:
+            self._turns.unpark_all()
+        self._pass_turn()
+        if connection.pending or self._message_deadline < math.inf:
+            now = trio.current_time()
+            self._time_message(connection.pending, now, is_new=is_new)
+            self._reactor.wake_by(self._message_deadline)
 
-    def _wake_late_commands(self) -> None:
-        now = trio.current_time()
+    def note_end(self, error: BaseException | None) -> None:
+        """Handle that QEMU sends no more; the transport calls this.
+
+        :meta private:
+        """
+        if error is None:
+            self._shut(make_closed_by_qemu(self.name))
+        else:
+            self._shut(make_broken(self.name, error))
+
+    def wake_late(self, now: float) -> float:
+        """Wake the commands whose reply has not come in time; the reactor calls this.
+
+        :meta private:
+        """
         for ident, waiter in list(self._waiting.items()):
             if waiter.deadline <= now:
                 self._forget(ident).finish(None)
-        self._require_message_in_time(now)
+        try:
+            self._require_message_in_time(now)
+        except ProtocolError as error:
+            self._shut(make_protocol_error(self.name, error))
+        if self._failure is not None:
+            return math.inf
         left = [waiter.deadline for waiter in self._waiting.values()]
-        left.append(self._message_deadline)
-        self._watchdog = trio.CancelScope(deadline=min(left, default=math.inf))
+        return min([*left, self._message_deadline])
 
     def _dispatch(self, message: object) -> None:
         if isinstance(message, Event):
@@ -378,6 +395,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         if self._connection.state is State.READY:
             _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
         self._connection.close()
+        self._transport.stop()
         for waiter in self._waiting.values():
             waiter.finish(failure)
         self._waiting.clear()
