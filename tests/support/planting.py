@@ -21,6 +21,7 @@ import sys
 import tempfile
 import traceback
 import types
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, Required, TypedDict
@@ -82,6 +83,18 @@ def walk_functions(
             yield from walk_functions(child, qualname)
 
 
+@cache
+def read_sources() -> dict[Path, tuple[str, str]]:
+    """Return the modules of the package: the file, the dotted name, and the source."""
+    return {
+        path: (
+            ".".join(["", *path.relative_to(PACKAGE).with_suffix("").parts]),
+            path.read_text(encoding="utf-8"),
+        )
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
 def find_function(key: str) -> tuple[Path, ast.Module, FunctionNode]:
     """Find a function of the package.
 
@@ -90,13 +103,12 @@ def find_function(key: str) -> tuple[Path, ast.Module, FunctionNode]:
             name, the module's, or the end of it, comes first: ``policy:make_plan``.
     """
     module, _, qualname = key.rpartition(":")
+    definition = f"def {qualname.rpartition('.')[2]}("
     found: list[tuple[Path, ast.Module, FunctionNode]] = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        dotted = ".".join(["", *path.relative_to(PACKAGE).with_suffix("").parts])
-        source = path.read_text(encoding="utf-8")
+    for path, (dotted, source) in read_sources().items():
         if not dotted.endswith(f".{module}" if module else ""):
             continue
-        if qualname.rpartition(".")[2] in source:
+        if definition in source:
             tree = ast.parse(source)
             found += [
                 (path, tree, function)
@@ -339,6 +351,7 @@ def main(jobs: IO[str], results: IO[str]) -> None:
         importlib.import_module(name)
     for plugin in entry_points(group="pytest11"):
         plugin.load()
+    read_sources()
     for line in jobs:
         results.write(f"{json.dumps(run_forked(json.loads(line)))}\n")
         results.flush()
