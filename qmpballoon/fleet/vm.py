@@ -406,7 +406,7 @@ class VmRecord:
         new = VmRecord(self.spec, self.stale_after, self.period, limit=self.limit)
         new.counters = self.counters
         new.found, new._was_moved = self.found, self._was_moved
-        new._last_size = max(self.actual or 0, self.target or 0, self._last_size)
+        new._last_size = self._size
         return new
 
     # What happens to it
@@ -446,7 +446,7 @@ class VmRecord:
         if self.connected:
             self.counters = evolve(self.counters, losses=self.counters.losses + 1)
             self._promise.note_lost(self.polled_at)
-            self._last_size = max(self.actual or 0, self.target or 0)
+            self._last_size = self._size
         if has_ended:
             self._last_size = 0
         self._state, self._detail = state, detail
@@ -782,10 +782,18 @@ class VmRecord:
         """
         if self.resident is not None:
             return self.resident
-        size = max(self.actual or 0, self.target or 0)
-        if not self.connected:
-            size = self._last_size
-        return max(0, size - self.count_promised(now))
+        return max(0, self._size - self.count_promised(now))
+
+    @property
+    def _size(self) -> int:
+        """Bytes that its guest may have.
+
+        Since it was connected to, it may not have been polled. Then it has what it had
+        before, and at least what its QEMU was seen to hold.
+        """
+        if self.actual is None:
+            return max(self._last_size, self.resident or 0)
+        return max(self.actual, self.target or 0)
 
     @property
     def above_floor(self) -> int:

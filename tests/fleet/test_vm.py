@@ -493,6 +493,19 @@ def test_who_holds_what_nobody_knows_holds_all_that_it_has() -> None:
     assert record.count_held(40.0) == 0
 
 
+def test_who_is_lost_before_its_first_poll_holds_what_it_held() -> None:
+    record = seen((0.0, 2 * GiB, GuestStats()))
+    for _ in range(2):
+        record.note_lost("gone", "it hung up")
+        record.note_connected(1.0)
+        assert record.count_held(1.0) == 2 * GiB
+    new = VmRecord(record.spec, record.stale_after)
+    new.note_connected(1.0)
+    new.note_resident(GiB)
+    new.note_lost("gone", "it hung up")
+    assert new.count_held(2.0) == GiB
+
+
 def test_a_failed_vm_holds_what_it_held() -> None:
     record = seen((0.0, GiB, GuestStats())).begin_anew()
     assert record.actual is None
