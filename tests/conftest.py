@@ -8,6 +8,7 @@ what nobody thought of; ``planted`` and ``shrunk`` are for tests/mutations. With
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import itertools
 import os
@@ -63,6 +64,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(path.is_relative_to(TESTS / name) for name in SLOW):
             for item in of_file:
                 item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Let one worker look for the tests before the others do: it compiles them.
+
+    In a new checkout pytest does that in its own way, for the asserts, and it takes
+    twice as long as all else that a worker does before its first test.
+    """
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        return (yield)
+    with Path(__file__).open(encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if worker == "gw0" else fcntl.LOCK_SH)
+        return (yield)
 
 
 def pytest_collection_finish() -> None:
