@@ -2,8 +2,10 @@
 
 What is hostile is drawn: guests that lie, are silent or slow, or take memory back;
 QEMUs that show figures that no guest can mean; connections that break; peers that are
-no QEMU. 2,000 worlds are tried, and ten times as many in the profile ``nightly``; in
-parts, so that several processors share them.
+no QEMU. They are tried in parts, so that several processors share them: 480 worlds, and
+20,000 in the profile ``nightly``. Of the bugs that were planted in what a fleet counts,
+those that are found at all are found by the eighth world of one of the eight parts, of
+which each has 30 of the first test.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from qmpballoon.balloon.guard import Guard
 from qmpballoon.fleet.control_loop import run_control_loop
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import GiB, MiB
-from qmpballoon.testing import SECOND, MachineConfig, WorkloadStep, ramp
+from qmpballoon.testing import SECOND, Machine, MachineConfig, WorkloadStep, ramp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,10 +40,10 @@ if TYPE_CHECKING:
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
 BEFORE: Final = 6  # seconds before, in which guests come to the sizes they begin with
 # A host without its hostile VMs, to compare with, is a world as well.
-ALONE: Final = 1000
-COMPARED: Final = 500
+ALONE: Final = 240
+COMPARED: Final = 120
 PARTS: Final = 8
-MORE: Final = 10 if settings().max_examples > 1000 else 1
+MORE: Final = 42 if settings().max_examples > 1000 else 1
 
 
 @st.composite
@@ -150,10 +152,15 @@ async def live(world: World, ledger: Ledger) -> None:
         nursery.cancel_scope.cancel()
 
 
-def add_honest(world: World, honest: Sequence[MachineConfig]) -> None:
+def add_honest(
+    world: World, honest: Sequence[MachineConfig], *, are_halved: bool = False
+) -> None:
+    """Have honest VMs, which begin with all their RAM, or with half of it."""
     for number, config in enumerate(honest):
         world.seen.add(f"honest{number}")
-        world.start(f"honest{number}", config)
+        fake = world.start(f"honest{number}", config)
+        if are_halved:
+            fake.do(partial(Machine.set_target, size=config.memory // 2))
 
 
 def add_hostile(world: World, hostile: Sequence[Hostile]) -> None:
@@ -162,7 +169,7 @@ def add_hostile(world: World, hostile: Sequence[Hostile]) -> None:
         if vm.is_seen:
             world.seen.add(name)
         fake = world.start(name, vm.config, vm.faults)
-        fake.do(lambda machine, size=vm.begins_at: machine.set_target(size))  # type: ignore[misc]
+        fake.do(partial(Machine.set_target, size=vm.begins_at))
 
 
 def honest_guests(world: World) -> dict[str, Guest]:
@@ -242,7 +249,9 @@ def fit_memory(world: World, above_reserve: int) -> None:
     world.memory += RULES.reserve + above_reserve
 
 
-megabytes = st.integers(0, 3072).map(lambda size: size * MiB)
+# Memory is moved where the host is short of it, or has much to spare: rarely between.
+short = st.integers(-512, 256)
+spares = (short | st.integers(0, 3072)).map(lambda size: size * MiB)
 honest_lists = st.lists(honest_vms(), min_size=1, max_size=2)
 hostile_lists = st.lists(hostile_vms, min_size=1, max_size=3)
 
@@ -252,8 +261,9 @@ hostile_lists = st.lists(hostile_vms, min_size=1, max_size=3)
     honest=honest_lists,
     hostile=hostile_lists,
     strange=strangers,
-    spare=megabytes,
+    spare=spares,
     is_limited=st.booleans(),
+    are_halved=st.booleans(),
 )
 def test_the_hosts_reserve_and_its_limit_hold_by_the_hosts_own_figures(
     *,
@@ -262,13 +272,14 @@ def test_the_hosts_reserve_and_its_limit_hold_by_the_hosts_own_figures(
     strange: list[object],
     spare: int,
     is_limited: bool,
+    are_halved: bool,
 ) -> None:
     """All that guests were granted they may touch, and the host still has enough."""
 
     @simulated
     async def main() -> None:
         async with open_world() as world:
-            add_honest(world, honest)
+            add_honest(world, honest, are_halved=are_halved)
             await put_up(world, hostile, strange)
             fit_memory(world, spare)
             ledger = Ledger(world)
@@ -290,7 +301,7 @@ def test_the_hosts_reserve_and_its_limit_hold_by_the_hosts_own_figures(
     honest=honest_lists,
     hostile=hostile_lists,
     strange=strangers,
-    spare=megabytes,
+    spare=spares,
 )
 def test_hostile_vms_harm_themselves_only(
     *,
@@ -308,7 +319,7 @@ def test_hostile_vms_harm_themselves_only(
         for others in ([], hostile):
             async with open_world() as world:
                 add_honest(world, honest)
-                fit_memory(world, spare - 512 * MiB + (most if others else 0))
+                fit_memory(world, spare + (most if others else 0))
                 await put_up(world, others, strange if others else [])
                 await live(world, Ledger(world))
                 found.append((kills(world), available(world)))
