@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from attrs import evolve
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qmpballoon.balloon.device import PAGE
@@ -218,6 +218,25 @@ def test_the_same_state_makes_the_same_plan(
 
 
 @given(members_drawn(), rules_drawn(), st.integers(0, 64 * GiB))
+@example(
+    # All that it has is free, but is spare only if hot cache counts as any other.
+    [
+        Guest(
+            "vm0",
+            actual=16 * MiB,
+            total=128 * MiB,
+            available=48 * MiB,
+            headroom=16 * MiB,
+            floor=0,
+            ceiling=0,
+            free=18 * MiB,
+            untouched=2 * MiB,
+            hot=32 * MiB,
+        )
+    ],
+    Rules(reserve=0, buffer=0, dead_band=0, policy="available"),
+    16 * MiB,
+)
 def test_taking_keeps_to_the_limits_and_the_amount(
     fleet: list[Guest], rules: Rules, amount: int
 ) -> None:
@@ -264,7 +283,8 @@ def above_floor(vm: Guest) -> int:
 
 def gained(vm: Guest, given: int) -> int:
     """Return what a host gains: idle memory goes first, then untouched, then cache."""
-    idle = min(given, vm.idle)
+    # Whether or not the policy may spare it.
+    idle = min(given, max(0, vm.free - vm.untouched))
     return idle + max(0, given - idle - vm.untouched)
 
 
