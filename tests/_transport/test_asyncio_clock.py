@@ -84,7 +84,7 @@ def test_a_shield_ends_in_time() -> None:
                 await monitor.execute("x", timeout=3600)
 
     with serve(script) as path:
-        asyncio.run(asyncio.wait_for(main(path), 10))
+        asyncio.run(asyncio.wait_for(main(path), 300))
 
 
 def test_timeouts_around_a_shield_still_are_timeouts(fake: ThreadedFake) -> None:

@@ -13,7 +13,7 @@ def run(main: Coroutine[object, object, None]) -> None:
     """Run a test; nothing may be left running after it."""
 
     async def whole() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(300):
             await main
         await asyncio.sleep(0)
         rest = asyncio.all_tasks() - {asyncio.current_task()}

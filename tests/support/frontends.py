@@ -100,7 +100,7 @@ class Asyncio(FrontEnd):
     name = "asyncio"
 
     def run(self, main: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run(asyncio.wait_for(main, 60))
+        return asyncio.run(asyncio.wait_for(main, 300))
 
     def open_balloon(
         self, target: Target, **options: Unpack[Options]
