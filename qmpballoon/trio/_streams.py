@@ -13,7 +13,6 @@ own.
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import trio
@@ -217,21 +216,22 @@ class StreamTransport:
             await trio.aclose_forcefully(self._stream)
 
     async def _serve(self, receiver: Receiver) -> None:
-        with self._scope:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_all)
-                await self._receive_all(receiver)
-                nursery.cancel_scope.cancel()
-        if self._ended is not None:
-            self._ended.set()
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send_all, receiver)
+                    await self._receive_all(receiver)
+                    nursery.cancel_scope.cancel()
+        finally:
+            if self._ended is not None:
+                self._ended.set()
 
-    async def _send_all(self) -> None:
+    async def _send_all(self, receiver: Receiver) -> None:
         """Send what :meth:`write` is given, until the connection breaks.
 
         Starting a task for each message would take as long as the message itself.
         """
-        # The task that receives gets the same error and reports it.
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        try:
             while True:
                 while not self._backlog:
                     await self._idle.park()
@@ -240,12 +240,16 @@ class StreamTransport:
                 await self._stream.send_all(data)
                 if self._trailer:
                     await self._stream.send_all(self._trailer)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the task that receives gets the same error and reports it
+        except Exception as error:  # noqa: BLE001 - a bug of whoever made the stream
+            receiver.note_end(error)
 
     async def _receive_all(self, receiver: Receiver) -> None:
         try:
             while data := bytes(await self._stream.receive_some(_READ_SIZE)):
                 receiver.receive(data)
-        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+        except Exception as error:  # noqa: BLE001 - or a bug of whoever made the stream
             receiver.note_end(error.__cause__ or error)
         else:
             receiver.note_end(None)

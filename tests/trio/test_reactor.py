@@ -95,6 +95,27 @@ async def test_a_bug_in_reading_one_monitor_ends_that_one_alone(
         await check_echo(sound, 2)
 
 
+@pytest.mark.parametrize("failing", ["receive_some", "send_all"])
+async def test_a_bug_of_a_stream_ends_its_monitor_alone(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.send(Connection(Role.SERVER).send_greeting(GREETING))
+    stream = stream_of(ours)
+
+    async def fail(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(stream, failing, fail)
+    with theirs:
+        async with open_monitor(make_served(nursery)) as sound:
+            with pytest.raises(MonitorClosed, match="a bug"):
+                async with open_monitor(stream):
+                    pass
+            await check_echo(sound, 2)
+
+
 async def test_a_flood_on_one_monitor_delays_no_other(nursery: trio.Nursery) -> None:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)  # noqa: FBT003
