@@ -179,15 +179,16 @@ async def keep(
         sample = await sampler.take(mark)
         mark = None
         on_sample(sample)
+        before = keeper.target
         why = keeper.judge(
             *(sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence),
             reads=sample.disk_reads,
         )
         if why is not None:
             return f"kept for {monitor.now() - began:.0f} s: {why}"
-        if keeper.target != device.target:
-            lacks = format_size(keeper.target - (device.target or sample.actual))
-            device.log(logging.INFO, f"the guest gets {lacks} back while it is kept")
+        if keeper.target > before:
+            given = format_size(keeper.target - before)
+            device.log(logging.INFO, f"the guest gets {given} back while it is kept")
             await device.send_target(keeper.target)
             mark = "gives back"
         if keeper.is_to_try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from itertools import pairwise
@@ -123,7 +124,10 @@ def test_a_process_that_follows_one_that_has_ended_is_seen_in_time(
     assert told(machine) == 6 * GiB
 
 
-def test_a_drift_gets_what_it_lacks_and_the_rest_is_kept() -> None:
+def test_a_drift_gets_what_it_lacks_and_the_rest_is_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
     drift = tuple(
         WorkloadStep(BOOTED + second * SECOND, 2 * MiB) for second in range(20, 100)
     )
@@ -135,6 +139,10 @@ def test_a_drift_gets_what_it_lacks_and_the_rest_is_kept() -> None:
     assert 100 * MiB < sizes[-20] - smallest < 400 * MiB or sizes[-20] == 2 * GiB
     marks = [sample.mark for sample in report.timeline if sample.mark]
     assert marks.count("gives back") >= 2
+    given = re.findall(r"gets ([\d.]+) MiB back while it is kept", caplog.text)
+    # It lacks a quarter of its headroom each time.
+    assert [20 < float(size) < 40 for size in given] == [True] * len(given)
+    assert len(given) == marks.count("gives back")
     assert machine.guest.oom_kills == 0
 
 
