@@ -642,6 +642,22 @@ async def test_qemu_has_the_last_word_on_a_name_that_nobody_chose() -> None:
             assert {*states(fleet)} - {*wanted} <= {"1", "2"}
 
 
+@simulated
+async def test_qemu_is_asked_for_a_name_once() -> None:
+    async with open_world() as world:
+        fake = world.start("1", MachineConfig(name="web"))
+        specs = {"1": seen_at("pid-1", "1", is_named=False)}
+        world.specs = specs.copy()
+        async with supervised(world) as fleet:
+            await become(fleet, {"web": "healthy"})
+            fake.machine.quit()
+            fake.touch()
+            await become(fleet, {"web": "gone"})
+            world.start("1", MachineConfig(name="mail"))
+            world.specs = specs
+            await become(fleet, {"web": "healthy"})
+
+
 # What is refused
 
 
@@ -863,6 +879,20 @@ async def test_who_holds_what_the_host_cannot_see_counts_with_its_size() -> None
         async with supervised(world) as fleet:
             await become(fleet, {"seen": "healthy", "unseen": "healthy"})
             assert fleet.held == seen.machine.resident + 2 * GiB
+
+
+@simulated
+async def test_what_a_guest_has_just_touched_counts_whoever_else_is_gone() -> None:
+    async with open_world() as world:
+        world.add("other")
+        world.seen.add("vm")
+        fake = world.start("vm")
+        async with supervised(world) as fleet:
+            await become(fleet, {"other": "gone", "vm": "healthy"})
+            before = fleet.held
+            fake.machine.guest.memory.allocate(256 * MiB)
+            fleet.measure_resident()
+            assert fleet.held == fake.machine.resident > before
 
 
 @simulated
