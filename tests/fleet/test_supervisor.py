@@ -317,6 +317,20 @@ async def test_a_move_is_made_and_seen_through() -> None:
             assert len(fleet.list_guests()) == 1
 
 
+@simulated
+async def test_a_move_leaves_a_guest_the_headroom_of_its_vm() -> None:
+    async with open_world() as world:
+        fake = world.start("vm")
+        world.add("vm", headroom="512MiB")
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            fleet.start_move(Move("vm", 2 * GiB, 128 * MiB, "test"))
+            assert await fleet.wait_for_moves(60.0)
+            fake.touch()
+            memory = fake.machine.guest.memory
+            assert 0.9 * GiB < 2 * memory.available < 1.1 * GiB
+
+
 @pytest.mark.parametrize("kind", SUFFERINGS)
 @simulated
 async def test_a_guest_that_suffers_from_a_move_is_let_alone_and_rests(
