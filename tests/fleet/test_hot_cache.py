@@ -348,6 +348,7 @@ async def test_who_reads_its_disks_for_ever_takes_nothing_from_who_needs_it(
 async def test_a_gentle_reclaim_leaves_guests_what_they_read_again() -> None:
     """There are 8 GiB. One of them is read in a loop, a round in 5 seconds."""
     read: dict[float, int] = {}
+    gained: dict[float, int] = {}
     for gentle in (0.0, 60.0):
         async with open_world() as world:
             start(world, "reads", 3 * GiB, FileReads("loop", GiB, GiB // 5))
@@ -355,7 +356,12 @@ async def test_a_gentle_reclaim_leaves_guests_what_they_read_again() -> None:
             async with supervised(world) as fleet:
                 await trio.sleep(30)
                 began = trio.current_time()
-                report = await reclaim(fleet, 6 * GiB, RULES, hold=True, gentle=gentle)
+                report = await reclaim(
+                    *(fleet, 6 * GiB, RULES),
+                    hold=True,
+                    gentle=gentle,
+                    on_progress=lambda size: gained.update({trio.current_time(): size}),
+                )
                 assert trio.current_time() - began >= gentle * 1.1
                 assert report.handed_over >= 5 * GiB
                 before = count_read(world, "reads")
@@ -363,6 +369,9 @@ async def test_a_gentle_reclaim_leaves_guests_what_they_read_again() -> None:
                 read[gentle] = count_read(world, "reads") - before
     assert read[0.0] > GiB
     assert read[60.0] == 0
+    # It is taken evenly.
+    half = max(size for at, size in gained.items() if 0 <= at - began <= 30)
+    assert 2 * GiB < half < 3.5 * GiB
 
 
 @simulated
