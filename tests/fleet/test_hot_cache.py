@@ -375,6 +375,23 @@ async def test_a_gentle_reclaim_leaves_guests_what_they_read_again() -> None:
 
 
 @simulated
+async def test_a_gentle_reclaim_gives_nobody_more_than_it_had() -> None:
+    loop = FileReads("loop", 900 * MiB, 450 * MiB, begin=BEGIN * SECOND)
+    async with open_world() as world:
+        start(world, "reads", 2 * GiB, loop)
+        start(world, "cold", 3 * GiB)
+        async with supervised(world) as fleet:
+            await fleet.wait_until_known(5)
+            fleet.start_move(Move("reads", 4 * GiB, GiB, "test"))
+            await fleet.wait_for_moves()
+            await trio.sleep_until(BEGIN + 5)
+            assert view(fleet, "reads").hot
+            report = await reclaim(fleet, GiB, RULES, hold=True, gentle=5)
+            assert report.handed_over >= GiB - 16 * MiB
+            assert (view(fleet, "reads").actual or 0) <= GiB
+
+
+@simulated
 async def test_what_a_guest_reads_again_is_taken_from_others() -> None:
     loop = FileReads("loop", 900 * MiB, 450 * MiB, begin=BEGIN * SECOND)
     async with open_world() as world:
