@@ -2,7 +2,7 @@
 
 What is hostile is drawn: guests that lie, are silent or slow, or take memory back;
 QEMUs that show figures that no guest can mean; connections that break; peers that are
-no QEMU. They are tried in parts, so that several processors share them: 480 worlds, and
+no QEMU. They are tried in parts, so that several processors share them: 368 worlds, and
 20,000 in the profile ``nightly``. Of the bugs that were planted in what a fleet counts,
 those that are found at all are found by the eighth world of one of the eight parts, of
 which each has 30 of the first test.
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 RULES = Rules(reserve=GiB, buffer=256 * MiB)
 BEFORE: Final = 6  # seconds before, in which guests come to the sizes they begin with
-# A host without its hostile VMs, to compare with, is a world as well.
-ALONE: Final = 240
-COMPARED: Final = 120
 PARTS: Final = 8
-MORE: Final = 42 if settings().max_examples > 1000 else 1
+IS_NIGHTLY: Final = settings().max_examples > 1000
+ALONE: Final = 10_000 if IS_NIGHTLY else 240
+# A host without its hostile VMs, to compare with, is a world as well.
+COMPARED: Final = 5000 if IS_NIGHTLY else 64
 
 
 @st.composite
@@ -210,14 +210,14 @@ def in_parts(
     """
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
-        @pytest.mark.timeout(600 * MORE)
+        @pytest.mark.timeout(36_000 if IS_NIGHTLY else 600)
         @pytest.mark.parametrize("part", range(PARTS))
         @wraps(test)
         def run(part: int, caplog: pytest.LogCaptureFixture) -> None:
             @seed(part)
             @given(**drawn)
             @settings(
-                max_examples=MORE * worlds // PARTS,
+                max_examples=worlds // PARTS,
                 suppress_health_check=[HealthCheck.too_slow],
             )
             def try_worlds(**world: object) -> None:
