@@ -70,7 +70,7 @@ def test_it_can_be_told_to_end(*, kept: bool) -> None:
             return bool(seen) and seen[-1].seconds > 6
         return bool(seen) and seen[-1].actual < 2 * GiB
 
-    report = keep(machine, seconds=8, until=is_to_end, on_progress=seen.append)
+    report = keep(machine, seconds=6.5, until=is_to_end, on_progress=seen.append)
     assert (report.outcome, report.held) == ("done", False)
     assert "until it was to end" in report.reason
     assert report.handed_over > 0
