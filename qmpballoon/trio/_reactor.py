@@ -88,6 +88,8 @@ class Reactor:
             while not epoll.closed:
                 with self._timer:
                     await self._serve(epoll)
+                if epoll is not self._epoll:  # it has ended, and begun again
+                    return
                 now = trio.current_time()
                 deadlines = [each.wake_late(now) for each in list(self._members)]
                 earliest = min(deadlines, default=math.inf)
