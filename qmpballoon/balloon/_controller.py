@@ -312,7 +312,7 @@ class Controller:
         lacks = goal - actual
         if lacks >= self._tolerance and self._target <= actual:
             # Too much was taken. Take no step as small as the last one again.
-            self._smallest_step = min(2 * self._smallest_step, self._near)
+            self._smallest_step = min(2 * self._smallest_step, 2 * self._near)
         still_comes = self._target - actual
         has_enough = max(lacks, still_comes) < self._tolerance
         is_there = has_enough and -lacks < self._smallest_step

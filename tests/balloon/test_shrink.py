@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,24 @@ from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.errors import MonitorTimeout
 from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing import SECOND, GuestConfig, Machine, WorkloadStep, ramp
+from qmpballoon.testing import (
+    SECOND,
+    GuestConfig,
+    Machine,
+    MachineConfig,
+    WorkloadStep,
+    ramp,
+    run_world,
+)
+from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.balloon.results import ResizeResult
+    from qmpballoon.balloon.results import ReclaimReport, ResizeResult
     from qmpballoon.balloon.sampling import Progress
+    from qmpballoon.testing import FakeQemu
 
 BOOTED = 60 * SECOND  # by then make_machine's guest is up
 
@@ -44,6 +55,40 @@ def test_the_floor_is_found_at_once_and_not_circled_about(pages: int) -> None:
     assert result.seconds < 2
     assert result.outcome == "settled"
     assert monitor_of(balloon).calls < 500
+
+
+def make_fast_guest(memory: int) -> GuestConfig:
+    """Return an idle guest, mostly of cache, that gives a GiB in 50 ms."""
+    rate = 20 * GiB
+    return GuestConfig(
+        used=memory // 8,
+        cache=memory * 3 // 4,
+        inflate_rate=rate,
+        reclaim_rate=rate,
+        deflate_rate=rate,
+    )
+
+
+def test_a_guest_that_is_faster_than_its_answers_is_not_circled_about() -> None:
+    reports: list[ReclaimReport] = []
+
+    async def main(fake: FakeQemu) -> None:
+        async with open_balloon(fake.connect(), wall_clock=fake.wall_clock) as balloon:
+            reports.append(await balloon.reclaim(hold=True))
+
+    config = MachineConfig(memory=512 * MiB, guest=make_fast_guest(512 * MiB))
+    run_world(main, Machine(config, rng=random.Random(0)))
+    # It is not known whether an answer is about the size before or after a step.
+    assert len(reports[0].timeline) < 40
+
+
+def test_a_guest_that_gives_a_step_in_no_time_need_not_wait_for_the_next() -> None:
+    machine = make_machine(make_fast_guest(4 * GiB), memory=4 * GiB)
+    report = run(make_balloon(machine).reclaim(hold=True))
+    sizes = [(sample.t, sample.actual) for sample in report.timeline]
+    steps = [t for t, actual in sizes if GiB < actual < 3 * GiB]
+    # On the simulated clock: 16 steps of 128 MiB, each of which takes it 6 ms.
+    assert steps[-1] - steps[0] < 0.12
 
 
 @pytest.mark.parametrize("timeout", [0.1, 0.22, 0.5, 1.3])
