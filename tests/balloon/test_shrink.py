@@ -30,8 +30,9 @@ from qmpballoon.trio import open_balloon
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.balloon.results import ReclaimReport, ResizeResult
+    from qmpballoon.balloon.results import ResizeResult
     from qmpballoon.balloon.sampling import Progress
     from qmpballoon.testing import FakeQemu
 
