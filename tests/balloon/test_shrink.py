@@ -12,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
+from qmpballoon.balloon._shrink import make_progress
+from qmpballoon.balloon._tracker import Tracker
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard
+from qmpballoon.balloon.sampling import Sample
+from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import MonitorTimeout
 from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import (
@@ -207,6 +211,16 @@ def test_a_guest_that_grows_is_asked_seldom_on_its_way_and_often_at_its_end(
     assert result.actual == 4 * GiB
     assert result.seconds - 2 * GiB / rate < 0.02
     assert len(monitor_of(balloon).commands) - before < 20 + 5 * result.seconds
+
+
+@pytest.mark.parametrize(("off", "is_there"), [(PAGE - 1, True), (PAGE, False)])
+def test_progress_that_is_a_page_off_is_not_there(off: int, *, is_there: bool) -> None:
+    tracker = Tracker(GiB, 2 * GiB, 0.0)
+    sample = Sample.of(
+        1.0, GuestStats(), target=GiB, actual=GiB + off, resident=None, disk_reads=None
+    )
+    seen = make_progress(tracker, "inflating", sample)
+    assert (seen.phase == "reached") == is_there
 
 
 def test_growing_takes_no_longer_than_it_may() -> None:
