@@ -281,12 +281,14 @@ def test_each_command_has_its_own_deadline() -> None:
 
     async def main(path: str) -> None:
         async with held(path) as monitor:
+            began = asyncio.get_running_loop().time()
             long = asyncio.create_task(monitor.execute("long", timeout=0.1))
             await asyncio.sleep(0)  # it begins first
             with pytest.raises(MonitorTimeout, match="short"):
                 await monitor.execute("short", timeout=0.01)
-            # Asked for by its name, as a timer that is missing would never be noticed.
-            assert long.done() or monitor._timer is not None  # noqa: SLF001
+            # A timer that is not set anew would be noticed by nothing that comes.
+            timer = monitor._timer  # noqa: SLF001
+            assert long.done() or (timer and timer.when() >= began + 0.1)
             with pytest.raises(MonitorTimeout, match="long"):
                 await asyncio.wait_for(long, 300)
             assert monitor._timer is None  # noqa: SLF001
@@ -314,6 +316,8 @@ def test_no_more_than_eight_of_ours_are_with_qemu() -> None:
                     held.append(session.request())
                 session.sock.settimeout(None)
                 most = max(most, len(held))
+                if most > MAX_IN_FLIGHT:
+                    return
                 session.answer(held.pop(0), {})
 
     async def main(path: str) -> None:
