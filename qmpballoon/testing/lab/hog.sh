@@ -10,5 +10,6 @@ dd if=/dev/zero bs="$1" count=1 1<>"$fifo" 2>/dev/null &
 hog=$!
 echo "$hog" >>/run/hogs/pids
 until [ "$(timeout 1 head -c 1 <>"$fifo" | wc -c)" = 1 ]; do
-    grep -q VmRSS "/proc/$hog/status" 2>/dev/null || exit 137
+    # Before it is a zombie, its memory has been freed.
+    grep -q '^State:.[^ZX]' "/proc/$hog/status" 2>/dev/null || exit 137
 done
