@@ -80,7 +80,9 @@ _REASONS: Final = {
 # one, it gets back 300 MiB meanwhile.
 _REST_EVERY: Final = 0.25
 _REST_WITHIN: Final = 30.0
-_SILENT: Final = 1.5  # seconds without an answer, after which a guest says nothing
+# Seconds without an answer after which a guest that takes no more of its memory is not
+# well. One that hung as it took the last of it has been silent for longer by then.
+_SILENT: Final = 4.0
 _TICK: Final = 0.5  # seconds between two samples while memory is given back
 # Seconds after which it is tried whether a guest still needs what it has read again,
 # and twice as long the next time. A try can make it read its working set from the disk

@@ -153,9 +153,16 @@ class Tracker:
 
     @property
     def stopped(self) -> bool:
-        """Whether it moved, and then made no progress for a whole window."""
-        far, near = self._history[0][1], self._history[-1][1]
-        return self.actual != self.before and self._stalled and far == near
+        """Whether it moved, has stalled, and made no progress for half a window.
+
+        Not for a whole one: what stops at once counts as stalled a little earlier, when
+        its last progress is no longer enough.
+        """
+        if self.actual == self.before or not self._stalled:
+            return False
+        half = self._now - self._limits.window / 2
+        then = next(left for at, left in reversed(self._history) if at <= half)
+        return then == self.nearest
 
     @property
     def nearest(self) -> int:

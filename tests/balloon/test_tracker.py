@@ -219,6 +219,15 @@ def test_the_nearest_is_that_of_all_looks() -> None:
     assert tracker.nearest == 2 * GiB
 
 
+def test_what_stops_at_once_has_stopped_when_it_counts_as_stalled() -> None:
+    tracker = Tracker(0, 4 * GiB, 0.0, StallLimits(rate=MiB, window=5.0))
+    # Its last progress is within the window, and less than the limit.
+    for tenth, size in [(9, 3 * GiB + 4 * MiB), (11, 3 * GiB), (59, 3 * GiB)]:
+        tracker.observe(tenth / 10, size)
+    assert tracker.phase == "stalled"
+    assert tracker.stopped
+
+
 def test_what_moves_at_the_end_of_a_window_has_not_stopped() -> None:
     tracker = Tracker(0, 4 * GiB, 0.0, StallLimits(rate=MiB, window=5.0))
     for second, size in [(1.0, 3 * GiB), (3.0, 3 * GiB), (6.0, 3 * GiB - MiB)]:

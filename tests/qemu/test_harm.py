@@ -229,6 +229,8 @@ async def test_a_guest_that_begins_to_swap_is_let_alone_by_every_call(
     kernel: str | None, call: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with boot_preferring_to_swap(kernel) as guest:
+        # Then a fleet's step, 128 MiB, takes longer than a guest may be in trouble.
+        await slow_down_swap(guest, 8 * MiB)
         # A fleet's view has no reason if the guest gave the better half; the log has.
         why = await take_from(guest, call, SWAP_ALONE) + caplog.text
         assert "swaps" in why or "suffers" in why or "free" in why
@@ -290,7 +292,7 @@ async def boot_with_swap(
     # Zeroes, and a file of QEMU's own for what is written. No faster than this, on a
     # host of whatever speed: a guest that swaps 200 MiB between two samples has done so
     # before anybody can notice.
-    disk = f"driver=null-co,size={SIZE},read-zeroes=on,snapshot=on,if=virtio"
+    disk = f"id=swap,driver=null-co,size={SIZE},read-zeroes=on,snapshot=on,if=virtio"
     extra = ("-drive", f"{disk},throttling.bps-write={32 * MiB}")
     async with lab.boot(
         memory=SIZE, extra=extra, kernel=kernel, device=device, setup=setup, saved=True
@@ -304,6 +306,14 @@ def boot_preferring_to_swap(
     kernel: str | None,
 ) -> AbstractAsyncContextManager[lab.Guest]:
     return boot_with_swap(kernel, setup=PREFER_TO_SWAP)
+
+
+async def slow_down_swap(guest: lab.Guest, rate: int) -> None:
+    """Have the disk that a guest swaps to take so many bytes a second."""
+    others = dict.fromkeys(("bps", "bps_rd", "iops", "iops_rd", "iops_wr"), 0)
+    async with open_monitor(guest.second_socket) as monitor:
+        limits = {"device": "swap", "bps_wr": rate} | others
+        await monitor.execute("block_set_io_throttle", limits)
 
 
 async def test_another_client_s_targets_are_noticed() -> None:
