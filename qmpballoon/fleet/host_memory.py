@@ -18,6 +18,7 @@ Documentation/admin-guide/cgroup-v2.rst in Linux.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -183,8 +184,8 @@ def find_limit(pid: int, proc: Path = Path("/proc")) -> GroupLimit | None:
     """
     try:
         total = parse_meminfo((proc / "meminfo").read_text())["MemTotal"]
-        groups = (proc / str(pid) / "cgroup").read_text().splitlines()
-        mounts = (proc / "self" / "mountinfo").read_text().splitlines()
+        groups = _read_lines(proc / str(pid) / "cgroup")
+        mounts = _read_lines(proc / "self" / "mountinfo")
     except OSError:
         return None
     lowest = GroupLimit(total, proc)
@@ -200,6 +201,12 @@ def find_limit(pid: int, proc: Path = Path("/proc")) -> GroupLimit | None:
             if each == root:
                 break
     return lowest if lowest.limit < total else None
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Return lines in which names of any bytes may be."""
+    lines = path.read_bytes().split(b"\n")
+    return [os.fsdecode(line) for line in lines if line]
 
 
 def _locate_groups(groups: list[str], mounts: list[str]) -> list[tuple[Path, str]]:

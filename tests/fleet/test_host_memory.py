@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -110,7 +111,7 @@ def test_this_host_tells() -> None:
 def write_groups(proc: Path, groups: str, kind: str, options: str = "rw") -> Path:
     """Have process 42 be in control groups, which are mounted in a folder."""
     (proc / "42").mkdir()
-    (proc / "42" / "cgroup").write_text(groups)
+    (proc / "42" / "cgroup").write_bytes(os.fsencode(groups))
     (proc / "self").mkdir()
     root = proc / "cg"
     (root / "vms" / "vm1").mkdir(parents=True)
@@ -130,6 +131,18 @@ def test_a_process_has_the_lowest_limit_of_its_groups(proc: Path) -> None:
     assert find_limit(42, proc) == GroupLimit(8 * GiB, outer)
     (inner / "memory.high").write_text(f"{3 * GiB}\n")
     assert find_limit(42, proc) == GroupLimit(3 * GiB, inner)
+
+
+def test_groups_and_mounts_with_any_name(proc: Path) -> None:
+    # Whoever runs containers names them, in bytes; Linux escapes blanks and newlines.
+    root = write_groups(proc, "0::/vms/vm\udcff\x0b\x85\n", "cgroup2")
+    file = proc / "self" / "mountinfo"
+    line = b"25 21 0:24 / /mnt/\xff\x0b\xc2\x85 rw - tmpfs none rw\n"
+    file.write_bytes(line + file.read_bytes())
+    inner = root / "vms" / "vm\udcff\x0b\x85"
+    inner.mkdir()
+    (inner / "memory.max").write_text(f"{GiB}\n")
+    assert find_limit(42, proc) == GroupLimit(GiB, inner)
 
 
 def test_a_process_in_groups_of_version_1(proc: Path) -> None:

@@ -39,7 +39,7 @@ from qmpballoon.trio import TrioMonitor, open_monitor
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-LISTENS = "00010000"  # the flag of a listening socket in /proc/net/unix
+LISTENS = b"00010000"  # the flag of a listening socket in /proc/net/unix
 SECONDS = 30  # for QEMU to do what it does in one, on a machine that is busy
 Process = subprocess.Popen[bytes]
 
@@ -83,9 +83,9 @@ async def running_qemu(
 
 def is_listening(path: Path) -> bool:
     """Look without connecting: QEMU may close the next connection with that one."""
-    sockets = Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()
+    sockets = Path("/proc/net/unix").read_bytes().splitlines()
     rows = [row.split(maxsplit=7) for row in sockets]
-    return any(row[3] == LISTENS and row[-1] == os.fspath(path) for row in rows)
+    return any(row[3] == LISTENS and row[-1] == os.fsencode(path) for row in rows)
 
 
 @asynccontextmanager
