@@ -73,6 +73,7 @@ def make_line(**figures: object) -> str:
 
 @settings(max_examples=60)
 @example(found=[make_line(t=0, disk_reads=0), make_line(t=5e-324, disk_reads=2**63)])
+@example(found=[make_line(t=0, actual=0)])
 @example(found=[make_line(t=0, mark="\ud800")])
 @example(found=[make_line(t=0, disk_reads=2**63), make_line(t=1, disk_reads=0)])
 @given(found=st.lists(lines, min_size=1, max_size=4))

@@ -173,7 +173,7 @@ def draw_canvas(
     plt.theme("clear")
     if palette:
         plt.ticks_color(palette.secondary)
-    top = max((find_largest(sample) for sample in samples), default=MiB)
+    top = max([MiB, *map(find_largest, samples)])  # an axis has a length
     sizes = _choose_size_ticks(top, height // _ROWS_PER_TICK)
     plt.yticks(sizes, _format_sizes(sizes))
     plt.ylim(0, max(top, sizes[-1]) * 1.02)
