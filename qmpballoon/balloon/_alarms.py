@@ -1,12 +1,13 @@
 """When a guest is in trouble: one rule for all calls that take memory from it.
 
 Pure: statistics in, an alarm out. ``reclaim``, ``keep``, ``resize`` and the fleet (by
-``resize``) have the same alarms. They differ in what they do about one; the table in
-"What the guard promises" of the documentation says how.
+``resize``) have the same alarms. They differ in how they react; see the table in "What
+the guard promises" in the documentation.
 
-Memory pressure is measured by :mod:`~qmpballoon.balloon._pressure`. What is here
-decides when pressure is trouble: when it lasts, or when it is critical. What the guest
-reads again is found by :mod:`~qmpballoon.balloon._working_set`; it is never trouble.
+:mod:`~qmpballoon.balloon._pressure` measures memory pressure. This module decides when
+pressure is trouble: when it lasts, or when it is critical.
+:mod:`~qmpballoon.balloon._working_set` finds what the guest reads again, which is never
+trouble.
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ __all__ = ["Alarm", "Alarms", "compute_pause"]
 # about 1 GiB/s (measured with dd to tmpfs, 0.4 to 2.8), one that only touches new 4 KiB
 # pages 2 to 3.
 _ALLOCATION_RATE: Final = GiB
-# A sample shows the answer to the request of the sample before. So a guest that
-# allocates is sampled twice before it has used up what it can spare.
+# Each sample shows the answer to the previous sample's request. So a guest must be
+# sampled twice before it can have used up what it can spare.
 _SAMPLES: Final = 2
 # Seconds of memory pressure after which a guest gets everything back. Rates are taken
-# over a second, so pressure is seen for one second after it has ended.
+# over a second, so pressure still shows for a second after it has ended.
 _MAX_PRESSURE: Final = 3.0
 
 
 def compute_pause(spare: int, age: float = 0.0) -> float:
-    """Return for how many seconds a guest need not be sampled; below 0: it is late.
+    """Return for how many seconds a guest need not be sampled; below 0 if overdue.
 
     Args:
-        spare: Bytes that it could allocate, by its last answer, before it has to be
-            sampled.
+        spare: Bytes that the guest may allocate, as of its last answer, before it has
+            to be sampled.
         age: Seconds since it was asked for that answer.
     """
     left = spare / _ALLOCATION_RATE
@@ -62,7 +63,8 @@ class Alarm:
         kind: What the alarm is about; ``None`` for ``"none"``.
         reason: The same in words; empty for ``"none"``.
         begins: Whether a ``"hold"`` begins with this sample.
-        size: Bytes that the guest is to have at least for what it reads again.
+        size: Bytes that the guest should have at least, so that what it reads again
+            stays cached.
     """
 
     level: Literal["none", "hold", "trouble"] = "none"
@@ -85,7 +87,7 @@ class Alarms:
 
     Attributes:
         holds: How often memory pressure has begun.
-        working_set: What it reads again.
+        working_set: Finds what it reads again.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class Alarms:
     def reserve(self) -> int:
         """Bytes that the guest is expected to have available: its headroom.
 
-        It is less if the guest had less at the beginning: that is not our doing.
+        It is less if the guest had less at the beginning, which the balloon did not
+        cause.
         """
         return min(self._limits.headroom, self._first.reclaimable or 0)
 
@@ -122,18 +125,18 @@ class Alarms:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the guest by itself neither reads, swaps nor waits for a disk."""
+        """Whether the guest neither read, swapped nor waited in its baseline."""
         return self._meter.is_quiet and self.working_set.is_quiet
 
     def end_baseline(self) -> None:
-        """Take the guest's own rates for known, from the last sample on."""
+        """Stop measuring the guest's own rates: the last sample was of the baseline."""
         self._meter.end_baseline()
         self.working_set.end_baseline()
 
     def begin_anew(self, stats: GuestStats) -> None:
-        """Expect no more from the guest than it has now.
+        """Judge the guest by what it has now, not by what it had at the beginning.
 
-        A guest may come to rest a little below its headroom. Its own rates of swapping,
+        It may have come to rest a little below its headroom. Its own rates of swapping,
         faults and reads stay what they were at the beginning.
 
         Args:
@@ -170,7 +173,7 @@ class Alarms:
         return evolve(pressure, size=again.size)
 
     def describe_headroom(self, available: int) -> str:
-        """Return the reason that the headroom allows no more to be taken.
+        """Say that no more can be taken because of the headroom.
 
         Args:
             available: Bytes that the guest has available.
@@ -181,7 +184,7 @@ class Alarms:
         )
 
     def _find_trouble(self, stats: GuestStats, silence: float) -> Alarm | None:
-        """Return the alarm that one sample alone gives."""
+        """Return the alarm that this sample alone raises, if any."""
         if silence > self._limits.stale_after:
             why = f"the guest has not answered for {silence:.1f} s"
             return Alarm("trouble", "silence", why)
@@ -197,7 +200,7 @@ class Alarms:
         return None
 
     def _judge_pressure(self, seconds: float, pressure: Pressure) -> Alarm:
-        """Note since when there is pressure: trouble if it lasts, or is critical."""
+        """Track how long there has been pressure: it is trouble if long or critical."""
         if pressure.level == "none":
             self._pressed_since = None
             return _NONE

@@ -1,6 +1,10 @@
 """How far to shrink a guest next, decided sample by sample.
 
-Pure: samples in, decisions out.
+Pure: samples in, decisions out. The controller approaches the smallest size that the
+limits allow, in steps. It first takes free memory only, until it knows the guest's own
+rates (the *baseline*). It stops above the size that was asked for if the guest reaches
+its headroom there, or the edge of its working set. It gives memory back if the guest
+needs some, and waits while the guest is under pressure.
 """
 
 from __future__ import annotations
@@ -28,25 +32,29 @@ if TYPE_CHECKING:
 
 __all__ = ["Controller", "Decision"]
 
-# Bytes above twice the headroom below which a guest is sampled most often:
-# what it allocates between two samples before, at 1.6 GiB a second for 40 ms.
+# Bytes. With less than twice its headroom and this margin available, a guest is sampled
+# most often. The margin is what it allocates in the 40 ms before that, at 1.6 GiB a
+# second.
 _WATCH_MARGIN: Final = 64 * MiB
-# Bytes that the target may be off the goal. Linux's driver inflates by 1 MiB at a time,
-# and an answer is one sample old: corrections of a few MiB would never end.
+# Bytes by which the target may miss the goal. Linux's driver inflates by 1 MiB at a
+# time, and an answer is one sample old: corrections of a few MiB would never end.
 _TOLERANCE: Final = 4 * MiB
-# And this part of the headroom: a guest's figures are no more exact than that.
+# The tolerance is at least this part of the headroom: a guest's figures are no more
+# precise than that.
 _PRECISION: Final = 16
-_ANSWERS: Final = 5  # a guest's allocations are taken over so many answers
-# Seconds for which no memory is taken ahead from a guest that began to need some.
+_ANSWERS: Final = 5  # answers over which a guest's allocations are measured
+# Seconds for which the target does not run ahead of a guest that has just needed
+# memory.
 _RECOVERY: Final = 1.0
-# Seconds for which a guest has to stay at its headroom: one that allocates only passes.
+# Seconds for which a guest has to stay at its headroom; one that allocates passes it.
 _SETTLED: Final = 0.05
-# Seconds of the same figures after which a guest is at rest, rather than late.
+# Seconds of unchanged figures after which a guest counts as at rest, and not as late.
 _AT_REST: Final = 0.5
-# Of the time over which page cache is to be taken: so long the guest is watched after
-# that, and so long it takes at least to go on when the guest has read something again.
+# Part of the time over which page cache is taken gently. For so long the guest is
+# watched at the end; and after it has read something again, taking the rest takes at
+# least as long.
 _GENTLE_PART: Final = 1 / 10
-_MAX_HOLDS: Final = 3  # a guest with pressure so many times has no more to spare
+_MAX_HOLDS: Final = 3  # after this many times under pressure, there is nothing to spare
 
 
 @frozen
@@ -58,9 +66,9 @@ class Decision:
             ``"spent"``: all that can be spared is taken. ``"trouble"``: give everything
             back at once.
         target: The target in bytes, for ``"take"`` and ``"trouble"``.
-        reason: Why, or what keeps the guest from going on; empty if nothing does.
+        reason: Why, or what keeps the guest from shrinking; empty if nothing does.
         mark: A word for the timeline if something new begins with this decision.
-        alarm: What is wrong with the guest, also where it need not get everything back
+        alarm: What is wrong with the guest, even if it need not get everything back
             yet; ``None`` if nothing is.
     """
 
@@ -79,16 +87,16 @@ class Controller:
         start: Bytes it has at the beginning, and gets back in trouble.
         bottom: Bytes to bring it to.
         stats: What it reports at the beginning; ``None`` if it has not answered. Until
-            it does, the target goes to the bottom whatever the guest needs.
+            it does, the target goes down to the bottom whatever the guest needs.
 
     Attributes:
         alarms: Says when the guest is in trouble.
         bottom: Bytes below which no target is set.
         watch_below: Bytes available below which the guest is sampled most often.
-        is_paced: Whether the guest would have been asked for more, if it had not to be
-            done slowly.
-        has_baseline: Whether it is known what the guest does by itself. Until then only
-            free memory is taken, if the limits say anything about that.
+        is_paced: Whether ``max_rate`` or ``gentle`` kept the last target from being
+            lower.
+        has_baseline: Whether the guest's own rates are known. Until then only free
+            memory is taken, if the limits depend on these rates.
     """
 
     def __init__(
@@ -101,13 +109,14 @@ class Controller:
         self.watch_below: int = 2 * limits.headroom + _WATCH_MARGIN
         self._target = start
         self.is_paced: bool = False
-        # Since when memory is taken, in seconds, and the size at which that began.
+        # When taking memory began, in seconds, and the guest's size then.
         self._paced_from = (0.0, start)
-        # When all page cache may be taken, and the size at which only that is left.
+        # When all of the page cache may have been taken; and the size from which page
+        # cache is taken, because nothing else is left to take.
         self._gentle_until = limits.gentle
         self._gentle_from = start - self._count_unused(stats or GuestStats())
         self._without_unused = 0  # the size below which the guest gives page cache now
-        # For how long it is watched at the end for what it reads again.
+        # Seconds for which its reads are watched at the end.
         has_rereads = limits.rereads != NO_REREAD_LIMITS
         self._watch_for = limits.gentle * _GENTLE_PART if has_rereads else 0.0
         self._watched_since: float | None = None
@@ -118,10 +127,10 @@ class Controller:
         self._uses = deque[int](maxlen=_ANSWERS)
         self._tolerance = max(_TOLERANCE, limits.headroom // _PRECISION)
         self._smallest_step = self._tolerance
-        # Within this distance it is the headroom that stops the guest.
+        # A goal at most this far below the guest is what stops it.
         self._near = 4 * self._tolerance
         self.has_baseline: bool = False
-        # Without limits on what it does by itself, a baseline is of no use.
+        # A baseline is of use only if some limit is compared with it.
         self._needs_baseline = (limits.pressure, limits.rereads) != (
             NO_PRESSURE_LIMITS,
             NO_REREAD_LIMITS,
@@ -130,7 +139,7 @@ class Controller:
         self._is_baseline = False
 
     def begin_anew(self, target: int, seconds: float) -> None:
-        """Go on from a target that somebody else has set.
+        """Go on from a target that was set by somebody else, such as ``keep``.
 
         Args:
             target: Bytes.
@@ -144,12 +153,12 @@ class Controller:
 
     @property
     def step(self) -> float:
-        """Bytes that the target is below the guest's size at most."""
+        """Bytes by which the target is at most below the guest's size."""
         return self._limits.step
 
     @property
     def watches(self) -> bool:
-        """Whether it is to be seen at the end what the guest reads again."""
+        """Whether the guest's reads are still to be watched once it is small enough."""
         return self._watch_for > 0 or self.alarms.working_set.is_suspected
 
     def decide(
@@ -199,8 +208,8 @@ class Controller:
     def _is_baseline_over(self, seconds: float, actual: int) -> bool:
         """Return whether the guest has been watched for long enough.
 
-        One that does nothing by itself need not be watched for longer than it takes to
-        get its free memory.
+        A guest that does nothing need not be watched for longer than it takes to get
+        its free memory.
         """
         if seconds >= BASELINE_PERIOD:
             return True
@@ -224,12 +233,12 @@ class Controller:
         if at_bottom and self.watches:
             self._settled_since = self._settled_since or seconds
             return self._wait(seconds, actual, "", "reached")
-        # While the baseline is measured only free memory is taken, which harms nobody:
-        # an answer to that need not be waited for.
+        # In the baseline only free memory is taken, which harms nobody. So the first
+        # step after it need not wait for an answer.
         begins = self._is_baseline and self.has_baseline
         if silence > 0 and self._target != self._start and not begins:
-            # It is not known what the last step did. But a guest that reports the same
-            # for long is at rest: a few MiB more or less need not show in its figures.
+            # The effect of the last step is not known yet. But a guest that reports the
+            # same for a while is at rest: its figures need not show a few MiB.
             is_near = abs(available - self._limits.headroom) < self._near
             edge = self.alarms.working_set.edge or 0
             is_at_edge = edge > self.bottom and abs(actual - edge) < self._near
@@ -255,14 +264,14 @@ class Controller:
 
         Args:
             seconds: Seconds since the beginning.
-            alarm: Says what it reads again.
+            alarm: Says which size it needs for what it reads again.
             least: Bytes with which it has its headroom.
         """
         self._settled_since = None
         self._target = min(max(self._target, alarm.size, least), self._start)
         self._begin_pace(seconds)
         mark = "reads again" if alarm.begins else None
-        # It is no alarm: the guest has what it is to have.
+        # This is not an alarm: the guest is given what it needs.
         return Decision("take", self._target, alarm.reason, mark)
 
     def _seek_goal(
@@ -276,7 +285,7 @@ class Controller:
         goal = basis - spare + increase
         self._is_baseline = self._needs_baseline and not self.has_baseline
         if self._is_baseline and stats.free is not None:
-            # Only free memory is taken: whatever the guest does now, it does by itself.
+            # Only free memory is taken, so that the balloon causes none of its rates.
             first_goal = max(self.bottom, min(self._without_unused, actual))
             return self._take(max(goal, first_goal), seconds, actual)
         edge = self.alarms.working_set.edge or 0
@@ -286,7 +295,7 @@ class Controller:
         if goal > self.bottom:
             reason = self.alarms.describe_headroom(available)
             return self._approach(goal, seconds, actual, reason)
-        # While the balloon moves, it gets nearer to the goal than this.
+        # A balloon that still moves will come nearer to the bottom than this.
         is_near = abs(self.bottom - actual) < LARGEST_PAGE and actual == basis
         if is_near and self._target == self.bottom and not self.watches:
             return Decision("reached", actual)
@@ -295,7 +304,7 @@ class Controller:
     def _predict_increase(self, use: int) -> int:
         """Return the bytes that the guest may allocate before the balloon can deflate.
 
-        What it allocated during the last few answers it may allocate during the next.
+        This is what it allocated during the last few answers.
 
         Args:
             use: Bytes that it uses now.
@@ -307,11 +316,11 @@ class Controller:
     def _approach(
         self, goal: int, seconds: float, actual: int, reason: str
     ) -> Decision:
-        """Go to the size at which the headroom is left, above the bottom."""
+        """Go to a size above the bottom, at which the guest has all that it needs."""
         goal = min(goal, self._start)
         lacks = goal - actual
         if lacks >= self._tolerance and self._target <= actual:
-            # Too much was taken. Take no step as small as the last one again.
+            # Too much was taken. A step as small as the last one is not repeated.
             self._smallest_step = min(2 * self._smallest_step, 2 * self._near)
         still_comes = self._target - actual
         has_enough = max(lacks, still_comes) < self._tolerance
@@ -330,10 +339,10 @@ class Controller:
         reason: str,
         end: Literal["spent", "reached"] = "spent",
     ) -> Decision:
-        """Leave the target; end when the guest has been at its headroom for a while.
+        """Leave the target as it is; end when the guest has settled for long enough.
 
-        A guest at rest reports the same again and again, which looks like silence. One
-        that has read again what was taken may do so in its next round.
+        A guest at rest reports the same again and again, which looks like silence. A
+        guest that has read again what was taken may do so in its next round.
         """
         if self._settled_since is None:
             return Decision("take", self._target)
@@ -348,7 +357,7 @@ class Controller:
     def _take(
         self, goal: int, seconds: float, actual: int, reason: str = ""
     ) -> Decision:
-        """Set a target on the way to a size, as far as step and rate allow by now."""
+        """Set the lowest target on the way to a size that step and rate allow now."""
         step = self._limits.step
         by_step = 0 if math.isinf(step) else actual - int(step)
         if self._recovers(seconds):
@@ -356,12 +365,12 @@ class Controller:
         by_pace = self._compute_pace(goal, seconds)
         self.is_paced = by_pace > max(goal, by_step)
         self._settled_since = None
-        # Memory that is plugged meanwhile lifts ``actual`` above the start.
+        # If memory was plugged meanwhile, ``actual`` can be above the start.
         self._target = min(max(goal, by_step, by_pace), self._start)
         return Decision("take", self._target, reason)
 
     def _begin_pace(self, seconds: float) -> None:
-        """Go on from the target, as slowly as at the beginning."""
+        """Begin pacing anew from the present target."""
         self._watched_since = None
         self._paced_from = (seconds, self._target)
         self._gentle_from = self._target
@@ -376,7 +385,7 @@ class Controller:
             return by_rate
         part = (seconds - began) / (self._gentle_until - began)
         by_time = self._gentle_from - int(max(0, self._gentle_from - goal) * part)
-        # A goal that is larger now makes it slower, and gives nothing back.
+        # If the goal has been raised, the pace falls; no memory is given back for that.
         return max(by_rate, min(by_time, self._without_unused, self._target))
 
     def _count_unused(self, stats: GuestStats) -> int:

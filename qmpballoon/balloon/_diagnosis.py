@@ -2,12 +2,13 @@
 
 QEMU reports success for every ``balloon``, whatever the guest then does. The reason for
 a stall is somewhere between QEMU, the driver in the guest and the guest's memory.
-:func:`gather` collects what can be seen from outside, and :func:`explain` (pure) makes
-a :class:`~qmpballoon.balloon.results.Diagnosis` of it, the surest sign first.
+:func:`gather` collects the evidence that is visible from outside the guest.
+:func:`explain` (pure) derives a :class:`~qmpballoon.balloon.results.Diagnosis` from it;
+it looks for the most reliable signs first.
 
 ``x-query-virtio-status`` would tell whether a driver has taken the device. But it is
-unstable, and makes QEMU 11.1.3 crash. So a guest that answers no statistics and does
-not move counts as one without a driver.
+unstable, and makes QEMU 11.1.3 crash. So a guest that neither reports statistics nor
+moves counts as one without a driver.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ __all__ = ["Evidence", "explain", "gather", "suspect_inhibition", "suspect_old_s
 
 # Seconds; a guest short of memory is slow, and one that hangs is silent.
 _ANSWER_TIMEOUT: Final = 1.0
-# Bytes taken, below which QEMU's resident memory proves nothing: meanwhile the guest
+# Bytes. If less was taken, QEMU's resident memory proves nothing: meanwhile the guest
 # goes on touching pages that it had not touched before.
 _CONCLUSIVE: Final = 64 * MiB
 
 
 @frozen
 class Evidence:
-    """What can be seen of a VM from outside the guest.
+    """What is visible of a VM from outside the guest.
 
     Attributes:
         total: Bytes of the VM's RAM, ``None`` if unknown.
@@ -58,7 +59,7 @@ class Evidence:
 
 
 async def gather(device: Device) -> Evidence:
-    """Collect what may tell why a balloon does not move.
+    """Collect the evidence on why a balloon does not move.
 
     The guest is asked for new statistics, which takes up to a second.
     """
@@ -84,8 +85,8 @@ def explain(
 
     Args:
         tracker: How it moved.
-        before: What could be seen before the target was set.
-        after: What could be seen when it had stalled.
+        before: The evidence from before the target was set.
+        after: The evidence from after the stall.
         end: How the movement ended.
     """
     for suspect in (
@@ -173,11 +174,10 @@ def suspect_old_size(
     """Suspect that the size QEMU reports is from before a restart of the guest.
 
     A driver that has nothing to do when it starts reports no size to QEMU. So if the
-    target was raised before that, QEMU goes on with what the last driver reported.
+    target was raised before that, QEMU still shows what the previous driver reported.
 
-    A guest that does not grow is suspected wrongly if its own figure includes what is
-    in the balloon, as on Windows, and on Linux with deflate-on-oom. That does it no
-    harm.
+    A guest that does not grow is suspected wrongly if its own total includes what is in
+    the balloon, as on Windows, and on Linux with deflate-on-oom. This does no harm.
     """
     has = after.stats.total or 0
     grows = tracker.target > tracker.before == tracker.actual
@@ -195,7 +195,7 @@ def suspect_inhibition(
 ) -> Diagnosis | None:
     """Suspect that something makes QEMU keep the pages that the guest has given up.
 
-    That can be so although the balloon has reached its target.
+    This can happen although the balloon has reached its target.
     """
     taken = tracker.before - tracker.actual
     if None in (before.resident, after.resident) or taken < _CONCLUSIVE:
@@ -242,8 +242,8 @@ def _suspect_floor(
 def _suspect_silent_reset(
     _: Tracker, before: Evidence, after: Evidence
 ) -> Diagnosis | None:
-    # QEMU before 10.0 keeps the statistics and the size of before a reset until the
-    # guest's driver is back. So silence is the only sign.
+    # After a reset, QEMU before 10.0 keeps the old statistics and the old size until
+    # the guest's driver is back. So silence is the only sign.
     if after.answers or not before.answers:
         return None
     return Diagnosis(
@@ -258,9 +258,9 @@ def _suspect_other_client(
 ) -> Diagnosis | None:
     """Suspect that another client sets targets: QEMU keeps only the last one.
 
-    QEMU has no command that returns the target. But a guest that is to grow never moves
-    away from its target by itself, and a healthy one does not stop. A guest that is to
-    shrink proves nothing: we may have given memory back to it.
+    QEMU has no command that returns the target. But a growing guest never moves away
+    from its target on its own, and a healthy one does not stop. A shrinking guest
+    proves nothing: we may have given memory back to it.
     """
     stopped = after.answers and tracker.stopped
     if tracker.target <= tracker.before or not (tracker.strayed or stopped):

@@ -1,13 +1,15 @@
 """Keeping what a guest gave, until the guest needs it.
 
-:class:`Keeper` (pure) judges sample by sample, and :func:`keep` takes the samples. A
-small guest that goes on working may use more memory, slowly or in a burst. If it falls
-below three quarters of its headroom, it gets what it lacks, and the rest is kept. If it
-comes under memory pressure, it gets one step of its guard, as nothing tells what it
-lacks. If it reads again what was taken, it gets that back. When these reads have ended,
-it is known how much of that it needs, and the rest is taken again. After some minutes
-it is tried whether it still needs that. If it is in trouble, it gets everything, and
-the keeping ends.
+:class:`Keeper` (pure) judges each sample, and :func:`keep` takes the samples. While
+memory is kept, the guest may begin to use more, slowly or in a burst:
+
+- If it falls below three quarters of its headroom, it gets what it lacks.
+- If it comes under memory pressure, it gets one step of its guard, because nothing
+  tells how much it lacks.
+- If it reads again what was taken, it gets that back. When these reads have ended, it
+  is known how much of that it needs, and the rest is taken again. Some minutes later
+  memory is taken once more, to find out whether the guest still needs it.
+- If it is in trouble, it gets everything, and the keeping ends.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ _LONGEST: Final = 1.0  # and of one with plenty
 # And of one under memory pressure, which may become critical, or end.
 _UNDER_PRESSURE: Final = 0.25
 _READING: Final = 0.1  # and of one that reads again what was taken
-# Seconds between two questions whether the keeping is to end: people who have asked for
-# that wait for it, and an answer costs the guest nothing.
+# Seconds between two calls of ``until``. People who have asked for the end wait for it,
+# and the call costs the guest nothing.
 _ASK_EVERY: Final = 0.1
 
 
@@ -49,14 +51,14 @@ class Keeper:
 
     Args:
         limits: What the guest must keep.
-        full: Bytes it is to have when it gets everything.
+        full: Bytes it has when it gets everything.
         actual: Bytes it has.
         alarms: Its alarms, which know what it did before memory was taken.
-        try_at: When more is to be taken again, in seconds since their beginning.
+        try_at: When to try to take more, in seconds since the alarms' beginning.
 
     Attributes:
-        target: Bytes it is to have; it only ever grows.
-        is_to_try: Whether more is to be taken again now.
+        target: Bytes it should have; it only ever grows.
+        is_to_try: Whether to try to take more now.
         has_fed: Whether it got memory back because of what it reads.
     """
 
@@ -100,9 +102,9 @@ class Keeper:
             reads: Bytes that the VM has read from its disks; ``None``: not known.
 
         Returns:
-            Why the guest is to have everything back; ``None`` if it is not.
+            Why the guest gets everything back; ``None`` if it does not.
         """
-        # It was asked when it was sampled before.
+        # Its last answer is to the request of the previous sample.
         self._age = 0.0 if self._judged_at is None else seconds - self._judged_at
         self._judged_at = seconds
         alarm = self._alarms.judge(seconds, stats, silence, actual=actual, reads=reads)
@@ -155,7 +157,7 @@ async def keep(
     until: Callable[[], bool] | None = None,
     mark: str | None = KEPT,
 ) -> str | None:
-    """Watch the guest until it is to have everything back, or more is to be taken.
+    """Watch the guest until it must get everything back, or more can be taken.
 
     Args:
         device: The balloon.
@@ -164,11 +166,11 @@ async def keep(
         seconds: The longest time to keep the memory.
         on_sample: Called with each sample.
         began: When the keeping began, in seconds of the monitor's clock.
-        until: Tells whether the keeping is to end.
+        until: Returns whether the keeping should end now.
         mark: A word for the first sample.
 
     Returns:
-        Why the guest is to have everything back; ``None``: more is to be taken.
+        Why the guest gets everything back; ``None`` if more can be taken.
 
     Cancellation: takes effect at once; the target stands.
     """
@@ -200,7 +202,7 @@ async def keep(
 async def _pause(
     monitor: Monitor, seconds: float, until: Callable[[], bool] | None
 ) -> None:
-    """Wait for some seconds, or until the keeping is to end."""
+    """Wait for some seconds, or until the keeping should end."""
     if until is None:
         await monitor.sleep(seconds)
         return

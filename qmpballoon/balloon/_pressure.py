@@ -1,8 +1,8 @@
 """Memory pressure in a guest that reports memory as available.
 
 Pure: statistics in, a :class:`Pressure` out. *Available* is the kernel's estimate, and
-can be wrong: cache that is in use, dirty or locked counts as available, too. When
-taking it hurts the guest, other figures show it:
+can be wrong: it includes cache that is in use, dirty or locked. If taking that memory
+hurts the guest, other figures show it:
 
 - The guest swaps anonymous memory out.
 - Its tasks wait for a disk to read back what was dropped: major faults.
@@ -11,10 +11,11 @@ taking it hurts the guest, other figures show it:
   "medium"; with less than 5 %, it is "critical", "the system is about to out of
   memory". The shares here are the same.
 
-A balloon that grows makes any guest scan, reclaim and stall allocations now and then,
-but a healthy guest frees all pages that it scans. So neither scans nor stalls count by
-themselves. A guest that always swaps, or always faults, is not our doing either: its
-rates are compared to those of the first moment, while only free memory is taken.
+Any guest scans, reclaims and stalls allocations now and then while its balloon grows,
+but a healthy guest frees all pages that it scans. So scans and stalls alone do not
+count. Nor does the swapping of a guest that always swaps, or the faults of one that
+always faults: rates are compared with those of the first moment, in which only free
+memory is taken.
 
 Sources: "Memory Statistics Tags" in the virtio specification; "Memory Pressure" in the
 kernel's cgroup-v1/memory.rst.
@@ -43,15 +44,15 @@ __all__ = [
 ]
 
 BASELINE_PERIOD: Final = 0.25
-"""Seconds at the beginning, in which a guest's own rates are measured."""
+"""Seconds at the beginning in which a guest's own rates are measured: its baseline."""
 
 SHORTEST_BASELINE: Final = 0.1
-"""Seconds after which the own rates of a guest that has done nothing are known.
+"""Seconds after which the baseline may end for a guest that has done nothing.
 
-What reads fast enough to matter, 4 MiB a second, reads more often than that."""
+A guest that reads fast enough to matter, 4 MiB a second, reads more often than that."""
 
 _WINDOW: Final = 1.0  # seconds over which rates are taken
-_BASELINE_FACTOR: Final = 2.0  # up to so many times its own rate, a guest is well
+_BASELINE_FACTOR: Final = 2.0  # a rate up to this multiple of the guest's own is normal
 _MEDIUM: Final = 0.6  # share of the scanned pages that could not be freed
 _CRITICAL: Final = 0.95
 
@@ -61,10 +62,10 @@ class PressureLimits:
     """What counts as memory pressure; by default nothing does.
 
     Attributes:
-        swap_rate: Bytes a second that a guest may swap out more than before.
-        fault_rate: Major faults a second that it may have more than before.
-        scanned: Bytes that its kernel must have scanned in a second for the share
-            that it could free to mean anything.
+        swap_rate: Bytes a second that a guest may swap out beyond its own rate.
+        fault_rate: Major faults a second that it may have beyond its own rate.
+        scanned: Bytes that its kernel must have scanned in a second. Below that, the
+            share that it could free means nothing.
     """
 
     swap_rate: float = math.inf
@@ -88,8 +89,7 @@ class PressureLimits:
             swap_rate = max(MiB, total / 4096)
         if fault_rate is None:
             fault_rate = 100 * max(1, total / (16 * GiB))
-        # Linux judges every 512 pages, and its source says that a large machine needs
-        # more.
+        # Linux looks at every 512 pages; its source says that large machines need more.
         return cls(swap_rate, fault_rate, scanned=max(2 * MiB, total // 16384))
 
 
@@ -142,7 +142,7 @@ class _Counters:
         )
 
     def precede(self, later: _Counters) -> bool:
-        """Return whether the same kernel can have counted both, these first."""
+        """Return whether one kernel can have counted both, these before the others."""
         return (
             self.swapped <= later.swapped
             and self.faults <= later.faults
@@ -166,11 +166,11 @@ class PressureMeter:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the guest has neither swapped nor waited for a disk by itself."""
+        """Whether the guest neither swapped nor waited for a disk in its baseline."""
         return not self._own_swap_rate and not self._own_fault_rate
 
     def end_baseline(self) -> None:
-        """Take the guest's own rates for known, from the last sample on."""
+        """Stop measuring the guest's own rates: the last sample was of the baseline."""
         self._baseline_until = -math.inf
 
     def observe(self, seconds: float, stats: GuestStats) -> Pressure:
@@ -216,7 +216,7 @@ class PressureMeter:
         return _NONE
 
     def _judge_scans(self, then: _Counters, now: _Counters) -> Pressure | None:
-        """Judge by the share of the scanned pages that the kernel can free."""
+        """Judge the share of the scanned pages that the kernel can free."""
         enough = self._limits.scanned
         scanned = now.scanned - then.scanned
         if scanned < enough:

@@ -1,8 +1,8 @@
-"""Taking what a guest can spare, giving it back, and proving what came of it.
+"""Taking what a guest can spare, giving it back, and reporting the result.
 
 The balloon inflates step by step. :func:`~qmpballoon.balloon._shrink.shrink` is that
 loop, and a :class:`~qmpballoon.balloon._controller.Controller` decides on each step.
-The report has the state of guest and host before and after.
+The report proves the result: it has the state of guest and host before and after.
 """
 
 from __future__ import annotations
@@ -68,48 +68,50 @@ if TYPE_CHECKING:
 
 __all__ = ["ReclaimReport", "make_plan", "plan", "reclaim"]
 
-# Bytes a second, with 4 KiB pages on a large server with KVM; measured by others.
+# Bytes a second, with 4 KiB pages on a large server with KVM, from the literature.
 _INFLATE_RATE: Final = 0.95 * GiB
 _DEFLATE_RATE: Final = 2.3 * GiB
 _REASONS: Final = {
     "reached": "all that was to be taken was taken",
     "stalled": "the guest gives no more",
 }
-# Seconds: a guest that changes by itself is looked at after each of the former, and may
-# take as long as the latter. At 10 MiB a second, the slowest deflation that counts as
-# one, it gets back 300 MiB meanwhile.
+# Seconds between two looks at a guest whose size changes although nobody here moves it,
+# and seconds until it is no longer waited for. At 10 MiB a second, the slowest
+# deflation that counts as one, a guest gets back 300 MiB in that time.
 _REST_EVERY: Final = 0.25
 _REST_WITHIN: Final = 30.0
-# Seconds without an answer after which a guest that takes no more of its memory is not
-# well. One that hung as it took the last of it has been silent for longer by then.
+# Seconds without an answer after which a guest that takes back no more memory is not
+# well. A guest that hung while it took the last of it has been silent for longer when
+# the stall is noticed.
 _SILENT: Final = 4.0
 _TICK: Final = 0.5  # seconds between two samples while memory is given back
-# Seconds after which it is tried whether a guest still needs what it has read again,
-# and twice as long the next time. A try can make it read its working set from the disk
-# once more, which takes some seconds: a hundredth of the time.
+# Seconds until ``keep`` tries whether a guest still needs what it has read again. The
+# time doubles with each try. A try can make the guest read its working set from the
+# disk once more, which takes some seconds: a hundredth of the time.
 _TRY_AFTER: Final = 300.0
 
 
 @frozen
 class ReclaimReport:
-    """What came of a reclaim; sizes are bytes.
+    """The result of a reclaim; sizes are bytes.
 
     Attributes:
         outcome: How it ended.
         reason: Why, in words.
-        requested: What was to be taken.
-        handed_over: The most that the guest had given up.
+        requested: What the reclaim was to take.
+        handed_over: The most that the guest had given up at any time.
         seconds: Seconds it took, giving back included.
         held: Whether the guest is still without that memory.
         before: Guest and host before.
         after: Guest and host after; the memory is given back unless it is held.
         timeline: The samples in between; the last one is of ``after``.
-        given_back_to: The size that the guest was to have at the end; ``None`` if it
-            was not to get its memory back.
-        ram: Bytes of the VM's RAM, if that is known. A guest that was found smaller,
-            and was not owed the rest, is given back less; ``reason`` says so.
+        given_back_to: The size that the guest was given back; ``None`` if its memory
+            is held, or if nothing was taken.
+        ram: Bytes of the VM's RAM, if that is known. A guest that was found with less,
+            and was not owed the rest, gets back only what it was found with; ``reason``
+            says so.
         reads: How fast the VM reads from its disks; ``None`` if it has no disk.
-        reread: Bytes of its page cache that the guest lost and has read again, at most;
+        reread: At most how many bytes of page cache the guest lost and has read again;
             ``None`` if the VM has no disk. What it reads later is not known.
     """
 
@@ -211,7 +213,8 @@ async def reclaim(
     try:
         async with open_sampler(device) as sampler:
             end = await run.take(sampler, controller, until)
-            # What is held is not watched: with anything wrong it is given back.
+            # Memory that is held is not watched. So if anything is wrong with the
+            # guest, it gets the memory back.
             stopped_early = end.kind == "trouble" or (hold and end.alarm is not None)
             held = hold and not stopped_early
             if keep_for is not None and not stopped_early:
@@ -227,7 +230,7 @@ async def reclaim(
         run.add_last(after, seconds, await sampler.count_reads())
     except BaseException as error:
         await leave_safe(device, run.full, error, run.measure_full)
-        # It takes time, and a run that follows is to know what the guest will have.
+        # Giving back takes time, and the next run has to know what the guest will have.
         device.note_owed(run.full, is_returning=device.target is not None)
         raise
     if held or run.owed < LARGEST_PAGE:
@@ -271,7 +274,7 @@ def _check_request(amount: int | None, guard: Guard | None) -> None:
 async def _prepare(
     device: Device, amount: int | None, guard: Guard | None
 ) -> tuple[Snapshot, GuestLimits, Plan]:
-    """Look at the guest, and make a plan from what it reports now."""
+    """Examine the guest, and make a plan from what it reports now."""
     info = await device.query()
     if info.actual < (info.total or 0) and await _come_to_rest(device, info.actual):
         info = await device.query()
@@ -288,17 +291,17 @@ async def _prepare(
 
 
 async def _give_due(device: Device, size: int | None) -> bool:
-    """Give the guest the size that it is to have at the end, if that is known.
+    """Give the guest the size that it should have at the end, if it has less now.
 
     Args:
         device: The balloon.
-        size: Bytes; ``None``: what a run that was interrupted owes it.
+        size: Bytes; ``None``: what an interrupted run owes it, if anything.
 
     Returns:
-        Whether it was owed that.
+        Whether the guest was given memory that an interrupted run owed it.
 
     Raises:
-        UnsafeTarget: It has more now; nothing was sent.
+        UnsafeTarget: The guest has more now; nothing was sent.
     """
     info, owed = await device.query(), device.read_owed()
     if size is not None and size < info.actual:
@@ -321,12 +324,12 @@ async def _give_due(device: Device, size: int | None) -> bool:
 
 
 def _describe_size(full: int, ram: int | None, *, is_owed: bool) -> str:
-    """Say which size a guest is left at, where that says something.
+    """Say which size a guest is left with, unless it is simply all of its RAM.
 
     Args:
         full: Bytes that it has at the end.
         ram: Bytes of its RAM, if that is known.
-        is_owed: Whether a run that was interrupted owed it that.
+        is_owed: Whether an interrupted run owed it that.
     """
     if is_owed:
         size = format_size(full)
@@ -337,9 +340,9 @@ def _describe_size(full: int, ram: int | None, *, is_owed: bool) -> str:
 
 
 async def _come_to_rest(device: Device, actual: int) -> bool:
-    """Wait until a guest that grows or shrinks by itself does so no more.
+    """Wait until a guest whose size changes has come to rest.
 
-    Its balloon may be moving still as it was told by a client that has left.
+    Its balloon may still be on the way to a target that an earlier client set.
 
     Args:
         device: The balloon.
@@ -370,7 +373,7 @@ def make_plan(
         limits: What the guest must keep.
         actual: Bytes it has.
         stats: What it reports.
-        amount: The most bytes to take; ``None``: all that it can spare.
+        amount: The most bytes to take; ``None``: all that the guest can spare.
     """
     available = stats.reclaimable
     if available is None:
@@ -401,7 +404,7 @@ def make_plan(
 
 
 async def _take_snapshot(device: Device) -> Snapshot:
-    """Record guest and host. If the guest does not answer, its last answer is used."""
+    """Record guest and host; if the guest does not answer, with its last answer."""
     try:
         stats = await refresh_stats(device)
     except StatsUnavailable:
@@ -419,21 +422,21 @@ class _Run:
         before: Guest and host at the beginning.
         on_progress: Called with each sample.
         stage: What is done with the balloon.
-        goal: Bytes that the guest is to have at the end of the stage.
+        goal: Bytes that the guest should have at the end of the stage.
         tracker: Follows it there.
         keep_until: When memory that is kept is given back at the latest, in seconds of
             the monitor's clock.
-        full: Bytes that the guest is to have when it gets everything back.
-        is_owed: Whether that is what an interrupted run owes it.
+        full: Bytes that the guest has once it has got everything back.
+        is_owed: Whether an interrupted run owed it that size.
         ram: Bytes of the VM's RAM at the beginning, if that is known.
         actual: Bytes the guest has.
-        lowest: The least it had.
+        lowest: The smallest size it had, in bytes.
         owed: Bytes that it was given back and has not taken yet.
-        overridden: Whether it went elsewhere with them.
+        overridden: Whether its balloon moved away from the target instead.
         timeline: All samples.
-        taken: Whether nothing more is taken from the guest.
+        taken: Whether taking memory from the guest has ended.
         rereads: Measures what the guest reads again.
-        controller: Decides how much is taken, and knows what the guest reads by itself.
+        controller: Decides how much is taken, and knows when the baseline ends.
     """
 
     device: Device
@@ -467,9 +470,9 @@ class _Run:
         *,
         is_owed: bool,
     ) -> _Run:
-        """Note what the guest has, and what it is to have at the end."""
+        """Note what the guest has, and what it should have at the end."""
         actual, ram = before.actual, (await device.query()).total
-        # A guest that is about to grow to its target is to have that at the end.
+        # A guest that is growing to a target should have that size at the end.
         full = max(actual, min(device.target or 0, ram or 0))
         goal = planned.target
         return cls(
@@ -522,7 +525,7 @@ class _Run:
         seconds: float,
         until: Callable[[], bool] | None,
     ) -> Ending:
-        """Keep what was taken, until the guest needs it or the keeping is to end."""
+        """Keep what was taken, until the guest needs it or the time is over."""
         device, began = self.device, self.device.monitor.now()
         alarms, working_set = controller.alarms, controller.alarms.working_set
         self.stage, self.keep_until = "keeping", began + seconds
@@ -545,7 +548,7 @@ class _Run:
             if why is not None:
                 return Ending("given-back", why)
             if not keeper.has_fed:
-                wait *= 2  # it was tried
+                wait *= 2  # a try begins: the next one comes later
             controller.begin_anew(keeper.target, device.monitor.now() - sampler.start)
             end = await self.take(sampler, controller, until)
             if end.kind == "trouble":
@@ -555,7 +558,7 @@ class _Run:
             mark = None
 
     async def hold(self, sampler: Sampler, end: Ending) -> None:
-        """Leave the guest at the size that it has reached, with its headroom."""
+        """Leave the guest at the size that it has reached, and give it its headroom."""
         headroom, stats = self.limits.headroom, sampler.stats
         await self.device.send_target(
             choose_safe_size(self.actual, self.full, headroom, stats, end.alarm)
@@ -563,10 +566,10 @@ class _Run:
         self._add_sample(await sampler.take(end.kind))
 
     def recall(self, sampler: Sampler) -> Snapshot | None:
-        """Return guest and host as sampled last, if nothing can have changed since.
+        """Return guest and host as last sampled, if nothing can have changed since.
 
-        The answers of a guest at rest are all the same. To see that another one is new
-        takes long, and it would say nothing new.
+        All answers of a guest at rest are the same, so it takes long to see that one is
+        new. The last sample serves as well.
         """
         if sampler.basis != self.actual or sampler.silence > _TICK:
             return None
@@ -587,14 +590,15 @@ class _Run:
             self.owed = max(0, full - self.actual)
             phase = tracker.observe(monitor.now(), sample.actual)
             answers = sampler.silence < _SILENT
-            # A guest that has more than QEMU knows of was restarted meanwhile.
+            # A guest that reports more memory than QEMU does was restarted meanwhile.
             has_more = answers and (sample.total or 0) > self.actual
             if phase == "stalled" and has_more and not prompted:
                 prompted = True
                 await prompt_size_report(self.device, full, self.actual)
                 continue
             if phase in ("reached", "stalled"):
-                # A guest that is well takes all that it is given.
+                # A healthy guest takes all that it is given, unless another client
+                # has set a target.
                 self.overridden = answers and (tracker.strayed or tracker.stopped)
                 return
             left = tracker.time_left
@@ -618,13 +622,13 @@ class _Run:
         return f"{reason}: {OVERRIDDEN}" if self.overridden else reason
 
     async def measure_full(self) -> int:
-        """Return what the guest is to have: memory plugged meanwhile is its own."""
+        """Return what the guest should have, with memory that was plugged meanwhile."""
         ram = (await self.device.query()).total
         plugged = 0 if ram is None or self.ram is None else ram - self.ram
         return self.full + max(0, plugged)
 
     def add_last(self, after: Snapshot, seconds: float, reads: int | None) -> None:
-        """Add the last sample: what the guest reports when everything is done."""
+        """Add the last sample: the state at the end."""
         self._add_sample(
             Sample.of(
                 seconds,
@@ -647,10 +651,10 @@ class _Run:
             self.on_progress(self._describe_progress(sample))
 
     def _describe_progress(self, sample: Sample) -> Progress:
-        """Return how far the call is."""
+        """Return the progress of the call."""
         if self.stage != "keeping":
             return make_progress(self.tracker, self.stage, sample, target=self.goal)
-        # The guest gets back what it needs, and is to have that from then on.
+        # What the guest needed and got back meanwhile, it keeps.
         goal = max(self.goal, self.device.target or 0)
         left = max(0.0, self.keep_until - self.device.monitor.now())
         progress = make_progress(self.tracker, "keeping", sample, target=goal)

@@ -1,13 +1,13 @@
 """What a guest reads again because its page cache was taken.
 
-Pure: samples in, a price out. No statistic of the guest shows it: read() makes no major
-faults, and clean cache is dropped without swapping. But it comes from the VM's disks,
-and QEMU counts what is read from these.
+Pure: samples in, a number of bytes out. No statistic of the guest shows these reads:
+read() makes no major faults, and clean cache is dropped without swapping. But they come
+from the VM's disks, and QEMU counts what is read from those.
 
-A guest may read from its disks anyway. What it reads in the first moment, in which only
-free memory is taken, is not our doing, and is taken to go on. What it reads beyond that
-can be what it lost, up to the cache that it lost. So the figure is the most that it can
-be: a backup that begins meanwhile counts, too.
+A guest may read from its disks anyway. What it reads in the baseline, in which only
+free memory is taken, is not caused by the balloon, and is assumed to go on at the same
+rate. What it reads beyond that may be cache that it lost, and no more than it lost. So
+the figure is an upper bound: a backup that begins meanwhile counts, too.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["RereadMeter"]
 
 @define
 class RereadMeter:
-    """Measures what a guest reads from its disks, and how much of that it lost before.
+    """Measures what a guest reads from its disks, and how much of that it had lost.
 
-    Each moment is seconds since the beginning, and the bytes that were read until then.
+    Each moment is a pair: seconds since the beginning, and the bytes read until then.
     """
 
     _start: tuple[float, int] | None = None
@@ -44,7 +44,7 @@ class RereadMeter:
     _lowest_size: int = field(init=False, default=0)
 
     def end_baseline(self) -> None:
-        """Take what the guest reads by itself for known, from the last sample on."""
+        """Stop measuring the guest's own rate: the last sample was of the baseline."""
         self._baseline_until = -math.inf
 
     def observe(self, sample: Sample, *, taking: bool) -> None:

@@ -1,17 +1,17 @@
-"""Bringing a balloon to a size, and reporting what came of it.
+"""Bringing a balloon to a size, and reporting the result.
 
 The size is polled. ``BALLOON_CHANGE`` events would not do: QEMU sends at most one a
 second, so the last one may come a second late.
 
 A shrinking guest is watched as in a reclaim, with the same alarms, but by default with
-a smaller headroom. Without that, a target that the guest cannot reach would press on it
-until it kills processes or panics, and before that no stall would be noticed. A guest
-in trouble gets back all that it had at the beginning. It is asked again when it is
-well; if that leads nowhere it counts as a stall. A guest that has reported nothing yet
-is asked for the target, one step at a time.
+a smaller headroom. Otherwise a target that the guest cannot reach would press on it
+until it kills processes or panics, before a stall would be noticed. A guest in trouble
+gets back all that it had at the beginning. When it is well, it is asked again; if that
+achieves nothing, the balloon has stalled. A guest that has not reported anything yet is
+asked for the target, one step at a time.
 
 A balloon inflates for as long as its target is not reached. So however the call ends,
-the target that it leaves is one that the guest has reached, or a larger one.
+the target that it leaves set is one that the guest has reached, or a larger one.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ async def resize(
             if end.kind == "reached":
                 return _log_end(device, run.report(target, "reached"))
         diagnosis = explain(run.tracker, run.before, after, end)
-        # To the old size that QEMU reports, the guest would have to shrink.
+        # If the size is old, the guest is larger, and would have to shrink to it.
         if not size_is_old:
             if on_stall == "rollback":
                 return _log_end(device, await run.roll_back(target, diagnosis))
@@ -136,8 +136,8 @@ class _Run:
     Attributes:
         device: The balloon.
         tracker: Follows it to the target.
-        before: What could be seen at the beginning.
-        limits: What a shrinking guest must keep; ``None``: it is not watched.
+        before: The evidence from the beginning.
+        limits: What a shrinking guest must keep; ``None`` if it is not watched.
     """
 
     device: Device
@@ -178,7 +178,7 @@ class _Run:
             if on_progress is not None:
                 stage: Stage = "deflating" if is_growing else "inflating"
                 seen = sample or _sample_size(device, tracker)
-                # A sampler's time is its own, and a resize may need several.
+                # Each sampler's time begins at 0, and a resize may need several.
                 seen = evolve(seen, t=tracker.elapsed)
                 on_progress(make_progress(tracker, stage, seen))
 
@@ -199,7 +199,7 @@ class _Run:
     async def go_on(
         self, deadline: float, on_progress: Callable[[Progress], None] | None
     ) -> Ending:
-        """Have a restarted guest report its size, and go the rest of the way."""
+        """Make a restarted guest report its size, and go the rest of the way."""
         monitor, tracker = self.device.monitor, self.tracker
         left = deadline - monitor.now()
         await prompt_size_report(
@@ -210,7 +210,7 @@ class _Run:
 
     def _make_controller(self, tracker: Tracker, limits: GuestLimits) -> Controller:
         """Make a controller that goes to the target."""
-        # A rollback may go to a size below the floor: the guest had that before.
+        # A rollback may go below the floor, if the guest was below it before.
         limits = evolve(limits, floor=tracker.target)
         stats = self.before.stats
         known = self.before.answers and stats.reclaimable is not None
@@ -236,7 +236,7 @@ class _Run:
         )
 
     async def stop(self) -> None:
-        """Take no more from a guest that shrinks, while nobody watches it."""
+        """Stop a shrinking guest at its present size: nobody watches it now."""
         asked, size = self.device.target, self.tracker.actual
         if self.tracker.target < size and (asked is None or asked < size):
             await self.device.send_target(size)
@@ -263,13 +263,13 @@ class _Run:
         if self.limits is None:
             return None
         if after.stopped is not None:
-            # That a stopped VM is silent is no trouble of its guest's.
+            # A stopped VM is silent, although its guest is not in trouble.
             return None if end.alarm == "silence" else end.alarm
         is_silent = self.before.answers and not after.answers
         return end.alarm or ("silence" if is_silent else None)
 
     async def abandon(self, error: BaseException) -> None:
-        """Keep a guest that shrinks at its size; let one that grows go on."""
+        """Stop a shrinking guest at its present size; let a growing one go on."""
         device, size = self.device, self.tracker.actual
         if device.target is None or device.target < size:
             await leave_safe(device, size, error, device.actual)
@@ -277,7 +277,7 @@ class _Run:
     def report(
         self, requested: int, outcome: Outcome, diagnosis: Diagnosis | None = None
     ) -> ResizeResult:
-        """Return what came of it so far."""
+        """Return the result so far."""
         return ResizeResult(
             outcome=outcome,
             requested=requested,
@@ -322,7 +322,7 @@ def _describe_stall(result: ResizeResult) -> str:
 
 
 def _choose_guard(guard: Guard | None, *, unguarded: bool) -> Guard | None:
-    """Return the guard to go by; ``None``: the guest is not to be protected."""
+    """Return the guard to apply; ``None`` if the guest is not to be protected."""
     require_kind(guard, Guard, "guard")
     if require_flag(unguarded, "unguarded") and guard is not None:
         raise ValueError("a guard is given, and unguarded: leave one of them out")

@@ -1,13 +1,13 @@
 """The loops that move a balloon, and leaving a guest at a size it can live with.
 
-:func:`shrink` is what ``resize`` and ``reclaim`` share: it takes a sample, has a
-:class:`~qmpballoon.balloon._controller.Controller` decide, and sets the target that it
-says. The calls differ in what they let the controller allow. :func:`follow` waits for a
-target that is set.
+``resize`` and ``reclaim`` share :func:`shrink`. It takes a sample, asks a
+:class:`~qmpballoon.balloon._controller.Controller` for a decision, and sets the target
+that this says. The calls differ in the limits that they give the controller.
+:func:`follow` waits until a target that is set has been reached.
 
-However a call ends, the guest is left at a size that it can live with:
-:func:`choose_safe_size` says which one that is, and :func:`leave_safe` sets it when the
-call ends by an exception.
+However a call ends, the guest is left at a size that it can live with.
+:func:`choose_safe_size` chooses that size, and :func:`leave_safe` sets it if the call
+ends by an exception.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ __all__ = [
 
 _TICK: Final = 0.04  # seconds between two samples; more often costs an idle guest CPU
 _SHORTEST_TICK: Final = 0.02  # for a guest that has little left
-# For one that does a whole step in less: in 128 MiB, at 6 GiB a second or more.
+# For a guest that gives a whole step in less: 128 MiB, at 6 GiB a second or more.
 _FAST_TICK: Final = 0.005
 _LONGEST_TICK: Final = 0.5  # for one that has far more than it can allocate meanwhile
-_SLOWER: Final = 1.5  # by how much the pause grows while the guest is still on its way
+_SLOWER: Final = 1.5  # factor of the pause while the guest has not reached its target
 # Seconds between two polls of the size alone: near the target, and far from it.
 _SHORTEST_POLL: Final = 0.01
 _LONGEST_POLL: Final = 0.25
@@ -82,7 +82,8 @@ async def shrink(
         persist: In trouble, give memory back and go on, until the tracker says that
             the balloon has stalled. By default trouble ends the call, and the caller
             gives the memory back.
-        until: Tells at each sample whether the time is over, whatever the timeout.
+        until: Called at each sample; when it returns true the call ends as by a
+            timeout.
 
     Returns:
         How it ended.
@@ -109,7 +110,7 @@ async def shrink(
         )
         in_trouble = _log_alarm(device, decision, was_known=in_trouble)
         mark, alarm = decision.mark, decision.alarm
-        # A reason holds until the guest gets farther than it was then.
+        # A reason stays valid until the balloon gets farther than it was at that time.
         if decision.reason:
             reason, limited_at = decision.reason, tracker.nearest
         elif tracker.nearest < limited_at:
@@ -119,14 +120,14 @@ async def shrink(
         if decision.action != "take" and not gives_back:
             return Ending(decision.action, reason, alarm)
         if working_set.is_reading or controller.is_paced:
-            tracker.begin_anew()  # it is not asked to go on
+            tracker.begin_anew()  # the balloon is held still, or slowed down, by us
         elif phase == "stalled":
             return Ending("stalled", reason, alarm)
-        # While the guest has not moved, another client may have set its own target.
+        # Sent again while the guest has not moved: another client may have set its own.
         if decision.target != device.target or phase == "waiting":
             await device.send_target(decision.target)
         pause = pauses.choose(sample, decision.target, arrived=arrived)
-        # The next step waits for the guest's answer.
+        # The next step has to wait for the guest's answer: look for it soon.
         pause_now = min(pause, _TICK) if sampler.silence > 0 else pause
         await monitor.sleep(min(pause_now, deadline - monitor.now()))
     return Ending("timed-out", reason, alarm)
@@ -149,7 +150,7 @@ class _Pauses:
     """The pauses between samples: short for a guest with little left, or a fast one.
 
     Attributes:
-        controller: Says below which size the guest has little left.
+        controller: Says when the guest has little left, and what slows the balloon.
         tracker: Says how fast the balloon moves.
         last: Seconds of the last pause.
         seen: Seconds and bytes of the last sample.
@@ -165,19 +166,18 @@ class _Pauses:
 
         Args:
             sample: The last sample.
-            target: Bytes that the guest is to have now.
-            arrived: Whether it had reached the target before that.
+            target: Bytes of the target that is set now.
+            arrived: Whether the guest had reached the previous target.
         """
         if self.controller.alarms.working_set.is_reading:
             self.last = _TICK
             return _TICK
-        # A guest that waits for its next target may be faster than it was asked to be,
-        # unless it is to be slow.
+        # A guest that waited for its next target can go faster, unless we slow it down.
         is_faster = arrived and not self.controller.is_paced
         pause = self.last / 2 if is_faster else self.last * _SLOWER
         pause = min(pause, self._limit(sample.available))
-        # Look again before the guest has done what it was asked for, unless it is slow
-        # because it is to be.
+        # Sample again when half of what is left of the step may be done, unless we slow
+        # the guest down.
         ahead, rate = sample.actual - target, self.tracker.rate
         if rate > 0 and ahead > 0 and not self.controller.is_paced:
             pause = min(pause, ahead / 2 / rate)
@@ -190,7 +190,7 @@ class _Pauses:
     def _measure_rate(self, sample: Sample) -> float:
         """Return the bytes a second that the guest has given since the last sample.
 
-        The tracker's rate is a mean over a longer time, in which the guest has waited.
+        The tracker's rate is a mean over a longer time, which includes waiting.
         """
         (then, size), self.seen = self.seen, (sample.t, sample.actual)
         return (size - sample.actual) / (sample.t - then) if sample.t > then else 0.0
@@ -240,7 +240,7 @@ async def follow(
 
 
 def _choose_poll_interval(time_left: float | None) -> float:
-    """Return the seconds until a good part of the remaining distance may be done."""
+    """Return the seconds until a quarter of the remaining distance may be done."""
     if time_left is None:
         return _TICK
     return min(max(time_left / 4, _SHORTEST_POLL), _LONGEST_POLL)
@@ -249,13 +249,13 @@ def _choose_poll_interval(time_left: float | None) -> float:
 def make_progress(
     tracker: Tracker, stage: Stage, sample: Sample, *, target: int | None = None
 ) -> Progress:
-    """Return how far a balloon is on its way.
+    """Return the progress of a balloon on its way.
 
     Args:
         tracker: Follows the balloon.
         stage: What is done with it.
         sample: The last sample.
-        target: Bytes that the guest is to have; by default the tracker's target.
+        target: Bytes that the guest should have; by default the tracker's target.
     """
     goal = tracker.target if target is None else target
     distance, phase = abs(sample.actual - goal), tracker.phase
@@ -277,16 +277,19 @@ def make_progress(
 async def prompt_size_report(
     device: Device, goal: int, actual: int, *, timeout: float = math.inf
 ) -> None:
-    """Have a restarted guest's driver report its size: ask it for a little memory.
+    """Make a restarted guest's driver report its size, by asking for a little memory.
 
-    A driver that has nothing to do when it starts reports no size to QEMU, which goes
-    on with what the last driver reported. The target is ``goal`` again at the end.
+    A driver that has nothing to do when it starts reports no size to QEMU. QEMU then
+    still shows what the previous driver reported. The target is ``goal`` again at the
+    end.
 
     Args:
         device: The balloon.
         goal: Bytes that the guest was asked to have, and has.
-        actual: Bytes that it has by QEMU's report; fewer.
-        timeout: Seconds for it.
+        actual: Bytes that it has by QEMU's report, which are fewer.
+        timeout: Seconds to wait for the report.
+
+    Cancellation: the target may be left a little below ``goal``.
     """
     little = Tracker(goal - LARGEST_PAGE, actual, device.monitor.now())
     await device.send_target(little.target)
@@ -299,15 +302,15 @@ def choose_safe_size(
 ) -> int:
     """Return the size at which a call that took memory from a guest may leave it.
 
-    From now on nobody watches the guest. So if anything is wrong with it, it gets all
-    that it had, even if it would have been let alone for some seconds. Another one gets
-    what it lacks of its headroom: with nothing available it would die of the next
-    allocation.
+    Nobody watches the guest from now on. So if anything is wrong with it, it gets back
+    all that it had, even if a loop would have waited for some seconds first. A guest
+    that is well gets what it lacks of its headroom: with nothing available the next
+    allocation would kill it.
 
     Args:
         actual: Bytes that the guest has.
         full: Bytes that it had before.
-        headroom: Bytes that it is to have available.
+        headroom: Bytes that it should have available.
         stats: What it reports now.
         alarm: What is wrong with it; ``None`` if nothing is.
     """
@@ -326,16 +329,16 @@ async def leave_safe(
 ) -> None:
     """Set a target that the guest can live with, when a call ends by an exception.
 
-    If that fails nothing more can be done. Then a note of the exception says what the
+    If this fails, nothing more can be done. A note on the exception then says what the
     guest is left with.
 
     Args:
         device: The balloon.
-        size: Bytes that the guest can live with, as far as that is known now. This
-            target is set before anything is asked: a QEMU that is stopped carries it
-            out when it goes on.
+        size: Bytes that the guest can live with, by what is known now. This target is
+            set before QEMU is asked anything, because a QEMU that is stopped carries it
+            out when it is resumed.
         error: The exception.
-        measure: Returns what ``size`` is by QEMU's present figures.
+        measure: Returns the value of ``size`` by QEMU's present figures.
     """
     asked = device.target
     device.log(
@@ -354,7 +357,7 @@ async def leave_safe(
 def _note_target(error: BaseException, asked: int | None, due: int) -> None:
     """Add a note to an exception if the guest is left with too small a target.
 
-    A QEMU that is stopped carries out what it was sent when it goes on. But it drops
+    A QEMU that is stopped carries out what it was sent when it is resumed. But it drops
     what it has not read by the time the connection ends.
 
     Args:

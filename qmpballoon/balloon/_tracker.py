@@ -2,10 +2,10 @@
 
 Pure: observations in, a phase out.
 
-"No byte moved" is no useful test for a stall. A guest at its limit still hands over a
-page now and then, and one with deflate-on-oom takes pages back and gives them again
-without end. So progress is by how much the balloon has come *nearer* to its target than
-ever before, and it has stalled when that is below a certain rate over a window of time.
+"No byte moved" is not a useful test for a stall. A guest at its limit still hands over
+a page now and then, and one with deflate-on-oom takes pages back and gives them again
+without end. So only coming *nearer* to the target than ever before is progress, and a
+balloon has stalled if its progress over a window of time is below a certain rate.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["STRAY", "StallLimits", "Tracker", "compute_stall_limits"]
 
 STRAY: Final = 16 * MiB
-"""Bytes that a balloon may move away from its target by itself: when the target
-changes, the driver finishes what it has begun. Farther off, another client has set a
-target."""
+"""Bytes that a balloon may move away from its target without being told to: when the
+target changes, the driver first finishes what it has begun. If it moves farther away,
+another client has set a target."""
 
 _RATE_WINDOW: Final = 1.0  # seconds over which the present rate is taken
-_SLOWING: Final = 0.25  # share of its best rate below which a balloon slows down
-# Bytes that only a reset or hot-plugged memory moves a balloon back between two polls.
+_SLOWING: Final = 0.25  # below this share of its best rate, a balloon is slowing
+# Bytes. Only a reset, hot-plugged memory or a new target moves a balloon back as far
+# between two polls.
 _JUMP: Final = 64 * MiB
-_MAX_RESTARTS: Final = 3  # jumps, and ways back that we ordered, before a stall counts
+# After such a move back, the stall window begins again, this many times at most.
+_MAX_RESTARTS: Final = 3
 
 
 @frozen
@@ -44,6 +46,10 @@ class StallLimits:
     Attributes:
         rate: Bytes a second, above 0. A balloon slower than this has stalled.
         window: Seconds over which the rate is taken, above 0.
+
+    Raises:
+        TypeError: A value is not a number.
+        ValueError: A value is out of range.
     """
 
     rate: float = MiB
@@ -92,13 +98,13 @@ class Tracker:
         self.actual: int = actual
         self.jumps: int = 0
         self._restarts = 0
-        # How far from its target it was sent since its last progress.
+        # How far from its target we have sent it since its last progress.
         self._sent_back = 0
         self._limits = limits or StallLimits()
         self._start = self._now = now
         self._rate = 0.0
         self._fastest = 0.0
-        # Times, and how near to the target the balloon had come by then.
+        # Times, and the smallest distance to the target until then.
         self._history = deque([(now, self.distance)])
 
     def observe(self, now: float, actual: int, *, asked: int | None = None) -> Phase:
@@ -133,7 +139,7 @@ class Tracker:
         return self.phase
 
     def begin_anew(self) -> None:
-        """Look for a stall from now on: the balloon was not to move until now."""
+        """Look for a stall from now on: the balloon was held still until now."""
         self._history = deque([(self._now, self.distance)])
 
     @property
@@ -155,8 +161,8 @@ class Tracker:
     def stopped(self) -> bool:
         """Whether it moved, has stalled, and made no progress for half a window.
 
-        Not for a whole one: what stops at once counts as stalled a little earlier, when
-        its last progress is no longer enough.
+        Half a window, because a balloon that stops abruptly counts as stalled before a
+        whole window without progress has passed.
         """
         if self.actual == self.before or not self._stalled:
             return False
@@ -176,7 +182,7 @@ class Tracker:
 
     @property
     def rate(self) -> float:
-        """Bytes a second by which the balloon nears its target, over about a second."""
+        """Bytes a second toward the target, smoothed over about a second."""
         return self._rate
 
     @property
@@ -186,7 +192,7 @@ class Tracker:
 
     @property
     def phase(self) -> Phase:
-        """The state of the balloon in a word."""
+        """The state of the balloon on its way."""
         if self.distance < PAGE:
             return "reached"
         if self._stalled:

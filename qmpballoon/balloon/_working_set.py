@@ -1,25 +1,25 @@
-"""What a guest reads again of what was taken from it: the edge of its working set.
+"""The edge of a guest's working set: below that size it reads again what was taken.
 
-Pure: bytes read from disks in, a size that the guest is to have out. No statistic of
-the guest shows it (see :mod:`~qmpballoon.balloon._rereads`).
+Pure: bytes read from disks in, a size that the guest should have out. No statistic of
+the guest shows what it reads again (see :mod:`~qmpballoon.balloon._rereads`).
 
-A loop over files has a cliff. As long as one page of them does not fit into the page
+A loop over files has a cliff. As long as one of their pages does not fit into the page
 cache, each page is dropped before it is read again, so *all* of them come from the
-disk. So giving back a little, and looking whether less is read, takes a loop for reads
-that are none of ours, such as a backup's. The rule is:
+disk. So it would not do to give back a little and look whether less is read: a loop
+would look like reads that the balloon has not caused, such as a backup's. The rule is:
 
-1. When a guest reads more than it did by itself, nothing more is taken.
-2. While it goes on, the guest gets memory back, in steps that grow. The next step comes
-   when the guest has read as much as it was given, or after a second.
-3. When the reads end, what they have not filled is known, and is not needed. That is
-   where the edge is.
-4. Reads that go on as fast when everything has been given back and filled, or for
-   longer than the time within which memory has to be read again to be worth keeping,
-   are none of ours. From then on they are part of what the guest reads by itself. So
-   are reads that begin and end again and again, whatever is given back.
+1. When a guest reads more than in its baseline, nothing more is taken.
+2. While these reads go on, the guest gets memory back, in steps that grow. The next
+   step comes when the guest has read as much as it was given, or after a second.
+3. When the reads end, what was given back and has not been filled is not needed. That
+   is where the edge is.
+4. The balloon has not caused reads that go on as fast after everything has been given
+   back and filled, or for longer than the time within which memory has to be read again
+   to be worth keeping. From then on they count as the guest's own rate. The same holds
+   for reads that begin and end again and again, whatever is given back.
 
 A program that starts, or a backup that ends, looks like an edge as well. So the first
-edge is tried again.
+edge is put to the test by taking memory once more.
 """
 
 from __future__ import annotations
@@ -41,30 +41,31 @@ QUIET: Final = 2.0
 A loop may pause between two rounds."""
 
 _WINDOW: Final = 0.5  # seconds over which the rate is taken
-_BASELINE_FACTOR: Final = 2.0  # up to so many times its own rate is the guest's own
-# Bytes of the first step, and what has to be read again before it. Fewer are no sign:
-# a program that starts reads as much.
+_BASELINE_FACTOR: Final = 2.0  # a rate up to this multiple of the guest's own is normal
+# Bytes of the first step, and bytes that have to be read again before it. Fewer prove
+# nothing: a program that starts reads as much.
 _FIRST_STEP: Final = 16 * MiB
-_GROWTH: Final = 2  # each step is so many times the last one
+_GROWTH: Final = 2  # factor from each step to the next
 _STEP_TIME: Final = 1.0  # seconds after which the next one comes, whatever was read
-# Below this part of the fastest, what goes on is something else, and has an edge of its
-# own, or none.
+# Reads that have fallen below this part of their highest rate are other reads, with
+# another edge or none.
 _FADED: Final = 1 / 8
-# Of the time for which reads may go on, the last quarter is compared to the second. In
-# simulated guests random reads (Zipf) fall to 0.4 to 0.7 of it; a stream stays at 1.
+# The time for which reads may go on has four quarters. The last is compared with the
+# second. In simulated guests, random reads (Zipf) fall to 0.4 to 0.7 of it; a stream
+# stays at 1.
 _QUARTERS: Final = 4
 _FADING: Final = 0.8
-# What stays as a margin: a tenth of what had to be given back, and at least so many
-# bytes; twice as much each time that it was not enough.
+# The margin above the edge: a tenth of what had to be given back, and a least number of
+# bytes. It is doubled each time that it was not enough.
 _MARGIN: Final = 10
 _LEAST_MARGIN: Final = 4 * MiB
-_EDGES: Final = 2  # edges that have to be found before nothing more is tried
-_MOST_EDGES: Final = 5  # found more often, it is none: the reads end by themselves
-# Times that reads may begin and end before anything was given back. One is a program
+_EDGES: Final = 2  # after so many edges, no more memory is taken
+_MOST_EDGES: Final = 5  # after more, there is none: the reads end for other reasons
+# Times that reads may begin and end without anything given back. One may be a program
 # that starts; random reads waver a few times as more and more is taken.
 _BURSTS: Final = 10
 # The least memory that is worth stopping for: as much as a target is ahead of a guest.
-# A large guest does more by itself.
+# Large guests read more anyway.
 _WORTH: Final = 128 * MiB
 _WORTH_PART: Final = 128
 
@@ -74,8 +75,8 @@ class RereadLimits:
     """When memory is worth keeping because of what a guest reads; by default never.
 
     Attributes:
-        within: Seconds within which a page has to be read again.
-        rate: Bytes a second that a guest may read from disks more than before.
+        within: Seconds within which a page has to be read again to be worth keeping.
+        rate: Bytes a second that a guest may read from disks beyond its own rate.
     """
 
     within: float = 0.0
@@ -85,8 +86,9 @@ class RereadLimits:
     def of(cls, total: int, within: float) -> RereadLimits:
         """Return the limits for one guest.
 
-        What is read at a rate fills ``rate * within`` bytes that are read again within
-        that time. The limit is the rate at which that is worth stopping for.
+        Reads at a certain rate come from ``rate * within`` bytes that are read again
+        within that time. The limit is the rate at which so much memory is worth
+        stopping for.
 
         Args:
             total: Bytes of its RAM.
@@ -106,9 +108,9 @@ class Rereads:
     """What a guest reads again now.
 
     Attributes:
-        size: Bytes that it is to have at least; 0 if it reads nothing again.
-        reason: That in words; empty if it reads nothing again.
-        begins: Whether it begins with this sample.
+        size: Bytes that it should have at least; 0 if it reads nothing again.
+        reason: What it reads, in words; empty if it reads nothing again.
+        begins: Whether these reads begin with this sample.
     """
 
     size: int = 0
@@ -123,13 +125,13 @@ class WorkingSet:
     """Finds how much memory a guest needs for what it reads again and again.
 
     Args:
-        limits: What matters.
+        limits: Which reads matter.
         full: Bytes that the guest had before memory was taken.
 
     Attributes:
-        edge: The size in bytes below which it reads again; ``None``: not known yet.
-        edges: How often one was found.
-        was_found: Whether one was ever found.
+        edge: The size in bytes below which it reads again; ``None`` if not known yet.
+        edges: How often an edge was found since the last new beginning.
+        was_found: Whether an edge was ever found.
     """
 
     def __init__(self, limits: RereadLimits, full: float = math.inf) -> None:
@@ -145,20 +147,20 @@ class WorkingSet:
         self._begun: float | None = None  # since when it reads again
         self._last_high = self._last_step = 0.0
         self._fastest = 0.0  # the highest rate since then
-        self._times_over = 0  # how often it has read for as long as that may last
-        self._quarters: list[float] = []  # what ``_again`` was after each quarter
-        self._bursts = 0  # how often reads have ended by themselves
+        self._times_over = 0  # how often reads went on for as long as they may
+        self._quarters: list[float] = []  # the value of ``_again`` after each quarter
+        self._bursts = 0  # how often reads ended without anything given back
         self._again = 0.0  # bytes read since then, beyond its own rate
         self._size = self._given = self._step = 0
-        self._room = 0.0  # bytes of what was given that are not read yet
+        self._room = 0.0  # bytes of what was given that are not filled yet
 
     @property
     def is_quiet(self) -> bool:
-        """Whether the guest reads nothing by itself."""
+        """Whether the guest read nothing in its baseline."""
         return not self._own_rate
 
     def end_baseline(self) -> None:
-        """Take the guest's own rate for known, from the last sample on."""
+        """Stop measuring the guest's own rate: the last sample was of the baseline."""
         self._baseline_until = -math.inf
 
     @property
@@ -168,7 +170,7 @@ class WorkingSet:
 
     @property
     def is_suspected(self) -> bool:
-        """Whether it reads again, or has done so: then a loop may only pause."""
+        """Whether it reads again, or has done so: a loop may just be pausing."""
         return self.edges > 0 or self.is_reading
 
     def observe(self, seconds: float, actual: int, reads: int | None) -> Rereads:
@@ -186,7 +188,7 @@ class WorkingSet:
         seen.append(now)
         while len(seen) > 1 and seen[1][0] <= seconds - _WINDOW:
             seen.popleft()
-        # What was asked for in that time is done by the first sample after it.
+        # The first sample after the baseline still shows reads that began within it.
         if last[0] <= self._baseline_until:
             self._own_rate = _compute_rate(seen[0], now, BASELINE_PERIOD)
             return _NONE
@@ -209,16 +211,16 @@ class WorkingSet:
         return Rereads(self._size, reason, begins)
 
     def describe_edge(self) -> str:
-        """Return the reason that the edge allows no more to be taken."""
+        """Say that no more is taken because of the edge."""
         size = format_size(self.edge or 0)
         return f"stopped at what the guest reads again, below {size}"
 
     def begin_anew(self) -> None:
-        """Forget the edge, and find it at once the next time."""
+        """Forget the edge, and believe the next one at once."""
         self.edge, self.edges, self._times_over = None, _EDGES - 1, 0
 
     def _forget_own(self, seconds: float, rate: float) -> None:
-        """Forget what it read by itself when it has not done so for long."""
+        """Lower the guest's own rate when it has read less for long enough."""
         if rate >= self._own_rate / 2:
             self._own_until = seconds + self._limits.within
         elif seconds > self._own_until:
@@ -233,7 +235,7 @@ class WorkingSet:
     def _go_on(
         self, seconds: float, begun: float, rate: float, *, is_high: bool
     ) -> None:
-        """Give more back, or find that the reads have ended, or are none of ours."""
+        """Give more back, or find that the reads ended or have other causes."""
         self._fastest = max(self._fastest, rate)
         is_high &= rate >= self._fastest * _FADED
         if is_high:
@@ -249,7 +251,7 @@ class WorkingSet:
             if self._fades(rate) and self._times_over <= _EDGES:
                 self._end()
             else:
-                # The third time it may only pause: it reads as fast as it ever did.
+                # The third time, its rate may be low only because it pauses.
                 is_known = self._times_over <= _EDGES
                 self._own_rate = rate if is_known else max(rate, self._fastest)
                 self._begun = None
@@ -262,7 +264,7 @@ class WorkingSet:
             self._last_step = seconds
 
     def _is_over(self, seconds: float) -> bool:
-        """Return whether it has read for as long as memory is worth keeping."""
+        """Return whether the reads have gone on for as long as they may."""
         while seconds >= self._limits.within / _QUARTERS * (len(self._quarters) + 1):
             self._quarters.append(self._again)
             if len(self._quarters) == _QUARTERS:
@@ -272,8 +274,8 @@ class WorkingSet:
     def _fades(self, rate: float) -> bool:
         """Return whether its reads become fewer and fewer, as random ones do.
 
-        A stream goes on as fast, also one beside a loop that has all it needs by the
-        end of the first quarter.
+        A stream goes on at the same rate. That holds beside a loop, too: by the end of
+        the first quarter, the loop has all that it needs.
         """
         if len(self._quarters) < _QUARTERS:
             return rate < self._fastest / 2
@@ -296,7 +298,7 @@ class WorkingSet:
             return
         if self.edges < _EDGES:
             return
-        # If it has read again at an edge that was found, the margin was too small.
+        # If it read again at an edge that was known, the margin was too small.
         needed = self._given - max(0.0, self._room)
         margin = max(needed / _MARGIN, _LEAST_MARGIN) * 2 ** (self.edges - _EDGES)
         self.edge = self._size - max(0, round(self._room - margin))
@@ -305,5 +307,5 @@ class WorkingSet:
 def _compute_rate(
     then: tuple[float, int], now: tuple[float, int], least: float
 ) -> float:
-    """Return bytes a second between two moments, as over ``least`` seconds at least."""
+    """Return bytes a second between two moments, over at least ``least`` seconds."""
     return max(0, now[1] - then[1]) / max(now[0] - then[0], least)

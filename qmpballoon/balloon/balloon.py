@@ -29,20 +29,20 @@ class Balloon(Device[M_co]):
     """A VM's virtio-balloon.
 
     Get one from ``open_balloon`` or ``find_balloon`` of a front end. Several tasks may
-    share it to ask for sizes and statistics. Only one at a time may move it: another
-    call that would do so raises :exc:`~qmpballoon.errors.BalloonBusy`.
+    use it at the same time to ask for sizes and statistics. Only one call at a time may
+    move it; a second one raises :exc:`~qmpballoon.errors.BalloonBusy`.
 
-    It takes the arguments of :class:`Device`, and has its attributes. Type checkers
-    know the type of its :attr:`monitor`: ``qmpballoon.open_balloon``, for example,
-    gives a ``Balloon[TrioMonitor]``.
+    It has the arguments and attributes of :class:`Device`. Type checkers know the type
+    of its :attr:`monitor`: ``qmpballoon.open_balloon``, for example, gives a
+    ``Balloon[TrioMonitor]``.
     """
 
     async def refresh_stats(
         self, *, timeout: float = sampling.ANSWER_TIMEOUT
     ) -> GuestStats:
-        """Have the guest answer now, and return its answer.
+        """Ask the guest for new statistics now, and return its answer.
 
-        This sets the statistics interval to 0 and back, upon which QEMU asks the guest
+        This sets the statistics interval to 0 and back, which makes QEMU ask the guest
         at once. The interval is restored at the end.
 
         Args:
@@ -54,7 +54,7 @@ class Balloon(Device[M_co]):
         Raises:
             StatsUnavailable: The guest does not answer; the message has the likely
                 reason.
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
 
         Cancellation: the interval is restored.
         """
@@ -71,7 +71,7 @@ class Balloon(Device[M_co]):
             The sampler.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
         """
         async with sampling.open_sampler(self) as sampler:
             yield sampler
@@ -79,17 +79,17 @@ class Balloon(Device[M_co]):
     def watch(self, interval: float = 1.0) -> AsyncIterator[Sample]:
         """Iterate over samples of guest, balloon and host, one each interval.
 
-        For each sample the guest is asked to answer now. If it does not answer within
-        the interval, or 3 seconds, the sample has its last answer. Between two samples
-        the statistics interval is what it was before: so the loop can be left at any
-        moment, and nothing has to be closed.
+        The guest is asked for new statistics for each sample. If it does not answer
+        within the interval, and within 3 seconds, the sample has its last answer.
+        Between two samples the statistics interval is what it was before. So the loop
+        can be left at any moment, and nothing has to be closed.
 
-        While ``resize``, ``reclaim`` or ``keep`` runs, use its ``on_progress``: it
-        takes samples itself, and both would set the statistics interval.
+        While ``resize``, ``reclaim`` or ``keep`` runs, use its ``on_progress`` instead:
+        the call takes samples itself, and both would set the statistics interval.
 
         Args:
-            interval: Seconds from one sample to the next, above 0. A sample that took
-                longer is followed by the next at once.
+            interval: Seconds from one sample to the next, above 0. If a sample takes
+                longer, the next one follows at once.
 
         Returns:
             An iterator that never ends by itself.
@@ -97,7 +97,8 @@ class Balloon(Device[M_co]):
         Raises:
             TypeError: The interval is not a number.
             ValueError: The interval is out of range.
-            NoBalloonDevice: From the iterator: the VM has no balloon, or no longer.
+            NoBalloonDevice: From the iterator: the VM has no balloon, or it was
+                unplugged.
             MonitorError: From the iterator: QEMU can no longer be asked.
 
         Cancellation: the statistics interval is restored.
@@ -117,13 +118,13 @@ class Balloon(Device[M_co]):
     ) -> ResizeResult:
         """Bring the guest to a size, and wait until it is there.
 
-        A guest that shrinks is watched as in :meth:`reclaim`, with the same alarms. In
-        trouble it gets back all that it had. It is asked again when it is well; if that
-        leads nowhere, the balloon has stalled.
+        A shrinking guest is watched as in :meth:`reclaim`, with the same alarms. In
+        trouble it gets back all that it had. When it is well it is asked again; if that
+        achieves nothing, the balloon has stalled.
 
-        A balloon that stalls does not keep its target: the target is set to the size
-        that was reached, or to the size before. A guest in trouble always gets the size
-        before.
+        The target of a stalled balloon does not stay set. It is changed to the size
+        that was reached, or to the size before the call. A guest in trouble always gets
+        the size before the call.
 
         Args:
             target: Bytes, 1 or more; more than the VM's RAM means all of it.
@@ -133,12 +134,13 @@ class Balloon(Device[M_co]):
                 settles and returns, ``"rollback"`` goes back to the size before and
                 returns.
             guard: What a shrinking guest must keep, and what counts as trouble; by
-                default :data:`RESIZE_GUARD`. If the target would take more, it is not
-                reached.
+                default :data:`RESIZE_GUARD`. A target that would take more than that
+                is not reached.
             unguarded: Set the target at once, whatever the guest reports. This can kill
                 processes in the guest, or the guest.
             on_progress: Called several times a second with the progress. If it raises
-                an exception, the call ends as by a cancellation and passes that on.
+                an exception, the call ends as if it were cancelled, and passes the
+                exception on.
             limits: What counts as a stall. By default, less than 1 MiB a second over 5
                 seconds, or less than a quarter of the guard's ``max_rate``.
 
@@ -147,21 +149,21 @@ class Balloon(Device[M_co]):
 
         Raises:
             UnsafeTarget: The target is below the guard's floor; no target was sent.
-            BalloonBusy: Another call moves this balloon now; nothing was sent.
+            BalloonBusy: Another call is moving this balloon; nothing was sent.
             BalloonStalled: The target was not reached; with a diagnosis. Only with
                 ``on_stall="raise"``.
-            BalloonTimeout: The same, and it is because the time was over.
+            BalloonTimeout: The same, because the time was over.
             TypeError: An argument is of the wrong type; nothing was sent.
             ValueError: An argument is out of range, or both ``guard`` and ``unguarded``
                 are given; nothing was sent.
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
             BalloonUnavailable: The host's KVM cannot drive it.
             MonitorError: QEMU can no longer be asked. If it is only stopped, it leaves
-                the guest at the size reached when it goes on; otherwise the last
-                target stands.
+                the guest at the size reached once it is resumed; otherwise the last
+                target stays set.
 
         Cancellation: a guest that was shrinking stays at the size it has reached; one
-        that was growing goes on growing.
+        that was growing continues to grow.
         """
         with self.claim_movement("resize"):
             result = await _resize.resize(
@@ -191,7 +193,7 @@ class Balloon(Device[M_co]):
 
         Raises:
             StatsUnavailable: The guest reports nothing to plan by.
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
             BalloonUnavailable: The host's KVM cannot drive it.
 
         Cancellation: takes effect at once; the statistics interval is restored.
@@ -209,7 +211,7 @@ class Balloon(Device[M_co]):
     ) -> ReclaimReport:
         """Take from the guest what it can spare, page cache included.
 
-        The guest is watched several times a second. If it begins to need memory, it
+        The guest is sampled several times a second. If it begins to need memory, it
         gets memory back at once, and the report says so.
 
         Args:
@@ -218,9 +220,9 @@ class Balloon(Device[M_co]):
             hold: Keep the memory in the balloon. By default the guest gets it back at
                 the end, nearly all of it as free memory; the host keeps what the guest
                 does not touch again.
-            give_back_to: Bytes that the guest is to have at the end, not less than it
+            give_back_to: Bytes that the guest should have at the end, not less than it
                 has now; more than the VM's RAM means all of it. By default what an
-                interrupted run owes it (:meth:`read_owed`), or what it has now.
+                interrupted run owes it (:meth:`read_owed`), or else what it has now.
             on_progress: As for :meth:`resize`.
 
         Returns:
@@ -228,19 +230,20 @@ class Balloon(Device[M_co]):
 
         Raises:
             StatsUnavailable: The guest reports nothing to decide by; nothing was taken.
-            BalloonBusy: Another call moves this balloon now; nothing was sent.
+            BalloonBusy: Another call is moving this balloon; nothing was sent.
             UnsafeTarget: ``give_back_to`` is less than the guest has; nothing was
                 taken.
             ValueError: ``give_back_to`` is out of range, or given with ``hold``;
                 nothing was sent.
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
             BalloonUnavailable: The host's KVM cannot drive it.
-            MonitorError: QEMU can no longer be asked. If it is only stopped, it gives
-                the guest its memory back when it goes on while the connection stands;
-                otherwise the last target stands, and a note of the exception tells it.
+            MonitorError: QEMU can no longer be asked. If it is only stopped, and is
+                resumed while the connection is open, it gives the guest its memory
+                back. Otherwise the last target stays set, and a note on the exception
+                says which one.
 
         Cancellation: the guest gets its memory back. If that cannot be done within a
-        few seconds, the last target stands.
+        few seconds, the last target stays set.
         """
         with self.claim_movement("reclaim"):
             return await _reclaim.reclaim(
@@ -264,21 +267,21 @@ class Balloon(Device[M_co]):
     ) -> ReclaimReport:
         """Reclaim, and keep the memory until the guest needs it.
 
-        After a reclaim the guest stays watched: from once a second to 50 times, by how
-        much it has available. If it falls under three quarters of its headroom it gets
-        what it lacks. It gets everything, and this returns, if it falls under half of
-        the headroom, has a process killed, or falls silent, when the time is over, or
-        when ``until`` says so. Cancelling it gives the memory back, too, but waits for
-        nothing and returns no report.
+        After a reclaim the guest continues to be watched, from once a second to 50
+        times a second, depending on how much it has available. If it falls below three
+        quarters of its headroom, it gets what it lacks. It gets everything, and this
+        returns, if it falls below half of the headroom, has a process killed, or falls
+        silent, when the time is over, or when ``until`` returns true. Cancelling it
+        gives the memory back, too, but waits for nothing and returns no report.
 
         Args:
             amount: As for :meth:`reclaim`.
             guard: As for :meth:`reclaim`. The larger the headroom, the less often the
                 guest has to be watched.
             seconds: The longest time to keep the memory.
-            until: Called several times a second, from the beginning; no coroutine. When
-                it returns true, nothing more is taken and the memory is given back. An
-                event's ``is_set`` serves.
+            until: A plain function, which is called several times a second from the
+                beginning. When it returns true, nothing more is taken and the memory is
+                given back. The ``is_set`` method of an event will do.
             give_back_to: As for :meth:`reclaim`.
             on_progress: As for :meth:`resize`.
 
@@ -311,7 +314,7 @@ async def find_balloon(monitor: M) -> Balloon[M]:
     """Find the balloon device of the VM behind a monitor.
 
     Args:
-        monitor: The way to QEMU.
+        monitor: The monitor of the VM.
 
     Returns:
         The balloon.

@@ -114,7 +114,7 @@ _STATUSES: Final = {
     "io-error": "the VM was stopped by a disk error: repair the disk, and resume the"
     " VM (cont)",
     "inmigrate": "the VM is not here yet: wait until its migration has come in",
-    # Resumed here while it runs there, the VM would run twice on the same disks.
+    # If it were resumed here while it runs there, two VMs would write to its disks.
     "postmigrate": "the VM was migrated, and its target with it: set the target anew"
     " where it runs now; resume it here (cont) only if it runs nowhere else",
     "finish-migrate": _BUSY,
@@ -134,7 +134,7 @@ class Device(Generic[M_co]):
     :class:`~qmpballoon.balloon.Balloon` adds the calls that watch the guest.
 
     Args:
-        monitor: The way to QEMU.
+        monitor: The monitor of the VM.
         path: The device's path in QOM.
         device_type: Its QOM type.
 
@@ -149,14 +149,14 @@ class Device(Generic[M_co]):
         self.device_type = device_type
         self._target: int | None = None
         self._is_target_in_doubt = False
-        # What the statistics interval was before any block set it, and what each block
-        # that goes on has set it to.
+        # The statistics interval before any block set it, and then the interval that
+        # each open block has set.
         self._intervals: list[list[int]] = []
-        # The call that moves the balloon takes the one element, and has that name.
-        # Popping and appending are atomic, with several threads, too.
+        # A lock: the call that moves the balloon pops the one element. List pops and
+        # appends are atomic across threads, too. Then the name of that call.
         self._turn: list[None] = [None]
         self._movement = ""
-        self._owes = False  # a call that goes on will give memory back
+        self._owes = False  # a call in progress will give memory back
 
     def __repr__(self) -> str:
         """Return which balloon of which VM this is."""
@@ -165,7 +165,7 @@ class Device(Generic[M_co]):
 
     @property
     def monitor(self) -> M_co:
-        """The way to QEMU."""
+        """The monitor of the VM."""
         return self._monitor
 
     @property
@@ -178,9 +178,9 @@ class Device(Generic[M_co]):
 
     @property
     def is_target_in_doubt(self) -> bool:
-        """Whether it is not known what became of the last target that was sent.
+        """Whether the outcome of the last target that was sent is unknown.
 
-        For the calls of the library.
+        For internal use.
 
         :meta private:
         """
@@ -197,21 +197,22 @@ class Device(Generic[M_co]):
     def read_owed(self) -> int | None:
         """Return the size in bytes that an interrupted run owes the guest, if any.
 
-        It was noted before memory was taken, by a process that was killed, or has not
-        seen the guest take all of it back. ``None`` also where such notes cannot be
-        kept: over TCP, through libvirt, or where the host does not tell QEMU's process.
+        A run notes this size before it takes memory. The note remains if the run is
+        killed, or if it ends before the guest has taken all of the memory back. Also
+        ``None`` if such notes cannot be kept: over TCP, through libvirt, or if the host
+        does not tell which process is QEMU.
         """
         owed = find_owed_size(self.monitor)
         return None if owed is None else owed.read()
 
     def note_owed(self, size: int, *, is_returning: bool = False) -> None:
-        """Note the size that the guest is to get back, should this process be killed.
+        """Note the size that the guest must get back if this process is killed.
 
-        For the calls of the library.
+        For internal use.
 
         Args:
             size: Bytes.
-            is_returning: Whether QEMU was asked for it again.
+            is_returning: Whether QEMU has already been asked to give it back.
 
         :meta private:
         """
@@ -224,9 +225,9 @@ class Device(Generic[M_co]):
                 self.log(logging.WARNING, what)
 
     def settle_owed(self) -> None:
-        """Forget what the guest was to get back: it has it, or is not to have it.
+        """Forget the owed size: the guest has it, or will not get it.
 
-        For the calls of the library.
+        For internal use.
 
         :meta private:
         """
@@ -236,9 +237,9 @@ class Device(Generic[M_co]):
                 owed.clear()
 
     def supersede_owed(self) -> None:
-        """Forget what an earlier run owed the guest: its size was decided anew.
+        """Forget what an earlier run owed the guest, because it got a new size.
 
-        What a call that goes on owes is kept. For the calls of the library.
+        What a call in progress owes is kept. For internal use.
 
         :meta private:
         """
@@ -252,7 +253,7 @@ class Device(Generic[M_co]):
             The size, in bytes.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
             BalloonUnavailable: The host's KVM cannot drive it.
 
         Cancellation: takes effect at once and changes nothing.
@@ -271,9 +272,9 @@ class Device(Generic[M_co]):
     async def set_target(self, target: int) -> None:
         """Ask the guest for a size, and return without waiting for it.
 
-        QEMU rounds the target up to 4 KiB, and takes one above the VM's RAM as all of
+        QEMU rounds the target up to 4 KiB, and treats one above the VM's RAM as all of
         the RAM. It reports success at once, whatever the guest then does. If QEMU
-        refuses the target, the one before stands.
+        refuses the target, the previous target stays in force.
 
         Warning:
             Nothing here protects the guest: with a target that is too small it kills
@@ -283,9 +284,9 @@ class Device(Generic[M_co]):
             target: Bytes, 1 or more.
 
         Raises:
-            BalloonBusy: ``resize``, ``reclaim`` or ``keep`` moves this balloon now;
+            BalloonBusy: ``resize``, ``reclaim`` or ``keep`` is moving this balloon;
                 nothing was sent.
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
             BalloonUnavailable: The host's KVM cannot drive it.
 
         Cancellation: the target may or may not have been set.
@@ -296,9 +297,9 @@ class Device(Generic[M_co]):
             self.supersede_owed()
 
     def log(self, level: int, message: str) -> None:
-        """Log what the library does with this balloon, after the VM's name.
+        """Log what the library does with this balloon, with the VM's name before it.
 
-        For the calls of the library.
+        For internal use.
 
         Args:
             level: One of ``logging``'s levels.
@@ -310,15 +311,15 @@ class Device(Generic[M_co]):
 
     @contextmanager
     def claim_movement(self, name: str) -> Generator[None]:
-        """Be the only call that moves this balloon within a ``with`` block.
+        """Let no other call move this balloon within a ``with`` block.
 
-        For the calls of the library.
+        For internal use.
 
         Args:
-            name: The call's name, for messages to others.
+            name: The name of the call that moves it, for error messages.
 
         Raises:
-            BalloonBusy: Another call moves it.
+            BalloonBusy: Another call is moving it.
 
         :meta private:
         """
@@ -338,9 +339,9 @@ class Device(Generic[M_co]):
             self._turn.append(None)
 
     async def send_target(self, target: int) -> None:
-        """Set the target as :meth:`set_target` does, from the call that moves it.
+        """Set the target, from the call that has claimed the movement.
 
-        For the calls of the library.
+        For internal use.
 
         Args:
             target: Bytes, 1 or more.
@@ -363,7 +364,7 @@ class Device(Generic[M_co]):
         """Read the guest's last answer, which may be old: see its ``age``.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
 
         Cancellation: takes effect at once and changes nothing.
         """
@@ -376,7 +377,7 @@ class Device(Generic[M_co]):
             interval: Seconds, an integer from 0 to 4294967295; 0 counts as 1.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
 
         Cancellation: the interval may be left at 0, at ``interval``, or unchanged.
         """
@@ -403,7 +404,7 @@ class Device(Generic[M_co]):
             seconds: An integer from 0 to 4294967295; 0 stops it.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
 
         Cancellation: the interval may or may not have been set.
         """
@@ -420,7 +421,7 @@ class Device(Generic[M_co]):
             seconds: An integer from 0 to 4294967295; 0 stops it.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
         """
         require_interval(seconds, "seconds")
         return self.restore_stats_interval(seconds)
@@ -431,27 +432,28 @@ class Device(Generic[M_co]):
     ) -> AsyncGenerator[int, None]:
         """Restore the statistics interval at the end of an ``async with`` block.
 
-        Blocks of several tasks may overlap, and end in any order. While there are any,
-        the interval is that of the block that began last. When the last of them ends it
-        is what it was before the first of them.
+        Blocks in several tasks may overlap, and end in any order. While any is open,
+        the interval is that of the block that began last. When all have ended, the
+        interval is what it was before the first.
 
         Args:
-            seconds: What it is to be in the block; ``None``: as it is, and the block
-                sets it back itself whenever it changes it.
+            seconds: The interval to set for the block. With ``None`` it stays as it is,
+                and the block itself undoes each change that it makes.
 
         Yields:
             The interval in seconds, as it was before the block.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
         """
         if not self._intervals:
-            # Not within a block: a sampler sets it to 0 for a moment, time and again.
+            # Only the first block reads the interval: a sampler, which has a block of
+            # its own, sets it to 0 for a moment at each sample.
             found = await self.get_stats_interval()
             if not self._intervals:
                 self._intervals.append([found])
         interval = self._intervals[-1][0]
-        # A list of its own: equal ones are told apart by their identity.
+        # A list for each block, so that equal intervals can be told apart by identity.
         mine = [interval if seconds is None else seconds]
         self._intervals.append(mine)
         try:
@@ -471,19 +473,20 @@ class Device(Generic[M_co]):
                     ):
                         await self.set_stats_interval(self._intervals[-1][0])
             finally:
-                # Until now a block that begins must not take ours for the one before.
+                # Not cleared before: a block that began during the restore would have
+                # read our interval, and taken it for the original one.
                 if len(self._intervals) == 1:
                     self._intervals.clear()
 
     async def disk_reads(self) -> DiskReads | None:
         """Ask how much the VM has read from its disks; one command.
 
-        What a guest reads again, because the balloon took it from its page cache, shows
-        here and in none of the guest's statistics.
+        If the balloon took page cache that the guest needs, the guest reads it again.
+        These reads are counted here, and in none of the guest's statistics.
 
         Returns:
             The sums over all disks that have a medium; ``None`` if there are none, or
-            if this QEMU does not tell.
+            if this QEMU does not report them.
 
         Raises:
             MonitorError: QEMU cannot be asked.
@@ -495,11 +498,11 @@ class Device(Generic[M_co]):
     async def look(self) -> tuple[GuestStats, int, DiskReads | None]:
         """Read what changes: :meth:`stats`, :meth:`actual` and :meth:`disk_reads`.
 
-        Three commands, which are sent at once where the monitor can do that: on trio.
+        This takes three commands. On trio they are sent together.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
-            ProtocolError: QEMU does not tell a size.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
+            ProtocolError: QEMU's answer has no size.
             MonitorError: QEMU cannot be asked.
 
         Cancellation: takes effect at once and changes nothing.
@@ -525,7 +528,7 @@ class Device(Generic[M_co]):
         A feature that this QEMU does not know is left out.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
 
         Cancellation: takes effect at once and changes nothing.
         """
@@ -541,7 +544,7 @@ class Device(Generic[M_co]):
         """Ask for the VM's name and state, and for QEMU's version.
 
         Raises:
-            ProtocolError: QEMU does not name a state.
+            ProtocolError: QEMU's answer has no state.
 
         Cancellation: takes effect at once and changes nothing.
         """
@@ -588,7 +591,7 @@ class Device(Generic[M_co]):
                 raise make_error(ProtocolError, self.monitor, what)
 
     async def _query_version(self) -> str | None:
-        """Return QEMU's version; a libvirt monitor has no greeting to tell it."""
+        """Return QEMU's version. A libvirt monitor has no greeting to read it from."""
         match await self.monitor.execute("query-version"):
             case {
                 "qemu": {"major": int(major), "minor": int(minor), "micro": int(micro)}
@@ -675,7 +678,7 @@ async def find_device(monitor: Monitor) -> tuple[str, str]:
     """Find the balloon device of the VM behind a monitor.
 
     Args:
-        monitor: The way to QEMU.
+        monitor: The monitor of the VM.
 
     Returns:
         The device's path in QOM, and its QOM type.
@@ -697,7 +700,7 @@ async def find_device(monitor: Monitor) -> tuple[str, str]:
 
 
 def explain_status(status: str) -> str:
-    """Return what a VM that does not run is doing, and what to do about it.
+    """Say why a VM does not run, and what to do about it.
 
     Args:
         status: The state of the VM, as ``query-status`` names it.
@@ -733,11 +736,11 @@ async def list_children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
     """List the objects below a path, by name and type.
 
     Args:
-        monitor: The way to QEMU.
+        monitor: The monitor of the VM.
         path: A path in QOM. If there is no such object, nothing is below it.
 
     Raises:
-        ProtocolError: QEMU's answer is no list.
+        ProtocolError: QEMU's answer is not a list.
         MonitorError: QEMU cannot be asked.
 
     Cancellation: takes effect at once and changes nothing.
@@ -771,7 +774,11 @@ def _sum_dimms(devices: object) -> int:
 
 
 async def read_disks(device: Device) -> dict[str, DiskReads]:
-    """Ask what was read from each disk that has a medium, by a name of the two."""
+    """Ask what was read from each disk that has a medium.
+
+    Returns:
+        The reads, by the names of the disk's device and of its block node.
+    """
     try:
         disks = await device.monitor.execute("query-blockstats")
     except CommandError:
@@ -788,7 +795,7 @@ def _parse_disks(disks: object) -> dict[str, DiskReads]:
                 "node-name": str(node),
                 "stats": {"rd_bytes": int(size), "rd_operations": int(operations)},
             } if is_size(size) and is_size(operations):
-                # Two devices can have one node, and each counts for itself.
+                # Two devices can share a node, and each has counters of its own.
                 device_name = cast("dict[str, object]", disk).get("qdev")
                 found[f"{device_name} {node}"] = DiskReads(size, operations)
             case _:

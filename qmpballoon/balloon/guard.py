@@ -1,25 +1,27 @@
 """What a guest must keep: every limit, and how its default is derived.
 
-:class:`Guard` holds what the caller wants, and :class:`GuestLimits` the same as figures
-for one guest. While the balloon moves, :mod:`~qmpballoon.balloon._controller` decides
-by these limits; :mod:`~qmpballoon.balloon._alarms` says when the guest is in trouble.
+:class:`Guard` holds what the caller asks for. :class:`GuestLimits` holds the resulting
+figures for one guest. While the balloon moves, :mod:`~qmpballoon.balloon._controller`
+decides by these limits; :mod:`~qmpballoon.balloon._alarms` says when the guest is in
+trouble.
 
 The rules:
 
 1. A guest can spare what it reports as *available*, page cache included, less the
-   headroom; and it never goes below its floor.
+   headroom. It never goes below its floor.
 2. The target is at most one step below what the guest has. If the guest begins to
-   allocate, no more than that step is still on its way out.
-3. A guest below its headroom gets back what it lacks. A guest below half of its
-   headroom, or with a process killed, or that falls silent, gets everything.
-4. A guest that shows memory pressure in other ways is left alone until that is over,
-   and gets everything if it does not end: :mod:`~qmpballoon.balloon._pressure`.
+   allocate, it can lose no more than that step before the target is raised.
+3. A guest below its headroom gets back what it lacks. A guest gets everything back if
+   it is below half of its headroom, has a process killed, or falls silent.
+4. From a guest that shows memory pressure in other ways nothing more is taken until the
+   pressure ends. If it does not end, the guest gets everything back:
+   :mod:`~qmpballoon.balloon._pressure`.
 
-All calls that shrink a guest follow these rules. Nothing that is merely left out
-removes one of them: ``None`` stands for the default, and "no limit" is ``math.inf``.
+All calls that shrink a guest follow these rules. Leaving an argument out never removes
+a rule: ``None`` stands for the default, and "no limit" is ``math.inf``.
 
-A guest's statistics are hints from somebody who may be wrong, or lie. They can make a
-guard more careful than it need be. They can never take the guest below its floor.
+A guest's statistics are hints, which can be wrong or falsified. They can make the guard
+more careful than it need be. They can never take the guest below its floor.
 """
 
 from __future__ import annotations
@@ -46,13 +48,13 @@ __all__ = ["RESIZE_GUARD", "RESIZE_HEADROOM", "Guard", "GuestLimits"]
 RESIZE_HEADROOM: Final = 32 * MiB
 """Bytes that a guest keeps available while ``resize`` shrinks it by default.
 
-With less, a guest may be killed by the next allocation: 32 MiB are what a process that
-writes 0.8 GiB a second allocates between two samples, 40 ms apart."""
+With less, the next allocation may kill the guest: a process that writes 0.8 GiB a
+second allocates 32 MiB between two samples, 40 ms apart."""
 _RESIZE_FLOOR: Final = 32 * MiB  # no Linux guest survives with less
 
-# The default headroom. 64 MiB is what a process that writes 1.6 GiB a second allocates
-# between two samples, 40 ms apart; with less available, Linux reclaims in every
-# allocation. The share is a margin for the kernel, whose watermarks grow with the RAM.
+# The default headroom. A process that writes 1.6 GiB a second allocates 64 MiB between
+# two samples, 40 ms apart; with less available, Linux reclaims in every allocation. The
+# share is a margin for the kernel, whose watermarks grow with the RAM.
 _HEADROOM: Final = 64 * MiB
 _HEADROOM_PART: Final = 50  # a 50th of the RAM
 # The default floor, which protects a guest whose statistics are wrong. Linux's page
@@ -121,16 +123,16 @@ class Guard:
             default 128 MiB, or a 32nd of the RAM if that is more.
         max_rate: Bytes a second to take at most. By default there is no limit.
         gentle: Seconds over which page cache is taken, evenly. Free memory is taken at
-            once. So what the guest reads again within a tenth of that time is seen, and
-            left to it. By default 0: as fast as the guest gives it.
-        swap_rate: Bytes a second that the guest may swap out more than it did by
-            itself. By default a 4096th of its RAM, and at least 1 MiB.
-        fault_rate: Major page faults a second that it may have more than by itself.
-            By default 100 for each 16 GiB of its RAM, and at least 100.
+            once. Cache that the guest reads again within a tenth of that time is
+            noticed, and left to it. By default 0: as fast as the guest gives it.
+        swap_rate: Bytes a second that the guest may swap out beyond the rate that it
+            had before. By default a 4096th of its RAM, and at least 1 MiB.
+        fault_rate: Major page faults a second that it may have beyond the rate that it
+            had before. By default 100 for each 16 GiB of its RAM, and at least 100.
         stale_after: Seconds without an answer after which the guest counts as silent.
         reread_within: Page cache is left to the guest if it would read it again from
-            its disks within so many seconds. By default 30, which suits an NVMe disk.
-            With 0 none is left to it: all that can be spared is taken.
+            its disks within this many seconds. By default 30, which suits an NVMe
+            disk. With 0 all that can be spared is taken.
 
     Raises:
         TypeError: A value is not a number of the right kind.
@@ -211,7 +213,6 @@ RESIZE_GUARD: Final = Guard(
 )
 """The guard of ``resize`` if none is given: a headroom and a floor of 32 MiB.
 
-A resize is an order, so it keeps less than a reclaim: enough that the guest is not
-killed. All alarms are on, but what the guest reads again does not stop it. For other
-limits that are as low where nothing else is said, use ``attrs.evolve(RESIZE_GUARD,
-...)``."""
+A resize is an order, so it leaves the guest less than a reclaim does: enough not to be
+killed. All alarms are on, but what the guest reads again does not stop it. To change
+some of these limits and keep the others, use ``attrs.evolve(RESIZE_GUARD, ...)``."""

@@ -1,7 +1,7 @@
 """What the calls of a balloon return, and the words they use.
 
-Values only, and nothing here imports another part of the balloon. So the exceptions
-may carry these results without a circle.
+This module has values only, and imports no other part of the balloon. So the exceptions
+can carry these results without a circular import.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ after it was kept for a while. Timelines use the same words as marks."""
 AlarmKind = Literal[
     "silence", "oom-kill", "unreported", "headroom", "pressure", "reads"
 ]
-"""What is wrong with a guest: it does not answer; it killed a process for want of
-memory; it no longer reports what it has available; it has less than half of its
-headroom; it is under memory pressure; it reads again what was taken from it."""
+"""What is wrong with a guest: it does not answer; its OOM killer killed a process; it
+no longer reports what it has available; it has less than half of its headroom; it is
+under memory pressure; it reads again what was taken from it."""
 
 OVERRIDDEN: Final = (
     "another client sets targets, too; turn its ballooning off for this VM"
@@ -101,9 +101,9 @@ class BalloonInfo:
         target: The last target in bytes that *this object* set; ``None`` if it set
             none. QEMU has no command that returns the target.
         extra: Other members of QEMU's answer; Proxmox VE's QEMU adds some.
-        capacity: Bytes of memory that the guest can have: its RAM, and what the balloon
-            cannot take, such as the memory of a virtio-mem device; ``None`` if QEMU is
-            too old to tell.
+        capacity: Bytes of memory that the guest can have: its RAM, and memory that the
+            balloon cannot take, such as that of a virtio-mem device; ``None`` if QEMU
+            is too old to tell.
     """
 
     actual: int
@@ -122,8 +122,8 @@ class BalloonInfo:
 class DiskReads:
     """What a VM has read from its disks since its QEMU was started.
 
-    Only disks with a medium count. Memory that the guest shares with the host, as with
-    virtiofs, and network file systems are no disks of QEMU.
+    Only disks with a medium count. Files that the guest reads by virtiofs or a network
+    file system do not come from a disk of QEMU.
 
     Attributes:
         bytes: Bytes read, by all disks together.
@@ -138,7 +138,7 @@ class DiskReads:
 class ReadRates:
     """How fast a VM reads from its disks around a reclaim, in bytes a second.
 
-    Each is ``None`` where there was no time to measure it.
+    Each is ``None`` if there was no time to measure it.
 
     Attributes:
         before: At the beginning, while only free memory is taken.

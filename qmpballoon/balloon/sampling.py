@@ -5,8 +5,8 @@ when the interval goes from 0 to anything else. So :func:`refresh_stats` and
 :class:`Sampler` set the interval to 0 and back for each answer they want. On an idle
 guest this costs next to nothing up to 25 times a second.
 
-QEMU keeps the time of an answer in whole seconds, too. So an answer counts as new when
-any of its figures has changed, or when it is of another second.
+QEMU records the time of an answer in whole seconds, too. So an answer counts as new if
+any of its figures has changed, or if it was given in another second.
 
 Source: ``balloon_stats_set_poll_interval`` in QEMU's hw/virtio/virtio-balloon.c; QAPI
 reference, ``qom-set``.
@@ -51,18 +51,20 @@ ANSWER_TIMEOUT: Final = 3.0
 that is short of memory can take a second or two."""
 
 KEPT: Final = "kept"
-"""The mark of the sample from which on ``keep`` keeps the memory."""
+"""The mark of the first sample after ``keep`` has taken the memory."""
 
 _ANSWER_POLL: Final = 0.01  # seconds between two polls for the guest's answer
-# A guest answers within milliseconds. After so many seconds without any change, a
-# sample of the second of the question is taken as new: its figures are just the same.
+# Seconds. A guest answers within milliseconds. If the figures are still the same after
+# this time, and the answer is of the second in which the guest was asked, the answer
+# counts as new: the guest's memory has not changed.
 _GRACE: Final = 0.1
-# Where the second of the question is not known, the guest is asked again after so many
-# seconds, until an answer is of another second than the last one.
+# Seconds. If it is not known in which second the guest was asked, it is asked again
+# after this time, until its answer is of another second than the last one.
 _ASK_AGAIN: Final = 0.5
 _SMALLEST: Final = 2  # samples: the first and the last
-# Seconds that an answer on disks may take; we need 0.03 for a thousand. After a longer
-# one, so many times as long until they are asked for again, and seconds at most.
+# Seconds after which an answer about the disks counts as slow; a thousand disks take
+# 0.03. After a slow answer the disks are left alone for a multiple of the time that it
+# took, and for a limited number of seconds.
 _SLOW_READS: Final = 0.01
 _READS_PAUSE: Final = 4.0
 _LONGEST_READS_PAUSE: Final = 1.0
@@ -129,26 +131,26 @@ class Sample:
 
 @frozen
 class Progress:
-    """How far a call is that moves a balloon, for its ``on_progress``.
+    """The progress of a call that moves a balloon, for its ``on_progress`` callback.
 
-    The callback is called with it several times a second, by ``resize``, ``reclaim``
-    and ``keep`` alike. If the callback raises an exception, the call ends as by a
-    cancellation, and passes the exception on.
+    ``resize``, ``reclaim`` and ``keep`` call the callback with it several times a
+    second. If the callback raises an exception, the call ends as if it were cancelled,
+    and passes the exception on.
 
     Attributes:
         seconds: Seconds since the guest began to be moved.
         stage: What the call does: ``"inflating"``, ``"keeping"`` or ``"deflating"``.
         phase: The state of the balloon on its way to ``target``.
         before: Bytes the guest had when the stage began.
-        target: Bytes it is to have when the stage ends. For ``reclaim``, which learns
-            on the way what the guest can spare, this is what was planned.
+        target: Bytes it should have when the stage ends. For ``reclaim`` this is the
+            planned size; the guest may turn out to be able to spare less.
         actual: Bytes it has.
-        rate: Bytes a second by which it nears its target.
-        time_left: Seconds until the stage ends: until the target is reached at that
-            rate, or until memory that is kept is given back at the latest; ``None`` if
-            that is not known.
+        rate: Bytes a second by which it approaches its target.
+        time_left: Seconds until the target is reached at that rate. While memory is
+            kept: seconds until it is given back at the latest. ``None`` if that is not
+            known.
         sample: Guest, balloon and host at this moment. While the guest is not watched,
-            as when it grows by ``resize``, the guest's own figures are ``None``.
+            for example while ``resize`` enlarges it, its own figures are ``None``.
     """
 
     seconds: float
@@ -166,8 +168,8 @@ class Timeline:  # noqa: PLW1641 - it changes, so it is no key of a dictionary
     """Samples in the order of time, in bounded memory.
 
     When there are more than ``capacity``, every second sample is dropped. The first and
-    the last stay, and so do the marked ones unless they are half of the capacity or
-    more. So the timeline of a long run is coarser, and covers all of it.
+    the last are kept. So are the marked ones, unless they make up half of the capacity
+    or more. So the timeline of a long run is coarser, but still covers all of it.
 
     Args:
         capacity: The largest number of samples to hold, 2 or more.
@@ -217,7 +219,7 @@ class Timeline:  # noqa: PLW1641 - it changes, so it is no key of a dictionary
         """Drop every second sample that need not stay."""
         samples = self._samples
         marked = sum(sample.mark is not None for sample in samples)
-        few = marked < self._capacity // 2  # with half of the others, they have room
+        few = marked < self._capacity // 2  # they fit in, beside half of the others
         self._samples = [
             sample
             for index, sample in enumerate(samples[:-1])
@@ -256,10 +258,10 @@ class Snapshot:
 class _ReadCounter:
     """Adds up what a VM reads from its disks, while disks come and go.
 
-    When a disk is unplugged, loses its medium, or counts anew, what is added up stays.
-    A disk that is new, or has another medium, counts from then on. With thousands of
-    disks the answer takes a while, and the guest is to be sampled meanwhile. So it is
-    asked for the less often the longer it takes.
+    The sum never falls: not when a disk is unplugged, loses its medium, or resets its
+    counter. A disk that is new, or has a new medium, counts from then on. With
+    thousands of disks QEMU's answer takes a while, during which the guest is not
+    sampled. So the longer an answer takes, the less often it is asked for.
     """
 
     def __init__(self, device: Device) -> None:
@@ -280,7 +282,7 @@ class _ReadCounter:
             self._due = monitor.now() + pause
         now = {name: reads.bytes for name, reads in disks.items()}
         if now:
-            # What was read before a disk was first seen is not of this time.
+            # What was read before a disk was first seen does not count.
             more = (size - self._last.get(name, size) for name, size in now.items())
             self._total = (self._total or 0) + sum(max(0, size) for size in more)
         self._last = now
@@ -303,12 +305,12 @@ class Sampler:
 
     Attributes:
         stats: The guest's last answer.
-        basis: The most bytes that the guest had between being asked for that answer
-            and giving it. If the balloon has grown since, the guest has less now, and
-            less available by as much.
+        basis: The largest size in bytes that the guest had between being asked for
+            that answer and giving it. If the balloon has grown since then, both the
+            guest's size and what it has available are smaller by as much.
         start: The time of the monitor's clock at the beginning, in seconds.
-        silence: Seconds without an answer that is known to be new; 0 if the last
-            sample is new.
+        silence: Seconds since the last answer that is known to be new; 0 if the last
+            sample had one.
     """
 
     def __init__(self, device: Device, interval: int) -> None:
@@ -336,7 +338,7 @@ class Sampler:
             mark: A word on what happens now, for the sample.
 
         Raises:
-            NoBalloonDevice: The VM has no balloon, or no longer.
+            NoBalloonDevice: The VM has no balloon, or it was unplugged.
 
         Cancellation: takes effect at once; the guest may or may not have been asked.
         """
@@ -367,14 +369,14 @@ class Sampler:
         return await self._reads.read()
 
     def _note_answer(self, stats: GuestStats, actual: int, now: float) -> None:
-        """Note whether the guest has answered, and which size its answer is about."""
-        # A reset erases the statistics: that is no answer.
+        """Note whether the guest has answered, and for which size its answer holds."""
+        # A reset erases the statistics, which is not an answer.
         if stats.last_update is not None and not stats.is_same_sample(self.stats):
             self._answered_at = now
-            # A late answer can be to any question since the last answer, and the guest
-            # may have grown before it gave it. The largest size since the first of
-            # those questions is the cautious choice: with it the guest seems to use
-            # the most.
+            # A late answer can belong to any request since the last answer, and the
+            # guest may have grown before it answered. The largest size since the first
+            # of these requests is the cautious choice: with it the guest appears to use
+            # the most memory.
             self.basis = max(self._largest_since_asked, actual)
             self._largest_since_asked = actual
         self._largest_since_asked = max(self._largest_since_asked, actual)
@@ -446,7 +448,7 @@ class _Watch:
 
 
 async def _ask(device: Device, interval: int, timeout: float) -> GuestStats | None:
-    """Ask the guest until it gives a new answer; ``None`` if time is up before."""
+    """Ask the guest until it gives a new answer; ``None`` if it does not in time."""
     monitor = device.monitor
     deadline = monitor.now() + timeout
     question = _Question(device, await device.stats(), device.wall_time())
@@ -461,7 +463,7 @@ async def _ask(device: Device, interval: int, timeout: float) -> GuestStats | No
 
 
 async def _explain_silence(device: Device, timeout: float) -> str:
-    """Say why a guest did not answer, as far as that can be told from outside."""
+    """Say why a guest did not answer, as far as that is visible from outside."""
     stopped = await device.why_stopped()
     if stopped is not None:
         why = stopped
@@ -482,12 +484,12 @@ async def _explain_silence(device: Device, timeout: float) -> str:
 
 @frozen
 class _Question:
-    """A question to a guest, and what was known before it.
+    """A request for statistics, and what was known before it.
 
     Attributes:
         device: The guest's balloon.
-        before: The guest's last answer before.
-        asked_at: When it was asked, in seconds since the epoch, if that is known.
+        before: The guest's previous answer.
+        asked_at: When the guest was asked, in seconds since the epoch, if known.
     """
 
     device: Device
@@ -498,8 +500,8 @@ class _Question:
         """Wait for a new answer; ``None`` if there is none by the end.
 
         Args:
-            grace_end: When an answer with the old figures, of the second of the
-                question, begins to count as new; seconds of the monitor's clock.
+            grace_end: From when an answer with unchanged figures counts as new, if it
+                is not older than the request; seconds of the monitor's clock.
             end: When to stop waiting.
         """
         monitor = self.device.monitor
@@ -517,10 +519,10 @@ class _Question:
 
 
 def _is_between(stats: GuestStats, start: float | None, end: float | None) -> bool:
-    """Return whether a sample is of the seconds between two moments.
+    """Return whether an answer was given between two moments, to the second.
 
-    Both ends count. A clock that was set, or another host's, proves nothing: then this
-    is false.
+    Both ends count. This is false if the host's clock was set, or is another host's:
+    then the times prove nothing.
     """
     if start is None or end is None or stats.last_update is None:
         return False

@@ -4,11 +4,10 @@ The figures come from the driver in the guest, which answers when QEMU asks: onc
 every polling interval. All of them are as old as :attr:`GuestStats.last_update` says.
 They are hints, not facts: a guest can be wrong, or lie.
 
-A figure is believed if it is a whole number that 64 bits without a sign can hold, as
-virtio transfers it. :meth:`GuestStats.from_wire` leaves any other value out, and keeps
-its name in :attr:`GuestStats.nonsense`. A figure of memory must also be at most what
-the VM can have: see :meth:`GuestStats.find_nonsense`; its caller has to know how much
-that is.
+A figure is believed if it is an unsigned integer of 64 bits, as virtio transfers it.
+:meth:`GuestStats.from_wire` leaves any other value out, and keeps its name in
+:attr:`GuestStats.nonsense`. A figure of memory must not exceed what the VM can have
+either. :meth:`GuestStats.find_nonsense` checks that; its caller has to know the limit.
 
 A new statistic is added in ``_NAMES`` and as a field of :class:`GuestStats`.
 
@@ -34,7 +33,7 @@ __all__ = ["GuestStats"]
 
 # What QEMU returns for a figure that the guest did not report; -1 before QEMU 2.6.
 _UNSET: Final = frozenset({2**64 - 1, -1})
-_LARGEST: Final = 2**64 - 2  # what virtio's 64 bits can hold, but for the unset value
+_LARGEST: Final = 2**64 - 2  # the largest of virtio's 64 bits that is not "unset"
 # Figures of the memory that the guest has now. All others count since it booted.
 _MEMORY: Final = MappingProxyType(
     {
@@ -81,8 +80,8 @@ class GuestStats:
         total: Bytes of memory that the guest's kernel has; on Linux without what is in
             the balloon, on Windows with it.
         free: Bytes that nothing uses, not even a cache.
-        available: Bytes that can be had without swapping; most of the page cache
-            counts.
+        available: Bytes that can be allocated without swapping; most of the page cache
+            is included.
         disk_caches: Bytes of page cache.
         swap_in: Bytes read from swap.
         swap_out: Bytes written to swap.
@@ -97,9 +96,9 @@ class GuestStats:
         async_reclaims: Bytes freed by kswapd.
         direct_reclaims: Bytes freed by allocating tasks.
         extra: Figures that newer versions of QEMU add, under QEMU's names.
-        nonsense: QEMU's names of the figures that were left out because no guest can
-            mean them: no whole numbers, below 0, or above 64 bits. Empty for a QEMU
-            that works.
+        nonsense: QEMU's names of the figures that were left out because they cannot be
+            true: they are not integers, are below 0, or need more than 64 bits. Empty
+            for a QEMU that works.
     """
 
     last_update: datetime | None = None
@@ -146,7 +145,7 @@ class GuestStats:
                 else:
                     extra[name] = figure
             elif name in _NAMES and not _is_unset(figure):
-                # What a newer QEMU adds need not be a number.
+                # A member that a newer QEMU adds need not be a number.
                 nonsense.append(name)
         updated = answer.get("last-update")
         seconds = updated if _is_figure(updated) and updated else None
@@ -182,8 +181,8 @@ class GuestStats:
     def reclaimable(self) -> int | None:
         """Bytes that the guest reports it could do without; ``None`` if unknown.
 
-        That is ``available`` if it is reported. Older guests report only what is free
-        and what is page cache; then it is the sum of them.
+        This is ``available`` if the guest reports it. Older guests report only free
+        memory and page cache; then it is the sum of the two.
         """
         if self.available is not None:
             return self.available
