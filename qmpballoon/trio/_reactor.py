@@ -1,8 +1,8 @@
-"""One task that reads for all monitors of a trio run, and keeps their deadlines.
+"""One task that reads for all monitors of a trio run, and enforces their deadlines.
 
-A task for each monitor would take a third of a VM's memory in a fleet. The kernel tells
-which sockets are ready by a descriptor of its own, on which trio waits. A socket stays
-registered there; trio would register it anew each time that it waits.
+With a task for each monitor, these tasks would be a third of the memory that a VM takes
+in a fleet. Trio waits for one epoll descriptor, which tells which sockets are ready. A
+socket stays registered there; trio would register it again each time that it waits.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Member", "Reactor", "get_reactor"]
 
-# Sockets that are served before other tasks have their turn.
+# Sockets that are served at most before other tasks get a turn.
 _TOGETHER: Final = 64
 
 
 class Member(Protocol):
-    """Whose deadlines a reactor keeps."""
+    """Has deadlines that a reactor enforces."""
 
     def wake_late(self, now: float) -> float:
-        """End what has waited for too long; return when to call again at the latest.
+        """End the waits that are overdue; return when to call again at the latest.
 
         Args:
             now: Seconds on trio's clock.
@@ -37,19 +37,19 @@ class Member(Protocol):
 
 
 class Reactor:
-    """Calls back when a socket is ready, and when a deadline has passed.
+    """Calls handlers when sockets are ready, and members when deadlines have passed.
 
-    What it calls neither waits nor raises. It runs from the first member's arrival
-    until the last one has left, as a system task: so it serves those who clean up after
-    they were cancelled, and gets no :exc:`KeyboardInterrupt`.
+    What it calls must neither wait nor raise. It runs from when the first member joins
+    until the last one has left. It is a system task: so it still serves monitors that
+    clean up after a cancellation, and gets no :exc:`KeyboardInterrupt`.
     """
 
     def __init__(self) -> None:
-        self._members: dict[Member, None] = {}  # in the order in which they have come
+        self._members: dict[Member, None] = {}  # in the order in which they joined
         self._handlers: dict[int, Callable[[], None]] = {}
 
     def join(self, member: Member) -> None:
-        """Keep somebody's deadlines, until he leaves."""
+        """Enforce a member's deadlines from now on."""
         if not self._members:
             self._epoll = select.epoll()
             self._timer = trio.CancelScope()
@@ -57,28 +57,28 @@ class Reactor:
         self._members[member] = None
 
     def leave(self, member: Member) -> None:
-        """Keep somebody's deadlines no longer; no effect if he is no member."""
+        """Stop enforcing a member's deadlines; no effect if it has not joined."""
         if self._members.pop(member, self) is None and not self._members:
             trio.lowlevel.notify_closing(self._epoll)
             self._epoll.close()
 
     def wake_by(self, deadline: float) -> None:
-        """Have all members see at that time whether they are late."""
+        """Make all members check their deadlines at that time at the latest."""
         if deadline < self._timer.deadline:  # noqa: PLR1730 - setting it is slow
             self._timer.deadline = deadline
 
     def watch(self, sock: socket, handler: Callable[[], None]) -> None:
-        """Call a handler as long as there is something to be read from a socket."""
+        """Call a handler whenever there is something to read from a socket."""
         self._epoll.register(sock, select.EPOLLIN)
         self._handlers[sock.fileno()] = handler
 
     def watch_writing(self, sock: socket, *, wanted: bool) -> None:
-        """Call a watched socket's handler also when it takes bytes, or no longer."""
+        """Begin or stop calling a watched socket's handler when it can be written."""
         more = select.EPOLLOUT if wanted else 0
         self._epoll.modify(sock, select.EPOLLIN | more)
 
     def unwatch(self, sock: socket) -> None:
-        """Call a socket's handler no more; no effect if it is not watched."""
+        """Stop calling a socket's handler; no effect if it is not watched."""
         if self._handlers.pop(sock.fileno(), None) is not None:
             self._epoll.unregister(sock)
 
@@ -88,7 +88,7 @@ class Reactor:
             while not epoll.closed:
                 with self._timer:
                     await self._serve(epoll)
-                if epoll is not self._epoll:  # it has ended, and begun again
+                if epoll is not self._epoll:  # all have left, and others have joined
                     return
                 now = trio.current_time()
                 deadlines = [each.wake_late(now) for each in list(self._members)]
@@ -99,14 +99,14 @@ class Reactor:
         while not epoll.closed:
             await trio.lowlevel.wait_readable(epoll)
             for number in self._list_ready(epoll):
-                # One handler may have had another's socket closed.
+                # One handler may have caused another one's socket to be closed.
                 if (handler := self._handlers.get(number)) is not None:
                     handler()
 
     def _list_ready(self, epoll: select.epoll) -> list[int]:
         if epoll.closed:  # the last member has left since it was found to be readable
             return []
-        if len(self._handlers) < 2:  # noqa: PLR2004 - which one is ready, is known
+        if len(self._handlers) < 2:  # noqa: PLR2004 - it can only be this one
             return list(self._handlers)
         return [number for number, _ in epoll.poll(0, _TOGETHER)]
 

@@ -1,11 +1,11 @@
 """Byte streams to a monitor, on trio.
 
-A transport writes without waiting. What the kernel takes goes out at once; the rest is
-sent as soon as there is room. So no ``await`` stands between registering a command and
-handing its bytes over. What is received, it hands to its monitor.
+A transport writes without waiting. What the kernel accepts goes out at once; the rest
+is sent as soon as there is room. So there is no ``await`` between registering a command
+and handing its bytes over. A transport hands what it receives to its monitor.
 
-Sockets are driven directly, by one task for all of them: for messages as short as
-QMP's, that takes a third less time than a trio stream. Everything else (TLS, the
+Sockets are driven directly, by one task for all of them. For messages as short as
+QMP's, this takes a third less time than a trio stream. Everything else (TLS, the
 in-memory streams of tests) comes as a :class:`trio.abc.Stream`, and has tasks of its
 own.
 """
@@ -28,27 +28,27 @@ _READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
 
 
 class Receiver(Protocol):
-    """To whom a transport hands what it receives."""
+    """Gets what a transport receives."""
 
     def receive(self, data: bytes) -> None:
-        """Handle what has been received. It raises nothing."""
+        """Handle bytes that were received. It must not raise."""
         ...
 
     def note_end(self, error: BaseException | None) -> None:
-        """Handle that no more is received. It has to stop the transport.
+        """Handle the end of the connection. It must stop the transport.
 
         Args:
-            error: Why the connection is broken; ``None`` at the end of the stream.
+            error: Why the connection broke; ``None`` if the stream has ended.
         """
         ...
 
 
 @runtime_checkable
 class DescriptorStream(Protocol):
-    """A stream over which file descriptors can be sent, as in memory to a fake."""
+    """A stream that can carry file descriptors, such as one in memory to a fake."""
 
     def send_descriptors(self, descriptors: Iterable[int]) -> None:
-        """Have the other end get copies with the bytes that are sent next."""
+        """Send copies to the other end, with the bytes that are sent next."""
         ...
 
 
@@ -68,7 +68,7 @@ class Transport(Protocol):
         ...
 
     def start(self, receiver: Receiver) -> None:
-        """Begin to hand what is received to somebody; to be called once."""
+        """Begin to receive, and hand over what arrives. Call this once."""
         ...
 
     def write(self, data: bytes, descriptor: int | None = None) -> None:
@@ -76,17 +76,17 @@ class Transport(Protocol):
 
         Args:
             data: The bytes.
-            descriptor: A file descriptor of which the peer is to get a copy with them.
-                Nothing may be left to be sent before it.
+            descriptor: A file descriptor; the peer gets a copy with the bytes. Nothing
+                that was written before may still be waiting to be sent.
         """
         ...
 
     def stop(self) -> None:
-        """Neither receive nor send any more; no effect if it was stopped."""
+        """Stop receiving and sending; no effect if it was stopped."""
         ...
 
     async def aclose(self) -> None:
-        """Close at once, without waiting for the peer; to be stopped before."""
+        """Close at once, without waiting for the peer. Stop it first."""
         ...
 
 
@@ -125,7 +125,7 @@ class SocketTransport:
             self._reactor.watch_writing(self._socket, wanted=True)
 
     def stop(self) -> None:
-        """Neither receive nor send any more; as :meth:`Transport.stop`."""
+        """Stop receiving and sending; as :meth:`Transport.stop`."""
         self._reactor.unwatch(self._socket)
 
     async def aclose(self) -> None:
@@ -159,7 +159,7 @@ class SocketTransport:
             return 0
         except OSError:
             if descriptor is not None:
-                # Alone, the bytes may go: then QEMU tells that it was sent none.
+                # Send the bytes alone: QEMU then reports that no descriptor came.
                 return self._send(data)
             # Receiving gets the same error and reports it.
             return len(data)
@@ -183,7 +183,7 @@ class StreamTransport:
         self._backlog = bytearray()
         self._idle = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
-        self._ended: trio.Event | None = None  # while nothing has begun
+        self._ended: trio.Event | None = None  # None until it is started
 
     @property
     def takes_descriptors(self) -> bool:
@@ -203,7 +203,7 @@ class StreamTransport:
         self._idle.unpark()
 
     def stop(self) -> None:
-        """Neither receive nor send any more; as :meth:`Transport.stop`."""
+        """Stop receiving and sending; as :meth:`Transport.stop`."""
         self._scope.cancel()
 
     async def aclose(self) -> None:
@@ -242,14 +242,14 @@ class StreamTransport:
                     await self._stream.send_all(self._trailer)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the task that receives gets the same error and reports it
-        except Exception as error:  # noqa: BLE001 - a bug of whoever made the stream
+        except Exception as error:  # noqa: BLE001 - a bug in the caller's stream
             receiver.note_end(error)
 
     async def _receive_all(self, receiver: Receiver) -> None:
         try:
             while data := bytes(await self._stream.receive_some(_READ_SIZE)):
                 receiver.receive(data)
-        except Exception as error:  # noqa: BLE001 - or a bug of whoever made the stream
+        except Exception as error:  # noqa: BLE001 - or a bug in the caller's stream
             receiver.note_end(error.__cause__ or error)
         else:
             receiver.note_end(None)

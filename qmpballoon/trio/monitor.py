@@ -1,4 +1,4 @@
-"""A monitor on trio; everything that QEMU sends is read at once."""
+"""A monitor on trio. Everything that QEMU sends is read at once, in the background."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _log = logging.getLogger("qmpballoon.trio")
 class TrioMonitor(MonitorBase, TrioClock):
     """A :class:`~qmpballoon.monitor.Monitor` on trio, made by :func:`open_monitor`.
 
-    Many tasks may use it at once. At most eight commands are with QEMU at a time;
+    Many tasks may use it at once. At most eight commands are in flight at a time;
     further ones wait for their turn.
 
     Attributes:
@@ -72,7 +72,8 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._transport = transport
         self._connection = Connection(Role.CLIENT)
         self._waiting: dict[Id, _Waiter] = {}
-        # Commands that wait for their turn; before those, who waits for the next state.
+        # Commands that wait for their turn; during negotiation, ``start``, which waits
+        # for the next state.
         self._turns = trio.lowlevel.ParkingLot()
         self._events = EventFeed()
         self._failure: MonitorError | None = None
@@ -116,7 +117,7 @@ class TrioMonitor(MonitorBase, TrioClock):
             MonitorTimeout: No reply came in time. The monitor stays usable.
             MonitorClosed: The connection has ended.
             ProtocolError: The peer does not speak QMP; the connection is closed.
-            TypeError: The command is no text, or the arguments are no JSON.
+            TypeError: The command is not text, or the arguments are not JSON.
             ValueError: The arguments have values that JSON does not know.
         """
         timeout = self._choose_timeout(timeout)
@@ -130,8 +131,8 @@ class TrioMonitor(MonitorBase, TrioClock):
     async def execute_all(self, commands: Sequence[Command]) -> list[object]:
         """Run commands that do not depend on each other, sent at once.
 
-        Three commands then take little more than one: most of what a command takes is
-        system calls and turns of the scheduler.
+        Three commands then take little more time than one: most of the time of a
+        command is system calls and turns of the scheduler.
 
         Args:
             commands: Names and arguments; of eight at most, and of JSON types only.
@@ -198,13 +199,13 @@ class TrioMonitor(MonitorBase, TrioClock):
             capacity: How many unread events to hold, at least 1.
 
         Raises:
-            TypeError: A name is no text, or the capacity is no integer.
+            TypeError: A name is not text, or the capacity is not an integer.
             ValueError: The capacity is less than 1.
         """
         return EventSubscription(self._events, EventBuffer(names, capacity))
 
     def _may_send(self) -> bool:
-        # Commands that wait come first, even if there is room for another.
+        # Commands that are waiting come first, even if there is room for another.
         return self._connection.can_send and not self._turns
 
     async def _take_turn(self, waiter: _Waiter) -> bool:
@@ -271,10 +272,10 @@ class TrioMonitor(MonitorBase, TrioClock):
     # Negotiating.
 
     async def start(self, deadline: float, *, oob: bool) -> None:
-        """Negotiate until a deadline on trio's clock. Then it can be used.
+        """Negotiate until a deadline on trio's clock. Then the monitor can be used.
 
-        Only :func:`open_monitor` calls this, once. It has to be closed also if this
-        fails.
+        Only :func:`open_monitor` calls this, once. The monitor must be closed even if
+        this fails.
 
         :meta private:
         """
@@ -293,7 +294,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         :meta private:
         """
         return TrioMonitor(
-            # The kernel says of a socket of our own that we are at its other end.
+            # Of a socket pair, the kernel names us as the peer, and not QEMU.
             SocketTransport(sock, self.pid),
             name=self.name,
             command_timeout=self._command_timeout,
@@ -326,7 +327,7 @@ class TrioMonitor(MonitorBase, TrioClock):
             self._raise_if_failed()
             await self._turns.park()
 
-    # What transport and reactor call.
+    # Called by the transport and the reactor.
 
     def receive(self, data: bytes) -> None:
         """Handle what QEMU has sent; the transport calls this.
@@ -343,7 +344,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         except ProtocolError as error:
             self._shut(make_protocol_error(self.name, error))
             return
-        except Exception as error:  # noqa: BLE001 - it is not to end the other monitors
+        except Exception as error:  # noqa: BLE001 - other monitors must not end by it
             self._shut(make_closed(self.name, f"broke: {describe_bug(error)}"))
             return
         if connection.state is not state:
