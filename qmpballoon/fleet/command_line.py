@@ -1,6 +1,6 @@
 r"""Reads from a QEMU's command line which QMP monitors it has, and its VM's name.
 
-Pure: nothing is opened. A file that ``-readconfig`` names is read by whoever asks.
+Pure: nothing is opened. The caller reads the files that ``-readconfig`` names.
 
 All of these are the same monitor::
 
@@ -55,7 +55,7 @@ class MonitorOption:
     Attributes:
         address: Where a client connects to; ``None`` if that is not known. A path is as
             QEMU sees it.
-        descriptor: The descriptor of the socket, where QEMU was given one that listens.
+        descriptor: The descriptor of the socket, if QEMU was given one that listens.
         problem: Why no client can connect; empty if one can. It continues a sentence
             that begins with "its monitor".
     """
@@ -72,7 +72,7 @@ class CommandLine:
     Attributes:
         name: The VM's name; empty if it has none.
         monitors: Its QMP monitors, in the order of the command line.
-        problem: Why there can be more than that; empty if there cannot.
+        problem: Why it may say more than could be read; empty if all was read.
     """
 
     name: str
@@ -115,7 +115,7 @@ def parse_command_line(
 
 
 def _split_options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each option that is followed by something, and what follows it."""
+    """Yield each option that is followed by an argument, and that argument."""
     for number in range(len(arguments) - 1):
         option = arguments[number]
         if option.startswith("-"):

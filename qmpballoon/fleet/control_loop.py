@@ -1,4 +1,9 @@
-"""Move memory within a fleet: make plans from what is known, and carry them out."""
+"""Move memory within a fleet: make plans from the state of the VMs, and carry them out.
+
+``run_control_loop`` keeps the host's reserve, plan by plan. ``reclaim`` takes an amount
+once. Both ask :mod:`qmpballoon.fleet.policy` what to move, and the supervisor to move
+it.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +42,11 @@ __all__ = [
     "run_control_loop",
 ]
 
-# Plans of one reclaim at most. A second one asks others for what some did not give; a
-# third one asks for the rest of that.
+# Plans of one reclaim at most. The second asks others for what some did not give; the
+# third asks for the rest of that.
 _ROUNDS: Final = 3
-# Seconds between two steps of a gentle reclaim; and the part of its time for which
-# guests are watched after that.
+# Seconds between two steps of a gentle reclaim; and for how long guests are watched
+# after the last step, as a part of the time of the reclaim.
 _STEP: Final = 1.0
 _WATCH_PART: Final = 1 / 10
 _ANSWER_TIMEOUT: Final = 5.0  # seconds for guests to answer at their new sizes
@@ -53,16 +58,16 @@ _LOG: Final = logging.getLogger("qmpballoon.fleet")
 def decide(
     supervisor: Supervisor, read: Callable[[int, int], Host], rules: Rules
 ) -> tuple[Host, FleetPlan]:
-    """Read the host, and decide what is to be moved now. Nothing is moved.
+    """Read the host's memory, and decide what to move now. Nothing is moved.
 
     Args:
         supervisor: Knows the VMs.
-        read: Reads the host's memory, such as :meth:`HostMemory.read`. It is given the
-            bytes that the VMs hold, and those that guests were promised.
+        read: Reads the host's memory, such as :meth:`HostMemory.read`. It is called
+            with the bytes that the VMs hold, and the bytes that guests were promised.
         rules: What the host keeps.
 
     Returns:
-        The host as it is, and the plan.
+        The host's memory, and the plan.
 
     Raises:
         OSError: The host's memory cannot be read.
@@ -82,7 +87,7 @@ def decide(
 
 
 def _is_sound(supervisor: Supervisor, host: Host, guest: Guest, rules: Rules) -> bool:
-    """Tell whether plans can be made with a guest; a VM that spoils them fails."""
+    """Tell whether a plan can be made with a guest. If not, its VM fails."""
     try:
         make_plan(host, [guest], rules)
     except Exception as error:  # noqa: BLE001 - whatever its figures cause
@@ -92,7 +97,7 @@ def _is_sound(supervisor: Supervisor, host: Host, guest: Guest, rules: Rules) ->
 
 
 async def carry_out(supervisor: Supervisor, plan: FleetPlan) -> None:
-    """Make all moves of a plan at once, and wait until they have ended.
+    """Start all moves of a plan at once, and wait until they have ended.
 
     Args:
         supervisor: Moves the VMs.
@@ -123,7 +128,7 @@ async def run_control_loop(
     Args:
         supervisor: Knows the VMs, and moves them.
         read: As for :func:`decide`.
-        rules: What the host keeps, or what returns that for each plan.
+        rules: What the host keeps, or a function that returns it for each plan.
         period: Seconds between two plans. Give the supervisor's settings the same.
         on_plan: Called with each plan, even if it has no moves.
 
@@ -156,13 +161,13 @@ async def run_control_loop(
 
 
 def list_owed(views: Iterable[VmView], room: int) -> list[Move]:
-    """Return the moves by which guests get back what an interrupted run owes them.
+    """Return the moves that give guests back what an interrupted run owes them.
 
     Pure.
 
     Args:
         views: The VMs.
-        room: Bytes that the host has for it.
+        room: Bytes that the host has for them.
     """
     moves: list[Move] = []
     for view in views:
@@ -185,7 +190,7 @@ class VmReclaimReport:
         before: The size it had.
         requested: How much it was asked for.
         handed_over: How much it gave.
-        owed: How much it was to get back, and has not taken yet.
+        owed: How much it was given back and has not taken yet.
     """
 
     name: str
@@ -197,7 +202,7 @@ class VmReclaimReport:
 
 @frozen
 class FleetReclaimReport:
-    """What a reclaim from a fleet came to, in bytes.
+    """The result of a reclaim from a fleet, in bytes.
 
     Attributes:
         requested: How much was asked for.
@@ -205,7 +210,7 @@ class FleetReclaimReport:
         held: Whether the guests stay at their smaller sizes.
         vms: How much each VM gave.
         small: The guests that were found with less than all their RAM, were not owed
-            the rest, and are left so.
+            the rest, and are still smaller.
     """
 
     requested: int
@@ -231,9 +236,9 @@ async def reclaim(
 ) -> FleetReclaimReport:
     """Take an amount of memory now, from the guests that have most to spare.
 
-    What one guest does not give is asked of the others. Each guest is watched while it
-    gives, and keeps its headroom. If it is done gently, so is its hot cache: what a
-    guest reads again it gets back, and others give that.
+    What one guest does not give, the others are asked for. Each guest is watched while
+    it gives, and keeps its headroom. With ``gentle`` it also keeps its hot cache: a
+    guest gets back what it reads again, and others give that instead.
 
     Args:
         supervisor: Knows the VMs, and moves them.
@@ -241,19 +246,19 @@ async def reclaim(
         rules: Its policy says which guests give first.
         hold: Leave the guests at their smaller sizes. By default they get their sizes
             back in the end, and the host keeps the memory until they touch it again.
-        gentle: Seconds over which it is taken, evenly. Guests are watched for a tenth
-            of them more. By default 0: as fast as they give it, and hot cache, too, if
-            there is nothing else.
-        takes_hot: Whether hot cache may be taken if there is nothing else. If it is
-            done gently, it is not in any case.
+        gentle: Seconds over which the memory is taken, evenly. After that, guests are
+            watched for another tenth of the time. By default 0: as fast as the guests
+            give it.
+        takes_hot: Whether hot cache may be taken if there is nothing else. It never is
+            with ``gentle``.
         on_progress: Called a few times a second with the bytes that the host has gained
-            so far. Memory that a guest gives and has never touched is no gain.
+            so far. The host gains nothing from memory that a guest has never touched.
 
     Returns:
         How much each VM gave.
 
     Raises:
-        TypeError: The amount is not a whole number, or the time is no number.
+        TypeError: The amount is not a whole number, or the time is not a number.
         ValueError: The amount or the time is out of range.
 
     Note:
@@ -290,7 +295,7 @@ async def reclaim(
 
 @define
 class _Reclaim:
-    """One reclaim: the VMs that were asked, how they were before, and how much for."""
+    """One reclaim: which VMs were asked, for how much, and their state before."""
 
     supervisor: Supervisor
     before: dict[str, int] = field(factory=dict[str, int])
@@ -299,7 +304,7 @@ class _Reclaim:
     is_held: bool = False
 
     async def give_owed(self) -> None:
-        """Give guests back what a run that was interrupted owes them."""
+        """Give guests back what an interrupted run owes them."""
         for move in list_owed(self.supervisor.list_owed(), sys.maxsize):
             self.supervisor.start_move(move)
         await self.supervisor.wait_for_moves()
@@ -324,7 +329,7 @@ class _Reclaim:
             await trio.sleep(_STEP)
 
     def _list_rereads(self, guests: list[Guest]) -> tuple[Move, ...]:
-        """Return the moves by which guests get back what they read again."""
+        """Return the moves that give guests back what they read again."""
         return tuple(
             Move(guest.name, guest.actual, guest.actual + back, "it reads that again")
             for guest in guests
@@ -356,7 +361,7 @@ class _Reclaim:
         await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)
 
     async def give_back(self) -> None:
-        """Give all guests their sizes back, after the moves that still go on."""
+        """Give all guests their sizes back, once the moves under way have ended."""
         await self.supervisor.wait_for_moves()
         for name, size in self._read_sizes().items():
             if size < self.before.get(name, 0):
@@ -367,7 +372,7 @@ class _Reclaim:
         self.settle()
 
     def settle(self) -> None:
-        """Forget what guests were to get back: they have it, or are not to have it."""
+        """Forget what guests are owed, if they have it or will not get it."""
         sizes = self._read_sizes()
         for name, before in self.before.items():
             lacks = before - sizes.get(name, before)
@@ -387,7 +392,7 @@ class _Reclaim:
         return sum(vm.handed_over for vm in self.list_vms())
 
     def count_gained(self) -> int:
-        """Return the bytes that the host has gained: what guests had touched."""
+        """Return the bytes that the host has gained: those that guests had touched."""
         return sum(
             self.guests[vm.name].compute_gain(vm.handed_over)
             if vm.name in self.guests

@@ -1,7 +1,7 @@
 """The host and its guests, as plans see them.
 
-Pure: figures, and what follows from them for one guest by itself. That is what the
-guest can spare, what the host gains from that, and what the guest needs.
+Pure: the figures of one guest, and what follows from them. That is what the guest can
+spare, what the host gains from that, and what the guest needs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from attrs import frozen
 
 __all__ = ["Guest", "Host"]
 
-# Plans that pass at most from a guest's sample until it is helped again: one until the
-# next sample, one until that is polled, and one until it is planned with. A guest that
-# uses up all that it has by then is in distress.
+# Plans that pass at most between a guest's sample and the next time that it can be
+# helped: one until the next sample, one until that is polled, and one until a plan uses
+# it. A guest that uses up all that it has by then is in distress.
 _PLANS_UNTIL_HELP: Final = 3
-# For how many plans a guest whose use increases keeps and gets what it will use: the
+# The number of plans for which a guest keeps, and gets, what it is about to use: its
 # sample may be that old, and what it gets has to last for as long again.
 # benchmarks/fleet_policies.py compares the results.
 _PLANS_AHEAD: Final = 2 * _PLANS_UNTIL_HELP
@@ -28,8 +28,8 @@ class Host:
 
     Attributes:
         total: How much it has.
-        available: How much of it can be had without swapping. Below 0 if the VMs hold
-            more than the limit that was set for them.
+        available: How much of it can be allocated without swapping. Below 0 if the VMs
+            hold more than the limit that was set for them.
         promised: How much guests were given and have not touched yet. The host loses
             it when they do.
         pressed: Whether tasks on the host wait for memory (pressure stall
@@ -37,8 +37,8 @@ class Host:
         notes: What could not be read and does not count, for people.
         is_complete: Whether all VMs are known. While some are not, what they hold is
             not known either, and the host's surplus is not shared out.
-        above_floors: How much it would gain if all guests gave what they hold down to
-            their floors; ``None``: not known.
+        above_floors: How much it would gain if all guests shrank to their floors;
+            ``None`` if not known.
     """
 
     total: int
@@ -59,22 +59,22 @@ class Guest:
         actual: How much memory the guest has.
         total: The VM's RAM.
         available: How much memory the guest can do without, by its own statistics,
-            page cache included. Taken when its size was ``actual``.
+            page cache included. Reported when its size was ``actual``.
         headroom: How much it keeps available.
         floor: The size it never goes below.
         ceiling: The size it never goes above.
         weight: A number above 0. A guest with twice the weight is left with twice as
             much, and gets twice as much.
         target: The size it is moving to; ``None`` if it does not move.
-        delivers: Bytes by which its present move changes its size soon, at the pace
-            that was seen; ``None``: not known yet, so all of it.
+        delivers: Bytes by which its present move soon changes its size, at the pace
+            that was measured; ``None`` if not known yet: then the whole move counts.
         free: The part of ``available`` that nothing uses, not even a cache.
         untouched: The part of its size that the guest has never touched. The host has
             given no memory for it, and gains nothing if the guest gives it up.
         is_stalled: Whether it lately gave much less than it said it could.
         usage_increase: Bytes by which its use increases until the next plan.
-        hot: The page cache above its headroom that it reads again and again: what it
-            has of it, and what was taken from it.
+        hot: The page cache beyond its headroom that it reads again and again, whether
+            it still has it or it was taken from it.
     """
 
     name: str
@@ -102,8 +102,8 @@ class Guest:
     def desired_available(self) -> int:
         """Bytes it should have available: enough for this plan and some to come.
 
-        Half as much as its headroom comes on top of it, so that the guest does not come
-        back with each plan.
+        This is one and a half times its headroom and what it is about to use. With just
+        the headroom the guest would be in need again at the next plan.
         """
         increase = self.usage_increase * _PLANS_AHEAD
         return self.headroom + self.headroom // 2 + increase
@@ -116,7 +116,7 @@ class Guest:
 
     @property
     def idle(self) -> int:
-        """Bytes of its spare memory that are free and that the host has given."""
+        """Bytes of its spare memory that are free and that the host backs."""
         return min(max(0, self.free - self.untouched), self.spare)
 
     @property
@@ -128,8 +128,9 @@ class Guest:
         """Return by how many bytes to shrink the guest, so that the host gains some.
 
         Linux hands over free pages first, and drops cache only after that. Of the free
-        pages it hands over those that were freed last before those that were never
-        touched. So a gain beyond the idle memory costs all untouched memory, too.
+        pages, it hands over those that were freed last before those that were never
+        touched. So to gain more than the idle memory, all untouched memory has to be
+        taken as well.
 
         Args:
             gain: Bytes that the host is to gain.
@@ -139,7 +140,7 @@ class Guest:
     def compute_gain(self, reduction: int) -> int:
         """Return the bytes that the host gains if the guest is shrunk by some.
 
-        It is the other way round of :meth:`compute_reduction`.
+        This is the inverse of :meth:`compute_reduction`.
 
         Args:
             reduction: Bytes that the guest gives.
@@ -167,7 +168,7 @@ class Guest:
     def hot_need(self) -> int:
         """Bytes to give it back so that it has room for its hot cache.
 
-        It has as much available as it needs; else see :attr:`need`.
+        0 if it lacks other memory: :attr:`need` and :attr:`distress` come first.
         """
         if not self.hot or self.need or self.distress:
             return 0
@@ -180,8 +181,8 @@ class Guest:
     def distress(self) -> int:
         """Bytes to give it back so that it kills no processes; 0 if it is not about to.
 
-        It is in distress if it has less available than its headroom, or will have by
-        the next plan; or if it uses up all that it has before it can be helped again.
+        It is in distress if it has less available than its headroom, or will have less
+        by the next plan, or will use up all that it has before it can be helped again.
         """
         left = self.available - self.usage_increase
         if left >= self.headroom and not self.is_out_soon:

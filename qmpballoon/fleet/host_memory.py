@@ -5,12 +5,12 @@ There are up to three answers, and the lowest counts:
 * the kernel's estimate, ``MemAvailable``;
 * what is left of the limit that was set for all VMs of the fleet together;
 * what is left of the limits of the control group that the VMs run in, and of the groups
-  around it, which can be short of memory while the host is not.
+  around it. A group can be short of memory while the host is not.
 
 A control group has two limits. Above ``memory.max`` the kernel kills processes; above
 ``memory.high`` it makes them wait. So the lower one counts. A group may be removed
-while it is watched, as by a restart of its service, and come back. Meanwhile it does
-not count, and the host's notes say so.
+while it is watched, for example by a restart of its service, and come back. Meanwhile
+it does not count, and the host's notes say so.
 
 See proc(5) for meminfo, and Documentation/accounting/psi.rst and
 Documentation/admin-guide/cgroup-v2.rst in Linux.
@@ -30,8 +30,8 @@ from qmpballoon.fleet.guests import Host
 __all__ = ["GroupLimit", "HostMemory", "find_limit", "parse_meminfo", "parse_pressure"]
 
 _UNDER_PRESSURE: Final = 10.0
-"""Percent of the last 10 seconds in which some task waited for memory; above it the
-host counts as under pressure. On a host with memory to spare it is 0."""
+"""Percent of the last 10 seconds in which some task waited for memory. Above this, the
+host counts as under pressure. On a host with memory to spare the figure is 0."""
 
 
 @frozen
@@ -40,8 +40,8 @@ class HostMemory:
 
     Attributes:
         limit: How many bytes all VMs together may hold; ``None``: no limit.
-        cgroup: The folder of the control group (v2) that the VMs run in; ``None``: no
-            limit and pressure but the host's count.
+        cgroup: The folder of the control group (v2) that the VMs run in; ``None``: only
+            the host's own limit and pressure count.
         proc: Where the process file system is.
     """
 
@@ -53,7 +53,7 @@ class HostMemory:
         """Return the host's memory as it is now.
 
         Args:
-            held: Bytes of it that the VMs hold.
+            held: Bytes of it that the VMs hold; they count against ``limit``.
             promised: Bytes that guests were given and have not touched yet.
 
         Raises:
@@ -117,7 +117,7 @@ def _read_groups(folder: Path, total: int) -> tuple[int, int]:
 
     Raises:
         OSError: The group cannot be read.
-        ValueError: It is no control group with the memory controller.
+        ValueError: It is not a control group with the memory controller.
     """
     limit, left = _read_group(folder, total)
     for parent in folder.absolute().parents:
@@ -145,7 +145,7 @@ def _read_limit(folder: Path) -> int | None:
     """Return a control group's lower limit; ``None`` if it has none.
 
     Raises:
-        OSError: It is no control group of version 2 with the memory controller.
+        OSError: It is not a control group of version 2 with the memory controller.
     """
     limits = [(folder / "memory.max").read_text().strip()]
     with suppress(FileNotFoundError):
@@ -204,7 +204,7 @@ def find_limit(pid: int, proc: Path = Path("/proc")) -> GroupLimit | None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """Return lines in which names of any bytes may be."""
+    """Return the lines of a file; names in them may be any bytes."""
     lines = path.read_bytes().split(b"\n")
     return [os.fsdecode(line) for line in lines if line]
 

@@ -1,14 +1,13 @@
 """Metrics of a fleet, for Prometheus.
 
-A scrape is answered from what was last known of all VMs, and so it waits for no VM. If
-a guest does not answer any more, its statistics are left out: a graph then has a gap,
-where old figures would draw a flat line. The time of its last answer stays, as do all
-counters.
+A scrape is answered from the last known state of all VMs, so it waits for no VM. If a
+guest no longer answers, its statistics are left out. A graph then has a gap, where old
+figures would draw a flat line. The time of its last answer stays, as do all counters.
 
-The server trusts nobody. Anybody who can connect could otherwise hold its threads, and
-a web page in somebody's browser could read it through a name that it lets point here
-(DNS rebinding). So connections are few and short, and only requests to known names are
-answered.
+The server trusts nobody. Otherwise, anybody who can connect could hold its threads, and
+a web page in a browser could read the metrics through a name of its own that points
+here (DNS rebinding). So connections are few and short, and only requests to known names
+are answered.
 
 Names follow Prometheus' rules: base units, and ``_total`` for counters. See "Metric and
 label naming" and "Writing exporters" in Prometheus' documentation.
@@ -139,9 +138,9 @@ class ClusterLink:
 
     Attributes:
         is_connected: Whether the cluster's server answers.
-        policy_revision: The revision of the cluster's policy that the host lives by;
-            ``None``: it has none but its own rules.
-        notes: How many things do not hold as they should.
+        policy_revision: The revision of the cluster's policy that the host follows;
+            ``None`` if it has only its own rules.
+        notes: How many things are not as they should be.
     """
 
     is_connected: bool

@@ -1,8 +1,8 @@
 """How a VM's size changes: what it was granted, how fast it moves, who moves it.
 
-Pure: moments and sizes in, figures out. Nothing here believes the guest. A guest can
-say anything of the memory that it uses. So what counts is what the host sees of its
-QEMU: the size that QEMU reports, and the memory that the process holds.
+Pure: times and sizes in, figures out. Nothing here relies on the guest, which can say
+anything about the memory that it uses. What counts is what the host sees of its QEMU:
+the size that QEMU reports, and the memory that the process holds.
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from qmpballoon.sizes import MiB
 
 __all__ = ["Pace", "Promise", "Stray"]
 
-# Seconds for which a grant counts where nobody can see whether it was touched. A guest
-# in need is given what it uses until four plans later, and plans are 5 seconds apart at
-# most where guests are to be helped in time: within 20 seconds an honest guest has
-# touched its grant, and the host has less available. Half as much is for guests that
-# use it later than they said.
+# Seconds for which a grant counts if the host cannot see whether it was touched. A
+# guest in need is given what it uses until four plans later, and plans that help guests
+# in time are at most 5 seconds apart. So within 20 seconds an honest guest has touched
+# its grant, and the host's available memory has fallen by it. Half as much is added for
+# guests that use it later than they said.
 _PROMISE_LASTS: Final = 30.0
 
-# Seconds in which a move has to show how fast it is. Before a balloon moves, ``resize``
-# asks the guest for statistics; a guest that is short of memory takes a second or two.
+# Seconds within which a move has to show how fast it is. Before a balloon moves,
+# ``resize`` asks the guest for statistics; a guest that is short of memory takes a
+# second or two to answer.
 _GRACE: Final = 2.0
-# Seconds over which the pace is taken, and for which it is extrapolated. Within that
-# time the host gets what counts, or another guest is asked for it.
+# Seconds over which the pace is measured, and for which it is extrapolated. Within that
+# time the host gets what was predicted, or another guest is asked for it.
 _WINDOW: Final = 2.0
 
 # Bytes. A guest's own rounding and its last page are smaller by far.
 _STRAY: Final = 4 * MiB
-# Seconds without progress, after which a size that is not the one that was left is
-# another's doing. A guest that was restarted inflates its balloon again within that.
+# Seconds. If a guest is not at the size that it was left at, and has not come nearer to
+# it for so long, somebody else has moved it. A guest that was restarted inflates its
+# balloon again within that time.
 _SETTLED: Final = 5.0
-# Steps away from it that are another's doing, and within how many seconds. A restart
-# makes one step, or two if it is polled in the middle.
+# So many steps away from that size within so many seconds are somebody else's. A
+# restart makes one step, or two if it is polled in the middle.
 _STEPS: Final = 3
 _STEPS_WITHIN: Final = 30.0
 
@@ -45,12 +47,12 @@ _STEPS_WITHIN: Final = 30.0
 class Promise:
     """The bytes that a guest was granted and has not touched yet.
 
-    Where the host sees how much memory the QEMU holds, a grant counts until it has been
-    touched: the rest is never more than the guest's size less that memory. Elsewhere it
-    counts for 30 seconds.
+    If the host sees how much memory the QEMU holds, a grant counts until it has been
+    touched: what is left of it never exceeds the guest's size less that memory.
+    Otherwise it counts for 30 seconds.
     """
 
-    # A list, as are the steps below: an empty deque takes ten times the memory.
+    # A list, like the steps below: an empty deque takes ten times the memory.
     _grants: list[tuple[float, int]] = field(factory=list[tuple[float, int]])
     _lasts: bool = False
 
@@ -68,7 +70,7 @@ class Promise:
             size -= granted
 
     def note_lost(self, now: float) -> None:
-        """Note that nothing can be seen of the guest any more: the time begins."""
+        """Note that nothing is seen of the guest any more: the 30 seconds begin."""
         if not self._lasts:
             return
         total = sum(size for _, size in self._grants)
@@ -86,7 +88,7 @@ class Promise:
         if untouched is None:
             return
         surplus = sum(size for _, size in self._grants) - untouched
-        # It has touched the bytes that it was granted first, as far as anybody knows.
+        # The oldest grants are assumed to have been touched first.
         while surplus > 0 and self._grants:
             at, granted = self._grants.pop(0)
             if granted > surplus:
@@ -104,10 +106,10 @@ class Promise:
 
 @define
 class Pace:
-    """How fast a move under way goes on.
+    """How fast a move under way is.
 
-    A move counts for what it delivers, not for what it still owes. A guest can give
-    slowly, or stop; then others are to be asked, and not when its time is over.
+    A move counts for what it delivers, not for what it still owes. If a guest gives
+    slowly, or stops, others have to be asked before its time is over.
     """
 
     _started_at: float
@@ -120,10 +122,10 @@ class Pace:
             self._seen.popleft()
 
     def predict(self, now: float) -> int | None:
-        """Return by how many bytes the guest changes soon; ``None``: not known yet."""
+        """Return how many bytes the guest moves soon; ``None`` if not known yet."""
         if now - self._started_at < _GRACE:
             return None
-        # Whoever is silent makes no progress, and the last sample gets older.
+        # A guest without new samples makes no progress.
         recent = [sample for sample in self._seen if sample[0] > now - 2 * _WINDOW]
         if not recent:
             return 0
@@ -136,8 +138,8 @@ class Stray:
     """Notices that somebody else moves a balloon.
 
     QEMU keeps only the last target, and has no command that returns it. But a guest
-    does not leave its target by itself. A guest that was restarted does: it has its
-    full size until its driver is loaded, and goes back. So one step away proves
+    does not leave its target on its own, unless it was restarted: then it has its full
+    size until its driver is loaded, and returns to the target. So one step away proves
     nothing.
     """
 
@@ -147,7 +149,7 @@ class Stray:
     _steps: list[float] = field(factory=list[float])
 
     def leave_at(self, now: float, size: int) -> None:
-        """Note the size that the guest is left at: when it is found, or was moved."""
+        """Note the size that the guest has now and should stay at."""
         self._left_at = self._last = size
         self._progress_at = now
 
@@ -162,10 +164,10 @@ class Stray:
         """Take in the size of a guest that nobody here moves.
 
         Returns:
-            Whether it has gone away from the size that it was left at.
+            Whether it has just moved away from the size that it was left at.
         """
         if self._left_at is None or self._last is None:
-            # A guest that is found on its way comes to rest first.
+            # A guest that was moving when it was found has to come to rest first.
             is_at_rest = self._last is not None and abs(actual - self._last) <= _STRAY
             if is_at_rest:
                 self.leave_at(now, actual)
@@ -184,7 +186,7 @@ class Stray:
         return is_away
 
     def was_moved(self, now: float) -> bool:
-        """Return whether somebody else moves it; the next call begins anew."""
+        """Return whether somebody else moves it; if so, forget what shows that."""
         if self._left_at is None or self._last is None:
             return False
         moved = len(self._steps) >= _STEPS or now - self._progress_at > _SETTLED

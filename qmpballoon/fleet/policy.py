@@ -2,55 +2,54 @@
 
 Pure: the same state always makes the same plan. These are the rules.
 
-1. *What counts.* A guest can spare the memory that it has available, page cache
-   included, above one and a half times its headroom and what it is about to use. It is
+1. *Spare and need.* A guest can spare the memory that it has available, page cache
+   included, beyond one and a half times its headroom and what it is about to use. It is
    in need if it has less available than its headroom, or will have before the next
    plan. A guest without statistics is left alone.
-2. *Two lines.* The host keeps its reserve. Above the reserve it holds a buffer, and
-   guests in need get memory from the buffer at once. When half of the buffer is gone,
-   guests with spare memory give some until the buffer is full. A guest in distress
-   would soon kill processes: it has less than its headroom, or uses up all that it has
-   before it can be helped again. It gets back what was taken from it, from the reserve
-   as well, down to the hard reserve. A VM starts with all its RAM, so its whole balloon
-   was taken from it; its ceiling bounds what it gets. Below the hard reserve the host
-   comes first. (ESX has such steps, too: Waldspurger, "Memory resource management in
-   VMware ESX Server", 2002.)
+2. *Reserve, buffer, hard reserve.* The host keeps its reserve. Above the reserve it
+   holds a buffer, and guests in need get memory from the buffer at once. When half of
+   the buffer is gone, guests with spare memory give some until the buffer is full. A
+   guest in distress would soon kill processes: it has less than its headroom, or uses
+   up all that it has before it can be helped again. It gets back what was taken from
+   it, from the reserve as well, down to the hard reserve. A VM starts with all its RAM,
+   so everything in its balloon was taken from it; its ceiling bounds what it gets.
+   Below the hard reserve the host comes first. (ESX has such steps, too: Waldspurger,
+   "Memory resource management in VMware ESX Server", 2002.)
 3. *Free first, then give.* Only memory that is free now is given away. The memory that
    a plan frees is given by the next plan, if it did become free. So a guest that does
-   not let go of memory cannot push the host below its reserve. Memory is freed one
-   plan before guests need it: their usage rate tells when.
-4. *Promised memory counts as gone.* If a guest was given memory and has not touched it
-   yet, it still may.
+   not give up memory cannot push the host below its reserve. Memory is freed one plan
+   before guests need it: their usage rate tells when.
+4. *Promised memory counts as gone.* A guest that was given memory and has not touched
+   it yet may touch it at any time.
 5. *Shrink slowly, grow fast.* What a guest gives in one plan is limited, unless the
    host has less than half of its reserve. A guest in need gets all that it lacks, and
    what it is about to use in the next few plans. It gets no more than that: memory that
    it does not use would be taken back.
 6. *No unnecessary moves.* While no guest is in need, and the host has between half a
-   buffer and two buffers above its reserve, nothing moves. Guests are not made equal
-   for its own sake. A move smaller than the dead band is not made; if the host is below
-   its reserve, the dead band is 1 MiB at most. What the host has to spare is shared
-   out only when all VMs are known.
+   buffer and two buffers above its reserve, nothing moves. Making guests equal is no
+   reason to move them. A move smaller than the dead band is not made; if the host is
+   below its reserve, the dead band is 1 MiB at most. What the host has to spare is
+   shared out only when all VMs are known.
 7. *A share for each.* A guest gets what it needs up to its fair share: the fleet's
-   memory by RAM and weight. Beyond their shares, all guests together hold at
-   most 16 times as much as what is left to be given. So guests that always say they are
-   in need, true or not, leave a 17th of the memory that is to spare. Guests below their
-   fair share are served first. (Switches share their
-   buffers by the same rule: Choudhury and Hahne, "Dynamic queue length thresholds",
-   1998.)
+   memory, divided by RAM and weight. Beyond their shares, all guests together hold at
+   most 16 times as much as is left to be given. So guests that always say they are in
+   need, true or not, leave a 17th of the spare memory. Guests below their fair shares
+   are served first. (Switches share their buffers by the same rule: Choudhury and
+   Hahne, "Dynamic queue length thresholds", 1998.)
 8. *No reward for a stall.* A guest that did not give what it said it could is not asked
    again for a while. The others give its part. It gets what it needs, and nothing else.
-9. *Cold first.* A guest does not spare page cache that it reads again and again (hot),
-   and gets back what it lacks of it, after all other needs: from what the host has
-   above half of its buffer, and from what others spare. Hot cache is worth less than
-   the reserve: while the host lacks some of that, and cold memory is not enough, hot
-   cache counts as any other.
-10. *A reserve out of reach is a wish.* The host may lack some of its reserve and of
-    half its buffer though all guests were at their floors. Nobody is squeezed to his
-    last page for that: guests keep half of what they do not use, unless others are in
+9. *Cold first.* Page cache that a guest reads again and again is hot, and counts as
+   needed. If a guest lacks some of it, it gets that back after all other needs, from
+   what the host has above half of its buffer and from what others can spare. Hot cache
+   is worth less than the reserve: while the host lacks some of its reserve, and cold
+   memory is not enough, hot cache is taken like any other.
+10. *A reserve out of reach is a wish.* The host may lack some of its reserve and half
+    of its buffer even with all guests at their floors. Then no guest has to give its
+    last page for it. Guests keep half of what they do not use, unless others are in
     distress, or the host is below its hard reserve.
 
-Policies differ in which guests give and get first: see :data:`PolicyName`. Each keeps
-all floors, ceilings and headrooms, and the host's reserves.
+Policies differ in which guests give and get first: see :data:`PolicyName`. Each of them
+respects all floors, ceilings and headrooms, and the host's reserves.
 """
 
 from __future__ import annotations
@@ -90,17 +89,17 @@ PolicyName = Literal["available", "proportional", "shares"]
 
 Each is divided by the guest's weight."""
 
-# How many times as much as what is left guests may hold beyond their fair shares. With
-# 1 half would be left: too much, while a guest may be about to kill processes. With 16
-# a 17th is left, 6 %. Of the powers of two, this is the smallest with which the tides
-# of benchmarks/fleet_policies.py kill no more than without it.
+# Beyond their fair shares, guests may hold this many times what is left. With 1, half
+# would be left, which is too much while a guest may be about to kill processes. With
+# 16, a 17th is left, 6 %. Of the powers of two, this is the smallest with which the
+# tides of benchmarks/fleet_policies.py kill no more processes than without the rule.
 _GREED: Final = 16
 
-# The part of the reserve that the host keeps whatever guests need: one 4th.
+# The part of the reserve that the host keeps whatever guests need: a quarter.
 _HARD_SHARE: Final = 4
 
-# The part of its RAM that a guest gives in one plan at most: one 8th. What the guest
-# says then is seen before it has to give the next one.
+# The part of its RAM that a guest gives in one plan at most: an eighth. The guest's
+# next statistics are seen before it has to give more.
 _MAX_SHRINK: Final = 8
 
 
@@ -112,11 +111,11 @@ class Rules:
         reserve: How much memory the host keeps available.
         buffer: How much it holds above the reserve for guests in need.
         dead_band: Moves smaller than this are not made, unless a guest is in need.
-            Below the reserve it is 1 MiB at most.
+            While the host is below its reserve, it is 1 MiB at most.
         policy: Which guests give and get first.
-        reserve_hard: The part of the reserve that it keeps whatever guests need. The
-            rest is for guests that are about to kill processes. By default a quarter
-            of the reserve.
+        reserve_hard: The part of the reserve that the host keeps whatever guests need.
+            The rest is for guests that are about to kill processes. By default a
+            quarter of the reserve.
 
     Raises:
         TypeError: A size is not a whole number.
@@ -136,7 +135,7 @@ class Rules:
     )
 
     def __attrs_post_init__(self) -> None:
-        """Refuse sizes that are negative or contradict, and unknown policies."""
+        """Refuse negative or contradictory sizes, and unknown policies."""
         for name in ("reserve", "buffer", "dead_band", "reserve_hard"):
             require_size(getattr(self, name), name)
         if self.reserve_hard > self.reserve:
@@ -183,7 +182,7 @@ class Rules:
 
 
 def _compute_hard(reserve: int) -> int:
-    """Return the hard reserve where none is given."""
+    """Return the hard reserve if none is given."""
     return reserve // _HARD_SHARE
 
 
@@ -194,7 +193,7 @@ class Move:
     Attributes:
         name: The VM's name.
         before: The size that the guest has.
-        target: The size that it is to have.
+        target: The size that it should have.
         reason: Why, for people.
     """
 
@@ -215,8 +214,8 @@ class FleetPlan:
 
     Attributes:
         moves: The moves; those of guests that give come first.
-        wanted: How many bytes the guests are to free.
-        lacking: How many of them no guest can free.
+        wanted: How many bytes the guests should free.
+        lacking: How many of these no guest can free.
         unreachable: How many bytes the host would lack of its reserve and half of its
             buffer if all guests were at their floors; 0 if none, or if that is not
             known.
@@ -242,7 +241,7 @@ def describe_unreachable(plan: FleetPlan, rules: Rules) -> str:
 
     Args:
         plan: A plan that says so.
-        rules: What the host is to keep.
+        rules: What the host should keep.
     """
     return (
         f"the reserve of {format_size(rules.reserve)} and half its buffer cannot be"
@@ -269,7 +268,7 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
     slack = max(0, free - host.promised)
     for_distress = max(0, host.available - host.promised - rules.reserve_hard)
     unreachable = _count_unreachable(host, rules)
-    # Nobody is squeezed for a reserve that cannot be reached, unless others need it.
+    # For a reserve that cannot be reached, guests give less, unless others need it.
     is_wish = unreachable > 0 and for_distress > sum(g.distress for g in at_rest)
     # What is freed now is given by the next plan. So that plan's need counts.
     needs = [max(g.compute_need(2), g.distress, g.hot_need) for g in at_rest]
@@ -315,9 +314,9 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
 
 
 def _count_unreachable(host: Host, rules: Rules) -> int:
-    """Return the bytes that the host lacks though all guests were at their floors.
+    """Return the bytes that the host would lack with all guests at their floors.
 
-    With half of its buffer it is at rest. So no more is missed.
+    With its reserve and half of its buffer, the host lacks nothing.
     """
     if host.above_floors is None:
         return 0
@@ -330,16 +329,15 @@ def take(
 ) -> FleetPlan:
     """Plan to take an amount now, from the guests that have most to spare.
 
-    What one guest gives is not limited to a share of its RAM: the caller wants the
-    memory soon.
+    A guest may give more than an eighth of its RAM: the caller wants the memory soon.
 
     Args:
         amount: Bytes.
         guests: As for :func:`make_plan`.
         rules: The policy and the dead band count. A dead band larger than the amount is
             lowered to it.
-        takes_hot: If the cold memory of all is not enough, let hot cache count as any
-            other.
+        takes_hot: Whether hot cache is taken like any other if the cold memory of all
+            guests is not enough.
     """
     everyone = sorted(guests, key=lambda guest: guest.name)
     at_rest = [guest for guest in everyone if not guest.is_moving]
@@ -363,8 +361,9 @@ def _choose_donors(
 
     Args:
         guests: Those at rest.
-        wanted: The bytes that they are to give together.
-        takes_hot: If their cold memory is not enough, let hot cache count as any other.
+        wanted: The bytes that they should give together.
+        takes_hot: Whether hot cache is taken like any other if their cold memory is not
+            enough.
     """
     candidates = [
         guest
@@ -382,7 +381,7 @@ def _keep_half(guest: Guest) -> Guest:
 
 
 def _predict_gain(guest: Guest) -> int:
-    """Return the bytes that the host gains soon by the guest's present move.
+    """Return the bytes that the host gains soon from the guest's present move.
 
     A move counts for what it delivers, not for what it still owes.
     """
@@ -399,11 +398,11 @@ def _plan_shrinks(
 ) -> list[Move]:
     """Lower the highest guests until the wanted bytes are freed."""
     measure = _MEASURES[rules.policy]
-    # Among all of them, the shares would be smaller than the dead band.
+    # Divided among all of them, the shares would be smaller than the dead band.
     count = max(1, wanted // max(1, rules.dead_band))
     highest = sorted(donors, key=lambda g: measure(g)[0] / measure(g)[1], reverse=True)
     chosen = highest[:count] if wanted else []
-    # Lowering the highest is the same as raising the lowest, with the sign changed.
+    # Lowering the highest is raising the lowest with the sign changed.
     recipients = [
         Recipient(
             filled=-measure(g)[0],
@@ -443,7 +442,7 @@ class _Shares:
 
     Attributes:
         total: Bytes that the guests have, and that they could be given.
-        weight: Of all guests together, by their RAM.
+        weight: The sum of all guests' weights, each times the guest's RAM.
         left: Bytes that are left to be given: what the host and guests can spare.
         beyond: Bytes that guests have beyond their fair shares, and cannot spare.
     """
@@ -455,7 +454,7 @@ class _Shares:
 
     @classmethod
     def of(cls, guests: Sequence[Guest], slack: int) -> _Shares:
-        # What a guest on its way gives is still to be had, and so is what is left then.
+        # Guests on their way count too: what they give, and what they can spare then.
         shares = cls(
             total=slack + sum(guest.actual for guest in guests),
             weight=sum(guest.weight * guest.total for guest in guests),
@@ -465,7 +464,7 @@ class _Shares:
         return evolve(shares, beyond=sum(beyond))
 
     def count_below(self, guest: Guest) -> int:
-        """Return the bytes that a guest lacks of its fair share; below 0: has more."""
+        """Return what a guest lacks of its fair share; below 0 if it has more."""
         fair = int(self.total * (guest.weight * guest.total / self.weight))
         return max(fair, guest.floor) - guest.actual
 
@@ -482,7 +481,7 @@ class _Shares:
             max(0, min(need, self.count_below(guest)))
             for guest, need in zip(guests, needs, strict=True)
         ]
-        # What is given away then is beyond the shares, and is not left any more.
+        # What is given for the first needs is no longer left for the others.
         left = self.left - sum(firsts)
         most = max(0, (_GREED * left - self.beyond) // (_GREED + 1))
         recipients = [
@@ -543,7 +542,7 @@ def _share_for_hot(
         guests: Those that can be given some.
         everyone: All guests, which have their shares.
         slack: Bytes that the host has above its reserve.
-        kept: Bytes of them that are for others.
+        kept: Bytes of ``slack`` that are for other needs.
     """
     needy = [guest for guest in guests if guest.hot_need]
     needs = [guest.hot_need for guest in needy]
@@ -556,9 +555,9 @@ def _limit_needs(
     needs: Sequence[int],
     slack: int,
 ) -> list[int]:
-    """Return what guests may get of what they need, as all have their shares."""
+    """Return how much guests may get of what they need, within the rule of shares."""
     if not any(needs):
-        return [0] * len(needs)  # at most times: and shares take a plan's time
+        return [0] * len(needs)  # the usual case, and computing shares takes long
     return _Shares.of(everyone, slack).limit(guests, needs)[1]
 
 
@@ -576,7 +575,7 @@ def _fill_needs(
         everyone: All guests, which have their shares.
         needs: How much each of the needy needs.
         amount: Bytes.
-        slack: Bytes that there are for all, of which shares are made.
+        slack: Bytes from which the shares of all guests are computed.
     """
     if not needy:
         return {}
@@ -595,7 +594,7 @@ def _fill_needs(
 def _share_surplus(
     guests: Sequence[Guest], surplus: int, rules: Rules
 ) -> dict[str, int]:
-    """Raise the lowest guests. One in need has got its part: it waits."""
+    """Raise the lowest guests that are not in need: those have got their part."""
     others = [
         guest
         for guest in guests

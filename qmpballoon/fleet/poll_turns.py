@@ -1,10 +1,10 @@
 """When each VM is polled: one timer wakes all tasks whose turn it is, on trio.
 
-A timer for each VM would take as long as the rest of a poll's turn of the scheduler. So
-polls that are due within a fiftieth of a period are begun together.
+Setting a timer for each VM would double the scheduler's work for a poll. So polls that
+are due within a fiftieth of a period begin together.
 
-Whether a VM is polled in its turn is for others to say: a guest that has done nothing
-since its last poll has nothing new to tell.
+The caller decides whether a VM is polled in its turn: a guest that has done nothing
+since its last poll has nothing new to report.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _TOGETHER: Final = 50  # parts of a period; turns within one of them begin toget
 
 
 class PollTurns(Generic[T]):
-    """Wakes those who wait when it is their turn.
+    """Wakes waiting tasks when it is their turn.
 
     Args:
         period: Seconds between two turns of each.
-        may_pass: Tells of one whose turn it is whether there is nothing to do for it
+        may_pass: Called with one whose turn it is; returns whether it need not be woken
             until its next turn.
     """
 
     def __init__(self, period: float, may_pass: Callable[[T], bool]) -> None:
         self._period = period
         self._may_pass = may_pass
-        # A heap, by when. A number tells one wait from the next, which comes later.
+        # A heap, by time. The number identifies a wait; a later wait has a higher one.
         self._turns: list[tuple[float, int, T]] = []
         self._numbers = count()
         self._waiting: dict[T, tuple[int, trio.lowlevel.Task]] = {}
@@ -50,17 +50,17 @@ class PollTurns(Generic[T]):
         It can be cancelled at any moment.
 
         Args:
-            who: Whose turn. Nobody may wait for two of them.
-            due: When it is, on trio's clock; later if it may pass then.
+            who: Whose turn it is. It may wait for one turn at a time only.
+            due: When the turn is, on trio's clock; a later one if it may pass then.
         """
         number = next(self._numbers)
         self._waiting[who] = number, trio.lowlevel.current_task()
         self._add(due, number, who)
-        # A partial: a function in here would take three times the memory.
+        # A partial takes a third of the memory of a nested function.
         await trio.lowlevel.wait_task_rescheduled(partial(self._leave, who))
 
     def wake(self, who: T) -> None:
-        """End somebody's wait now; no effect if he does not wait."""
+        """End a wait now; no effect if there is none."""
         if who in self._waiting:
             _, task = self._waiting.pop(who)
             trio.lowlevel.reschedule(task)
@@ -88,7 +88,7 @@ class PollTurns(Generic[T]):
         while self._turns and self._turns[0][0] <= now:
             due, number, who = heapq.heappop(self._turns)
             if self._waiting.get(who, (None,))[0] != number:
-                continue  # it was woken for something else, or has left
+                continue  # it was woken early, or was cancelled
             if self._may_pass(who):
                 self._add(max(due + self._period, now + self._period / 2), number, who)
             else:

@@ -1,8 +1,8 @@
 """Which QEMUs run on this host, whose they are, and where their monitors are.
 
-Everybody can start a process that is called like a QEMU, and name any socket on its
-command line. So a process counts only if its user is trusted and its program is a QEMU,
-and its monitor only if that very process listens there. The last is checked when the
+Anybody can start a process with the name of a QEMU, and put any socket on its command
+line. So a process counts only if its user is trusted and its program is a QEMU, and its
+monitor counts only if that very process listens there. The latter is checked when the
 monitor is connected to: see :class:`~qmpballoon.address.UnixAddress`.
 
 Everything is read from /proc: see proc(5). Nothing is connected to.
@@ -85,7 +85,7 @@ class FoundMonitor:
 
     Attributes:
         address: Where it is.
-        socket: What tells its socket from others.
+        socket: An identity of its socket; ``None`` if there is none yet.
     """
 
     address: Address
@@ -93,7 +93,7 @@ class FoundMonitor:
 
     @property
     def identity(self) -> Hashable:
-        """What tells this monitor from others, also before QEMU has made its socket."""
+        """An identity of this monitor, even before QEMU has made its socket."""
         return self.address if self.socket is None else self.socket
 
 
@@ -103,7 +103,7 @@ class QemuProcess:
 
     Attributes:
         pid: Its process id.
-        started: When it started, in clock ticks since boot. Process ids are used again.
+        started: When it started, in clock ticks since boot. Process ids are reused.
         name: Its VM's name, as its command line says.
         monitors: Its monitors, in the order of its command line.
         problem: Why there is no monitor that could be used; empty if there is one.
@@ -117,13 +117,13 @@ class QemuProcess:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing more will be known of it, as long as it runs."""
+        """Whether all of its monitors are known, so that it need not be read again."""
         sockets = [monitor.socket for monitor in self.monitors]
         return bool(sockets) and None not in sockets and not self.problem
 
     @property
     def identity(self) -> Hashable:
-        """What tells this QEMU from others."""
+        """An identity of this QEMU process."""
         return ("process", self.pid, self.started)
 
     def choose_monitor(self) -> FoundMonitor | None:
@@ -149,9 +149,9 @@ def choose_users(names: Sequence[str] = ()) -> frozenset[int]:
     """Return the ids of the users whose QEMUs are VMs.
 
     Args:
-        names: Users that were named, or their ids. One's own QEMUs count as well. For
-            root these are all; if there are none, they are root and the users that
-            the VM managers' packages run QEMU as.
+        names: Names or ids of users. The user of this process counts as well, unless
+            it is root. For root, if there are no names: root and the users that the VM
+            managers' packages run QEMU as.
 
     Raises:
         ValueError: There is no such user.
@@ -198,7 +198,7 @@ def find_folder_problem(path: str, users: Collection[int]) -> str:
 
     Args:
         path: The path of a socket.
-        users: Who is trusted, besides root and ourselves.
+        users: The ids of the users who are trusted, besides root and our own.
     """
     folders = {os.path.dirname(path) or "."}  # noqa: PTH120 - faster
     if os.path.islink(path):  # noqa: PTH114
@@ -221,16 +221,17 @@ def find_folder_problem(path: str, users: Collection[int]) -> str:
 
 
 def identify_process(pid: int, proc: Path = _PROC) -> Hashable:
-    """Return what tells a process from all others; ``None`` if it has ended."""
+    """Return an identity of a process; ``None`` if it has ended."""
     started = read_start_time(pid, proc)
     return None if started is None else ("process", pid, started)
 
 
 def identify_socket(address: Address) -> Hashable:
-    """Return what tells a socket on this host from all others.
+    """Return an identity of a socket on this host.
 
     Returns:
-        ``None`` if the address does not tell: there is no such socket.
+        A value that all addresses of the socket share; ``None`` if there is no such
+        socket.
     """
     match address:
         case UnixAddress(path):
@@ -261,11 +262,11 @@ def find_manager(address: Address) -> str:
     return _match_manager(address.path, socket)
 
 
-# A fleet asks for all its sockets every few seconds. Below the same path, the same
-# socket is the same manager's.
+# A fleet asks for all its sockets every few seconds. As long as a path leads to the
+# same socket, the answer is the same.
 @lru_cache(maxsize=4096)
 def _match_manager(path: str, _socket: Hashable) -> str:
-    # A process' root is left out: a container has its own /run.
+    # The root of a process is stripped: inside a container, paths begin with /run, too.
     inside = re.sub(r"^/proc/\d+/root(?=/)", "", os.path.abspath(path))  # noqa: PTH100
     places = {re.sub("^/var/run/", "/run/", inside), os.path.realpath(path)}
     for pattern, manager in _RESERVED.items():
@@ -282,15 +283,16 @@ def find_processes(
     proc: Path = _PROC,
     known: Iterable[QemuProcess | Refused] = (),
 ) -> list[QemuProcess | Refused]:
-    """Return the QEMUs that run on this host, and what only looks like one.
+    """Return the QEMUs that run on this host, and processes that only look like one.
 
     Args:
         users: The ids of the users whose QEMUs count.
         proc: Where the process file system is.
-        known: What was returned last time. What is known of a QEMU is not read again.
+        known: What was returned last time. QEMUs in it that are complete are not read
+            again.
 
     Returns:
-        They are sorted by process id. Processes that have nothing to do with QEMU are
+        The processes, sorted by process id. Those that have nothing to do with QEMU are
         left out.
 
     Raises:
@@ -309,11 +311,11 @@ def find_processes(
 
 
 def _find_latest(qemus: Iterable[QemuProcess]) -> dict[Hashable, QemuProcess]:
-    """Return, for each monitor, the QEMU that was started last of those that name it.
+    """Return, for each monitor, the last started QEMU that has it on its command line.
 
-    There are two while a QEMU with ``-daemonize`` starts: the first process waits, and
-    never listens. There are also two if somebody has started a QEMU with the socket of
-    one that runs; then the path leads to the later one.
+    Two QEMUs have the same monitor while one with ``-daemonize`` starts: the first
+    process waits, and never listens. The same happens if somebody starts a QEMU with
+    the socket of one that runs; then the path leads to the later one.
     """
     in_order = sorted(qemus, key=lambda qemu: (qemu.started, qemu.pid))
     return {qemu.monitors[-1].identity: qemu for qemu in in_order if qemu.monitors}
@@ -322,7 +324,7 @@ def _find_latest(qemus: Iterable[QemuProcess]) -> dict[Hashable, QemuProcess]:
 def _refuse_earlier(
     found: QemuProcess | Refused, latest: dict[Hashable, QemuProcess]
 ) -> QemuProcess | Refused:
-    """Refuse a QEMU whose monitor is that of another one, which was started later."""
+    """Refuse a QEMU whose monitor was taken over by one that was started later."""
     if isinstance(found, Refused) or not found.monitors:
         return found
     monitor = found.monitors[-1]
@@ -388,9 +390,9 @@ def _is_qemu(program: str) -> bool:
 
 
 def _read_program(process: Path) -> str | None:
-    """Return the name of the file that a process runs; ``None`` if it may not be known.
+    """Return the name of the file that a process runs; ``None`` if not permitted.
 
-    A process can change its other names.
+    Unlike its other names, a process cannot change this one.
     """
     try:
         program = os.readlink(f"{process}/exe")  # noqa: PTH115
@@ -414,7 +416,7 @@ def _read_users(process: Path) -> set[int]:
 
 
 def _runs_qemu(process: Path, exe: str, arguments: Sequence[str]) -> bool:
-    """Tell whether a process runs QEMU: as its program, or through the linker."""
+    """Tell whether a process runs QEMU, directly or through the dynamic linker."""
     if _is_qemu(exe):
         return True
     if not _LOADER.fullmatch(exe) or not any(
@@ -473,7 +475,7 @@ def _locate_monitor(
     pid: int | None = int(process.name)
     files = _Files(process)
     if option.descriptor is not None:
-        # Another process listened there first, and handed the socket on.
+        # Another process made the socket, and handed it on.
         address, pid = files.find_socket(option.descriptor), None
     if isinstance(address, UnixAddress):
         address = UnixAddress(files.locate(address.path), pid=pid, users=users)

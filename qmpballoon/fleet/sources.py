@@ -3,10 +3,10 @@
 A :class:`Source` is called again and again, because VMs start and stop. It connects to
 nothing. Whether a VM runs is known once its monitor is connected to.
 
-One QEMU is one VM, whatever leads to it: several monitors, paths, links, or entries of
-a file. An entry that names one VM has precedence over a glob. Of several monitors that
-a glob matches, the last one on QEMU's command line is taken, because the first is often
-held by a manager of the VM. A monitor that such a manager needs is never taken.
+One QEMU is one VM, even if several monitors, paths, links, or entries of a file lead to
+it. An entry that names one VM has precedence over a glob. Of several monitors that a
+glob matches, the last one on QEMU's command line is taken, because a manager of the VM
+often holds the first. A monitor that such a manager needs is never taken.
 
 A TOML file lists VMs, and their limits as in :class:`~qmpballoon.fleet.VmSpec`::
 
@@ -69,7 +69,7 @@ class _Candidate:
 
     Attributes:
         spec: The VM.
-        is_specific: Whether it was named itself, and not matched by a glob.
+        is_specific: Whether the VM itself was named, and not matched by a glob.
     """
 
     spec: VmSpec
@@ -86,10 +86,11 @@ def make_source(wanted: Sequence[str], *, users: Sequence[str] = ()) -> Source:
         wanted: TOML files (``*.toml``), globs of monitor sockets, or addresses such as
             ``tcp:HOST:PORT`` or ``libvirt:NAME``. If it is empty, the source returns
             the QEMUs that run on this host.
-        users: The users whose QEMUs and sockets are trusted, by name or id. Ours are
-            trusted as well. If we are root, only those named are, or else root and the
-            users that VM managers' packages run QEMU as. This is for what is found: by
-            processes and globs. An address that is named is trusted.
+        users: The users whose QEMUs and sockets are trusted, by name or id. The user of
+            this process is trusted as well. If that is root, only the users named here
+            are trusted; if there are none, root and the users that VM managers'
+            packages run QEMU as. This concerns VMs that are found by processes and
+            globs. An address that is given explicitly is trusted.
 
     Returns:
         The source. It returns each QEMU once, and gives each VM a name of its own. What
@@ -114,8 +115,8 @@ def make_source(wanted: Sequence[str], *, users: Sequence[str] = ()) -> Source:
         processes = [each for each in scanned if isinstance(each, QemuProcess)]
         found = [each for entry in entries for each in entry()]
         candidates = [each for each in found if isinstance(each, _Candidate)]
-        # Processes that nobody asked for are nobody's business, but a search that
-        # failed is.
+        # Refused processes are not reported, as nobody asked for them. A search that
+        # failed is reported.
         refused = [
             each
             for each in (*scanned, *found)
@@ -135,8 +136,8 @@ def _keep_last(
     """Return a function that raises nothing: what was found last time stays.
 
     Args:
-        name: What it is called if it fails.
-        find: Is given what there was last time, and returns what there is now.
+        name: The name of the search in messages, if it fails.
+        find: Called with what was found last time; returns what there is now.
     """
     last: Sequence[_T | Refused] = ()
 
@@ -201,7 +202,7 @@ def _merge(
         process, number = owners.get(address if socket is None else socket, (None, 0))
         identity = process.identity if process else None
         spec = evolve(each.spec, process=identity, socket=socket)
-        # A named one is taken as it is; of the others the last on the command line.
+        # A VM that was named comes first; of the others, the last on the command line.
         rank = (each.is_specific, 0 if each.is_specific else number)
         known = (each for each in (identity, socket) if each is not None)
         key = next(known, address)
@@ -228,7 +229,7 @@ def _take_free(spec: VmSpec, process: QemuProcess | None) -> VmSpec | Refused:
 
 
 def _make_distinct(found: Iterable[VmSpec | Refused]) -> list[VmSpec | Refused]:
-    """Where VMs share a name, use their addresses, and not what QEMU says."""
+    """Name VMs that share a name by their addresses, whatever QEMU calls them."""
     found = list(found)
     names = Counter(each.name for each in found if isinstance(each, VmSpec))
     return [
@@ -264,7 +265,7 @@ def _make_readable_entry(pattern: str, trusted: Collection[int]) -> _Entry:
 
 
 def _find_sockets(pattern: str, trusted: Collection[int]) -> list[_Candidate | Refused]:
-    # Without a descriptor a glob matches nothing, and does not say so.
+    # If no descriptor is left, a glob matches nothing without an error: raise it here.
     os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
     # Path.glob refuses absolute patterns.
     found = map(Path, sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207

@@ -3,8 +3,8 @@
 Each VM has a task of its own. The task connects to the VM's monitor, polls the VM once
 a period, moves its balloon when told to, and connects again when the connection is
 lost. A task waits only for its own VM, and each wait has a deadline. So a VM that
-hangs, or that sends garbage, does not delay the others. Whatever its task raises, or
-what is known of it, becomes this VM's state and one line in the log.
+hangs, or that sends garbage, does not delay the others. An exception in a VM's task, or
+in computing with its figures, becomes the state of this VM and one line in the log.
 
 Polls are spread over the period at random, and so are attempts to connect. Otherwise a
 thousand VMs would all be polled in the same millisecond. A guest that has hardly run
@@ -12,7 +12,7 @@ since its last poll is polled every fourth period only: see ``VmRecord.may_wait`
 
 A monitor serves one client at a time, and a supervised fleet holds the monitors of its
 VMs. If other programs talk to a VM, start it with a second monitor (``-qmp``). A VM of
-libvirt's can be shared: its requests go through libvirt.
+libvirt's needs none: requests to it go through libvirt.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ __all__ = [
 _T = TypeVar("_T")
 
 _DAY: Final = 86400  # seconds
-# Polls. The RAM changes only when memory is plugged; what is plugged in is noticed at
-# once where the guest then has more than its RAM.
+# Polls. The RAM changes only when memory is plugged. It is also asked for at once if
+# the guest has more memory than the RAM that was known.
 _RAM_EVERY: Final = 60
 # Shorter than by default: other guests can give the memory, so nothing is gained by
 # waiting for a slow one.
@@ -110,8 +110,8 @@ class Settings:
     """How often a fleet is polled, and how long its VMs may take; in seconds.
 
     Attributes:
-        period: The time between two polls of a VM, and between two plans. A guest is
-            given enough memory until the next plan. Above 0, and a day at most.
+        period: The time between two polls of a VM, and between two plans. A plan gives
+            guests enough memory until the next one. Above 0, and a day at most.
         stale_after: The time without an answer, after which a guest counts as silent.
         rescan: The time between two searches for VMs that have started or ended. Above
             0, and a day at most.
@@ -176,7 +176,7 @@ def _open_socket(
             f"{vm} is libvirt's, and this fleet opens sockets only: give open_fleet an"
             " opener that knows libvirt, or use the command `qmpballoon fleet`"
         )
-    # A fleet is supervised for long, and others want to reach its VMs meanwhile.
+    # A fleet is supervised for a long time, and others may want to reach its VMs.
     return open_monitor(
         vm, timeout=timeout, command_timeout=command_timeout, own="auto"
     )
@@ -194,7 +194,7 @@ async def open_fleet(
 
     Args:
         source: Returns the VMs that there are now.
-        rng: Spreads polls and attempts to connect.
+        rng: Spreads polls, and attempts to connect, over time.
         settings: How often things are done, and how long they may take.
         opener: Opens a VM's monitor. By default it opens sockets only, not VMs of
             libvirt's.
@@ -206,7 +206,7 @@ async def open_fleet(
 
     Note:
         It can be cancelled at any moment. The fleet is supervised until the block is
-        left. So what the block does while it is cancelled can still move balloons.
+        left. So cleanup code in the block can still move balloons.
     """
     supervisor = Supervisor(
         source,
@@ -240,13 +240,13 @@ class _VmTask:
 
     Attributes:
         record: What is known of the VM.
-        spec: What the source says of it. Its name may be another VM's by now.
-        process: What tells its QEMU from others, where that is known.
+        spec: What the source says of it. Another VM may have the name in it by now.
+        process: An identity of its QEMU process, if that is known.
         twin: The task that holds another monitor of the same QEMU, if there is one.
-        life: Cancelled when the VM does not belong to the fleet any more.
-        scope: Cancelled when its connection, or attempt to connect, is to end.
+        life: Cancelled when the VM leaves the fleet.
+        scope: Cancelled to end its connection, or the attempt to connect.
         target: The size that it is told to move to.
-        left: The size in bytes that it was to reach when QEMU ceased to answer.
+        left: The size in bytes that it was moving to when QEMU ceased to answer.
         logged: What was logged last.
         balloon: The VM's balloon, while it is connected.
     """
@@ -271,7 +271,7 @@ class _VmTask:
             raise MonitorBusy(f"it is a monitor of {name}, which has another one")
 
     def may_be(self, spec: VmSpec) -> bool:
-        """Tell whether a VM of the source can be this one, by what is known of both.
+        """Tell whether a VM of the source may be this one, by what is known of both.
 
         A VM that is not connected may have been started again.
         """
@@ -280,7 +280,7 @@ class _VmTask:
         return not self.record.connected or not known or known[0][0] == known[0][1]
 
     def update(self, spec: VmSpec) -> None:
-        """Take what the source says now of a VM that is not connected."""
+        """Update a VM that is not connected by what the source says now."""
         record = self.record
         if spec.socket != self.spec.socket:
             self.twin = None
@@ -290,7 +290,7 @@ class _VmTask:
 
     @property
     def is_polling(self) -> bool:
-        """Whether it has nothing to do but to poll its VM."""
+        """Whether its only work is to poll its VM."""
         record = self.record
         polled = record.polled_at > -math.inf
         return record.connected and polled and record.target is None
@@ -321,7 +321,7 @@ class Supervisor:
         """Supervise the fleet until cancelled; :func:`open_fleet` does this.
 
         Args:
-            task_status: Is told when the source has been read for the first time.
+            task_status: Notified when the source has been read for the first time.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._turns.run)
@@ -331,7 +331,7 @@ class Supervisor:
                 await trio.sleep(self._settings.rescan)
                 self._rescan(nursery)
 
-    # What is known
+    # State
 
     @property
     def _tasks(self) -> list[_VmTask]:
@@ -339,7 +339,7 @@ class Supervisor:
         return [task for task in self._all_tasks.values() if task.twin is None]
 
     def list_refused(self) -> list[Refused]:
-        """Return what was found when VMs were looked for, and is refused, and why."""
+        """Return what the last search for VMs has found and refused, and why."""
         return list(self._refused)
 
     def list_views(self) -> list[VmView]:
@@ -369,9 +369,9 @@ class Supervisor:
         return [guest for guest in guests if guest is not None]
 
     def list_left(self) -> list[LeftGuest]:
-        """Return the guests that are on their way while their QEMUs do not answer.
+        """Return the guests that were moving when their QEMUs ceased to answer.
 
-        Ask when the fleet is not supervised any more: which guests were left so.
+        Call this when the fleet is no longer supervised, to learn which were left so.
         """
         return sorted(
             (
@@ -386,7 +386,7 @@ class Supervisor:
         """Return the guests that have less than all their RAM, sorted by name.
 
         VMs that cannot be reached are left out, and so are those of :meth:`list_left`.
-        Ask when the fleet is not supervised any more: which guests were left so.
+        Call this when the fleet is no longer supervised, to learn which were left so.
         """
         found = [task.record.find_small() for task in self._tasks if not task.left]
         small = [guest for guest in found if guest is not None]
@@ -395,8 +395,8 @@ class Supervisor:
     def measure_resident(self) -> None:
         """Read how much of the host's memory each QEMU holds now.
 
-        Polls read it too. But a guest may have touched much since its last poll, and
-        then that would not count in a plan.
+        Polls read it too. But a guest may have touched much memory since its last poll,
+        and a plan has to take that into account.
         """
         for task in self._tasks:
             if task.balloon is None:
@@ -410,7 +410,7 @@ class Supervisor:
     def held(self) -> int:
         """Bytes of the host's memory that the QEMUs hold.
 
-        A QEMU whose resident memory is not known holds all that its guest has.
+        If a QEMU's resident memory is not known, it counts with all that its guest has.
         """
         now = trio.current_time()
         return sum(task.record.count_held(now) for task in self._tasks)
@@ -428,14 +428,14 @@ class Supervisor:
 
     @property
     def is_complete(self) -> bool:
-        """Whether each VM was connected to, or an attempt has failed."""
+        """Whether the first attempt to connect to each VM has ended, well or not."""
         now = trio.current_time()
         states = (task.record.get_state(now) for task in self._tasks)
         return "connecting" not in states
 
     @property
     def poll_delay(self) -> float:
-        """Seconds by which the poll that is most overdue is late.
+        """Seconds by which the most overdue poll is late.
 
         VMs that cannot be polled, or that are moving, do not count.
         """
@@ -451,7 +451,7 @@ class Supervisor:
             timeout: Seconds to wait at most.
 
         Returns:
-            Whether that is so now.
+            Whether that is the case now.
 
         Note:
             It can be cancelled at any moment.
@@ -465,7 +465,7 @@ class Supervisor:
             timeout: Seconds to wait at most.
 
         Returns:
-            Whether that is so now.
+            Whether that is the case now.
 
         Note:
             It can be cancelled at any moment. The moves continue.
@@ -482,17 +482,18 @@ class Supervisor:
 
         with trio.move_on_after(timeout):
             while not holds_for_all():
-                # Time alone changes some states, without an event.
+                # Some states change by the passing of time alone, without an event.
                 with trio.move_on_after(self._settings.period):
                     await self._changed.wait()
         return holds_for_all()
 
     def set_limit(self, limit: Limit) -> None:
-        """Change the limits of all VMs, those that there will be included.
+        """Change the limits of all VMs, present and future.
 
         Args:
-            limit: Is given a VM's name, its RAM, and the limits of its specification,
-                and returns those that hold. It replaces the one before.
+            limit: Called with a VM's name, its RAM, and the limits of its
+                specification; returns the limits that apply. It replaces the previous
+                function.
         """
         self._limit = limit
         for task in self._all_tasks.values():
@@ -504,8 +505,7 @@ class Supervisor:
     def start_move(self, move: Move) -> None:
         """Tell a VM's task to move its balloon. The VM's view shows the progress.
 
-        A VM that is not connected any more, or that is moving already, is left as it
-        is.
+        A VM that is no longer connected, or that is moving already, is left as it is.
         """
         task = self._all_tasks.get(move.name)
         if task is None or not task.record.connected:
@@ -525,12 +525,12 @@ class Supervisor:
     async def borrow(self, name: str, target: int) -> AsyncGenerator[Balloon]:
         """Lend a VM's balloon to a call that moves it, in an ``async with`` block.
 
-        Meanwhile the VM is polled as always, counts as moving, and is left alone by
-        plans. If its connection is lost, what is asked of the balloon raises.
+        Meanwhile the VM is polled as usual, counts as moving, and is left alone by
+        plans. If its connection is lost, calls of the balloon raise.
 
         Args:
-            name: The VM's.
-            target: The size in bytes that it is about to move to, as its view shows.
+            name: The VM's name.
+            target: The size in bytes that it is about to move to, for its view.
 
         Yields:
             The balloon.
@@ -557,9 +557,9 @@ class Supervisor:
         """Note the size of a VM whose balloon is lent.
 
         Args:
-            name: The VM's.
+            name: The VM's name.
             actual: Bytes that the guest has.
-            available: Bytes of them that it has available, if that is known.
+            available: Bytes of these that it has available, if that is known.
         """
         task = self._all_tasks.get(name)
         if task is not None and task.balloon is not None:
@@ -567,32 +567,32 @@ class Supervisor:
             task.record.note_progress(now, actual, available)
 
     def note_owed(self, name: str, size: int, *, is_returning: bool = False) -> None:
-        """Note the size that a guest is to get back, should this process be killed.
+        """Note the size that a guest must get back if this process is killed.
 
         Args:
-            name: The VM's.
+            name: The VM's name.
             size: Bytes.
-            is_returning: Whether it was told to grow to that.
+            is_returning: Whether it was told to grow to that size.
         """
         task = self._all_tasks.get(name)
         if task is not None and task.balloon is not None:
             task.balloon.note_owed(size, is_returning=is_returning)
 
     def settle_owed(self, name: str) -> None:
-        """Forget the size that a VM's guest was to get back."""
+        """Forget the size that a VM's guest was owed."""
         task = self._all_tasks.get(name)
         if task is not None and task.balloon is not None:
             task.balloon.settle_owed()
             task.record.owed = None
 
-    # What fails
+    # Failures
 
     def fail(self, name: str, error: Exception) -> None:
-        """Put a VM out of action, and have it connected to again after a pause.
+        """Put a VM out of action, and connect to it again after a pause.
 
         Args:
-            name: The VM's. If the fleet has none of this name, nothing is done.
-            error: What something that is known of the VM has raised.
+            name: The VM's name. If the fleet has no such VM, nothing is done.
+            error: What computing with the VM's figures has raised.
         """
         if task := self._all_tasks.get(name):
             self._fail(task, error)
@@ -601,7 +601,7 @@ class Supervisor:
     def _ask(
         self, task: _VmTask, ask: Callable[[VmRecord, float], _T], now: float
     ) -> _T | None:
-        """Ask what is known of a VM; ``None`` if that fails, and so the VM."""
+        """Call a function with a VM's record. If it raises, the VM fails: ``None``."""
         try:
             return ask(task.record, now)
         except Exception as error:  # noqa: BLE001 - whatever figures can cause
@@ -609,11 +609,11 @@ class Supervisor:
             return None
 
     def _fail(self, task: _VmTask, error: Exception) -> None:
-        """Note what a VM's task, or something that is known of the VM, has raised."""
+        """Note an exception in a VM's task, or in computing with the VM's figures."""
         error = _find_first(error)
         state, detail = _explain(error)
         if state == "failed":
-            # What is known may be what fails, again and again.
+            # With the same figures it might fail again and again.
             task.record = task.record.begin_anew()
             _LOG.debug("%s", task.record.spec.name, exc_info=error)
         if detail != task.logged:
@@ -629,7 +629,7 @@ class Supervisor:
     # The VMs' tasks
 
     def _rescan(self, nursery: trio.Nursery) -> None:
-        """Start tasks for new VMs, and end those of VMs that are not there any more."""
+        """Start tasks for new VMs, and end the tasks of VMs that have gone."""
         try:
             found = list(self._source())
         except Exception as error:  # noqa: BLE001 - whatever it is, the VMs stay
@@ -663,12 +663,12 @@ class Supervisor:
         task = _VmTask(record, spec, spec.process)
         self._all_tasks[named.name] = task
         _LOG.info("%s: in the fleet", make_printable(named.name))
-        # Drawn here, so that the same VM has the same turn in each run of a simulation.
+        # Drawn here, so that a VM's turn is the same in each run of a simulation.
         delay = self._rng.uniform(0, settings.period)
         nursery.start_soon(self._run_task, task, delay)
 
     def _choose_name(self, spec: VmSpec) -> str:
-        """Return a name that no other VM has: its own, or else its address."""
+        """Return a name that no other VM has: its own if possible, or its address."""
         address = str(spec.address)
         more = (f"{address} ({number})" for number in count(2))
         names = chain([spec.name, address], more)
@@ -686,7 +686,7 @@ class Supervisor:
             task: The VM's.
             delay: Seconds until it is connected to for the first time.
         """
-        # Not stay_connected: its layers would be a tenth of what a VM takes of memory.
+        # Not stay_connected: its layers would be a tenth of the memory of a VM here.
         backoff = Backoff(
             self._rng, self._settings.first_pause, self._settings.longest_pause
         )
@@ -696,7 +696,8 @@ class Supervisor:
                 try:
                     with trio.CancelScope() as task.scope:
                         await self._connect(task)
-                # A group, as front ends run tasks: a cancellation can be in it, too.
+                # An opener may run tasks, and raise a group that has a cancellation in
+                # it, too.
                 except* Exception as group:  # noqa: BLE001 - whatever a VM causes
                     error = _find_first(group)
                     if task.record.connected and isinstance(error, QmpBalloonError):
@@ -716,7 +717,7 @@ class Supervisor:
             self._note_process(task, monitor)
             task.balloon = await self._find_balloon(task, monitor)
             try:
-                # This sample may be old. A later one differs from it, and so is new.
+                # This sample may be old. A later one that differs from it is new.
                 await self._poll(task.record, task.balloon)
                 interval = math.ceil(self._settings.period)
                 async with task.balloon.stats_interval(interval):
@@ -737,7 +738,7 @@ class Supervisor:
         return balloon
 
     def _note_process(self, task: _VmTask, monitor: Monitor) -> None:
-        """Note which QEMU a monitor is of.
+        """Note which QEMU a monitor belongs to.
 
         Raises:
             MonitorBusy: Another task holds a monitor of the same QEMU.
@@ -752,7 +753,7 @@ class Supervisor:
         task.require_no_twin()
 
     async def _ask_name(self, task: _VmTask, monitor: Monitor) -> None:
-        """Give a VM the name that its QEMU says, once, if no other VM has it."""
+        """Give a VM the name that its QEMU reports, if no other VM has it; once."""
         with suppress(CommandError):
             match await monitor.execute("query-name"):
                 case {"name": str(name)} if name:
@@ -788,7 +789,7 @@ class Supervisor:
                 self._notify()
 
     def _may_pass(self, task: _VmTask) -> bool:
-        """Tell whether a VM need not be polled now; then note that it is as it was."""
+        """Tell whether a VM need not be polled now; if so, note it as unchanged."""
         monitor, record = task.balloon and task.balloon.monitor, task.record
         now, ran = trio.current_time(), read_processor_time(monitor)
         try:
@@ -806,7 +807,7 @@ class Supervisor:
         self._notify()
 
     async def _prompt(self, record: VmRecord, balloon: Balloon) -> None:
-        """Have a silent guest asked again, whoever has cleared the interval."""
+        """Have QEMU ask a silent guest again: another client may have stopped that."""
         stopped = await balloon.why_stopped()
         record.note_prompted(trio.current_time(), stopped)
         await balloon.request_stats(math.ceil(self._settings.period))
@@ -832,7 +833,7 @@ class Supervisor:
             record.note_move_ended(trio.current_time(), evolve(result, before=before))
             task.left = None
         except MonitorClosed:
-            task.left = None  # the guest has gone with its QEMU
+            task.left = None  # the guest has ended with its QEMU
             raise
         finally:
             if not balloon.is_target_in_doubt:
@@ -861,9 +862,9 @@ class Supervisor:
 
 
 def _note_progress(record: VmRecord, scope: trio.CancelScope, seen: Progress) -> None:
-    """Note a move's progress; end it if its guest is about to be out of memory.
+    """Note a move's progress; end it if its guest is about to run out of memory.
 
-    A plan can give the guest more than the move has taken.
+    A plan can then give the guest more than the move has taken.
     """
     now = trio.current_time()
     record.note_progress(now, seen.actual, seen.sample.available)
@@ -872,7 +873,7 @@ def _note_progress(record: VmRecord, scope: trio.CancelScope, seen: Progress) ->
 
 
 async def _give_up(balloon: Balloon, before: int, target: int) -> ResizeResult:
-    """Return what came of a move that was ended, as its guest needs the memory."""
+    """Return the result of a move that was ended because its guest needs memory."""
     actual = await balloon.actual()
     why = "its use of memory increases so fast that it would soon be out of it"
     return ResizeResult(
@@ -890,37 +891,37 @@ def _make_guard(bounds: Bounds | None, target: int) -> Guard:
     """Make the guard of a move.
 
     Args:
-        bounds: The VM's limits; known since its RAM is, which is before its first move.
-        target: The size that it moves to. A guest in need may get less than its floor,
-            when the host has no more to give.
+        bounds: The VM's limits; they are known before its first move.
+        target: The size that it moves to. It can be below the floor, if a guest in need
+            has less than that and the host cannot give all of it.
     """
     if bounds is None:
         return RESIZE_GUARD
-    # A plan weighs what the guests read: its moves are orders, as a resize is.
+    # A plan has considered what guests read; its moves are orders, as a resize is.
     return Guard(
         headroom=bounds.headroom, floor=min(target, bounds.floor), reread_within=0
     )
 
 
 def raise_descriptor_limit() -> None:
-    """Let this process open as many files as it may: the soft limit becomes the hard.
+    """Let this process open more files: raise the soft limit to the hard limit.
 
     Each VM takes a descriptor. By default a process may have 1024, because select(2)
-    takes no larger ones; nothing here uses it.
+    cannot handle larger ones; nothing here uses it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # A service may be forbidden to set limits. More than the kernel's own limit cannot
-    # be set, whatever the hard limit says.
+    # This can fail: a service may be forbidden to set limits, and the kernel has a
+    # limit of its own, which the hard limit may exceed.
     if soft != hard:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _require_descriptors() -> None:
-    """Keep some descriptors for everything else than the VMs' monitors.
+    """Keep some descriptors free for other things than the VMs' monitors.
 
     Raises:
-        MonitorUnreachable: No other VM can be connected to.
+        MonitorUnreachable: There is none for another VM.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
@@ -964,7 +965,7 @@ def _match(tasks: list[_VmTask], specs: list[VmSpec]) -> list[_VmTask | None]:
 
 
 def _find_first(error: Exception) -> Exception:
-    """Return the first exception of a group, or an exception that is no group."""
+    """Return the first exception in a group, or the exception if it is not a group."""
     while isinstance(error, ExceptionGroup):
         error = cast("ExceptionGroup[Exception]", error).exceptions[0]
     return error
@@ -981,10 +982,10 @@ def _explain(error: Exception) -> tuple[VmState, str]:
 
 
 def _has_ended(error: Exception, record: VmRecord) -> bool:
-    """Tell whether an error shows that a VM's QEMU is not there any more.
+    """Tell whether an error shows that a VM's QEMU has ended.
 
-    A connection that breaks says little. The next one is refused if QEMU has ended, or
-    closed by what has taken its place.
+    A connection that breaks proves little. The next attempt does: it is refused if QEMU
+    has ended, or closed by whatever has taken its place.
     """
     if record.connected:
         return False

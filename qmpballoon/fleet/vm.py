@@ -2,19 +2,19 @@
 
 Pure: polls of the VM in, its state out.
 
-A guest is not believed what it cannot have. Statistics that say so are its own state,
-and it takes no part until half a minute after the last of them. What it was granted,
-how fast it moves and what it holds count by the host's figures: see
-:mod:`qmpballoon.fleet.movement`.
+Statistics that cannot be true, such as more memory than the VM has, put the VM in the
+state ``nonsense``. It is then left alone until half a minute after the last of them.
+What the guest was granted, how fast it moves and what it holds are taken from the
+host's figures: see :mod:`qmpballoon.fleet.movement`.
 
 A guest's statistics mean something only together with the size that the guest had when
-it took them. QEMU tells neither when it asked the guest nor what the size was then. So
-a sample counts as *aligned* with the present size only if the size was already the same
-at the poll before the one that first showed the sample.
+it took them. QEMU reports neither when it asked the guest nor what the size was then.
+So a sample counts as *aligned* with the present size only if the size was already the
+same at the poll before the one that first showed the sample.
 
-A guest that has hardly run since its last poll is polled less often. What bounds that
-is the host's own figure: a processor fills memory only so fast. So a guest that lies
-gains nothing by it.
+A guest that has hardly run since its last poll is polled less often. How much memory it
+can have used meanwhile is bounded by the host's own figures: how long it ran, and how
+fast a processor fills memory. So a guest gains nothing by lying.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ VmState = Literal[
 
 * ``connecting``: nothing is known yet.
 * ``healthy``: the guest answers, and its balloon can be moved.
-* ``stalled``: the guest answers, but lately gave less than half of what it said it
-  could, or somebody else moves its balloon. For a while it is not asked again.
+* ``stalled``: the guest answers, but recently gave less than half of what it said it
+  could, or somebody else moves its balloon. It is not asked again for a while.
 * ``nonsense``: the guest reports figures that cannot be true, such as more memory than
   it has. It is left alone.
 * ``stale``: the guest does not answer: it is paused, is being migrated, hangs, has lost
@@ -78,10 +78,10 @@ VmState = Literal[
 * ``no-balloon``: the VM has no balloon device.
 * ``busy``: another client holds the monitor.
 * ``no-permission``: this process may not connect to the monitor's socket.
-* ``refused``: another user or process than was trusted listens at its monitor's socket.
+* ``refused``: a user or process that is not trusted listens at its monitor's socket.
 * ``gone``: the monitor cannot be reached, or does not speak QMP.
-* ``failed``: what was known of the VM, or was done for it, raised an error that is a
-  bug of this library's. It is connected to again, as if it were gone.
+* ``failed``: handling the VM raised an error that is a bug in this library. The VM is
+  connected to again, as if it were gone.
 """
 VM_STATES: Final[tuple[VmState, ...]] = get_args(VmState)
 """All states."""
@@ -99,24 +99,24 @@ NO_STATISTICS: Final = (
     "its balloon works, but the guest reports no statistics: start the Balloon Service"
     " (Windows), or use a driver that reports them"
 )
-"""What messages say of a guest whose balloon moves and that tells nothing."""
+"""What messages say of a guest whose balloon moves and that reports no statistics."""
 _OWED: Final = (
     "a run that was interrupted left the guest with less than its {}: the next `fleet"
     " run` or reclaim gives that back"
 )
 # Seconds for which a guest that stalled is not asked again. The pause doubles with each
 # stall, up to 10 minutes: what made a guest stall, such as a busy driver or memory that
-# it cannot free, often lasts. A guest that says nonsense is left alone as long as one
-# that stalled once.
+# it cannot free, often lasts. A guest that reports nonsense is left alone for as long
+# as one that stalled once.
 _FIRST_PAUSE: Final = 30.0
 _LONGEST_PAUSE: Final = 600.0
-# A VM that does nothing is polled once in so many periods at least.
+# Periods. A VM that does nothing is polled at least this often.
 _LONGEST_WAIT: Final = 4
-# Bytes that a guest can use for each second for which it has run: as fast as a core
-# clears memory in huge pages, by its caches. In smaller pages it is half of that.
+# Bytes that a guest can use for each second that it has run: as fast as a core clears
+# memory in huge pages, within its caches. With smaller pages it is half of that.
 _FASTEST_USE: Final = 20 * GiB
-# Turns that are remembered: as many as there can be since the last answer of a guest
-# that is polled every fourth period, and some.
+# Turns that are remembered: more than there can be since the last answer of a guest
+# that is polled every fourth period.
 _RUNS: Final = 8
 # Seconds. Even if the next plan comes sooner, a move takes some time.
 _SHORTEST_PERIOD: Final = 1.0
@@ -158,10 +158,10 @@ class VmView:
         stats: The guest's latest statistics.
         counters: What has happened to the VM.
         disk_reads: What the VM has read from its disks; ``None`` if that is not known.
-        hot: The page cache above its headroom that the guest reads again and again:
-            what it has of it, and what was taken from it. ``None`` if that is not
-            known: the VM has no disk, or has been watched for less than ten seconds.
-        owed: The size that a run that was interrupted owes the guest.
+        hot: The page cache beyond its headroom that the guest reads again and again,
+            whether it still has it or it was taken from it. ``None`` if not known: the
+            VM has no disk, or has been watched for less than ten seconds.
+        owed: The size that an interrupted run owes the guest; ``None`` if none.
     """
 
     name: str
@@ -193,7 +193,7 @@ class VmView:
 
     @property
     def holds_unknown_memory(self) -> bool:
-        """Whether what QEMU holds is not known, so all that the guest has counts."""
+        """Whether it is unknown what QEMU holds, so that all the guest has counts."""
         return self.actual is not None and self.resident is None
 
     @property
@@ -234,10 +234,10 @@ class SmallGuest:
 
     Attributes:
         name: Its VM's name.
-        actual: The size that it has, or was sent to by a move that did not end.
+        actual: The size that it has, or the target of a move that did not end.
         ram: The VM's RAM.
-        found: The size that it was found with; ``None`` if it had all its RAM when it
-            was found, or since then.
+        found: The size that it was found with; ``None`` if it had all its RAM then, or
+            at some time since then.
     """
 
     name: str
@@ -246,7 +246,7 @@ class SmallGuest:
     found: int | None
 
     def describe(self) -> str:
-        """Say what it is left with, and why."""
+        """Return a clause that says what it is left with, and why."""
         if self.found is None:
             why = "to which it was moved"
         elif abs(self.found - self.actual) < LARGEST_PAGE:
@@ -258,7 +258,7 @@ class SmallGuest:
 
 @define
 class UsageRate:
-    """How fast a guest's use of memory increases, by its last two samples.
+    """How fast a guest's use of memory increases, measured by its last two samples.
 
     Attributes:
         rate: Bytes a second; 0 if its use does not increase, or is not known.
@@ -282,7 +282,7 @@ class UsageRate:
         self._at, self._used = at, used
 
     def add_close_sample(self, at: float, used: int) -> None:
-        """Take in one of many samples, unless the last one was a moment ago.
+        """Take in one of many samples; those that come too close together are skipped.
 
         Args:
             at: When it was taken.
@@ -307,7 +307,7 @@ class _Watched:
     Attributes:
         at: When, on the monitor's clock.
         actual: Bytes that it had then.
-        available: Bytes of them that it had available.
+        available: Bytes of these that it had available.
     """
 
     at: float
@@ -340,13 +340,13 @@ class VmRecord:
         stats: The guest's latest statistics.
         counters: What has happened to the VM.
         bounds: Its limits, known once its RAM is.
-        owed: The size in bytes that a run that was interrupted owes the guest.
+        owed: The size in bytes that an interrupted run owes the guest.
         found: The size in bytes that the guest had before it was first moved; ``None``
-            if that was all its RAM, or it has had that since.
+            if that was all its RAM, or if it has had all its RAM since.
         polled_at: When it was last polled, on the monitor's clock.
-        checked_at: When it was last polled, or did not have to be.
+        checked_at: When it was last polled, or found not to need it.
         disk_reads: What it has read from its disks, if that is known.
-        limit: Returns its limits, changed by what holds beside its specification.
+        limit: Returns the limits that apply, given those of its specification.
     """
 
     spec: VmSpec
@@ -370,18 +370,18 @@ class VmRecord:
     _detail: str = ""
     # These are all moments on the monitor's clock.
     _connected_at: float = -math.inf
-    _steady_since: float = math.inf  # since when the size is what it is
-    _asked_at: float = -math.inf  # before this the latest sample was not there
+    _steady_since: float = math.inf  # since when it has its present size
+    _asked_at: float = -math.inf  # the latest sample is not older than this
     _answered_at: float = -math.inf
     _stalled_until: float = -math.inf
     _pause: float = _FIRST_PAUSE
     _nonsense_until: float = -math.inf
     _nonsense: str = ""
     _silence: str = ""  # why it does not answer, if that is known
-    _prompted_at: float = -math.inf  # when it was last asked to answer
+    _prompted_at: float = -math.inf  # when it was last prompted for an answer
     _has_driver: bool = False  # its balloon has moved
     _doubts_ram: bool = False
-    _is_unjudged: bool = False  # its statistics are more than the RAM that was known
+    _is_unjudged: bool = False  # its statistics exceed the RAM that was known
     _usage_rate: UsageRate = field(factory=UsageRate)
     _promise: Promise = field(factory=Promise)
     _last_size: int = 0  # bytes that it had when the connection was lost
@@ -389,19 +389,19 @@ class VmRecord:
     _stray: Stray = field(factory=Stray)
     _watched: _Watched | None = None
     _was_moved: bool = False  # by this fleet
-    _left_at: int | None = None  # where a move that did not end has sent it
+    _left_at: int | None = None  # the target of a move that did not end
     _hot_cache: HotCache = field(factory=HotCache)
-    # When, and for how many seconds its QEMU had run by then: at the last turns, and at
-    # the last one before its last answer.
+    # The last turns: when they were, and for how many seconds QEMU had run by then. And
+    # the seconds at the last turn before the guest's last answer.
     _runs: list[tuple[float, float | None]] = field(
         factory=list[tuple[float, float | None]]
     )
     _ran: float | None = None
 
     def begin_anew(self) -> VmRecord:
-        """Return a record of the same VM that knows nothing but what must not be lost.
+        """Return a record of the same VM with only what must not be lost.
 
-        For a VM whose figures have raised an error: each of them may be what raises it.
+        For a VM whose figures have raised an error: each of them may be the cause.
         """
         new = VmRecord(self.spec, self.stale_after, self.period, limit=self.limit)
         new.counters = self.counters
@@ -409,7 +409,7 @@ class VmRecord:
         new._last_size = self._size
         return new
 
-    # What happens to it
+    # Events
 
     def note_connected(self, now: float) -> None:
         """Note that the monitor answers, and that the balloon was found."""
@@ -432,15 +432,15 @@ class VmRecord:
         *,
         has_ended: bool = False,
     ) -> None:
-        """Note that it cannot be reached; what was known does not count any more.
+        """Note that it cannot be reached. What was known of it no longer counts.
 
-        What it was granted does: it still may touch that. So does its size, until its
-        QEMU is known to have ended.
+        What it was granted still counts, as it may touch that. So does its size, until
+        its QEMU is known to have ended.
 
         Args:
             state: Its state.
             detail: What is wrong and what to do.
-            resident: Bytes that its QEMU holds nevertheless.
+            resident: Bytes that its QEMU still holds; ``None`` if not known.
             has_ended: Whether nobody listens at its monitor any more.
         """
         if self.connected:
@@ -455,7 +455,7 @@ class VmRecord:
         self.resident, self.disk_reads = resident, None
 
     def note_turn(self, now: float, ran: float | None) -> None:
-        """Note that it is its turn to be polled, whether it will be or not.
+        """Note that it is its turn to be polled, even if it will not be.
 
         Args:
             now: When.
@@ -464,7 +464,7 @@ class VmRecord:
         self._runs = [*self._runs[1 - _RUNS :], (now, ran)]
 
     def note_idle(self, now: float) -> None:
-        """Note that it has not changed since its last poll, by what the host sees."""
+        """Note that it has not changed since its last poll, as far as the host sees."""
         self.checked_at = now
         available, actual = self.stats.reclaimable, self.actual
         if actual is not None and available is not None:
@@ -486,7 +486,7 @@ class VmRecord:
         is_new = stats.last_update != self.stats.last_update and not first
         if is_new:
             self._asked_at, self._answered_at = self.polled_at, now
-            # What it has used since its answer, the answer does not tell.
+            # Its answer does not show what it has used since it was given.
             self._ran = self._find_run(now, stats.age)
         self.polled_at = self.checked_at = now
         if now >= self._stalled_until:
@@ -503,18 +503,18 @@ class VmRecord:
         self._promise.observe(self._untouched_memory)
         self._watch_size(now, actual)
         is_too_much = not stats.nonsense and stats.find_nonsense(self.capacity)
-        # Memory may have been plugged. So how much there is now is asked first.
+        # Memory may have been plugged, so the RAM is asked for before judging.
         self._is_unjudged = bool(is_too_much)
         self._doubts_ram |= self._is_unjudged or actual > (self.total or 0)
         if not self._is_unjudged:
             self._judge_stats(now)
 
     def _find_run(self, now: float, age: float | None) -> float | None:
-        """Return for how long it had run at the last turn before an answer, if known.
+        """Return for how long QEMU had run at the last turn before an answer, if known.
 
         Args:
             now: When the answer was seen.
-            age: Seconds since it was given at most; ``None``: not known.
+            age: Seconds since the answer was given, at most; ``None`` if not known.
         """
         if age is None or age < 0:
             return None
@@ -549,7 +549,7 @@ class VmRecord:
         self._judge_stats(self.polled_at)
 
     def note_limit(self, limit: Limit) -> None:
-        """Note what changes its limits from now on."""
+        """Note the function that changes its limits from now on."""
         self.limit = limit
         self._compute_bounds()
 
@@ -559,7 +559,7 @@ class VmRecord:
             self.bounds = self.limit(self.spec.name, self.total, own)
 
     def note_prompted(self, now: float, stopped: str | None) -> None:
-        """Note that a silent guest was asked again.
+        """Note that a silent guest was prompted for an answer.
 
         Args:
             now: When.
@@ -585,7 +585,7 @@ class VmRecord:
         Args:
             now: When.
             actual: Bytes that the guest has.
-            available: Bytes of them that it has available, if the move watches that.
+            available: Bytes of these that it has available, if the move watches that.
         """
         self._note_regained(now, actual)
         self.actual, self._answered_at = actual, now
@@ -607,10 +607,10 @@ class VmRecord:
         self._has_driver |= change != 0
         self._promise.withdraw(max(0, asked) - max(0, change))
         if result.outcome == "reached":
-            # It is asked again once it has answered at its new size.
+            # It can be moved again once it has answered at its new size.
             self._pause, self._watched = _FIRST_PAUSE, None
             return
-        # A guest in trouble is left with a target above its size: it gets all back.
+        # A guest in trouble has a target above its size: it gets everything back.
         in_trouble = result.target > result.actual
         if asked < 0 and (in_trouble or abs(change) < abs(asked) // 2):
             detail = result.diagnosis.detail if result.diagnosis else ""
@@ -619,7 +619,7 @@ class VmRecord:
             )
 
     def _note_regained(self, now: float, actual: int) -> None:
-        """Note what a guest that gives gets back: it counts as what it is granted."""
+        """Note what a shrinking guest gets back: it counts as granted."""
         before, target = self.actual, self.target
         if before is not None and target is not None and target <= before:
             self._promise.add(now, actual - before)
@@ -635,11 +635,10 @@ class VmRecord:
         )
 
     def note_move_dropped(self, left_at: int | None) -> None:
-        """Note that it is not moving any more, however the move ended.
+        """Note that it is no longer moving, however the move ended.
 
         Args:
-            left_at: The target in bytes that QEMU has confirmed last; ``None`` if it
-                has not confirmed what was asked last.
+            left_at: The last target in bytes, if QEMU has confirmed it; else ``None``.
         """
         if self.target is not None:
             # How far it went is not known.
@@ -647,7 +646,7 @@ class VmRecord:
         self.target = self._pace = None
 
     def _note_found(self) -> None:
-        """Note the size that it is found with, if that is less than all its RAM."""
+        """Note the size that it was found with, if that is less than all its RAM."""
         if self.actual is None or self.total is None:
             return
         if not lacks_ram(self.actual, self.total):
@@ -672,8 +671,8 @@ class VmRecord:
     def _watch_reads(self, now: float, actual: int, available: int) -> None:
         """Notice that its guest reads again what was taken from it.
 
-        What it had read by the poll before counts: the sample is of a time after that.
-        So memory that reads have filled is seen no later than the reads.
+        The reads are those of the previous poll, which was before the guest took the
+        sample. So the sample shows all memory that these reads have filled.
         """
         bounds, total = self.bounds, self.total
         reads, free = self.disk_reads, self.stats.free
@@ -697,7 +696,7 @@ class VmRecord:
             self._nonsense = nonsense
             self._nonsense_until = now + _FIRST_PAUSE
 
-    # What follows from it
+    # Conclusions
 
     @property
     def connected(self) -> bool:
@@ -726,11 +725,11 @@ class VmRecord:
 
     @property
     def doubts_ram(self) -> bool:
-        """Whether its RAM has to be asked for: it has more than was known."""
+        """Whether its RAM has to be asked for: the guest has more than was known."""
         return self._doubts_ram
 
     def is_out_soon(self, now: float) -> bool:
-        """Whether its guest is about to use up all that it has, and shrinks."""
+        """Whether its guest is shrinking, and about to use up all that it has."""
         guest = self.make_guest(now)
         is_shrinking = guest is not None and (guest.target or 0) < guest.actual
         return guest is not None and is_shrinking and guest.is_out_soon
@@ -742,15 +741,16 @@ class VmRecord:
         return self.actual is not None and due - self.actual >= LARGEST_PAGE
 
     def may_wait(self, now: float) -> bool:
-        """Return whether it need not be polled now, as little can have changed.
+        """Return whether it need not be polled now, because little can have changed.
 
-        It has more than it needs, by more than it can have used since its last answer.
+        This is so if its guest had more to spare than it can have used since its last
+        answer.
 
         Args:
-            now: When; this turn was noted.
+            now: The time of this turn, which was noted already.
         """
         longest = min(_LONGEST_WAIT * self.period, self.stale_after - self.period)
-        # By half a period, as no turn comes at the very moment.
+        # Half a period of tolerance, because turns do not come at exact times.
         if now + self.period / 2 - self.polled_at > longest:
             return False
         guest, ran = self.make_guest(now), self._runs[-1][1] if self._runs else None
@@ -762,10 +762,10 @@ class VmRecord:
         return guest.available - used >= guest.desired_available + guest.hot
 
     def is_to_be_prompted(self, now: float) -> bool:
-        """Return whether the guest is silent, and is to be asked for an answer.
+        """Return whether the guest is silent, and should be prompted for an answer.
 
-        Another client may have cleared the polling interval. So that is set again
-        before the guest counts as silent, and again and again afterwards.
+        Another client may have cleared the polling interval. So it is set again before
+        the guest counts as silent, and repeatedly afterwards.
         """
         patience = max(self.stale_after / 2, 2 * self.period)
         last = max(self._answered_at, self._prompted_at)
@@ -778,7 +778,7 @@ class VmRecord:
     def count_held(self, now: float) -> int:
         """Return the bytes of the host's memory that it holds, without promised ones.
 
-        Where that is not known, it holds all that its guest has.
+        If that is not known, it counts with all that its guest has.
         """
         if self.resident is not None:
             return self.resident
@@ -788,8 +788,8 @@ class VmRecord:
     def _size(self) -> int:
         """Bytes that its guest may have.
 
-        Since it was connected to, it may not have been polled. Then it has what it had
-        before, and at least what its QEMU was seen to hold.
+        If it has not been polled since it was connected to, this is its last known
+        size, and at least what its QEMU was seen to hold.
         """
         if self.actual is None:
             return max(self._last_size, self.resident or 0)
@@ -898,9 +898,9 @@ class VmRecord:
 
     @property
     def _untouched_memory(self) -> int | None:
-        """Bytes of its size that the host has given no memory for, if that is known.
+        """Bytes of its size that the host has not backed with memory, if known.
 
-        A guest that grows may have all of its new size before it is polled again.
+        A growing guest counts with its target: it may be there before the next poll.
         """
         if self.actual is None or self.resident is None:
             return None
@@ -908,14 +908,14 @@ class VmRecord:
 
     @property
     def _untouched(self) -> int:
-        """Bytes of its size that the host would not gain, by what the guest says.
+        """Bytes of its size that the host would not gain, by the guest's statistics.
 
-        A guest that lies about it makes the host expect more of it than it gives, and
-        others are asked for the rest by the next plan.
+        If the guest lies, the host expects more from it than it gives, and the next
+        plan asks others for the rest.
         """
         untouched = self._untouched_memory or 0
-        # What a guest has not touched is free in it. The rest of what the host has not
-        # given is memory that the guest's kernel never uses.
+        # Memory that the guest has not touched is free in it. Whatever else the host
+        # has not backed is memory that the guest's kernel never uses.
         knows_free = self._is_aligned and self.stats.free is not None
         return min(untouched, self.stats.free or 0) if knows_free else untouched
 

@@ -55,14 +55,14 @@ class Bounds:
 
 @frozen
 class Refused:
-    """What was found when VMs were looked for, and is none, or cannot be trusted.
+    """Something that looked like a VM and is not one, or cannot be trusted.
 
     Attributes:
-        name: What it is called in messages: a process is called after its id, unless
-            its user is trusted. Its name in the fleet is not taken.
+        name: Its name in messages. A process of a user who is not trusted is named by
+            its id. The name stays free for a VM of the fleet.
         reason: Why it is refused, and what to do.
         address: Where its monitor is; empty if it has none, or several.
-        pid: Its process; ``None`` if it is none, or if that is not known.
+        pid: Its process id; ``None`` if it is not a process, or if that is not known.
     """
 
     name: str
@@ -92,10 +92,10 @@ class VmSpec:
             much, and gets twice as much.
         is_named: Whether the user chose the name, or it comes from a socket's path.
             Otherwise QEMU is asked for its VM's name.
-        process: What tells its QEMU from all others; ``None`` if that is not known.
-        socket: What tells its monitor's socket from all others, likewise. These two
-            say which VM of the fleet it is, where they are known, and the address
-            where they are not. They are no part of a comparison.
+        process: An identity of its QEMU process; ``None`` if that is not known.
+        socket: An identity of its monitor's socket, likewise. Process and socket tell
+            which VM of the fleet this is; if neither is known, the address does. They
+            do not count when two specifications are compared.
 
     Raises:
         ValueError: A limit is malformed, or contradicts another.

@@ -1,7 +1,7 @@
 """Water-filling: share an amount out so that the lowest are raised to one level.
 
 All policies share memory out by this algorithm. They differ in how they measure a
-guest's level. It stands by itself because it knows nothing of guests: amounts and
+guest's level. It is a module of its own because it knows nothing of guests: amounts and
 levels in, shares out.
 """
 
@@ -25,12 +25,12 @@ _HALVINGS: Final = 64
 
 @frozen
 class Recipient:
-    """One that gets a share.
+    """Somebody who gets a share.
 
     Attributes:
         filled: Bytes it has already; may be negative.
-        weight: A number above 0. At the same level, one with twice the weight has twice
-            as many bytes.
+        weight: A number above 0. At the same level, a recipient with twice the weight
+            has twice as many bytes.
         limit: How many bytes it takes at most.
     """
 
@@ -55,9 +55,9 @@ def fill(amount: int, recipients: Sequence[Recipient]) -> list[int]:
         recipients: Those that get a share.
 
     Returns:
-        The share of each recipient in bytes, in whole pages and in the same order. The
-        sum is never above the amount. It is below the amount by one page a recipient
-        at most, or by what exceeds all limits together.
+        The share of each recipient in bytes, in whole pages and in the same order.
+        Their sum never exceeds the amount. It falls short of it by at most one page for
+        each recipient, or by what exceeds all limits together.
     """
     if sum(each.limit for each in recipients) <= amount:
         return [_round_down(each.limit) for each in recipients]
