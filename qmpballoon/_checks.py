@@ -52,7 +52,7 @@ def require_size(value: object, name: str, *, minimum: int = 0) -> int:
     """Return ``value`` if it is a number of bytes, at least ``minimum``.
 
     Raises:
-        TypeError: It is no integer. Whole floats are refused too, as QEMU does.
+        TypeError: It is not an integer. Whole floats are refused too, as QEMU does.
         ValueError: It is out of range.
     """
     if not isinstance(value, int) or isinstance(value, bool):
@@ -68,7 +68,7 @@ def require_finite_seconds(value: object, name: str) -> float:
     """Return ``value`` if it is a number of seconds, and a time that ends.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is out of range.
     """
     seconds = require_seconds(value, name)
@@ -87,7 +87,7 @@ def require_count(value: object, name: str, of: str, *, minimum: int) -> int:
         minimum: The smallest number that is allowed.
 
     Raises:
-        TypeError: It is no integer.
+        TypeError: It is not an integer.
         ValueError: It is too small.
     """
     if not isinstance(value, int) or isinstance(value, bool):
@@ -165,7 +165,7 @@ def require_interval(value: object, name: str) -> int:
     """Return ``value`` if QEMU accepts it as a statistics interval in whole seconds.
 
     Raises:
-        TypeError: It is no integer.
+        TypeError: It is not an integer.
         ValueError: It is out of range.
     """
     if not isinstance(value, int) or isinstance(value, bool):
@@ -181,7 +181,7 @@ def require_seconds(value: object, name: str, *, minimum: float = 0.0) -> float:
     ``math.inf`` is allowed: it means no limit.
 
     Raises:
-        TypeError: It is no number.
+        TypeError: It is not a number.
         ValueError: It is out of range, or NaN.
     """
     if not isinstance(value, int | float) or isinstance(value, bool):

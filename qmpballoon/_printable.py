@@ -1,10 +1,10 @@
 """Text that others have chosen, made fit to be shown on any surface.
 
 Names of VMs, sockets and files, what QEMU says and what a guest says are chosen by
-others. They can hold anything: escape sequences that a terminal obeys, newlines that
-forge a line of a log, bytes that are no UTF-8, or a megabyte. So all of them go through
-:func:`make_printable` before they are shown, and read the same on a terminal, in a log,
-in JSON, in a label of Prometheus' and in a chart.
+others. They can contain anything: escape sequences that a terminal obeys, newlines that
+forge a line of a log, bytes that are not UTF-8, or a megabyte of text. So all of them
+go through :func:`make_printable` before they are shown. They look the same on a
+terminal, in a log, in JSON, in a label of Prometheus' and in a chart.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def make_printable(text: str, longest: int = LONGEST) -> str:
     r"""Return a text as one line of printable characters.
 
     Others become escapes as Python writes them: ``\n``, ``\x1b``, ``\u202e``. A byte of
-    a file's name that is no UTF-8 becomes ``\xe9``. Backslashes stay as they are, so
+    a file's name that is not UTF-8 becomes ``\xe9``. Backslashes stay as they are, so
     that a text that is printable already is not changed.
 
     Args:

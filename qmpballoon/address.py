@@ -61,7 +61,7 @@ def _count_bytes(text: str) -> int:
 
 
 def _show(text: str) -> str:
-    """Return a name with its bytes that are no UTF-8 escaped: no output takes them."""
+    """Return a name with its bytes that are not UTF-8 escaped: no output takes them."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
@@ -82,7 +82,7 @@ class UnixAddress:
     """A unix domain socket.
 
     Attributes:
-        path: Its path in the file system: 1 to 4095 bytes. Bytes that are no UTF-8
+        path: Its path in the file system: 1 to 4095 bytes. Bytes that are not UTF-8
             stand in it as in :func:`os.fsdecode`.
         pid: The process that must listen there; ``None`` for any. It is checked before
             anything is sent, by ``SO_PEERCRED`` of unix(7).
@@ -98,7 +98,7 @@ class UnixAddress:
     )
 
     def __str__(self) -> str:
-        """Return the path; bytes that are no UTF-8 are escaped."""
+        """Return the path; bytes that are not UTF-8 are escaped."""
         return _show(self.path)
 
 
@@ -172,7 +172,7 @@ def parse_vm(text: object) -> Vm:
         text: A text as for :func:`parse_address`, or ``"libvirt:NAME"``.
 
     Raises:
-        TypeError: It is no text.
+        TypeError: It is not text.
         ValueError: It cannot be an address.
     """
     if not isinstance(text, str):

@@ -56,8 +56,8 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
         Bytes, from 0 to 2^63 - 1.
 
     Raises:
-        TypeError: ``text`` is no text.
-        ValueError: ``text`` is no size; the message shows how to write one.
+        TypeError: ``text`` is not text.
+        ValueError: ``text`` is not a size; the message shows how to write one.
     """
     from fractions import Fraction  # noqa: PLC0415 - most programs parse no size
 

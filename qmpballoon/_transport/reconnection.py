@@ -56,7 +56,7 @@ class Backoff:
         longest_pause: Seconds between two attempts, at most.
 
     Raises:
-        TypeError: A pause is no number.
+        TypeError: A pause is not a number.
         ValueError: A pause is negative.
     """
 

@@ -78,9 +78,10 @@ async def open_monitor(
         timeout: Seconds for connecting, greeting and negotiating together.
         command_timeout: Seconds for each command that gives none of its own.
         oob: Ask for out-of-band execution, if QEMU offers it.
-        own: Ask for a monitor of one's own, over the one at ``target``, which is left
-            again within milliseconds: ``True``; or ``"auto"``, and go on with the
-            shared one where that cannot be had. QEMU 11.1 or later, on a unix socket.
+        own: Whether to have QEMU add a monitor for this connection alone. The monitor
+            at ``target`` is then left again within milliseconds. With ``True`` this
+            must succeed; with ``"auto"`` the monitor at ``target`` is used if it does
+            not. Needs QEMU 11.1 or later, on a unix socket.
         tls: Wrap the connection in TLS with this context.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -195,8 +196,8 @@ def stay_connected(
             except MonitorError as error:
                 print(error)
 
-    Each connection is a context manager, which opens it. The iteration holds nothing
-    open and never ends by itself; the loop can be left at any moment.
+    Each item is a context manager, which opens a connection. The iteration holds
+    nothing open and never ends on its own; the loop can be left at any moment.
 
     It waits before each attempt but the first: at most ``first_pause`` seconds after a
     connection that worked, and up to twice as long after each attempt that failed. An
@@ -208,13 +209,13 @@ def stay_connected(
     Args:
         opener: Opens what is wanted, such as :func:`open_balloon` or
             :func:`open_monitor` of one address.
-        rng: Spreads the attempts of many: each pause is between half of what is said
-            here and all of it.
+        rng: Spreads the attempts of many programs: each pause is drawn between half of
+            the length that is given here and all of it.
         first_pause: Seconds before the first attempt to connect again, at most.
         longest_pause: Seconds between two attempts, at most.
 
     Raises:
-        TypeError: A pause is no number.
+        TypeError: A pause is not a number.
         ValueError: A pause is negative.
     """
     backoff = Backoff(rng, first_pause, longest_pause)

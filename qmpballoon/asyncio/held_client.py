@@ -156,7 +156,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             MonitorTimeout: No reply came in time. The monitor stays usable.
             MonitorClosed: The client is not connected, or no longer.
             ProtocolError: The peer does not speak QMP.
-            TypeError: The command is no text, or the arguments are no JSON.
+            TypeError: The command is not text, or the arguments are not JSON.
             ValueError: The arguments have values that JSON does not know.
         """
         timeout = self._choose_timeout(timeout)
@@ -233,7 +233,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             capacity: How many unread events to hold, at least 1.
 
         Raises:
-            TypeError: A name is no text, or the capacity is no integer.
+            TypeError: A name is not text, or the capacity is not an integer.
             ValueError: The capacity is less than 1.
         """
         return HeldClientSubscription(
@@ -578,7 +578,7 @@ def limit_unread_events(
         limit: How many unread events it may hold, at least 0.
 
     Raises:
-        TypeError: The limit is no integer.
+        TypeError: The limit is not an integer.
         ValueError: The limit is negative.
     """
     require_count(limit, "limit", "events", minimum=0)

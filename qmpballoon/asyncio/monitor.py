@@ -115,7 +115,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
             MonitorTimeout: No reply came in time. The monitor stays usable.
             MonitorClosed: The connection has ended.
             ProtocolError: The peer does not speak QMP; the connection is closed.
-            TypeError: The command is no text, or the arguments are no JSON.
+            TypeError: The command is not text, or the arguments are not JSON.
             ValueError: The arguments have values that JSON does not know.
         """
         timeout = self._choose_timeout(timeout)
@@ -153,7 +153,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
             capacity: How many unread events to hold, at least 1.
 
         Raises:
-            TypeError: A name is no text, or the capacity is no integer.
+            TypeError: A name is not text, or the capacity is not an integer.
             ValueError: The capacity is less than 1.
         """
         return EventSubscription(self._events, EventBuffer(names, capacity))
@@ -274,7 +274,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         :meta private:
         """
         return AsyncioMonitor(
-            # The kernel says of a socket of our own that we are at its other end.
+            # Of a socket pair, the kernel names us as the peer, and not QEMU.
             SocketTransport(sock, self.pid),
             name=self.name,
             command_timeout=self._command_timeout,

@@ -68,9 +68,10 @@ def open_monitor(
         timeout: Seconds for connecting, greeting and negotiating together. Looking up
             a host's name takes as long as the resolver's own timeout allows.
         command_timeout: Seconds for each command that gives none of its own.
-        own: Ask for a monitor of one's own, over the one at ``target``, which is left
-            again within milliseconds: ``True``; or ``"auto"``, and go on with the
-            shared one where that cannot be had. QEMU 11.1 or later, on a unix socket.
+        own: Whether to have QEMU add a monitor for this connection alone. The monitor
+            at ``target`` is then left again within milliseconds. With ``True`` this
+            must succeed; with ``"auto"`` the monitor at ``target`` is used if it does
+            not. Needs QEMU 11.1 or later, on a unix socket.
         tls: Wrap the connection in TLS with this context.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -97,7 +98,7 @@ def open_monitor(
     make = functools.partial(
         BlockingMonitor,
         name=sockets.describe_target(target) if name is None else name,
-        pid=pid,  # the kernel says of a socket of our own that it is us
+        pid=pid,  # of a socket pair, the kernel names us as the peer
         command_timeout=command_timeout,
         wall_clock=wall_clock,
     )
@@ -189,8 +190,8 @@ def stay_connected(
     Args:
         opener: Opens what is wanted, such as :func:`open_balloon` or
             :func:`open_monitor` of one address.
-        rng: Spreads the attempts of many: each pause is between half of what is said
-            here and all of it.
+        rng: Spreads the attempts of many programs: each pause is drawn between half of
+            the length that is given here and all of it.
         first_pause: Seconds before the first attempt to connect again, at most.
         longest_pause: Seconds between two attempts, at most.
         sleep: Waits for so many seconds, or until another thread ends the wait: give
@@ -198,7 +199,7 @@ def stay_connected(
             at the event before each attempt.
 
     Raises:
-        TypeError: A pause is no number.
+        TypeError: A pause is not a number.
         ValueError: A pause is negative.
     """
     backoff = Backoff(rng, first_pause, longest_pause)

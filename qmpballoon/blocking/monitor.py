@@ -143,7 +143,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             MonitorTimeout: No reply came in time. The monitor stays usable.
             MonitorClosed: The connection has ended.
             ProtocolError: The peer does not speak QMP; the connection is closed.
-            TypeError: The command is no text, or the arguments are no JSON.
+            TypeError: The command is not text, or the arguments are not JSON.
             ValueError: The arguments have values that JSON does not know.
         """
         return self._run_command(command, arguments, self._choose_timeout(timeout))
@@ -207,7 +207,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             The subscription, from which the events are read.
 
         Raises:
-            TypeError: A name is no text, or the capacity is no integer.
+            TypeError: A name is not text, or the capacity is not an integer.
             ValueError: The capacity is less than 1.
         """
         buffer = EventBuffer(names, capacity)

@@ -182,7 +182,7 @@ class Agent:
         run_blocking: Runs a function that waits for a disk.
 
     Raises:
-        TypeError: The period is no number.
+        TypeError: The period is not a number.
         ValueError: The name is none, or the period is out of range.
     """
 

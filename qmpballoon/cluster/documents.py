@@ -602,7 +602,7 @@ def parse_state(data: bytes) -> HostState:
     """Read how a host is.
 
     Raises:
-        Malformed: It is no such document. The message is one line.
+        Malformed: It is not such a document. The message is one line.
     """
     found = _decode(data, "state")
     return HostState(

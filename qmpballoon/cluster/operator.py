@@ -593,7 +593,7 @@ def plan_job(
             and a week at most.
 
     Raises:
-        TypeError: The amount is not a whole number, or the time is no number.
+        TypeError: The amount is not a whole number, or the time is not a number.
         ValueError: One of them is out of range.
     """
     if not 0 < require_finite_seconds(seconds, "seconds") <= LONGEST_JOB:

@@ -184,7 +184,7 @@ class Connection:
 
         Raises:
             RuntimeError: The connection is not ready, or eight commands are in flight.
-            TypeError: The command is no text, or the arguments are no JSON.
+            TypeError: The command is not text, or the arguments are not JSON.
             ValueError: The arguments have values that JSON does not know: NaN, a lone
                 surrogate, a reference to themselves.
         """

@@ -29,7 +29,7 @@ class EventBuffer:
         capacity: How many events to hold, at least 1.
 
     Raises:
-        TypeError: A name is no text, or the capacity is no integer.
+        TypeError: A name is not text, or the capacity is not an integer.
         ValueError: The capacity is less than 1.
 
     Attributes:

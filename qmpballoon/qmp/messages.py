@@ -175,7 +175,7 @@ def parse_request(value: object) -> Request:
     """Read a command that a client sent from its decoded value.
 
     Raises:
-        ProtocolError: It is no command. Any other exception is a bug.
+        ProtocolError: It is not a command. Any other exception is a bug.
     """
     message = _require_object(value, "a command that is no object")
     oob = "exec-oob" in message

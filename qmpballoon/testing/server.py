@@ -267,7 +267,7 @@ class FakeQemu(SimulatedQemu):
             OSError: There is something else at the path, or the socket cannot be made.
         """
         with listen_at(Path(path), _BACKLOG) as listener:
-            # QEMU tells what is no UTF-8 by replacement characters.
+            # QEMU tells what is not UTF-8 by replacement characters.
             told = os.fsencode(path).decode(errors="replace")
             self._machine.monitor_path = told
             task_status.started()

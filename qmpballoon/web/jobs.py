@@ -304,7 +304,7 @@ def _make_guard(vm: VmOnBoard) -> Guard:
 
 
 def _find_first(error: BaseException) -> BaseException:
-    """Return the first exception of a group, or an exception that is no group."""
+    """Return the first exception of a group, or the exception if it is not a group."""
     while isinstance(error, BaseExceptionGroup):
         error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     return error
