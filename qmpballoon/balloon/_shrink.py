@@ -202,6 +202,8 @@ class _Pauses:
         spare = available - self.controller.watch_below
         if spare <= 0:
             return _SHORTEST_TICK
+        # How old the answer is need not count: it is at most half a second, in which
+        # a guest allocates less than twice what it has left when it has none to spare.
         return min(max(compute_pause(spare), _TICK), _LONGEST_TICK)
 
 
