@@ -49,7 +49,9 @@ each_lazy_package = pytest.mark.parametrize(
 def homes_of(package: ModuleType) -> dict[str, str]:
     """Return the module that each name is loaded from."""
     modules: dict[str, tuple[str, ...]] = package._MODULES  # noqa: SLF001 - its test
-    return {name: module for module, names in modules.items() for name in names}
+    pairs = [(name, module) for module, names in modules.items() for name in names]
+    assert len(pairs) == len(dict(pairs)), "a name is listed twice"
+    return dict(pairs)
 
 
 def names_for_type_checkers(package: ModuleType) -> set[str]:
