@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from qmpballoon._checks import LARGEST_SIZE
+
 if TYPE_CHECKING:
     from fractions import Fraction
 
@@ -35,8 +37,6 @@ _FACTORS: Final = {
     **{f"{symbol}B": 1000**n for n, symbol in enumerate(_SYMBOLS, 1)},
 }
 
-# QMP's integers are signed and have 64 bits: QEMU refuses sizes from here on.
-_LIMIT: Final = 1 << 63
 # Characters. No size is longer; a longer text is refused before it is parsed, because
 # converting many digits takes quadratic time.
 _LONGEST: Final = 64
@@ -78,7 +78,7 @@ def parse_size(text: str, *, whole: int | None = None) -> int:
             f"{shown} is a fraction of a byte: add a unit, as in {match[1]}G"
         )
     size = int(number * _FACTORS.get(unit, 1))
-    if size >= _LIMIT:
+    if size > LARGEST_SIZE:
         raise ValueError(f"{shown} is more than QEMU accepts: give less than 8192P")
     return size
 
@@ -95,7 +95,7 @@ def _take_share(percent: Fraction, shown: str, whole: int | None) -> int:
             f"{shown} is a share, but there is no whole to take it of: give a size"
         )
     size = int(whole * percent / 100)
-    if size >= _LIMIT:
+    if size > LARGEST_SIZE:
         raise ValueError(f"{shown} is more than QEMU accepts: give less than 8192P")
     return size
 

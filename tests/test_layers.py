@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_checks": set(),
     "_lazy": set(),
     "_printable": set(),
-    "sizes": set(),
+    "sizes": {"_checks"},
     "balloon.results": {"_checks", "sizes"},
     "errors": {"balloon.results"},
     "monitor": {"errors"},

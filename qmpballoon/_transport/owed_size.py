@@ -26,6 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from qmpballoon._checks import is_size
 from qmpballoon._transport.qemu_process import read_start_time
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ _FOLDER: Final = "qmpballoon"
 _RUN_USER: Final = Path("/run/user")
 _VARIABLE: Final = "QMPBALLOON_RUNTIME_DIR"
 _LONGEST: Final = 4096  # bytes of a file; ours have fewer than 100
-_LARGEST: Final = 2**63  # bytes: QEMU takes no larger size
 # Seconds for which a size counts that QEMU was asked for again. A guest that can take
 # it back does so within minutes; later, somebody else has decided.
 _RETURNS_WITHIN: Final = 600.0
@@ -75,7 +75,7 @@ class OwedSizeFile:
         with _Folder(self._folder) as folder:
             noted = json.loads(_read_file(name, folder))
         size, asked_at = noted["size"], noted["asked_at"]
-        if type(size) is not int or not 0 < size < _LARGEST:
+        if not is_size(size) or size == 0:
             return None
         is_old = asked_at is not None and not (
             0 <= self._wall_clock() - asked_at <= _RETURNS_WITHIN

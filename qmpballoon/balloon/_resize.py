@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Final, get_args
+from typing import TYPE_CHECKING, get_args
 
 from attrs import define, evolve
 
 from qmpballoon._checks import (
+    LARGEST_SIZE,
     require_callback,
     require_flag,
     require_kind,
@@ -69,8 +70,6 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.sampling import Progress
 
 __all__ = ["resize"]
-
-_MAX_TARGET: Final = 2**63 - 1  # bytes; QMP's integers end here
 
 
 async def resize(
@@ -160,7 +159,7 @@ class _Run:
         if limits is not None:
             _check_floor(device, target, limits.floor)
             stall = stall or compute_stall_limits(limits.max_rate)
-        goal = min(-(-target // PAGE) * PAGE, before.total or _MAX_TARGET)
+        goal = min(-(-target // PAGE) * PAGE, before.total or LARGEST_SIZE)
         return cls(device, Tracker(goal, actual, now, stall), before, limits)
 
     async def move(
