@@ -42,6 +42,7 @@ __all__ = [
     "make_change_notes",
     "note_found",
     "open_metrics",
+    "serve_and_note_changes",
     "supervise",
 ]
 
@@ -148,7 +149,7 @@ def choose_status(views: Iterable[VmView], otherwise: int = _output.DONE) -> int
 def make_change_notes(
     supervisor: Supervisor, memory: HostMemory
 ) -> Callable[[Host], None]:
-    """Return what notes, when called, what has changed since the call before."""
+    """Return a function that notes what has changed since its last call."""
     changes = Changes(refused=frozenset(supervisor.list_refused()))
 
     def note(host: Host) -> None:
@@ -160,6 +161,27 @@ def make_change_notes(
         )
 
     return note
+
+
+async def serve_and_note_changes(
+    supervisor: Supervisor, memory: HostMemory, period: float
+) -> None:
+    """Serve until cancelled, and note what changes in the fleet meanwhile.
+
+    Args:
+        supervisor: Knows the VMs.
+        memory: Reads the host's memory.
+        period: Seconds between two looks.
+    """
+    import trio  # noqa: PLC0415 - loaded late
+
+    from qmpballoon.cli._session import serve  # noqa: PLC0415 - loads trio
+
+    note_changes = make_change_notes(supervisor, memory)
+    async with serve(lambda: True):
+        while True:
+            note_changes(memory.read(supervisor.held, supervisor.promised))
+            await trio.sleep(period)
 
 
 @frozen

@@ -17,9 +17,9 @@ from qmpballoon.cli._fleet_options import (
 )
 from qmpballoon.cli._fleet_session import (
     Alone,
-    make_change_notes,
     note_found,
     open_metrics,
+    serve_and_note_changes,
     supervise,
 )
 from qmpballoon.cli._options import PERIOD
@@ -69,21 +69,13 @@ def exporter(
     """
 
     async def main(supervisor: Supervisor) -> None:
-        import trio  # noqa: PLC0415 - loaded late
-
-        from qmpballoon.cli._session import serve  # noqa: PLC0415 - loads trio
-
         note_found(supervisor)
         alone = Alone(memory.read, lambda: rules)
         with open_metrics(
             supervisor, memory, alone, listen, names=allowed_hosts
         ) as url:
             _output.say(f"metrics at {url}")
-            note_changes = make_change_notes(supervisor, memory)
-            async with serve(lambda: True):
-                while True:
-                    note_changes(memory.read(supervisor.held, supervisor.promised))
-                    await trio.sleep(period)
+            await serve_and_note_changes(supervisor, memory, period)
 
     with _output.end_normally():
         supervise(vms, users, period, main, outlives_reader=True)

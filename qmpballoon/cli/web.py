@@ -17,7 +17,11 @@ from qmpballoon.cli._fleet_options import (
     users_option,
     vms_argument,
 )
-from qmpballoon.cli._fleet_session import make_change_notes, note_found, supervise
+from qmpballoon.cli._fleet_session import (
+    note_found,
+    serve_and_note_changes,
+    supervise,
+)
 from qmpballoon.cli._options import PERIOD
 from qmpballoon.cli._pages import (
     open_cluster_pages,
@@ -125,10 +129,6 @@ def web(
         return
 
     async def main(supervisor: Supervisor) -> None:
-        import trio  # noqa: PLC0415 - loaded late
-
-        from qmpballoon.cli._session import serve  # noqa: PLC0415 - loads trio
-
         note_found(supervisor)
         async with open_pages(
             supervisor,
@@ -140,11 +140,7 @@ def web(
             prefix=prefix,
             allow_changes=allow_changes,
         ):
-            note_changes = make_change_notes(supervisor, memory)
-            async with serve(lambda: True):
-                while True:
-                    note_changes(memory.read(supervisor.held, supervisor.promised))
-                    await trio.sleep(period)
+            await serve_and_note_changes(supervisor, memory, period)
 
     with _output.end_normally():
         supervise(
