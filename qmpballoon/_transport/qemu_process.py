@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from qmpballoon.monitor import Monitor
 
 __all__ = [
+    "FIRST_ARGUMENTS",
     "find_peer_pid",
     "find_qemu_pid",
+    "is_qemu_name",
     "read_huge_pages",
     "read_locked",
     "read_peer",
@@ -38,9 +40,10 @@ __all__ = [
 _PROC: Final = Path("/proc")
 # Distributions also install QEMU under these names.
 _NAMES: Final = frozenset({"kvm", "qemu-kvm"})
-# The program's path is among the first arguments, also where the dynamic linker starts
-# it: then up to three options of the linker, each with a value, may precede it.
-_FIRST_ARGUMENTS: Final = 8
+FIRST_ARGUMENTS: Final = 8
+"""The program's path is among so many arguments, even if the dynamic linker starts it:
+then up to three options of the linker, each with a value, may precede the path."""
+
 # The clock of what the scheduler has given all threads of a process, in nanoseconds.
 _SCHEDULER_CLOCK: Final = 2  # CPUCLOCK_SCHED
 _UCRED: Final = struct.Struct("iII")  # pid, uid, gid
@@ -252,8 +255,12 @@ def _looks_like_qemu(process: Path) -> bool:
     A single match is enough. Hosts rename the process (``-name process=``), call the
     binary ``kvm``, or start it through its own dynamic linker.
     """
-    names = _list_names(process)
-    return any("qemu-system-" in name or name in _NAMES for name in names)
+    return any(map(is_qemu_name, _list_names(process)))
+
+
+def is_qemu_name(name: str) -> bool:
+    """Tell whether a program of this name, without its folder, may be QEMU."""
+    return "qemu-system-" in name or name in _NAMES
 
 
 def _list_names(process: Path) -> list[str]:
@@ -261,7 +268,7 @@ def _list_names(process: Path) -> list[str]:
     names: list[str] = []
     try:
         names.append(_read(process / "comm").strip())
-        arguments = _read(process / "cmdline").split("\0")[:_FIRST_ARGUMENTS]
+        arguments = _read(process / "cmdline").split("\0")[:FIRST_ARGUMENTS]
         names += [Path(argument).name for argument in arguments]
         names.append((process / "exe").readlink().name)
     except OSError:  # it has ended, or exe needs a permission: use what was read

@@ -47,6 +47,7 @@ __all__ = [
     "make_tcp_timeout",
     "make_tls_error",
     "make_tls_timeout",
+    "name_user",
     "require_host_name",
     "set_nonblocking",
 ]
@@ -258,7 +259,7 @@ def _check_peer(
             )
         elif users is not None and user not in users and (user != 0 or pid is None):
             problem = (
-                f"{address} belongs to user {_name_user(user)}: trust that user"
+                f"{address} belongs to user {name_user(user)}: trust that user"
                 " (--user), if it runs VMs"
             )
     if problem:
@@ -267,7 +268,8 @@ def _check_peer(
     return sock
 
 
-def _name_user(uid: int) -> str:
+def name_user(uid: int) -> str:
+    """Return the name of a user, for people; the id if it has none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except (KeyError, OverflowError):

@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Final
 from attrs import evolve, field, frozen
 
 from qmpballoon._printable import make_printable
-from qmpballoon._transport.qemu_process import read_start_time
+from qmpballoon._transport.qemu_process import (
+    FIRST_ARGUMENTS,
+    is_qemu_name,
+    read_start_time,
+)
+from qmpballoon._transport.sockets import name_user
 from qmpballoon.address import AbstractAddress, TcpAddress, UnixAddress
 from qmpballoon.fleet.command_line import MonitorOption, parse_command_line
 from qmpballoon.fleet.vm_spec import Refused
@@ -48,14 +53,9 @@ __all__ = [
 _PROC: Final = Path("/proc")
 # The users that the VM managers' packages run QEMU as. Root trusts them by default.
 _QEMU_USERS: Final = ("libvirt-qemu", "qemu", "root")
-# Distributions also install QEMU under these names.
-_PROGRAMS: Final = frozenset({"kvm", "qemu-kvm"})
 # The last is the copy with which the lab starts a QEMU that it has fetched.
 _LOADER: Final = re.compile(r"ld[-.].*\.so[.0-9]*|ld-musl.*|ld\.so|qemu-loader")
 _DELETED: Final = " (deleted)"
-# The dynamic linker takes a few options of its own before the program, each with a
-# value.
-_FIRST_ARGUMENTS: Final = 8
 # Bytes of a file for -readconfig. Incus' are some 20 KiB.
 _LONGEST_CONFIG: Final = 1 << 20
 _LISTENS: Final = 0x10000  # __SO_ACCEPTCON in /proc/net/unix
@@ -167,7 +167,7 @@ def choose_users(names: Sequence[str] = ()) -> frozenset[int]:
 
 def describe_users(users: Collection[int]) -> str:
     """Return the names of users, for people."""
-    return ", ".join(sorted(map(_name_user, users)))
+    return ", ".join(sorted(map(name_user, users)))
 
 
 def _find_user(name: str) -> int:
@@ -182,13 +182,6 @@ def _find_known_user(name: str) -> int | None:
         return pwd.getpwnam(name).pw_uid
     except (KeyError, ValueError):  # a name with a NUL, for example
         return None
-
-
-def _name_user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return str(uid)
 
 
 def find_folder_problem(path: str, users: Collection[int]) -> str:
@@ -209,7 +202,7 @@ def find_folder_problem(path: str, users: Collection[int]) -> str:
         except OSError:  # connecting will say so
             continue
         if owner not in {0, os.geteuid(), *users}:
-            name = _name_user(owner)
+            name = name_user(owner)
             return (
                 f"its folder {make_printable(folder)} belongs to user {name}:"
                 f" give --user {name} if that user runs VMs"
@@ -377,7 +370,7 @@ def _examine(
             f" {make_printable(exe or '')}, of user {describe_users(owners)}"
         )
     elif strangers:
-        name = _name_user(strangers[0])
+        name = name_user(strangers[0])
         reason = f"it belongs to user {name}: give --user {name} if that user runs VMs"
     else:
         return _read_qemu(process, program, arguments, users)
@@ -385,8 +378,7 @@ def _examine(
 
 
 def _is_qemu(program: str) -> bool:
-    name = program.removesuffix(_DELETED).rpartition("/")[2]
-    return "qemu-system-" in name or name in _PROGRAMS
+    return is_qemu_name(program.removesuffix(_DELETED).rpartition("/")[2])
 
 
 def _read_program(process: Path) -> str | None:
@@ -420,7 +412,7 @@ def _runs_qemu(process: Path, exe: str, arguments: Sequence[str]) -> bool:
     if _is_qemu(exe):
         return True
     if not _LOADER.fullmatch(exe) or not any(
-        map(_is_qemu, arguments[:_FIRST_ARGUMENTS])
+        map(_is_qemu, arguments[:FIRST_ARGUMENTS])
     ):
         return False
     for line in _read(f"{process}/maps").splitlines():
