@@ -61,7 +61,7 @@ def _count_bytes(text: str) -> int:
 
 
 def _show(text: str) -> str:
-    """Return a name with its bytes that are not UTF-8 escaped: no output takes them."""
+    """Return a name as text that can be printed: bytes that are not UTF-8 escaped."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
@@ -86,9 +86,9 @@ class UnixAddress:
             stand in it as in :func:`os.fsdecode`.
         pid: The process that must listen there; ``None`` for any. It is checked before
             anything is sent, by ``SO_PEERCRED`` of unix(7).
-        users: The ids of the users of which one must listen there; ``None`` for any.
-            If ``pid`` is given, root may listen too: QEMU may have given up its rights.
-            Neither of the two tells addresses apart.
+        users: The ids of the users who may listen there; ``None`` for any. If ``pid``
+            is given, root may listen, too: QEMU may have given up its rights since
+            then. Neither ``pid`` nor ``users`` counts when addresses are compared.
     """
 
     path: str = field(validator=_require_path)
@@ -195,8 +195,8 @@ def parse_address(
 
     Raises:
         TypeError: It is of none of these types.
-        ValueError: It cannot be an address. ``"libvirt:NAME"`` is refused too, as it is
-            no socket: such VMs are reached with :mod:`qmpballoon.libvirt`.
+        ValueError: It cannot be an address. ``"libvirt:NAME"`` is not a socket, and is
+            refused, too: such VMs are reached with :mod:`qmpballoon.libvirt`.
     """
     match address:
         case UnixAddress() | AbstractAddress() | TcpAddress():

@@ -82,14 +82,14 @@ class QmpBalloonError(Exception):
     Attributes:
         vm: Which VM it is about: the ``name`` that was given when its monitor or
             balloon was opened, otherwise the name that messages use for its monitor;
-            ``None`` if it is about no VM.
+            ``None`` if it is not about one VM.
     """
 
     vm: str | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
-        # By default an exception is made anew from ``args``, which are the message
-        # alone, while some constructors take more than that.
+        # By default an exception is restored from ``args``, which have the message
+        # alone, but some constructors need more than that.
         return _restore, (type(self), self.args, self.__dict__)
 
 
@@ -108,7 +108,7 @@ class MonitorError(QmpBalloonError):
 
     Attributes:
         unknown_outcome: The names of the commands that were sent and not answered. QEMU
-            may have carried out each of them, or may still do so, or may not.
+            may have carried out each of them, may still do so, or may never do so.
     """
 
     def __init__(self, message: str, unknown_outcome: tuple[str, ...] = ()) -> None:
@@ -120,15 +120,15 @@ class MonitorUnreachable(MonitorError):
     """No connection could be made: no socket, refused, or no permission.
 
     Attributes:
-        errno: The number of the system's error, as of :class:`OSError`; ``None`` if it
-            is not known.
+        errno: The system's error number, as in :class:`OSError`; ``None`` if it is not
+            known.
     """
 
     errno: int | None = None
 
 
 class UntrustedMonitor(MonitorUnreachable):
-    """Another user or process listens at a socket than the address asks for.
+    """The user or process that listens at a socket is not the one that is expected.
 
     Nothing was sent.
     """
@@ -160,10 +160,10 @@ class MonitorTimeout(MonitorError, TimeoutError):
 
 
 class OwnMonitorUnavailable(MonitorError):
-    """QEMU can add no monitor of one's own, and the caller wants no other.
+    """QEMU cannot add a monitor for this connection alone, and the caller asked for it.
 
-    It is older than 11.1, it refused, or no file descriptor can be sent to it: over TCP
-    or TLS. Nothing stays in it.
+    QEMU is older than 11.1, it refused, or no file descriptor can be sent to it: over
+    TCP or TLS. Nothing is left behind in QEMU.
     """
 
 
@@ -233,7 +233,7 @@ class BusError(ClusterError):
 
 
 class ClusterBusy(ClusterError):
-    """Refused: somebody else has changed the policy meanwhile, or another job goes on.
+    """Refused: somebody else has changed the policy meanwhile, or another job runs.
 
     Nothing was changed.
     """
@@ -255,7 +255,7 @@ class BalloonStalled(BalloonError):
     """The balloon did not reach its target.
 
     Attributes:
-        result: The size that was reached, and the target that stands now.
+        result: The size that was reached, and the target that is set now.
         diagnosis: The reason, as far as it can be known from outside the guest.
     """
 
@@ -278,10 +278,10 @@ class UnsafeTarget(BalloonError):
 
 
 class BalloonBusy(BalloonError, RuntimeError):
-    """Another call moves the same balloon at this moment; nothing was sent.
+    """Another call is moving the same balloon; nothing was sent.
 
     One call at a time may move a balloon: ``resize``, ``reclaim``, ``keep`` or
-    ``set_target``. This is a mistake in the program, as two of them would undo each
+    ``set_target``. This is a mistake in the program: two of them would undo each
     other's work.
     """
 

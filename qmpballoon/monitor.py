@@ -5,18 +5,18 @@ awaits nothing else. So the same code runs on trio, on asyncio over a connection
 somebody else owns, in blocking code, and on a virtual clock in tests.
 
 To drive a balloon over a connection of your own, write a class with these methods. A
-monitor may also have these, and those of this package do:
+monitor may also have the following members. The monitors of this package have them:
 
 - ``name: str``, with which messages begin.
 - ``pid: int | None``, the process id of QEMU on this host, ``None`` if it is not known.
 - ``resident() -> int | None``, QEMU's resident memory in bytes, ``None`` if it is not
-  known. With it, samples and reports say what the host has got.
-- ``processor_time() -> float | None``, the seconds for which QEMU and its guest ran
-  on processors. With it, a fleet looks less often at guests that do nothing.
+  known. With it, samples and reports show how much memory the host has got.
+- ``processor_time() -> float | None``, the seconds for which QEMU and its guest have
+  run on processors. With it, a fleet polls guests that do nothing less often.
 - ``wall_clock() -> float | None``, seconds since the epoch by the host's clock. With
   it, statistics have an age.
-- ``owed_size: OwedSize | None``, where it is noted what the guest is to get back. With
-  it, a run finishes what one before it that was killed has begun.
+- ``owed_size: OwedSize | None``, a note of the size that the guest must get back. With
+  it, a run gives back what an earlier run took before it was killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Command: TypeAlias = "tuple[str, Mapping[str, object] | None]"
 :meta private:
 """
 
-# A library prints nothing by itself: its warnings are for the program's own handlers.
+# A library must not print its log: warnings go to the program's own handlers, if any.
 logging.getLogger("qmpballoon").addHandler(logging.NullHandler())
 
 
@@ -52,7 +52,7 @@ class Monitor(Protocol):
     ) -> object:
         """Run one QMP command and return its result.
 
-        The call has to end in bounded time: a monitor has a deadline for each command.
+        The call must end in bounded time: a monitor has a deadline for each command.
         If the call is cancelled, QEMU may or may not have carried out the command, and
         the monitor stays usable.
 
@@ -86,7 +86,7 @@ class Monitor(Protocol):
 
         After a cancellation, giving a guest its memory back takes a command. On an
         event loop where a cancelled task stays cancelled, that command would be
-        cancelled too. Elsewhere ``contextlib.nullcontext()`` is enough.
+        cancelled, too. Elsewhere ``contextlib.nullcontext()`` is enough.
 
         Args:
             seconds: The cancellation is held back for that long at most.
@@ -95,18 +95,18 @@ class Monitor(Protocol):
 
 
 class OwedSize(Protocol):
-    """Where it is noted which size a guest is to get back, beyond this process."""
+    """A note of the size that a guest must get back; it outlives this process."""
 
     def read(self) -> int | None:
         """Return the size in bytes; ``None`` if none is owed, or none can be read."""
         ...
 
     def note(self, size: int, *, is_returning: bool = False) -> None:
-        """Note the size that the guest is to get back.
+        """Note the size that the guest must get back.
 
         Args:
             size: Bytes.
-            is_returning: Whether QEMU was asked for it again.
+            is_returning: Whether QEMU has already been asked to give it back.
 
         Raises:
             OSError: It cannot be noted.
@@ -123,10 +123,10 @@ class OwedSize(Protocol):
 
 
 async def execute_all(monitor: Monitor, *commands: Command) -> list[object]:
-    """Run commands that do not depend on each other: at once, if the monitor can.
+    """Run commands that do not depend on each other: together, if the monitor can.
 
     Returns:
-        What each returned, or the :exc:`CommandError` with which QEMU refused it.
+        The result of each, or the :exc:`CommandError` with which QEMU refused it.
 
     Raises:
         MonitorError: One has no reply.
@@ -193,6 +193,6 @@ def read_wall_clock(monitor: object) -> float | None:
 
 
 def find_owed_size(monitor: object) -> OwedSize | None:
-    """Return where it is noted what a monitor's guest is to get back, if anywhere."""
+    """Return the note of the size that a monitor's guest is owed, if it has one."""
     owed: OwedSize | None = getattr(monitor, "owed_size", None)
     return owed

@@ -1,6 +1,6 @@
-"""The exceptions that all front ends raise alike, with the same messages.
+"""The exceptions that all front ends raise, with the same messages.
 
-A program that changes from one front end to another finds the same types and texts.
+A program that changes from one front end to another gets the same types and texts.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def make_protocol_error(name: str, error: ProtocolError) -> ProtocolError:
 
 @contextmanager
 def name_errors(vm: str | None) -> Generator[None]:
-    """Have what the block raises name the VM.
+    """Add the VM's name to exceptions that the block raises.
 
     Args:
         vm: The name that the VM was given; ``None`` if it was given none.
@@ -130,9 +130,9 @@ def _name_vm(error: E, name: str) -> E:
 
 
 def copy_error(failure: MonitorError, unknown: tuple[str, ...] = ()) -> MonitorError:
-    """Make a copy of an error, because each caller needs another exception object.
+    """Copy an error, because each caller needs an exception object of its own.
 
-    One that several callers raise would collect the tracebacks of all of them.
+    One object that several callers raise would collect the tracebacks of all of them.
 
     Args:
         failure: What happened to the monitor.

@@ -1,7 +1,7 @@
-"""Which requests a server of ours answers, by the host that they are for.
+"""Which requests our HTTP servers answer, by the host name in them.
 
-A web page in somebody's browser could otherwise read a server of that person's machine
-through a name that it lets point here (DNS rebinding).
+Otherwise a web page in a browser could read a server on the browser's own machine,
+through a name of the page's that points to this machine (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class KnownHosts:
     """The hosts that requests may be for.
 
     Attributes:
-        names: The names, in small letters and without a final dot.
+        names: The names, in lower case and without a final dot.
         is_local: Whether only this machine can connect. Then an address is known only
-            if it is one of the loopback.
+            if it is a loopback address.
     """
 
     names: frozenset[str]
@@ -34,7 +34,7 @@ class KnownHosts:
 
     @classmethod
     def of(cls, listens_on: str, others: Iterable[str] = ()) -> Self:
-        """Return what is known to who listens on an address.
+        """Return the hosts that a server which listens on an address should know.
 
         Args:
             listens_on: The address, or a name of it.
@@ -64,7 +64,7 @@ class KnownHosts:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address, or a name, is that of the loopback."""
+    """Tell whether an address or a name is that of the loopback interface."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

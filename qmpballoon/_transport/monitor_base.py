@@ -1,4 +1,4 @@
-"""What the monitors of all front ends have in common: name, process, deadlines, clocks.
+"""What the monitors of all front ends share: name, process, deadlines, clocks.
 
 The clock for asyncio has a module of its own, because it also holds back
 cancellations: :mod:`qmpballoon._transport.asyncio_clock`.
@@ -79,7 +79,7 @@ class MonitorBase:
 
     @property
     def owed_size(self) -> OwedSize | None:
-        """Where it is noted what the guest is to get back; ``None``: nowhere."""
+        """The note of the size that the guest must get back; ``None`` if not kept."""
         return None if self.pid is None else OwedSizeFile(self.pid)
 
     def wall_clock(self) -> float:
@@ -89,13 +89,13 @@ class MonitorBase:
     def _time_message(self, pending: int, now: float, *, is_new: bool) -> None:
         """Note how much of an unfinished message there is.
 
-        A message has to end within the time for a command: nobody waits for a reply
-        that comes later. Otherwise a peer could have its half messages held for ever.
+        A message must end within the time for a command: nobody waits for a reply that
+        comes later. Otherwise a peer could make us keep an unfinished message for ever.
 
         Args:
-            pending: Its bytes; 0: there is none.
+            pending: Bytes of an unfinished message; 0 if there is none.
             now: Seconds on the monitor's clock.
-            is_new: Whether it is another one than the last that was noted.
+            is_new: Whether this is a new message, and not the one that was noted last.
         """
         if not pending:
             self._message_deadline = math.inf
@@ -124,7 +124,7 @@ class MonitorBase:
         *,
         sent: bool,
     ) -> object:
-        """Return what a command has returned, or raise why it has returned nothing.
+        """Return the result of a command, or raise the error that it ended with.
 
         Args:
             command: The command's name.

@@ -1,17 +1,17 @@
-"""The size that a guest is to get back, kept where it outlives this process.
+"""The size that a guest must get back, in a file that outlives this process.
 
 A process that has taken memory from a guest may be killed before it gives the memory
-back. QEMU has no command that returns what the guest had. So the size is noted in a
-file before the first target is sent, and the next run reads it.
+back. QEMU has no command that returns what the guest had before. So the size is written
+to a file before the first target is sent, and the next run reads it.
 
 The files are in ``/run/qmpballoon`` for root, in ``$XDG_RUNTIME_DIR/qmpballoon`` for
 others, or in ``/run/user/UID/qmpballoon`` if that is not set. The variable
-``QMPBALLOON_RUNTIME_DIR`` names another folder; if it is empty, nothing is noted. Such
-folders are emptied when the host starts again, as QEMUs end then. A file is named for
-QEMU's process: its id and the time at which it began.
+``QMPBALLOON_RUNTIME_DIR`` names another folder; if it is empty, nothing is noted. These
+folders are emptied when the host restarts, which ends all QEMUs anyway. A file is named
+after QEMU's process: its id and the time at which it began.
 
-Nobody else is believed: the folder and its files must belong to this user, and nobody
-else may write there. No symbolic link is followed.
+Files that others could have written are not believed: the folder and its files must
+belong to this user, and nobody else may write there. No symbolic link is followed.
 
 Source: XDG Base Directory Specification; file-hierarchy(7).
 """
@@ -38,8 +38,9 @@ _FOLDER: Final = "qmpballoon"
 _RUN_USER: Final = Path("/run/user")
 _VARIABLE: Final = "QMPBALLOON_RUNTIME_DIR"
 _LONGEST: Final = 4096  # bytes of a file; ours have fewer than 100
-# Seconds for which a size counts that QEMU was asked for again. A guest that can take
-# it back does so within minutes; later, somebody else has decided.
+# Seconds for which a size still counts after QEMU was asked to give it back. A guest
+# that can take its memory back does so within minutes. If it has less later, somebody
+# else has decided that.
 _RETURNS_WITHIN: Final = 600.0
 
 
@@ -83,11 +84,11 @@ class OwedSizeFile:
         return None if is_old else size
 
     def note(self, size: int, *, is_returning: bool = False) -> None:
-        """Note the size that the guest is to get back.
+        """Note the size that the guest must get back.
 
         Args:
             size: Bytes.
-            is_returning: Whether QEMU was asked for it again.
+            is_returning: Whether QEMU has already been asked to give it back.
 
         Raises:
             OSError: It cannot be written.
@@ -107,7 +108,7 @@ class OwedSizeFile:
             os.replace(new, name, src_dir_fd=folder, dst_dir_fd=folder)
 
     def clear(self) -> None:
-        """Forget it: the guest has got it back, or somebody has decided anew.
+        """Forget the size: the guest got it back, or somebody chose a new size.
 
         Raises:
             OSError: The file cannot be removed.
@@ -125,7 +126,7 @@ class OwedSizeFile:
 
 
 def _find_folder() -> Path | None:
-    """Return the folder for this user's files; ``None`` if nothing is to be kept."""
+    """Return the folder for this user's files; ``None`` if nothing is noted."""
     given = os.environ.get(_VARIABLE)
     if given is not None:
         return Path(given) if Path(given).is_absolute() else None

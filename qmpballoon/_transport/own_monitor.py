@@ -1,4 +1,7 @@
-"""Getting a monitor of one's own, over one that is shared with other clients."""
+"""Having QEMU add a monitor for one connection, over a monitor that others use, too.
+
+:mod:`qmpballoon.qmp.own_monitor` has the commands for that; here they are sent.
+"""
 
 from __future__ import annotations
 
@@ -41,16 +44,16 @@ __all__ = [
 ]
 
 Own: TypeAlias = "bool | Literal['auto']"
-"""Whether to ask QEMU for a monitor of one's own; ``"auto"``: go on with the shared one
-where that cannot be had."""
+"""Whether to have QEMU add a monitor for this connection alone; with ``"auto"``, the
+shared one is used if that fails."""
 
 # Chosen, not measured. QEMU answers each of these commands in less than a millisecond,
 # and a task that was cancelled should end soon.
 _UNDO_TIMEOUT: Final = 2.0
-"""Seconds for taking back what was begun."""
+"""Seconds for undoing what was begun."""
 
 _POLL_INTERVAL: Final = 0.001
-"""Seconds between two looks for the greeting. One look takes some microseconds."""
+"""Seconds between two checks for the greeting. A check takes some microseconds."""
 
 _REMEDY: Final = (
     "give the VM a second -qmp monitor, or share this one (without --own-monitor,"
@@ -62,7 +65,7 @@ _NOT_LOCAL: Final = "it is not on a plain unix socket"
 
 
 class DescriptorNotSentError(Exception):
-    """A monitor's connection takes no file descriptors; the text says why."""
+    """A monitor's connection cannot carry file descriptors; the text says why."""
 
 
 class _Clock(Protocol):
@@ -146,7 +149,7 @@ class BlockingSharedMonitor(Protocol):
 
 
 class SharedAdapter:
-    """Makes a ``SharedMonitor`` that never suspends of a blocking monitor."""
+    """Makes a blocking monitor a ``SharedMonitor`` whose coroutines never suspend."""
 
     def __init__(self, monitor: BlockingSharedMonitor) -> None:
         self._monitor = monitor
@@ -180,7 +183,7 @@ class SharedAdapter:
         return self._monitor.now()
 
     def shield(self, seconds: float) -> AbstractContextManager[object]:
-        """Do nothing: what runs after Ctrl-C is not interrupted, except by another."""
+        """Do nothing: cleanup after Ctrl-C is interrupted only by another Ctrl-C."""
         del seconds  # each command has its own deadline
         return nullcontext()
 
@@ -205,7 +208,7 @@ M = TypeVar("M", bound=OwnableMonitor)
 
 
 def require_own(own: object) -> None:
-    """Check that a value says whether to ask for a monitor of one's own.
+    """Check that a value is an :data:`Own`.
 
     Raises:
         TypeError: It is neither a bool nor a text.
@@ -220,17 +223,20 @@ def require_own(own: object) -> None:
 async def change_to_own(
     shared: M, own: Own, deadline: float, *, oob: bool, log: logging.Logger
 ) -> M:
-    """Return a monitor of one's own in place of a shared one, if one is wanted.
+    """Replace a shared monitor by one for this connection alone, if that is wanted.
 
     Args:
-        shared: The monitor to ask on. It is closed if there is another one.
+        shared: The monitor to ask on. It is closed if QEMU adds another one.
         own: Whether to ask; as :data:`Own`.
         deadline: As for :func:`add_own_monitor`.
         oob: Ask for out-of-band execution.
-        log: Is told why the shared monitor is used on.
+        log: Gets the reason if the shared monitor is used.
+
+    Returns:
+        The new monitor, or the shared one.
 
     Raises:
-        OwnMonitorUnavailable: It cannot be had, and has to be.
+        OwnMonitorUnavailable: QEMU cannot add one, and ``own`` is ``True``.
         MonitorError: QEMU did not answer.
     """
     added = await try_own_monitor(shared, own, deadline, log)
@@ -249,19 +255,19 @@ async def change_to_own(
 async def try_own_monitor(
     shared: SharedMonitor, own: Own, deadline: float, log: logging.Logger
 ) -> socket.socket | None:
-    """Ask QEMU for a monitor of one's own, if one is wanted.
+    """Have QEMU add a monitor for this connection alone, if that is wanted.
 
     Args:
         shared: As for :func:`add_own_monitor`.
         own: Whether to ask; as :data:`Own`.
         deadline: As for :func:`add_own_monitor`.
-        log: Is told why the shared monitor is used on.
+        log: Gets the reason if the shared monitor is used.
 
     Returns:
-        As :func:`add_own_monitor`; ``None``: go on with the shared monitor.
+        As :func:`add_own_monitor`; ``None`` if the shared monitor is to be used.
 
     Raises:
-        OwnMonitorUnavailable: It cannot be had, and has to be.
+        OwnMonitorUnavailable: QEMU cannot add one, and ``own`` is ``True``.
         MonitorError: QEMU did not answer.
     """
     if not own:
@@ -276,19 +282,19 @@ async def try_own_monitor(
 
 
 async def add_own_monitor(shared: SharedMonitor, deadline: float) -> socket.socket:
-    """Ask QEMU for a monitor of one's own.
+    """Have QEMU add a monitor for this connection alone.
 
-    If the call fails or is cancelled, nothing stays in QEMU.
+    If the call fails or is cancelled, nothing is left behind in QEMU.
 
     Args:
         shared: The monitor to ask on. It is free again when this returns.
-        deadline: Until when, on the monitor's clock.
+        deadline: When to give up, on the monitor's clock.
 
     Returns:
-        A non-blocking socket on the new monitor, which has greeted.
+        A non-blocking socket that is connected to the new monitor, which has greeted.
 
     Raises:
-        OwnMonitorUnavailable: It cannot be had.
+        OwnMonitorUnavailable: QEMU cannot add one.
         MonitorError: QEMU did not answer.
     """
     if not shared.takes_descriptors:
@@ -304,7 +310,7 @@ async def add_own_monitor(shared: SharedMonitor, deadline: float) -> socket.sock
 
 
 async def _remove_leftovers(shared: SharedMonitor, deadline: float) -> None:
-    """Remove what clients left that were killed while QEMU added their monitors."""
+    """Remove the monitors of clients that were killed while QEMU added them."""
     left = get_time_left(shared, deadline)
     try:
         answer = await shared.execute("query-chardev", timeout=left)
@@ -348,13 +354,13 @@ def _choose_name(sock: socket.socket) -> str:
 async def _hand_over(
     shared: SharedMonitor, ours: socket.socket, theirs: socket.socket, deadline: float
 ) -> None:
-    """Have QEMU add a monitor on a socket, or leave it as it was."""
+    """Have QEMU add a monitor on a socket; if that fails, undo what was begun."""
     name = _choose_name(ours)
     _, *further = list_steps(name)
     try:
         left = get_time_left(shared, deadline)
         await shared.send_descriptor(name, theirs.fileno(), timeout=left)
-        theirs.close()  # QEMU has its own; if it closes that, it shall be seen
+        theirs.close()  # QEMU has a copy; if it closes that, we must notice
         for step in further:
             left = get_time_left(shared, deadline)
             await shared.execute(step.command, step.arguments, timeout=left)
@@ -374,7 +380,7 @@ async def _wait_for_greeting(
 ) -> None:
     """Wait until the new monitor has greeted, which takes a millisecond or two.
 
-    Before that QEMU does not notice that a client leaves, and would keep the monitor.
+    If a client left before that, QEMU would not notice, and would keep the monitor.
     """
     while shared.now() < deadline:
         with suppress(BlockingIOError):
@@ -386,12 +392,12 @@ async def _wait_for_greeting(
 
 
 async def _undo(shared: SharedMonitor, name: str) -> None:
-    """Take back what was begun, also if the caller was cancelled."""
+    """Undo what was begun, even if the caller was cancelled."""
     with shared.shield(2 * _UNDO_TIMEOUT):
         deadline = shared.now() + _UNDO_TIMEOUT
         for step in list_undo_steps(name):
-            # Even if the first is not answered, all are sent: a QEMU that stands still
-            # carries them out when it goes on.
+            # All are sent, even if the first is not answered: a QEMU that is stopped
+            # carries them out when it is resumed.
             left = max(get_time_left(shared, deadline), _UNDO_TIMEOUT / 10)
             with suppress(QmpBalloonError):
                 await shared.execute(step.command, step.arguments, timeout=left)

@@ -1,8 +1,8 @@
 """What the host knows about QEMU: its process id, its memory, its processor time.
 
-The guest may claim that it has handed memory over; the host's figures prove it. Every
-function here returns ``None`` where the host cannot tell: over TCP, from inside
-another pid namespace, or without permission.
+A guest may claim that it has handed memory over; the host's figures prove it. Every
+function here returns ``None`` if the host cannot tell: over TCP, from inside another
+pid namespace, or without permission.
 
 Sources: unix(7) for ``SO_PEERCRED``, clock_getcpuclockid(3) for the processor time,
 proc(5) for the rest.
@@ -138,7 +138,7 @@ def read_resident(pid: int) -> int | None:
     Returns:
         Bytes; ``None`` if the process has ended or cannot be read.
     """
-    # Of the files that tell it, statm takes the kernel and us least time.
+    # Of the files that have it, statm takes the kernel and us the least time.
     try:
         file = os.open(f"{_PROC}/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -211,7 +211,7 @@ def read_start_time(pid: int, proc: Path = _PROC) -> int | None:
 
 
 def read_state(pid: int) -> str | None:
-    """Return what a process does, as proc(5) names it: ``T`` if it is stopped.
+    """Return the state of a process, as in proc(5): ``T`` if it is stopped.
 
     Args:
         pid: The process id.
@@ -277,5 +277,5 @@ def _list_names(process: Path) -> list[str]:
 
 
 def _read(path: Path) -> str:
-    # A process may choose any bytes as its name, also such as are not UTF-8.
+    # A process may choose any bytes as its name, even if they are not UTF-8.
     return path.read_text(encoding="utf-8", errors="replace")

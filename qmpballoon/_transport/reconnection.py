@@ -1,8 +1,8 @@
 """Connecting again and again, with pauses that grow while it fails.
 
 An iteration hands out connections that are not open yet: each is a context manager,
-which opens it. So the iteration itself holds nothing open, and can be left at any
-moment, also by an exception or a cancellation.
+which opens the connection. So the iteration itself holds nothing open, and can be left
+at any moment, even by an exception or a cancellation.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Chosen, not measured. A QEMU that is restarted listens again within a second; one that
-# stays away is asked twice a minute, which costs nothing.
+# Chosen, not measured. A QEMU that is restarted listens again within a second. If it
+# stays away, two attempts a minute cost nothing.
 FIRST_PAUSE: Final = 0.5
 """Seconds before the first attempt to connect again, at most."""
 LONGEST_PAUSE: Final = 30.0
 """Seconds between two attempts to connect, at most."""
 
 _BACKOFF: Final = 2.0  # each attempt waits up to twice as long
-_MAX_DOUBLINGS: Final = 32  # the power stays a float; the pause is limited long before
+_MAX_DOUBLINGS: Final = 32  # keeps the power finite; the pause is limited long before
 
 
 class Backoff:
     """Chooses how long to wait before each attempt to connect.
 
-    An attempt fails if nothing is opened, or if what was done with it raised anything
-    but this package's own errors: those end connections that worked.
+    An attempt has failed if the connection could not be opened, or if its block raised
+    anything but this package's own errors, which end connections that worked.
 
     Args:
-        rng: Spreads the attempts of many.
+        rng: Spreads the attempts of many programs.
         first_pause: Seconds before the first attempt to connect again, at most.
         longest_pause: Seconds between two attempts, at most.
 
@@ -82,7 +82,7 @@ class Backoff:
 
     @contextmanager
     def judge(self) -> Generator[None]:
-        """Judge by how the block ends whether the attempt succeeded."""
+        """Note whether the attempt succeeded, by how the block ends."""
         try:
             yield
         except QmpBalloonError:

@@ -1,4 +1,4 @@
-"""Subscriptions to events on an event loop, and the feed that gives them the events."""
+"""Subscriptions to events on an event loop, and the feed that distributes events."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ class AsyncSubscription(ABC):
 
     @abstractmethod
     async def _wait(self) -> None:
-        """Wait until an event has come, or none comes any more."""
+        """Wait until an event has come, or no more events will come."""
 
     @abstractmethod
     def _raise_if_ended(self) -> None:
-        """Raise why no event comes any more, if none does."""
+        """Raise the reason if no more events will come."""
 
     @abstractmethod
     def _is_closed_by_us(self) -> bool:
-        """Tell whether this end has closed the connection in order."""
+        """Tell whether this end has closed the connection."""
 
 
 class EventFeed:
@@ -90,7 +90,7 @@ class EventFeed:
     """
 
     def __init__(self) -> None:
-        # As keys: an empty set takes three times the memory.
+        # The keys count. An empty set takes three times the memory of an empty dict.
         self.subscriptions: dict[FeedSubscription, None] = {}
         self.failure: MonitorError | None = None
         self.is_closed_by_us: bool = False

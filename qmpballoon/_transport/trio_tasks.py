@@ -22,16 +22,16 @@ __all__ = ["BackgroundTasks"]
 class BackgroundTasks:
     """Runs tasks until its ``async with`` block ends; wraps no exception of the block.
 
-    Ctrl-C is the block's business, whenever it comes: no task ever gets a
+    Ctrl-C is raised in the block, whenever it comes: no task ever gets a
     :exc:`KeyboardInterrupt`.
 
     The end of the block cancels the tasks and waits for them. If a task raises, the
     block is cancelled, and the exception comes in a group.
 
     Args:
-        shield: Protect the tasks from cancellations outside the block; only the end
-            of the block cancels them then. A block that still needs its tasks for
-            cleaning up, under a shield of its own, has to ask for this.
+        shield: Protect the tasks from cancellations outside the block, so that only
+            the end of the block cancels them. This is for blocks that still need their
+            tasks while they clean up, under a shield of their own.
     """
 
     def __init__(self, *, shield: bool) -> None:
@@ -104,7 +104,7 @@ class BackgroundTasks:
         try:
             await self._manager.__aexit__(None, None, None)
         except BaseExceptionGroup as group:
-            # Ctrl-C while the tasks end; trio gives it to the one who waits for them.
+            # Ctrl-C while the tasks end; trio raises it where they are waited for.
             pressed, others = group.split(KeyboardInterrupt)
             if pressed is None or others is not None:
                 raise

@@ -5,23 +5,23 @@
     async with open_balloon("/run/vm1.qmp") as balloon:
         print(await balloon.query())
 
-The event loop calls the monitor for everything that QEMU sends. So replies, events and
+The event loop calls the monitor when QEMU has sent something. So replies, events and
 the end of the connection are noticed at once, whatever the caller does. A monitor has
 no task of its own, and closes its socket as soon as its block ends.
 
 A command is registered and handed to the kernel without an ``await`` in between; the
-event loop writes what the kernel does not take at once. So a cancelled command leaves
+event loop writes what the kernel does not accept at once. So a cancelled command leaves
 neither half a message on the wire nor a reply that nobody expects.
 
 QEMU serves one client on a monitor at a time. So a program that already speaks QMP with
-a ``QMPClient`` of qemu.qmp shares its connection::
+a ``QMPClient`` of qemu.qmp has to share its connection::
 
     async with adopt_client(client) as balloon:   # your connected QMPClient
         await balloon.resize(2 * GiB)
 
-It goes on using its client for its own commands. At the end of the block the client is
-disconnected, whatever has happened. ``find_balloon(client)`` leaves that to you. This
-is all for which qemu.qmp is needed, and it is loaded only then.
+The program can go on using the client for its own commands. At the end of the block the
+client is disconnected, whatever has happened. ``find_balloon(client)`` leaves that to
+you. Only these two functions need qemu.qmp, and load it.
 """
 
 from __future__ import annotations

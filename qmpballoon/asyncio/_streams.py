@@ -1,11 +1,11 @@
 """Byte streams to a monitor, on asyncio.
 
-A transport writes without waiting. What the kernel takes goes out at once; the event
-loop sends the rest as soon as there is room. So no ``await`` stands between registering
-a command and handing its bytes over.
+A transport writes without waiting. What the kernel accepts goes out at once; the event
+loop sends the rest as soon as there is room. So there is no ``await`` between
+registering a command and handing its bytes over.
 
-The event loop calls back for a socket directly. asyncio's own transports and streams
-take longer for messages as short as QMP's, and close a socket only later, in another
+The sockets are registered with the event loop directly. asyncio's own transports and
+streams take longer for messages as short as QMP's, and close a socket only in a later
 turn of the event loop.
 """
 
@@ -61,9 +61,9 @@ class SocketTransport:
         """Begin to read.
 
         Args:
-            on_data: Is given what was read.
-            on_end: Is called when nothing more can be read, with the error if the
-                connection broke. It has to close the transport.
+            on_data: Called with what was read.
+            on_end: Called when nothing more can be read, with the error if the
+                connection broke. It must close the transport.
         """
         self._loop.add_reader(self._socket, self._read, on_data, on_end)
 
@@ -72,8 +72,8 @@ class SocketTransport:
 
         Args:
             data: The bytes.
-            descriptor: A file descriptor of which the peer is to get a copy with them.
-                Nothing may be left to be sent before it.
+            descriptor: A file descriptor; the peer gets a copy with the bytes. Nothing
+                that was written before may still be waiting to be sent.
         """
         if self._backlog:
             self._backlog.append(memoryview(data))
@@ -128,7 +128,7 @@ class SocketTransport:
             return 0
         except OSError:
             if descriptor is not None:
-                # Alone, the bytes may go: then QEMU tells that it was sent none.
+                # Send the bytes alone: QEMU then reports that no descriptor came.
                 return self._send(data)
             # Reading gets the same error and reports it.
             return len(data)
@@ -139,7 +139,7 @@ class TlsTransport(SocketTransport):
 
     @property
     def takes_descriptors(self) -> bool:
-        """Whether file descriptors can be sent: TLS passes none on."""
+        """Whether file descriptors can be sent: not over TLS."""
         return False
 
     def write(self, data: bytes, descriptor: int | None = None) -> None:

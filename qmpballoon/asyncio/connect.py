@@ -93,7 +93,7 @@ async def open_monitor(
         MonitorBusy: Connected, but not greeted: QEMU serves another client.
         MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
-        OwnMonitorUnavailable: QEMU can add no monitor, and ``own`` is ``True``.
+        OwnMonitorUnavailable: QEMU cannot add a monitor, and ``own`` is ``True``.
         ProtocolError: The peer does not speak QMP.
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.
@@ -201,8 +201,8 @@ def stay_connected(
 
     It waits before each attempt but the first: at most ``first_pause`` seconds after a
     connection that worked, and up to twice as long after each attempt that failed. An
-    attempt fails if the connection cannot be opened, or if its block raises anything
-    but a :exc:`~qmpballoon.errors.QmpBalloonError`.
+    attempt has failed if the connection could not be opened, or if its block raised
+    anything but a :exc:`~qmpballoon.errors.QmpBalloonError`.
 
     If the task is cancelled while it waits, the iteration can be continued.
 
@@ -249,18 +249,17 @@ async def find_balloon(
 ) -> Balloon:
     """Find the balloon of the VM behind a monitor, or behind your connected client.
 
-    You may go on using the monitor or client, and you close it. A client is left as it
-    is: nothing of it is replaced. To have a client disconnected in order at the end of
-    a block, use :func:`adopt_client`. If the call is cancelled, it ends at once and has
-    no effect.
+    You may go on using the monitor or client, and you have to close it. Nothing in a
+    client is replaced. Use :func:`adopt_client` to have a client disconnected properly
+    at the end of a block. If the call is cancelled, it ends at once and has no effect.
 
     Args:
         monitor: A monitor, or a connected ``QMPClient`` of qemu.qmp. The other
             arguments are for a client.
         name: The name that messages use for the VM; by default that of the client.
         command_timeout: Seconds for each command of the balloon.
-        pid: QEMU's process id, if you know it. By default QEMU is asked for its
-            threads. Give ``0`` if QEMU runs on *another* host.
+        pid: QEMU's process id, if you know it. By default it is found by the thread
+            ids that QEMU reports. Give ``0`` if QEMU runs on *another* host.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
     Raises:
@@ -270,7 +269,7 @@ async def find_balloon(
     """
     if isinstance(monitor, Monitor):
         return await find_with_monitor(monitor)
-    # Only a program that holds a client has qemu.qmp for certain.
+    # Imported here, because only a program that holds a client surely has qemu.qmp.
     from qmpballoon.asyncio.held_client import find_through_client  # noqa: PLC0415
 
     return await find_through_client(
@@ -283,7 +282,7 @@ async def find_balloon(
 
 
 def _is_client(target: Target | QMPClient) -> TypeIs[QMPClient]:
-    # Only a program that holds a client has qemu.qmp for certain, and has loaded it.
+    # A program that holds a client has loaded qemu.qmp; others may not even have it.
     module = sys.modules.get("qemu.qmp")
     return module is not None and isinstance(target, module.QMPClient)
 
@@ -299,7 +298,7 @@ async def _open_over(
     oob: bool,
     wall_clock: Callable[[], float],
 ) -> AsyncGenerator[AsyncioMonitor, None]:
-    """Open a monitor of one's own over a client; as :func:`open_monitor`."""
+    """Have QEMU add a monitor over a client, and open it; as :func:`open_monitor`."""
     if own is not True:
         raise ValueError(
             "own has to be True for a QMPClient: find_balloon(client) shares it"
@@ -325,7 +324,7 @@ async def _open_over(
 async def _connect(
     target: Target, deadline: float, tls: ssl.SSLContext | None
 ) -> SocketTransport:
-    """Connect to a monitor. If this fails or is cancelled, nothing stays open."""
+    """Connect to a monitor. If this fails or is cancelled, nothing is left open."""
     sock = await sockets.connect_socket(
         target,
         deadline,
@@ -354,7 +353,7 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
                     await loop.sock_connect(sock, place)
                 except OSError as error:
                     sock.close()
-                    # Its number's text is clearer than asyncio's own message.
+                    # The text of the number is clearer than asyncio's own message.
                     failure = OSError(error.errno, os.strerror(error.errno or 0))
                 except BaseException:
                     sock.close()

@@ -3,8 +3,8 @@
 The client is left as it was found. A subscription registers an event listener, and
 removes it at the end of its block; nothing else of the client is touched.
 
-Each command runs in a task of its own, because qemu.qmp forgets a command whose caller
-is cancelled, and its place in QEMU's queue would count as free too early.
+Each command runs in a task of its own. Otherwise, if a caller is cancelled, qemu.qmp
+would forget its command, whose place in QEMU's queue would count as free too early.
 
 Only the parts of qemu.qmp under the LGPL are used.
 """
@@ -80,8 +80,8 @@ _log = logging.getLogger("qmpballoon.asyncio")
 UNREAD_EVENTS: Final = 1000
 """How many events a client may hold for a reader that does not come."""
 
-# A client disconnects within milliseconds, unless it has to send first what a QEMU that
-# is stopped does not read. That is not waited for as long as for a command.
+# A client disconnects within milliseconds, unless it first has to send something that a
+# stopped QEMU does not read. That is not worth as much time as a command.
 _HANG_UP_TIMEOUT: Final = 2.0  # seconds
 
 
@@ -92,7 +92,7 @@ _handing_over: WeakKeyDictionary[QMPClient, asyncio.Lock] = WeakKeyDictionary()
 class HeldClientMonitor(MonitorBase, AsyncioClock):
     """A :class:`~qmpballoon.monitor.Monitor` over a connected ``QMPClient``.
 
-    Many tasks may use it at once. At most eight of its commands are with QEMU at a
+    Many tasks may use it at once. At most eight of its commands are in flight at a
     time; further ones wait for their turn. Commands that others send through the client
     do not count.
 
@@ -154,7 +154,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         Raises:
             CommandError: QEMU refused the command.
             MonitorTimeout: No reply came in time. The monitor stays usable.
-            MonitorClosed: The client is not connected, or no longer.
+            MonitorClosed: The client is not connected.
             ProtocolError: The peer does not speak QMP.
             TypeError: The command is not text, or the arguments are not JSON.
             ValueError: The arguments have values that JSON does not know.
@@ -165,7 +165,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
 
     @property
     def takes_descriptors(self) -> bool:
-        """Whether file descriptors can be sent, as far as is known without trying.
+        """Whether file descriptors may be sent; only trying tells whether they can.
 
         :meta private:
         """
@@ -182,7 +182,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         await self._run(call, timeout)
 
     async def _run(self, call: _Call, timeout: float) -> object:
-        """Run a command within so many seconds, and return its result."""
+        """Run a command within a timeout, and return its result."""
         loop = asyncio.get_running_loop()
         deadline, woken = loop.time() + timeout, loop.create_future()
         call.woken, call.deadline = woken, deadline
@@ -206,7 +206,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         return call.value
 
     def _set_timer(self, deadline: float) -> None:
-        """Have the commands that are late woken then."""
+        """Wake late commands at that time, and at no other."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer, self._timer_deadline = None, deadline
@@ -241,7 +241,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
         )
 
     async def _exchange(self, call: _Call) -> None:
-        # Not a block of the semaphore's, which takes two more coroutines.
+        # ``async with`` would take two more coroutines.
         await self._turns.acquire()
         try:
             if call.lock is None:
@@ -255,14 +255,14 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
             call.error = error
         finally:
             self._turns.release()
-            # Not by a callback of the task: that takes one more turn of the event loop,
-            # with a system call.
+            # A callback of the task would take one more turn of the event loop, with a
+            # system call.
             call.wake()
             self._tasks.pop(call, None)
 
     async def _execute_with_descriptor(self, call: _Call) -> object:
-        # Nothing is awaited up to where the command is in the client's queue: the
-        # caller, who closes the descriptor, cannot be cancelled in between.
+        # Nothing is awaited until the command is in the client's queue. So the caller,
+        # who closes the descriptor, cannot be cancelled in between.
         call.sent = True
         if call.descriptor is not None:
             self._send_descriptor(call.descriptor)
@@ -293,7 +293,7 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
                 return error
 
     def _make_closed(self) -> MonitorClosed:
-        # A client whose peer has gone is disconnecting until its owner disconnects it.
+        # After its peer has gone, a client is DISCONNECTING until its owner acts.
         if self.client.runstate is Runstate.DISCONNECTING:
             why = "was closed by QEMU, or by its owner"
         else:
@@ -307,13 +307,13 @@ class HeldClientMonitor(MonitorBase, AsyncioClock):
 
 @define(eq=False)
 class _Call:
-    """One command, and what has become of it."""
+    """One command, and how it has ended."""
 
     command: str
     arguments: Mapping[str, object] | None
     descriptor: int | None = None  # that goes with it
     lock: asyncio.Lock | None = None
-    # Done: it has ended, or its time is over.
+    # Done when the command has ended, or its time is over.
     woken: asyncio.Future[None] | None = None
     deadline: float = math.inf
     sent: bool = False
@@ -457,13 +457,13 @@ async def add_through_client(
         client: Connected.
         name: The name that messages use for the VM; by default that of the client.
         command_timeout: Seconds for each command.
-        deadline: Until when, on the event loop's clock.
+        deadline: When to give up, on the event loop's clock.
 
     Returns:
-        The name, and a socket on the new monitor.
+        The name, and a socket that is connected to the new monitor.
 
     Raises:
-        OwnMonitorUnavailable: It cannot be had.
+        OwnMonitorUnavailable: QEMU cannot add one.
         MonitorError: QEMU did not answer.
     """
     shared = HeldClientMonitor(client, name=name, command_timeout=command_timeout)
@@ -483,16 +483,16 @@ async def adopt_client(
     """Find the balloon behind your connected client, and disconnect it at the end.
 
     An asynchronous context manager. Within the block, you may use the client for
-    commands and events of your own. The end of the block disconnects it in order,
+    commands and events of your own. The end of the block disconnects it properly,
     however the block ends, and never raises anything itself: if QEMU has gone, the
     call that needed it raises :exc:`~qmpballoon.errors.MonitorClosed`, and the block
-    passes that on. ``client.disconnect()`` would raise :exc:`EOFError` in its place.
+    passes that on. ``client.disconnect()`` would raise :exc:`EOFError` instead.
 
     If the task is cancelled, at any moment, the client is disconnected. A second
     cancellation is held back until that is done, for 2 seconds at most.
 
     Args:
-        client: Connected. It is yours to connect, and is disconnected here.
+        client: Connected. You connect it, and this disconnects it.
         name: As for :func:`find_balloon`.
         command_timeout: As for :func:`find_balloon`.
         pid: As for :func:`find_balloon`.
@@ -519,7 +519,7 @@ async def adopt_client(
 
 
 async def _disconnect(client: QMPClient, name: str | None) -> None:
-    """Disconnect a client, whatever state it is in; raise nothing but cancellations."""
+    """Disconnect a client in any state; raise nothing but cancellations."""
     clock = AsyncioClock()
     task = asyncio.create_task(client.disconnect())
     with clock.shield(_HANG_UP_TIMEOUT):
@@ -568,8 +568,8 @@ def limit_unread_events(
 
     qemu.qmp puts every event into ``client.events`` and keeps it until somebody reads
     it. In a program that does not read them, they pile up in memory. Within the block,
-    further events are dropped while so many are unread. At its end the listener has the
-    event filter that it had before.
+    further events are dropped while ``limit`` events are unread. At its end the
+    listener has the event filter that it had before.
 
     If the client is limited already, this changes nothing.
 

@@ -1,4 +1,4 @@
-"""A monitor on asyncio, whose event loop calls it for everything that QEMU sends."""
+"""A monitor on asyncio. The event loop calls it when QEMU has sent something."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ _log = logging.getLogger("qmpballoon.asyncio")
 class AsyncioMonitor(MonitorBase, AsyncioClock):
     """A :class:`~qmpballoon.monitor.Monitor` on asyncio, made by :func:`open_monitor`.
 
-    Many tasks of its event loop may use it at once. At most eight commands are with
-    QEMU at a time; further ones wait for their turn.
+    Many tasks of its event loop may use it at once. At most eight commands are in
+    flight at a time; further ones wait for their turn.
 
     Attributes:
         name: The name that messages use for the monitor.
@@ -159,14 +159,14 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         return EventSubscription(self._events, EventBuffer(names, capacity))
 
     def _may_send(self) -> bool:
-        # Commands that wait come first, even if there is room for another.
+        # Commands that are waiting come first, even if there is room for another.
         return self._connection.can_send and not self._turns
 
     async def _take_turn(self, waiter: _Waiter) -> bool:
-        """Wait until the command may be sent; return False if it may not be any more.
+        """Wait until the command may be sent; return False if it no longer may.
 
-        It stays the first in the queue until it is sent, so that no command that comes
-        in between takes its place.
+        It stays first in the queue until it is sent, so that no later command takes its
+        place.
         """
         self._raise_if_failed()
         self._turns.append(waiter)
@@ -257,10 +257,10 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
     # Negotiating.
 
     async def start(self, deadline: float, *, oob: bool) -> None:
-        """Negotiate until a deadline on the loop's clock. Then it can be used.
+        """Negotiate until a deadline on the loop's clock. Then the monitor can be used.
 
-        Only :func:`open_monitor` calls this, once. It has to be closed also if this
-        fails.
+        Only :func:`open_monitor` calls this, once. The monitor must be closed even if
+        this fails.
 
         :meta private:
         """
@@ -306,7 +306,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
             self._raise_if_failed()
             await self._state_changed.wait()
 
-    # What the event loop calls.
+    # Called by the event loop.
 
     def _receive(self, data: bytes) -> None:
         """Handle what QEMU has sent."""
@@ -386,7 +386,7 @@ class _Waiter:
 
     def wake(self) -> bool:
         """Wake the task; tell whether nothing else had woken it."""
-        # Done: late, or cancelled, and the task has not run since.
+        # If it is done, the task was late or cancelled, and has not run since.
         if self.future is None or self.future.done():
             return False
         self.future.set_result(None)

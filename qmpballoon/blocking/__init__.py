@@ -5,13 +5,14 @@
     with open_balloon("/run/vm1.qmp") as balloon:
         print(balloon.query())
 
-What QEMU sends is read during a call: a command, or :meth:`EventSubscription.receive`.
-Threads may share a monitor. Their commands then run one after the other, and the time
-that a command waits for its turn counts towards its timeout.
+What QEMU sends is read only during a call: a command, or
+:meth:`EventSubscription.receive`. Threads may share a monitor. Their commands then run
+one after the other, and the time that a command waits for its turn counts towards its
+timeout.
 
-Waiting happens between messages only; reading and writing never wait. Ctrl-C is delayed
-for the microseconds that they take. So an interrupted command leaves no half a message
-behind, and the monitor can still be used to give a guest its memory back.
+A call waits only between messages; reading and writing never wait. Ctrl-C is delayed
+for the microseconds that they take. So an interrupted command does not leave half a
+message behind, and the monitor can still be used to give a guest its memory back.
 """
 
 from __future__ import annotations

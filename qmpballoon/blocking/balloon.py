@@ -5,7 +5,7 @@ whose coroutines never suspend, each of its coroutines runs to its end when it i
 ``None`` once. That makes it a blocking call, without an event loop, a thread, or a
 second copy of the balloon.
 
-:class:`SyncMonitor` says what such a monitor has to have.
+:class:`SyncMonitor` says which methods such a monitor needs.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def find_balloon(monitor: S) -> BlockingBalloon[S]:
 
 
 class SyncMonitorAdapter:
-    """Makes a ``Monitor`` that never suspends of a blocking monitor."""
+    """Makes a blocking monitor a ``Monitor`` whose coroutines never suspend."""
 
     def __init__(self, monitor: SyncMonitor) -> None:
         self._monitor = monitor
@@ -163,11 +163,11 @@ class SyncMonitorAdapter:
 
     @property
     def owed_size(self) -> OwedSize | None:
-        """Where it is noted what the guest is to get back; ``None``: nowhere."""
+        """The note of the size that the guest must get back; ``None`` if not kept."""
         return find_owed_size(self._monitor)
 
     def shield(self, seconds: float) -> AbstractContextManager[object]:
-        """Do nothing: what runs after Ctrl-C is not interrupted, except by another."""
+        """Do nothing: cleanup after Ctrl-C is interrupted only by another Ctrl-C."""
         del seconds  # each command has its own deadline
         return nullcontext()
 
@@ -334,7 +334,7 @@ class BlockingSampler(_SyncWrapper[Sampler]):
 
     @property
     def basis(self) -> int:
-        """Bytes the guest had when it was asked for these statistics."""
+        """The guest's size in bytes that these statistics hold for."""
         return self.original.basis
 
     @property
@@ -344,7 +344,7 @@ class BlockingSampler(_SyncWrapper[Sampler]):
 
     @property
     def silence(self) -> float:
-        """Seconds since the guest last reported statistics that were seen to be new."""
+        """Seconds since the guest's last answer that is known to be new."""
         return self.original.silence
 
     take: Final = _make_sync(Sampler.take)

@@ -83,7 +83,7 @@ def open_monitor(
         MonitorBusy: Connected, but not greeted: QEMU serves another client.
         MonitorTimeout: Greeted, but the negotiation was not answered.
         MonitorClosed: The peer closed the connection.
-        OwnMonitorUnavailable: QEMU can add no monitor, and ``own`` is ``True``.
+        OwnMonitorUnavailable: QEMU cannot add a monitor, and ``own`` is ``True``.
         ProtocolError: The peer does not speak QMP.
         TypeError: An argument is of the wrong type.
         ValueError: An argument is out of range, or the target cannot be a monitor.

@@ -53,14 +53,14 @@ _log = logging.getLogger("qmpballoon.blocking")
 
 _READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
 _LONGEST_POLL: Final = 3600.0  # seconds; poll(2) counts milliseconds in an int
-# Seconds. Another thread may read an event that this one waits for; this is how much
-# later it may be returned. The price is ten wake-ups a second while waiting.
+# Seconds. Another thread may read an event that this thread waits for. This is by how
+# much the event may then be late. The price is ten wake-ups a second while waiting.
 _EVENT_POLL: Final = 0.1
-# Seconds to wait for the turn of a thread that reads the connection's end: far more
-# than it takes. Later, what the connection holds is dropped with the monitor.
+# Seconds to wait until another thread has read the connection's end, which takes far
+# less. If it does not come, what the connection holds is freed with the monitor.
 _LAST_TURN: Final = 5.0
-# The functions below the module signal. Its own turn their arguments into enumerations
-# and back, which takes longer than all the rest of a command.
+# The functions of the C module. Those of the module signal turn their arguments into
+# enumerations and back, which takes longer than all the rest of a command.
 _signals: Final[Any] = importlib.import_module("_signal")
 
 
@@ -68,8 +68,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
     """A :class:`SyncMonitor` on a socket, made by :func:`open_monitor`.
 
     Threads may share it; their commands run one after the other. A process that is
-    forked meanwhile may not: it gets :exc:`MonitorClosed` for whatever it asks, and
-    opens a monitor of its own.
+    forked meanwhile may not use it: all calls there raise :exc:`MonitorClosed`. It has
+    to open a monitor of its own.
 
     Attributes:
         name: The name that messages use for the monitor.
@@ -97,7 +97,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._is_remote = sock.family != socket.AF_UNIX
         # With TLS: how many bytes were received and decrypted, but not read yet.
         self._count_decrypted: Callable[[], int] | None = getattr(sock, "pending", None)
-        # One is taken out while it is used; another thread then makes one of its own.
+        # A thread takes one out while it uses it; if there is none, it makes one.
         self._pollers: list[select.poll] = []
         self._replies: dict[Id, Return | Failure] = {}  # not fetched yet
         self._buffers: list[EventBuffer] = []  # the subscriptions', see _lock
@@ -107,8 +107,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         # Held for a whole command. Reentrant, for signal handlers that run commands.
         self._turn = threading.RLock()
         self._turns_thread = 0  # whose turn it is
-        # Held for the list of buffers and what is in them, and never while waiting: a
-        # reader gets its event while another thread's command is under way.
+        # Protects the list of buffers and their contents. It is never held while
+        # waiting, so a reader gets its event even while another thread runs a command.
         self._lock = threading.Lock()
 
     @property
@@ -177,8 +177,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         if not self._take_turn(timeout):
             raise make_command_timeout(self.name, command, timeout)
         try:
-            # What has come by now may be the end of the connection. A unix socket that
-            # has ended takes nothing more, so that it need not be asked first.
+            # Check first whether the connection has ended. A unix socket needs no
+            # check: once it has ended, sending fails.
             if self._is_remote and self._wait_for_socket(0.0):
                 self._transfer()
             if not self._connection.can_send and not self._wait_until(
@@ -234,7 +234,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             if failure is not None:
                 raise copy_error(failure)
             if not self._take_turn(self._choose_pause(deadline)):
-                # The thread that has the turn takes the events in meanwhile.
+                # Meanwhile, the thread that has the turn reads the events.
                 if self.now() >= deadline:
                     return None
                 continue
@@ -252,14 +252,13 @@ class BlockingMonitor(MonitorBase, BlockingClock):
     def _take_turn(self, timeout: float) -> bool:
         """Begin a turn; return False if it does not come in time.
 
-        Whoever calls this goes on with a ``try`` whose ``finally`` ends the turn.
-        Ctrl-C may strike right after the lock was acquired; that must not lock others
-        out.
+        The caller must continue with a ``try`` whose ``finally`` ends the turn. Ctrl-C
+        may come right after the lock was acquired; that must not lock others out.
         """
         thread = threading.get_ident()
         is_nested = self._turns_thread == thread  # in a signal handler
         try:
-            # Without a timeout, which takes longer, if it is free.
+            # Usually it is free, and a timeout takes longer.
             if not self._turn.acquire(blocking=False) and not self._turn.acquire(
                 timeout=min(timeout, threading.TIMEOUT_MAX)
             ):
@@ -281,7 +280,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             return event
 
     def _choose_pause(self, deadline: float) -> float:
-        """Return the seconds until other threads' events are looked for again."""
+        """Return the seconds until the next check for events that others have read."""
         return min(max(deadline - self.now(), 0.0), _EVENT_POLL)
 
     def _exchange(
@@ -297,7 +296,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         try:
             with _DelayedCtrlC():
                 ident, data = self._connection.send_command(command, arguments)
-                # Ctrl-C may have struck while an earlier command tidied up below.
+                # Ctrl-C may have interrupted the cleanup of an earlier command below.
                 self._replies.pop(ident, None)
                 self._queue(data)
                 if not self._send() and not self._backlog:
@@ -328,7 +327,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             _log.info("%s: connected", self.name)
             yield
         finally:
-            # A forked process closes its descriptor only: another one uses the rest.
+            # A forked process closes only its descriptor: its parent uses the socket.
             if os.getpid() == self._process:
                 self._disconnect()
             with suppress(OSError):  # somebody has closed its descriptor
@@ -340,7 +339,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         with suppress(OSError):  # it is not connected any more
             # Closing alone would not wake a thread that waits for the socket.
             self._socket.shutdown(socket.SHUT_RDWR)
-        # A thread that has the turn reads on to the end, which it has reached now.
+        # A thread that has the turn reads until the end, which has come now.
         if self._turn.acquire(timeout=_LAST_TURN):
             try:
                 self._connection.close()
@@ -348,7 +347,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
                 self._turn.release()
 
     def _require_own_process(self) -> None:
-        """Refuse what would come between the commands of another process."""
+        """Refuse calls in a forked process, which would disturb those of its parent."""
         if os.getpid() != self._process:
             raise make_forked(self.name, self._process)
 
@@ -409,7 +408,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             return self._receive() or sent
 
     def _queue(self, data: bytes) -> None:
-        """Have a message sent when there is room."""
+        """Queue a message; it is sent when there is room."""
         self._backlog.append(memoryview(data))
         if self._trailer:
             self._backlog.append(memoryview(self._trailer))
@@ -440,7 +439,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         except BlockingIOError:
             raise
         except OSError:
-            # Alone, the bytes may go: then QEMU tells that it was sent none.
+            # Send the bytes alone: QEMU then reports that no descriptor came.
             sent = self._socket.send(data)
         self._descriptor = None
         return sent
@@ -479,7 +478,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             self._replies[cast("Id", message.id)] = message
 
     def _shut(self, failure: MonitorError) -> None:
-        """Record that the connection has ended; who calls this has the turn."""
+        """Record that the connection has ended. The caller must have the turn."""
         if self._note_end(failure, by_us=False):
             self._connection.close()
 

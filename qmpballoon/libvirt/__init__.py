@@ -16,8 +16,8 @@ runs in a thread of its own, and the caller waits for it with a deadline. It blo
 neither an event loop, nor Ctrl-C, nor the end of the program. The commands of one
 monitor are passed on in the order in which they are given.
 
-QEMU 11.1 or later can add a monitor, and libvirt hands a connection to it over. Then
-libvirt is asked no more; commands take less time, and there are events::
+QEMU 11.1 or later can add a monitor, and libvirt can hand QEMU a connection for it.
+After that, libvirt is not involved; commands take less time, and there are events::
 
     with open_balloon(domain) as balloon:             # in blocking code
     async with open_balloon_asyncio(domain) as balloon:

@@ -1,6 +1,7 @@
 """The balloon of a domain: in blocking code, on asyncio and on trio.
 
-It is found behind libvirt's passthrough, or a monitor of one's own is opened.
+``find_balloon`` reaches it through libvirt's passthrough. ``open_balloon`` has QEMU add
+a monitor, and connects to that.
 """
 
 from __future__ import annotations
@@ -152,17 +153,17 @@ def open_monitor(
 ) -> Generator[BlockingMonitor]:
     """Have QEMU add a monitor, and connect to it, in blocking code.
 
-    A context manager. libvirt hands one end of the connection to
-    QEMU, and is not used after that. Such a monitor has events, which libvirt's
-    passthrough has not, and takes less time for a command. libvirt knows nothing of
-    it; it vanishes from QEMU when its connection is closed.
+    A context manager. libvirt hands one end of the connection to QEMU, and is not used
+    after that. Unlike libvirt's passthrough, such a monitor has events, and it takes
+    less time for a command. libvirt does not know of it. The monitor vanishes from QEMU
+    when its connection is closed.
 
     Args:
         domain: A ``libvirt.virDomain`` of the QEMU driver, on a connection to a libvirt
             of this host, 8.2 or later, that is not read-only.
         name: What messages and errors call the VM; by default, they use its name in
             libvirt.
-        timeout: Seconds for all of that.
+        timeout: Seconds for adding the monitor and connecting to it.
         command_timeout: Seconds for each command that gives none of its own.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -170,8 +171,8 @@ def open_monitor(
         The monitor. Its connection is closed at the end of the block.
 
     Raises:
-        OwnMonitorUnavailable: QEMU can add no monitor, because it is older than 11.1
-            for example, or libvirt hands no descriptors on. Nothing was changed.
+        OwnMonitorUnavailable: QEMU cannot add a monitor, for example because it is
+            older than 11.1; or libvirt cannot pass descriptors. Nothing was changed.
         MonitorClosed: The domain does not run.
         MonitorUnreachable: libvirt does not let you pass commands on.
         MonitorTimeout: QEMU or libvirt does not answer.
@@ -256,7 +257,7 @@ async def open_monitor_asyncio(
             of this host, 8.2 or later, that is not read-only.
         name: What messages and errors call the VM; by default, they use its name in
             libvirt.
-        timeout: Seconds for all of that.
+        timeout: Seconds for adding the monitor and connecting to it.
         command_timeout: Seconds for each command that gives none of its own.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -264,8 +265,8 @@ async def open_monitor_asyncio(
         The monitor. Its connection is closed at the end of the block.
 
     Raises:
-        OwnMonitorUnavailable: QEMU can add no monitor, because it is older than 11.1
-            for example, or libvirt hands no descriptors on. Nothing was changed.
+        OwnMonitorUnavailable: QEMU cannot add a monitor, for example because it is
+            older than 11.1; or libvirt cannot pass descriptors. Nothing was changed.
         MonitorClosed: The domain does not run.
         MonitorUnreachable: libvirt does not let you pass commands on.
         MonitorTimeout: QEMU or libvirt does not answer.
@@ -352,7 +353,7 @@ async def open_monitor_trio(
             of this host, 8.2 or later, that is not read-only.
         name: What messages and errors call the VM; by default, they use its name in
             libvirt.
-        timeout: Seconds for all of that.
+        timeout: Seconds for adding the monitor and connecting to it.
         command_timeout: Seconds for each command that gives none of its own.
         wall_clock: Returns seconds since the epoch, for the age of statistics.
 
@@ -360,8 +361,8 @@ async def open_monitor_trio(
         The monitor. Its connection is closed at the end of the block.
 
     Raises:
-        OwnMonitorUnavailable: QEMU can add no monitor, because it is older than 11.1
-            for example, or libvirt hands no descriptors on. Nothing was changed.
+        OwnMonitorUnavailable: QEMU cannot add a monitor, for example because it is
+            older than 11.1; or libvirt cannot pass descriptors. Nothing was changed.
         MonitorClosed: The domain does not run.
         MonitorUnreachable: libvirt does not let you pass commands on.
         MonitorTimeout: QEMU or libvirt does not answer.

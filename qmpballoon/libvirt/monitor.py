@@ -57,9 +57,9 @@ _NO_DESCRIPTORS: Final = ("VIR_ERR_ARGUMENT_UNSUPPORTED", "VIR_ERR_NO_SUPPORT")
 class _Passthrough(MonitorBase):
     """Passes commands to a domain, one after the other, from threads.
 
-    They are passed on in the order in which they were given. libvirt would serve
-    threads that wait for the same VM in any order, but a command that undoes an earlier
-    one, which timed out, has to come after it.
+    They are passed on in the order in which they were given. libvirt itself serves
+    threads that wait for the same VM in any order. But if a command timed out, the one
+    that undoes it must come after it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class _Passthrough(MonitorBase):
 
     @property
     def takes_descriptors(self) -> bool:
-        """Whether file descriptors can be sent, as far as is known without trying.
+        """Whether file descriptors may be sent; only trying tells whether they can.
 
         :meta private:
         """
@@ -101,7 +101,7 @@ class _Passthrough(MonitorBase):
         Args:
             command: The command.
             arguments: Its arguments.
-            descriptor: A file descriptor of which QEMU is to get a copy with it.
+            descriptor: A file descriptor; QEMU gets a copy with the command.
         """
         require_command(command, arguments)
         request = encode({"execute": command, "arguments": dict(arguments or {})})
@@ -120,7 +120,7 @@ class _Passthrough(MonitorBase):
     def _work(self) -> None:
         """Pass on the commands that wait."""
         with self._turn:
-            # All of them: Ctrl-C may have kept the thread of one from starting.
+            # Not only this thread's: Ctrl-C may have kept another from starting.
             while self._given:
                 call = self._given.popleft()
                 try:
@@ -157,7 +157,7 @@ class _Passthrough(MonitorBase):
         return answer
 
     def _is_refused(self, error: Any) -> bool:  # noqa: ANN401 - libvirt's
-        """Tell whether libvirt does not hand descriptors on, and has sent nothing."""
+        """Tell whether libvirt cannot pass descriptors, and has sent nothing."""
         return error.get_error_code() in self._get_codes(*_NO_DESCRIPTORS)
 
     def _translate(self, command: str, error: Any) -> MonitorError:  # noqa: ANN401
@@ -189,11 +189,11 @@ class _Passthrough(MonitorBase):
 
 @define(eq=False)
 class _Call:
-    """One command that is to be passed on, and its result.
+    """One command to pass on, and its result.
 
     Attributes:
         command: Its name.
-        request: What is passed on.
+        request: The text to pass on.
         descriptor: A file descriptor that goes with it, and is closed after it.
         future: Gets its result.
     """
@@ -270,7 +270,7 @@ class LibvirtMonitor(_Passthrough, BlockingClock):
 
 
 class _AsyncPassthrough(_Passthrough):
-    """What monitors on all event loops have: they differ in how they wait."""
+    """What the monitors on event loops share; they differ in how they wait."""
 
     async def execute(
         self,

@@ -28,15 +28,17 @@ reading its socket. Of other clients it holds one; the others wait in the socket
 
 What an earlier client left
 ---------------------------
-A client that leaves while QEMU carries out its command does not get the reply: the next
-client does, before or after its greeting. QEMU 7.2, 10.0 and 11.1 do so. The id may be
-any, those that this module gives to commands as well. So the negotiation has an id that
-no command has, and replies with others are dropped until its own has come. All that is
-left comes before that, because QEMU answers in order. If what was left is the reply to
-another negotiation of ours, it is as good; then the reply to this one is dropped. A
-negotiation that was left undone can be carried out for us. Then QEMU does not know ours
-any more, and says that there is no such command. There can be few such replies: of a
-client's queue QEMU carries out one. A peer that sends many is broken.
+If a client leaves while QEMU carries out its command, the reply goes to the next
+client, before or after its greeting. QEMU 7.2, 10.0 and 11.1 do so. Such a reply can
+have any id, even one that this module uses. So the negotiation has an id that no
+command has, and replies with other ids are dropped until the negotiation is answered.
+QEMU answers in order, so all replies to earlier clients come before that.
+
+The reply may be to the negotiation of an earlier client that used this module. That
+serves as well, and then the reply to our own negotiation is dropped. QEMU may also
+carry out an earlier client's negotiation after we have connected. Then it refuses ours:
+there is no such command any more. There can be few replies to earlier clients, because
+of a client's queue QEMU carries out only one command. A peer that sends many is broken.
 
 Source: "QEMU Machine Protocol Specification", docs/interop/qmp-spec in QEMU.
 """
@@ -75,7 +77,7 @@ Source: ``QMP_REQ_QUEUE_LEN_MAX`` in QEMU.
 # QEMU reads its input byte by byte, each in a turn of its main loop. Measured: one more
 # byte delays the reply by 3 µs, while the shortest command takes some 120 µs.
 _MOST_SHORT_IDS: Final = 9  # of one digit, from 1
-_NEGOTIATION_ID: Final = int.from_bytes(b"qmp")  # unlike what others count from
+_NEGOTIATION_ID: Final = int.from_bytes(b"qmp")  # far from where other clients count
 # Replies to earlier clients that are dropped. One was seen at a time; this allows for
 # all that QEMU may hold of two clients.
 _MOST_LEFT: Final = 2 * MAX_IN_FLIGHT + 1
@@ -134,7 +136,7 @@ class Connection:
         return self.has_room_for(1)
 
     def has_room_for(self, count: int) -> bool:
-        """Tell whether so many commands may be sent now."""
+        """Tell whether this many commands may be sent now."""
         held = len(self._pending) - len(self._out_of_band)
         return held + count <= MAX_IN_FLIGHT and self.state is State.READY
 
@@ -301,7 +303,7 @@ class Connection:
             return self._accept_reply(message)
         if isinstance(message, Greeting):
             if self.state is State.NEGOTIATING:
-                # It was for a client before us, who left without reading it.
+                # It was meant for an earlier client, which left without reading it.
                 return False
             if self.state is not State.GREETING:
                 raise ProtocolError("the peer greeted again in the middle")
@@ -331,8 +333,8 @@ class Connection:
         return True
 
     def _is_done_already(self, reply: Failure) -> bool:
-        """Tell whether the negotiation of a client before us counts for us, too."""
-        # What that client has enabled is not known; nothing has to be, without oob.
+        """Tell whether an earlier client's negotiation serves for this one, too."""
+        # It is not known what that client enabled, which matters only for oob.
         return reply.error_class == "CommandNotFound" and not self.oob
 
     def _register(
@@ -350,12 +352,12 @@ class Connection:
         return data
 
     def _choose_ident(self) -> int:
-        """Return an id that no command in flight has, and none had lately."""
+        """Return an id that no command in flight has, and none had recently."""
         for _ in range(_MOST_SHORT_IDS):
             self._last_id = self._last_id % _MOST_SHORT_IDS + 1
             if self._last_id not in self._pending:
                 return self._last_id
-        return max(self._pending) + 1  # that many only run out of band
+        return max(self._pending) + 1  # only with commands that run out of band
 
     def _offers_oob(self) -> bool:
         return self.greeting is not None and "oob" in self.greeting.capabilities
@@ -379,7 +381,7 @@ _JSON: Final = json.JSONEncoder(
 def _encode_command(
     ident: int, command: str, arguments: Mapping[str, object], *, oob: bool
 ) -> bytes:
-    """Encode a command. Most have no arguments, and then this takes a fourth."""
+    """Encode a command. Most have no arguments; these take a quarter of the time."""
     key = "exec-oob" if oob else "execute"
     if arguments:
         message = {key: command, "arguments": dict(arguments), "id": ident}
@@ -391,7 +393,7 @@ def encode(message: Mapping[str, object]) -> bytes:
     """Encode a message as QEMU expects it.
 
     Raises:
-        TypeError: It is no JSON.
+        TypeError: It is not JSON.
         ValueError: It has values that JSON does not know.
     """
     try:

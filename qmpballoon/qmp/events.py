@@ -51,7 +51,7 @@ class EventBuffer:
         return len(self._events)
 
     def put(self, event: Event) -> bool:
-        """Take an event in if it is one to keep; tell whether it was."""
+        """Take an event in if it has one of the names; tell whether it does."""
         if self._names and event.name not in self._names:
             return False
         if len(self._events) == self._capacity:

@@ -1,13 +1,14 @@
-"""A monitor of one's own on a running QEMU: what to send for it, and to take it back.
+"""Adding a monitor to a running QEMU for one client alone: the commands for it.
 
-A monitor serves one client at a time. QEMU 11.1 can be given further ones while it
-runs: over a monitor that is held for a moment, ``getfd`` hands one end of a connection
-over, ``chardev-add`` makes a character device of it, and ``object-add`` puts a monitor
-on that. The other end is then greeted. With ``close-action`` both vanish when that end
-is closed, however that comes about.
+A monitor serves one client at a time. QEMU 11.1 can be given more of them while it
+runs. A client holds the existing monitor for a moment. ``getfd`` hands QEMU one end of
+a connection, ``chardev-add`` makes a character device of it, and ``object-add`` puts a
+monitor on that. QEMU then greets at the other end. With ``close-action``, device and
+monitor vanish when that end is closed, for whatever reason.
 
-QEMU does not notice that an end was closed before it greeted: the monitor would stay.
-So the shared monitor is held until then, to take back on it what was begun.
+If the end is closed before QEMU has greeted, QEMU does not notice, and the monitor
+would stay. So the client holds the existing monitor until the greeting, to undo there
+what was begun.
 
 Source: QAPI reference, ``MonitorQMPProperties``.
 """
@@ -37,12 +38,13 @@ GETFD: Final = "getfd"
 """The command with which the descriptor is sent."""
 
 _PREFIX: Final = "qmpballoon-"
-# QEMU says "unix:" of a character device whose other end is open, and nothing brings
-# one back that was made of a descriptor. Seen on 11.1.3; source: char-socket.c.
+# The filename of a character device begins with this once its other end is closed, and
+# with "unix:" before. A device made of a descriptor is never connected again. Seen on
+# 11.1.3; source: char-socket.c.
 _DEAD: Final = "disconnected:fd:"
 
-# Builds on the way to 11.1 call themselves 11.0.50 and so on. Those without the object
-# refuse it, which costs two more commands.
+# Development versions of 11.1 call themselves 11.0.50 and so on. Those that do not have
+# the object refuse it, which costs two more commands.
 _FIRST: Final = (11, 0)
 
 
@@ -63,25 +65,25 @@ def can_add_monitor(version: Version | None) -> bool:
     """Tell whether a QEMU may know how to add a monitor; asking it changes nothing.
 
     Args:
-        version: Its version; ``None``: it tells none, and may.
+        version: Its version; ``None`` if it is not known: then it may.
     """
     return version is None or (version.major, version.minor) >= _FIRST
 
 
 def make_name(number: int) -> str:
-    """Return what to call a descriptor, its character device and its monitor.
+    """Return the name for a descriptor, its character device and its monitor.
 
     Args:
-        number: One that no other of ours in this QEMU has.
+        number: A number that no other monitor of ours in this QEMU has.
     """
     return f"{_PREFIX}{number}"
 
 
 def find_leftovers(answer: object) -> Iterator[str]:
-    """Return the names of monitors of ours whose client has gone, and that stayed.
+    """Yield the names of monitors that earlier clients of ours have left behind.
 
-    That is what a client leaves that is killed within the milliseconds in which QEMU
-    adds its monitor.
+    A client leaves one if it is killed within the milliseconds in which QEMU adds its
+    monitor.
 
     Args:
         answer: What ``query-chardev`` returned.
@@ -96,10 +98,10 @@ def find_leftovers(answer: object) -> Iterator[str]:
 
 
 def list_steps(name: str) -> tuple[Step, ...]:
-    """Return what adds a monitor. The descriptor goes with the first command.
+    """Return the commands that add a monitor. The descriptor goes with the first.
 
     Args:
-        name: What to call its descriptor, its character device and itself.
+        name: The name for the descriptor, the character device and the monitor.
     """
     address = {"type": "fd", "data": {"str": name}}
     backend = {"type": "socket", "data": {"addr": address, "server": False}}
@@ -119,9 +121,9 @@ def list_steps(name: str) -> tuple[Step, ...]:
 
 
 def list_undo_steps(name: str) -> tuple[Step, ...]:
-    """Return what takes back any number of :func:`list_steps`.
+    """Return the commands that undo any number of :func:`list_steps`.
 
-    QEMU refuses what is not there to be taken back.
+    QEMU refuses those for which there is nothing to undo.
     """
     return (
         Step("object-del", {"id": name}),
