@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qmpballoon.cluster.documents import Malformed, Policy, Wish
 from qmpballoon.cluster.wishes import (
+    Judged,
     Permits,
     judge_policy,
     make_limit,
@@ -175,8 +176,7 @@ def test_which_policy_counts() -> None:
     assert judge_policy(first, first.to_bytes()) == judge_policy(None, first.to_bytes())
     assert judge_policy(first, second.to_bytes()).policy == second
     assert not judge_policy(first, second.to_bytes()).note
-    assert judge_policy(None, None) == judge_policy(None, None)
-    assert not judge_policy(None, None).note
+    assert judge_policy(None, None) == Judged(None)
 
 
 @pytest.mark.parametrize(
