@@ -137,12 +137,14 @@ class _Run:
         tracker: Follows it to the target.
         before: The evidence from the beginning.
         limits: What a shrinking guest must keep; ``None`` if it is not watched.
+        present: Follows it where it goes now: to the target, or back.
     """
 
     device: Device
     tracker: Tracker
     before: Evidence
     limits: GuestLimits | None
+    present: Tracker
 
     @classmethod
     async def begin(
@@ -160,7 +162,8 @@ class _Run:
             _check_floor(device, target, limits.floor)
             stall = stall or compute_stall_limits(limits.max_rate)
         goal = min(-(-target // PAGE) * PAGE, before.total or LARGEST_SIZE)
-        return cls(device, Tracker(goal, actual, now, stall), before, limits)
+        tracker = Tracker(goal, actual, now, stall)
+        return cls(device, tracker, before, limits, present=tracker)
 
     async def move(
         self,
@@ -226,7 +229,7 @@ class _Run:
         """Go back to the size before."""
         began, size = self.tracker, self.tracker.before
         now = self.device.monitor.now()
-        tracker = Tracker(size, await self.device.actual(), now)
+        self.present = tracker = Tracker(size, await self.device.actual(), now)
         await self.move(tracker)
         return evolve(
             self.report(requested, "rolled-back", diagnosis),
@@ -269,7 +272,7 @@ class _Run:
 
     async def abandon(self, error: BaseException) -> None:
         """Stop a shrinking guest at its present size; let a growing one go on."""
-        device, size = self.device, self.tracker.actual
+        device, size = self.device, self.present.actual
         if device.target is None or device.target < size:
             await leave_safe(device, size, error, device.actual)
 

@@ -431,6 +431,10 @@ OPERATIONS: dict[str, tuple[Callable[[], Machine], Callable[[Balloon], Any]]] = 
         shrunken,
         lambda balloon: balloon.resize(512 * MiB, timeout=0.1, on_stall="rollback"),
     ),
+    "roll back a growth that was not seen": (
+        shrunken,
+        lambda balloon: balloon.resize(512 * MiB, timeout=0.01, on_stall="rollback"),
+    ),
 }
 
 
