@@ -28,7 +28,10 @@ _MEMORY: Final = ("512M", "4G", "64G", "1T")
 _RATES: Final = ("100M", "512M", "2G", "5G", "20G")  # a second
 _USED: Final = 8  # a part of its memory
 _CACHE: Final = 0.75
-_LOOK: Final = 0.001  # seconds
+# How often the guest is looked at, and when it is late: parts of the time that it would
+# take for all of its memory.
+_LOOK: Final = 0.0001
+_LATE: Final = 10
 
 
 def make_machine(memory: int, rate: int) -> Machine:
@@ -55,7 +58,7 @@ def measure_guarded(memory: int, rate: int) -> tuple[int, float, int]:
             report = await balloon.reclaim(hold=True)
             seen.extend((each.t, each.actual) for each in report.timeline)
 
-    run_world(run, make_machine(memory, rate))
+    run_world(run, make_machine(memory, rate), limit=_LATE * memory / rate + 60)
     size = seen[-1][1]
     # The rest is watching the guest where it is.
     return size, next(t for t, actual in seen if actual <= size + MiB), len(seen)
@@ -70,10 +73,10 @@ def measure_bare(memory: int, rate: int, size: int) -> float:
             began = trio.current_time()
             await balloon.set_target(size)
             while await balloon.actual() > size + MiB:  # noqa: ASYNC110 - it is asked
-                await trio.sleep(_LOOK)
+                await trio.sleep(_LOOK * memory / rate)
             took.append(trio.current_time() - began)
 
-    run_world(run, make_machine(memory, rate))
+    run_world(run, make_machine(memory, rate), limit=_LATE * memory / rate + 60)
     return took[0]
 
 

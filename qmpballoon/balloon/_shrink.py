@@ -178,11 +178,12 @@ class _Pauses:
         pause = min(pause, self._limit(sample.available))
         # Sample again when half of what is left of the step may be done, unless we slow
         # the guest down.
-        ahead, rate = sample.actual - target, self.tracker.rate
+        recent = self._measure_rate(sample)
+        ahead, rate = sample.actual - target, max(self.tracker.rate, recent)
         if rate > 0 and ahead > 0 and not self.controller.is_paced:
             pause = min(pause, ahead / 2 / rate)
         step = self.controller.step
-        gives_steps = self._measure_rate(sample) * _SHORTEST_TICK >= step
+        gives_steps = recent * _SHORTEST_TICK >= step
         is_fast = ahead >= step and (is_faster or gives_steps)
         self.last = max(pause, _FAST_TICK if is_fast else _SHORTEST_TICK)
         return self.last

@@ -174,7 +174,7 @@ def test_time_that_is_up_is_not_blamed_on_the_guest(timeout: float, word: str) -
 
 @pytest.mark.parametrize("timeout", [0.26, 0.28, 0.3, 0.32, 0.34])
 def test_a_guest_in_need_when_time_is_up_gets_its_headroom(timeout: float) -> None:
-    burst = WorkloadStep(at=BOOTED + SECOND // 4, delta=300 * MiB)
+    burst = WorkloadStep(at=BOOTED + SECOND // 4, delta=250 * MiB)
     guest = GuestConfig(used=450 * MiB, cache=0, workload=(burst,))
     machine = make_machine(guest, memory=GiB)
     result, _ = resize(machine, 200 * MiB, timeout=timeout, on_stall="settle")
