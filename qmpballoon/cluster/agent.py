@@ -1,13 +1,13 @@
-"""What each host of a cluster does: say how it is, and follow wishes within its limits.
+"""What each host of a cluster does: publish its state, and follow wishes within limits.
 
-An agent stands beside the control loop of a fleet, and the control loop does not wait
-for it. Once a second it asks the server for the policy and for what its host is asked
-to give, and says how the host is. Whatever the server does, or does not, becomes one
-line in the log and in the agent's status; the fleet goes on by the last policy.
+An agent runs beside the control loop of a fleet, which does not wait for it. Once a
+second it reads the policy and its host's part of a job from the server, and publishes
+the host's state. If anything is wrong with the server, this becomes one line in the log
+and in the agent's status; the fleet goes on with the last policy.
 
-The policy is kept on the disk before the host lives by it, and a job before it begins.
-So a job runs at most once on a host, though the agent be killed at any moment; and each
-host ends its part by itself at the deadline, though whoever asked be gone.
+The policy is stored on the disk before the host follows it, and a job before it begins.
+So a job runs at most once on a host, even if the agent is killed at any moment. Each
+host ends its part of a job at the deadline on its own, even if whoever asked is gone.
 """
 
 from __future__ import annotations
@@ -68,15 +68,15 @@ if TYPE_CHECKING:
 __all__ = ["Agent", "AgentStatus", "LocalHost", "LocalView"]
 
 _PERIOD: Final = 1.0  # seconds between two exchanges
-# A host that has said nothing for 5 seconds counts as silent, and an exchange may take
+# A host whose state is older than 5 seconds counts as silent, and an exchange may take
 # a while.
 _LONGEST_PERIOD: Final = 3.0
-# Seconds for one exchange. A server that does not answer for longer is away; until then
-# its host has said less than PRESENCE ago how it is.
+# Seconds for one exchange. A server that takes longer counts as away. Even then the
+# host's last state is younger than PRESENCE.
 _TIMEOUT: Final = 3.0
-_LONGEST_SLEEP: Final = 10.0  # seconds until the clock is looked at again
-_CLOCKS_DIFFER: Final = 60.0  # seconds at most, where hosts' clocks are set at all
-_LOOK_EVERY: Final = 10  # exchanges from one look for another agent to the next
+_LONGEST_SLEEP: Final = 10.0  # seconds until the clock is read again
+_CLOCKS_DIFFER: Final = 60.0  # seconds at most, if the hosts' clocks are set at all
+_LOOK_EVERY: Final = 10  # exchanges between two checks for another agent
 _ANOTHER: Final = "another"
 _POLICY: Final = "policy"
 _JOBS: Final = "jobs"
@@ -92,7 +92,7 @@ class LocalView:
         guests: The guests that can be moved, and those that are moving.
         vms: All its VMs.
         held: Bytes of its memory that the VMs hold.
-        unknown_vms: How many VMs do not say how they are.
+        unknown_vms: How many VMs have no known state.
     """
 
     host: Host
@@ -103,10 +103,10 @@ class LocalView:
 
 
 class LocalHost(Protocol):
-    """What an agent needs of the host that it runs on."""
+    """What an agent needs from the host that it runs on."""
 
     def look(self) -> LocalView:
-        """Return how it is now.
+        """Return the host and its guests as they are now.
 
         Raises:
             OSError: Its memory cannot be read.
@@ -114,24 +114,24 @@ class LocalHost(Protocol):
         ...
 
     def follow(self, rules: Rules, limit: Limit) -> None:
-        """Keep what rules say, and each VM within its limits, from now on."""
+        """Apply rules to the host, and limits to its VMs, from now on."""
         ...
 
     def keep_back(self, *, is_kept: bool) -> None:
-        """Do not share out to guests what is left over, or do so again."""
+        """Stop sharing the host's surplus out to guests, or begin again."""
         ...
 
     async def take(
         self, quota: Quota, rules: Rules, on_progress: Callable[[int], None]
     ) -> int:
-        """Take what a host is asked for from its guests; never more.
+        """Take what the host is asked for from its guests, and never more.
 
         If it is cancelled, the guests get their sizes back.
 
         Args:
             quota: What is asked for.
             rules: What the host keeps.
-            on_progress: Is called with the bytes taken so far.
+            on_progress: Called with the bytes taken so far.
 
         Returns:
             Bytes that the host has gained.
@@ -141,16 +141,16 @@ class LocalHost(Protocol):
 
 @frozen
 class AgentStatus:
-    """How an agent is.
+    """The state of an agent.
 
     Attributes:
         host: Its host's name.
         is_connected: Whether the last exchange with the server succeeded.
-        silent_for: Seconds since one did; ``None`` if none ever did.
-        policy_revision: The revision of the policy that the host lives by; ``None``: it
-            has none but its own.
-        progress: How far the host is with the last job that it knows of.
-        notes: What does not hold as it should, for people, one line each.
+        silent_for: Seconds since an exchange succeeded; ``None`` if none ever did.
+        policy_revision: The revision of the policy that the host follows; ``None`` if
+            it follows only its own rules.
+        progress: The host's progress with the last job that it knows of.
+        notes: What is not as it should be, for people, one line each.
     """
 
     host: str
@@ -162,7 +162,7 @@ class AgentStatus:
 
 
 async def _run_in_thread(call: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 - what it returns
-    """Run something that may wait for a disk. It is not left half done."""
+    """Run a function that may wait for a disk. It always runs to its end."""
     return await trio.to_thread.run_sync(call, *args)  # not abandoned when cancelled
 
 
@@ -174,8 +174,8 @@ class Agent:
         name: The host's name in the cluster.
         bus: The server.
         host: The host that it runs on.
-        rules: What the host was told to keep where it was started.
-        store: What it keeps on its disk.
+        rules: The host's own rules, which were set when it was started.
+        store: The files that it keeps on its disk.
         permits: What a policy may lower.
         period: Seconds between two exchanges with the server, above 0, and 3 at most.
         clock: Returns the seconds since 1970.
@@ -183,7 +183,7 @@ class Agent:
 
     Raises:
         TypeError: The period is not a number.
-        ValueError: The name is none, or the period is out of range.
+        ValueError: The name is not one, or the period is out of range.
     """
 
     name: str
@@ -205,7 +205,7 @@ class Agent:
     _asked_after: float = 0.0
     _ends_at: float = math.inf  # the job's deadline on trio's clock, if it began here
     _exchanges: int = 0
-    _said_at: float = math.inf  # when it said last how it is; it never has
+    _said_at: float = math.inf  # when it last published its state; never so far
     _considered: bytes | None = None  # the policy that was judged last
     _is_connected: bool = False
     _heard_at: float | None = None
@@ -222,7 +222,7 @@ class Agent:
 
     @property
     def status(self) -> AgentStatus:
-        """How it is now."""
+        """The agent's state now."""
         heard = self._heard_at
         return AgentStatus(
             host=self.name,
@@ -239,10 +239,10 @@ class Agent:
         """Do its work until cancelled. It raises nothing else.
 
         Args:
-            task_status: Is told when the host lives by the policy that was kept.
+            task_status: Notified when the host follows the policy from its disk.
 
         Note:
-            A host that is taking memory for a job then gives it back.
+            If it is cancelled while it takes memory for a job, that is given back.
         """
         await self._load()
         self._follow()
@@ -252,20 +252,20 @@ class Agent:
             due = trio.current_time()
             while True:
                 await self._exchange(nursery)
-                # What took longer than a period is not made up for.
+                # An exchange that took longer than a period is not made up for.
                 due = max(due + self.period, trio.current_time())
                 await trio.sleep_until(due)
 
-    # What is kept
+    # Stored state
 
     async def _load(self) -> None:
-        """Read what was kept."""
+        """Read the policy and the jobs from the disk."""
         self._kept_rules = self.rules
         self._policy = await self._load_one(_POLICY, parse_policy)
         self._record = await self._load_one(_JOBS, parse_record) or JobRecord()
         self._progress = self._record.last
         if _JOBS in self._notes:
-            # What was asked for before may have begun. Clocks may differ a little.
+            # Any earlier job may have begun here. Clocks may differ a little.
             self._asked_after = self.clock() + _CLOCKS_DIFFER
 
     async def _load_one(self, name: str, parse: Callable[[bytes], Any]) -> Any:  # noqa: ANN401 - what parse returns
@@ -277,7 +277,7 @@ class Agent:
             return None
 
     def _follow(self) -> None:
-        """Have the host live by the policy."""
+        """Apply the policy to the host."""
         self._is_followed = False
         try:
             self._apply()
@@ -300,7 +300,7 @@ class Agent:
         self._is_followed = True
 
     def _look(self) -> LocalView | None:
-        """Return how the host is; ``None`` if that cannot be known now."""
+        """Return the host as it is now; ``None`` if that fails."""
         try:
             view = self.host.look()
         except Exception as error:  # noqa: BLE001 - whatever figures can cause
@@ -310,7 +310,7 @@ class Agent:
         return view
 
     def _resume(self, nursery: trio.Nursery) -> None:
-        """Go on with what was going on when the agent was stopped."""
+        """Go on with a job that was under way when the agent was stopped."""
         progress = self._progress
         if progress is None or progress.phase in ENDED:
             return
@@ -324,7 +324,7 @@ class Agent:
     # The server
 
     async def _exchange(self, nursery: trio.Nursery) -> None:
-        """Ask what concerns this host, and say how it is."""
+        """Read what concerns this host, and publish its state."""
         quota_key, state_key = make_quota_key(self.name), make_state_key(self.name)
         keys = [POLICY_KEY, quota_key]
         if self._exchanges % _LOOK_EVERY == 0:
@@ -347,10 +347,10 @@ class Agent:
             self._note("server", "")
 
     def _look_for_another(self, data: bytes | None) -> None:
-        """Note whether another agent says how this host is.
+        """Note whether another agent publishes a state under this host's name.
 
-        That is so if it was said later than here. Where clocks differ, one of the two
-        sees it.
+        That is so if the state on the server is later than the last one from here. If
+        the clocks of the two differ, only one of them notices.
         """
         with suppress(Malformed):
             if data is not None and parse_state(data).at > self._said_at:
@@ -371,7 +371,7 @@ class Agent:
     async def _consider(
         self, found: dict[str, bytes], quota_key: str, nursery: trio.Nursery
     ) -> None:
-        # What concerns the disk is done whole, whatever the server's time is.
+        # Writing to the disk is not interrupted by the deadline of the exchange.
         with trio.CancelScope(shield=True):
             await self._consider_policy(found.get(POLICY_KEY))
             if quota_key in found:
@@ -388,7 +388,7 @@ class Agent:
         try:
             await self.run_blocking(self.store.write, _POLICY, judged.policy.to_bytes())
         except Exception as error:  # noqa: BLE001 - whatever a disk causes
-            # Without it on the disk a restart would go back to an older one.
+            # If it is not on the disk, a restart would go back to an older one.
             why = f"it cannot be kept, so it does not count: {_describe(error)}"
             self._note(_POLICY, why)
             return
@@ -427,7 +427,7 @@ class Agent:
     # Jobs
 
     async def _consider_quota(self, data: bytes, nursery: trio.Nursery) -> None:
-        """Begin with what the host is asked for, unless it has seen that before."""
+        """Begin this host's part of a job, unless it was begun before."""
         try:
             quota = parse_quota(data)
         except Malformed as error:
@@ -457,7 +457,7 @@ class Agent:
         nursery.start_soon(self._carry_out, quota)
 
     def _find_objection(self, quota: Quota, until: float, now: float) -> str:
-        """Say why a job is not begun; empty: it is."""
+        """Say why a job is not begun; empty if it is."""
         if until <= now:
             return "its deadline has passed, by this host's clock"
         if quota.until - quota.seconds < self._asked_after:
@@ -469,10 +469,10 @@ class Agent:
         _LOG.warning("job %s is refused: %s", progress.job, why)
 
     async def _keep(self, record: JobRecord) -> None:
-        """Keep a record; from then on it counts.
+        """Store a record of jobs on the disk, and use it from then on.
 
         Raises:
-            OSError: It cannot be kept.
+            OSError: It cannot be stored.
         """
         await self.run_blocking(self.store.write, _JOBS, record.to_bytes())
         self._record = record
@@ -499,8 +499,8 @@ class Agent:
         self.host.keep_back(is_kept=False)
 
     async def _hold(self) -> None:
-        """Keep back what was taken until the deadline."""
-        # The clock may be set meanwhile, above all after the machine's start.
+        """Keep what was taken until the deadline."""
+        # The clock may be set meanwhile, most likely after the machine's start.
         while (left := self._count_left()) > 0:  # noqa: ASYNC110 - a clock has no event
             await trio.sleep(min(left, _LONGEST_SLEEP))
         await self._enter("done")
@@ -509,8 +509,8 @@ class Agent:
     def _count_left(self) -> float:
         """Return the seconds until the present job's deadline.
 
-        It is the earlier one by the host's clock, which may be set back, and by the
-        time that has passed since it began.
+        The host's clock may be set back. So the time that has passed since the job
+        began counts as well, and the earlier of the two ends it.
         """
         until = self._progress.until if self._progress else 0.0
         left = min(until - self.clock(), self._ends_at - trio.current_time())
@@ -521,9 +521,9 @@ class Agent:
             self._progress = evolve(self._progress, taken=taken)
 
     async def _enter(self, phase: JobPhase, detail: str = "") -> None:
-        """Note how far the present job is.
+        """Note the phase that the present job has entered.
 
-        It is kept before it is said. So no other job begins while this one is written.
+        It is stored before it is published. So no other job begins before it is stored.
         """
         if self._progress is None:
             return
@@ -536,10 +536,10 @@ class Agent:
             self._note(_JOBS, f"how far it is cannot be kept: {_describe(error)}")
         self._progress = progress
 
-    # What is told
+    # Notes
 
     def _note(self, about: str, text: str) -> None:
-        """Note what does not hold as it should; an empty text: it does again."""
+        """Note what is not as it should be; with an empty text, it is again."""
         text = make_printable(text)
         if text and self._notes.get(about) != text:
             _LOG.warning("%s: %s", about, text)

@@ -1,15 +1,15 @@
-"""What hosts and operators of a cluster need of the server between them.
+"""What hosts and operators of a cluster need from the server between them.
 
 A bus keeps small values under keys, and nothing else: no streams, no subscriptions, no
-locks. Each host asks for what concerns it once a second, and says again how it is. So a
-server that was away, was emptied or fell back to an older copy needs no recovery: a
-second later it knows all hosts again, and they know what it has for them. The bus
-decides nothing.
+locks. Once a second, each host reads what concerns it, and publishes its state again.
+So a server that was away, was emptied or fell back to an older copy needs no recovery:
+a second later it has the states of all hosts again, and they have read what it has for
+them. The bus decides nothing.
 
-The keys name who may write them, so that a server's access rules name keys:
+The keys tell who may write them, so that a server's access rules can name keys:
 
 * ``qb:host:NAME:state`` and ``qb:host:NAME:vms`` are written by the host NAME only. The
-  values vanish by themselves where the host does not say them again.
+  values expire if the host does not publish them again.
 * ``qb:policy``, ``qb:job`` and ``qb:quota:NAME`` are written by operators only.
 
 Hosts read ``qb:policy`` and their own quota. Operators and viewers read everything.
@@ -41,39 +41,39 @@ __all__ = [
 
 LARGEST_VALUE: Final = 1 << 20
 """Bytes of a value at most. A job for 10,000 hosts, or the state of 4,000 VMs, has half
-of that. A larger one is no value of ours."""
+of that. A larger value is not one of ours."""
 MOST_HOSTS: Final = 10_000
-"""Hosts of a cluster at most: as many as a job has room for."""
+"""Hosts of a cluster at most: as many as fit into a job."""
 
 PRESENCE: Final = 10.0
-"""Seconds for which what a host has said of itself is kept. Longer than a server's
-restart usually takes, and short enough that a host that is gone is seen to be."""
+"""Seconds for which a host's state is kept. This is longer than a server's restart
+usually takes, and short enough that a host that is gone soon vanishes from the view."""
 
 LONGEST_JOB: Final = 7 * 86400.0
-"""Seconds. What is to last longer is a policy's: nothing ends a job before its time."""
+"""Seconds. Use a policy for anything longer: nothing ends a job before its time."""
 
 POLICY_KEY: Final = "qb:policy"
 JOB_KEY: Final = "qb:job"
 HOSTS_PREFIX: Final = "qb:host:"
 _STATE: Final = ":state"
-# No colon, so that no host's keys begin as another's; and nothing that has a meaning in
-# a glob or in a rule of a server's.
+# No colon, so that no host's keys are a prefix of another's; and nothing that has a
+# meaning in a glob or in a server's access rules.
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Bus(Protocol):
     """A server that keeps values under keys.
 
-    Every call raises :exc:`~qmpballoon.errors.BusError` when the server cannot be
-    asked, does not answer in time, or refuses. Then a change may have been made or not.
+    Every call raises :exc:`~qmpballoon.errors.BusError` if the server cannot be asked,
+    does not answer in time, or refuses. A change may or may not have been made then.
     A call that is cancelled leaves the bus usable. Calls may run at the same time.
     """
 
     async def get(self, keys: Sequence[str], /) -> dict[str, bytes]:
-        """Return the values of the keys that there are.
+        """Return the values of those keys that exist.
 
-        A value of more than :data:`LARGEST_VALUE` bytes counts as empty (``b""``),
-        which is no value of ours. There is no limit on the number of keys.
+        A value of more than :data:`LARGEST_VALUE` bytes is returned as empty (``b""``),
+        which is never a value of ours. There is no limit on the number of keys.
         """
         ...
 
@@ -86,11 +86,11 @@ class Bus(Protocol):
         ...
 
     async def publish(self, values: Mapping[str, bytes], /, *, expires: float) -> None:
-        """Set values that vanish by themselves.
+        """Set values that expire.
 
         Args:
             values: The values by their keys.
-            expires: The seconds after which they vanish, above 0.
+            expires: The seconds after which they expire, above 0.
         """
         ...
 

@@ -1,12 +1,11 @@
-"""What crosses between hosts: how a host is, what is wished of it, and what it gives.
+"""What hosts exchange: states, wishes, and what each host gives.
 
-Each document is one JSON object of UTF-8, with its kind and the version of its form.
-What another host has written is read as from an untrusted party: its size, its depth,
-each of its fields and each number are checked, and texts are made printable. Fields
-that are not known are ignored, so that a newer host may say more. Another version is
-refused.
+Each document is one JSON object in UTF-8, with its kind and the version of its format.
+What another host has written is not trusted: its size, its depth, each of its fields
+and each number are checked, and texts are made printable. Unknown fields are ignored,
+so that a newer host may say more. Another version is refused.
 
-Sizes are bytes. Moments are seconds since 1970 by the clock of who wrote them.
+Sizes are bytes. Times are seconds since 1970 by the clock of whoever wrote them.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ __all__ = [
 ]
 
 JobPhase = Literal["taking", "holding", "done", "interrupted", "refused"]
-"""How far a host is with a job:
+"""The phase of a job on a host:
 
 * ``taking``: it takes memory from its guests.
 * ``holding``: it has taken what it could, and keeps its guests at the smaller sizes
@@ -82,19 +81,19 @@ _JOB_ID: Final = re.compile(r"[0-9a-f]{8,32}")
 
 
 class Malformed(ValueError):
-    """A document is none, or says something that cannot be true."""
+    """Data is not a document of ours, or says something that cannot be true."""
 
 
 @frozen
 class Room:
     """How much a host could give to a new VM, in bytes.
 
-    Each VM counts with all the memory that it may touch without being asked, and so
-    does what the host itself uses; what is left then is left for certain.
+    Each VM counts with all the memory that it may touch without asking. So what is left
+    after that, and after what the host itself uses, is certainly left.
 
     Attributes:
         now: Without taking anything from a guest.
-        after_cold: After its guests have given what is idle or cold.
+        after_cold: After its guests have given their idle and cold memory.
         to_floors: With all guests at their floors.
     """
 
@@ -105,7 +104,7 @@ class Room:
 
 @frozen
 class Offer:
-    """What a host's guests can give, in bytes, by what that costs them.
+    """What a host's guests can give, in bytes, by how much that costs them.
 
     Attributes:
         idle: Memory that they do not use at all.
@@ -125,7 +124,7 @@ class Offer:
 
 @frozen
 class VmSummary:
-    """What a host says of one VM. Sizes in bytes; ``None`` for what is not known.
+    """What a host reports of one VM. Sizes in bytes; ``None`` if not known.
 
     Attributes:
         name: Its name on its host.
@@ -133,7 +132,7 @@ class VmSummary:
         detail: What is wrong and what to do.
         actual: How much memory the guest has.
         total: Its RAM.
-        target: The size that it moves to.
+        target: The size that it is moving to.
         available: How much memory the guest can do without.
         resident: How much of the host's memory its QEMU holds.
     """
@@ -154,14 +153,14 @@ class HostVms:
 
     Attributes:
         name: The host's name.
-        vms: Its VMs; those that there is no room for are left out.
+        vms: Its VMs. If there are too many for a value, some are left out.
     """
 
     name: str
     vms: tuple[VmSummary, ...] = ()
 
     def to_bytes(self) -> bytes:
-        """Return the document, with no more VMs than a value has room for."""
+        """Return the document, with no more VMs than fit into a value."""
         vms = [_leave_out_none(asdict(vm)) for vm in self.vms[:_MOST_VMS]]
         while len(data := _encode("vms", {"name": self.name, "vms": vms})) > (
             LARGEST_VALUE
@@ -172,14 +171,14 @@ class HostVms:
 
 @frozen
 class JobProgress:
-    """How far a host is with a job.
+    """The progress of a host with a job.
 
     Attributes:
         job: The job's id.
         quota: Bytes that the host was asked for.
-        taken: Bytes that the host has gained from its guests, up to now or in all.
-            What they gave and had never touched is no gain.
-        phase: How far it is.
+        taken: Bytes that the host has gained from its guests, up to now or in all. It
+            gains nothing from memory that they had never touched.
+        phase: The phase of the host's part.
         until: When its part ends at the latest.
         detail: What happened, for people.
     """
@@ -192,7 +191,7 @@ class JobProgress:
     detail: str = ""
 
     def describe(self) -> str:
-        """Say in a few words how far it is."""
+        """Return the phase and the amounts in a few words."""
         return f"{self.phase} {format_size(self.taken)} of {format_size(self.quota)}"
 
 
@@ -201,7 +200,7 @@ class JobRecord:
     """The jobs that a host has begun, as it keeps them on its disk.
 
     Attributes:
-        last: How far it is with the last one.
+        last: The progress of the last one.
         known: The ids of jobs that it does not begin again, and their deadlines.
     """
 
@@ -211,8 +210,8 @@ class JobRecord:
     def begin(self, progress: JobProgress, now: float) -> JobRecord:
         """Return the record with a new job.
 
-        A job is forgotten a day after its deadline: a server that falls back to an
-        older copy has nothing of it any more.
+        A job is forgotten a day after its deadline: by then, even a server that falls
+        back to an older copy no longer has it.
 
         Args:
             progress: The job, as it begins.
@@ -237,24 +236,24 @@ class JobRecord:
 
 @frozen
 class HostState:
-    """How a host is.
+    """The state of a host.
 
     Attributes:
         name: The host's name.
-        at: When it said so.
+        at: When it published the state.
         total: How much memory it has.
-        available: How much of it can be had without swapping; below 0 if its VMs hold
-            more than the limit that was set for them.
+        available: How much of it can be allocated without swapping; below 0 if its VMs
+            hold more than the limit that was set for them.
         reserve: How much of that it keeps.
         room: How much it could give to a new VM.
         offer: What its guests can give.
         vms: How many VMs it has.
-        unknown_vms: How many of them do not say how they are. Their memory counts as
+        unknown_vms: How many of these have no known state. Their memory counts as
             taken, as far as it is known.
-        policy_revision: The revision of the policy that it lives by; ``None``: it has
-            none but its own.
-        progress: How far it is with the last job that it knows of.
-        notes: What does not hold as it should, for people.
+        policy_revision: The revision of the policy that it follows; ``None`` if it
+            follows only its own rules.
+        progress: Its progress with the last job that it knows of.
+        notes: What is not as it should be, for people.
     """
 
     name: str
@@ -303,12 +302,12 @@ class Wish:
 
     Attributes:
         hosts: A glob of their names, such as ``"rack1-*"``.
-        reserve: How much memory they are to keep available: a size such as ``"8GiB"``,
-            or a share of their memory such as ``"10%"``; ``None``: no wish.
+        reserve: How much memory they should keep available: a size such as ``"8GiB"``,
+            or a share of their memory such as ``"10%"``; ``None`` for no wish.
         floors: Floors of VMs, by globs of their names: sizes, or shares of their RAM.
 
     Raises:
-        Malformed: A size is none.
+        Malformed: A size is not one.
     """
 
     hosts: str = "*"
@@ -322,7 +321,7 @@ class Wish:
 class Policy:
     """What is wished of all hosts.
 
-    All wishes that match a host or a VM count, and of several the largest size.
+    All wishes that match a host or a VM count; of several sizes the largest does.
 
     Attributes:
         revision: Counts the policies, from 1. Hosts never go back to a lower one.

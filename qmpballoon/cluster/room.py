@@ -1,6 +1,6 @@
-"""What a host has room for, and what its guests can give, from figures of its fleet.
+"""What a host has room for, and what its guests can give, computed from its fleet.
 
-Pure. Both are what a host says of itself, so that nobody else has to know its guests.
+Pure. Each host publishes both, so that nobody else has to know its guests.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["SMALLEST_GIFT", "compute_offer", "compute_room"]
 
 SMALLEST_GIFT: Final = MiB
-"""Bytes. A guest that can give less is not asked: moving its balloon costs more. It is
-the dead band of a host that is below its reserve, too."""
+"""Bytes. A guest that can give less is not asked: moving its balloon costs more. This
+is also the dead band of a host that is below its reserve."""
 
 
 def compute_offer(guests: Iterable[Guest], total: int) -> Offer:
-    """Return what a host's guests can give, by what that costs them.
+    """Return what a host's guests can give, by how much that costs them.
 
-    It is what :func:`qmpballoon.fleet.take` can take: guests that move, that stalled or
-    that are in need give nothing. All together give no more than their host has,
-    whatever they or their QEMUs say.
+    This is what :func:`qmpballoon.fleet.take` can take: guests that are moving, that
+    stalled or that are in need give nothing. All together give no more than their host
+    has, whatever they or their QEMUs say.
 
     Args:
         guests: The guests.
@@ -57,8 +57,8 @@ def compute_room(
 ) -> Room:
     """Return how much a host could give to a new VM.
 
-    An upper bound of what is taken counts: each VM with all the memory that its guest
-    may touch without being asked, and a VM of which that is not known with its RAM.
+    Memory that may be taken at any moment counts as taken: each VM counts with all the
+    memory that its guest may touch without asking, or if that is not known, its RAM.
 
     Args:
         host: The host's memory.
@@ -72,7 +72,7 @@ def compute_room(
     givers = [each for each in guests if _can_give(each)]
     cold = sum(guest.compute_reduction(_count_gain(guest)) for guest in givers)
     above_floors = sum(max(0, guest.actual - guest.floor) for guest in guests)
-    # What guests say of themselves may be more than the host has.
+    # What guests report may be more than the host has.
     now, after_cold, to_floors = (
         min(max(0, left + given), host.total) for given in (0, cold, above_floors)
     )
@@ -80,7 +80,7 @@ def compute_room(
 
 
 def _can_give(guest: Guest) -> bool:
-    # One that is in need has nothing to spare.
+    # A guest in need has nothing to spare anyway.
     return not (guest.is_moving or guest.is_stalled)
 
 

@@ -4,11 +4,11 @@ Pure: offers in, quotas out. The same offers and amount always make the same pla
 
 Memory that guests do not use at all costs nothing, page cache that they do not read
 again costs little, and cache that they do read again costs reads from disk. So all idle
-memory of all hosts is taken before any cold cache, and all cold cache before any that
-is hot. Of one kind, those who have most of it give first, until all have the same left:
-a host that offers twice as much is no better off with a bit of it left than others.
+memory of all hosts is taken before any cold cache, and all cold cache before any hot
+cache. Within one kind, the hosts that have most give first, until all have the same
+left: a remaining MiB is worth the same to every host, however much it has offered.
 
-With a larger amount no host is asked for less. So what a dry run has shown stays a part
+If the amount is larger, no host is asked for less. So what a dry run has shown is part
 of every larger plan.
 """
 
@@ -34,9 +34,9 @@ class Spread:
 
     Attributes:
         amount: What was asked for.
-        parts: What each host is asked for, by what it costs; hosts that are asked for
-            nothing are left out.
-        lacking: How much of the amount nobody offers, down to a page.
+        parts: What each host is asked for, by how much it costs; hosts that are asked
+            for nothing are left out.
+        lacking: How much of the amount nobody offers, in whole pages.
     """
 
     amount: int
@@ -95,8 +95,8 @@ def spread(
 def _take_from_highest(amount: int, offered: list[int]) -> list[int]:
     """Take an amount so that those who offer most are left with the same.
 
-    All in whole units. What is left over by rounding is taken from the first ones, one
-    unit each; so a larger amount takes no less from anybody.
+    All figures are whole units. What rounding leaves over is taken from the first ones,
+    one unit each. So a larger amount never takes less from anybody.
     """
     if sum(offered) <= amount:
         return list(offered)
@@ -104,7 +104,8 @@ def _take_from_highest(amount: int, offered: list[int]) -> list[int]:
     def take_down_to(level: int) -> list[int]:
         return [max(0, each - level) for each in offered]
 
-    # The lowest level that takes no more than the amount; 1 or more, or all was taken.
+    # The lowest level that takes no more than the amount. It is at least 1, because
+    # level 0 takes everything, which was handled above.
     low, high = 0, max(offered)
     while low < high:
         middle = (low + high) // 2

@@ -1,8 +1,8 @@
 """What a host keeps on its disk: the last policy, and the jobs that it has begun.
 
-A file is written beside the old one, forced to the disk, and put in its place. So after
-a loss of power there is the old content or the new one. A checksum tells what a disk
-has spoiled, or what a person has edited.
+A file is written beside the old one, forced to the disk, and then replaces it. So after
+a power failure the content is either the old or the new one. A checksum detects content
+that a disk has damaged, or that somebody has edited.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Store"]
 
-_MODE: Final = 0o600  # a policy is nobody else's business
+_MODE: Final = 0o600  # other users need not know the policy
 _DIGEST: Final = 64  # characters of a SHA-256 checksum
 
 
@@ -37,7 +37,7 @@ class Store:
     folder: Path
 
     def read(self, name: str) -> bytes | None:
-        """Return what was kept; ``None``: nothing.
+        """Return what was stored under a name; ``None`` if nothing was.
 
         Raises:
             Malformed: It is not what was written, or cannot be read.
@@ -56,10 +56,10 @@ class Store:
         return data
 
     def write(self, name: str, data: bytes) -> None:
-        """Keep something. It is on the disk when this returns.
+        """Store data under a name. It is on the disk when this returns.
 
         Raises:
-            OSError: It cannot be written. What was kept before is still there.
+            OSError: It cannot be written. What was stored before is still there.
         """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         new = self.folder / f".{name}.new"

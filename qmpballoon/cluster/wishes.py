@@ -1,9 +1,9 @@
-"""What a host makes of what is wished of it.
+"""How a host applies a policy that comes from elsewhere.
 
-Pure. A policy that comes from elsewhere is a wish within the host's own limits: it may
-raise a reserve or a floor. It lowers nothing that the host has set itself, unless the
-host permits that. What is no policy, is older than one that the host has seen, or is
-not there any more, changes nothing.
+Pure. Such a policy is a wish within the host's own limits: it may raise a reserve or a
+floor. It lowers nothing that was set on the host itself, unless the host permits that.
+Nothing changes if the data is not a policy, if the policy is older than one that the
+host has seen, or if it has vanished.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Permits:
 
 @frozen
 class Judged:
-    """What a host makes of a policy that it was shown.
+    """What a host does about the policy on the server.
 
     Attributes:
-        policy: The policy that it lives by from now on; ``None``: its own rules.
-        note: Why it is not the one that it was shown; empty if it is.
+        policy: The policy that it follows from now on; ``None`` for its own rules.
+        note: Why this is not the one on the server; empty if it is.
     """
 
     policy: Policy | None
@@ -58,8 +58,8 @@ def judge_policy(known: Policy | None, data: bytes | None) -> Judged:
     """Decide which policy counts.
 
     Args:
-        known: The last one that the host has lived by.
-        data: What the server has now; ``None``: nothing.
+        known: The last policy that the host has followed.
+        data: What the server has now; ``None`` for nothing.
     """
     goes_on = (
         f"revision {known.revision} goes on" if known else "the host's own rules go on"
@@ -85,19 +85,19 @@ def judge_policy(known: Policy | None, data: bytes | None) -> Judged:
 def raise_reserve(
     own: Rules, policy: Policy | None, host: str, total: int, permits: Permits
 ) -> tuple[Rules, str]:
-    """Return what a host keeps, with what is wished of it.
+    """Return the rules of a host, with the reserve that a policy wishes.
 
-    The result is that of a host that was started with the larger reserve itself.
+    They are the same as if the host had been started with that reserve.
 
     Args:
-        own: What the host was told to keep where it was started.
-        policy: What is wished.
+        own: The host's own rules, which were set when it was started.
+        policy: The policy.
         host: The host's name.
         total: How much memory it has.
         permits: What it permits.
 
     Returns:
-        What it keeps, and why a wish does not count; empty if all do.
+        The rules, and why a wish does not count; empty if all do.
     """
     sizes = [
         parse_size(wish.reserve, whole=total)
@@ -124,20 +124,20 @@ def raise_reserve(
 
 
 def make_limit(policy: Policy | None, host: str, permits: Permits) -> Limit:
-    """Return what raises the floors of a host's VMs as is wished.
+    """Return a function that raises the floors of a host's VMs as a policy wishes.
 
     A floor is never above the VM's ceiling.
 
     Args:
-        policy: What is wished.
+        policy: The policy.
         host: The host's name.
         permits: What the host permits.
 
     Returns:
         For :meth:`qmpballoon.fleet.Supervisor.set_limit`.
     """
-    # A policy may name each VM of a cluster, and many VMs ask at once: what is no glob
-    # is looked up, and globs are compiled once.
+    # A policy may name each VM of a cluster, and many VMs ask at once. So plain names
+    # are looked up in a dictionary, and globs are compiled once.
     named: dict[str, set[str]] = {}
     globs: list[tuple[re.Pattern[str], str]] = []
     for wish in policy.wishes if policy else ():
