@@ -1,7 +1,7 @@
 """What an operator of a cluster does: look at all hosts, set the policy, take memory.
 
-Nothing here is needed while hosts do their work: who asked may go away at any moment,
-and somebody else can look, or follow a job, instead.
+Hosts do not need an operator while they work. Whoever began a job may go away at any
+moment, and somebody else can follow it instead.
 """
 
 from __future__ import annotations
@@ -78,38 +78,38 @@ RoomLevel = Literal["now", "after-cold", "to-floors", "none"]
 """What has to be done on a host for a new VM:
 
 * ``now``: nothing.
-* ``after-cold``: its guests have to give what is idle or cold.
+* ``after-cold``: its guests have to give their idle and cold memory.
 * ``to-floors``: its guests have to shrink, some to their floors.
 * ``none``: there is no room.
 """
 
 LATE: Final = 5.0
-"""Seconds without news, after which a host counts as silent."""
+"""Seconds after which a host without a new state counts as silent."""
 
 _T = TypeVar("_T")
 _Said = TypeVar("_Said", "HostState", "HostVms")
 
 _CHUNK: Final = 256
-"""Values that are asked for at once. States of 50 VMs are 8 KiB; so an answer has 2 MiB
-and others are served in between."""
+"""Values that are asked for at once. The states of 50 VMs are 8 KiB. So an answer has 2
+MiB, and the server can serve others between two of them."""
 _DAY: Final = 86400.0  # seconds
-_PAUSE: Final = 16  # hosts that are read without a pause, each within 0.1 to 1 ms
+_PAUSE: Final = 16  # hosts that are parsed without a pause, each in 0.1 to 1 ms
 _POLL: Final = 0.5  # seconds between two looks at a job
-# Seconds after a job's deadline: its hosts say how it ended with their next exchange.
+# Seconds after a job's deadline: its hosts report its end with their next exchange.
 _GRACE: Final = 5.0
 _AGAIN: Final = 5.0  # seconds after which hosts that did not begin are asked again
 
 
 @frozen
 class HostView:
-    """A host of a cluster, as it was last heard of.
+    """A host of a cluster, by its last state.
 
     Attributes:
         name: Its name.
-        state: What it says of itself; ``None`` if that is malformed.
+        state: Its state; ``None`` if that is malformed.
         vms: Its VMs, if they were asked for.
-        age: Seconds since it said so, if its clock and ours agree.
-        problem: What is wrong with what it says; empty if nothing is.
+        age: Seconds since it published the state, if its clock and ours agree.
+        problem: What is wrong with what it has published; empty if nothing is.
     """
 
     name: str
@@ -120,13 +120,13 @@ class HostView:
 
     @property
     def condition(self) -> Literal["healthy", "silent", "malformed"]:
-        """Whether it says how it is, has not for some time, or says nonsense."""
+        """Whether its state is fresh, is old, or cannot be read."""
         if self.state is None:
             return "malformed"
         return "silent" if self.age is None or self.age > LATE else "healthy"
 
     def list_notes(self) -> list[str]:
-        """Return what does not hold as it should, for people, one line each."""
+        """Return what is not as it should be, for people, one line each."""
         state = self.state
         notes = [self.problem] if self.problem else []
         if state is None:
@@ -163,12 +163,12 @@ class HostView:
 
 @frozen
 class ClusterView:
-    """All hosts of a cluster that were heard of lately.
+    """All hosts of a cluster that have published a state recently.
 
     Attributes:
         hosts: The hosts, sorted by name.
-        policy: The policy that the server has; ``None``: none, or a malformed one.
-        job: The last job that the server has.
+        policy: The policy on the server; ``None`` if there is none, or a malformed one.
+        job: The last job on the server; ``None`` likewise.
         notes: What is wrong with either, for people.
     """
 
@@ -178,7 +178,7 @@ class ClusterView:
     notes: tuple[str, ...] = ()
 
     def describe(self) -> list[str]:
-        """Say what all hosts have together, and which policy there is, in sentences."""
+        """Return sentences on what all hosts have together, and on the policy."""
         if not self.hosts:
             return [self._describe_policy()]
         states = [host.state for host in self.hosts if host.state]
@@ -208,7 +208,7 @@ class ClusterView:
         return f"The policy is revision {policy.revision}{comment}"
 
     def report_job(self) -> JobReport | None:
-        """Return how far the last job is; ``None`` if the server has none."""
+        """Return the progress of the last job; ``None`` if the server has none."""
         if self.job is None:
             return None
         progress = {host.name: host.state.progress for host in self.hosts if host.state}
@@ -228,12 +228,12 @@ class ClusterView:
 
 
 async def look(bus: Bus, now: float, *, with_vms: bool = True) -> ClusterView:
-    """Return how all hosts are.
+    """Return the states of all hosts.
 
     Args:
         bus: The server.
         now: Seconds since 1970.
-        with_vms: Whether to read how each VM is, too.
+        with_vms: Whether to read the states of their VMs, too.
 
     Raises:
         BusError: The server cannot be asked.
@@ -253,7 +253,7 @@ async def look(bus: Bus, now: float, *, with_vms: bool = True) -> ClusterView:
     hosts: list[HostView | None] = []
     for number, name in enumerate(names):
         hosts.append(_view_host(name, values, now))
-        if number % _PAUSE == 0:  # others go on meanwhile
+        if number % _PAUSE == 0:  # let other tasks run
             await trio.lowlevel.checkpoint()
     return ClusterView(
         hosts=tuple(host for host in hosts if host is not None),
@@ -264,7 +264,7 @@ async def look(bus: Bus, now: float, *, with_vms: bool = True) -> ClusterView:
 
 
 async def _get_all(bus: Bus, keys: Collection[str]) -> dict[str, bytes]:
-    """Return many values, with a pause for others now and then."""
+    """Return many values, asked for in chunks so that others are served in between."""
     listed, values = list(keys), dict[str, bytes]()
     for begin in range(0, len(listed), _CHUNK):
         values |= await bus.get(listed[begin : begin + _CHUNK])
@@ -282,7 +282,7 @@ def _parse_or_note(
 
 
 def _view_host(name: str, values: Mapping[str, bytes], now: float) -> HostView | None:
-    """Return what a host says; ``None`` if that has vanished meanwhile."""
+    """Return a host by what it has published; ``None`` if that has vanished."""
     data = values.get(make_state_key(name))
     if data is None:
         return None
@@ -350,12 +350,12 @@ def _choose_level(room: Room, size: int) -> RoomLevel:
 
 @frozen
 class PolicyChange:
-    """A policy that is to be applied.
+    """A policy that is about to be applied.
 
     Attributes:
-        before: The policy that the server has; ``None``: none that can be read.
-        after: The policy that is to come.
-        expected: What the server has, byte by byte.
+        before: The policy on the server; ``None`` if there is none that can be read.
+        after: The new policy.
+        expected: The bytes that are on the server now.
     """
 
     before: Policy | None
@@ -398,9 +398,8 @@ async def prepare_policy(
     """Return what applying a policy would change. Nothing is changed.
 
     Its revision is above all that the server and the hosts know. So hosts follow it
-    even if the server was emptied, or has fallen back to an older copy. A host that
-    says a revision that there cannot be has no say in that: otherwise it could use
-    them up.
+    even if the server was emptied, or has fallen back to an older copy. Revisions that
+    cannot exist are ignored: otherwise a host could use the revisions up.
 
     Args:
         bus: The server.
@@ -426,9 +425,10 @@ async def prepare_policy(
 
 
 def _has_impossible_revision(state: HostState, now: float) -> bool:
-    """Tell whether a host says more policies than there can have been.
+    """Tell whether a host claims a revision higher than there can be.
 
-    There have been fewer than milliseconds since 1970. A day is for clocks that differ.
+    There have been fewer policies than milliseconds since 1970. A day is added for
+    clocks that differ.
     """
     return (state.policy_revision or 0) > (now + _DAY) * 1000
 
@@ -438,7 +438,7 @@ async def apply_policy(bus: Bus, change: PolicyChange) -> None:
 
     Args:
         bus: The server.
-        change: What was prepared, and shown.
+        change: The change that was prepared, and shown to the operator.
 
     Raises:
         BusError: The server cannot be asked. The policy may have been applied or not.
@@ -458,7 +458,7 @@ async def apply_policy(bus: Bus, change: PolicyChange) -> None:
 
 @frozen
 class JobPlan:
-    """What hosts are asked to give together, before they are.
+    """What hosts would be asked to give together.
 
     Attributes:
         job: The job; its quotas may be none.

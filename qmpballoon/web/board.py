@@ -1,9 +1,9 @@
 """What the pages show: the VMs as they are and as they were, and what has happened.
 
-A :class:`Board` is told of the VMs again and again, each time with a higher number, its
-*tick*. Pages are made of parts, each of which knows the tick of its last change
-(:class:`LivePage`). So a reader who has seen everything until some tick is sent what
-has changed since, whether it was away or is slow: nothing is queued for anybody.
+A :class:`Board` is updated again and again, each time with a higher number, its *tick*.
+Pages are made of parts, each of which knows the tick of its last change
+(:class:`LivePage`). A reader tells up to which tick it has seen everything, and is sent
+what has changed since then, even if it was away or is slow. So nothing is queued.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Board", "Entry", "History", "LiveBoard", "LivePage", "VmOnBoard"]
 
-# Of each VM: its last samples as they were taken, five minutes of them, and as many of
-# the time before, ever coarser. 200 KB a VM, and a chart of 150 KB.
+# For each VM: the last samples as they were taken, which are five minutes, and as many
+# for all the time before, ever coarser. This takes 200 KB a VM, and a chart 150 KB.
 _RECENT: Final = 300
 _OLDER: Final = 300
 _EVERY: Final = 1.0  # seconds between two samples of a VM that nobody moves
 _MOST_ENTRIES: Final = 500
-_MOST_GONE: Final = 50  # VMs that are not there any more, and still have a page
+_MOST_GONE: Final = 50  # VMs that have gone, and still have a page
 _MOST_REMOVED: Final = 1000  # parts
 _LONGEST_TEXT: Final = 500  # characters of an entry
 
@@ -69,10 +69,10 @@ class Entry:
     """Something that happened.
 
     Attributes:
-        number: Entries are numbered from 1 on.
-        at: When, in seconds since the epoch.
-        vm: The name of the VM; ``None``: it is of all.
-        text: What; one line.
+        number: Counts the entries, from 1.
+        at: When it happened, in seconds since the epoch.
+        vm: The name of the VM; ``None`` if it concerns all.
+        text: What happened, in one line.
     """
 
     number: int
@@ -90,11 +90,11 @@ class VmOnBoard:
     """One VM on the board.
 
     Attributes:
-        number: No other VM has it, nor will have.
+        number: A number that no other VM ever has.
         view: What is known of it.
         history: Its samples.
         is_there: Whether the fleet still has it.
-        is_moved: Whether the one who moves it adds the samples.
+        is_moved: Whether a change is moving it, which then adds the samples.
     """
 
     number: int
@@ -106,7 +106,7 @@ class VmOnBoard:
     _requested: int | None = None  # what was asked last, by whoever is seen here
 
     def note(self, now: float, view: VmView) -> None:
-        """Take in what is known of it now."""
+        """Take in its present view."""
         before, self.view, self.is_there = self.view, view, True
         if view.state not in (before.state, "connecting"):
             self._mark = view.state

@@ -1,7 +1,7 @@
 """Changes that people ask for on a page: one at a time for each VM, with its progress.
 
-All of them are watched calls of the library, under the guard that the VM has in the
-fleet, or the default one. Each can be stopped at any time: a reclaim then gives the
+Each of them is a call of the library that watches the guest, with the VM's limits in
+the fleet, or the default guard. It can be stopped at any time: a reclaim then gives the
 memory back, and a resize leaves the guest at the size that it has reached.
 """
 
@@ -46,10 +46,10 @@ class Job:
     Attributes:
         vm: The VM's name.
         kind: What is done.
-        text: How far it is, or how it ended; a sentence.
-        state: Whether it goes on.
-        progress: How far it is; ``None`` before the balloon moves.
-        report: What came of it, as the command prints it.
+        text: Its progress, or how it ended, in a sentence.
+        state: Whether it is under way, or how it ended.
+        progress: Its progress; ``None`` before the balloon moves.
+        report: Its result, as the command prints it.
         scope: Cancelled to stop it.
     """
 

@@ -1,7 +1,7 @@
 """Draws what all live pages have: the document, the table, bars, what happened. Pure.
 
-All texts are put into a tree of elements, which escapes them when it is written. So a
-name stays a text, whatever it holds.
+All texts are put into a tree of elements, which escapes them when it is serialised. So
+a name is always shown as text, whatever it contains.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _MOST_ENTRIES: Final = 100  # of a list
 
 
 def format_entrance() -> str:
-    """Return the page that takes somebody with a cookie in.
+    """Return the page that lets in a browser which has just got its cookie.
 
-    It is no redirection: a browser that comes from another site would not send a strict
-    cookie after one.
+    It is not a redirection: after one, a browser that comes from another site would not
+    send a strict cookie.
     """
     return _format_document(
         "qmpballoon",

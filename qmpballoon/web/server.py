@@ -1,12 +1,12 @@
 """A small HTTP/1.1 server on trio: h11 reads and writes the protocol.
 
-It trusts no client. Connections are bounded in number, requests in size, and each wait
-for a client has a deadline, also while something is sent: a reader that does not read
-is cut off, and counted. All of it ends at once when it is cancelled.
+It trusts no client. The number of connections and the size of requests are bounded, and
+each wait for a client has a deadline, even while something is sent: a reader that does
+not read is cut off, and counted. Everything ends at once when it is cancelled.
 
-Servers of ASGI that run on trio shield what they send from cancellation, without a
-deadline (hypercorn 0.18, anycorn 0.20): one reader that does not read would keep the
-command from ending, and with it what it gives back to guests.
+ASGI servers that run on trio shield sending from cancellation, without a deadline
+(hypercorn 0.18, anycorn 0.20). So one reader that does not read would keep the command
+from ending, and from giving guests their memory back.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "Response", "Server"]
 
-# Connections at a time. A browser has six to a host, of which each page that is open
-# keeps one.
+# Connections at a time. A browser opens up to six to a host, and keeps one for each
+# page that is open.
 _MOST_CONNECTIONS: Final = 100
 _READ_SIZE: Final = 16 * 1024  # bytes
 _LARGEST_HEAD: Final = 16 * 1024  # bytes of a request without its body
 _LARGEST_BODY: Final = 16 * 1024  # bytes; a change is a few words
 _REQUEST_TIMEOUT: Final = 15.0  # seconds for a request, from the end of the last one
-# Seconds for a client to read what it is sent, a piece of a stream or a whole answer.
+# Seconds for a client to read a piece of a stream, or a whole answer.
 _SEND_TIMEOUT: Final = 10.0
 _LOG: Final = logging.getLogger("qmpballoon.web")
 
@@ -49,7 +49,7 @@ class Request:
         method: ``"GET"`` for example.
         path: The path, decoded.
         query: What follows the question mark, decoded.
-        headers: The headers, their names in small letters.
+        headers: The headers, their names in lower case.
         body: The body.
     """
 
