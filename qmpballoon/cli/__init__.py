@@ -1,11 +1,11 @@
 """The ``qmpballoon`` command.
 
-Each subcommand is a module of its own, and is imported only when it is used. It
-imports what draws only when something is drawn. So ``status --json`` starts fast, as
+Each subcommand is a module of its own, and is imported only when it is used. It imports
+the modules that draw only when something is drawn. So ``status --json`` starts fast, as
 monitoring scripts need it.
 
 The packages that only the command needs come with the extra ``cli``. They are not
-imported before :func:`main`, which names the extra where one is missing.
+imported before :func:`main`, which names the extra if one is missing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a shell completes: VMs that run on this host, and files.
 
-click's own script for bash completes either files or what a command offers, and knows
-nothing of words with a colon in them. The one here does both.
+click's own script for bash completes either files or what a command offers, and cannot
+handle words with a colon. The script here does both, and handles colons.
 """
 
 from __future__ import annotations

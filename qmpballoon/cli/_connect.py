@@ -1,7 +1,7 @@
 """Connects to a VM's monitor: on a socket, or through libvirt's passthrough.
 
 libvirt's calls block for as long as its daemon does not answer, and cannot be
-cancelled. So they run in a thread, which is abandoned at the deadline.
+cancelled. So they run in a thread, which is left behind at the deadline.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Shows what goes on while it goes on.
+"""Shows the progress of a subcommand, live.
 
-On a terminal that is a chart, a bar or a table, drawn again in the same place. In a
-file or a pipe, one line follows the other. What is shown comes from
-:mod:`qmpballoon.cli.render`; this module decides where and how often.
+On a terminal this is a chart, a bar or a table, drawn again in the same place. In a
+file or a pipe it is one line after the other. :mod:`qmpballoon.cli.render` makes what
+is shown; this module decides where and how often.
 """
 
 from __future__ import annotations

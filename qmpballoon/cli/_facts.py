@@ -1,8 +1,8 @@
 """Gathers the facts about a VM: over its monitor, and from /proc and control groups.
 
-Nothing is changed, but that the guest is asked to report its memory. Only the four
-methods of :class:`~qmpballoon.monitor.Monitor` are awaited, so this runs on every event
-loop. :mod:`qmpballoon.cli._findings` decides what the facts mean.
+Nothing is changed; the guest is only asked to report its memory. Only the four methods
+of :class:`~qmpballoon.monitor.Monitor` are awaited, so this runs on every event loop.
+:mod:`qmpballoon.cli._findings` decides what the facts mean.
 
 Source: QAPI reference, ``qom-list``, ``qom-get``, ``query-memory-devices``,
 ``query-memory-size-summary``, ``query-migrate``; proc(5) for the rest.

@@ -1,7 +1,7 @@
 """What stands in the way of a reclaim: pure rules, from facts about a VM to findings.
 
-:mod:`qmpballoon.cli._facts` gathers the facts. Each rule looks at them and returns a
-:class:`Finding`, or ``None``. ``_WEIGHTS`` lists the kinds, the heaviest first;
+:mod:`qmpballoon.cli._facts` gathers the facts. Each rule examines them and returns a
+:class:`Finding`, or ``None``. ``_WEIGHTS`` lists the kinds, the most serious first;
 docs/reference/doctor.md, from which a man page is made, has a section for each.
 """
 

@@ -1,12 +1,12 @@
 """Runs a subcommand that works with one VM, without an event loop if it can.
 
 Loading trio takes longer than the rest of such a subcommand. So a VM on a socket is
-driven by the blocking front end. One that libvirt manages is driven on trio, because
-libvirt's calls block, and have to be left on threads (``cli/_connect.py``).
+driven by the blocking front end. A VM that libvirt manages is driven on trio, because
+libvirt's calls block, and have to be left behind on threads (``cli/_connect.py``).
 
-A signal means the same in both: it ends what waits for QEMU or for time to pass, and
-every such wait after it, unless it is shielded. So every ``finally`` of the library
-runs, and gives back what was taken from a guest. Another signal changes nothing.
+A signal has the same effect in both: it ends the present wait for QEMU or for time to
+pass, and every later one that is not shielded. So every ``finally`` of the library
+runs, and gives back what was taken from a guest. A second signal changes nothing.
 """
 
 from __future__ import annotations

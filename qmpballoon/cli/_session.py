@@ -2,8 +2,8 @@
 
 SIGINT, SIGTERM and SIGHUP (the terminal was closed) cancel the subcommand. So every
 ``finally`` of the library runs, and gives back what was taken from a guest, before the
-process exits. Another signal changes nothing: the cleaning up has deadlines of its
-own, a few seconds each. A subcommand that can end by itself is asked to first.
+process exits. A second signal changes nothing: the cleanup has deadlines of its own, a
+few seconds each. A subcommand that can end on its own is asked to do so first.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Writes what the command prints on threads, while it works with VMs.
+"""Writes the command's output on threads, while the command works with VMs.
 
-A terminal that stands still (Ctrl-S, a hung ssh), a pipe that nobody reads and a file
-on a hung disk block whoever writes to them, for ever. The loop that guards guests must
+A stopped terminal (Ctrl-S, a hung ssh), a pipe that nobody reads and a file on a hung
+disk block whoever writes to them, possibly for ever. The loop that guards guests must
 not be blocked. So within :func:`open_writers` everything that is written to standard
 output and standard error goes to a queue, and a thread writes it.
 
-A queue is bounded. What finds no room is dropped and counted. Standard error says how
-much that was, as soon as something can be written again.
+The queues are bounded. Output that does not fit is dropped and counted. Standard error
+says how much that was, as soon as something can be written again.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Many hosts: one view of all, a policy for each, and memory taken where it can be.
 
-Memory does not move between hosts. So every host decides for itself, always; what
-crosses is wishes and news. A server between the hosts (:class:`Bus`) keeps what each
-host says of itself, the policy, and what hosts are asked to give. Nothing depends on
-it: without it each host goes on by the last policy that it has seen.
+Memory does not move between hosts. So every host always decides for itself, and only
+states and wishes are exchanged between hosts. A server between them (:class:`Bus`)
+keeps the state of each host, the policy, and what hosts are asked to give. No host
+depends on it: without it each host goes on with the last policy that it has seen.
 
-It runs on trio only, as the supervisor of a fleet does. What decides imports no event
-loop.
+It runs on trio only, as the supervisor of a fleet does. The code that decides imports
+no event loop.
 """
 
 from __future__ import annotations

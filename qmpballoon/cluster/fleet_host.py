@@ -1,6 +1,7 @@
 """The host of a supervised fleet, as an agent sees it.
 
-Give the control loop what this returns, and the policy of the cluster counts in it::
+Give its ``read`` and ``get_rules`` to the control loop, so that the policy of the
+cluster applies there::
 
     host = FleetHost(supervisor, memory.read, rules)
     agent = Agent("h1", bus, host, rules, Store(folder))

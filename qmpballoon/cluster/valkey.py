@@ -1,13 +1,13 @@
 """The bus on Valkey, or on Redis from 7.0 on.
 
 The library coredis speaks the protocol (https://valkey.io/topics/protocol), and runs on
-trio. What is here decides when to connect, how long to wait for a reply, and what users
-are told. All calls share one connection, on which replies come in order.
+trio. This module decides when to connect, how long to wait for a reply, and which
+errors users see. All calls share one connection, on which replies come in order.
 
 The connection is made when it is needed, and again after it broke. While the server
 cannot be reached, calls fail at once until it is time for the next attempt. So a host
 that publishes each second needs no pauses of its own, and a server that comes back is
-not overrun.
+not flooded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a page says besides its charts, from what there is to say it of."""
+"""What a page says besides its charts, from reports and results."""
 
 from __future__ import annotations
 

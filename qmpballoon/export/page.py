@@ -1,15 +1,15 @@
 """A timeline as a page: one HTML file that needs nothing else, and opens anywhere.
 
 Everything a reader needs is there without a script: the charts are SVG, and figures and
-words are text. The script adds what moves: a read-out at the pointer, and zoom.
+words are text. The script adds interaction: a read-out at the pointer, and zoom.
 
-The page forbids itself everything that it does not need, with a content security
-policy: nothing is loaded, and only the style sheet and the script that it comes with
-are obeyed. All texts are put into a tree of elements, which escapes them when it is
-written. So a VM's name stays a text, whatever it holds.
+A content security policy forbids everything that the page does not need: nothing is
+loaded, and only its own style sheet and script are used. All texts are put into a tree
+of elements, which escapes them when it is serialised. So a VM's name is always shown as
+text, whatever it contains.
 
-The charts are parts that stand by themselves (:func:`draw_charts`), so that a page that
-is live can be sent new ones in place of the old.
+The charts are separate parts (:func:`draw_charts`), so that a live page can be sent new
+ones to replace the old.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """A timeline's charts for a page: one below the other, on the same axis of time.
 
 A chart is SVG that stretches with the page. Only its curves are stretched: texts and
-lines stand beside or above them, and are placed in per cent. So a chart needs no script
-to be read at any width, and a script can zoom by changing what is seen of the curves.
+lines are beside or above them, and are placed in per cent. So a chart can be read at
+any width without a script, and a script can zoom by changing the visible part of the
+curves.
 
-The curves are in milliseconds to the right, and in parts of the chart's height
+The curves' units are milliseconds to the right, and parts of the chart's height
 downwards. The page's style sheet gives them their colours.
 """
 

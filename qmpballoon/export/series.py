@@ -1,7 +1,8 @@
 """The six curves of a timeline, their names, labels and colours; and its disk reads.
 
-All that shows samples uses them: figures, the chart in a terminal, and its lines of
-text. They stand by themselves, so that none of these loads what another one needs.
+Everything that shows samples uses them: figures, the chart in a terminal, and its lines
+of text. They have a module of their own, so that none of these loads what another one
+needs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What came of it, in words and figures: from reports and timelines, for all surfaces.
+"""Results in words and figures: from reports and timelines, for all surfaces.
 
 The command prints them, and charts and pages show them.
 """

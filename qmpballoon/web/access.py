@@ -1,14 +1,14 @@
 """Who may look at the pages, and who may change something: pure.
 
-A server has one token, which its link holds. Whoever sends it gets a cookie for it, and
-may look. The cookie is another secret than the token: who learns it cannot make a link
-of it. A change needs more than the cookie, which a browser sends by itself: a key that
-stands on the pages, and that no other site can read or send. A program sends the token
-with each request (``Authorization: Bearer TOKEN``), for both.
+A server has one token, which is part of its link. Whoever sends it gets a cookie, and
+may look. The cookie is a different secret from the token: whoever learns the cookie
+cannot make a link of it. A browser sends the cookie with every request. So a change
+needs a further key, which is on the pages, and which no other site can read or send. A
+program sends the token with each request (``Authorization: Bearer TOKEN``), for both.
 
-The browser's own rules are the second line: the cookie is sent with requests of our
-pages alone (``SameSite=Strict``), no script can read it (``HttpOnly``), and what says
-that it comes from elsewhere (``Origin``, ``Sec-Fetch-Site``) is refused.
+The browser's own rules are the second line of defence: the cookie is sent only with
+requests from our pages (``SameSite=Strict``), no script can read it (``HttpOnly``), and
+requests that come from elsewhere (``Origin``, ``Sec-Fetch-Site``) are refused.
 
 Source: RFC 6265bis, "Cookies"; W3C, "Fetch Metadata Request Headers".
 """

@@ -1,7 +1,7 @@
 """What the pages of a cluster show: its hosts as they are, and what has happened.
 
-A host that the server says nothing of any more stays for an hour: that it is gone is
-what somebody may look for.
+A host that has vanished from the server stays for an hour, because somebody may want to
+see that it is gone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draws the page of a cluster's hosts, and its parts as they change. Pure.
 
-What hosts say of themselves was checked when it was read, and is put into a tree of
-elements, which escapes it. So a text of theirs stays a text.
+What hosts publish was checked when it was read, and is put into a tree of elements,
+which escapes it. So their texts are always shown as text.
 """
 
 from __future__ import annotations

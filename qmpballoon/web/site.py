@@ -1,8 +1,8 @@
-"""Answers requests as all pages do: who is let in, files, documents and streams.
+"""Answers requests in the way that all pages share: access, files, documents, streams.
 
-What is sent to whom is decided here; :mod:`qmpballoon.web.server` sends it. So all of
-it can be tried without a socket: :meth:`Site.answer` takes a request, and returns a
-response. What there is to see, a subclass says.
+This module decides what is sent to whom; :mod:`qmpballoon.web.server` sends it. So all
+of it can be tested without a socket: :meth:`Site.answer` takes a request, and returns a
+response. Subclasses say which pages there are.
 """
 
 from __future__ import annotations

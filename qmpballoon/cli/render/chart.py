@@ -1,7 +1,7 @@
 """The chart in a terminal: pure, from samples to text.
 
-The lines are drawn in braille, eight dots to a character, each in a colour of its own.
-Without colour, each line is drawn with a letter of its own.
+The lines are drawn in braille, eight dots to a character, each line in its own colour.
+Without colour, each line is drawn with its own letter.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a fleet has done in the last minutes: pure, from what was seen of the VMs.
 
-It is seen from outside, by the guests' sizes, whoever moves them.
+Moves are recognised by the guests' sizes, whoever has moved them.
 """
 
 from __future__ import annotations

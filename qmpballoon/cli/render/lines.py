@@ -1,6 +1,6 @@
 """Samples as lines of text: pure, from samples to text.
 
-This is what is shown where there is no terminal to draw a chart on.
+This is shown if there is no terminal to draw a chart on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The colours in a terminal, for each kind of background.
 
-Every colour is one of the 256 that terminals agree on: the first 16 are the user's to
-choose, and may be hard to read. On its background each has a contrast of at least 4.5:1
-(WCAG 2.1, level AA), which tests hold.
+All colours are from 16 to 255, which look the same on all terminals. Users can change
+the first 16, which may then be hard to read. On its background each has a contrast of
+at least 4.5:1 (WCAG 2.1, level AA), which tests check.
 """
 
 from __future__ import annotations
