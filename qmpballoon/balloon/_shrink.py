@@ -239,7 +239,8 @@ async def follow(
             return Ending("stalled")
         interval = _choose_poll_interval(tracker.time_left)
         await monitor.sleep(min(interval, deadline - monitor.now()))
-    return Ending("timed-out")
+    # One that had its target from the beginning needs no time.
+    return Ending("reached" if tracker.phase == "reached" else "timed-out")
 
 
 def _choose_poll_interval(time_left: float | None) -> float:

@@ -163,6 +163,12 @@ def test_a_deadline_is_for_all_of_it() -> None:
     assert left_alone(machine) == result.actual
 
 
+def test_a_guest_that_has_the_size_needs_no_time() -> None:
+    for target in (2 * GiB, 3 * GiB):  # more than its memory is all of it
+        result, _ = resize(make_machine(memory=2 * GiB), target, timeout=0)
+        assert (result.outcome, result.actual) == ("reached", 2 * GiB)
+
+
 @pytest.mark.parametrize(("timeout", "word"), [(0.0, "did not move"), (0.5, "more")])
 def test_time_that_is_up_is_not_blamed_on_the_guest(timeout: float, word: str) -> None:
     balloon = make_balloon(make_machine(memory=2 * GiB))
