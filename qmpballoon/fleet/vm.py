@@ -101,8 +101,8 @@ NO_STATISTICS: Final = (
 )
 """What messages say of a guest whose balloon moves and that reports no statistics."""
 _OWED: Final = (
-    "a run that was interrupted left the guest with less than its {}: the next `fleet"
-    " run` or reclaim gives that back"
+    "a run that goes on, or was interrupted, left the guest with less than its {}: the"
+    " next `fleet run` or reclaim gives that back"
 )
 # Seconds for which a guest that stalled is not asked again. The pause doubles with each
 # stall, up to 10 minutes: what made a guest stall, such as a busy driver or memory that

@@ -21,7 +21,7 @@ from qmpballoon.cli._findings import (
     make_finding,
     sort_findings,
 )
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, KiB, MiB
 
 STATS = GuestStats(
     last_update=datetime(2026, 1, 1, tzinfo=UTC),
@@ -105,6 +105,8 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("moved-by-others", {"sizes": (MiB, MiB, 2 * MiB)}, "grew by 1 MiB"),
     ("migrating", {"migration": "active"}, "wait until that is done"),
     ("owed", {"owed": 2 * GiB, "actual": GiB}, "`resize 2GiB`"),
+    # Rounded, it would leave the guest with less, and nothing would be owed any more.
+    ("owed", {"owed": 2 * GiB + KiB, "actual": GiB}, "`resize 2097153KiB`"),
     (
         "private-file",
         {"backends": (Backend(kind=FILE, path="/run/vm.ram"),)},

@@ -210,6 +210,7 @@ async def test_a_signal_ends_keeping_with_all_that_is_said_at_its_end(
         assert actual(fake) == fake.machine.config.memory
     assert "given back" in shown
     assert "host: QEMU resident" in shown
+    assert "and given back; kept for" in " ".join(shown.split())
     seen = json.loads(report.read_text())
     assert (seen["outcome"], seen["handed_over"]) == ("done", 512 * MiB)
     assert "until it was to end" in seen["reason"]

@@ -422,7 +422,7 @@ async def test_a_reclaim_that_is_killed_is_finished_by_whatever_comes_next() -> 
                 await fleet.wait_until_known(5)
                 owed = [seen for seen in fleet.list_views() if seen.owed is not None]
                 assert owed
-                assert "interrupted left the guest with less" in owed[0].detail
+                assert "interrupted, left the guest with less" in owed[0].detail
                 if finish == "run":
                     nursery.start_soon(run_control_loop, fleet, world.read, RULES)
                     assert await sizes() == whole

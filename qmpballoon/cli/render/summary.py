@@ -45,8 +45,12 @@ def draw_summary(
     is_to_be_held = report.held and report.given_back_to is None
     if is_to_be_held and address is not None:
         undo = [write_undo(address, report.before.actual)]
+    sentence = describe_reclaim(report)
+    is_noted = report.leaves_small or (report.held and not is_to_be_held)
+    if report.outcome == "done" and not is_noted:
+        sentence += f"; {report.reason}"
     return [
-        *("", table, describe_reclaim(report), describe_gain(report)),
+        *("", table, sentence, describe_gain(report)),
         *prices,
         *undo,
     ]
@@ -59,16 +63,23 @@ def write_undo(address: str, size: int) -> str:
         address: The VM's, as the command reads it.
         size: Bytes that the guest had before.
     """
-    units = {GiB: "GiB", MiB: "MiB", KiB: "KiB", 1: ""}
-    unit, name = next(each for each in units.items() if size % each[0] == 0)
-    command = ["qmpballoon", "resize", address, f"{size // unit}{name}"]
+    command = ["qmpballoon", "resize", address, _write_exactly(size)]
     return f"  {shlex.join(command)}  # gives it back"
 
 
 def describe_owed(owed: int) -> str:
-    """Say what a run that was interrupted owes a guest, and how it gets that back."""
-    size = format_size(owed)
+    """Say what a run owes a guest, and how it gets that back.
+
+    From the note alone it cannot be told whether the run goes on.
+    """
     return (
-        f"{size}: a run that was interrupted left it with less; the next reclaim gives"
-        f" that back, and so does `resize {size.replace(' ', '')}`"
+        f"{format_size(owed)}: a run that goes on, or was interrupted, took the rest;"
+        f" the next reclaim gives it back, and so does `resize {_write_exactly(owed)}`"
     )
+
+
+def _write_exactly(size: int) -> str:
+    """Write a size as the command reads it, to the byte."""
+    units = {GiB: "GiB", MiB: "MiB", KiB: "KiB", 1: ""}
+    unit, name = next(each for each in units.items() if size % each[0] == 0)
+    return f"{size // unit}{name}"
