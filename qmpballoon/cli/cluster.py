@@ -292,6 +292,12 @@ def room(*, size: int, cluster: BusAddress, as_json: bool) -> int:
     help="Ask for nothing: show how far the job is that goes on, until it has taken"
     " what it can.",
 )
+@click.option(
+    "--end",
+    is_flag=True,
+    help="Ask for nothing: end the job that goes on, so that the guests get their sizes"
+    " back.",
+)
 @json_option
 def reclaim(
     *,
@@ -303,6 +309,7 @@ def reclaim(
     cold_only: bool,
     within: float,
     follow: bool,
+    end: bool,
     as_json: bool,
 ) -> int:
     """Take SIZE from the guests of all hosts, where it hurts least.
@@ -311,7 +318,9 @@ def reclaim(
     host takes its part by itself, once, and by the rules of `fleet reclaim`; guests
     keep their headroom. If this command ends, the hosts go on.
     """
-    _require_job(size, within, follow=follow)
+    _require_job(size, within, follow=follow, end=end)
+    if end and dry_run:
+        raise click.UsageError("--end has no --dry-run: --follow shows what goes on")
 
     async def main(bus: Bus) -> int:
         from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
@@ -321,7 +330,8 @@ def reclaim(
             if job is None:
                 _output.note("no job goes on")
                 return _output.REFUSED
-            return await _follow(bus, job, as_json=as_json)
+            show = _end if end else _follow
+            return await show(bus, job, as_json=as_json)
         view = await operator.look(bus, time.time(), with_vms=False)
         plan = operator.plan_job(
             *(view, size, time.time()),
@@ -350,10 +360,12 @@ def reclaim(
     return outcome
 
 
-def _require_job(size: int | None, within: float, *, follow: bool) -> None:
+def _require_job(size: int | None, within: float, *, follow: bool, end: bool) -> None:
     """Refuse what is no job before anything is asked."""
-    if follow == (size is not None):
-        raise click.UsageError("give SIZE to take memory, or --follow to look on")
+    if [size is not None, follow, end].count(True) != 1:
+        raise click.UsageError(
+            "give SIZE to take memory, --follow to look on, or --end to give it back"
+        )
     if size is not None and size < PAGE:
         raise click.UsageError(f"{size} bytes are less than a page: give 4K or more")
     if within > LONGEST_JOB:
@@ -422,6 +434,25 @@ async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
         until = time.strftime("%H:%M:%S", time.localtime(job.until))
         _output.say(render.describe_job(report, until))
     return _judge(report.taken, job.amount)
+
+
+async def _end(bus: Bus, job: Job, *, as_json: bool) -> int:
+    """End a job, and say how far that is; return the exit status."""
+    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+
+    report = await operator.end_job(bus, job, time.time)
+    if as_json:
+        _output.print_json(report.to_json())
+    elif report.has_ended:
+        _output.say(f"job {job.id} has ended: the guests get their sizes back")
+    late = [host.name for host in report.hosts if not host.has_ended]
+    if late:
+        until = time.strftime("%H:%M:%S", time.localtime(job.until))
+        _output.note(
+            f"not heard of {', '.join(late)}: they end their parts when they can be"
+            f" reached, and at {until} at the latest"
+        )
+    return _output.NOT_REACHED if late else _output.DONE
 
 
 def _judge(taken: int, amount: int) -> int:

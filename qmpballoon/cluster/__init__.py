@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from qmpballoon.cluster.operator import PolicyChange as PolicyChange
     from qmpballoon.cluster.operator import RoomLevel as RoomLevel
     from qmpballoon.cluster.operator import apply_policy as apply_policy
+    from qmpballoon.cluster.operator import end_job as end_job
     from qmpballoon.cluster.operator import find_job as find_job
     from qmpballoon.cluster.operator import find_room as find_room
     from qmpballoon.cluster.operator import follow_job as follow_job
@@ -90,6 +91,7 @@ _MODULES = {
         "PolicyChange",
         "RoomLevel",
         "apply_policy",
+        "end_job",
         "find_job",
         "find_room",
         "follow_job",
@@ -142,6 +144,7 @@ __all__ = [
     "VmSummary",
     "Wish",
     "apply_policy",
+    "end_job",
     "find_job",
     "find_room",
     "follow_job",

@@ -204,6 +204,8 @@ class Agent:
     _is_followed: bool = False
     _asked_after: float = 0.0
     _ends_at: float = math.inf  # the job's deadline on trio's clock, if it began here
+    # What is done for the job now: taking, or waiting for the deadline.
+    _work: trio.CancelScope = field(factory=trio.CancelScope)
     _exchanges: int = 0
     _said_at: float = math.inf  # when it last published its state; never so far
     _considered: bytes | None = None  # the policy that was judged last
@@ -434,13 +436,17 @@ class Agent:
             self._note("quota", f"{error}: the host gives nothing for it")
             return
         self._note("quota", "")
-        progress = self._progress
-        if progress and (progress.job == quota.job or progress.phase not in ENDED):
+        progress, now = self._progress, self.clock()
+        until = min(quota.until, now + quota.seconds)
+        goes_on = progress is not None and progress.phase not in ENDED
+        if progress and progress.job == quota.job:
+            if goes_on and quota.until < progress.until:
+                self._shorten(progress, until)
+            return
+        if goes_on:
             return
         if quota.job in self._record.known:
             return
-        now = self.clock()
-        until = min(quota.until, now + quota.seconds)
         progress = JobProgress(quota.job, quota.amount, 0, "taking", until)
         if why := self._find_objection(quota, until, now):
             self._refuse(progress, why)
@@ -455,6 +461,17 @@ class Agent:
         self._progress = progress
         self._ends_at = trio.current_time() + until - now
         nursery.start_soon(self._carry_out, quota)
+
+    def _shorten(self, progress: JobProgress, until: float) -> None:
+        """Have the present job end earlier than it was to.
+
+        This is not kept: as long as it matters, the server has it.
+        """
+        _LOG.info("job %s: it ends earlier", progress.job)
+        self._progress = evolve(progress, until=until)
+        sooner = trio.current_time() + until - self.clock()
+        self._ends_at = min(self._ends_at, sooner)
+        self._work.deadline = min(self._work.deadline, self._ends_at)
 
     def _find_objection(self, quota: Quota, until: float, now: float) -> str:
         """Say why a job is not begun; empty if it is."""
@@ -484,7 +501,7 @@ class Agent:
         taken = None
         why = "its deadline came: the guests get back what was taken"
         try:
-            with trio.move_on_after(self._count_left()):
+            with trio.move_on_after(self._count_left()) as self._work:
                 taken = await self.host.take(quota, self._kept_rules, self._note_taken)
         except Exception as error:  # noqa: BLE001 - whatever taking can cause
             why = _describe(error)
@@ -501,8 +518,9 @@ class Agent:
     async def _hold(self) -> None:
         """Keep what was taken until the deadline."""
         # The clock may be set meanwhile, most likely after the machine's start.
-        while (left := self._count_left()) > 0:  # noqa: ASYNC110 - a clock has no event
-            await trio.sleep(min(left, _LONGEST_SLEEP))
+        while (left := self._count_left()) > 0:
+            with trio.move_on_after(min(left, _LONGEST_SLEEP)) as self._work:
+                await trio.sleep_forever()
         await self._enter("done")
         self.host.keep_back(is_kept=False)
 

@@ -64,6 +64,7 @@ __all__ = [
     "PolicyChange",
     "RoomLevel",
     "apply_policy",
+    "end_job",
     "find_job",
     "find_room",
     "follow_job",
@@ -98,6 +99,8 @@ _POLL: Final = 0.5  # seconds between two looks at a job
 # Seconds after a job's deadline: its hosts report its end with their next exchange.
 _GRACE: Final = 5.0
 _AGAIN: Final = 5.0  # seconds after which hosts that did not begin are asked again
+# Seconds in which hosts hear that a job is to end. Until then no other one begins.
+_ENDING: Final = 5.0
 
 
 @frozen
@@ -698,7 +701,8 @@ async def follow_job(
         try:
             report = _merge(report, await _report(bus, job))
             waiting = [each.name for each in report.hosts if each.progress is None]
-            if waiting and asked_at + _AGAIN <= clock() < job.until:
+            is_due = waiting and asked_at + _AGAIN <= clock() < job.until
+            if is_due and not await _was_ended(bus, job):
                 asked_at = clock()
                 await _ask_hosts(bus, job, waiting, asked_at)
         except BusError as error:
@@ -707,6 +711,54 @@ async def follow_job(
         if not report.is_settled:
             await trio.sleep(_POLL)
     return report
+
+
+async def end_job(bus: Bus, job: Job, clock: Callable[[], float]) -> JobReport:
+    """End a job before its deadline: the guests get their sizes back.
+
+    A host that cannot be reached ends its part when it can, or at the deadline.
+
+    Args:
+        bus: The server.
+        job: The job that goes on.
+        clock: Returns the seconds since 1970.
+
+    Returns:
+        How far the hosts are a few seconds later.
+
+    Raises:
+        BusError: The server cannot be asked. The job may have been ended or not.
+        ClusterBusy: Another job has begun, or somebody else ends this one.
+
+    Note:
+        If it is cancelled, the job may have been ended or not.
+    """
+    now = clock()
+    data = (await bus.get([JOB_KEY])).get(JOB_KEY)
+    found = _parse_or_note(data, parse_job, [])
+    ended = evolve(job, until=now + _ENDING, seconds=_ENDING)
+    kept = max(job.until - now, _ENDING) + _GRACE
+    if found != job or not await bus.compare_and_set(
+        JOB_KEY, data, ended.to_bytes(), expires=kept
+    ):
+        raise ClusterBusy(f"job {job.id} does not go on as it did: look at it again")
+    # A host that has not begun does not begin: for it the deadline has passed.
+    quotas = {
+        make_quota_key(host): evolve(ended.make_quota(host), until=now).to_bytes()
+        for host in job.quotas
+    }
+    await bus.publish(quotas, expires=kept)
+    report = await _report(bus, ended)
+    while not report.has_ended and clock() < ended.until:
+        await trio.sleep(_POLL)
+        report = _merge(report, await _report(bus, ended))
+    return report
+
+
+async def _was_ended(bus: Bus, job: Job) -> bool:
+    """Return whether somebody has ended a job, or begun another one."""
+    data = (await bus.get([JOB_KEY])).get(JOB_KEY)
+    return data is not None and _parse_or_note(data, parse_job, []) != job
 
 
 def _sort(quotas: Mapping[str, int]) -> list[tuple[str, int]]:

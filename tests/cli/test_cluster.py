@@ -122,6 +122,22 @@ def test_memory_is_taken_as_the_dry_run_says(
 
 
 @pytest.mark.usefixtures("url")
+def test_what_is_held_is_given_back_when_that_is_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wait_for_offer(capsys)
+    hold = ("cluster", "reclaim", "16M", "--hold", "--within", "24h")
+    assert status_of(*hold) == 0
+    assert "the guests keep to it until" in capsys.readouterr().out
+    assert status_of(*hold) == 6
+    assert "goes on, for 16 MiB" in capsys.readouterr().err
+    assert status_of("cluster", "reclaim", "--end", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    documents.check("cluster-reclaim", document)
+    assert [host["phase"] for host in document["hosts"]] == ["done"]
+
+
+@pytest.mark.usefixtures("url")
 def test_what_nobody_offers_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     wait_for_offer(capsys)
     assert status_of("cluster", "reclaim", "100T", "--dry-run") == 3
@@ -146,6 +162,8 @@ JOB = ("cluster", "reclaim", "--cluster", "valkey://bus")
             "holds a password",
         ),
         (JOB, "give SIZE"),
+        ((*JOB, "1G", "--end"), "give SIZE"),
+        ((*JOB, "--end", "--dry-run"), "no --dry-run"),
         ((*JOB, "4095"), "give 4K"),
         ((*JOB, "1G", "--within", "1e30"), "a week at most"),
         (("fleet", "run", "--host", "h1"), "add --cluster URL"),

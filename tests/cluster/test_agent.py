@@ -36,6 +36,7 @@ from qmpballoon.cluster import (
     Quota,
     agent,
     apply_policy,
+    end_job,
     find_job,
     follow_job,
     look,
@@ -160,6 +161,15 @@ class Cluster:
             except (BusError, ClusterBusy):
                 return
 
+    async def end(self) -> None:
+        """End the job that goes on, if there is one."""
+        bus = self.server.connect("operator")
+        try:
+            if job := await find_job(bus, now()):
+                await end_job(bus, job, now)
+        except (BusError, ClusterBusy):
+            return
+
     async def apply(self, reserve: int) -> None:
         bus = self.server.connect("operator")
         wish = {"hosts": "*", "reserve": f"{reserve}GiB", "floors": {"vm1": "1GiB"}}
@@ -186,6 +196,7 @@ class Cluster:
             "policy": lambda: self.nursery.start_soon(self.apply, 4 + value),
             "take": lambda: self.nursery.start_soon(self.ask, value, action),
             "hold": lambda: self.nursery.start_soon(self.ask, value, action),
+            "end": lambda: self.nursery.start_soon(self.end),
         }
         if action == "wait":
             await self.wait(value)
@@ -229,7 +240,7 @@ ACTIONS = st.tuples(
         [
             *("wait", "wait", "cut", "stop", "down", "empty", "copy", "fall back"),
             *("garbage", "kill", "kill asker", "full", "late", "policy"),
-            *("take", "take", "hold"),
+            *("take", "take", "hold", "end"),
         ]
     ),
     st.integers(0, 15),
@@ -684,6 +695,64 @@ async def test_one_job_at_a_time_and_anybody_may_go_on_with_it() -> None:
         assert await find_job(bus, now()) is None
         cluster.quotas[other.job.id] = dict(other.job.quotas)
         await start_job(bus, other.job, now())
+
+
+@simulated
+async def test_a_job_that_is_ended_gives_back_and_is_not_begun_late() -> None:
+    async with open_cluster(4) as cluster:
+        bus, server, members = (
+            cluster.server.connect("operator"),
+            cluster.server,
+            cluster.members,
+        )
+        plan = plan_job(await look(bus, now()), 8 * GiB, now(), hold=True, seconds=900)
+        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        members["h1"].host.pace = MiB  # it takes for longer than this lasts
+        server.cut_off = {"h2"}
+        await start_job(bus, plan.job, now())
+        await cluster.wait(20)
+        server.cut_off = {"h2", "h3"}
+        assert phases_of(cluster) == ["holding", "taking", None, "holding"]
+        report = await end_job(bus, plan.job, now)
+        with pytest.raises(ClusterBusy, match="does not go on as it did"):
+            await end_job(bus, plan.job, now)
+        assert not report.has_ended
+        assert phases_of(cluster) == ["done", "interrupted", None, "holding"]
+        # Who was stopped meanwhile hears of it from the server.
+        await cluster.kill(3)
+        server.cut_off = set()
+        await cluster.wait(3)
+        assert phases_of(cluster) == ["done", "interrupted", "refused", "done"]
+        assert not any(each.host.is_kept_back for each in members.values())
+        other = plan_job(await look(bus, now()), GiB, now())
+        cluster.quotas[other.job.id] = dict(other.job.quotas)
+        await start_job(bus, other.job, now())
+        assert (await follow_job(bus, other.job, now)).taken == GiB
+
+
+@simulated
+async def test_who_follows_a_job_does_not_ask_hosts_again_after_its_end() -> None:
+    async with open_cluster(2) as cluster:
+        bus, server = cluster.server.connect("operator"), cluster.server
+        plan = plan_job(await look(bus, now()), GiB, now(), seconds=300)
+        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        server.cut_off = {"h1"}
+        async with trio.open_nursery() as nursery:
+            await start_job(bus, plan.job, now())
+            nursery.start_soon(follow_job, bus, plan.job, now)
+            await cluster.wait(3)
+            await end_job(bus, plan.job, now)
+            await cluster.wait(20)
+            server.cut_off = set()
+            await cluster.wait(20)
+            assert not cluster.members["h1"].host.takings
+            nursery.cancel_scope.cancel()
+
+
+def phases_of(cluster: Cluster) -> list[str | None]:
+    """Return how far each host is with its job, by what it knows itself."""
+    status = [member.agent.status.progress for member in cluster.members.values()]
+    return [None if each is None else each.phase for each in status]
 
 
 @simulated

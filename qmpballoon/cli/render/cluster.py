@@ -192,7 +192,8 @@ def describe_job(report: JobReport, until: str) -> str:
         if host.progress is None
         or host.progress.phase in {"interrupted", "refused", "taking"}
     ]
-    ending = f"the guests keep to it until {until}" if job.hold else "gave it back"
+    is_held = job.hold and not report.has_ended
+    ending = f"the guests keep to it until {until}" if is_held else "gave it back"
     taken, amount = format_size(report.taken), format_size(job.amount)
     count = len(report.hosts)
     hosts = "1 host" if count == 1 else f"{count} hosts"
