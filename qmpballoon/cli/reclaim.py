@@ -383,4 +383,5 @@ def _print_summary(seen: ReclaimReport, vm: Vm | None) -> None:
     address = None if vm is None else str(vm)
     if isinstance(vm, UnixAddress) and ":" in vm.path:
         address = f"unix:{vm}"  # otherwise it may be read as another kind of address
-    _output.draw(make_console(), *draw_summary(seen, address=address))
+    console = make_console()
+    _output.draw(console, *draw_summary(seen, console.width, address=address))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qmpballoon.export.summary import (
     compare_snapshots,
@@ -20,25 +20,20 @@ if TYPE_CHECKING:
 
 __all__ = ["describe_owed", "draw_summary", "write_undo"]
 
+_GAP: Final = 4  # characters between two columns
+
 
 def draw_summary(
-    report: ReclaimReport, *, address: str | None = None
+    report: ReclaimReport, width: int, *, address: str | None = None
 ) -> list[RenderableType]:
     """Lay out what came of a reclaim: a table, a sentence, and the host's gain.
 
     Args:
         report: The reclaim's.
+        width: How many characters fit on a line; above 0.
         address: The VM's, as the command reads it; with it, the command that gives back
             what is held is shown.
     """
-    from rich.table import Table  # noqa: PLC0415 - not for what is only text
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="bold")
-    table.add_column("")
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right")
-    for figure in compare_snapshots(report.before, report.after):
-        table.add_row(figure.name, *figure.format())
     price = describe_rereads(report)
     prices = [] if price is None else [price]
     undo: list[str] = []
@@ -50,10 +45,28 @@ def draw_summary(
     if report.outcome == "done" and not is_noted:
         sentence += f"; {report.reason}"
     return [
-        *("", table, sentence, describe_gain(report)),
+        *("", *_draw_changes(report, width), sentence, describe_gain(report)),
         *prices,
         *undo,
     ]
+
+
+def _draw_changes(report: ReclaimReport, width: int) -> list[RenderableType]:
+    """Lay out guest and host before and after, as a table if that fits."""
+    from rich.table import Table  # noqa: PLC0415 - not for what is only text
+
+    figures = compare_snapshots(report.before, report.after)
+    rows = [("", "before", "after", "change")]
+    rows += [(figure.name, *figure.format()) for figure in figures]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if sum(widths) + _GAP * (len(widths) - 1) > width:
+        return [f"{name}: {old}, now {new}" for name, old, new, _ in rows[1:]]
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP // 2), header_style="bold")
+    for heading in rows[0]:
+        table.add_column(heading, justify="right" if heading else "left")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return [table]
 
 
 def write_undo(address: str, size: int) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from io import StringIO
+
 import pytest
+from rich.console import Console
 
 from qmpballoon.balloon import ReclaimReport
 from qmpballoon.balloon.sampling import Sample, Snapshot, Timeline
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.cli.render.summary import write_undo
+from qmpballoon.cli.render.summary import draw_summary, write_undo
 from qmpballoon.export.summary import describe_gain, describe_rereads
 from qmpballoon.sizes import GiB, MiB
 
@@ -89,3 +92,28 @@ def test_the_price_is_said_in_words(reread: int | None, words: str | None) -> No
 def test_the_command_that_gives_back_has_the_size_in_full(size: int, text: str) -> None:
     command = write_undo("/run/a vm", size)
     assert command == f"  qmpballoon resize '/run/a vm' {text}  # gives it back"
+
+
+def test_figures_are_whole_however_narrow_the_terminal_is() -> None:
+    report = ReclaimReport(
+        outcome="done",
+        reason="",
+        requested=0,
+        handed_over=0,
+        seconds=0.0,
+        held=False,
+        before=seen(200, 500),
+        after=seen(50, 300),
+    )
+    shown: list[str] = []
+    for width in range(20, 90):
+        console = Console(width=width, file=StringIO())
+        with console.capture() as capture:
+            console.print(*draw_summary(report, width))
+        shown.append(capture.get())
+        words = " ".join(shown[-1].split())
+        assert "500 MiB" in words
+        assert "300 MiB" in words
+        assert "\u2026" not in words
+    assert "change" not in shown[0]
+    assert "-200 MiB" in shown[-1]
