@@ -29,12 +29,25 @@ def test_what_the_rules_install_is_there() -> None:
     assert [file for file in files if not (TREE / file).is_file()] == []
 
 
+def find_extras(path: str) -> set[str]:
+    """Return the extras that a file has pip install."""
+    (extras,) = re.findall(r"\[([\w,]+)\]'", (TREE / path).read_text("utf-8"))
+    return {*extras.split(",")}
+
+
+def test_an_environment_for_clusters_does_all_that_the_package_does() -> None:
+    # `web --cluster` and `fleet run --cluster URL --metrics` need more than `cluster`.
+    package = find_extras("debian/rules")
+    assert find_extras("debian/command") == package | {"cluster"}
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "remedy"),
     [
         ("matplotlib", "reclaim /run/vm1.qmp --report it.svg", "python3-matplotlib"),
         ("libvirt", "status libvirt:vm1", "python3-libvirt"),
-        ("coredis", "cluster status --cluster valkey://viewer@bus", "a virtual env"),
+        ("coredis", "cluster status --cluster valkey://viewer@bus", "python3-venv"),
+        ("anyio", "web --cluster valkey://viewer@bus", "python3-venv"),
     ],
 )
 def test_the_command_says_what_users_of_debian_install(
