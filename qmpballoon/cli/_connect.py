@@ -114,6 +114,7 @@ async def _find_domain(vm: LibvirtVm, timeout: float) -> Domain:
             find_domain, vm.name, abandon_on_cancel=True, limiter=_THREADS
         )
     raise MonitorTimeout(
-        f"libvirt did not find {vm.name!r} within {timeout:g} s: its daemon is stopped"
-        " or overloaded, or its host cannot be reached"
+        f"libvirt did not find {vm.name!r} within {timeout:g} s: its daemon is stopped,"
+        " overloaded or not installed, or its host cannot be reached;"
+        " LIBVIRT_DEFAULT_URI says which one is meant"
     )
