@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
@@ -182,9 +184,11 @@ def _require_writable(path: Path) -> Path:
     """Make sure that a file can be created, by creating one in the same folder."""
     from tempfile import TemporaryFile  # noqa: PLC0415 - only for reports
 
+    is_folder = False
     try:
-        with TemporaryFile(dir=path.parent):
-            is_folder = path.is_dir()
+        # Path.is_dir, from Python 3.14 on, has no error for a name that is too long.
+        with TemporaryFile(dir=path.parent), suppress(FileNotFoundError):
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
         raise click.UsageError(
             f"{str(path)!r} cannot be written ({error.strerror}): choose another place"

@@ -30,8 +30,10 @@ import errno
 import glob
 import math
 import os
+import stat
 import tomllib
 from collections import Counter
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
@@ -250,17 +252,21 @@ def _make_readable_entry(pattern: str, trusted: Collection[int]) -> _Entry:
     supported.
 
     Raises:
-        OSError: There is no permission to list the folder. Without this error the
-            glob would match nothing, as if there were no VMs.
+        OSError: There is no permission to list the folder, or it cannot be reached.
+            Without this error the glob would match nothing, as if there were no VMs.
         ValueError: The pattern is not a path that a socket can have.
     """
     if not glob.has_magic(pattern):
         return _make_specific(_name_after_address(UnixAddress(pattern)))
     parts = takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
     folder = Path(*parts)
-    # A folder that does not exist may be created later.
-    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    # A folder that does not exist may be created later. Path.is_dir, from Python 3.14
+    # on, takes one that cannot be reached for one that does not exist.
+    with suppress(FileNotFoundError, NotADirectoryError):
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+        may_list = os.access(folder, os.R_OK | os.X_OK, effective_ids=True)
+        if is_folder and not may_list:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     return _keep_last(pattern, lambda _: _find_sockets(pattern, trusted))
 
 

@@ -91,6 +91,25 @@ def test_a_folder_that_may_not_be_read(
         assert spec.name == "web"
 
 
+def test_a_folder_below_one_that_may_not_be_read(
+    bind: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # Path.is_dir says so until Python 3.13, and then that there is no such folder.
+    bind("vms/web/qmp")
+    with as_somebody_else(tmp_path / "vms"):
+        with pytest.raises(PermissionError) as caught:
+            make_source(["vms/web/*"])
+        assert caught.value.filename == "vms/web"
+
+
+def test_a_folder_that_is_not_there_yet(bind: Callable[[str], Path]) -> None:
+    bind("vms/web.qmp")
+    find = make_vms(["later/*.qmp", "vms/web.qmp/*.qmp"])
+    assert find() == []
+    bind("later/db.qmp")
+    assert [spec.name for spec in find()] == ["db"]
+
+
 def test_names_are_distinct_and_monitors_too(bind: Callable[[str], Path]) -> None:
     bind("a/vm1.qmp")
     bind("b/vm1.qmp")
