@@ -183,7 +183,11 @@ async def keep(
         on_sample(sample)
         before = keeper.target
         why = keeper.judge(
-            *(sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence),
+            sample.t,
+            sample.actual,
+            sampler.basis,
+            sampler.stats,
+            sampler.silence,
             reads=sample.disk_reads,
         )
         if why is not None:

@@ -511,7 +511,11 @@ class _Run:
             compute_stall_limits(self.limits.max_rate),
         )
         end = await shrink(
-            *(self.device, sampler, controller, tracker, self._add_sample),
+            self.device,
+            sampler,
+            controller,
+            tracker,
+            self._add_sample,
             timeout=self.keep_until - now,
             until=until,
         )
@@ -540,7 +544,11 @@ class _Run:
             try_at = now - sampler.start + wait if working_set.was_found else math.inf
             keeper = Keeper(self.limits, self.full, self.actual, alarms, try_at)
             why = await keep(
-                *(device, sampler, keeper, seconds, self._add_sample),
+                device,
+                sampler,
+                keeper,
+                seconds,
+                self._add_sample,
                 began=began,
                 until=until,
                 mark=mark,

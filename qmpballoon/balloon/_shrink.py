@@ -105,7 +105,11 @@ async def shrink(
         if until is not None and until():
             break
         decision = controller.decide(
-            *(sample.t, sample.actual, sampler.basis, sampler.stats, sampler.silence),
+            sample.t,
+            sample.actual,
+            sampler.basis,
+            sampler.stats,
+            sampler.silence,
             reads=sample.disk_reads,
         )
         in_trouble = _log_alarm(device, decision, was_known=in_trouble)

@@ -334,7 +334,9 @@ def reclaim(
             return await show(bus, job, as_json=as_json)
         view = await operator.look(bus, time.time(), with_vms=False)
         plan = operator.plan_job(
-            *(view, size, time.time()),
+            view,
+            size,
+            time.time(),
             hosts=hosts,
             hold=hold,
             takes_hot=not cold_only,

@@ -62,7 +62,14 @@ __all__ = ["fleet"]
 
 _QUICK: Final = 0.25  # seconds between two polls where one poll of each VM is enough
 _SORTS: Final = (
-    *("name", "state", "need", "spare", "size", "available", "cache", "resident"),
+    "name",
+    "state",
+    "need",
+    "spare",
+    "size",
+    "available",
+    "cache",
+    "resident",
 )
 
 
@@ -317,7 +324,10 @@ def run(
                 if pages:
                     board = await stack.enter_async_context(
                         open_pages(
-                            *(supervisor, memory, member.get_rules, pages),
+                            supervisor,
+                            memory,
+                            member.get_rules,
+                            pages,
                             names=allowed_hosts,
                             say=_output.note,
                         )
@@ -515,7 +525,9 @@ def reclaim(
         _output.note(*describe_absent(supervisor.list_views()))
         show = _make_progress(amount, quiet=as_json)
         report = await reclaim(
-            *(supervisor, amount, rules),
+            supervisor,
+            amount,
+            rules,
             hold=hold,
             gentle=gentle or 0.0,
             on_progress=show,

@@ -499,7 +499,8 @@ async def _open_stream(address: BusAddress) -> ByteStream:
             return await anyio.connect_tcp(address.host, address.port)
         # A server that is killed says no farewell; the protocol needs none.
         return await anyio.connect_tcp(
-            *(address.host, address.port),
+            address.host,
+            address.port,
             ssl_context=tls,
             tls_standard_compatible=False,
         )
@@ -525,9 +526,12 @@ def _make_tls(address: BusAddress) -> ssl.SSLContext | None:
 
 
 _NONSENSE: Final = (
-    *(_Nonsense, InvalidResponse, ProtocolError),
+    _Nonsense,
+    InvalidResponse,
+    ProtocolError,
     # What the library meets in a greeting that is none.
-    *(LookupError, AssertionError),
+    LookupError,
+    AssertionError,
 )
 
 

@@ -82,7 +82,9 @@ def draw_figure(timeline: Timeline, *, title: str) -> Figure:
         rates = compute_read_rates(samples)
         axes = figure.add_axes(_ABOVE if rates else _ALONE)
         figure.text(
-            *(0.03, 0.93, make_printable(title, _LONGEST_TITLE)),
+            0.03,
+            0.93,
+            make_printable(title, _LONGEST_TITLE),
             fontsize=22,
             fontweight="bold",
             parse_math=False,  # a name may hold dollar signs
