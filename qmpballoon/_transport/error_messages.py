@@ -14,6 +14,7 @@ from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
     MonitorTimeout,
+    MonitorUnreachable,
     ProtocolError,
     QmpBalloonError,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "make_no_greeting",
     "make_not_subscribed",
     "make_protocol_error",
+    "make_unwatched",
     "name_errors",
 ]
 
@@ -101,6 +103,16 @@ def make_broken(name: str, error: BaseException) -> MonitorClosed:
 def make_protocol_error(name: str, error: ProtocolError) -> ProtocolError:
     """Make the error for a peer that does not speak QMP, with the monitor's name."""
     return _name_vm(ProtocolError(f"{name}: {error}"), name)
+
+
+def make_unwatched(name: str, error: OSError) -> MonitorUnreachable:
+    """Make the error for a socket that the kernel does not tell about."""
+    failure = MonitorUnreachable(
+        f"{name} cannot be waited for: {error.strerror}: raise the limit of file"
+        " descriptors (ulimit -n, LimitNOFILE=), or of watches (sysctl fs.epoll)"
+    )
+    failure.errno = error.errno
+    return _name_vm(failure, name)
 
 
 @contextmanager

@@ -6,8 +6,11 @@ cancellations: :mod:`qmpballoon._transport.asyncio_clock`.
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 import time
+import traceback
 from typing import TYPE_CHECKING, Final
 
 from qmpballoon._checks import require_seconds
@@ -85,6 +88,20 @@ class MonitorBase:
     def wall_clock(self) -> float:
         """Return seconds since the epoch, for the age of statistics."""
         return self._wall_clock()
+
+    def _log_line(
+        self, logger: logging.Logger, level: int, text: str, *args: object
+    ) -> None:
+        """Log a line, which a handler or a filter of the program may fail to take.
+
+        What it raises is printed, as logging itself does. Raised, it could end a task
+        that serves other monitors, or leave those waiting who wait for this one.
+        """
+        try:
+            logger.log(level, text, *args, stacklevel=2)
+        except Exception:  # noqa: BLE001 - it is the program's own
+            if logging.raiseExceptions and sys.stderr is not None:
+                traceback.print_exc()
 
     def _time_message(self, pending: int, now: float, *, is_new: bool) -> None:
         """Note how much of an unfinished message there is.

@@ -12,9 +12,11 @@ import pwd
 import re
 import socket
 import stat
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from weakref import WeakValueDictionary
 
 from qmpballoon._transport.qemu_process import read_peer
 from qmpballoon.address import (
@@ -56,7 +58,8 @@ Target: TypeAlias = (
     "str | os.PathLike[str] | tuple[str, int] | Address | int | socket.socket"
 )
 """An address, a connected socket, or the descriptor of one. The monitor takes a
-socket or descriptor over and closes it at the end."""
+socket or descriptor over and closes it at the end. The object of a socket that is
+given is closed at once; the connection goes on."""
 
 # Chosen, not measured. Connecting and negotiating takes milliseconds. A monitor that
 # another client holds never greets, so this is also how long it takes to report that.
@@ -75,6 +78,8 @@ _PORT: Final = re.compile(r"[^/]+:[0-9]+")  # HOST:PORT, with "tcp:" forgotten
 # Seconds between two attempts while the backlog is full. QEMU accepts the next client
 # when the present one leaves; a person does not notice so short a delay.
 _RETRY_INTERVAL: Final = 0.02
+# Sockets that were given, by descriptor.
+_taken: Final[WeakValueDictionary[int, socket.socket]] = WeakValueDictionary()
 
 
 async def connect_socket(
@@ -147,6 +152,7 @@ def find_host_name(target: Target) -> str | None:
 
 def _take_over(target: int | socket.socket) -> socket.socket:
     sock = target if isinstance(target, socket.socket) else _from_descriptor(target)
+    _require_plain(sock)
     try:
         set_nonblocking(sock)
     except ValueError:
@@ -160,10 +166,32 @@ def _take_over(target: int | socket.socket) -> socket.socket:
         raise MonitorUnreachable(
             f"{describe_target(target)} is not connected: {error.strerror}"
         ) from None
-    return sock
+    return _make_ours(sock)
+
+
+def _make_ours(sock: socket.socket) -> socket.socket:
+    """Return a socket that nobody else can close who has the object that was given."""
+    ours = socket.socket(fileno=sock.detach())
+    ours.setblocking(False)  # noqa: FBT003 - Python's own timeout, not the kernel's
+    _taken[ours.fileno()] = ours
+    return ours
+
+
+def _require_plain(sock: socket.socket) -> None:
+    """Check that a socket is not wrapped in TLS; whoever wraps one has loaded ssl."""
+    tls = sys.modules.get("ssl")
+    if tls is not None and isinstance(sock, tls.SSLSocket):
+        raise ValueError(
+            f"{sock!r} is wrapped in TLS: give the plain socket, and tls=CONTEXT"
+        )
 
 
 def _from_descriptor(descriptor: int) -> socket.socket:
+    other = _taken.get(descriptor)
+    if other is not None and other.fileno() == descriptor:
+        raise ValueError(
+            f"descriptor {descriptor} is that of another monitor: give each its own"
+        )
     try:
         return socket.socket(fileno=descriptor)
     except (OSError, ValueError, OverflowError) as error:

@@ -47,6 +47,7 @@ class SocketTransport:
         self._socket = sock
         self._loop = asyncio.get_running_loop()
         self._backlog: deque[memoryview] = deque()
+        self._broken: OSError | None = None  # why nothing more can be sent
 
     @property
     def takes_descriptors(self) -> bool:
@@ -65,7 +66,8 @@ class SocketTransport:
             on_end: Called when nothing more can be read, with the error if the
                 connection broke. It must close the transport.
         """
-        self._loop.add_reader(self._socket, self._read, on_data, on_end)
+        self._on_data, self._on_end = on_data, on_end
+        self._loop.add_reader(self._socket, self._read)
 
     def write(self, data: bytes, descriptor: int | None = None) -> None:
         """Send without waiting. If the connection is broken, reading reports it.
@@ -92,22 +94,23 @@ class SocketTransport:
         self._backlog.clear()
         self._socket.close()
 
-    def _read(
-        self,
-        on_data: Callable[[bytes], None],
-        on_end: Callable[[OSError | None], None],
-    ) -> None:
+    def _read(self) -> None:
+        if self._socket.fileno() < 0:  # closed, since this was to be called soon
+            return
         try:
             data = self._socket.recv(_READ_SIZE)
         except _WAITS:  # a spurious wake-up, or half a TLS record
-            return
+            if self._broken is not None:
+                self._on_end(self._broken)
         except OSError as error:
-            on_end(error)
-            return
-        if data:
-            on_data(data)
+            self._on_end(error)
         else:
-            on_end(None)
+            if data:
+                self._on_data(data)
+            else:
+                self._on_end(None)
+            if self._broken is not None:
+                self._loop.call_soon(self._read)
 
     def _flush(self) -> None:
         while self._backlog:
@@ -126,11 +129,14 @@ class SocketTransport:
             return self._socket.send(data)
         except _WAITS:
             return 0
-        except OSError:
+        except OSError as error:
             if descriptor is not None:
                 # Send the bytes alone: QEMU then reports that no descriptor came.
                 return self._send(data)
-            # Reading gets the same error and reports it.
+            # Mostly, reading gets an error as well, which is told then. It does not if
+            # only one direction is shut. What was received before comes first.
+            self._broken = error
+            self._loop.call_soon(self._read)
             return len(data)
 
 

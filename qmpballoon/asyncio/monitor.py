@@ -191,7 +191,9 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
             )
         finally:
             self._pass_turn()
-        _log.debug("%s: %s, id %s", self.name, waiter.command, ident)
+        if _log.isEnabledFor(logging.DEBUG):
+            text = "%s: %s, id %s"
+            self._log_line(_log, logging.DEBUG, text, self.name, waiter.command, ident)
         self._waiting[ident] = waiter
         waiter.sent = True
         self._transport.write(data, waiter.descriptor)
@@ -266,7 +268,7 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
         """
         self._transport.start_reading(self._receive, self._note_end)
         await self._negotiate(deadline, oob=oob)
-        _log.info("%s: connected", self.name)
+        self._log_line(_log, logging.INFO, "%s: connected", self.name)
 
     def make_like(self, sock: socket.socket) -> AsyncioMonitor:
         """Return a monitor on another socket of the same QEMU.
@@ -349,7 +351,8 @@ class AsyncioMonitor(MonitorBase, AsyncioClock):
             return
         self._failure = failure
         if self._connection.state is State.READY:
-            _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
+            level = logging.INFO if by_us else logging.WARNING
+            self._log_line(_log, level, "%s", failure)
         self._connection.close()
         self._transport.close()
         self._set_timer(math.inf)

@@ -92,6 +92,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._socket = sock
         self._connection = Connection(Role.CLIENT)
         self._backlog: deque[memoryview] = deque()  # to be sent, piece by piece
+        self._broken: OSError | None = None  # why nothing more can be sent
         self._descriptor: int | None = None  # to be sent with the next bytes
         self._trailer = trailer  # to be sent on its own after each message
         self._is_remote = sock.family != socket.AF_UNIX
@@ -301,7 +302,9 @@ class BlockingMonitor(MonitorBase, BlockingClock):
                 self._queue(data)
                 if not self._send() and not self._backlog:
                     unknown = ()  # the connection has ended before
-            _log.debug("%s: %s, id %s", self.name, command, ident)
+            if _log.isEnabledFor(logging.DEBUG):
+                text = "%s: %s, id %s"
+                self._log_line(_log, logging.DEBUG, text, self.name, command, ident)
             if self._wait_until(lambda: ident in self._replies, deadline):
                 return self._replies[ident]
             raise make_command_timeout(self.name, command, timeout)
@@ -324,7 +327,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         """
         try:
             self._negotiate(deadline)
-            _log.info("%s: connected", self.name)
+            self._log_line(_log, logging.INFO, "%s: connected", self.name)
             yield
         finally:
             # A forked process closes only its descriptor: its parent uses the socket.
@@ -392,7 +395,9 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         if self._count_decrypted is not None and self._count_decrypted():
             return True
         poller = self._pollers.pop() if self._pollers else select.poll()
-        events = select.POLLIN | (select.POLLOUT if self._backlog else 0)
+        # A broken one is read until there is nothing; then it has ended.
+        is_to_be_written = self._backlog or self._broken is not None
+        events = select.POLLIN | (select.POLLOUT if is_to_be_written else 0)
         try:
             poller.register(self._socket, events)
         except ValueError:  # another thread has closed it
@@ -422,7 +427,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
                 sent = self._send_piece(data)
             except OSError as error:
                 if not _is_temporary(error):
-                    self._backlog.clear()  # reading reports the error
+                    self._backlog.clear()
+                    self._broken = error
                 break
             has_sent = True
             if sent < len(data):
@@ -461,9 +467,9 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         except ProtocolError as error:
             self._shut(make_protocol_error(self.name, error))
         except OSError as error:
-            if _is_temporary(error):
+            if _is_temporary(error) and self._broken is None:
                 return False
-            self._shut(make_broken(self.name, error))
+            self._shut(make_broken(self.name, self._broken or error))
         else:
             if not data:
                 self._shut(make_closed_by_qemu(self.name))
@@ -489,7 +495,8 @@ class BlockingMonitor(MonitorBase, BlockingClock):
         self._is_closed_by_us = by_us
         self._failure = failure
         if self._connection.state is State.READY:
-            _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
+            level = logging.INFO if by_us else logging.WARNING
+            self._log_line(_log, level, "%s", failure)
         return True
 
     def _raise_if_failed(self) -> None:

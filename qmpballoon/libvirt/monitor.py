@@ -105,7 +105,7 @@ class _Passthrough(MonitorBase):
         """
         require_command(command, arguments)
         request = encode({"execute": command, "arguments": dict(arguments or {})})
-        _log.debug("%s: %s", self.name, command)
+        self._log_line(_log, logging.DEBUG, "%s: %s", self.name, command)
         # The caller may give up, and close its own before the thread has sent it.
         try:
             copy = None if descriptor is None else os.dup(descriptor)

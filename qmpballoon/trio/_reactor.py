@@ -25,7 +25,7 @@ _TOGETHER: Final = 64
 
 
 class Member(Protocol):
-    """Has deadlines that a reactor enforces."""
+    """Has deadlines that a reactor enforces. What it calls raises nothing."""
 
     def wake_late(self, now: float) -> float:
         """End the waits that are overdue; return when to call again at the latest.
@@ -33,6 +33,10 @@ class Member(Protocol):
         Args:
             now: Seconds on trio's clock.
         """
+        ...
+
+    def note_end(self, error: BaseException | None) -> None:
+        """Handle that nothing is received any more, and no deadline is kept."""
         ...
 
 
@@ -47,20 +51,18 @@ class Reactor:
     def __init__(self) -> None:
         self._members: dict[Member, None] = {}  # in the order in which they joined
         self._handlers: dict[int, Callable[[], None]] = {}
+        self._writing: set[int] = set()
 
     def join(self, member: Member) -> None:
         """Enforce a member's deadlines from now on."""
         if not self._members:
-            self._epoll = select.epoll()
-            self._timer = trio.CancelScope()
-            trio.lowlevel.spawn_system_task(self._run, self._epoll)
+            self._begin(deadline=math.inf)
         self._members[member] = None
 
     def leave(self, member: Member) -> None:
         """Stop enforcing a member's deadlines; no effect if it has not joined."""
         if self._members.pop(member, self) is None and not self._members:
-            trio.lowlevel.notify_closing(self._epoll)
-            self._epoll.close()
+            self._end()
 
     def wake_by(self, deadline: float) -> None:
         """Make all members check their deadlines at that time at the latest."""
@@ -69,22 +71,63 @@ class Reactor:
 
     def watch(self, sock: socket, handler: Callable[[], None]) -> None:
         """Call a handler whenever there is something to read from a socket."""
-        self._epoll.register(sock, select.EPOLLIN)
-        self._handlers[sock.fileno()] = handler
+        number = sock.fileno()
+        self._epoll.register(number, select.EPOLLIN)
+        # If somebody else closed the last socket with that number, it is here still.
+        self._handlers[number] = handler
+        self._writing.discard(number)
 
     def watch_writing(self, sock: socket, *, wanted: bool) -> None:
         """Begin or stop calling a watched socket's handler when it can be written."""
-        more = select.EPOLLOUT if wanted else 0
-        self._epoll.modify(sock, select.EPOLLIN | more)
+        if wanted:
+            self._writing.add(sock.fileno())
+        else:
+            self._writing.discard(sock.fileno())
+        self._epoll.modify(sock, self._choose_events(sock.fileno()))
 
-    def unwatch(self, sock: socket) -> None:
-        """Stop calling a socket's handler; no effect if it is not watched."""
-        if self._handlers.pop(sock.fileno(), None) is not None:
-            self._epoll.unregister(sock)
+    def unwatch(self, sock: socket, handler: Callable[[], None]) -> bool:
+        """Stop calling a socket's handler; no effect if it is not watched.
+
+        Returns:
+            Whether the socket is there. If not, somebody else has closed its
+            descriptor, and the number may be that of another file by now.
+        """
+        number = sock.fileno()
+        if (present := self._handlers.get(number)) != handler:
+            return present is None
+        del self._handlers[number]
+        self._writing.discard(number)
+        try:
+            self._epoll.unregister(number)
+        except OSError:
+            # If there is a copy of the descriptor, such as in a child process, epoll
+            # still reports the socket as ready, and only a new epoll does not.
+            self._watch_anew()
+            return False
+        return True
+
+    def _begin(self, deadline: float) -> None:
+        self._epoll = select.epoll()
+        self._timer = trio.CancelScope(deadline=deadline)
+        trio.lowlevel.spawn_system_task(self._run, self._epoll)
+
+    def _end(self) -> None:
+        trio.lowlevel.notify_closing(self._epoll)
+        self._epoll.close()
+
+    def _watch_anew(self) -> None:
+        self._end()
+        self._begin(self._timer.deadline)
+        for number in self._handlers:
+            with suppress(OSError):  # somebody else has closed this one, too
+                self._epoll.register(number, self._choose_events(number))
+
+    def _choose_events(self, number: int) -> int:
+        more = select.EPOLLOUT if number in self._writing else 0
+        return select.EPOLLIN | more
 
     async def _run(self, epoll: select.epoll) -> None:
-        # Raised if the last member leaves while this waits.
-        with suppress(trio.ClosedResourceError):
+        try:
             while not epoll.closed:
                 with self._timer:
                     await self._serve(epoll)
@@ -94,6 +137,12 @@ class Reactor:
                 deadlines = [each.wake_late(now) for each in list(self._members)]
                 earliest = min(deadlines, default=math.inf)
                 self._timer = trio.CancelScope(deadline=earliest)
+        except trio.ClosedResourceError:
+            pass  # the last member has left while this waited
+        except trio.Cancelled:  # as a system task: nobody would end who still waits
+            for each in list(self._members):
+                each.note_end(RuntimeError("the trio run is at its end"))
+            raise
 
     async def _serve(self, epoll: select.epoll) -> None:
         while not epoll.closed:

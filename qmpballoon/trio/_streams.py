@@ -102,6 +102,7 @@ class SocketTransport:
         self.pid = pid
         self._socket = sock
         self._backlog = bytearray()
+        self._broken: OSError | None = None  # why nothing more can be sent
         self._reactor = get_reactor()
 
     @property
@@ -119,14 +120,19 @@ class SocketTransport:
         if self._backlog:
             self._backlog += data
             return
-        sent = self._send(data, descriptor)
-        if sent < len(data):
-            self._backlog += data[sent:]
-            self._reactor.watch_writing(self._socket, wanted=True)
+        try:
+            sent = self._send(data, descriptor)
+            if sent < len(data):
+                self._backlog += data[sent:]
+                self._reactor.watch_writing(self._socket, wanted=True)
+        except OSError as error:
+            self._note_broken(error)
 
     def stop(self) -> None:
         """Stop receiving and sending; as :meth:`Transport.stop`."""
-        self._reactor.unwatch(self._socket)
+        self._broken = None
+        if not self._reactor.unwatch(self._socket, self._handle):
+            self._socket.detach()  # what has its number now is not ours to close
 
     async def aclose(self) -> None:
         """Close at once, without waiting for the peer."""
@@ -135,34 +141,61 @@ class SocketTransport:
     def _handle(self) -> None:
         """Send and receive what can be sent and received without waiting."""
         if self._backlog:
+            self._send_backlog()
+        try:
+            data = self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:  # it was ready for sending, or for nothing
+            if self._broken is not None:
+                self._receiver.note_end(self._broken)
+        except OSError as error:
+            self._receiver.note_end(error)
+        else:
+            if data:
+                self._receiver.receive(data)
+            else:
+                self._receiver.note_end(None)
+            if self._broken is not None:
+                self._handle_soon()
+
+    def _handle_soon(self) -> None:
+        trio.lowlevel.current_trio_token().run_sync_soon(self._handle)
+
+    def _note_broken(self, error: OSError) -> None:
+        """End the connection when all has been read that was received before.
+
+        Mostly, receiving gets an error as well. It does not if only one direction is
+        shut, or if somebody else has closed the descriptor.
+        """
+        self._broken = error
+        self._backlog.clear()
+        self._handle_soon()
+
+    def _send_backlog(self) -> None:
+        try:
             del self._backlog[: self._send(self._backlog)]
             if not self._backlog:
                 self._reactor.watch_writing(self._socket, wanted=False)
-        try:
-            data = self._socket.recv(_READ_SIZE)
-        except BlockingIOError:  # it was ready for sending, or for nothing
-            return
         except OSError as error:
-            self._receiver.note_end(error)
-            return
-        if data:
-            self._receiver.receive(data)
-        else:
-            self._receiver.note_end(None)
+            self._note_broken(error)
 
     def _send(self, data: bytes | bytearray, descriptor: int | None = None) -> int:
+        """Send what the kernel takes; return how many bytes that are.
+
+        Whoever shares the socket may have made it a blocking one meanwhile.
+        """
         try:
             if descriptor is not None:
-                return socket.send_fds(self._socket, [data], [descriptor])
-            return self._socket.send(data)
+                return socket.send_fds(
+                    self._socket, [data], [descriptor], socket.MSG_DONTWAIT
+                )
+            return self._socket.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return 0
         except OSError:
             if descriptor is not None:
                 # Send the bytes alone: QEMU then reports that no descriptor came.
                 return self._send(data)
-            # Receiving gets the same error and reports it.
-            return len(data)
+            raise
 
 
 class StreamTransport:
@@ -192,8 +225,8 @@ class StreamTransport:
 
     def start(self, receiver: Receiver) -> None:
         """Begin to receive; as :meth:`Transport.start`."""
-        self._ended = trio.Event()
         trio.lowlevel.spawn_system_task(self._serve, receiver)
+        self._ended = trio.Event()
 
     def write(self, data: bytes, descriptor: int | None = None) -> None:
         """Queue the data; as :meth:`Transport.write`."""

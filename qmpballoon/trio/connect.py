@@ -46,10 +46,12 @@ _log = logging.getLogger("qmpballoon.trio")
 
 Target: TypeAlias = "sockets.Target | trio.abc.Stream"
 """An address, a connected socket, the descriptor of one, or a trio stream. The monitor
-takes over what is connected, and closes it at the end."""
+takes over what is connected, and closes it at the end. The object of a
+socket that is given is closed at once; the connection goes on."""
 
 
 @asynccontextmanager
+@trio.lowlevel.enable_ki_protection  # what is connected is to be closed
 async def open_monitor(
     target: Target,
     *,

@@ -19,6 +19,7 @@ from qmpballoon._transport.error_messages import (
     make_negotiation_timeout,
     make_no_greeting,
     make_protocol_error,
+    make_unwatched,
 )
 from qmpballoon._transport.monitor_base import MonitorBase, TrioClock
 from qmpballoon._transport.subscriptions import EventFeed, FeedSubscription
@@ -89,6 +90,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         """Whether out-of-band execution was negotiated."""
         return self._connection.oob
 
+    @trio.lowlevel.enable_ki_protection  # a waiter has to wait when it is woken
     async def execute(
         self,
         command: str,
@@ -128,6 +130,7 @@ class TrioMonitor(MonitorBase, TrioClock):
             await self._exchange(waiter, arguments, oob=oob)
         return self._read_reply(command, waiter.reply, timeout, sent=waiter.was_sent)
 
+    @trio.lowlevel.enable_ki_protection
     async def execute_all(self, commands: Sequence[Command]) -> list[object]:
         """Run commands that do not depend on each other, sent at once.
 
@@ -175,6 +178,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         """
         return self._transport.takes_descriptors
 
+    @trio.lowlevel.enable_ki_protection
     async def send_descriptor(self, name: str, number: int, *, timeout: float) -> None:
         """Hand QEMU a copy of a file descriptor, under a name.
 
@@ -237,7 +241,9 @@ class TrioMonitor(MonitorBase, TrioClock):
             )
         finally:
             self._pass_turn()
-        _log.debug("%s: %s, id %s", self.name, waiter.command, ident)
+        if _log.isEnabledFor(logging.DEBUG):
+            text = "%s: %s, id %s"
+            self._log_line(_log, logging.DEBUG, text, self.name, waiter.command, ident)
         self._waiting[ident] = waiter
         waiter.ident = ident
         return data
@@ -281,12 +287,15 @@ class TrioMonitor(MonitorBase, TrioClock):
         """
         self._begin()
         await self._negotiate(deadline, oob=oob)
-        _log.info("%s: connected", self.name)
+        self._log_line(_log, logging.INFO, "%s: connected", self.name)
 
     @trio.lowlevel.enable_ki_protection
     def _begin(self) -> None:
-        self._reactor.join(self)
-        self._transport.start(self)
+        try:
+            self._reactor.join(self)
+            self._transport.start(self)
+        except OSError as error:
+            raise make_unwatched(self.name, error) from None
 
     def make_like(self, sock: socket.socket) -> TrioMonitor:
         """Return a monitor on another socket of the same QEMU.
@@ -308,8 +317,8 @@ class TrioMonitor(MonitorBase, TrioClock):
         :meta private:
         """
         self._shut(make_closed_by_us(self.name), by_us=True)
-        await self._transport.aclose()
         self._reactor.leave(self)
+        await self._transport.aclose()
 
     async def _negotiate(self, deadline: float, *, oob: bool) -> None:
         with trio.move_on_at(deadline):
@@ -394,7 +403,8 @@ class TrioMonitor(MonitorBase, TrioClock):
             return
         self._failure = failure
         if self._connection.state is State.READY:
-            _log.log(logging.INFO if by_us else logging.WARNING, "%s", failure)
+            level = logging.INFO if by_us else logging.WARNING
+            self._log_line(_log, level, "%s", failure)
         self._connection.close()
         self._transport.stop()
         for waiter in self._waiting.values():

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import socket
+import ssl
 import stat
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from descriptor_limit import no_descriptors
 from permissions import as_somebody_else
 from qmp_peers import (
     serve,
@@ -145,19 +146,6 @@ async def test_a_host_name_that_cannot_be_looked_up(host: str) -> None:
         await speaks_qmp((host, 4444))
 
 
-@contextmanager
-def no_descriptors() -> Generator[None]:
-    """Let there be no descriptor left."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with Path(os.devnull).open() as file:
-        used = file.fileno()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 async def test_no_descriptor_is_left(tmp_path: Path) -> None:
     with unix_listener(tmp_path / "vm.qmp"), no_descriptors():
         with pytest.raises(MonitorUnreachable, match="no file descriptor left"):
@@ -204,6 +192,34 @@ async def test_a_descriptor_that_is_no_socket_is_left_alone(tmp_path: Path) -> N
         file.write("still open")
     with pytest.raises(ValueError, match="descriptor"):
         await speaks_qmp(-1)
+
+
+async def test_a_socket_that_is_wrapped_in_tls_is_left_alone() -> None:
+    ours, theirs = socket.socketpair()
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    with (
+        theirs,
+        context.wrap_socket(ours, do_handshake_on_connect=False) as wrapped,
+        pytest.raises(ValueError, match="wrapped in TLS: give the plain socket"),
+    ):
+        await speaks_qmp(wrapped)
+
+
+async def test_a_socket_that_was_given_is_the_monitors_alone(
+    nursery: trio.Nursery,
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)  # noqa: FBT003
+    nursery.start_soon(serve, stream_of(theirs))
+    number = ours.fileno()
+    async with open_monitor(ours) as monitor:
+        ours.close()
+        with pytest.raises(ValueError, match="is closed"):
+            await speaks_qmp(ours)
+        with pytest.raises(ValueError, match="is that of another monitor"):
+            await speaks_qmp(number)
+        assert await monitor.execute("echo", {"a": 1}) == {"a": 1}
 
 
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import logging
 import os
 import pickle
+import select
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Unpack, cast
@@ -188,6 +190,58 @@ def test_a_peer_that_hangs_up() -> None:
     with serve(lambda session: session.sock.close()) as path:
         said = f"the monitor on {path}: the connection was closed by QEMU"
         assert errors_of(path) == {(MonitorClosed, said)}
+
+
+def shut_one_direction(session: Session) -> None:
+    """Read no more once a command says so, and still be there."""
+    session.greet()
+    while (request := session.request()).command != "shut":
+        session.answer(request, standard_answer(request))
+    session.sock.shutdown(socket.SHUT_RD)
+    session.answer(request, {})
+    left = select.poll()
+    left.register(session.sock, 0)
+    left.poll(120_000)  # until the client has left
+
+
+@on(*CONNECTING)
+async def test_a_peer_that_reads_no_more(front: FrontEnd) -> None:
+    with serve(shut_one_direction) as path:
+        async with front.open_balloon(path, command_timeout=120) as balloon:
+            await balloon.monitor.execute("shut")
+            with pytest.raises(MonitorClosed, match="broke"):
+                await balloon.actual()
+
+
+class FailingHandler(logging.Handler):
+    """A program's handler that has a bug."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Fail."""
+        raise ZeroDivisionError(record.getMessage())
+
+
+@on(*CONNECTING)
+async def test_a_handler_of_the_log_that_fails_disturbs_no_connection(
+    front: FrontEnd, fake: ThreadedFake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, handler = logging.getLogger(f"qmpballoon.{front.name}"), FailingHandler()
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        async with front.open_balloon(fake.socket) as other:
+            for _ in range(10):  # more than may be under way at once
+                await other.actual()
+        async with front.open_balloon(fake.socket) as balloon:
+            await balloon.monitor.execute("quit")
+            with pytest.raises(MonitorClosed):
+                await balloon.actual()
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+    printed = capsys.readouterr().err
+    for said in (": connected", ": query-balloon, id ", ": the connection "):
+        assert f"ZeroDivisionError: the monitor on {fake.socket}{said}" in printed
 
 
 def over_tls(target: Target, tls: ssl.SSLContext) -> tuple[type, str]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from qmp_peers import GREETING, stream_of
+from descriptor_limit import no_descriptors
+from qmp_peers import GREETING, serve, stream_of
 from trio.testing import wait_all_tasks_blocked
 
-from qmpballoon.errors import MonitorClosed
+from qmpballoon.errors import MonitorClosed, MonitorError, MonitorUnreachable
 from qmpballoon.qmp import Connection, Event, Request, Return, Role
 from qmpballoon.trio import TrioMonitor, open_monitor
 
@@ -23,23 +26,11 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
 MANY = 100  # more than are served before other tasks have their turn
 
 
-async def serve(theirs: socket.socket) -> None:
-    """Send each command's arguments back, until the client leaves."""
-    server = Connection(Role.SERVER)
-    async with stream_of(theirs) as stream:
-        await stream.send_all(server.send_greeting(GREETING))
-        async for data in stream:
-            server.receive_data(data)
-            while isinstance(request := server.next_message(), Request):
-                reply = Return(dict(request.arguments), request.id)
-                await stream.send_all(server.send_reply(reply))
-
-
 def make_served(nursery: trio.Nursery) -> socket.socket:
     """Return the client's end of a served connection."""
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)  # noqa: FBT003
-    nursery.start_soon(serve, theirs)
+    nursery.start_soon(serve, stream_of(theirs))
     return ours
 
 
@@ -141,3 +132,127 @@ async def test_a_flood_on_one_monitor_delays_no_other(nursery: trio.Nursery) -> 
             for number in range(20):
                 await check_echo(other, number)
         flooding.cancel()
+
+
+async def test_no_descriptor_is_left_to_wait_with(nursery: trio.Nursery) -> None:
+    end = make_served(nursery)
+    refused = pytest.raises(MonitorUnreachable, match="Too many open files: raise")
+    with no_descriptors(), refused:
+        async with open_monitor(end):
+            pass
+    async with open_monitor(make_served(nursery)) as monitor:
+        await check_echo(monitor, 1)
+
+
+@pytest.mark.parametrize("seen_by", ["sending", "reading"])
+async def test_a_descriptor_that_somebody_closes_ends_its_monitor_alone(
+    nursery: trio.Nursery, seen_by: str
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)  # noqa: FBT003
+    nursery.start_soon(serve, stream_of(theirs))
+    with socket.socket(fileno=os.dup(ours.fileno())):  # as a child process has one
+        async with open_monitor(make_served(nursery)) as other:
+            async with open_monitor(ours.fileno()) as monitor:
+                ours.close()
+                if seen_by == "reading":
+                    theirs.send(b"\n")
+                    await wait_all_tasks_blocked()
+                with pytest.raises(MonitorClosed, match="Bad file descriptor"):
+                    await monitor.execute("echo", timeout=120)
+                theirs.send(b"\n")
+                # The kernel calls nothing ready that nobody reads from.
+                with trio.fail_after(120):
+                    await wait_all_tasks_blocked()
+                await check_echo(other, 1)
+            await check_echo(other, 2)
+
+
+@pytest.mark.parametrize("has_monitor", [True, False])
+async def test_a_number_that_was_taken_from_a_monitor_is_left_to_who_has_it(
+    nursery: trio.Nursery, *, has_monitor: bool
+) -> None:
+    first, second = make_served(nursery), make_served(nursery)
+    number = first.detach()
+    async with (
+        AsyncExitStack() as stack,
+        open_monitor(make_served(nursery)) as other,
+    ):
+        async with open_monitor(number):
+            os.dup2(second.fileno(), number)
+            second.close()
+            theirs = stack.enter_context(socket.socket(fileno=number))
+            if has_monitor:
+                opening = open_monitor(theirs)
+                theirs_too = await stack.enter_async_context(opening)
+        if has_monitor:
+            await check_echo(theirs_too, 1)
+        else:
+            theirs.getpeername()
+        await check_echo(other, 2)
+
+
+async def test_a_socket_that_others_make_a_blocking_one_stops_nobody(
+    nursery: trio.Nursery,
+) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    theirs.setblocking(False)  # noqa: FBT003
+    nursery.start_soon(serve, stream_of(theirs))
+    # Stopped, this thread cannot end the test; the other end's hanging up can.
+    hang_up = threading.Timer(120, theirs.shutdown, [socket.SHUT_RDWR])
+    with ours.dup() as shared:
+        async with open_monitor(ours) as monitor:
+            shared.setblocking(True)  # noqa: FBT003
+            hang_up.start()
+            big = {"a": "x" * 200_000}  # more than the kernel takes at once
+            assert await monitor.execute("echo", big) == big
+            hang_up.cancel()
+
+
+def test_monitors_that_outlive_their_run_are_ended() -> None:
+    ended: list[MonitorError] = []
+
+    async def outlive(is_open: trio.Event, end: socket.socket) -> None:
+        async with open_monitor(end) as monitor:
+            try:
+                is_open.set()
+                await trio.sleep_forever()
+            finally:
+                with (
+                    trio.fail_after(120, shield=True),
+                    pytest.raises(MonitorClosed) as e,
+                ):
+                    await monitor.execute("echo", timeout=120)
+                ended.append(e.value)
+
+    async def main() -> None:
+        is_open = trio.Event()
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)  # noqa: FBT003
+        trio.lowlevel.spawn_system_task(serve, stream_of(theirs))
+        trio.lowlevel.spawn_system_task(outlive, is_open, ours)
+        await is_open.wait()
+
+    trio.run(main)
+    assert "the trio run is at its end" in str(ended[0])
+
+
+async def test_a_stream_that_fails_to_close_is_forgotten(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = count_tasks()
+    end = make_served(nursery)
+    end.setblocking(False)  # noqa: FBT003
+    stream = stream_of(end)
+
+    async def fail() -> None:
+        end.close()
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(stream, "aclose", fail)
+    with pytest.raises(ZeroDivisionError):
+        async with open_monitor(stream):
+            pass
+    await wait_all_tasks_blocked()
+    assert count_tasks() == tasks
