@@ -52,7 +52,8 @@ async def join_cluster(
         store = Store(membership.folder)
         agent = Agent(membership.host, bus, host, rules, store, permits=permits)
         await tasks.start(agent.run)
-        yield Member(host, agent)
+        # What it did before it was stopped is not news.
+        yield Member(host, agent, job=_describe_job(agent.status))
 
 
 @define
@@ -61,8 +62,8 @@ class Member:
 
     _host: FleetHost
     _agent: Agent
+    _job: str
     _notes: tuple[str, ...] = ()
-    _job: str = ""
 
     def read(self, held: int, promised: int) -> Host:
         """Read the host's memory, for the control loop."""

@@ -16,8 +16,9 @@ from rich.console import Console
 from valkey_server import run_server
 
 from qmpballoon.cli.render.cluster import draw_cluster
-from qmpballoon.cluster.documents import HostState, JobProgress, Offer
+from qmpballoon.cluster.documents import HostState, JobProgress, JobRecord, Offer
 from qmpballoon.cluster.operator import ClusterView, HostView, look
+from qmpballoon.cluster.store import Store
 from qmpballoon.cluster.valkey import open_bus
 from qmpballoon.sizes import GiB, MiB
 
@@ -196,6 +197,8 @@ def test_a_server_that_is_not_there(
 async def test_a_host_manages_its_vms_without_the_server_and_joins_when_it_comes(
     tmp_path: Path,
 ) -> None:
+    ended = JobProgress("0" * 16, GiB, GiB, "done", 0.0)
+    Store(tmp_path / "state/cluster/h1").write("jobs", JobRecord(last=ended).to_bytes())
     with run_server(tmp_path) as server:
         server.kill()
         url = f"unix://{server.path}"
@@ -219,6 +222,8 @@ async def test_a_host_manages_its_vms_without_the_server_and_joins_when_it_comes
                         await trio.lowlevel.checkpoint()
             running.process.send_signal(signal.SIGTERM)
             assert await running.process.wait() == 0
+            said += (await running.stderr.receive_some()).decode()
+            assert ended.job not in said  # it was told before the start
             assert actual(vm) == vm.machine.guest.memory.ram
 
 
