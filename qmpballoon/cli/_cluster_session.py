@@ -53,7 +53,7 @@ async def join_cluster(
         agent = Agent(membership.host, bus, host, rules, store, permits=permits)
         await tasks.start(agent.run)
         # What it did before it was stopped is not news.
-        yield Member(host, agent, job=_describe_job(agent.status))
+        yield Member(host, agent, _describe_job(agent.status))
 
 
 @define
