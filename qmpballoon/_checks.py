@@ -104,8 +104,8 @@ def require_command(command: object, arguments: object) -> None:
     keys into text. No message shows a value: it may be a secret.
 
     Raises:
-        TypeError: The command or an argument's name is no text, or the arguments are no
-            mapping.
+        TypeError: The command or an argument's name is not text, or the arguments are
+            not a mapping.
     """
     if not isinstance(command, str):
         raise TypeError(

@@ -41,8 +41,8 @@ _PROC: Final = Path("/proc")
 # Distributions also install QEMU under these names.
 _NAMES: Final = frozenset({"kvm", "qemu-kvm"})
 FIRST_ARGUMENTS: Final = 8
-"""The program's path is among so many arguments, even if the dynamic linker starts it:
-then up to three options of the linker, each with a value, may precede the path."""
+"""The program's path is among the first so many arguments, even if the dynamic linker
+starts it: then up to three options of the linker, each with a value, may come first."""
 
 # The clock of what the scheduler has given all threads of a process, in nanoseconds.
 _SCHEDULER_CLOCK: Final = 2  # CPUCLOCK_SCHED

@@ -120,7 +120,7 @@ class Alarms:
         return self._pressed_since is not None
 
     def is_short(self, available: int) -> bool:
-        """Return whether a guest with so many bytes available needs some back."""
+        """Return whether a guest with this many bytes available needs some back."""
         return available < self.reserve * 3 // 4
 
     @property

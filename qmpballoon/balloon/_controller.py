@@ -370,7 +370,7 @@ class Controller:
         return Decision("take", self._target, reason)
 
     def _begin_pace(self, seconds: float) -> None:
-        """Begin pacing anew from the present target."""
+        """Begin pacing again, from the present target."""
         self._watched_since = None
         self._paced_from = (seconds, self._target)
         self._gentle_from = self._target

@@ -141,7 +141,7 @@ def _suspect_missing_driver(
 def _suspect_reset(
     tracker: Tracker, before: Evidence, after: Evidence
 ) -> Diagnosis | None:
-    # Only a new kernel starts the counters anew.
+    # Only a new kernel starts the counters again.
     older, newer = before.stats.minor_faults, after.stats.minor_faults
     restarted = None not in (older, newer) and cast("int", newer) < cast("int", older)
     # QEMU 10.0 and later clear the statistics on a reset.

@@ -490,7 +490,7 @@ class _Run:
         )
 
     def make_controller(self, amount: int | None) -> Controller:
-        """Make a controller that takes so many bytes, or all that can be spared."""
+        """Make a controller that takes an amount, or all that can be spared."""
         start = self.before.actual
         bottom = 0 if amount is None else start - amount
         return Controller(self.limits, start, bottom, self.before.stats)

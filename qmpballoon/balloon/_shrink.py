@@ -201,7 +201,7 @@ class _Pauses:
         return (size - sample.actual) / (sample.t - then) if sample.t > then else 0.0
 
     def _limit(self, available: int | None) -> float:
-        """Return the longest pause for a guest with so many bytes available."""
+        """Return the longest pause for a guest with this many bytes available."""
         if available is None:
             return _TICK
         spare = available - self.controller.watch_below

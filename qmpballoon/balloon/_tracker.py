@@ -84,7 +84,7 @@ class Tracker:
         limits: What counts as a stall.
 
     Attributes:
-        target: Bytes the guest is to have.
+        target: Bytes the guest should have.
         before: Bytes it had at the beginning.
         actual: Bytes it has.
         jumps: How often a reset or hot-plugged memory threw the balloon back.

@@ -92,7 +92,7 @@ class Balloon(Device[M_co]):
                 longer, the next one follows at once.
 
         Returns:
-            An iterator that never ends by itself.
+            An iterator that never ends on its own.
 
         Raises:
             TypeError: The interval is not a number.

@@ -179,13 +179,13 @@ def stay_connected(
             except MonitorError as error:
                 print(error)
 
-    Each connection is a context manager, which opens it. The iteration holds nothing
-    open and never ends by itself; the loop can be left at any moment.
+    Each item is a context manager, which opens a connection. The iteration holds
+    nothing open and never ends on its own; the loop can be left at any moment.
 
     It waits before each attempt but the first: at most ``first_pause`` seconds after a
     connection that worked, and up to twice as long after each attempt that failed. An
-    attempt fails if the connection cannot be opened, or if its block raises anything
-    but a :exc:`~qmpballoon.errors.QmpBalloonError`.
+    attempt has failed if the connection could not be opened, or if its block raised
+    anything but a :exc:`~qmpballoon.errors.QmpBalloonError`.
 
     Args:
         opener: Opens what is wanted, such as :func:`open_balloon` or

@@ -56,7 +56,7 @@ class FleetHost:
         """Return the host's memory, for :func:`qmpballoon.fleet.run_control_loop`.
 
         While memory is taken for a job, or kept back, what is left over is not shared
-        out to guests. Those in need get some as ever.
+        out to guests. Those in need get some as usual.
 
         Args:
             held: Bytes of it that the VMs hold.

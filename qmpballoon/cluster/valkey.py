@@ -368,7 +368,7 @@ class ValkeyBus:
 
         Raises:
             RedisError: It cannot be made.
-            OSError: Likewise, or a file cannot be read or is no certificate.
+            OSError: Likewise, or a file cannot be read or is not a certificate.
             ValueError: The password is not UTF-8.
         """
         password = _read_password(self._address)
@@ -378,7 +378,7 @@ class ValkeyBus:
         try:
             await connection.run(task_status=task_status)
         except Exception:
-            # Once it is made, its end is no error: those who use it see it.
+            # Once it is made, its end is no error here: the calls that use it raise.
             if connection is not self._connection:
                 raise
 

@@ -354,7 +354,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
                     _cut(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - as above it
-        """Print nothing: a client that ends its connection is no error of ours."""
+        """Print nothing: it is not an error if a client ends its connection."""
 
 
 def _cut(request: socket.socket) -> None:

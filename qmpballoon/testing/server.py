@@ -110,7 +110,7 @@ class FakeQemu(SimulatedQemu):
     # Time
 
     async def _run(self) -> None:
-        """Advance the machine whenever it has something to send by itself."""
+        """Advance the machine whenever it has something to send on its own."""
         while not self._machine.ended:
             await self._wait_for_thaw()
             self._alarm = trio.CancelScope()
@@ -160,7 +160,7 @@ class FakeQemu(SimulatedQemu):
         self._set_alarm()
 
     def _set_alarm(self) -> None:
-        """Wake :meth:`_run` when the machine next sends something by itself."""
+        """Wake :meth:`_run` when the machine next sends something on its own."""
         deadline = self._find_deadline()
         if deadline != self._alarm.deadline:
             self._alarm.deadline = deadline

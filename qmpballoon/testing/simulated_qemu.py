@@ -112,7 +112,7 @@ class SimulatedQemu(ABC):
         return math.inf if time is None else self._origin + time / SECOND
 
     def _find_deadline(self) -> float:
-        """Return when the machine next sends something by itself, by the clock."""
+        """Return when the machine next sends something on its own, by the clock."""
         machine = self._machine
         self._due = None if self._frozen else machine.find_next_output()
         return -math.inf if machine.ended else self._convert_to_clock(self._due)

@@ -204,7 +204,7 @@ def _draw_line(history: History, total: int | None, now: float) -> list[ET.Eleme
     last = history.last
     if last is None or not total:
         return []
-    # A point stands for all until the next, so that it does not change by itself.
+    # A point stands for all samples until the next point, so that it stays the same.
     end = math.ceil(now / _STEP)
     points: dict[int, tuple[int | None, int]] = {}
     before: tuple[int | None, int] | None = None

@@ -218,7 +218,7 @@ class _Client:
         """Return the next request; ``None`` if the client has left.
 
         Raises:
-            h11.RemoteProtocolError: It is no request, or too large.
+            h11.RemoteProtocolError: It is not a request, or it is too large.
         """
         head = await self._receive()
         if not isinstance(head, h11.Request):

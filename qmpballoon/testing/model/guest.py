@@ -184,7 +184,7 @@ class Guest:
     # Time
 
     def find_next_event(self) -> int | None:
-        """Return when it next does something by itself, other than a balloon step."""
+        """Return when it next does something on its own, other than a balloon step."""
         times = [self._todo[0].at] if self._todo else []
         if self._ready_at is not None and self.now < self._ready_at:
             times.append(self._ready_at)

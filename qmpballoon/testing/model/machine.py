@@ -184,7 +184,7 @@ class Machine(Vm):
         self._slept += duration
 
     def find_next_event(self) -> int | None:
-        """Return when something next happens by itself; ``None``: never.
+        """Return when something next happens without a request; ``None`` for never.
 
         Before then there is no output for any client, and QEMU gets no statistics.
         """

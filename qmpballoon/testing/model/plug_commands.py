@@ -293,7 +293,7 @@ def _parse_property(vm: Vm, path: str, name: str, value: Value) -> Value:
 
     Args:
         vm: The VM.
-        path: The path that the DIMM is to have.
+        path: The path of the new DIMM.
         name: The property's name.
         value: The value as it was given.
     """
