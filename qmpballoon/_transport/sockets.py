@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 from weakref import WeakValueDictionary
 
+from qmpballoon._checks import require_kind
 from qmpballoon._transport.qemu_process import read_peer
 from qmpballoon.address import (
     AbstractAddress,
@@ -338,13 +339,17 @@ def make_tcp_timeout(address: TcpAddress) -> MonitorTimeout:
 
 
 def require_host_name(tls: ssl.SSLContext, host_name: str | None) -> None:
-    """Check that a TLS context that verifies the host's name has one to verify.
+    """Check that a TLS context is one, and has a host's name if it verifies that.
 
     The ssl module's own error, where it raises one, does not say what to do.
 
     Raises:
+        TypeError: It is no context.
         ValueError: There is no name to verify.
     """
+    import ssl  # noqa: PLC0415 - most monitors have no TLS
+
+    require_kind(tls, ssl.SSLContext, "tls")
     if tls.check_hostname and host_name is None:
         raise ValueError(
             "the TLS context checks the host's name, and there is none: give"

@@ -33,7 +33,8 @@ __all__ = ["plot"]
 def plot(recording: Path, output: Path | None, title: str | None) -> None:
     """Draw what `watch --record` or `watch --json` has recorded."""
     try:
-        with recording.open(encoding="utf-8") as file:
+        # What is not UTF-8 is no sample, either.
+        with recording.open(encoding="utf-8", errors="replace") as file:
             timeline = read_recording(file)
     except ValueError as error:
         raise click.UsageError(f"{recording}: {error}") from error

@@ -251,7 +251,7 @@ def over_tls(target: Target, tls: ssl.SSLContext) -> tuple[type, str]:
         async with client.open_monitor(target, tls=tls, timeout=0.2):
             pytest.fail("it opened")
 
-    with pytest.raises((MonitorError, ValueError)) as caught:
+    with pytest.raises((MonitorError, TypeError, ValueError)) as caught:
         trio.run(on_trio)
     with (
         pytest.raises(type(caught.value)) as plain,
@@ -293,6 +293,13 @@ def test_tls_without_a_name_to_check() -> None:
         kind, said = over_tls(path, ssl.create_default_context())
     assert kind is ValueError
     assert "set its check_hostname to False" in said
+
+
+def test_tls_that_is_no_context() -> None:
+    with serve(say_nothing) as path:
+        kind, said = over_tls(path, cast("ssl.SSLContext", "yes"))
+    assert kind is TypeError
+    assert said == "tls is 'yes': it must be a SSLContext"
 
 
 @pytest.mark.parametrize("text", [b"SSH-2.0-OpenSSH\r\n", b"[]\r\n", b'{"x": 1}\r\n'])

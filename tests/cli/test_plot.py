@@ -33,8 +33,8 @@ def test_a_recording_that_is_none(
     file.write_text("")
     assert status_of("plot", file) == 2
     assert "empty" in only_line(capsys)
-    for line in ('{"t": 1}', "[" * 200_000):
-        file.write_text(f"{line}\n{SAMPLE}")
+    for line in ('{"t": 1}', "[" * 200_000, "\udcff"):  # the last is no UTF-8
+        file.write_bytes(f"{line}\n{SAMPLE}".encode(errors="surrogateescape"))
         assert status_of("plot", file) == 2
         assert "line 1" in only_line(capsys)
 
