@@ -67,11 +67,13 @@ async def test_figures_agree_with_qemu_the_guest_and_the_host() -> None:
         assert held["outcome"] == "done"
         assert held["after"]["actual"] == (await ask(guest, "query-balloon"))["actual"]
         stats = await guest_stats(guest)
-        assert held["after"]["stats"]["disk_caches"] == stats["stat-disk-caches"]
+        # The guest may have answered once more: each sample asks it for the next one.
+        after = held["after"]["stats"]["disk_caches"]
+        assert abs(after - stats["stat-disk-caches"]) < SLACK
         assert abs(held["after"]["resident"] - resident(guest.pid)) < SLACK
         meminfo = await guest.meminfo()
         cached = meminfo["Cached"] + meminfo["Buffers"]
-        assert abs(held["after"]["stats"]["disk_caches"] - cached) < SLACK
+        assert abs(after - cached) < SLACK
 
         cache = [held[when]["stats"]["disk_caches"] for when in ("before", "after")]
         lost = cache[0] - cache[1]
