@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import StringIO
 
 import pytest
+from attrs import evolve
 from rich.console import Console
 
 from qmpballoon.balloon import ReclaimReport
@@ -23,6 +24,19 @@ def seen(cache: int, resident: int | None) -> Snapshot:
     return Snapshot(GuestStats(disk_caches=cache * MiB), 512 * MiB, known)
 
 
+def make_report(after: Snapshot) -> ReclaimReport:
+    return ReclaimReport(
+        outcome="done",
+        reason="",
+        requested=0,
+        handed_over=0,
+        seconds=0.0,
+        held=False,
+        before=seen(200, 500),
+        after=after,
+    )
+
+
 @pytest.mark.parametrize(
     ("after", "words"),
     [
@@ -35,16 +49,7 @@ def seen(cache: int, resident: int | None) -> Snapshot:
     ],
 )
 def test_it_is_said_as_it_is(after: Snapshot, words: str) -> None:
-    report = ReclaimReport(
-        outcome="done",
-        reason="",
-        requested=0,
-        handed_over=0,
-        seconds=0.0,
-        held=False,
-        before=seen(200, 500),
-        after=after,
-    )
+    report = make_report(after)
     assert words in describe_gain(report)
     assert "-" not in describe_gain(report)
 
@@ -65,15 +70,11 @@ def test_the_price_is_said_in_words(reread: int | None, words: str | None) -> No
     timeline = Timeline()
     for seconds, size in ((0.0, 600), (2.0, 350), (3.0, 600)):
         timeline.add(Sample(seconds, None, size * MiB))
-    report = ReclaimReport(
-        outcome="done",
-        reason="",
+    report = evolve(
+        make_report(seen(50, 300)),
         requested=250 * MiB,
         handed_over=250 * MiB,
         seconds=3.0,
-        held=False,
-        before=seen(200, 500),
-        after=seen(50, 300),
         timeline=timeline,
         reread=reread,
     )
@@ -95,16 +96,7 @@ def test_the_command_that_gives_back_has_the_size_in_full(size: int, text: str) 
 
 
 def test_figures_are_whole_however_narrow_the_terminal_is() -> None:
-    report = ReclaimReport(
-        outcome="done",
-        reason="",
-        requested=0,
-        handed_over=0,
-        seconds=0.0,
-        held=False,
-        before=seen(200, 500),
-        after=seen(50, 300),
-    )
+    report = make_report(seen(50, 300))
     shown: list[str] = []
     for width in range(20, 90):
         console = Console(width=width, file=StringIO())
