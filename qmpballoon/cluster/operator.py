@@ -639,8 +639,7 @@ async def start_job(bus: Bus, job: Job, now: float) -> None:
         Malformed: The job is too large.
     """
     data = job.to_bytes()
-    expected = (await bus.get([JOB_KEY])).get(JOB_KEY)
-    found = _parse_or_note(expected, parse_job, [])
+    found, expected = await _read_job(bus)
     goes_on = found is not None and found.until > now
     if found and goes_on and not (await _report(bus, found)).has_ended:
         left = found.until - now
@@ -663,8 +662,7 @@ async def find_job(bus: Bus, now: float) -> Job | None:
     Raises:
         BusError: The server cannot be asked.
     """
-    data = (await bus.get([JOB_KEY])).get(JOB_KEY)
-    job = _parse_or_note(data, parse_job, [])
+    job, _ = await _read_job(bus)
     return job if job is not None and job.until > now else None
 
 
@@ -727,27 +725,30 @@ async def end_job(bus: Bus, job: Job, clock: Callable[[], float]) -> JobReport:
         How far the hosts are a few seconds later.
 
     Raises:
-        BusError: The server cannot be asked. The job may have been ended or not.
+        BusError: The server cannot be asked. Hosts may have been told or not: call it
+            again.
         ClusterBusy: Another job has begun, or somebody else ends this one.
 
     Note:
         If it is cancelled, the job may have been ended or not.
     """
     now = clock()
-    data = (await bus.get([JOB_KEY])).get(JOB_KEY)
-    found = _parse_or_note(data, parse_job, [])
+    found, data = await _read_job(bus)
     ended = evolve(job, until=now + _ENDING, seconds=_ENDING)
     kept = max(job.until - now, _ENDING) + _GRACE
-    if found != job or not await bus.compare_and_set(
-        JOB_KEY, data, ended.to_bytes(), expires=kept
-    ):
-        raise ClusterBusy(f"job {job.id} does not go on as it did: look at it again")
+    changed = ClusterBusy(f"job {job.id} does not go on as it did: look at it again")
+    if found != job:
+        raise changed
     # A host that has not begun does not begin: for it the deadline has passed.
     quotas = {
         make_quota_key(host): evolve(ended.make_quota(host), until=now).to_bytes()
         for host in job.quotas
     }
+    # The hosts come first: as long as one may not know, the job can be ended again.
     await bus.publish(quotas, expires=kept)
+    document = ended.to_bytes()
+    if not await bus.compare_and_set(JOB_KEY, data, document, expires=kept):
+        raise changed
     report = await _report(bus, ended)
     while not report.has_ended and clock() < ended.until:
         await trio.sleep(_POLL)
@@ -757,8 +758,14 @@ async def end_job(bus: Bus, job: Job, clock: Callable[[], float]) -> JobReport:
 
 async def _was_ended(bus: Bus, job: Job) -> bool:
     """Return whether somebody has ended a job, or begun another one."""
+    found, data = await _read_job(bus)
+    return data is not None and found != job
+
+
+async def _read_job(bus: Bus) -> tuple[Job | None, bytes | None]:
+    """Return the last job, if the server has one, and its document."""
     data = (await bus.get([JOB_KEY])).get(JOB_KEY)
-    return data is not None and _parse_or_note(data, parse_job, []) != job
+    return _parse_or_note(data, parse_job, []), data
 
 
 def _sort(quotas: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -32,6 +32,7 @@ from qmpballoon.cluster import (
     HostReport,
     HostState,
     JobProgress,
+    MemoryBus,
     MemoryServer,
     Quota,
     agent,
@@ -728,6 +729,33 @@ async def test_a_job_that_is_ended_gives_back_and_is_not_begun_late() -> None:
         cluster.quotas[other.job.id] = dict(other.job.quotas)
         await start_job(bus, other.job, now())
         assert (await follow_job(bus, other.job, now)).taken == GiB
+
+
+@simulated
+@pytest.mark.parametrize("failing", ["publish", "compare_and_set"])
+async def test_a_job_whose_end_could_not_be_told_can_be_ended_later(
+    failing: str,
+) -> None:
+    async with open_cluster(1) as cluster:
+        bus = cluster.server.connect("operator")
+        plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=900)
+        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        await start_job(bus, plan.job, now())
+        await follow_job(bus, plan.job, now)
+
+        async def fail(*_: object, **__: object) -> bool:
+            await trio.lowlevel.checkpoint()
+            raise BusError("the server is gone")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MemoryBus, failing, fail)
+            with pytest.raises(BusError, match="is gone"):
+                await end_job(bus, plan.job, now)
+        await cluster.wait(60)
+        job = await find_job(bus, now())
+        assert job == plan.job
+        assert (await end_job(bus, job, now)).has_ended
+        assert phases_of(cluster) == ["done"]
 
 
 @simulated
