@@ -38,6 +38,16 @@ async def serve(stream: trio.abc.Stream) -> None:
             pass  # the client has left
 
 
+async def negotiated(peer: trio.abc.Stream) -> None:
+    """Do QEMU's part until commands may come, and then read nothing."""
+    server = Connection(Role.SERVER)
+    await peer.send_all(server.send_greeting(GREETING))
+    server.receive_data(await peer.receive_some())
+    request = server.next_message()
+    assert isinstance(request, Request)
+    await peer.send_all(server.send_reply(Return({}, request.id)))
+
+
 async def speaks_qmp(target: Target, *, tls: ssl.SSLContext | None = None) -> None:
     """Fail unless a monitor can be opened there."""
     async with open_monitor(target, tls=tls) as monitor:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 from descriptor_limit import no_descriptors
-from qmp_peers import GREETING, serve, stream_of
+from qmp_peers import GREETING, negotiated, serve, stream_of
 from trio.testing import wait_all_tasks_blocked
 
-from qmpballoon.errors import MonitorClosed, MonitorError, MonitorUnreachable
+from qmpballoon.errors import (
+    MonitorClosed,
+    MonitorError,
+    MonitorTimeout,
+    MonitorUnreachable,
+)
 from qmpballoon.qmp import Connection, Event, Request, Return, Role
 from qmpballoon.trio import TrioMonitor, open_monitor
+from qmpballoon.trio._reactor import get_reactor
 
 if TYPE_CHECKING:
+    from trio.testing import MockClock
+
     from qmpballoon.qmp import Message
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leaks")
@@ -66,6 +76,64 @@ async def test_monitors_can_be_opened_again_when_all_are_closed(
     for number in range(3):
         async with open_monitor(make_served(nursery)) as monitor:
             await check_echo(monitor, number)
+
+
+class Deadlines:
+    """A member without deadlines."""
+
+    def wake_late(self, now: float) -> float:
+        """Return that there are none."""
+        del now
+        return math.inf
+
+    def note_end(self, error: BaseException | None) -> None:
+        """Do nothing."""
+
+
+async def test_only_sockets_that_are_ready_are_read() -> None:
+    reactor, member, called = get_reactor(), Deadlines(), list[str]()
+    with ExitStack() as stack:
+        ends = [
+            [stack.enter_context(end) for end in socket.socketpair()] for _ in range(3)
+        ]
+        reactor.join(member)
+        stack.callback(reactor.leave, member)
+        for name, (ours, theirs) in zip("abc", ends, strict=True):
+            handler = partial(read, ours, name, called)
+            reactor.watch(ours, handler)
+            stack.callback(reactor.unwatch, ours, handler)
+            theirs.send(name.encode())
+            await wait_all_tasks_blocked()
+    assert called == ["a", "b", "c"]
+
+
+def read(sock: socket.socket, name: str, called: list[str]) -> None:
+    called.append(name)
+    sock.recv(1)
+
+
+async def test_each_command_has_a_deadline_of_its_own(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def time_out(monitor: TrioMonitor, seconds: float) -> None:
+        begun = autojump_clock.current_time()
+        with pytest.raises(MonitorTimeout):
+            await monitor.execute("echo", timeout=seconds)
+        assert autojump_clock.current_time() == begun + seconds
+
+    ends = [socket.socketpair() for _ in range(2)]
+    with ends[0][1], ends[1][1]:
+        for _, theirs in ends:
+            theirs.setblocking(False)  # noqa: FBT003
+            nursery.start_soon(negotiated, stream_of(theirs))
+        async with open_monitor(ends[0][0]) as one, open_monitor(ends[1][0]) as other:
+            for _ in range(2):
+                async with trio.open_nursery() as callers:
+                    # Ends a hang, on the mock clock.
+                    callers.cancel_scope.deadline = autojump_clock.current_time() + 100
+                    for monitor, seconds in ((one, 5), (other, 2), (one, 3)):
+                        callers.start_soon(time_out, monitor, seconds)
+                assert not callers.cancel_scope.cancelled_caught
 
 
 async def test_a_bug_in_reading_one_monitor_ends_that_one_alone(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from qmp_peers import GREETING, stream_of
+from qmp_peers import GREETING, negotiated, stream_of
 from trio.testing import wait_all_tasks_blocked
 
 from qmpballoon.errors import MonitorClosed
@@ -30,16 +30,6 @@ def narrow_pair() -> Generator[tuple[socket.socket, trio.SocketStream]]:
     with ours, theirs:
         theirs.setblocking(False)  # noqa: FBT003
         yield ours, stream_of(theirs)
-
-
-async def negotiated(peer: trio.SocketStream) -> None:
-    """Do QEMU's part until commands may come, and then read nothing."""
-    server = Connection(Role.SERVER)
-    await peer.send_all(server.send_greeting(GREETING))
-    server.receive_data(await peer.receive_some())
-    request = server.next_message()
-    assert isinstance(request, Request)
-    await peer.send_all(server.send_reply(Return({}, request.id)))
 
 
 async def test_what_the_kernel_does_not_take_at_once_is_sent_later(
