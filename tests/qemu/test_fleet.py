@@ -112,10 +112,16 @@ class Seen:
         pytest.fail(f"not within {seconds:g} s; seen last: {self.now}")
 
 
-async def burst(guest: Guest) -> None:
-    """Use up what the guest has available, but for what it needs to live."""
-    available = (await guest.meminfo())["MemAvailable"]
-    await guest.hog(available - LEFT)
+async def burst(guest: Guest, full: int) -> None:
+    """Use up what the guest has available, but for what it needs to live.
+
+    Of a guest that has all of its memory, so much could be used up that it cannot have
+    its headroom again. So this waits until enough was taken from it.
+    """
+    seen = await guest.wait_for(
+        lambda seen: seen["MemTotal"] <= full - HEADROOM, timeout=300
+    )
+    await guest.hog(seen["MemAvailable"] - LEFT)
 
 
 async def fed(guest: Guest) -> float:
@@ -146,6 +152,9 @@ async def interval(guest: Guest) -> object:
 async def test_a_host_full_of_guests(tmp_path: Path) -> None:
     async with opened() as guests, trio.open_nursery() as nursery:
         limit = held(guests) + RESERVE - SHORT
+        full = {
+            name: (await guest.meminfo())["MemTotal"] for name, guest in guests.items()
+        }
         options = ["--limit", limit, "--reserve", RESERVE, "--metrics", 0]
         command = ["fleet", "run", described(guests, tmp_path), *options]
 
@@ -162,14 +171,14 @@ async def test_a_host_full_of_guests(tmp_path: Path) -> None:
             # A burst, while one VM hangs: the guest is fed from others.
             guests["stopped"].process.send_signal(signal.SIGSTOP)
             before = seen.now
-            await burst(guests["bursts"])
+            await burst(guests["bursts"], full["bursts"])
             first = await fed(guests["bursts"])
             await seen.until(lambda: seen.rise(before, "bursts", "given") > 0, 300)
             await seen.until(lambda: seen.rise(before, "rich", "taken") > 0, 300)
 
             # Another one where memory was taken, as a VM dies.
             guests["killed"].process.kill()
-            await burst(guests["rich"])
+            await burst(guests["rich"], full["rich"])
             second = await fed(guests["rich"])
             await seen.until(has_reserve, 300)
             await seen.until(lambda: seen.state("stopped") == "stale", 300)

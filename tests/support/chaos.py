@@ -148,7 +148,9 @@ def said(got: object) -> str:
 
 async def ask(guest: Guest, command: str, **arguments: object) -> Mapping[str, Any]:
     """Ask QEMU on the guest's second monitor."""
-    async with open_monitor(guest.second_socket) as monitor:
+    async with open_monitor(
+        guest.second_socket, timeout=SECONDS, command_timeout=SECONDS
+    ) as monitor:
         answer = await monitor.execute(command, arguments)
         return cast("Mapping[str, Any]", answer)
 
