@@ -8,6 +8,7 @@ import pytest
 import trio
 from command import line_of, run, serve
 from in_process import only_line, status_of
+from trio_peers import serve_whoever_comes
 
 from qmpballoon.qmp import Connection, Greeting, Role, Version
 
@@ -28,7 +29,7 @@ async def listen(
     with trio.socket.socket(trio.socket.AF_UNIX) as listener:
         await listener.bind(str(path))
         listener.listen()
-        await trio.serve_listeners(
+        await serve_whoever_comes(
             handler, [trio.SocketListener(listener)], task_status=task_status
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from trio_peers import serve_whoever_comes
 from valkey_server import run_server
 
 from qmpballoon.cluster import valkey
@@ -220,7 +221,7 @@ async def test_a_peer_that_is_no_server() -> None:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, greet, listeners)
+        nursery.start_soon(serve_whoever_comes, greet, listeners)
         async with open_bus(f"valkey://127.0.0.1:{port}") as bus:
             with pytest.raises(BusError, match=f"127.0.0.1:{port}"):
                 await bus.get(["kept"])
@@ -242,17 +243,16 @@ async def greeting(reply: bytes) -> AsyncGenerator[tuple[ValkeyBus, list[int]]]:
     async def serve(stream: trio.SocketStream) -> None:
         number = len(commands)
         commands.append(0)
-        with suppress(trio.BrokenResourceError):
-            async for data in stream:
-                # Each is one array, and what they hold here has no asterisk.
-                for command in bytes(data).split(b"*")[1:]:
-                    await stream.send_all(GREETING if b"HELLO" in command else reply)
-                    commands[number] += 1
+        async for data in stream:
+            # Each is one array, and what they hold here has no asterisk.
+            for command in bytes(data).split(b"*")[1:]:
+                await stream.send_all(GREETING if b"HELLO" in command else reply)
+                commands[number] += 1
 
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, serve, listeners)
+        nursery.start_soon(serve_whoever_comes, serve, listeners)
         async with open_bus(f"valkey://127.0.0.1:{port}") as bus:
             yield bus, commands
         nursery.cancel_scope.cancel()
