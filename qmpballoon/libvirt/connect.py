@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from qmpballoon._checks import require_seconds
@@ -31,6 +32,7 @@ from qmpballoon.libvirt.monitor import (
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
+    from contextlib import AbstractAsyncContextManager
 
     from qmpballoon.asyncio.monitor import AsyncioMonitor
     from qmpballoon.balloon.balloon import Balloon
@@ -51,6 +53,8 @@ __all__ = [
     "open_monitor_asyncio",
     "open_monitor_trio",
 ]
+
+_Opened = TypeVar("_Opened", bound="AsyncioMonitor | TrioMonitor")
 
 
 def find_balloon(
@@ -245,31 +249,24 @@ async def open_monitor_asyncio(
 ) -> AsyncGenerator[AsyncioMonitor, None]:
     """Have QEMU add a monitor, and connect to it, on asyncio.
 
-    An asynchronous context manager. libvirt hands one end of the connection to
-    QEMU, and is not used after that. Such a monitor has events, which libvirt's
-    passthrough has not, and takes less time for a command. libvirt knows nothing of
-    it; it vanishes from QEMU when its connection is closed.
-
-    If the task is cancelled, at any moment, nothing stays in QEMU.
+    An asynchronous context manager. As :func:`open_monitor`. If the task is cancelled,
+    at any moment, nothing stays in QEMU.
 
     Args:
-        domain: A ``libvirt.virDomain`` of the QEMU driver, on a connection to a libvirt
-            of this host, 8.2 or later, that is not read-only.
-        name: What messages and errors call the VM; by default, they use its name in
-            libvirt.
-        timeout: Seconds for adding the monitor and connecting to it.
-        command_timeout: Seconds for each command that gives none of its own.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
+        domain: As for :func:`open_monitor`.
+        name: As for :func:`open_monitor`.
+        timeout: As for :func:`open_monitor`.
+        command_timeout: As for :func:`open_monitor`.
+        wall_clock: As for :func:`open_monitor`.
 
     Yields:
         The monitor. Its connection is closed at the end of the block.
 
     Raises:
-        OwnMonitorUnavailable: QEMU cannot add a monitor, for example because it is
-            older than 11.1; or libvirt cannot pass descriptors. Nothing was changed.
-        MonitorClosed: The domain does not run.
-        MonitorUnreachable: libvirt does not let you pass commands on.
-        MonitorTimeout: QEMU or libvirt does not answer.
+        OwnMonitorUnavailable: As for :func:`open_monitor`.
+        MonitorClosed: As for :func:`open_monitor`.
+        MonitorUnreachable: As for :func:`open_monitor`.
+        MonitorTimeout: As for :func:`open_monitor`.
         ImportError: libvirt-python is not installed.
     """
     # Programs on another event loop do without this one.
@@ -277,17 +274,11 @@ async def open_monitor_asyncio(
 
     require_seconds(timeout, "timeout")
     shared = AsyncioLibvirtMonitor(domain, name=name, command_timeout=command_timeout)
-    deadline = shared.now() + timeout
-    with await add_own_monitor(shared, deadline) as added:
-        async with connect.open_monitor(
-            added,
-            name=shared.name,
-            timeout=get_time_left(shared, deadline),
-            command_timeout=command_timeout,
-            wall_clock=wall_clock,
-        ) as monitor:
-            monitor.pid = await find_pid(domain, monitor)
-            yield monitor
+    opener = partial(
+        connect.open_monitor, command_timeout=command_timeout, wall_clock=wall_clock
+    )
+    async with _open_added(domain, shared, opener, timeout) as monitor:
+        yield monitor
 
 
 @asynccontextmanager
@@ -341,31 +332,24 @@ async def open_monitor_trio(
 ) -> AsyncGenerator[TrioMonitor, None]:
     """Have QEMU add a monitor, and connect to it, on trio.
 
-    An asynchronous context manager. libvirt hands one end of the connection to
-    QEMU, and is not used after that. Such a monitor has events, which libvirt's
-    passthrough has not, and takes less time for a command. libvirt knows nothing of
-    it; it vanishes from QEMU when its connection is closed.
-
-    If the task is cancelled, at any moment, nothing stays in QEMU.
+    An asynchronous context manager. As :func:`open_monitor`. If the task is cancelled,
+    at any moment, nothing stays in QEMU.
 
     Args:
-        domain: A ``libvirt.virDomain`` of the QEMU driver, on a connection to a libvirt
-            of this host, 8.2 or later, that is not read-only.
-        name: What messages and errors call the VM; by default, they use its name in
-            libvirt.
-        timeout: Seconds for adding the monitor and connecting to it.
-        command_timeout: Seconds for each command that gives none of its own.
-        wall_clock: Returns seconds since the epoch, for the age of statistics.
+        domain: As for :func:`open_monitor`.
+        name: As for :func:`open_monitor`.
+        timeout: As for :func:`open_monitor`.
+        command_timeout: As for :func:`open_monitor`.
+        wall_clock: As for :func:`open_monitor`.
 
     Yields:
         The monitor. Its connection is closed at the end of the block.
 
     Raises:
-        OwnMonitorUnavailable: QEMU cannot add a monitor, for example because it is
-            older than 11.1; or libvirt cannot pass descriptors. Nothing was changed.
-        MonitorClosed: The domain does not run.
-        MonitorUnreachable: libvirt does not let you pass commands on.
-        MonitorTimeout: QEMU or libvirt does not answer.
+        OwnMonitorUnavailable: As for :func:`open_monitor`.
+        MonitorClosed: As for :func:`open_monitor`.
+        MonitorUnreachable: As for :func:`open_monitor`.
+        MonitorTimeout: As for :func:`open_monitor`.
         ImportError: libvirt-python is not installed.
     """
     # Programs on another event loop do without this one.
@@ -373,17 +357,11 @@ async def open_monitor_trio(
 
     require_seconds(timeout, "timeout")
     shared = TrioLibvirtMonitor(domain, name=name, command_timeout=command_timeout)
-    deadline = shared.now() + timeout
-    with await add_own_monitor(shared, deadline) as added:
-        async with connect.open_monitor(
-            added,
-            name=shared.name,
-            timeout=get_time_left(shared, deadline),
-            command_timeout=command_timeout,
-            wall_clock=wall_clock,
-        ) as monitor:
-            monitor.pid = await find_pid(domain, monitor)
-            yield monitor
+    opener = partial(
+        connect.open_monitor, command_timeout=command_timeout, wall_clock=wall_clock
+    )
+    async with _open_added(domain, shared, opener, timeout) as monitor:
+        yield monitor
 
 
 @asynccontextmanager
@@ -424,6 +402,22 @@ async def open_balloon_trio(
         wall_clock=wall_clock,
     ) as monitor:
         yield await find_with_monitor(monitor)
+
+
+@asynccontextmanager
+async def _open_added(
+    domain: Domain,
+    shared: AsyncioLibvirtMonitor | TrioLibvirtMonitor,
+    open_monitor: Callable[..., AbstractAsyncContextManager[_Opened]],
+    timeout: float,
+) -> AsyncGenerator[_Opened, None]:
+    """Have QEMU add a monitor through libvirt's, and open that within a time."""
+    deadline = shared.now() + timeout
+    with await add_own_monitor(shared, deadline) as added:
+        left = get_time_left(shared, deadline)
+        async with open_monitor(added, name=shared.name, timeout=left) as monitor:
+            monitor.pid = await find_pid(domain, monitor)
+            yield monitor
 
 
 async def find_pid(domain: Domain, monitor: Monitor) -> int | None:
