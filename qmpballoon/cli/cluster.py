@@ -449,10 +449,9 @@ async def _end(bus: Bus, job: Job, *, as_json: bool) -> int:
         _output.say(f"job {job.id} has ended: the guests get their sizes back")
     late = [host.name for host in report.hosts if not host.has_ended]
     if late:
-        until = time.strftime("%H:%M:%S", time.localtime(job.until))
         _output.note(
             f"not heard of {', '.join(late)}: they end their parts when they can be"
-            f" reached, and at {until} at the latest"
+            " reached, and at the job's first deadline at the latest"
         )
     return _output.NOT_REACHED if late else _output.DONE
 

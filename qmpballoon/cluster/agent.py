@@ -203,6 +203,7 @@ class Agent:
     _kept_rules: Rules = field(init=False)
     _is_followed: bool = False
     _asked_after: float = 0.0
+    _asked_at: float = -math.inf  # when the job was asked for, if it began here
     _ends_at: float = math.inf  # the job's deadline on trio's clock, if it began here
     # What is done for the job now: taking, or waiting for the deadline.
     _work: trio.CancelScope = field(factory=trio.CancelScope)
@@ -443,9 +444,13 @@ class Agent:
             if goes_on and quota.until < progress.until:
                 self._shorten(progress, until)
             return
-        if goes_on:
-            return
         if quota.job in self._record.known:
+            return
+        if goes_on:
+            if progress and quota.asked_at > self._asked_at and until > now:
+                # The server has one job at a time: it has lost the present one, or
+                # that was ended and this host has not heard of it.
+                self._shorten(progress, now)
             return
         progress = JobProgress(quota.job, quota.amount, 0, "taking", until)
         if why := self._find_objection(quota, until, now):
@@ -460,6 +465,7 @@ class Agent:
         self._note(_JOBS, "")
         self._progress = progress
         self._ends_at = trio.current_time() + until - now
+        self._asked_at = quota.asked_at
         nursery.start_soon(self._carry_out, quota)
 
     def _shorten(self, progress: JobProgress, until: float) -> None:
@@ -477,7 +483,7 @@ class Agent:
         """Say why a job is not begun; empty if it is."""
         if until <= now:
             return "its deadline has passed, by this host's clock"
-        if quota.until - quota.seconds < self._asked_after:
+        if quota.asked_at < self._asked_after:
             return "it is not known any more which jobs have begun"
         return self._notes.get(_ANOTHER, "")
 

@@ -50,7 +50,7 @@ PRESENCE: Final = 10.0
 usually takes, and short enough that a host that is gone soon vanishes from the view."""
 
 LONGEST_JOB: Final = 7 * 86400.0
-"""Seconds. Use a policy for anything longer: nothing ends a job before its time."""
+"""Seconds. Use a policy for anything longer."""
 
 POLICY_KEY: Final = "qb:policy"
 JOB_KEY: Final = "qb:job"

@@ -370,6 +370,11 @@ class Quota:
     until: float
     seconds: float
 
+    @property
+    def asked_at(self) -> float:
+        """When it was asked for, by the clock of who asked."""
+        return self.until - self.seconds
+
     def to_bytes(self) -> bytes:
         """Return the document."""
         return _encode("quota", asdict(self))

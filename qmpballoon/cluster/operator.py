@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import secrets
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
 
@@ -675,9 +676,10 @@ async def follow_job(
 ) -> JobReport:
     """Wait until no host takes any more for a job, or its deadline has passed.
 
-    Hosts that were not asked, because who asked was gone, or that could not hear, are
-    asked again; no host does its part twice. While the server cannot be asked, it is
-    asked again.
+    If somebody ends the job meanwhile, hosts that are gone are not waited for. Hosts
+    that were not asked, because who asked was gone, or that could not hear, are asked
+    again; no host does its part twice. While the server cannot be asked, it is asked
+    again.
 
     Args:
         bus: The server.
@@ -699,8 +701,9 @@ async def follow_job(
         try:
             report = _merge(report, await _report(bus, job))
             waiting = [each.name for each in report.hosts if each.progress is None]
-            is_due = waiting and asked_at + _AGAIN <= clock() < job.until
-            if is_due and not await _was_ended(bus, job):
+            if asked_at + _AGAIN <= clock() < job.until:
+                if await _was_ended(bus, job):
+                    break
                 asked_at = clock()
                 await _ask_hosts(bus, job, waiting, asked_at)
         except BusError as error:
@@ -735,7 +738,9 @@ async def end_job(bus: Bus, job: Job, clock: Callable[[], float]) -> JobReport:
     now = clock()
     found, data = await _read_job(bus)
     ended = evolve(job, until=now + _ENDING, seconds=_ENDING)
-    kept = max(job.until - now, _ENDING) + _GRACE
+    # Of a job that was ended before, it is not known how long hosts may go on with it.
+    longest = LONGEST_JOB if job.seconds == _ENDING else job.until - now
+    kept = max(longest, _ENDING) + _GRACE
     changed = ClusterBusy(f"job {job.id} does not go on as it did: look at it again")
     if found != job:
         raise changed
@@ -746,13 +751,17 @@ async def end_job(bus: Bus, job: Job, clock: Callable[[], float]) -> JobReport:
     }
     # The hosts come first: as long as one may not know, the job can be ended again.
     await bus.publish(quotas, expires=kept)
-    document = ended.to_bytes()
-    if not await bus.compare_and_set(JOB_KEY, data, document, expires=kept):
+    if not await bus.compare_and_set(JOB_KEY, data, ended.to_bytes(), expires=kept):
         raise changed
-    report = await _report(bus, ended)
+    report = _make_report(ended, {})
     while not report.has_ended and clock() < ended.until:
         await trio.sleep(_POLL)
-        report = _merge(report, await _report(bus, ended))
+        with suppress(BusError):  # it has ended, whether or not its hosts say so
+            report = _merge(report, await _report(bus, ended))
+            # Somebody who began or followed it may have asked them once more.
+            late = [each.name for each in report.hosts if not each.has_ended]
+            again = {key: quotas[key] for key in map(make_quota_key, late)}
+            await bus.publish(again, expires=kept)
     return report
 
 

@@ -777,6 +777,100 @@ async def test_who_follows_a_job_does_not_ask_hosts_again_after_its_end() -> Non
             nursery.cancel_scope.cancel()
 
 
+@simulated
+async def test_a_job_that_is_ended_twice_ends_where_it_was_not_heard_of() -> None:
+    async with open_cluster(2) as cluster:
+        bus, server = cluster.server.connect("operator"), cluster.server
+        plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=9000)
+        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        await start_job(bus, plan.job, now())
+        await follow_job(bus, plan.job, now)
+        server.cut_off = {"h1"}
+        with trio.move_on_after(3):  # who ends it is interrupted, and does it again
+            await end_job(bus, plan.job, now)
+        job = await find_job(bus, now())
+        assert job
+        await end_job(bus, job, now)
+        await cluster.wait(600)
+        server.cut_off = set()
+        await cluster.wait(3)
+        assert phases_of(cluster) == ["done", "done"]
+
+
+@simulated
+async def test_a_job_that_is_ended_while_it_is_begun_does_not_begin() -> None:
+    async with open_cluster(2) as cluster:
+        bus, server = cluster.server.connect("operator"), cluster.server
+        plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=9000)
+        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        async with trio.open_nursery() as nursery:
+            server.delay = 1
+            nursery.start_soon(start_job, bus, plan.job, now())
+            await trio.sleep(2.5)  # it is on the server, and the hosts are being asked
+            server.delay = 0
+            report = await end_job(bus, plan.job, now)
+        assert report.has_ended
+        await cluster.wait(3)
+        assert not any(each.host.is_kept_back for each in cluster.members.values())
+
+
+@simulated
+async def test_who_follows_a_job_does_not_wait_for_lost_hosts_after_its_end() -> None:
+    async with open_cluster(2) as cluster:
+        bus, server = cluster.server.connect("operator"), cluster.server
+        plan = plan_job(await look(bus, now()), GiB, now(), seconds=9000)
+        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        server.cut_off = {"h1"}
+        await start_job(bus, plan.job, now())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end_job, bus, plan.job, now)
+            with trio.fail_after(60):
+                report = await follow_job(bus, plan.job, now)
+        assert not report.is_settled
+
+
+@simulated
+async def test_a_server_that_goes_away_after_the_end_does_not_hide_it() -> None:
+    async with open_cluster(1) as cluster:
+        bus, server = cluster.server.connect("operator"), cluster.server
+        plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=9000)
+        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        await start_job(bus, plan.job, now())
+        await follow_job(bus, plan.job, now)
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def fail() -> None:
+                await trio.sleep(0.1)
+                server.is_down = True
+                await trio.sleep(2)
+                server.is_down = False
+
+            assert (await end_job(bus, plan.job, now)).has_ended
+
+
+@simulated
+async def test_a_later_job_ends_one_that_the_server_has_lost() -> None:
+    async with open_cluster(1) as cluster:
+        bus, server = cluster.server.connect("operator"), cluster.server
+        view = await look(bus, now())
+        held, other = (
+            plan_job(view, GiB, now() + each, hold=True, seconds=9000)
+            for each in (0, 20)
+        )
+        for plan in (held, other):
+            cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        await start_job(bus, held.job, now())
+        await follow_job(bus, held.job, now)
+        await cluster.wait(20)
+        server.empty()
+        with trio.fail_after(60):
+            await start_job(bus, other.job, now())
+            await follow_job(bus, other.job, now)
+        assert (await end_job(bus, other.job, now)).has_ended
+        assert not cluster.members["h0"].host.is_kept_back
+
+
 def phases_of(cluster: Cluster) -> list[str | None]:
     """Return how far each host is with its job, by what it knows itself."""
     status = [member.agent.status.progress for member in cluster.members.values()]
