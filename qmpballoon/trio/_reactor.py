@@ -51,6 +51,7 @@ class Reactor:
     def __init__(self) -> None:
         self._members: dict[Member, None] = {}  # in the order in which they joined
         self._handlers: dict[int, Callable[[], None]] = {}
+        self._on_loss: dict[int, Callable[[], None]] = {}
         self._writing: set[int] = set()
 
     def join(self, member: Member) -> None:
@@ -69,13 +70,30 @@ class Reactor:
         if deadline < self._timer.deadline:  # noqa: PLR1730 - setting it is slow
             self._timer.deadline = deadline
 
-    def watch(self, sock: socket, handler: Callable[[], None]) -> None:
-        """Call a handler whenever there is something to read from a socket."""
+    def watch(
+        self,
+        sock: socket,
+        handler: Callable[[], None],
+        on_loss: Callable[[], None],
+    ) -> None:
+        """Call a handler whenever there is something to read from a socket.
+
+        Args:
+            sock: The socket.
+            handler: What is called.
+            on_loss: Is called instead of it, once, if somebody else has closed the
+                socket's descriptor, and another socket that is watched has its number.
+        """
         number = sock.fileno()
-        self._epoll.register(number, select.EPOLLIN)
-        # If somebody else closed the last socket with that number, it is here still.
-        self._handlers[number] = handler
+        lose = self._on_loss.get(number)
+        self._handlers[number], self._on_loss[number] = handler, on_loss
         self._writing.discard(number)
+        if lose is None:
+            self._epoll.register(number, select.EPOLLIN)
+        else:
+            # There may be a copy of the descriptor that was closed, as for unwatch.
+            self._watch_anew()
+            lose()
 
     def watch_writing(self, sock: socket, *, wanted: bool) -> None:
         """Begin or stop calling a watched socket's handler when it can be written."""
@@ -95,7 +113,7 @@ class Reactor:
         number = sock.fileno()
         if (present := self._handlers.get(number)) != handler:
             return present is None
-        del self._handlers[number]
+        del self._handlers[number], self._on_loss[number]
         self._writing.discard(number)
         try:
             self._epoll.unregister(number)

@@ -12,6 +12,8 @@ own.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
@@ -113,7 +115,7 @@ class SocketTransport:
     def start(self, receiver: Receiver) -> None:
         """Begin to receive; as :meth:`Transport.start`."""
         self._receiver = receiver
-        self._reactor.watch(self._socket, self._handle)
+        self._reactor.watch(self._socket, self._handle, self._note_lost)
 
     def write(self, data: bytes, descriptor: int | None = None) -> None:
         """Send without waiting; as :meth:`Transport.write`."""
@@ -137,6 +139,11 @@ class SocketTransport:
     async def aclose(self) -> None:
         """Close at once, without waiting for the peer."""
         self._socket.close()
+
+    def _note_lost(self) -> None:
+        """End the connection: what is sent would reach who has the number by now."""
+        self._socket.detach()
+        self._receiver.note_end(OSError(errno.EBADF, os.strerror(errno.EBADF)))
 
     def _handle(self) -> None:
         """Send and receive what can be sent and received without waiting."""

@@ -100,7 +100,7 @@ async def test_only_sockets_that_are_ready_are_read() -> None:
         stack.callback(reactor.leave, member)
         for name, (ours, theirs) in zip("abc", ends, strict=True):
             handler = partial(read, ours, name, called)
-            reactor.watch(ours, handler)
+            reactor.watch(ours, handler, handler)
             stack.callback(reactor.unwatch, ours, handler)
             theirs.send(name.encode())
             await wait_all_tasks_blocked()
@@ -258,6 +258,34 @@ async def test_a_number_that_was_taken_from_a_monitor_is_left_to_who_has_it(
         else:
             theirs.getpeername()
         await check_echo(other, 2)
+
+
+async def test_a_monitor_whose_number_another_one_has_ends_and_sends_it_nothing(
+    nursery: trio.Nursery,
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)  # noqa: FBT003
+    nursery.start_soon(serve, stream_of(theirs))
+    second = make_served(nursery)
+    number = ours.detach()
+    with socket.socket(fileno=os.dup(number)):  # as a child process has one
+        async with (
+            open_monitor(make_served(nursery)) as other,
+            open_monitor(number) as lost,
+        ):
+            os.dup2(second.fileno(), number)
+            second.close()
+            async with open_monitor(socket.socket(fileno=number)) as monitor:
+                with pytest.raises(MonitorClosed, match="Bad file descriptor"):
+                    await lost.execute("echo", timeout=120)
+                theirs.send(b"\n")  # what nobody reads is ready for nobody
+                with trio.fail_after(120):
+                    await wait_all_tasks_blocked()
+                await check_echo(monitor, 1)
+            # The number is somebody else's again when the first one is closed.
+            os.dup2(theirs.fileno(), number)
+            await check_echo(other, 2)
+        os.close(number)
 
 
 async def test_a_socket_that_others_make_a_blocking_one_stops_nobody(
