@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,8 @@ ROOT: Final = Path(__file__).parent.parent.parent
 # The status of a fork that has not come to run any tests: none of pytest's.
 FAILED: Final = 70
 LONGEST: Final = 120  # seconds of a processor's time for one bug, if a job names none
+# Seconds for one bug that makes a test wait for something that never comes.
+LONGEST_WAIT: Final = 600
 
 # Where hypothesis keeps the settings of a test.
 SETTINGS: Final = "_hypothesis_internal_use_settings"
@@ -291,9 +294,10 @@ def run_forked(job: Job) -> tuple[int, str]:
         child = os.fork()
         if not child:
             status = FAILED
-            # A bug may make a loop endless.
+            # A bug may make a loop endless, or have a test wait forever.
             longest = job.get("longest", LONGEST)
             resource.setrlimit(resource.RLIMIT_CPU, (longest, longest))
+            signal.alarm(LONGEST_WAIT)
             try:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
