@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from qmpballoon.balloon._pressure import Pressure
     from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.results import AlarmKind
+    from qmpballoon.balloon.sampling import Sample, Sampler
     from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["Alarm", "Alarms", "compute_pause"]
+__all__ = ["Alarm", "Alarms", "Observation", "compute_pause"]
 
 # Bytes a second that a guest may allocate. A process that writes to new memory reaches
 # about 1 GiB/s (measured with dd to tmpfs, 0.4 to 2.8), one that only touches new 4 KiB
@@ -51,6 +52,39 @@ def compute_pause(spare: int, age: float = 0.0) -> float:
     """
     left = spare / _ALLOCATION_RATE
     return min(left / _SAMPLES, left - age)
+
+
+@frozen
+class Observation:
+    """What is known of a guest at one moment, by which it is judged.
+
+    Attributes:
+        seconds: Seconds since the beginning.
+        stats: What the guest last reported.
+        actual: Bytes it has.
+        basis: Bytes it had at most between being asked for ``stats`` and giving them.
+        silence: Seconds since its last new answer.
+        reads: Bytes that the VM has read from its disks; ``None``: not known.
+    """
+
+    seconds: float
+    stats: GuestStats
+    actual: int
+    basis: int
+    silence: float = 0.0
+    reads: int | None = None
+
+    @classmethod
+    def of(cls, sampler: Sampler, sample: Sample) -> Observation:
+        """Return what a sampler knows once it has taken a sample."""
+        return cls(
+            seconds=sample.t,
+            stats=sampler.stats,
+            actual=sample.actual,
+            basis=sampler.basis,
+            silence=sampler.silence,
+            reads=sample.disk_reads,
+        )
 
 
 @frozen
@@ -145,32 +179,18 @@ class Alarms:
         self._first = stats
         self.working_set.begin_anew()
 
-    def judge(
-        self,
-        seconds: float,
-        stats: GuestStats,
-        silence: float,
-        *,
-        actual: int = 0,
-        reads: int | None = None,
-    ) -> Alarm:
-        """Judge a sample.
-
-        Args:
-            seconds: Seconds since the beginning.
-            stats: What the guest last reported.
-            silence: Seconds since its last new answer.
-            actual: Bytes it has.
-            reads: Bytes that the VM has read from its disks; ``None``: not known.
-        """
-        pressure = self._judge_pressure(seconds, self._meter.observe(seconds, stats))
-        again = self.working_set.observe(seconds, actual, reads)
-        trouble = self._find_trouble(stats, silence)
+    def judge(self, seen: Observation) -> Alarm:
+        """Judge the guest by what is known of it now."""
+        seconds = seen.seconds
+        pressure = self._meter.observe(seconds, seen.stats)
+        pressed = self._judge_pressure(seconds, pressure)
+        again = self.working_set.observe(seconds, seen.actual, seen.reads)
+        trouble = self._find_trouble(seen.stats, seen.silence)
         if trouble is not None or again.size == 0:
-            return trouble or pressure
-        if pressure.level == "none":
+            return trouble or pressed
+        if pressed.level == "none":
             return Alarm("hold", "reads", again.reason, again.begins, again.size)
-        return evolve(pressure, size=again.size)
+        return evolve(pressed, size=again.size)
 
     def describe_headroom(self, available: int) -> str:
         """Say that no more can be taken because of the headroom.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
-from qmpballoon.balloon._alarms import Alarm, Alarms
+from qmpballoon.balloon._alarms import Alarms
 from qmpballoon.balloon._pressure import (
     BASELINE_PERIOD,
     NO_PRESSURE_LIMITS,
@@ -27,6 +27,7 @@ from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import MiB
 
 if TYPE_CHECKING:
+    from qmpballoon.balloon._alarms import Alarm, Observation
     from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.results import AlarmKind
 
@@ -161,70 +162,48 @@ class Controller:
         """Whether the guest's reads are still to be watched once it is small enough."""
         return self._watch_for > 0 or self.alarms.working_set.is_suspected
 
-    def decide(
-        self,
-        seconds: float,
-        actual: int,
-        basis: int,
-        stats: GuestStats,
-        silence: float,
-        *,
-        reads: int | None = None,
-    ) -> Decision:
-        """Decide after a sample.
-
-        Args:
-            seconds: Seconds since the beginning.
-            actual: Bytes the guest has.
-            basis: Bytes it had at most between being asked for ``stats`` and giving
-                them.
-            stats: What it last reported.
-            silence: Seconds since its last new answer.
-            reads: Bytes that the VM has read from its disks; ``None``: not known.
-        """
-        available = stats.reclaimable
+    def decide(self, seen: Observation) -> Decision:
+        """Decide by what is known of the guest now."""
+        available = seen.stats.reclaimable
         self.is_paced = False
-        self._without_unused = basis - self._count_unused(stats)
+        self._without_unused = seen.basis - self._count_unused(seen.stats)
         if not self._has_answered:
-            if silence > 0 or available is None:
-                return self._take(self.bottom, seconds, actual)
+            if seen.silence > 0 or available is None:
+                return self._take(self.bottom, seen)
             self._has_answered = True
             self._gentle_from = self._without_unused
-            self.alarms = Alarms(self._limits, stats, self._start)
-        alarm = self.alarms.judge(seconds, stats, silence, actual=actual, reads=reads)
-        if not self.has_baseline and self._is_baseline_over(seconds, actual):
+            self.alarms = Alarms(self._limits, seen.stats, self._start)
+        alarm = self.alarms.judge(seen)
+        if not self.has_baseline and self._is_baseline_over(seen):
             self.has_baseline = True
             self.alarms.end_baseline()
         if alarm.level == "trouble" or available is None:
-            self._short_at, self._settled_since = seconds, None
+            self._short_at, self._settled_since = seen.seconds, None
             self._target = self._start
             return Decision("trouble", self._start, alarm.reason, alarm=alarm.kind)
         if alarm.kind == "reads":
-            least = max(basis - available + self._limits.headroom, 0)
-            return self._feed(seconds, alarm, least)
-        pause = self._pause(seconds, actual, available, alarm, silence)
-        return pause or self._seek_goal(seconds, actual, basis, stats, available)
+            least = max(seen.basis - available + self._limits.headroom, 0)
+            return self._feed(seen.seconds, alarm, least)
+        pause = self._pause(seen, available, alarm)
+        return pause or self._seek_goal(seen, available)
 
-    def _is_baseline_over(self, seconds: float, actual: int) -> bool:
+    def _is_baseline_over(self, seen: Observation) -> bool:
         """Return whether the guest has been watched for long enough.
 
         A guest that does nothing need not be watched for longer than it takes to get
         its free memory.
         """
-        if seconds >= BASELINE_PERIOD:
+        if seen.seconds >= BASELINE_PERIOD:
             return True
-        has_given = self._is_baseline and actual - self._target < LARGEST_PAGE
-        return has_given and seconds >= SHORTEST_BASELINE and self.alarms.is_quiet
+        has_given = self._is_baseline and seen.actual - self._target < LARGEST_PAGE
+        is_due = has_given and seen.seconds >= SHORTEST_BASELINE
+        return is_due and self.alarms.is_quiet
 
     def _pause(
-        self,
-        seconds: float,
-        actual: int,
-        available: int,
-        alarm: Alarm,
-        silence: float,
+        self, seen: Observation, available: int, alarm: Alarm
     ) -> Decision | None:
         """Decide to take no more for now, or for good, if there is a reason to."""
+        seconds, actual, silence = seen.seconds, seen.actual, seen.silence
         if alarm.level == "hold":
             return self._hold(seconds, actual, alarm)
         if self.alarms.holds >= _MAX_HOLDS:
@@ -232,7 +211,7 @@ class Controller:
         at_bottom = actual - self.bottom < LARGEST_PAGE and self._target == self.bottom
         if at_bottom and self.watches:
             self._settled_since = self._settled_since or seconds
-            return self._wait(seconds, actual, "", "reached")
+            return self._wait(seen, "", "reached")
         # In the baseline only free memory is taken, which harms nobody. So the first
         # step after it need not wait for an answer.
         begins = self._is_baseline and self.has_baseline
@@ -248,7 +227,7 @@ class Controller:
             reason = self.alarms.describe_headroom(available)
             if is_at_edge:
                 reason = self.alarms.working_set.describe_edge()
-            return self._wait(seconds, actual, reason)
+            return self._wait(seen, reason)
         return None
 
     def _hold(self, seconds: float, actual: int, alarm: Alarm) -> Decision:
@@ -274,32 +253,31 @@ class Controller:
         # This is not an alarm: the guest is given what it needs.
         return Decision("take", self._target, alarm.reason, mark)
 
-    def _seek_goal(
-        self, seconds: float, actual: int, basis: int, stats: GuestStats, available: int
-    ) -> Decision:
+    def _seek_goal(self, seen: Observation, available: int) -> Decision:
         """Take what a guest without pressure can spare."""
+        actual, basis = seen.actual, seen.basis
         increase = self._predict_increase(basis - available)
         spare = available - self._limits.headroom
         if self.alarms.is_short(available) or increase > max(spare, 0) // 2:
-            self._short_at = seconds
+            self._short_at = seen.seconds
         goal = basis - spare + increase
         self._is_baseline = self._needs_baseline and not self.has_baseline
-        if self._is_baseline and stats.free is not None:
+        if self._is_baseline and seen.stats.free is not None:
             # Only free memory is taken, so that the balloon causes none of its rates.
             first_goal = max(self.bottom, min(self._without_unused, actual))
-            return self._take(max(goal, first_goal), seconds, actual)
+            return self._take(max(goal, first_goal), seen)
         edge = self.alarms.working_set.edge or 0
         if edge > max(goal, self.bottom):
             reason = self.alarms.working_set.describe_edge()
-            return self._approach(edge, seconds, actual, reason)
+            return self._approach(edge, seen, reason)
         if goal > self.bottom:
             reason = self.alarms.describe_headroom(available)
-            return self._approach(goal, seconds, actual, reason)
+            return self._approach(goal, seen, reason)
         # A balloon that still moves will come nearer to the bottom than this.
         is_near = abs(self.bottom - actual) < LARGEST_PAGE and actual == basis
         if is_near and self._target == self.bottom and not self.watches:
             return Decision("reached", actual)
-        return self._take(self.bottom, seconds, actual)
+        return self._take(self.bottom, seen)
 
     def _predict_increase(self, use: int) -> int:
         """Return the bytes that the guest may allocate before the balloon can deflate.
@@ -313,10 +291,9 @@ class Controller:
         increase = use - self._uses[0]
         return increase if increase >= self._near else 0
 
-    def _approach(
-        self, goal: int, seconds: float, actual: int, reason: str
-    ) -> Decision:
+    def _approach(self, goal: int, seen: Observation, reason: str) -> Decision:
         """Go to a size above the bottom, at which the guest has all that it needs."""
+        seconds, actual = seen.seconds, seen.actual
         goal = min(goal, self._start)
         lacks = goal - actual
         if lacks >= self._tolerance and self._target <= actual:
@@ -327,15 +304,14 @@ class Controller:
         is_there = has_enough and -lacks < self._smallest_step
         if not is_there or self._recovers(seconds):
             stopped_by = reason if goal > actual - self._near else ""
-            return self._take(goal, seconds, actual, stopped_by)
+            return self._take(goal, seen, stopped_by)
         if self._settled_since is None:
             self._settled_since = seconds
-        return self._wait(seconds, actual, reason)
+        return self._wait(seen, reason)
 
     def _wait(
         self,
-        seconds: float,
-        actual: int,
+        seen: Observation,
         reason: str,
         end: Literal["spent", "reached"] = "spent",
     ) -> Decision:
@@ -347,22 +323,20 @@ class Controller:
         if self._settled_since is None:
             return Decision("take", self._target)
         if self._watched_since is None:
-            self._watched_since = seconds
+            self._watched_since = seen.seconds
         wait = QUIET if self.alarms.working_set.is_suspected else _SETTLED
-        self.is_paced = seconds < self._watched_since + self._watch_for
-        if self.is_paced or seconds < self._settled_since + wait:
+        self.is_paced = seen.seconds < self._watched_since + self._watch_for
+        if self.is_paced or seen.seconds < self._settled_since + wait:
             return Decision("take", self._target, reason)
-        return Decision(end, actual, reason)
+        return Decision(end, seen.actual, reason)
 
-    def _take(
-        self, goal: int, seconds: float, actual: int, reason: str = ""
-    ) -> Decision:
+    def _take(self, goal: int, seen: Observation, reason: str = "") -> Decision:
         """Set the lowest target on the way to a size that step and rate allow now."""
         step = self._limits.step
-        by_step = 0 if math.isinf(step) else actual - int(step)
-        if self._recovers(seconds):
-            by_step = actual
-        by_pace = self._compute_pace(goal, seconds)
+        by_step = 0 if math.isinf(step) else seen.actual - int(step)
+        if self._recovers(seen.seconds):
+            by_step = seen.actual
+        by_pace = self._compute_pace(goal, seen.seconds)
         self.is_paced = by_pace > max(goal, by_step)
         self._settled_since = None
         # If memory was plugged meanwhile, ``actual`` can be above the start.

@@ -18,7 +18,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Final
 
-from qmpballoon.balloon._alarms import compute_pause
+from qmpballoon.balloon._alarms import Observation, compute_pause
 from qmpballoon.balloon._tracker import STRAY
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.sampling import KEPT
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.device import Device
     from qmpballoon.balloon.guard import GuestLimits
     from qmpballoon.balloon.sampling import Sample, Sampler
-    from qmpballoon.balloon.stats import GuestStats
     from qmpballoon.monitor import Monitor
 
 __all__ = ["Keeper", "keep"]
@@ -80,48 +79,33 @@ class Keeper:
         self._judged_at: float | None = None
         self._age = 0.0  # seconds since the guest was asked for its last answer
 
-    def judge(
-        self,
-        seconds: float,
-        actual: int,
-        basis: int,
-        stats: GuestStats,
-        silence: float,
-        *,
-        reads: int | None = None,
-    ) -> str | None:
-        """Judge a sample.
+    def judge(self, seen: Observation) -> str | None:
+        """Judge the guest by what is known of it now.
 
         Args:
-            seconds: Seconds since the beginning of the alarms.
-            actual: Bytes the guest has.
-            basis: Bytes it had at most between being asked for ``stats`` and giving
-                them.
-            stats: What it last reported.
-            silence: Seconds since its last new answer.
-            reads: Bytes that the VM has read from its disks; ``None``: not known.
+            seen: The guest now, in seconds since the beginning of the alarms.
 
         Returns:
             Why the guest gets everything back; ``None`` if it does not.
         """
         # Its last answer is to the request of the previous sample.
-        self._age = 0.0 if self._judged_at is None else seconds - self._judged_at
-        self._judged_at = seconds
-        alarm = self._alarms.judge(seconds, stats, silence, actual=actual, reads=reads)
+        self._age = 0.0 if self._judged_at is None else seen.seconds - self._judged_at
+        self._judged_at = seen.seconds
+        alarm = self._alarms.judge(seen)
         if alarm.level == "trouble":
             return alarm.reason
-        if actual > self.target + STRAY:
+        if seen.actual > self.target + STRAY:
             return "somebody else gave the guest its memory back"
-        available = stats.reclaimable or 0
+        available = seen.stats.reclaimable or 0
         if self._alarms.is_short(available):
-            self._give(basis + self._limits.headroom - available)
+            self._give(seen.basis + self._limits.headroom - available)
         is_reading = self._feed(alarm)
         if alarm.begins and alarm.kind == "pressure":
             step = self._limits.step
             self._give(self._full if math.isinf(step) else self.target + int(step))
         spare = available - self._limits.headroom
         self.is_to_try = not is_reading and (
-            self.has_fed or (seconds >= self._try_at and spare > STRAY)
+            self.has_fed or (seen.seconds >= self._try_at and spare > STRAY)
         )
         if self.target >= self._full and not (is_reading or self.is_to_try):
             return "the guest needs all of it"
@@ -182,14 +166,7 @@ async def keep(
         mark = None
         on_sample(sample)
         before = keeper.target
-        why = keeper.judge(
-            sample.t,
-            sample.actual,
-            sampler.basis,
-            sampler.stats,
-            sampler.silence,
-            reads=sample.disk_reads,
-        )
+        why = keeper.judge(Observation.of(sampler, sample))
         if why is not None:
             return f"kept for {monitor.now() - began:.0f} s: {why}"
         if keeper.target > before:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define
 
-from qmpballoon.balloon._alarms import compute_pause
+from qmpballoon.balloon._alarms import Observation, compute_pause
 from qmpballoon.balloon._tracker import Tracker
 from qmpballoon.balloon.device import CLEANUP_TIMEOUT, LARGEST_PAGE, PAGE
 from qmpballoon.balloon.results import Ending
@@ -104,14 +104,7 @@ async def shrink(
             return Ending("reached")
         if until is not None and until():
             break
-        decision = controller.decide(
-            sample.t,
-            sample.actual,
-            sampler.basis,
-            sampler.stats,
-            sampler.silence,
-            reads=sample.disk_reads,
-        )
+        decision = controller.decide(Observation.of(sampler, sample))
         in_trouble = _log_alarm(device, decision, was_known=in_trouble)
         mark, alarm = decision.mark, decision.alarm
         # A reason stays valid until the balloon gets farther than it was at that time.

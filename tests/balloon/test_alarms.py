@@ -9,6 +9,7 @@ from attrs import evolve
 from faults import monitor_of
 from hypothesis import given
 from hypothesis import strategies as st
+from observing import observe
 from simulation import make_balloon, make_machine, run
 from suffering import NEEDS, SUFFERINGS, Suffering, SufferingKind
 
@@ -44,7 +45,7 @@ def test_a_guest_is_short_below_three_quarters_and_in_trouble_below_half(
     available: int, *, in_trouble: bool, is_short: bool
 ) -> None:
     alarms = Alarms(LIMITS, GuestStats(available=GiB))
-    alarm = alarms.judge(0.0, GuestStats(available=available), 0.0)
+    alarm = alarms.judge(observe(0.0, GiB, GuestStats(available=available)))
     assert (alarm.level, alarm.kind) == (
         ("trouble", "headroom") if in_trouble else ("none", None)
     )
@@ -53,8 +54,9 @@ def test_a_guest_is_short_below_three_quarters_and_in_trouble_below_half(
 
 def test_a_guest_that_had_less_than_its_headroom_is_expected_to_keep_that() -> None:
     alarms = Alarms(LIMITS, GuestStats(available=40 * MiB))
-    assert alarms.judge(0.0, GuestStats(available=20 * MiB), 0.0).level == "none"
-    alarm = alarms.judge(0.1, GuestStats(available=19 * MiB), 0.0)
+    alarm = alarms.judge(observe(0.0, GiB, GuestStats(available=20 * MiB)))
+    assert alarm.level == "none"
+    alarm = alarms.judge(observe(0.1, GiB, GuestStats(available=19 * MiB)))
     assert alarm.reason == "the guest has 19 MiB available, and is to keep 100 MiB"
 
 
@@ -73,14 +75,16 @@ def test_silence_and_killed_processes_are_trouble(
     first: int | None, now: int | None, silence: float, words: str | None
 ) -> None:
     alarms = Alarms(LIMITS, GuestStats(available=GiB, oom_kills=first))
-    alarm = alarms.judge(0.0, GuestStats(available=GiB, oom_kills=now), silence)
+    alarm = alarms.judge(
+        observe(0.0, GiB, GuestStats(available=GiB, oom_kills=now), silence=silence)
+    )
     assert (words or "") in alarm.reason
     assert alarm.level == ("none" if words is None else "trouble")
 
 
 def test_a_guest_that_no_longer_reports_is_in_trouble() -> None:
     alarms = Alarms(LIMITS, GuestStats(available=GiB))
-    assert "no longer says" in alarms.judge(0.0, GuestStats(), 0.0).reason
+    assert "no longer says" in alarms.judge(observe(0.0, GiB, GuestStats())).reason
 
 
 def test_a_guest_that_allocates_a_gib_a_second_is_looked_at_twice() -> None:
@@ -109,9 +113,11 @@ PRESSED = GuestLimits(
 
 def test_pressure_holds_and_is_trouble_when_it_lasts() -> None:
     alarms = Alarms(PRESSED, GuestStats(available=GiB, swap_out=0))
-    alarms.judge(0.0, GuestStats(available=GiB, swap_out=0), 0.0)
+    alarms.judge(observe(0.0, GiB, GuestStats(available=GiB, swap_out=0)))
     seen = [
-        alarms.judge(tick / 2, GuestStats(available=GiB, swap_out=tick * 4 * MiB), 0.0)
+        alarms.judge(
+            observe(tick / 2, GiB, GuestStats(available=GiB, swap_out=tick * 4 * MiB))
+        )
         for tick in range(1, 10)
     ]
     assert [alarm.level for alarm in seen] == ["hold"] * 6 + ["trouble"] * 3
@@ -123,8 +129,8 @@ def test_pressure_holds_and_is_trouble_when_it_lasts() -> None:
 
 def test_trouble_comes_before_pressure_that_only_holds() -> None:
     alarms = Alarms(PRESSED, GuestStats(available=GiB, swap_out=0))
-    alarms.judge(0.0, GuestStats(available=GiB, swap_out=0), 0.0)
-    alarm = alarms.judge(1.0, GuestStats(available=MiB, swap_out=GiB), 0.0)
+    alarms.judge(observe(0.0, GiB, GuestStats(available=GiB, swap_out=0)))
+    alarm = alarms.judge(observe(1.0, GiB, GuestStats(available=MiB, swap_out=GiB)))
     assert (alarm.level, alarm.kind) == ("trouble", "headroom")
 
 
@@ -132,13 +138,15 @@ def test_what_is_expected_begins_anew_and_its_own_rates_stay() -> None:
     alarms = Alarms(PRESSED, GuestStats(available=GiB))
     for tick in range(3):  # it swaps all the time
         swapped = tick * 2 * MiB
-        alarms.judge(tick / 8, GuestStats(available=GiB, swap_out=swapped), 0.0)
+        alarms.judge(
+            observe(tick / 8, GiB, GuestStats(available=GiB, swap_out=swapped))
+        )
     alarms.begin_anew(GuestStats(available=60 * MiB))
     assert alarms.threshold == 30 * MiB
     for tick in range(3, 40):
         swapped = tick * 2 * MiB
         stats = GuestStats(available=60 * MiB, swap_out=swapped)
-        assert alarms.judge(tick / 8, stats, 0.0).level == "none"
+        assert alarms.judge(observe(tick / 8, GiB, stats)).level == "none"
 
 
 READS = evolve(PRESSED, rereads=RereadLimits.of(GiB, 60))
@@ -147,18 +155,18 @@ READS = evolve(PRESSED, rereads=RereadLimits.of(GiB, 60))
 def test_what_is_read_again_holds_whether_there_is_pressure_or_not() -> None:
     calm = GuestStats(available=GiB, swap_out=0)
     alarms = Alarms(READS, calm, GiB)
-    alarms.judge(0.0, calm, 0.0, actual=GiB, reads=0)
+    alarms.judge(observe(0.0, GiB, calm, reads=0))
     alarms.end_baseline()
     small = GiB // 2
-    alarm = alarms.judge(1.0, calm, 0.0, actual=small, reads=100 * MiB)
+    alarm = alarms.judge(observe(1.0, small, calm, reads=100 * MiB))
     assert (alarm.level, alarm.kind, alarm.size) == ("hold", "reads", small + 16 * MiB)
     assert alarm.begins
     swaps = GuestStats(available=GiB, swap_out=8 * MiB)
-    alarm = alarms.judge(2.0, swaps, 0.0, actual=small, reads=200 * MiB)
+    alarm = alarms.judge(observe(2.0, small, swaps, reads=200 * MiB))
     assert (alarm.level, alarm.kind, alarm.size) == (
         *("hold", "pressure", small + 48 * MiB),
     )
-    alarm = alarms.judge(3.0, calm, 9.0, actual=small, reads=300 * MiB)
+    alarm = alarms.judge(observe(3.0, small, calm, silence=9.0, reads=300 * MiB))
     assert (alarm.level, alarm.kind) == ("trouble", "silence")
 
 
@@ -169,9 +177,9 @@ def test_a_guest_is_quiet_that_neither_swaps_nor_reads(
 ) -> None:
     stats = GuestStats(available=GiB, swap_out=0)
     alarms = Alarms(READS, stats)
-    alarms.judge(0.0, stats, 0.0, actual=GiB, reads=0)
+    alarms.judge(observe(0.0, GiB, stats, reads=0))
     stats = evolve(stats, swap_out=swapped)
-    alarms.judge(0.1, stats, 0.0, actual=GiB, reads=reads)
+    alarms.judge(observe(0.1, GiB, stats, reads=reads))
     assert alarms.is_quiet == (swapped == reads == 0)
 
 

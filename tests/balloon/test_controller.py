@@ -9,6 +9,7 @@ import pytest
 from attrs import evolve
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from observing import observe
 
 from qmpballoon.balloon._controller import Controller, Decision
 from qmpballoon.balloon._pressure import PressureLimits
@@ -62,7 +63,9 @@ def test_no_guest_can_talk_a_controller_past_its_limits(
     before = start
     for number, (actual, basis, said, silence) in enumerate(seen):
         seconds = number * 0.04
-        decision = controller.decide(seconds, actual, basis, said, silence)
+        decision = controller.decide(
+            observe(seconds, actual, said, basis=basis, silence=silence)
+        )
         if decision.action in {"reached", "spent"}:
             assert decision.target == actual
             continue
@@ -86,9 +89,9 @@ def test_a_stale_sample_moves_nothing(
     actual, basis, said, _ = look
     limits = GuestLimits(headroom=headroom, floor=floor, step=128 * MiB)
     controller = Controller(limits, 4 * GiB, 0, stats(2 * GiB))
-    first = controller.decide(0, 4 * GiB, 4 * GiB, stats(2 * GiB), 0.0)
+    first = controller.decide(observe(0, 4 * GiB, stats(2 * GiB)))
     assume(first.action == "take" and first.target != 4 * GiB)
-    decision = controller.decide(0.04, actual, basis, said, 0.04)
+    decision = controller.decide(observe(0.04, actual, said, basis=basis, silence=0.04))
     if decision.action != "trouble":
         assert (decision.action, decision.target) == ("take", first.target)
 
@@ -101,7 +104,9 @@ def settle(controller: Controller, guest: Guest, ticks: int = 2000) -> str:
         assert available >= 0
         guest.move(target)  # while the answer is on its way
         said = stats(available)
-        decision = controller.decide(tick * 0.04, guest.actual, basis, said, 0.0)
+        decision = controller.decide(
+            observe(tick * 0.04, guest.actual, said, basis=basis)
+        )
         if decision.action != "take":
             return decision.action
         target = decision.target
@@ -189,14 +194,16 @@ def test_a_moving_balloon_is_paired_with_the_size_the_guest_spoke_of() -> None:
     # By the time it is read, the guest has 40 MiB less than when it was asked.
     limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
-    decision = controller.decide(1, 960 * MiB, 1000 * MiB, stats(500 * MiB), 0.0)
+    decision = controller.decide(
+        observe(1, 960 * MiB, stats(500 * MiB), basis=1000 * MiB)
+    )
     assert decision.target == 600 * MiB
 
 
 def test_a_guest_below_its_headroom_gets_what_it_lacks_and_no_more() -> None:
     limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
-    decision = controller.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
+    decision = controller.decide(observe(1, 500 * MiB, stats(70 * MiB)))
     assert (decision.action, decision.target) == ("take", 530 * MiB)
     assert "70 MiB" in decision.reason
 
@@ -217,7 +224,7 @@ def test_trouble_gives_everything_back(
 ) -> None:
     limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB, stale_after=3)
     controller = Controller(limits, GiB, 0, stats(600 * MiB, oom_kills=2))
-    decision = controller.decide(1, 500 * MiB, 500 * MiB, said, silence)
+    decision = controller.decide(observe(1, 500 * MiB, said, silence=silence))
     assert (decision.action, decision.target) == ("trouble", GiB)
     assert reason in decision.reason
 
@@ -227,14 +234,14 @@ def test_oom_kills_of_before_are_no_trouble_nor_is_hearing_of_them_late() -> Non
     for first in (2, None):
         controller = Controller(limits, GiB, 0, stats(600 * MiB, oom_kills=first))
         said = stats(500 * MiB, oom_kills=2)
-        assert controller.decide(1, GiB, GiB, said, 0.0).action == "take"
+        assert controller.decide(observe(1, GiB, said)).action == "take"
 
 
 def test_a_guest_that_has_little_from_the_start_is_no_emergency() -> None:
     limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(30 * MiB))
     for seconds in (0, 1):
-        decision = controller.decide(seconds, GiB, GiB, stats(30 * MiB), 0.0)
+        decision = controller.decide(observe(seconds, GiB, stats(30 * MiB)))
         assert decision.target == GiB
     assert decision.action == "spent"
 
@@ -245,12 +252,13 @@ def test_passing_through_the_headroom_is_not_resting_there() -> None:
     for tick in range(20):  # it allocates 10 MiB a tick, and gets them
         size = 500 * MiB + tick * 10 * MiB
         said = stats(100 * MiB if tick == 0 else 90 * MiB)
-        decision = controller.decide(tick * 0.02, size, size, said, 0.0)
+        decision = controller.decide(observe(tick * 0.02, size, said))
         assert decision.action == "take"
     # It reports the same again and again: it is at rest there.
     for tick in range(5):
-        controller.decide(2 + tick, size, size, stats(100 * MiB), 0.0)
-    assert controller.decide(6.06, size, size, stats(100 * MiB), 0.06).action == "spent"
+        controller.decide(observe(2 + tick, size, stats(100 * MiB)))
+    decision = controller.decide(observe(6.06, size, stats(100 * MiB), silence=0.06))
+    assert decision.action == "spent"
 
 
 def test_a_guest_that_allocates_gets_what_it_may_come_to_use() -> None:
@@ -259,13 +267,13 @@ def test_a_guest_that_allocates_gets_what_it_may_come_to_use() -> None:
     # 20 MiB more in every answer; 50 MiB above its headroom after the fourth.
     for tick in range(5):
         said = stats((230 - 20 * tick) * MiB)
-        decision = controller.decide(1 + tick / 25, 600 * MiB, 600 * MiB, said, 0.0)
+        decision = controller.decide(observe(1 + tick / 25, 600 * MiB, said))
     assert decision.target == (600 - 50 + 80) * MiB
     # With plenty left it can have what it wants, and give the rest.
     controller = Controller(limits, 8 * GiB, 0, stats(6 * GiB))
     for tick in range(5):
         said = stats(6 * GiB - 20 * tick * MiB)
-        decision = controller.decide(1 + tick / 25, 8 * GiB, 8 * GiB, said, 0.0)
+        decision = controller.decide(observe(1 + tick / 25, 8 * GiB, said))
     assert decision.target == (2048 + 100 + 80 + 80) * MiB
 
 
@@ -276,7 +284,7 @@ def test_what_a_guest_allocates_counts_from_16_mib_on(step: int, more: int) -> N
     controller = Controller(limits, 8 * GiB, 0, stats(6 * GiB))
     for tick in range(5):
         said = stats(6 * GiB - step * tick * MiB)
-        decision = controller.decide(1 + tick / 25, 8 * GiB, 8 * GiB, said, 0.0)
+        decision = controller.decide(observe(1 + tick / 25, 8 * GiB, said))
     assert decision.target == (2048 + 64 + 4 * step + more) * MiB
 
 
@@ -289,10 +297,11 @@ def test_a_guest_near_its_headroom_that_says_the_same_again_is_at_rest(
     limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
     said = stats(available * MiB)
-    size = controller.decide(1, 500 * MiB, 500 * MiB, said, 0.0).target
+    size = controller.decide(observe(1, 500 * MiB, said)).target
     assert size == (600 - available) * MiB
     ends = [
-        controller.decide(1 + tick / 20, size, size, said, tick / 20).action != "take"
+        controller.decide(observe(1 + tick / 20, size, said, silence=tick / 20)).action
+        != "take"
         for tick in range(1, 30)
     ]
     assert not any(ends[:9])
@@ -302,23 +311,24 @@ def test_a_guest_near_its_headroom_that_says_the_same_again_is_at_rest(
 def test_a_guest_that_was_in_need_is_let_alone_for_a_while() -> None:
     limits = GuestLimits(headroom=100 * MiB, floor=64 * MiB)
     controller = Controller(limits, GiB, 0, stats(600 * MiB))
-    controller.decide(1, 500 * MiB, 500 * MiB, stats(70 * MiB), 0.0)
+    controller.decide(observe(1, 500 * MiB, stats(70 * MiB)))
     size = 530 * MiB
     for seconds in (1.1, 1.9):
-        decision = controller.decide(seconds, size, size, stats(200 * MiB), 0.0)
+        decision = controller.decide(observe(seconds, size, stats(200 * MiB)))
         assert (decision.action, decision.target) == ("take", size)
-    decision = controller.decide(2.1, size, size, stats(200 * MiB), 0.0)
+    decision = controller.decide(observe(2.1, size, stats(200 * MiB)))
     assert (decision.action, decision.target) == ("take", 430 * MiB)
 
 
 def test_a_guest_that_says_nothing_is_asked_until_it_does() -> None:
     limits = GuestLimits(headroom=100 * MiB, floor=200 * MiB)
     controller = Controller(limits, GiB, 0, None)
-    assert controller.decide(0, GiB, GiB, stats(None), 0.0).target == 200 * MiB
-    assert controller.decide(1, GiB, GiB, stats(9 * MiB), 5.0).target == 200 * MiB
+    assert controller.decide(observe(0, GiB, stats(None))).target == 200 * MiB
+    late = observe(1, GiB, stats(9 * MiB), silence=5.0)
+    assert controller.decide(late).target == 200 * MiB
     # Now it does, and the target follows that.
-    assert controller.decide(2, GiB, GiB, stats(500 * MiB), 0.0).target == 624 * MiB
-    assert controller.decide(3, GiB, GiB, stats(None), 0.0).action == "trouble"
+    assert controller.decide(observe(2, GiB, stats(500 * MiB))).target == 624 * MiB
+    assert controller.decide(observe(3, GiB, stats(None))).action == "trouble"
 
 
 # Memory pressure
@@ -351,7 +361,7 @@ class PressedGuest:
         self.seconds += seconds
         self.counters = counters or self.counters
         decision = self.controller.decide(
-            self.seconds, self.actual, self.actual, self.stats(), 0.0
+            observe(self.seconds, self.actual, self.stats())
         )
         self.actual = decision.target
         return decision
@@ -410,16 +420,16 @@ def test_at_first_only_free_memory_is_taken() -> None:
         headroom=100 * MiB, floor=64 * MiB, pressure=PressureLimits.of(GiB, None, None)
     )
     controller = Controller(limits, 4 * GiB, 0, ANSWER)
-    first = controller.decide(0.1, 4 * GiB, 4 * GiB, ANSWER, 0.0)
+    first = controller.decide(observe(0.1, 4 * GiB, ANSWER))
     assert first.target == 3 * GiB + 100 * MiB
-    later = controller.decide(0.6, 4 * GiB, 4 * GiB, ANSWER, 0.0)
+    later = controller.decide(observe(0.6, 4 * GiB, ANSWER))
     assert later.target == 2 * GiB + 100 * MiB
 
 
 def test_the_rate_is_taken_from_the_size_at_the_start() -> None:
     limits = GuestLimits(headroom=0, floor=0, max_rate=100 * MiB)
     controller = Controller(limits, 4 * GiB, 0, stats(4 * GiB))
-    decision = controller.decide(2.0, 4 * GiB, 4 * GiB, stats(4 * GiB), 0.0)
+    decision = controller.decide(observe(2.0, 4 * GiB, stats(4 * GiB)))
     assert decision == Decision("take", 4 * GiB - 200 * MiB)
 
 
@@ -427,7 +437,7 @@ def test_the_rate_is_kept_to_after_a_pause() -> None:
     limits = GuestLimits(headroom=0, floor=0, max_rate=100 * MiB)
     controller = Controller(limits, 4 * GiB, 0, stats(4 * GiB))
     controller.begin_anew(3 * GiB, 300.0)
-    decision = controller.decide(301.0, 3 * GiB, 3 * GiB, stats(3 * GiB), 0.0)
+    decision = controller.decide(observe(301.0, 3 * GiB, stats(3 * GiB)))
     assert decision == Decision("take", 3 * GiB - 100 * MiB)
 
 
@@ -436,11 +446,11 @@ def test_a_gentle_reclaim_takes_free_memory_at_once_and_cache_evenly() -> None:
     limits = GuestLimits(headroom=0, floor=0, gentle=100)
     answer = GuestStats(available=3 * GiB, free=GiB)
     controller = Controller(limits, 4 * GiB, 0, answer)
-    first = controller.decide(0.5, 4 * GiB, 4 * GiB, answer, 0.0).target
+    first = controller.decide(observe(0.5, 4 * GiB, answer)).target
     assert 3 * GiB - 11 * MiB < first <= 3 * GiB
     for seconds, part in ((10, 0.1), (50, 0.5), (100, 1), (200, 1)):
         answer = GuestStats(available=2 * GiB, free=0)
-        decision = controller.decide(seconds, 3 * GiB, 3 * GiB, answer, 0.0)
+        decision = controller.decide(observe(seconds, 3 * GiB, answer))
         assert decision.target == 3 * GiB - int(2 * GiB * part)
         assert controller.is_paced == (part < 1)
 
@@ -450,7 +460,7 @@ def test_a_gentle_reclaim_is_as_gentle_the_next_time() -> None:
     answer = GuestStats(available=2 * GiB, free=0)
     controller = Controller(limits, 4 * GiB, 0, answer)
     controller.begin_anew(3 * GiB, 1000.0)
-    decision = controller.decide(1050.0, 3 * GiB, 3 * GiB, answer, 0.0)
+    decision = controller.decide(observe(1050.0, 3 * GiB, answer))
     assert decision.target == 2 * GiB
 
 
@@ -458,7 +468,7 @@ def test_the_first_answer_counts_once_it_has_come() -> None:
     limits = GuestLimits(headroom=GiB, floor=0)
     for silence, target in [(0.0, 4 * GiB), (0.5, PAGE)]:
         controller = Controller(limits, 4 * GiB, 0, None)
-        decision = controller.decide(1.0, 4 * GiB, 4 * GiB, stats(GiB), silence)
+        decision = controller.decide(observe(1.0, 4 * GiB, stats(GiB), silence=silence))
         # It has its headroom, and nothing to spare.
         assert decision.target == target
 
@@ -478,10 +488,8 @@ def test_what_reads_again_is_given_a_step_or_what_it_lacks(
     said = stats(2 * GiB)
     controller = Controller(evolve(REREADS, gentle=0), 4 * GiB, 0, said)
     for seconds in (0.0, 10.0):
-        controller.decide(seconds, 3 * GiB, 3 * GiB, said, 0.0, reads=0)
-    decision = controller.decide(
-        11.0, 3 * GiB, 3 * GiB, stats(available), 0.0, reads=GiB
-    )
+        controller.decide(observe(seconds, 3 * GiB, said, reads=0))
+    decision = controller.decide(observe(11.0, 3 * GiB, stats(available), reads=GiB))
     assert (decision.action, decision.mark) == ("take", "reads again")
     assert decision.target == 3 * GiB + more
     assert "of what was taken again" in decision.reason
@@ -491,13 +499,13 @@ def test_a_gentle_reclaim_is_watched_for_a_tenth_of_its_time_at_the_end() -> Non
     said = stats(2 * GiB)
     controller = Controller(REREADS, 2 * GiB, GiB, said)
     for seconds in (0.0, 50.0, 100.0):
-        decision = controller.decide(seconds, 2 * GiB, 2 * GiB, said, 0.0, reads=0)
+        decision = controller.decide(observe(seconds, 2 * GiB, said, reads=0))
     assert decision.target == GiB
     for seconds in (101.0, 110.9):
-        decision = controller.decide(seconds, GiB, GiB, stats(GiB), 0.0, reads=0)
+        decision = controller.decide(observe(seconds, GiB, stats(GiB), reads=0))
         assert (decision.action, decision.target) == ("take", GiB)
         assert controller.is_paced
-    decision = controller.decide(111.1, GiB, GiB, stats(GiB), 0.0, reads=0)
+    decision = controller.decide(observe(111.1, GiB, stats(GiB), reads=0))
     assert decision.action == "reached"
     assert not controller.is_paced
 
@@ -505,20 +513,22 @@ def test_a_gentle_reclaim_is_watched_for_a_tenth_of_its_time_at_the_end() -> Non
 def test_a_reclaim_that_is_not_gentle_ends_at_the_bottom_at_once() -> None:
     controller = Controller(evolve(REREADS, gentle=0), 2 * GiB, GiB, stats(2 * GiB))
     for seconds in (0.0, 10.0):
-        controller.decide(seconds, 2 * GiB, 2 * GiB, stats(2 * GiB), 0.0, reads=0)
-    assert controller.decide(11.0, GiB, GiB, stats(GiB), 0.0).action == "reached"
+        controller.decide(observe(seconds, 2 * GiB, stats(2 * GiB), reads=0))
+    assert controller.decide(observe(11.0, GiB, stats(GiB))).action == "reached"
 
 
 def test_a_guest_at_its_edge_that_says_the_same_again_is_at_rest() -> None:
     said = stats(3 * GiB)
     controller = Controller(evolve(REREADS, gentle=0), 4 * GiB, 0, said)
     for seconds in (0.0, 10.0):
-        controller.decide(seconds, 4 * GiB, 4 * GiB, said, 0.0, reads=0)
+        controller.decide(observe(seconds, 4 * GiB, said, reads=0))
     controller.alarms.working_set.edge = 3 * GiB
-    decision = controller.decide(11.0, 4 * GiB, 4 * GiB, said, 0.0, reads=0)
+    decision = controller.decide(observe(11.0, 4 * GiB, said, reads=0))
     assert decision.target == 3 * GiB
     for silence, action in ((0.4, "take"), (0.6, "take"), (0.8, "spent")):
         at = 11.0 + silence
-        decision = controller.decide(at, 3 * GiB, 3 * GiB, said, silence, reads=0)
+        decision = controller.decide(
+            observe(at, 3 * GiB, said, silence=silence, reads=0)
+        )
         assert decision.action == action
     assert "stopped at what the guest reads again" in decision.reason

@@ -13,6 +13,7 @@ from attrs import evolve
 from faults import Cancelled, at_every_call, monitor_of
 from hypothesis import given
 from hypothesis import strategies as st
+from observing import observe
 from simulation import make_balloon, make_machine, run
 
 from qmpballoon.balloon._alarms import Alarms
@@ -237,7 +238,7 @@ def test_it_only_ever_gives(looks: list[tuple[int, GuestStats, float]]) -> None:
     keeper = Keeper(LIMITS, 4 * GiB, GiB, Alarms(LIMITS, first))
     target = GiB
     for seconds, (actual, said, silence) in enumerate(looks):
-        why = keeper.judge(seconds, actual, actual, said, silence)
+        why = keeper.judge(observe(seconds, actual, said, silence=silence))
         assert keeper.target >= target
         target = keeper.target
         if said.available is None or (said.oom_kills or 0) > 1 or silence > 3:
@@ -250,9 +251,9 @@ def test_it_only_ever_gives(looks: list[tuple[int, GuestStats, float]]) -> None:
 def test_what_it_lacks_is_what_it_gets() -> None:
     alarms = Alarms(LIMITS, GuestStats(available=100 * MiB))
     keeper = Keeper(LIMITS, 4 * GiB, GiB, alarms)
-    assert keeper.judge(0, GiB, GiB, GuestStats(available=80 * MiB), 0) is None
+    assert keeper.judge(observe(0, GiB, GuestStats(available=80 * MiB))) is None
     assert keeper.target == GiB
-    assert keeper.judge(1, GiB, GiB, GuestStats(available=70 * MiB), 0) is None
+    assert keeper.judge(observe(1, GiB, GuestStats(available=70 * MiB))) is None
     assert keeper.target == GiB + 30 * MiB
 
 
@@ -269,7 +270,7 @@ def test_pressure_gives_a_step_each_time_that_it_begins(
     whys, targets = [], []
     for seconds, swapped in ((0, 0), (1, 64), (2, 128)):  # it begins once, and lasts
         said = GuestStats(available=GiB, swap_out=swapped * MiB)
-        whys.append(keeper.judge(seconds, keeper.target, keeper.target, said, 0))
+        whys.append(keeper.judge(observe(seconds, keeper.target, said)))
         targets.append(keeper.target)
     assert targets == [GiB, GiB + gets, GiB + gets]
     assert any(whys) == (step is None)
