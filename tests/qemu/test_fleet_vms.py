@@ -109,20 +109,23 @@ def test_one_that_starts(start: Callable[..., int], tmp_path: Path) -> None:
     """Two processes have its command line, until it waits no longer for a client."""
     path = tmp_path / "slow.qmp"
     find = make_source([])
-    vms: list[str] = []
 
     def look(starter: int) -> None:
-        while starter not in {each.pid for each in find() if isinstance(each, Refused)}:
-            pass
-        found = [each for each in find() if isinstance(each, VmSpec)]
-        vms.extend(each.name for each in found if str(each.address) == str(path))
+        """Wait until both are seen at once: the starter is none, and QEMU is one."""
+        vms: list[str] = []
+        refused: set[int | None] = set()
+        while not (vms and starter in refused):
+            found = find()
+            refused = {each.pid for each in found if isinstance(each, Refused)}
+            specs = [each for each in found if isinstance(each, VmSpec)]
+            vms = [each.name for each in specs if str(each.address) == str(path)]
+        assert vms == ["slow"]
         with socket.socket(socket.AF_UNIX) as client:
             while client.connect_ex(str(path)) != 0:
                 pass
 
     waiting = f"unix:{path},server=on,wait=on"
     start("-qmp", waiting, "-name", "slow", while_it_starts=look)
-    assert vms == ["slow"]
 
 
 async def test_what_people_write(start: Callable[..., int], tmp_path: Path) -> None:
