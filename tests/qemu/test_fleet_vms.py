@@ -119,10 +119,10 @@ def test_one_that_starts(start: Callable[..., int], tmp_path: Path) -> None:
             refused = {each.pid for each in found if isinstance(each, Refused)}
             specs = [each for each in found if isinstance(each, VmSpec)]
             vms = [each.name for each in specs if str(each.address) == str(path)]
-        assert vms == ["slow"]
         with socket.socket(socket.AF_UNIX) as client:
             while client.connect_ex(str(path)) != 0:
                 pass
+        assert vms == ["slow"]
 
     waiting = f"unix:{path},server=on,wait=on"
     start("-qmp", waiting, "-name", "slow", while_it_starts=look)
