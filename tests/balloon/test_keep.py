@@ -73,7 +73,9 @@ def test_it_can_be_told_to_end(*, kept: bool) -> None:
 
     report = keep(machine, seconds=6.5, until=is_to_end, on_progress=seen.append)
     assert (report.outcome, report.held) == ("done", False)
-    assert "until it was to end" in report.reason
+    kept_for = re.search(r"^kept for (\d) s, until it was to end", report.reason)
+    assert kept_for is not None
+    assert (int(kept_for[1]) > 0) == kept
     assert report.handed_over > 0
     assert (report.handed_over < report.requested // 2) == (not kept)
     assert report.after.actual == 2 * GiB == told(machine)

@@ -8,7 +8,7 @@ import pytest
 from faults import Cancelled, at_every_call, monitor_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation import make_balloon, make_machine, run
+from simulation import make_balloon, make_machine, plug, run
 
 from qmpballoon.balloon import _reclaim
 from qmpballoon.balloon._reclaim import make_plan
@@ -222,23 +222,27 @@ def test_memory_plugged_meanwhile_stays_with_the_guest() -> None:
     at = machine.now + SECOND
     plugged: list[int] = []
 
-    def plug(_: Progress) -> None:
+    def plug_later(_: Progress) -> None:
         if machine.now >= at and not plugged:
             plugged.append(GiB)
-            session = machine.connect()
-            session.receive(
-                b'{"execute": "qmp_capabilities"}'
-                b'{"execute": "object-add", "arguments":'
-                b'{"qom-type": "memory-backend-ram", "id": "m", "size": 1073741824}}'
-                b'{"execute": "device_add", "arguments":'
-                b'{"driver": "pc-dimm", "id": "d", "memdev": "m"}}'
-            )
-            assert b"error" not in session.take_output()
-            machine.disconnect(session)
+            plug(machine, GiB)
 
-    report = reclaim(machine, on_progress=plug)
+    report = reclaim(machine, on_progress=plug_later)
     assert plugged
     assert report.after.actual == 3 * GiB
+
+
+def test_memory_plugged_meanwhile_stays_with_the_guest_of_who_is_interrupted() -> None:
+    machine = make_machine(memory=2 * GiB, slots=1, max_memory=8 * GiB)
+
+    def plug_and_end(seen: Progress) -> None:
+        if seen.actual < GiB:
+            plug(machine, GiB)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reclaim(machine, on_progress=plug_and_end)
+    assert told(machine) == 3 * GiB
 
 
 def test_what_the_host_cannot_tell_is_null() -> None:

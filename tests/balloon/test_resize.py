@@ -6,10 +6,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attrs import evolve
 from faults import Cancelled, at_every_call, monitor_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulation import make_balloon, make_machine, run
+from simulation import make_balloon, make_machine, plug, run
 
 from qmpballoon.balloon._tracker import StallLimits
 from qmpballoon.balloon.device import PAGE
@@ -84,8 +85,10 @@ def test_arriving_is_never_taken_for_a_stall(reach: float) -> None:
 
 
 def test_progress_is_told_all_the_way() -> None:
+    machine = make_machine(memory=2 * GiB)
     seen: list[Progress] = []
-    resize(make_machine(memory=2 * GiB), GiB, on_progress=seen.append)
+    resize(machine, GiB, on_progress=seen.append)
+    assert {each.stage for each in seen} == {"inflating"}
     assert [each.seconds for each in seen] == sorted(each.seconds for each in seen)
     assert [each.actual for each in seen] == sorted(
         (each.actual for each in seen), reverse=True
@@ -95,6 +98,24 @@ def test_progress_is_told_all_the_way() -> None:
     halfway = seen[len(seen) // 2]
     assert halfway.time_left is not None
     assert halfway.phase == "moving"
+    seen.clear()
+    resize(machine, 2 * GiB, on_progress=seen.append)
+    assert {each.stage for each in seen} == {"deflating"}
+
+
+def test_the_floor_itself_is_not_below_the_floor() -> None:
+    result, _ = resize(make_machine(memory=2 * GiB), GiB, guard=Guard(floor=GiB))
+    assert (result.outcome, result.actual) == ("reached", GiB)
+
+
+def test_a_guest_that_answers_is_at_no_time_asked_for_what_it_needs() -> None:
+    spare = 40 * MiB
+    machine = make_machine(memory=GiB)
+    machine.guest.memory.allocate(
+        machine.guest.memory.available - RESIZE_HEADROOM - spare
+    )
+    _, balloon = resize(machine, 512 * MiB, on_stall="settle")
+    assert min(monitor_of(balloon).targets()) >= GiB - spare - MiB
 
 
 def test_a_guest_at_its_floor_is_left_with_its_headroom() -> None:
@@ -301,6 +322,27 @@ def test_memory_plugged_meanwhile_is_taken_too_or_named(*, unguarded: bool) -> N
         assert result.actual == 2 * GiB
     else:
         assert (result.outcome, result.actual) == ("reached", GiB)
+
+
+@pytest.mark.parametrize(
+    ("unguarded", "left"),
+    [(True, "and was left there"), (False, "then asked to go back to 2 GiB")],
+)
+def test_what_a_guest_that_hangs_was_asked_for_is_said(
+    left: str, *, unguarded: bool
+) -> None:
+    machine = make_machine(memory=2 * GiB)
+
+    def hang() -> None:
+        guest = machine.guest
+        guest.stall(3600 * SECOND)
+        guest.config = evolve(guest.config, silent_after=guest.now)
+
+    later(machine, 0.3, hang)
+    balloon = make_balloon(machine)
+    monitor_of(balloon).before_call = ticking(machine)
+    with pytest.raises(BalloonStalled, match=left):
+        run(balloon.resize(GiB, unguarded=unguarded))
 
 
 def test_pages_that_are_never_freed_are_noticed() -> None:
@@ -546,19 +588,6 @@ def resize_meanwhile(
     balloon = make_balloon(machine)
     monitor_of(balloon).before_call = ticking(machine)
     return run(balloon.resize(target, on_stall="settle", **options)), balloon
-
-
-def plug(machine: Machine, size: int) -> None:
-    session = machine.connect()
-    session.receive(
-        b'{"execute": "qmp_capabilities"}'
-        b'{"execute": "object-add", "arguments":'
-        b'{"qom-type": "memory-backend-ram", "id": "m", "size": %d}}'
-        b'{"execute": "device_add", "arguments":'
-        b'{"driver": "pc-dimm", "id": "d", "memdev": "m"}}' % size
-    )
-    assert b"error" not in session.take_output()
-    machine.disconnect(session)
 
 
 # Somebody else

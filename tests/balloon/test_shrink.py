@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, run
 
-from qmpballoon.balloon._shrink import make_progress
+from qmpballoon.balloon._shrink import choose_safe_size, make_progress
 from qmpballoon.balloon._tracker import Tracker
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import Guard
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.balloon import ReclaimReport
     from qmpballoon.balloon.balloon import Balloon
-    from qmpballoon.balloon.results import ResizeResult
+    from qmpballoon.balloon.results import AlarmKind, ResizeResult
     from qmpballoon.balloon.sampling import Progress
     from qmpballoon.testing import FakeQemu
 
@@ -205,10 +205,17 @@ def test_a_guest_from_which_memory_is_taken_slowly_is_seldom_looked_at(
     assert len(seen) < 6 * report.seconds
 
 
-def test_a_guest_that_answers_late_is_asked_again_soon() -> None:
-    guest = GuestConfig(stats_delay=SECOND // 10)
+@pytest.mark.parametrize(
+    ("rate", "delay", "seconds"), [(GiB, 0.1, 4.1), (20 * GiB, 0.06, 0.5)]
+)
+def test_a_guest_that_answers_late_is_asked_again_soon(
+    rate: int, delay: float, seconds: float
+) -> None:
+    guest = GuestConfig(
+        stats_delay=round(delay * SECOND), inflate_rate=rate, reclaim_rate=rate
+    )
     result, _ = resize(make_machine(guest, memory=16 * GiB), 12 * GiB)
-    assert result.seconds < 4.1
+    assert result.seconds < seconds
 
 
 @pytest.mark.parametrize("rate", [256 * MiB, 2 * GiB])
@@ -271,3 +278,34 @@ def test_what_a_qemu_that_does_not_answer_again_leaves_is_noted(name: str) -> No
     assert machine.device is not None
     asked = 2 * GiB - machine.device.asked * PAGE
     assert format_size(asked) in note
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_nothing_is_noted_if_the_guest_was_asked_for_what_it_is_due(name: str) -> None:
+    balloon = make_balloon(make_machine(memory=2 * GiB))
+
+    def stop(seen: Progress) -> None:
+        if seen.actual < 2 * GiB:
+            raise MonitorTimeout("another one's", ("balloon",))
+
+    with pytest.raises(MonitorTimeout) as caught:
+        run(OPERATIONS[name](balloon, on_progress=stop))
+    assert not hasattr(caught.value, "__notes__")
+
+
+@pytest.mark.parametrize(
+    ("actual", "available", "alarm", "size"),
+    [
+        (GiB, 100 * MiB, None, GiB),
+        (GiB, 60 * MiB, None, GiB + 40 * MiB),
+        (GiB, None, None, GiB),
+        (2 * GiB - MiB, 60 * MiB, None, 2 * GiB),  # never more than it had before
+        (GiB, 100 * MiB, "pressure", 2 * GiB),
+        (3 * GiB, 100 * MiB, "pressure", 3 * GiB),  # memory was plugged
+    ],
+)
+def test_a_guest_is_left_with_its_headroom_or_with_all_that_it_had(
+    actual: int, available: int | None, alarm: AlarmKind | None, size: int
+) -> None:
+    stats = GuestStats(available=available)
+    assert choose_safe_size(actual, 2 * GiB, 100 * MiB, stats, alarm) == size

@@ -19,7 +19,7 @@ from qmpballoon.testing import SECOND, GuestConfig, Machine, MachineConfig, prof
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Generator, Mapping
 
-__all__ = ["PATH", "SimulatedMonitor", "make_balloon", "make_machine", "run"]
+__all__ = ["PATH", "SimulatedMonitor", "make_balloon", "make_machine", "plug", "run"]
 
 T = TypeVar("T")
 
@@ -161,3 +161,17 @@ def make_balloon(machine: Machine, *, clock: bool = True) -> Balloon:
     monitor = SimulatedMonitor(machine)
     monitor.has_clock = clock
     return Balloon(monitor, PATH, machine.config.balloon or "")
+
+
+def plug(machine: Machine, size: int) -> None:
+    """Plug memory into a machine that has a slot for it, over another monitor."""
+    session = machine.connect()
+    session.receive(
+        b'{"execute": "qmp_capabilities"}'
+        b'{"execute": "object-add", "arguments":'
+        b'{"qom-type": "memory-backend-ram", "id": "m", "size": %d}}'
+        b'{"execute": "device_add", "arguments":'
+        b'{"driver": "pc-dimm", "id": "d", "memdev": "m"}}' % size
+    )
+    assert b"error" not in session.take_output()
+    machine.disconnect(session)
