@@ -173,37 +173,14 @@ async def reclaim(
     on_progress: Callable[[Progress], None] | None,
 ) -> ReclaimReport:
     """Take what the guest can spare; see :meth:`Balloon.reclaim` and ``keep``."""
-    if keep_for is not None:
-        require_seconds(keep_for, "seconds")
-    require_callback(until, "until")
-    require_callback(on_progress, "on_progress")
-    if give_back_to is not None:
-        require_size(give_back_to, "give_back_to", minimum=1)
-        if hold:
-            raise ValueError("give_back_to and hold: a guest gets back, or does not")
     _check_request(amount, guard)
+    _check_end(hold=hold, keep_for=keep_for, until=until, give_back_to=give_back_to)
+    require_callback(on_progress, "on_progress")
     is_owed = await _give_due(device, give_back_to)
     before, limits, planned = await _prepare(device, amount, guard)
     requested = planned.amount if amount is None else amount
     if planned.amount == 0:
-        ram = (await device.query()).total
-        reason = planned.describe() + _describe_size(
-            before.actual, ram, is_owed=is_owed
-        )
-        device.log(logging.INFO, f"reclaim refused: {reason}")
-        if (device.read_owed() or 0) - before.actual < LARGEST_PAGE:
-            device.settle_owed()
-        return ReclaimReport(
-            outcome="refused",
-            reason=reason,
-            requested=requested,
-            handed_over=0,
-            seconds=0.0,
-            held=False,
-            before=before,
-            after=before,
-            ram=ram,
-        )
+        return await _refuse(device, before, planned, requested, is_owed=is_owed)
     run = await _Run.begin(
         device, limits, before, planned, on_progress, is_owed=is_owed
     )
@@ -211,47 +188,40 @@ async def reclaim(
     device.log(logging.INFO, f"reclaim begins: {planned.describe()}")
     device.note_owed(run.full)
     try:
-        async with open_sampler(device) as sampler:
-            end = await run.take(sampler, controller, until)
-            # Memory that is held is not watched. So if anything is wrong with the
-            # guest, it gets the memory back.
-            stopped_early = end.kind == "trouble" or (hold and end.alarm is not None)
-            held = hold and not stopped_early
-            if keep_for is not None and not stopped_early:
-                end = await run.keep(sampler, controller, keep_for, until)
-            if held:
-                await run.hold(sampler, end)
-            else:
-                await run.give_back(sampler, end)
-            after = run.recall(sampler) if held else None
-        after = after or await _take_snapshot(device)
-        stopped = await device.why_stopped()
-        seconds = device.monitor.now() - sampler.start
-        run.add_last(after, seconds, await sampler.count_reads())
+        report = await run.carry_out(
+            controller, requested, hold=hold, keep_for=keep_for, until=until
+        )
     except BaseException as error:
         await leave_safe(device, run.full, error, run.measure_full)
         # Giving back takes time, and the next run has to know what the guest will have.
         device.note_owed(run.full, is_returning=device.target is not None)
         raise
-    if held or run.owed < LARGEST_PAGE:
+    if report.given_back_to is None or run.owed < LARGEST_PAGE:
         device.settle_owed()
-    report = ReclaimReport(
-        outcome="stopped" if stopped_early else "done",
-        reason=run.explain(end, stopped),
-        requested=requested,
-        handed_over=before.actual - run.lowest,
-        seconds=seconds,
-        held=held or run.owed >= LARGEST_PAGE,
-        before=before,
-        after=after,
-        given_back_to=None if held else run.full,
-        ram=run.ram,
-        timeline=run.timeline,
-        reads=run.rereads.rates,
-        reread=run.rereads.reread,
-    )
     _log_end(device, report)
     return report
+
+
+async def _refuse(
+    device: Device, before: Snapshot, planned: Plan, requested: int, *, is_owed: bool
+) -> ReclaimReport:
+    """Report that the guest can spare nothing."""
+    ram = (await device.query()).total
+    reason = planned.describe() + _describe_size(before.actual, ram, is_owed=is_owed)
+    device.log(logging.INFO, f"reclaim refused: {reason}")
+    if (device.read_owed() or 0) - before.actual < LARGEST_PAGE:
+        device.settle_owed()
+    return ReclaimReport(
+        outcome="refused",
+        reason=reason,
+        requested=requested,
+        handed_over=0,
+        seconds=0.0,
+        held=False,
+        before=before,
+        after=before,
+        ram=ram,
+    )
 
 
 def _log_end(device: Device, report: ReclaimReport) -> None:
@@ -269,6 +239,23 @@ def _check_request(amount: int | None, guard: Guard | None) -> None:
     if amount is not None:
         require_size(amount, "amount", minimum=1)
     require_kind(guard, Guard, "guard")
+
+
+def _check_end(
+    *,
+    hold: bool,
+    keep_for: float | None,
+    until: Callable[[], bool] | None,
+    give_back_to: int | None,
+) -> None:
+    """Check the arguments that say when, and to which size, memory is given back."""
+    if keep_for is not None:
+        require_seconds(keep_for, "seconds")
+    require_callback(until, "until")
+    if give_back_to is not None:
+        require_size(give_back_to, "give_back_to", minimum=1)
+        if hold:
+            raise ValueError("give_back_to and hold: a guest gets back, or does not")
 
 
 async def _prepare(
@@ -494,6 +481,50 @@ class _Run:
         start = self.before.actual
         bottom = 0 if amount is None else start - amount
         return Controller(self.limits, start, bottom, self.before.stats)
+
+    async def carry_out(
+        self,
+        controller: Controller,
+        requested: int,
+        *,
+        hold: bool,
+        keep_for: float | None,
+        until: Callable[[], bool] | None,
+    ) -> ReclaimReport:
+        """Take memory, keep it if that is wanted, then hold it or give it back."""
+        device = self.device
+        async with open_sampler(device) as sampler:
+            end = await self.take(sampler, controller, until)
+            # Memory that is held is not watched. So if anything is wrong with the
+            # guest, it gets the memory back.
+            stopped_early = end.kind == "trouble" or (hold and end.alarm is not None)
+            held = hold and not stopped_early
+            if keep_for is not None and not stopped_early:
+                end = await self.keep(sampler, controller, keep_for, until)
+            if held:
+                await self.hold(sampler, end)
+            else:
+                await self.give_back(sampler, end)
+            after = self.recall(sampler) if held else None
+        after = after or await _take_snapshot(device)
+        stopped = await device.why_stopped()
+        seconds = device.monitor.now() - sampler.start
+        self.add_last(after, seconds, await sampler.count_reads())
+        return ReclaimReport(
+            outcome="stopped" if stopped_early else "done",
+            reason=self.explain(end, stopped),
+            requested=requested,
+            handed_over=self.before.actual - self.lowest,
+            seconds=seconds,
+            held=held or self.owed >= LARGEST_PAGE,
+            before=self.before,
+            after=after,
+            given_back_to=None if held else self.full,
+            ram=self.ram,
+            timeline=self.timeline,
+            reads=self.rereads.rates,
+            reread=self.rereads.reread,
+        )
 
     async def take(
         self,

@@ -117,14 +117,12 @@ async def resize(
     except BaseException as error:
         await run.abandon(error)
         raise
-    outcome: Outcome = "timed-out" if end.kind == "timed-out" else "settled"
-    if on_stall == "raise" and outcome == "settled":
-        outcome = "stalled"
+    is_late, raises = end.kind == "timed-out", on_stall == "raise"
+    outcome: Outcome = "timed-out" if is_late else "stalled" if raises else "settled"
     result = _log_end(device, run.report(target, outcome, diagnosis))
-    if on_stall == "raise":
-        why = _describe_stall(result)
-        kind = BalloonTimeout if outcome == "timed-out" else BalloonStalled
-        raise make_error(kind, device.monitor, why, result)
+    if raises:
+        kind = BalloonTimeout if is_late else BalloonStalled
+        raise make_error(kind, device.monitor, _describe_stall(result), result)
     return result
 
 
