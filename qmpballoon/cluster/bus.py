@@ -72,8 +72,9 @@ class Bus(Protocol):
     async def get(self, keys: Sequence[str], /) -> dict[str, bytes]:
         """Return the values of those keys that exist.
 
-        A value of more than :data:`LARGEST_VALUE` bytes is returned as empty (``b""``),
-        which is never a value of ours. There is no limit on the number of keys.
+        A value of more than :data:`LARGEST_VALUE` bytes, or of another type than a
+        string, is returned as empty (``b""``), which is never a value of ours. There is
+        no limit on the number of keys.
         """
         ...
 

@@ -76,8 +76,8 @@ _FORMS: Final = (
 # A script is one step, and may touch no key that its user may not. A key without a
 # value has an empty one here, and so has one whose value is too large.
 _COMPARE_AND_SET: Final = b"""
-local value = redis.call('GET', KEYS[1]) or ''
-if #value > tonumber(ARGV[4]) then value = '' end
+local value = redis.pcall('GET', KEYS[1]) or ''
+if type(value) ~= 'string' or #value > tonumber(ARGV[4]) then value = '' end
 if value ~= ARGV[1] then return 0 end
 if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2])
 else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
@@ -240,10 +240,16 @@ class ValkeyBus:
         for start in range(0, len(keys), _BATCH):
             batch = keys[start : start + _BATCH]
             # GET would bring the whole of what is too large.
-            values = await self._ask(
+            values = await self._request(
                 *((b"GETRANGE", key, 0, LARGEST_VALUE) for key in batch)
             )
             for key, value in zip(batch, values, strict=True):
+                if isinstance(value, WrongTypeError):
+                    # One key that another program has written hides no other one.
+                    found[key] = b""
+                    continue
+                if isinstance(value, ResponseError):
+                    raise BusError(_explain(self._address, value)) from value
                 if not isinstance(value, bytes | None):
                     raise self._refuse(value)
                 if value:
@@ -314,10 +320,22 @@ class ValkeyBus:
     async def _ask(self, *commands: _Command) -> list[Any]:
         """Send commands at once, and return the server's replies.
 
+        Raises:
+            BusError: A reply is missing, or is an error.
+        """
+        replies = await self._request(*commands)
+        for reply in replies:
+            if isinstance(reply, ResponseError):
+                raise BusError(_explain(self._address, reply)) from reply
+        return replies
+
+    async def _request(self, *commands: _Command) -> list[Any]:
+        """Send commands at once, and return the server's replies, errors included.
+
         Replies to a call that was cancelled are dropped when they come.
 
         Raises:
-            BusError: A reply is missing, or is an error.
+            BusError: A reply is missing.
         """
         connection = await self._connect()
         try:
@@ -328,17 +346,13 @@ class ValkeyBus:
                     )
                     for name, *arguments in commands
                 ]
-                replies = [_check_reply(await request) for request in requests]
+                return [_check_reply(await request) for request in requests]
         except Exception as error:
             if isinstance(error, TimeoutError):
                 # Replies come in order: those to others would wait for this one.
                 connection.invalidate()
             # Whatever ended the task that reads is raised here.
             raise BusError(_explain(self._address, error)) from error
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise BusError(_explain(self._address, reply)) from reply
-        return replies
 
     def _refuse(self, reply: object) -> BusError:
         return BusError(_explain(self._address, _Nonsense(f"{reply!r:.80}")))

@@ -138,6 +138,20 @@ async def test_a_value_that_is_too_large_counts_as_empty(shared_server: Server) 
         assert await bus.compare_and_set("more", b"", b"1")
 
 
+async def test_what_another_program_has_written_hides_no_other_value(
+    shared_server: Server,
+) -> None:
+    with socket.socket(socket.AF_UNIX) as another:
+        another.connect(f"{shared_server.path}")
+        another.sendall(b"LPUSH list 1\r\n")
+        assert another.recv(100) == b":1\r\n"
+    async with open_bus(f"unix://{shared_server.path}") as bus:
+        await bus.publish({"ours": b"1"}, expires=1000)
+        assert await bus.get(["list", "ours"]) == {"list": b"", "ours": b"1"}
+        assert not await bus.compare_and_set("list", b"1", b"2")
+        assert await bus.compare_and_set("list", b"", b"2")
+
+
 # failures
 
 
