@@ -328,7 +328,7 @@ def reclaim(
         if size is None:
             job = await operator.find_job(bus, time.time())
             if job is None:
-                _output.note("no job goes on")
+                await _note_no_job(bus)
                 return _output.REFUSED
             show = _end if end else _follow
             return await show(bus, job, as_json=as_json)
@@ -436,6 +436,27 @@ async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
         until = time.strftime("%H:%M:%S", time.localtime(job.until))
         _output.say(render.describe_job(report, until))
     return _judge(report.taken, job.amount)
+
+
+async def _note_no_job(bus: Bus) -> None:
+    """Say that no job goes on; name hosts whose job the server has lost."""
+    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+    from qmpballoon.cluster.documents import ENDED  # noqa: PLC0415
+
+    view = await operator.look(bus, time.time(), with_vms=False)
+    busy = [
+        host.name
+        for host in view.hosts
+        if host.state and host.state.progress and host.state.progress.phase not in ENDED
+    ]
+    if busy:
+        _output.note(
+            f"the server has lost the job of {', '.join(busy)}, which ends at its"
+            " deadline; to end it now, take a little more from each: `cluster reclaim"
+            " 4K --hosts NAME`"
+        )
+    else:
+        _output.note("no job goes on")
 
 
 async def _end(bus: Bus, job: Job, *, as_json: bool) -> int:

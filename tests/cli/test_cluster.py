@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -122,9 +123,8 @@ def test_memory_is_taken_as_the_dry_run_says(
     assert "Took 16 MiB of 16 MiB from 1 host" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("url")
 def test_what_is_held_is_given_back_when_that_is_wanted(
-    capsys: pytest.CaptureFixture[str],
+    url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wait_for_offer(capsys)
     hold = ("cluster", "reclaim", "16M", "--hold", "--within", "24h")
@@ -132,6 +132,14 @@ def test_what_is_held_is_given_back_when_that_is_wanted(
     assert "the guests keep to it until" in capsys.readouterr().out
     assert status_of(*hold) == 6
     assert "goes on, for 16 MiB" in capsys.readouterr().err
+    with socket.socket(socket.AF_UNIX) as server:  # it loses the job
+        server.connect(url.removeprefix("unix://"))
+        server.sendall(b"DEL qb:job\r\n")
+        assert server.recv(100) == b":1\r\n"
+    assert status_of("cluster", "reclaim", "--end") == 6
+    assert "has lost the job of h1" in only_line(capsys)
+    assert status_of(*hold) == 0
+    capsys.readouterr()
     assert status_of("cluster", "reclaim", "--end", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     documents.check("cluster-reclaim", document)
