@@ -86,6 +86,12 @@ async def find_vms(
     return seen["vms"], seen["refused"]
 
 
+async def find_sizes(vms: list[dict[str, Any]]) -> list[int]:
+    """Return the RAM of each VM that was found, however long they take to tell it."""
+    known, _ = await find_vms(*(vm["address"] for vm in vms))
+    return [vm["balloon"]["total"] for vm in known]
+
+
 async def test_two_monitors_are_one_vm(
     start: Callable[..., int], tmp_path: Path
 ) -> None:
@@ -150,7 +156,7 @@ async def test_what_people_write(start: Callable[..., int], tmp_path: Path) -> N
     assert {vm["address"].rpartition("/")[2] for vm in ours} == {
         *("a", "b", "c", f"unix-abstract:{name}")
     }
-    assert all(vm["balloon"] for vm in ours)
+    assert await find_sizes(ours) == [64 * MiB] * 4
 
 
 @as_root
@@ -178,7 +184,8 @@ async def test_a_container_with_a_managers_monitors(
     )
     vms, refused = await find_vms()
     (vm,) = [vm for vm in vms if f"/proc/{incus}/" in vm["address"]]
-    assert (vm["name"], vm["balloon"]["total"]) == ("vm1", 64 * MiB)
+    assert vm["name"] == "vm1"
+    assert await find_sizes([vm]) == [64 * MiB]
     assert vm["address"] == f"/proc/{incus}/root/run/incus/vm1/balloon.qmp"
     assert not [vm for vm in vms if f"/proc/{proxmox}/" in vm["address"]]
     (reason,) = [each["reason"] for each in refused if each["pid"] == proxmox]
