@@ -267,7 +267,6 @@ async def reclaim(
     require_size(amount, "amount", minimum=1)
     require_finite_seconds(gentle, "gentle")
     run = _Reclaim(supervisor)
-    kept = False
     await run.give_owed()
     try:
         if gentle:
@@ -280,12 +279,11 @@ async def reclaim(
                 break
             await run.carry_out(plan.moves, on_progress)
         report = run.make_report(amount, held=hold)
-        kept = hold
         if hold:
             run.is_held = True
             run.settle()
     finally:
-        if not kept:
+        if not run.is_held:
             with trio.move_on_after(_CLEANUP_TIMEOUT, shield=True):
                 await run.give_back()
     small = tuple(each for each in supervisor.list_small() if each.found is not None)
@@ -330,18 +328,14 @@ class _Reclaim:
 
     def _list_rereads(self, guests: list[Guest]) -> tuple[Move, ...]:
         """Return the moves that give guests back what they read again."""
-        return tuple(
-            Move(guest.name, guest.actual, guest.actual + back, "it reads that again")
-            for guest in guests
-            if not guest.is_moving
-            and (
-                back := min(
-                    guest.hot_need,
-                    self.before.get(guest.name, guest.actual) - guest.actual,
-                )
-            )
-            > 0
-        )
+        moves: list[Move] = []
+        for guest in guests:
+            taken = self.before.get(guest.name, guest.actual) - guest.actual
+            back = min(guest.hot_need, taken)
+            if back > 0 and not guest.is_moving:
+                target, why = guest.actual + back, "it reads that again"
+                moves.append(Move(guest.name, guest.actual, target, why))
+        return tuple(moves)
 
     async def carry_out(
         self, moves: Iterable[Move], on_progress: Callable[[int], None]
@@ -388,9 +382,6 @@ class _Reclaim:
             for vm, lacks in zip(vms, lacking, strict=True)
         )
 
-    def count_handed_over(self) -> int:
-        return sum(vm.handed_over for vm in self.list_vms())
-
     def count_gained(self) -> int:
         """Return the bytes that the host has gained: those that guests had touched."""
         return sum(
@@ -402,7 +393,8 @@ class _Reclaim:
 
     def make_report(self, amount: int, *, held: bool) -> FleetReclaimReport:
         vms = tuple(self.list_vms())
-        return FleetReclaimReport(amount, self.count_handed_over(), held, vms)
+        handed_over = sum(vm.handed_over for vm in vms)
+        return FleetReclaimReport(amount, handed_over, held, vms)
 
     def list_vms(self) -> list[VmReclaimReport]:
         sizes = self._read_sizes()

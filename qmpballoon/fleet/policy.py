@@ -270,9 +270,7 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
     unreachable = _count_unreachable(host, rules)
     # For a reserve that cannot be reached, guests give less, unless others need it.
     is_wish = unreachable > 0 and for_distress > sum(g.distress for g in at_rest)
-    # What is freed now is given by the next plan. So that plan's need counts.
-    needs = [max(g.compute_need(2), g.distress, g.hot_need) for g in at_rest]
-    need = sum(_limit_needs(at_rest, everyone, needs, slack))
+    need = _count_need(at_rest, everyone, slack)
     kept = rules.buffer // 2 if any(guest.hot_need for guest in at_rest) else 0
     wanted = max(0, need + kept - slack) - sum(map(_predict_gain, everyone))
     if free < rules.buffer // 2:
@@ -290,23 +288,15 @@ def make_plan(host: Host, guests: Iterable[Guest], rules: Rules) -> FleetPlan:
         uncapped=host.available < rules.reserve // 2,
     )
     grants = _share_for_needs(at_rest, everyone, slack, for_distress)
-    grants |= _share_for_hot(
-        at_rest, everyone, slack, sum(grants.values()) + rules.buffer // 2
-    )
-    surplus = slack - max(need, sum(grants.values())) - rules.buffer
-    if wanted or surplus <= rules.buffer or not host.is_complete:
-        surplus = 0
+    kept = sum(grants.values()) + rules.buffer // 2
+    grants |= _share_for_hot(at_rest, everyone, slack, kept)
+    left = slack - max(need, sum(grants.values())) - rules.buffer
+    has_surplus = host.is_complete and not wanted and left > rules.buffer
+    surplus = _share_surplus(at_rest, left, rules) if has_surplus else {}
+    ceilings = _enforce_ceilings(at_rest, shrinks)
+    grows = _plan_grows(at_rest, grants, slack, surplus)
     return FleetPlan(
-        moves=(
-            *shrinks,
-            *_enforce_ceilings(at_rest, shrinks),
-            *_plan_grows(
-                at_rest,
-                grants,
-                slack,
-                _share_surplus(at_rest, surplus, rules) if surplus else {},
-            ),
-        ),
+        moves=(*shrinks, *ceilings, *grows),
         wanted=wanted,
         lacking=max(0, wanted - sum(donor.gain for donor in donors)),
         unreachable=unreachable,
@@ -322,6 +312,18 @@ def _count_unreachable(host: Host, rules: Rules) -> int:
         return 0
     goal = rules.reserve + rules.buffer // 2
     return max(0, goal - host.available - host.above_floors)
+
+
+def _count_need(guests: Sequence[Guest], everyone: Sequence[Guest], slack: int) -> int:
+    """Return the bytes that guests need by the next plan, which gives what this frees.
+
+    Args:
+        guests: Those that can be given some.
+        everyone: All guests, which have their shares.
+        slack: Bytes that the host has above its reserve.
+    """
+    needs = [max(g.compute_need(2), g.distress, g.hot_need) for g in guests]
+    return sum(_limit_needs(guests, everyone, needs, slack))
 
 
 def take(
