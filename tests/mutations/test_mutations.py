@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from planting import Misfit, Nursery, change, find_function
+from planting import (
+    Misfit,
+    Nursery,
+    change,
+    find_function,
+    read_sources,
+    walk_functions,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +26,9 @@ TESTS = Path(__file__).parent.parent
 MUTATIONS: list[dict[str, str]] = tomllib.loads(
     (Path(__file__).parent / "mutations.toml").read_text()
 )["mutation"]
-
+EQUIVALENTS: list[dict[str, str]] = tomllib.loads(
+    (Path(__file__).parent / "equivalent.toml").read_text()
+)["equivalent"]
 
 # With these the mutation is at fault, which is then no bug that could be merged.
 NO_VERDICT = ("NameError", "SyntaxError", "ImportError")
@@ -67,6 +77,21 @@ def test_a_planted_bug_is_caught(mutation: dict[str, str], nursery: Nursery) -> 
     if is_stateful(test):
         # What hypothesis comes down to: the least that it takes, and no more.
         assert 0 < len(steps(test, output)) <= HANDFUL, output
+
+
+def test_a_change_without_a_difference_is_of_a_line_that_is_there() -> None:
+    lines: dict[str, set[str]] = {}
+    for _, source in read_sources().values():
+        found = source.splitlines()
+        for name, function in walk_functions(ast.parse(source)):
+            body = found[function.lineno : function.end_lineno]
+            lines.setdefault(name, set()).update(" ".join(x.split()) for x in body)
+    gone = [
+        each["old"]
+        for each in EQUIVALENTS
+        if each["old"] not in lines.get(each["in"], set())
+    ]
+    assert not gone
 
 
 def test_stateful_tests_are_put_to_it() -> None:
