@@ -14,6 +14,7 @@ the long ones do the same again and again.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import selectors
 import threading
 import time
@@ -42,6 +43,7 @@ from trio.testing import wait_all_tasks_blocked
 from qmpballoon import asyncio as aio
 from qmpballoon import blocking, libvirt
 from qmpballoon.testing import FakeQemu, serve, simulate
+from qmpballoon.testing.model.guest import Guest
 from qmpballoon.trio import open_balloon
 
 if TYPE_CHECKING:
@@ -53,6 +55,21 @@ if TYPE_CHECKING:
 
 NEVER: Final = 10**9  # no operation waits so often
 PACE: Final = 50  # so much shorter are sleeps on a real clock
+
+
+@pytest.fixture(autouse=True)
+def restless_guests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no two answers of a guest be equal.
+
+    Equal ones are told apart by the second that they are of. Here the seconds of the
+    fakes are not hurried, as those of the code under test are.
+    """
+    tell, faults = Guest.tell_statistics, itertools.count(10**6)
+
+    def tell_anew(guest: Guest) -> dict[str, int]:
+        return tell(guest) | {"minor-faults": next(faults)}
+
+    monkeypatch.setattr(Guest, "tell_statistics", tell_anew)
 
 
 @pytest.fixture

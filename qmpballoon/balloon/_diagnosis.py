@@ -13,15 +13,13 @@ moves counts as one without a driver.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from attrs import frozen
 
 from qmpballoon.balloon.guard import RESIZE_HEADROOM
 from qmpballoon.balloon.results import OVERRIDDEN, Diagnosis
-from qmpballoon.balloon.sampling import refresh_stats
-from qmpballoon.errors import StatsUnavailable
+from qmpballoon.balloon.sampling import find_recent_stats
 from qmpballoon.sizes import MiB, format_size
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Evidence", "explain", "gather", "suspect_inhibition", "suspect_old_size"]
 
-# Seconds; a guest short of memory is slow, and one that hangs is silent.
+# Seconds. A guest short of memory is slow, and one that hangs is silent.
 _ANSWER_TIMEOUT: Final = 1.0
 # Bytes. If less was taken, QEMU's resident memory proves nothing: meanwhile the guest
 # goes on touching pages that it had not touched before.
@@ -63,18 +61,15 @@ async def gather(device: Device) -> Evidence:
 
     The guest is asked for new statistics, which takes up to a second.
     """
-    stopped, answers = await device.why_stopped(), False
-    stats = await device.stats()
+    stopped, recent = await device.why_stopped(), None
     if stopped is None:
-        with suppress(StatsUnavailable):
-            stats = await refresh_stats(device, timeout=_ANSWER_TIMEOUT)
-            answers = True
+        recent = await find_recent_stats(device, _ANSWER_TIMEOUT)
     return Evidence(
         total=(await device.query()).total,
         resident=device.resident(),
-        stats=stats,
+        stats=recent or await device.stats(),
         stopped=stopped,
-        answers=answers,
+        answers=recent is not None,
     )
 
 

@@ -45,6 +45,10 @@ class Balloon(Device[M_co]):
         This sets the statistics interval to 0 and back, which makes QEMU ask the guest
         at once. The interval is restored at the end.
 
+        QEMU tells the time of an answer in whole seconds. If the guest has already
+        answered in this second, and its figures stay the same, only its answer in the
+        next second can be told from its last one: so this can take up to a second.
+
         Args:
             timeout: Seconds to wait for the guest.
 

@@ -6,7 +6,9 @@ when the interval goes from 0 to anything else. So :func:`refresh_stats` and
 guest this costs next to nothing up to 25 times a second.
 
 QEMU records the time of an answer in whole seconds, too. So an answer counts as new if
-any of its figures has changed, or if it was given in another second.
+any of its figures has changed, or if it was given in another second. A guest at rest
+that has answered in this second is therefore asked again in the next one: until then
+nothing tells its new answer from none.
 
 Source: ``balloon_stats_set_poll_interval`` in QEMU's hw/virtio/virtio-balloon.c; QAPI
 reference, ``qom-set``.
@@ -41,6 +43,7 @@ __all__ = [
     "Sampler",
     "Snapshot",
     "Timeline",
+    "find_recent_stats",
     "open_sampler",
     "refresh_stats",
     "watch",
@@ -54,13 +57,13 @@ KEPT: Final = "kept"
 """The mark of the first sample after ``keep`` has taken the memory."""
 
 _ANSWER_POLL: Final = 0.01  # seconds between two polls for the guest's answer
-# Seconds. A guest answers within milliseconds. If the figures are still the same after
-# this time, and the answer is of the second in which the guest was asked, the answer
-# counts as new: the guest's memory has not changed.
-_GRACE: Final = 0.1
-# Seconds. If it is not known in which second the guest was asked, it is asked again
-# after this time, until its answer is of another second than the last one.
+# How long to pause between two polls, as a share of how long the guest has been silent.
+_PATIENCE: Final = 0.1
+# Seconds after which a guest is asked again, if its answer cannot be told from its last
+# one by the host's clock: until its answer is of another second.
 _ASK_AGAIN: Final = 0.5
+# Seconds. A healthy guest has answered after this time.
+_GRACE: Final = 0.1
 _SMALLEST: Final = 2  # samples: the first and the last
 # Seconds after which an answer about the disks counts as slow; a thousand disks take
 # 0.03. After a slow answer the disks are left alone for a multiple of the time that it
@@ -406,6 +409,30 @@ async def refresh_stats(
     return stats
 
 
+async def find_recent_stats(device: Device, timeout: float) -> GuestStats | None:
+    """Ask for new statistics; those of less than a second ago serve as well.
+
+    So this does not wait, as :func:`refresh_stats` does, until the answer of a guest at
+    rest can be told from its last one.
+
+    Args:
+        device: The balloon.
+        timeout: Seconds to wait for a guest that has not answered recently.
+
+    Returns:
+        The statistics; ``None`` if the guest does not answer.
+
+    Cancellation: the interval is restored.
+    """
+    last = await device.stats()
+    is_recent = last.age is not None and last.age < 1
+    if is_recent:
+        timeout = min(timeout, _GRACE)
+    async with device.restore_stats_interval() as interval:
+        stats = await _ask(device, interval, timeout)
+    return stats or (last if is_recent else None)
+
+
 def watch(device: Device, interval: float) -> AsyncIterator[Sample]:
     """Iterate over samples; see :meth:`~qmpballoon.balloon.Balloon.watch`."""
     return _Watch(device, require_seconds(interval, "interval"))
@@ -432,9 +459,7 @@ class _Watch:
             self._start = self._due = monitor.now()
         await monitor.sleep(self._due - monitor.now())
         timeout = min(self._interval, ANSWER_TIMEOUT)
-        async with device.restore_stats_interval() as interval:
-            stats = await _ask(device, interval, timeout)
-        stats = stats or await device.stats()
+        stats = await find_recent_stats(device, timeout) or await device.stats()
         sample = Sample.of(
             monitor.now() - self._start,
             stats,
@@ -451,13 +476,39 @@ async def _ask(device: Device, interval: int, timeout: float) -> GuestStats | No
     """Ask the guest until it gives a new answer; ``None`` if it does not in time."""
     monitor = device.monitor
     deadline = monitor.now() + timeout
-    question = _Question(device, await device.stats(), device.wall_time())
+    before = await device.stats()
     while (now := monitor.now()) < deadline:
         await device.request_stats(interval)
-        stats = await question.await_answer(
-            now + _GRACE, min(now + _ASK_AGAIN, deadline)
-        )
+        end = min(now + _choose_patience(device.wall_time()), deadline)
+        stats = await _await_answer(device, before, end)
         if stats is not None:
+            return stats
+    return None
+
+
+def _choose_patience(wall_time: float | None) -> float:
+    """Return how many seconds to wait for an answer, before the guest is asked again.
+
+    An answer with the figures of the last one can only be told from it in another
+    second. So the guest is asked again as soon as the second is over.
+    """
+    if wall_time is None:
+        return _ASK_AGAIN
+    return min(_ASK_AGAIN, 1 - wall_time % 1 + _ANSWER_POLL)
+
+
+async def _await_answer(
+    device: Device, before: GuestStats, end: float
+) -> GuestStats | None:
+    """Wait until the guest's answer is not the one of before; ``None``: not by then."""
+    monitor = device.monitor
+    began = monitor.now()
+    while (now := monitor.now()) < end:
+        # A guest that has not answered at once is looked at less often.
+        pause = max(_ANSWER_POLL, (now - began) * _PATIENCE)
+        await monitor.sleep(min(pause, end - now))
+        stats = await device.stats()
+        if stats.last_update is not None and not stats.is_same_sample(before):
             return stats
     return None
 
@@ -480,50 +531,3 @@ async def _explain_silence(device: Device, timeout: float) -> str:
             " the Balloon Service too)"
         )
     return f"the guest did not report its memory within {timeout:g} s; {why}"
-
-
-@frozen
-class _Question:
-    """A request for statistics, and what was known before it.
-
-    Attributes:
-        device: The guest's balloon.
-        before: The guest's previous answer.
-        asked_at: When the guest was asked, in seconds since the epoch, if known.
-    """
-
-    device: Device
-    before: GuestStats
-    asked_at: float | None
-
-    async def await_answer(self, grace_end: float, end: float) -> GuestStats | None:
-        """Wait for a new answer; ``None`` if there is none by the end.
-
-        Args:
-            grace_end: From when an answer with unchanged figures counts as new, if it
-                is not older than the request; seconds of the monitor's clock.
-            end: When to stop waiting.
-        """
-        monitor = self.device.monitor
-        while monitor.now() < end:
-            await monitor.sleep(_ANSWER_POLL)
-            stats = await self.device.stats()
-            if stats.last_update is None:
-                continue
-            if not stats.is_same_sample(self.before):
-                return stats
-            is_new = _is_between(stats, self.asked_at, self.device.wall_time())
-            if monitor.now() >= grace_end and is_new:
-                return stats
-        return None
-
-
-def _is_between(stats: GuestStats, start: float | None, end: float | None) -> bool:
-    """Return whether an answer was given between two moments, to the second.
-
-    Both ends count. This is false if the host's clock was set, or is another host's:
-    then the times prove nothing.
-    """
-    if start is None or end is None or stats.last_update is None:
-        return False
-    return int(start) <= stats.last_update.timestamp() <= end

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["status"]
 
-_ANSWER_TIMEOUT: Final = 1.0  # seconds; a healthy guest answers in milliseconds
+# Seconds. A healthy guest answers in milliseconds, but it takes up to a second to tell
+# its answer from the last one.
+_ANSWER_TIMEOUT: Final = 2.0
 
 
 @click.command()
@@ -58,11 +60,12 @@ def status(
     """
     from qmpballoon.cli._one_vm import VmMonitor, run_with_monitor  # noqa: PLC0415
 
-    async def query(monitor: VmMonitor) -> dict[str, Any]:
+    async def query(monitor: VmMonitor) -> tuple[dict[str, Any], str | None]:
         balloon = await find_balloon(monitor)
-        return {"socket": str(socket), **await _collect(balloon, monitor.pid)}
+        seen, nonsense = await _collect(balloon, monitor.pid)
+        return {"socket": str(socket), **seen}, nonsense
 
-    seen = run_with_monitor(
+    seen, nonsense = run_with_monitor(
         socket,
         query,
         connect_timeout=connect_timeout,
@@ -72,18 +75,23 @@ def status(
     if as_json:
         _output.print_json(seen)
     else:
-        _output.say(_describe(seen))
+        _output.say(_describe(seen, nonsense))
 
 
-async def _collect(balloon: Balloon, pid: int | None) -> dict[str, Any]:
-    """Return what is printed with ``--json``, except for the socket."""
+async def _collect(
+    balloon: Balloon, pid: int | None
+) -> tuple[dict[str, Any], str | None]:
+    """Return what is printed with ``--json``, except for the socket; and nonsense.
+
+    The latter is what the guest says that cannot be true, or ``None``.
+    """
     vm = await balloon.query_vm()
     # The guest of a VM that does not run does not answer.
-    is_running = vm.status == "running"
-    stats = await (_refresh_stats(balloon) if is_running else balloon.stats())
+    new = await _refresh_stats(balloon) if vm.status == "running" else None
+    stats = new or await balloon.stats()
     interval = await balloon.get_stats_interval()
     info, reads = await balloon.query(), await balloon.disk_reads()
-    return {
+    seen = {
         "qemu": {"version": vm.qemu_version, "pid": pid},
         "vm": {"name": vm.name, "status": vm.status},
         "balloon": {
@@ -95,21 +103,22 @@ async def _collect(balloon: Balloon, pid: int | None) -> dict[str, Any]:
             "owed": balloon.read_owed(),
             "features": await balloon.features(),
         },
-        "stats": {**stats.to_json(), "interval": interval},
+        "stats": {**stats.to_json(), "interval": interval, "fresh": new is not None},
         "host": {"resident": balloon.resident()},
         "disk_reads": None if reads is None else asdict(reads),
     }
+    return seen, stats.find_nonsense(info.capacity)
 
 
-async def _refresh_stats(balloon: Balloon) -> GuestStats:
-    """Return new statistics, or the last ones if the guest does not answer."""
+async def _refresh_stats(balloon: Balloon) -> GuestStats | None:
+    """Return new statistics; ``None`` if the guest does not answer."""
     try:
         return await balloon.refresh_stats(timeout=_ANSWER_TIMEOUT)
     except StatsUnavailable:
-        return await balloon.stats()
+        return None
 
 
-def _describe(seen: dict[str, Any]) -> str:
+def _describe(seen: dict[str, Any], nonsense: str | None) -> str:
     """Format it for people."""
     vm, host = seen["vm"], seen["host"]
     rows = {
@@ -117,7 +126,7 @@ def _describe(seen: dict[str, Any]) -> str:
         "QEMU": _describe_qemu(seen["qemu"]),
         **_describe_balloon(seen["balloon"]),
         **_describe_owed(seen["balloon"]),
-        "guest says": _describe_stats(seen["stats"]),
+        "guest says": _describe_stats(seen["stats"], nonsense),
         "host": f"{_format(host['resident'])} resident",
         "disk reads": _describe_reads(seen["disk_reads"]),
     }
@@ -146,7 +155,7 @@ def _describe_owed(balloon: dict[str, Any]) -> dict[str, str]:
     return {"is owed": describe_owed(owed)}
 
 
-def _describe_stats(stats: dict[str, Any]) -> str:
+def _describe_stats(stats: dict[str, Any], nonsense: str | None) -> str:
     if stats["last_update"] is None:
         return "nothing: is the VM running, and virtio_balloon loaded in the guest?"
     memory = {
@@ -155,11 +164,14 @@ def _describe_stats(stats: dict[str, Any]) -> str:
         "page cache": stats["disk_caches"],
         "of": stats["total"],
     }
-    figures = ", ".join(f"{name} {_format(size)}" for name, size in memory.items())
-    # QEMU tells the time of an answer in whole seconds.
-    if stats["age"] is None or stats["age"] <= _ANSWER_TIMEOUT + 1:
-        return figures
-    return f"{figures}; that was {stats['age']:.0f} s ago, it does not answer now"
+    parts = [", ".join(f"{name} {_format(size)}" for name, size in memory.items())]
+    if nonsense is not None:
+        parts.append(f"this cannot be true: {nonsense}")
+    if not stats["fresh"]:
+        age = stats["age"]
+        when = "some time ago" if age is None else f"{age:.0f} s ago"
+        parts.append(f"that was {when}, it does not answer now")
+    return "; ".join(parts)
 
 
 def _describe_reads(reads: dict[str, int] | None) -> str:

@@ -146,7 +146,7 @@ def _list_of_snapshot(seen: Snapshot) -> dict[str, int | None]:
         "guest: page cache": stats.disk_caches,
         "guest: free": stats.free,
         "guest: available": stats.available,
-        "guest: used": _subtract(stats.total, stats.available),
+        "guest: used": _count_used(stats.total, stats.available),
         "guest: size": seen.actual,
         "host: QEMU resident": seen.resident,
     }
@@ -157,7 +157,7 @@ def _list_of_sample(seen: Sample) -> dict[str, int | None]:
         "guest: page cache": seen.disk_caches,
         "guest: free": seen.free,
         "guest: available": seen.available,
-        "guest: used": _subtract(seen.total, seen.available),
+        "guest: used": _count_used(seen.total, seen.available),
         "guest: size": seen.actual,
         "host: QEMU resident": seen.resident,
     }
@@ -167,6 +167,12 @@ def _compare_figures(
     before: dict[str, int | None], after: dict[str, int | None]
 ) -> list[Change]:
     return [Change(name, old, after[name]) for name, old in before.items()]
+
+
+def _count_used(total: int | None, available: int | None) -> int | None:
+    """Return what a guest uses; unknown if it says that it has more than it has."""
+    used = _subtract(total, available)
+    return None if used is None or used < 0 else used
 
 
 def _subtract(first: int | None, second: int | None) -> int | None:

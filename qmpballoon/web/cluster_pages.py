@@ -195,7 +195,8 @@ def _draw_figures(name: str, state: HostState | None) -> list[ET.Element]:
         make(
             "td",
             needy,
-            f"{format_size(state.available)} of {format_size(state.total)}",
+            f"{format_size(available) if available else 'none'}"
+            f" of {format_size(state.total)}",
         ),
         make("td", {}, format_size(state.reserve)),
         make("td", {}, "-" if policy is None else str(policy)),

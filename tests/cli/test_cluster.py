@@ -254,7 +254,7 @@ def test_what_is_wrong_is_shown_below_the_hosts() -> None:
     text = captured.get()
     for said in (
         "2 hosts: 1 healthy, 1 malformed",
-        "-1 MiB",
+        "  none  ",
         "h1: 1 of its VMs do not say how they are",
         "h1: job 0000000000000000: the disk is full",
         "h1: no [bold]policy[/]",

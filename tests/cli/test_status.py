@@ -12,7 +12,8 @@ from in_process import status_of
 
 from qmpballoon import blocking
 from qmpballoon.balloon import Balloon
-from qmpballoon.testing import GuestConfig
+from qmpballoon.sizes import GiB
+from qmpballoon.testing import SECOND, GuestConfig, MachineConfig
 from qmpballoon.testing import serve as threaded
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ async def test_status(socket_path: Path) -> None:
     assert datetime.fromisoformat(seen["stats"]["last_update"]).tzinfo is not None
     assert seen["stats"]["disk_caches"] == fake.machine.config.guest.cache
     assert seen["stats"]["interval"] == 0
+    assert seen["stats"]["fresh"]
     assert seen["host"] == {"resident": None}  # it is no QEMU that serves here
     assert shown.returncode == 0
     assert "vm1, running" in shown.stdout
@@ -60,6 +62,7 @@ def test_a_guest_that_is_paused_is_not_asked(
     seen = json.loads(capsys.readouterr().out)
     assert seen["vm"]["status"] == "paused"
     assert seen["stats"]["free"] is not None  # what it said last
+    assert not seen["stats"]["fresh"]
 
 
 async def test_status_of_a_guest_that_says_nothing(socket_path: Path) -> None:
@@ -70,3 +73,21 @@ async def test_status_of_a_guest_that_says_nothing(socket_path: Path) -> None:
     assert object_of(result)["stats"]["last_update"] is None
     assert object_of(result)["stats"]["free"] is None
     assert "virtio_balloon" in shown.stdout
+
+
+def test_figures_of_a_guest_that_is_silent_have_their_age(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with threaded() as fake:
+        fake.do(lambda machine: machine.guest.stall(3600 * SECOND))
+        assert status_of("status", fake.socket) == 0
+    assert " s ago, it does not answer now" in capsys.readouterr().out
+
+
+def test_it_says_which_figure_cannot_be_true(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    guest = GuestConfig(claims={"free-memory": 9 * GiB})
+    with threaded(MachineConfig(guest=guest)) as fake:
+        assert status_of("status", fake.socket) == 0
+    assert "cannot be true: 9 GiB are free, and it can" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 import trio
 
+from qmpballoon.errors import StatsUnavailable
 from qmpballoon.testing import lab
 from qmpballoon.testing.lab import GiB, MiB, _saved
 from qmpballoon.testing.lab._cache import cache_folder
@@ -116,7 +117,12 @@ async def test_the_driver_comes_and_goes() -> None:
         assert await qmp(guest.socket, "query-balloon") == {"actual": 512 * MiB}
         await guest.load_driver()
         await guest.wait_for(lambda now: now["MemTotal"] < total - 50 * MiB)
-        await guest.unload_driver()
+        async with open_balloon(str(guest.socket)) as balloon:
+            await balloon.refresh_stats()
+            await guest.unload_driver()
+            # Nor is its last answer, of this very second, taken for a new one.
+            with pytest.raises(StatsUnavailable):
+                await balloon.refresh_stats(timeout=2)
         await guest.wait_for(lambda now: now["MemTotal"] >= total - MiB)
 
 
@@ -343,6 +349,7 @@ async def test_a_damaged_saved_guest_is_made_anew(guests: Path) -> None:
 # Prints when the guest's kernel was booted, by the guest's clock.
 _START = """
 import trio
+from qmpballoon.errors import StatsUnavailable
 from qmpballoon.testing import lab
 
 async def main():

@@ -148,11 +148,13 @@ def test_things_go_wrong_as_planned() -> None:
         return [asyncio.get_running_loop().time(), vm.wall_clock()]
 
     now, wall = simulate_asyncio(main, faults=FaultPlan(kill_at=2 * SECOND))
-    assert 2 <= now < 2.1
+    assert 2 <= now < 2.2  # it may be pausing between two samples
     assert wall == pytest.approx(now + MachineConfig().epoch / SECOND)
-    cut = FaultPlan(chunk=3, cut_after=20_000, freeze_at=SECOND, freeze_for=5 * SECOND)
+    cut = FaultPlan(
+        chunk=3, cut_after=40_000, freeze_at=2 * SECOND, freeze_for=5 * SECOND
+    )
     now, _ = simulate_asyncio(main, faults=cut)
-    assert now > 6
+    assert now > 7
     late = FaultPlan(chunk=7, reply_delay=SECOND // 50, event_copies=2)
     assert simulate_asyncio(reclaim, faults=late)["outcome"] == "done"
 

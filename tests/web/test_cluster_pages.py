@@ -195,6 +195,7 @@ async def test_whatever_a_host_says_is_shown_as_a_text(state: HostState) -> None
         assert html.escape("</td><script>alert(1)", quote=False) in page
         assert "<img" not in page
         assert "&lt;h3" not in page
+        assert ("none of" in page) == (state.available < 0)
         assert not {"\u202e", "\x1b"} & set(page)
         documents.check("cluster-status", json.loads(await read(app, "/api/cluster")))
 

@@ -84,10 +84,12 @@ def _list_figures(host: HostView) -> list[str]:
     state = host.state
     if state is None:
         return [""] * 8
-    sizes = (state.available, state.reserve, state.room.now, state.offer.total)
+    sizes = (state.reserve, state.room.now, state.offer.total)
     return [
         "-" if host.age is None else f"{host.age:.0f} s",
         str(state.vms),
+        # Below 0 if its VMs hold more than they may.
+        format_size(state.available) if state.available >= 0 else "none",
         *map(format_size, sizes),
         "-" if state.policy_revision is None else str(state.policy_revision),
         state.progress.describe() if state.progress else "",

@@ -12,7 +12,7 @@ from qmpballoon.balloon import ReclaimReport
 from qmpballoon.balloon.sampling import Sample, Snapshot, Timeline
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.cli.render.summary import draw_summary, write_undo
-from qmpballoon.export.summary import describe_gain, describe_rereads
+from qmpballoon.export.summary import compare_snapshots, describe_gain, describe_rereads
 from qmpballoon.sizes import GiB, MiB
 
 PRICE = "The guest had to read up to"
@@ -52,6 +52,14 @@ def test_it_is_said_as_it_is(after: Snapshot, words: str) -> None:
     report = make_report(after)
     assert words in describe_gain(report)
     assert "-" not in describe_gain(report)
+
+
+def test_a_guest_that_says_that_it_has_more_than_it_has_uses_an_unknown_amount() -> (
+    None
+):
+    liar = Snapshot(GuestStats(total=GiB, available=2 * GiB), GiB, None)
+    used = next(c for c in compare_snapshots(liar, liar) if c.name == "guest: used")
+    assert used.format() == ("unknown", "unknown", "")
 
 
 @pytest.mark.parametrize(
