@@ -29,6 +29,7 @@ _FORMS = "write unix:PATH, tcp:HOST:PORT, or the path of a socket"
 _LIBVIRT = "libvirt:"
 _ABSTRACT = "unix-abstract:"
 _PORT_MAX = 65535  # a port has 16 bits
+_PORT_DIGITS = 9  # with zeros before it; int() refuses thousands of digits
 _PATH_MAX = 4095  # bytes, without the final NUL; see path_resolution(7)
 _ABSTRACT_MAX = 107  # bytes, after the NUL that they begin with; see unix(7)
 
@@ -215,6 +216,10 @@ def _parse_text(text: str) -> Address:
         # int() also accepts "+1", "1_0" and digits of other scripts.
         if not colon or not (port.isascii() and port.isdigit()):
             raise ValueError(f"{text!r} has no port: write tcp:HOST:PORT")
+        if len(port) > _PORT_DIGITS:
+            raise ValueError(
+                f"a TCP port has no {len(port)} digits: give 1 to {_PORT_MAX}"
+            )
         return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
     if text.startswith(_ABSTRACT):
         return AbstractAddress(text.removeprefix(_ABSTRACT))

@@ -40,6 +40,7 @@ VMS: Final = (
 """The end of each command's help."""
 
 _PORT_MAX: Final = 65535
+_PORT_DIGITS: Final = 9  # with zeros before it; int() refuses thousands of digits
 
 vms_argument: Final = click.argument(
     "vms", nargs=-1, metavar="[VMS]...", shell_complete=complete_vm
@@ -175,6 +176,15 @@ def _make_rules(
 def read_listen_address(text: str) -> tuple[str, int]:
     """Read ``HOST:PORT``; without a host only this machine can connect."""
     host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit()) or int(port) > _PORT_MAX:
+    if not (port.isascii() and port.isdigit()):
         raise click.UsageError(f"{text!r} has no port: write HOST:PORT, or PORT")
+    if len(port) > _PORT_DIGITS or int(port) > _PORT_MAX:
+        raise click.UsageError(
+            f"{text!r} has a port above {_PORT_MAX}: give a lower one, or 0 for one"
+            " that is free"
+        )
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise click.UsageError(
+            f"{text!r} has an IPv6 host without brackets: write [HOST]:PORT"
+        )
     return host.strip("[]") or "127.0.0.1", int(port)

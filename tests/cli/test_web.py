@@ -190,6 +190,8 @@ async def test_what_a_cluster_asks_of_a_member_is_on_its_page() -> None:
         ("web --cluster valkey://bus --reserve 1G", "--reserve is for this host's"),
         ("web --cluster valkey://u:secret@bus", "holds a password"),
         ("web --listen everywhere", "has no port"),
+        ("web --listen 99999", "'99999' has a port above 65535"),
+        ("web --listen ::1", "write [HOST]:PORT"),
         ("web --prefix vms", "no prefix"),
         ("web --prefix /v;x=1", "no prefix"),
         ("web --prefix /v\x7f", "no prefix"),
