@@ -89,6 +89,14 @@ def _require_text(value: object) -> str:
     return value
 
 
+def _require_whole(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(
+            f"the size is {value!r:.80}: it must be a whole number of bytes"
+        )
+    return value
+
+
 def _take_share(percent: Fraction, shown: str, whole: int | None) -> int:
     if whole is None:
         raise ValueError(
@@ -109,7 +117,12 @@ def format_size(size: int) -> str:
     Returns:
         The size in the largest binary unit of which it has one or more, with at most
         one decimal.
+
+    Raises:
+        TypeError: ``size`` is not an integer. Floats are refused, as they can be
+            infinite or NaN.
     """
+    size = _require_whole(size)
     sign, size = ("-" if size < 0 else ""), abs(size)
     if size < KiB:
         return f"{sign}{size} B"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import pytest
@@ -110,6 +111,12 @@ def test_binary_units_agree(number: int, unit: str) -> None:
 )
 def test_shows(size: int, expected: str) -> None:
     assert format_size(size) == expected
+
+
+@pytest.mark.parametrize("size", [math.inf, -math.inf, math.nan, 1.0, "1", None, True])
+def test_shows_only_whole_bytes(size: Any) -> None:  # noqa: ANN401 - nonsense
+    with pytest.raises(TypeError, match="must be a whole number of bytes"):
+        format_size(size)
 
 
 @given(st.integers(min_value=0, max_value=4096 * PiB))
