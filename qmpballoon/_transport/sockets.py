@@ -68,6 +68,13 @@ OPEN_TIMEOUT: Final = 5.0
 """Seconds for connecting, greeting and negotiating together."""
 
 _SUN_PATH_MAX: Final = 107  # bytes, without the final NUL; see unix(7)
+# What is wrong with a path that can be no socket's; see connect(2).
+_BAD_PATHS: Final = {
+    errno.ENOTDIR: "there is no socket at {}: one of its folders is a file",
+    errno.ELOOP: "there is no socket at {}: it leads through too many symbolic links",
+    errno.ENAMETOOLONG: "there is no socket at {}: one of its names is too long",
+    errno.EPROTOTYPE: "{} is no stream socket",
+}
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE})
 # QEMU's monitor reads byte by byte. QEMU 7.2 takes a whole TLS record from the socket
 # for the first byte, and looks at the others only when the socket is readable again. A
@@ -394,7 +401,8 @@ def _describe_unreachable(address: UnixAddress | AbstractAddress, error: int) ->
         return f"there is no socket at {address}: {advice}"
     if error == errno.ECONNREFUSED:
         return _describe_refused(address)
-    return f"cannot connect to {address}: {os.strerror(error)}"
+    why = _BAD_PATHS.get(error, f"cannot connect to {{}}: {os.strerror(error)}")
+    return f"{why.format(address)}: give the path of a -qmp unix:PATH monitor"
 
 
 def _describe_no_descriptor(address: Address) -> str:

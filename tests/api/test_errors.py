@@ -107,6 +107,33 @@ def test_no_socket_but_a_file(tmp_path: Path) -> None:
     assert errors_of(path) == {(MonitorUnreachable, said)}
 
 
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("file/qmp", "one of its folders is a file"),
+        ("loop", "it leads through too many symbolic links"),
+        ("loop/qmp", "it leads through too many symbolic links"),
+        (f"{'x' * 256}/qmp", "one of its names is too long"),
+    ],
+)
+def test_a_path_that_can_be_no_socket_s(tmp_path: Path, path: str, why: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    said = (
+        f"there is no socket at {tmp_path / path}: {why}: give the path of a -qmp"
+        " unix:PATH monitor"
+    )
+    assert errors_of(tmp_path / path) == {(MonitorUnreachable, said)}
+
+
+def test_a_socket_of_datagrams(tmp_path: Path) -> None:
+    path = tmp_path / "qmp"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(path))
+        said = f"{path} is no stream socket: give the path of a -qmp unix:PATH monitor"
+        assert errors_of(path) == {(MonitorUnreachable, said)}
+
+
 def test_a_socket_that_a_dead_qemu_left(tmp_path: Path) -> None:
     path = tmp_path / "qmp"
     with socket.socket(socket.AF_UNIX) as listener:
