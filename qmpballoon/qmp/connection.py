@@ -204,6 +204,15 @@ class Connection:
         if ident in self._pending and ident not in self._abandoned:
             self._abandoned.append(ident)
 
+    def withdraw(self, ident: Id) -> None:
+        """Forget a command whose bytes were not written and never will be.
+
+        Args:
+            ident: As :meth:`send_command` returned it; not of an out-of-band command.
+        """
+        if isinstance(ident, int):
+            self._pending.pop(ident, None)
+
     # The server's end.
 
     def send_greeting(self, greeting: Greeting) -> bytes:

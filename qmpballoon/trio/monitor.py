@@ -145,6 +145,9 @@ class TrioMonitor(MonitorBase, TrioClock):
 
         Raises:
             MonitorError: One has no reply.
+            TypeError: The arguments of one are not JSON; none was sent.
+            ValueError: The arguments of one have values that JSON does not know; none
+                was sent.
 
         :meta private:
         """
@@ -155,10 +158,7 @@ class TrioMonitor(MonitorBase, TrioClock):
         timeout, task = self._command_timeout, trio.lowlevel.current_task()
         deadline, group = trio.current_time() + timeout, _Group(len(commands))
         waiters = [_Waiter(name, deadline, task, group=group) for name, _ in commands]
-        pieces: list[bytes] = []
-        for waiter, (_, arguments) in zip(waiters, commands, strict=True):
-            pieces.append(self._register(waiter, arguments, oob=False))
-        self._transport.write(b"".join(pieces))
+        self._transport.write(self._register_all(waiters, commands))
         await self._wait_for_replies(waiters, deadline)
         results: list[object] = []
         for waiter in waiters:
@@ -247,6 +247,22 @@ class TrioMonitor(MonitorBase, TrioClock):
         self._waiting[ident] = waiter
         waiter.ident = ident
         return data
+
+    def _register_all(
+        self, waiters: Sequence[_Waiter], commands: Sequence[Command]
+    ) -> bytes:
+        """As :meth:`_register`, for several; if one cannot be sent, none is."""
+        pieces: list[bytes] = []
+        try:
+            for waiter, (_, arguments) in zip(waiters, commands, strict=True):
+                pieces.append(self._register(waiter, arguments, oob=False))
+        except (TypeError, ValueError):
+            for waiter in waiters:
+                if waiter.ident is not None:
+                    del self._waiting[waiter.ident]
+                    self._connection.withdraw(waiter.ident)
+            raise
+        return b"".join(pieces)
 
     async def _wait_for_replies(
         self, waiters: Sequence[_Waiter], deadline: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -605,6 +606,26 @@ async def test_commands_at_once_keep_to_eight_in_flight(nursery: trio.Nursery) -
         await wait_all_tasks_blocked()
         assert results == [["first", "second", "third"]]
         assert [each.result for each in held] == [f"held {n}" for n in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(object(), TypeError), (math.nan, ValueError)]
+)
+async def test_if_one_of_several_is_no_json_none_is_sent(
+    nursery: trio.Nursery, value: object, error: type[Exception]
+) -> None:
+    async with connected(nursery) as (monitor, peer):
+        for _ in range(8):  # as many as can be in flight
+            with pytest.raises(error):
+                await monitor.execute_all([*LOOK, ("bad", {"value": value})])
+
+        async def answer() -> None:
+            requests = [await peer.request() for _ in LOOK]
+            for request in requests:
+                await peer.answer(request, request.command)
+
+        nursery.start_soon(answer)
+        assert await monitor.execute_all(LOOK) == ["first", "second", "third"]
 
 
 async def test_one_of_several_that_is_not_answered_is_a_timeout(
