@@ -84,7 +84,8 @@ class Balloon(Device[M_co]):
         """Iterate over samples of guest, balloon and host, one each interval.
 
         The guest is asked for new statistics for each sample. If it does not answer
-        within the interval, and within 3 seconds, the sample has its last answer.
+        within the interval, and within 3 seconds, the sample has its last answer, and
+        its ``age`` says how old that is.
         Between two samples the statistics interval is what it was before. So the loop
         can be left at any moment, and nothing has to be closed.
 

@@ -87,6 +87,9 @@ class Sample:
         disk_caches: Bytes of the guest's page cache.
         resident: Bytes of the host's memory that QEMU holds.
         disk_reads: Bytes that the VM has read from its disks since the beginning.
+        age: Seconds since the guest reported ``total``, ``free``, ``available`` and
+            ``disk_caches``; QEMU tells that time to the second. It grows from sample to
+            sample while the guest does not answer.
         mark: A word on what happened then, such as ``"stalled"``; usually ``None``.
     """
 
@@ -99,6 +102,7 @@ class Sample:
     disk_caches: int | None = None
     resident: int | None = None
     disk_reads: int | None = None
+    age: float | None = None
     mark: str | None = None
 
     @classmethod
@@ -124,6 +128,7 @@ class Sample:
             disk_caches=stats.disk_caches,
             resident=resident,
             disk_reads=disk_reads,
+            age=stats.age,
             mark=mark,
         )
 
@@ -459,10 +464,10 @@ class _Watch:
             self._start = self._due = monitor.now()
         await monitor.sleep(self._due - monitor.now())
         timeout = min(self._interval, ANSWER_TIMEOUT)
-        stats = await find_recent_stats(device, timeout) or await device.stats()
+        await find_recent_stats(device, timeout)
         sample = Sample.of(
             monitor.now() - self._start,
-            stats,
+            await device.stats(),
             target=device.target,
             actual=await device.actual(),
             resident=device.resident(),

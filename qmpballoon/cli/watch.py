@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from qmpballoon.balloon.sampling import ANSWER_TIMEOUT
 from qmpballoon.cli import _output
 from qmpballoon.cli._completion import complete_file
 from qmpballoon.cli._display import show_timeline
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["watch"]
 
 _SAMPLE_SIZE: Final = 512  # bytes; a line of a recording has fewer
-_SILENT: Final = 3.0  # seconds without an answer, from when on a note says so
 
 
 @click.command()
@@ -125,16 +125,26 @@ async def _watch(
     balloon: Balloon, interval: float, count: int | None, shows: list[ShowSample]
 ) -> None:
     # So that the first sample is up to date. A guest that does not answer is shown with
-    # its last statistics.
-    with suppress(StatsUnavailable):
+    # its last statistics, and their age.
+    answers = True
+    try:
         await balloon.refresh_stats()
+    except StatsUnavailable:
+        answers = False
     async with balloon.sampler() as sampler:
         for number in itertools.count(1):
             sample = await sampler.take()
-            silent = max(sampler.silence - interval, 0)
-            note = f"the guest is silent for {silent:.0f} s" if silent > _SILENT else ""
+            answers = answers or sampler.silence == 0
+            is_silent = not answers or sampler.silence > ANSWER_TIMEOUT
+            note = _describe_silence(sample) if is_silent else ""
             for show in shows:
                 show(sample, note)
             if number == count:
                 return
             await balloon.monitor.sleep(interval)
+
+
+def _describe_silence(sample: Sample) -> str:
+    if sample.age is None:
+        return "the guest is silent"
+    return f"the guest is silent, its figures are {sample.age:.0f} s old"

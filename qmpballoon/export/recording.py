@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import contextmanager
 from errno import ENOSPC
@@ -98,6 +99,10 @@ def _check(sample: Sample) -> None:
         match attribute.name:
             case "t":
                 right = isinstance(value, int | float) and 0 <= value <= _MOST_SECONDS
+            case "age":
+                right = value is None or (
+                    isinstance(value, int | float) and 0 <= value < math.inf
+                )
             case "mark":
                 right = value is None or isinstance(value, str)
             case "actual":

@@ -324,6 +324,8 @@ def test_a_silent_guest_is_watched_at_the_same_pace() -> None:
     samples = run(use())
     assert samples[-1].t == pytest.approx(2.0, abs=0.1)
     assert {sample.available for sample in samples} == {machine.guest.memory.available}
+    for sample in samples:
+        assert sample.age == pytest.approx(sample.t + (samples[0].age or 0), abs=0.15)
     assert run(balloon.get_stats_interval()) == 0
 
 

@@ -6,14 +6,32 @@ import json
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 from command import run, serve, start
+from in_process import status_of
 
 from qmpballoon.sizes import GiB
+from qmpballoon.testing import SECOND, Machine
+from qmpballoon.testing import serve as threaded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-SAMPLE = {"t", "target", "actual", "free", "available", "disk_caches", "resident"}
+SAMPLE = {
+    "age",
+    "t",
+    "target",
+    "actual",
+    "free",
+    "available",
+    "disk_caches",
+    "resident",
+}
+
+
+def stall(machine: Machine) -> None:
+    machine.guest.stall(3600 * SECOND)
 
 
 async def test_watch_records_what_it_shows(socket_path: Path, tmp_path: Path) -> None:
@@ -34,6 +52,23 @@ async def test_watch_records_what_it_shows(socket_path: Path, tmp_path: Path) ->
     shown = await run("plot", record)
     assert shown.returncode == 0
     assert "guest cache" in shown.stdout
+
+
+@pytest.mark.parametrize("stop", [Machine.stop, stall], ids=["paused", "hangs"])
+def test_figures_of_a_guest_that_is_silent_are_not_shown_as_new(
+    stop: Callable[[Machine], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = ("watch", "--interval", "0.1", "--count", "2")
+    with threaded() as fake:
+        fake.do(stop)
+        assert status_of(*watch, fake.socket) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert status_of(*watch, fake.socket, "--json") == 0
+        printed = capsys.readouterr().out.splitlines()
+    first, second = (json.loads(line) for line in printed)
+    assert all("the guest is silent, its figures are " in line for line in shown[1:])
+    assert second["available"] == first["available"]
+    assert second["age"] > first["age"] > 3  # it was waited for that long
 
 
 async def test_watch_ends_with_whoever_reads_it(socket_path: Path) -> None:

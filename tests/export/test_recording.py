@@ -60,7 +60,7 @@ lines = st.builds(
     lambda figures, mark: json.dumps({**figures, "mark": mark}),
     st.fixed_dictionaries(
         dict.fromkeys(
-            ("t", "target", "actual", "free", "resident", "disk_reads"), numbers
+            ("t", "target", "actual", "free", "resident", "disk_reads", "age"), numbers
         )
     ),
     st.none() | st.text(st.characters(), max_size=5),
@@ -113,6 +113,9 @@ def test_a_line_cut_off_at_the_end_is_left_out() -> None:
         '{"t": 1e300, "target": null, "actual": 1}',
         f'{{"t": 1{"0" * 400}, "target": null, "actual": 1}}',
         '{"t": 1, "target": null, "actual": -1}',
+        '{"t": 1, "target": null, "actual": 1, "age": -1}',
+        '{"t": 1, "target": null, "actual": 1, "age": NaN}',
+        '{"t": 1, "target": null, "actual": 1, "age": "old"}',
         '{"t": 1, "target": null, "actual": 1, "free": -1}',
         '{"t": 1, "target": null, "actual": 1, "disk_reads": 1e30}',
         f'{{"t": 1, "target": null, "actual": 1, "disk_reads": {2**80}}}',

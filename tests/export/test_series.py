@@ -16,7 +16,7 @@ def test_no_two_curves_are_shown_alike(attribute: str) -> None:
 
 
 def test_curves_are_the_sizes_of_a_sample() -> None:
-    others = {"t", "total", "mark", "disk_reads"}
+    others = {"t", "total", "age", "mark", "disk_reads"}
     assert {series.name for series in SERIES} == {*fields_dict(Sample)} - others
 
 
