@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -130,6 +131,7 @@ _DISK_COUNTERS: Final = (
     ("bytes", "disk_read_bytes", "Read from the VM's disks."),
     ("operations", "disk_reads", "Reads from the VM's disks."),
 )
+_LONGEST_LABEL: Final = 255  # characters; NAME_MAX, the longest name of a file
 
 
 @frozen
@@ -216,7 +218,6 @@ def _make_labels(views: Sequence[VmView]) -> list[VmView]:
 
 # The server
 
-_LONGEST_LABEL: Final = 255  # characters; NAME_MAX, the longest name of a file
 # Connections at a time; each has a thread. A Prometheus, its replica and some people
 # need one each, for milliseconds.
 _MOST_CONNECTIONS: Final = 16
@@ -303,9 +304,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = (
-        socket.SOMAXCONN
-    )  # otherwise a few who wait shut out all others
+    # With a short queue, a few clients that wait would shut out all others.
+    request_queue_size = socket.SOMAXCONN
 
     def __init__(self, host: str, port: int) -> None:
         family, *_, address = socket.getaddrinfo(
@@ -443,45 +443,41 @@ def _collect_vms(views: Sequence[VmView]) -> Iterator[Metric]:
     yield info
     yield state
     for name, (text, value) in _GAUGES.items():
-        family = GaugeMetricFamily(f"qmpballoon_{name}", text, labels=["vm"])
-        for view in views:
-            figure = value(view)
-            if figure is not None:
-                family.add_metric([view.name], figure)
-        yield family
+        gauge = GaugeMetricFamily(f"qmpballoon_{name}", text, labels=["vm"])
+        yield _fill(gauge, views, value)
 
 
 def _collect_guests(views: Sequence[VmView]) -> Iterator[Metric]:
     for statistic, text in _GUEST_GAUGES.items():
         name = f"qmpballoon_guest_memory_{statistic}_bytes"
-        family = GaugeMetricFamily(name, text, labels=["vm"])
-        for view in views:
-            figure = getattr(view.stats, statistic)
-            if figure is not None:
-                family.add_metric([view.name], figure)
-        yield family
+        gauge = GaugeMetricFamily(name, text, labels=["vm"])
+        yield _fill(gauge, views, attrgetter(f"stats.{statistic}"))
     for statistic, name, text in _GUEST_COUNTERS:
         counter = CounterMetricFamily(f"qmpballoon_guest_{name}", text, labels=["vm"])
-        for view in views:
-            figure = getattr(view.stats, statistic)
-            if figure is not None:
-                counter.add_metric([view.name], figure)
-        yield counter
+        yield _fill(counter, views, attrgetter(f"stats.{statistic}"))
 
 
 def _collect_counters(views: Sequence[VmView]) -> Iterator[Metric]:
     for attribute, name, text in _COUNTERS:
         counter = CounterMetricFamily(f"qmpballoon_vm_{name}", text, labels=["vm"])
-        for view in views:
-            counter.add_metric([view.name], getattr(view.counters, attribute))
-        yield counter
+        yield _fill(counter, views, attrgetter(f"counters.{attribute}"))
 
 
 def _collect_disk_reads(views: Sequence[VmView]) -> Iterator[Metric]:
+    known = [view for view in views if view.disk_reads is not None]
     for attribute, name, text in _DISK_COUNTERS:
         counter = CounterMetricFamily(f"qmpballoon_vm_{name}", text, labels=["vm"])
-        for view in views:
-            if view.disk_reads is not None:
-                figure: int = getattr(view.disk_reads, attribute)
-                counter.add_metric([view.name], figure)
-        yield counter
+        yield _fill(counter, known, attrgetter(f"disk_reads.{attribute}"))
+
+
+def _fill(
+    family: GaugeMetricFamily | CounterMetricFamily,
+    views: Sequence[VmView],
+    value: _Value,
+) -> Metric:
+    """Add the figure of each VM for which it is known to a metric, and return that."""
+    for view in views:
+        figure = value(view)
+        if figure is not None:
+            family.add_metric([view.name], figure)
+    return family
