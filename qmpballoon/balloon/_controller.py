@@ -182,8 +182,7 @@ class Controller:
             self._target = self._start
             return Decision("trouble", self._start, alarm.reason, alarm=alarm.kind)
         if alarm.kind == "reads":
-            least = max(seen.basis - available + self._limits.headroom, 0)
-            return self._feed(seen.seconds, alarm, least)
+            return self._feed(seen, available, alarm)
         pause = self._pause(seen, available, alarm)
         return pause or self._seek_goal(seen, available)
 
@@ -203,52 +202,53 @@ class Controller:
         self, seen: Observation, available: int, alarm: Alarm
     ) -> Decision | None:
         """Decide to take no more for now, or for good, if there is a reason to."""
-        seconds, actual, silence = seen.seconds, seen.actual, seen.silence
         if alarm.level == "hold":
-            return self._hold(seconds, actual, alarm)
+            return self._hold(seen, alarm)
         if self.alarms.holds >= _MAX_HOLDS:
-            return Decision("spent", actual, "the guest suffers when more is taken")
-        at_bottom = actual - self.bottom < LARGEST_PAGE and self._target == self.bottom
-        if at_bottom and self.watches:
-            self._settled_since = self._settled_since or seconds
+            why = "the guest suffers when more is taken"
+            return Decision("spent", seen.actual, why)
+        is_there = seen.actual - self.bottom < LARGEST_PAGE
+        if is_there and self._target == self.bottom and self.watches:
+            self._settled_since = self._settled_since or seen.seconds
             return self._wait(seen, "", "reached")
         # In the baseline only free memory is taken, which harms nobody. So the first
         # step after it need not wait for an answer.
         begins = self._is_baseline and self.has_baseline
-        if silence > 0 and self._target != self._start and not begins:
-            # The effect of the last step is not known yet. But a guest that reports the
-            # same for a while is at rest: its figures need not show a few MiB.
-            is_near = abs(available - self._limits.headroom) < self._near
-            edge = self.alarms.working_set.edge or 0
-            is_at_edge = edge > self.bottom and abs(actual - edge) < self._near
-            is_near |= is_at_edge
-            if silence >= _AT_REST and is_near and not self._recovers(seconds):
-                self._settled_since = self._settled_since or seconds
-            reason = self.alarms.describe_headroom(available)
-            if is_at_edge:
-                reason = self.alarms.working_set.describe_edge()
-            return self._wait(seen, reason)
+        if seen.silence > 0 and self._target != self._start and not begins:
+            return self._await_answer(seen, available)
         return None
 
-    def _hold(self, seconds: float, actual: int, alarm: Alarm) -> Decision:
+    def _await_answer(self, seen: Observation, available: int) -> Decision:
+        """Wait until the effect of the last step is known.
+
+        A guest that reports the same for a while is at rest: its figures need not show
+        a few MiB.
+        """
+        is_near = abs(available - self._limits.headroom) < self._near
+        edge = self.alarms.working_set.edge or 0
+        is_at_edge = edge > self.bottom and abs(seen.actual - edge) < self._near
+        is_at_rest = seen.silence >= _AT_REST and (is_near or is_at_edge)
+        if is_at_rest and not self._recovers(seen.seconds):
+            self._settled_since = self._settled_since or seen.seconds
+        reason = self.alarms.describe_headroom(available)
+        if is_at_edge:
+            reason = self.alarms.working_set.describe_edge()
+        return self._wait(seen, reason)
+
+    def _hold(self, seen: Observation, alarm: Alarm) -> Decision:
         """Take no more until the pressure is over."""
-        self._short_at, self._settled_since = seconds, None
-        self._target = min(max(self._target, actual, alarm.size), self._start)
-        self._begin_pace(seconds)
+        self._short_at, self._settled_since = seen.seconds, None
+        self._target = min(max(self._target, seen.actual, alarm.size), self._start)
+        self._begin_pace(seen.seconds)
         mark = "held back" if alarm.begins else None
         return Decision("take", self._target, alarm.reason, mark, alarm.kind)
 
-    def _feed(self, seconds: float, alarm: Alarm, least: int) -> Decision:
-        """Give back some of what the guest reads again, and what it lacks.
-
-        Args:
-            seconds: Seconds since the beginning.
-            alarm: Says which size it needs for what it reads again.
-            least: Bytes with which it has its headroom.
-        """
+    def _feed(self, seen: Observation, available: int, alarm: Alarm) -> Decision:
+        """Give back some of what the guest reads again, and what it lacks."""
+        least = seen.basis - available + self._limits.headroom
         self._settled_since = None
         self._target = min(max(self._target, alarm.size, least), self._start)
-        self._begin_pace(seconds)
+        self._begin_pace(seen.seconds)
         mark = "reads again" if alarm.begins else None
         # This is not an alarm: the guest is given what it needs.
         return Decision("take", self._target, alarm.reason, mark)
@@ -293,7 +293,7 @@ class Controller:
 
     def _approach(self, goal: int, seen: Observation, reason: str) -> Decision:
         """Go to a size above the bottom, at which the guest has all that it needs."""
-        seconds, actual = seen.seconds, seen.actual
+        actual = seen.actual
         goal = min(goal, self._start)
         lacks = goal - actual
         if lacks >= self._tolerance and self._target <= actual:
@@ -302,11 +302,11 @@ class Controller:
         still_comes = self._target - actual
         has_enough = max(lacks, still_comes) < self._tolerance
         is_there = has_enough and -lacks < self._smallest_step
-        if not is_there or self._recovers(seconds):
+        if not is_there or self._recovers(seen.seconds):
             stopped_by = reason if goal > actual - self._near else ""
             return self._take(goal, seen, stopped_by)
         if self._settled_since is None:
-            self._settled_since = seconds
+            self._settled_since = seen.seconds
         return self._wait(seen, reason)
 
     def _wait(
