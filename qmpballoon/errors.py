@@ -281,8 +281,9 @@ class BalloonBusy(BalloonError, RuntimeError):
     """Another call is moving the same balloon; nothing was sent.
 
     One call at a time may move a balloon: ``resize``, ``reclaim``, ``keep`` or
-    ``set_target``. This is a mistake in the program: two of them would undo each
-    other's work.
+    ``set_target``. Two of them would undo each other's work. In one program this is a
+    mistake. ``reclaim`` and ``keep`` also raise it if another process holds memory of
+    the guest, which it took by another monitor: the message names the process.
     """
 
 

@@ -16,7 +16,8 @@ monitor may also have the following members. The monitors of this package have t
 - ``wall_clock() -> float | None``, seconds since the epoch by the host's clock. With
   it, statistics have an age.
 - ``owed_size: OwedSize | None``, a note of the size that the guest must get back. With
-  it, a run gives back what an earlier run took before it was killed.
+  it, a run gives back what an earlier run took before it was killed, and leaves a guest
+  alone from which a run of another process has taken memory.
 """
 
 from __future__ import annotations
@@ -98,15 +99,28 @@ class OwedSize(Protocol):
     """A note of the size that a guest must get back; it outlives this process."""
 
     def read(self) -> int | None:
-        """Return the size in bytes; ``None`` if none is owed, or none can be read."""
+        """Return the size in bytes; ``None`` if none is owed, or none can be read.
+
+        What another process holds is not owed.
+        """
         ...
 
-    def note(self, size: int, *, is_returning: bool = False) -> None:
+    def read_holder(self) -> int | None:
+        """Return the id of another process that holds the guest's memory, if any.
+
+        It runs, and gives the memory back itself.
+        """
+        ...
+
+    def note(
+        self, size: int, *, is_returning: bool = False, is_held: bool = False
+    ) -> None:
         """Note the size that the guest must get back.
 
         Args:
             size: Bytes.
             is_returning: Whether QEMU has already been asked to give it back.
+            is_held: Whether this process holds the memory, and gives it back itself.
 
         Raises:
             OSError: It cannot be noted.

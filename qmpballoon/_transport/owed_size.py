@@ -10,6 +10,20 @@ others, or in ``/run/user/UID/qmpballoon`` if that is not set. The variable
 folders are emptied when the host restarts, which ends all QEMUs anyway. A file is named
 after QEMU's process: its id and the time at which it began.
 
+While the process that took the memory runs, it *holds* what it took, and gives it back
+itself. So its file names it, by its id and the time at which it began, and other
+processes keep away from that guest. The size is owed from the moment at which the
+process has ended, even if nobody has waited for it (a zombie), or at which it says that
+it does not hold the memory any more. In doubt nobody holds it, because then the guest
+gets its memory back: where a file names no process, where ``/proc`` does not show the
+process (``hidepid``), or where the process was forked from the one that took the memory
+and outlived it. A process that replaces its program (``exec``) meanwhile counts as
+running until that program has ended.
+
+Processes in different pid or time namespaces do not see each other's files, even in one
+folder: QEMU's process, after which a file is named, has another id, or began at another
+time, in each of them.
+
 Files that others could have written are not believed: the folder and its files must
 belong to this user, and nobody else may write there. No symbolic link is followed.
 
@@ -24,10 +38,10 @@ import stat
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpballoon._checks import is_size
-from qmpballoon._transport.qemu_process import read_start_time
+from qmpballoon._transport.qemu_process import read_start_time, read_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +51,8 @@ __all__ = ["OwedSizeFile"]
 _FOLDER: Final = "qmpballoon"
 _RUN_USER: Final = Path("/run/user")
 _VARIABLE: Final = "QMPBALLOON_RUNTIME_DIR"
-_LONGEST: Final = 4096  # bytes of a file; ours have fewer than 100
+_LONGEST: Final = 4096  # bytes of a file; ours have fewer than 200
+_ENDED: Final = frozenset({"Z", "X", None})  # states of a process, as in proc(5)
 # Seconds for which a size still counts after QEMU was asked to give it back. A guest
 # that can take its memory back does so within minutes. If it has less later, somebody
 # else has decided that.
@@ -64,31 +79,50 @@ class OwedSizeFile:
         self._wall_clock = wall_clock
 
     def read(self) -> int | None:
-        """Return the size in bytes; ``None`` if none is owed, or none can be read."""
-        with suppress(OSError, ValueError, TypeError, KeyError):
+        """Return the size in bytes; ``None`` if none is owed, or none can be read.
+
+        What another process holds is not owed.
+        """
+        with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
             return self._read()
         return None
 
+    def read_holder(self) -> int | None:
+        """Return the id of the process that holds the guest's memory.
+
+        ``None`` if there is none, if it has ended, or if it is this process.
+        """
+        with suppress(OSError, ValueError, RecursionError):
+            return _find_holder(self._load())
+        return None
+
     def _read(self) -> int | None:
-        name = self._name()
-        if self._folder is None or name is None:
-            return None
-        with _Folder(self._folder) as folder:
-            noted = json.loads(_read_file(name, folder))
+        noted: Any = self._load()
         size, asked_at = noted["size"], noted["asked_at"]
-        if not is_size(size) or size == 0:
+        if not is_size(size) or size == 0 or _find_holder(noted) is not None:
             return None
         is_old = asked_at is not None and not (
             0 <= self._wall_clock() - asked_at <= _RETURNS_WITHIN
         )
         return None if is_old else size
 
-    def note(self, size: int, *, is_returning: bool = False) -> None:
+    def _load(self) -> object:
+        """Return what is noted; ``None`` if nothing can be noted."""
+        name = self._name()
+        if self._folder is None or name is None:
+            return None
+        with _Folder(self._folder) as folder:
+            return json.loads(_read_file(name, folder))
+
+    def note(
+        self, size: int, *, is_returning: bool = False, is_held: bool = False
+    ) -> None:
         """Note the size that the guest must get back.
 
         Args:
             size: Bytes.
             is_returning: Whether QEMU has already been asked to give it back.
+            is_held: Whether this process holds the memory, and gives it back itself.
 
         Raises:
             OSError: It cannot be written.
@@ -97,7 +131,8 @@ class OwedSizeFile:
         if self._folder is None or name is None:
             return
         asked_at = self._wall_clock() if is_returning else None
-        text = json.dumps({"size": size, "asked_at": asked_at})
+        holder = _describe_self() if is_held else None
+        text = json.dumps({"size": size, "asked_at": asked_at, "holder": holder})
         self._folder.mkdir(mode=0o700, exist_ok=True)
         with _Folder(self._folder) as folder:
             _remove_ended(folder)
@@ -123,6 +158,22 @@ class OwedSizeFile:
         """Return the file's name; ``None`` if QEMU has ended."""
         started = read_start_time(self._pid)
         return None if started is None else f"{self._pid}-{started}.json"
+
+
+def _describe_self() -> dict[str, int | None]:
+    """Return what tells this process from all others."""
+    pid = os.getpid()
+    return {"pid": pid, "started": read_start_time(pid)}
+
+
+def _find_holder(noted: object) -> int | None:
+    """Return the process that holds the memory, unless it is this one or has ended."""
+    match noted:
+        case {"holder": {"pid": int(pid), "started": int(started)}}:
+            runs = read_start_time(pid) == started and read_state(pid) not in _ENDED
+            return pid if runs and pid != os.getpid() else None
+        case _:
+            return None
 
 
 def _find_folder() -> Path | None:

@@ -176,6 +176,7 @@ async def reclaim(
     _check_request(amount, guard)
     _check_end(hold=hold, keep_for=keep_for, until=until, give_back_to=give_back_to)
     require_callback(on_progress, "on_progress")
+    device.require_unheld()
     is_owed = await _give_due(device, give_back_to)
     before, limits, planned = await _prepare(device, amount, guard)
     requested = planned.amount if amount is None else amount
@@ -186,18 +187,17 @@ async def reclaim(
     )
     controller = run.make_controller(amount)
     device.log(logging.INFO, f"reclaim begins: {planned.describe()}")
-    device.note_owed(run.full)
+    device.note_owed(run.full, is_held=True)
     try:
         report = await run.carry_out(
             controller, requested, hold=hold, keep_for=keep_for, until=until
         )
     except BaseException as error:
-        await leave_safe(device, run.full, error, run.measure_full)
-        # Giving back takes time, and the next run has to know what the guest will have.
-        device.note_owed(run.full, is_returning=device.target is not None)
+        await run.leave_safe(error)
         raise
     if report.given_back_to is None or run.owed < LARGEST_PAGE:
         device.settle_owed()
+    device.release_owed()
     _log_end(device, report)
     return report
 
@@ -659,6 +659,17 @@ class _Run:
             return reason + _describe_size(self.full, self.ram, is_owed=self.is_owed)
         reason += f"; it has yet to take {format_size(self.owed)} back"
         return f"{reason}: {OVERRIDDEN}" if self.overridden else reason
+
+    async def leave_safe(self, error: BaseException) -> None:
+        """Ask for the guest's memory back, because the call ends by an exception."""
+        device = self.device
+        try:
+            await leave_safe(device, self.full, error, self.measure_full)
+        finally:
+            # Giving back takes time, and the next run has to know what the guest will
+            # have.
+            device.note_owed(self.full, is_returning=device.target is not None)
+            device.release_owed()
 
     async def measure_full(self) -> int:
         """Return what the guest should have, with memory that was plugged meanwhile."""

@@ -171,6 +171,7 @@ class Balloon(Device[M_co]):
         that was growing continues to grow.
         """
         with self.claim_movement("resize"):
+            holder = self.read_holder()
             result = await _resize.resize(
                 self,
                 target,
@@ -181,7 +182,7 @@ class Balloon(Device[M_co]):
                 on_progress=on_progress,
                 limits=limits,
             )
-            self.supersede_owed()
+            self.supersede_owed(holder)
             return result
 
     async def plan_reclaim(
@@ -235,7 +236,8 @@ class Balloon(Device[M_co]):
 
         Raises:
             StatsUnavailable: The guest reports nothing to decide by; nothing was taken.
-            BalloonBusy: Another call is moving this balloon; nothing was sent.
+            BalloonBusy: Another call is moving this balloon, or another process holds
+                memory of the guest (:meth:`read_holder`); nothing was taken.
             UnsafeTarget: ``give_back_to`` is less than the guest has; nothing was
                 taken.
             ValueError: ``give_back_to`` is out of range, or given with ``hold``;

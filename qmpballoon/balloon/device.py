@@ -60,6 +60,7 @@ __all__ = [
     "LARGEST_PAGE",
     "PAGE",
     "Device",
+    "describe_holder",
     "describe_small",
     "explain_status",
     "find_device",
@@ -157,6 +158,7 @@ class Device(Generic[M_co]):
         self._turn: list[None] = [None]
         self._movement = ""
         self._owes = False  # a call in progress will give memory back
+        self._held: int | None = None  # the size that was noted as held by this process
 
     def __repr__(self) -> str:
         """Return which balloon of which VM this is."""
@@ -199,52 +201,110 @@ class Device(Generic[M_co]):
 
         A run notes this size before it takes memory. The note remains if the run is
         killed, or if it ends before the guest has taken all of the memory back. Also
-        ``None`` if such notes cannot be kept: over TCP, through libvirt, or if the host
-        does not tell which process is QEMU.
+        ``None`` while another process holds the memory (:meth:`read_holder`), and if
+        such notes cannot be kept: over TCP, through libvirt, or if the host does not
+        tell which process is QEMU.
         """
         owed = find_owed_size(self.monitor)
         return None if owed is None else owed.read()
 
-    def note_owed(self, size: int, *, is_returning: bool = False) -> None:
-        """Note the size that the guest must get back if this process is killed.
+    def read_holder(self) -> int | None:
+        """Return the id of another process that holds memory of the guest, if any.
+
+        It runs a ``reclaim``, a ``keep`` or a ``fleet reclaim`` on this VM, by another
+        monitor, and gives the memory back when that ends. Until then a reclaim by this
+        process is refused. ``None`` as for :meth:`read_owed` if notes cannot be kept.
+        """
+        owed = find_owed_size(self.monitor)
+        return None if owed is None else owed.read_holder()
+
+    def require_unheld(self) -> None:
+        """Make sure that no other process holds memory of the guest.
 
         For internal use.
+
+        Raises:
+            BalloonBusy: One does.
+
+        :meta private:
+        """
+        if (holder := self.read_holder()) is not None:
+            why = f"nothing was taken: memory of the guest is {describe_holder(holder)}"
+            raise make_error(BalloonBusy, self.monitor, why)
+
+    def note_owed(
+        self, size: int, *, is_returning: bool = False, is_held: bool = False
+    ) -> None:
+        """Note the size that the guest must get back if this process is killed.
+
+        A note of another process that holds memory of the guest stands. For internal
+        use.
 
         Args:
             size: Bytes.
             is_returning: Whether QEMU has already been asked to give it back.
+            is_held: Whether a call in progress holds the memory, and gives it back.
+
+        Raises:
+            BalloonBusy: Another process holds memory of the guest; only with
+                ``is_held``.
 
         :meta private:
         """
-        self._owes = True
-        if (owed := find_owed_size(self.monitor)) is not None:
+        if is_held:
+            self.require_unheld()
+        self._owes, self._held = True, size if is_held else None
+        owed = find_owed_size(self.monitor)
+        if owed is not None and owed.read_holder() is None:
             try:
-                owed.note(size, is_returning=is_returning)
+                owed.note(size, is_returning=is_returning, is_held=is_held)
             except OSError as error:
                 what = f"what the guest is to get back cannot be noted: {error}"
                 self.log(logging.WARNING, what)
 
-    def settle_owed(self) -> None:
-        """Forget the owed size: the guest has it, or will not get it.
+    def release_owed(self) -> None:
+        """Note that this process does not hold memory of the guest any more.
 
-        For internal use.
+        The call that took it has ended, and the guest may still lack some of it: that
+        is owed to it now, although this process runs on. For internal use.
 
         :meta private:
         """
+        if self._held is not None:
+            self.note_owed(self._held)
         self._owes = False
-        if (owed := find_owed_size(self.monitor)) is not None:
-            with suppress(OSError):
-                owed.clear()
 
-    def supersede_owed(self) -> None:
+    def settle_owed(self) -> None:
+        """Forget the owed size: the guest has it, or will not get it.
+
+        A note of another process that holds memory of the guest stands. For internal
+        use.
+
+        :meta private:
+        """
+        self._forget_owed(None)
+
+    def supersede_owed(self, holder: int | None) -> None:
         """Forget what an earlier run owed the guest, because it got a new size.
 
         What a call in progress owes is kept. For internal use.
 
+        Args:
+            holder: The process that held memory of the guest when the new size was
+                chosen. The note of one that has begun since then stands.
+
         :meta private:
         """
         if not self._owes:
-            self.settle_owed()
+            self._forget_owed(holder)
+
+    def _forget_owed(self, holder: int | None) -> None:
+        """Remove the note, unless it is of another process than that holder."""
+        self._owes, self._held = False, None
+        owed = find_owed_size(self.monitor)
+        if owed is not None and owed.read_holder() in (None, holder):
+            with suppress(OSError):
+                owed.clear()
 
     async def query(self) -> BalloonInfo:
         """Ask for the size of the guest.
@@ -293,8 +353,9 @@ class Device(Generic[M_co]):
         """
         require_size(target, "target", minimum=1)
         with self.claim_movement("set_target"):
+            holder = self.read_holder()
             await self.send_target(target)
-            self.supersede_owed()
+            self.supersede_owed(holder)
 
     def log(self, level: int, message: str) -> None:
         """Log what the library does with this balloon, with the VM's name before it.
@@ -716,6 +777,14 @@ def lacks_ram(size: int, ram: int | None) -> bool:
         ram: Bytes of the VM's RAM, if that is known.
     """
     return ram is not None and ram - size >= LARGEST_PAGE
+
+
+def describe_holder(pid: int) -> str:
+    """Say by which process memory of a guest is held, and what to do about it."""
+    return (
+        f"held by process {pid}, which gives it back when it ends: wait for that, or"
+        f" stop it (kill {pid})"
+    )
 
 
 def describe_small(size: int, ram: int, why: str) -> str:

@@ -265,6 +265,13 @@ class BlockingBalloon(_SyncWrapper[Balloon], Generic[S_co]):
         """
         return self.original.read_owed()
 
+    def read_holder(self) -> int | None:
+        """Return the id of another process that holds memory of the guest, if any.
+
+        As :meth:`Balloon.read_holder <qmpballoon.balloon.Device.read_holder>`.
+        """
+        return self.original.read_holder()
+
     query: Final = _make_sync(Balloon.query)
     query_vm: Final = _make_sync(Balloon.query_vm)
     actual: Final = _make_sync(Balloon.actual)

@@ -192,6 +192,7 @@ async def _ask_balloon(facts: Facts, balloon: Balloon, seconds: float) -> Facts:
         seconds=balloon.monitor.now() - start,
         interval=interval,
         owed=balloon.read_owed(),
+        holder=balloon.read_holder(),
         features=await balloon.features(),
         stats=await balloon.stats(),
         silence=silence,

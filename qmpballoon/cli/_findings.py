@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import field, frozen
 
 from qmpballoon._printable import make_printable
-from qmpballoon.balloon.device import describe_small, explain_status, lacks_ram
+from qmpballoon.balloon.device import (
+    describe_holder,
+    describe_small,
+    explain_status,
+    lacks_ram,
+)
 from qmpballoon.balloon.results import OVERRIDDEN
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.cli.render.summary import describe_owed
@@ -68,6 +73,7 @@ _WEIGHTS: Final[dict[str, Severity]] = {
     "two-managers": "warning",
     "moved-by-others": "warning",
     "migrating": "warning",
+    "held": "warning",
     "owed": "warning",
     "private-file": "warning",
     "cgroup-limit": "warning",
@@ -188,6 +194,7 @@ class Facts:
         seconds: How long those sizes were watched.
         interval: Seconds at which somebody has the guest report; 0: nobody has.
         owed: The size that a run that was interrupted owes the guest.
+        holder: The process of a run that goes on, and holds memory of the guest.
         features: The balloon's features that this QEMU knows, and whether they are on.
         stats: The guest's last answer.
         silence: Why the guest did not answer, and what to do; empty if it did.
@@ -211,6 +218,7 @@ class Facts:
     seconds: float = 0.0
     interval: int = 0
     owed: int | None = None
+    holder: int | None = None
     features: dict[str, bool] = field(factory=dict[str, bool], hash=False)
     stats: GuestStats = field(factory=GuestStats)
     silence: str = ""
@@ -522,6 +530,12 @@ def _check_monitors(facts: Facts) -> Finding | None:
     )
 
 
+def _check_held(facts: Facts) -> Finding | None:
+    if facts.holder is None:
+        return None
+    return make_finding("held", f"its memory is {describe_holder(facts.holder)}")
+
+
 def _check_owed(facts: Facts) -> Finding | None:
     if facts.owed is None or facts.actual is None or facts.owed <= facts.actual:
         return None
@@ -529,7 +543,7 @@ def _check_owed(facts: Facts) -> Finding | None:
 
 
 def _check_ballooned(facts: Facts) -> Finding | None:
-    if not _measure_ballooned(facts) or _check_owed(facts) is not None:
+    if not _measure_ballooned(facts) or _check_held(facts) or _check_owed(facts):
         return None
     small = describe_small(
         facts.actual or 0, facts.total or 0, "by some client's last target"
@@ -628,6 +642,7 @@ _RULES: Final[tuple[Callable[[Facts], Finding | None], ...]] = (
     _check_manager,
     _check_polling,
     _check_monitors,
+    _check_held,
     _check_owed,
     _check_ballooned,
     _check_virtio_mem,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from qmpballoon._printable import make_printable, make_value_printable
 from qmpballoon.cli._writer import find_writer
 from qmpballoon.errors import (
+    BalloonBusy,
     BalloonStalled,
     BalloonUnavailable,
     BusError,
@@ -68,6 +69,7 @@ _WORD: Final = re.compile(r" *(?:\S*\d (?:[KMGTPE]i)?B\b\S*|\S+)")
 _SIGNALLED: Final = 128  # shells add the signal's number to it
 
 _STATUS: Final[dict[type[QmpBalloonError], int]] = {
+    BalloonBusy: REFUSED,
     BalloonStalled: NOT_REACHED,
     MonitorError: NO_MONITOR,
     NoBalloonDevice: NO_BALLOON,

@@ -9,6 +9,7 @@ from attrs import asdict
 
 from qmpballoon._printable import make_printable
 from qmpballoon.balloon.balloon import find_balloon
+from qmpballoon.balloon.device import describe_holder
 from qmpballoon.cli import _output
 from qmpballoon.cli._options import (
     SECONDS,
@@ -101,6 +102,7 @@ async def _collect(
             "total": info.total,
             "target": info.target,
             "owed": balloon.read_owed(),
+            "holder": balloon.read_holder(),
             "features": await balloon.features(),
         },
         "stats": {**stats.to_json(), "interval": interval, "fresh": new is not None},
@@ -149,7 +151,9 @@ def _describe_balloon(balloon: dict[str, Any]) -> dict[str, str]:
 
 
 def _describe_owed(balloon: dict[str, Any]) -> dict[str, str]:
-    owed, actual = balloon["owed"], balloon["actual"]
+    owed, actual, holder = (balloon[name] for name in ("owed", "actual", "holder"))
+    if holder is not None:
+        return {"memory is": describe_holder(holder)}
     if owed is None or owed <= actual:
         return {}
     return {"is owed": describe_owed(owed)}

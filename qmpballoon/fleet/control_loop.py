@@ -17,6 +17,7 @@ from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import require_finite_seconds, require_size
 from qmpballoon.balloon.device import LARGEST_PAGE
+from qmpballoon.errors import BalloonBusy
 from qmpballoon.fleet.policy import (
     FleetPlan,
     Move,
@@ -286,6 +287,7 @@ async def reclaim(
         if not run.is_held:
             with trio.move_on_after(_CLEANUP_TIMEOUT, shield=True):
                 await run.give_back()
+            run.release()
     small = tuple(each for each in supervisor.list_small() if each.found is not None)
     vms = report.vms if hold else run.add_owed(report.vms)
     return evolve(report, vms=vms, small=small)
@@ -342,10 +344,14 @@ class _Reclaim:
     ) -> None:
         found = {guest.name: guest for guest in self.supervisor.list_guests()}
         for move in moves:
-            self.before.setdefault(move.name, move.before)
+            before = self.before.get(move.name, move.before)
+            try:
+                self.supervisor.note_owed(move.name, before, is_held=True)
+            except BalloonBusy:
+                continue  # another process has begun to take memory from it
+            self.before[move.name] = before
             if move.name in found:
                 self.guests.setdefault(move.name, found[move.name])
-            self.supervisor.note_owed(move.name, self.before[move.name])
             self.requested[move.name] -= move.change
             self.supervisor.start_move(move)
         while not await self.supervisor.wait_for_moves(_PROGRESS_EVERY):
@@ -372,6 +378,11 @@ class _Reclaim:
             lacks = before - sizes.get(name, before)
             if self.is_held or lacks < LARGEST_PAGE:
                 self.supervisor.settle_owed(name)
+
+    def release(self) -> None:
+        """Leave what guests have not got back to whichever process comes next."""
+        for name in self.before:
+            self.supervisor.release_owed(name)
 
     def add_owed(self, vms: tuple[VmReclaimReport, ...]) -> tuple[VmReclaimReport, ...]:
         """Add what each VM has not taken back."""

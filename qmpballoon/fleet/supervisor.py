@@ -505,13 +505,17 @@ class Supervisor:
     def start_move(self, move: Move) -> None:
         """Tell a VM's task to move its balloon. The VM's view shows the progress.
 
-        A VM that is no longer connected, or that is moving already, is left as it is.
+        A VM that is no longer connected, that is moving already, or from which another
+        process has taken memory, is left as it is.
         """
         task = self._all_tasks.get(move.name)
         if task is None or not task.record.connected:
             return
         if task.record.target is None:
             try:
+                if task.balloon is not None and _is_held(task.record, task.balloon):
+                    self._notify()
+                    return
                 task.record.note_move_started(trio.current_time(), move.target)
             except Exception as error:  # noqa: BLE001 - whatever figures can cause
                 self.fail(move.name, error)
@@ -566,17 +570,38 @@ class Supervisor:
             now = trio.current_time()
             task.record.note_progress(now, actual, available)
 
-    def note_owed(self, name: str, size: int, *, is_returning: bool = False) -> None:
+    def note_owed(
+        self,
+        name: str,
+        size: int,
+        *,
+        is_returning: bool = False,
+        is_held: bool = False,
+    ) -> None:
         """Note the size that a guest must get back if this process is killed.
 
         Args:
             name: The VM's name.
             size: Bytes.
             is_returning: Whether it was told to grow to that size.
+            is_held: Whether a call in progress takes memory from it, and gives it back.
+
+        Raises:
+            BalloonBusy: Another process holds memory of the guest; only with
+                ``is_held``.
         """
         task = self._all_tasks.get(name)
         if task is not None and task.balloon is not None:
-            task.balloon.note_owed(size, is_returning=is_returning)
+            task.balloon.note_owed(size, is_returning=is_returning, is_held=is_held)
+
+    def release_owed(self, name: str) -> None:
+        """Note that this process does not hold memory of a guest any more.
+
+        What the guest still lacks, whichever process comes next gives back.
+        """
+        task = self._all_tasks.get(name)
+        if task is not None and task.balloon is not None:
+            task.balloon.release_owed()
 
     def settle_owed(self, name: str) -> None:
         """Forget the size that a VM's guest was owed."""
@@ -723,6 +748,7 @@ class Supervisor:
                 async with task.balloon.stats_interval(interval):
                     await self._poll_and_move(task, task.balloon)
             finally:
+                task.balloon.release_owed()  # another client can reach the guest now
                 task.balloon = None
 
     async def _find_balloon(self, task: _VmTask, monitor: Monitor) -> Balloon:
@@ -731,6 +757,7 @@ class Supervisor:
         if not task.record.spec.is_named:
             await self._ask_name(task, monitor)
         task.record.note_connected(trio.current_time())
+        task.record.note_holder(balloon.read_holder())
         task.record.owed = balloon.read_owed()
         task.left = None
         task.logged = ""
@@ -815,6 +842,8 @@ class Supervisor:
     async def _poll(self, record: VmRecord, balloon: Balloon) -> None:
         record.note_turn(trio.current_time(), read_processor_time(balloon.monitor))
         stats, actual, reads = await balloon.look()
+        if record.holder is not None or actual != record.actual:
+            _is_held(record, balloon)
         now = trio.current_time()
         record.note_poll(now, actual, stats, balloon.resident(), reads)
         self._notify()
@@ -859,6 +888,15 @@ class Supervisor:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _is_held(record: VmRecord, balloon: Balloon) -> bool:
+    """Note which other process holds memory of a guest; return whether one does."""
+    was_held = record.holder is not None
+    record.note_holder(balloon.read_holder())
+    if was_held and record.holder is None:
+        record.owed = balloon.read_owed()  # if that process was killed
+    return record.holder is not None
 
 
 def _note_progress(record: VmRecord, scope: trio.CancelScope, seen: Progress) -> None:

@@ -24,7 +24,12 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from attrs import asdict, define, evolve, field, frozen
 
-from qmpballoon.balloon.device import LARGEST_PAGE, describe_small, lacks_ram
+from qmpballoon.balloon.device import (
+    LARGEST_PAGE,
+    describe_holder,
+    describe_small,
+    lacks_ram,
+)
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Guest
 from qmpballoon.fleet.hot_cache import CacheSample, HotCache
@@ -53,6 +58,7 @@ VmState = Literal[
     "connecting",
     "healthy",
     "stalled",
+    "held",
     "nonsense",
     "stale",
     "no-driver",
@@ -69,6 +75,9 @@ VmState = Literal[
 * ``healthy``: the guest answers, and its balloon can be moved.
 * ``stalled``: the guest answers, but recently gave less than half of what it said it
   could, or somebody else moves its balloon. It is not asked again for a while.
+* ``held``: the guest answers, and another process holds memory of it: a reclaim that
+  reached it by another monitor. It is left alone until that process gives the memory
+  back.
 * ``nonsense``: the guest reports figures that cannot be true, such as more memory than
   it has. It is left alone.
 * ``stale``: the guest does not answer: it is paused, is being migrated, hangs, has lost
@@ -101,8 +110,8 @@ NO_STATISTICS: Final = (
 )
 """What messages say of a guest whose balloon moves and that reports no statistics."""
 _OWED: Final = (
-    "a run that goes on, or was interrupted, left the guest with less than its {}: the"
-    " next `fleet run` or reclaim gives that back"
+    "a run that was interrupted left the guest with less than its {}: the next `fleet"
+    " run` or reclaim gives that back"
 )
 # Seconds for which a guest that stalled is not asked again. The pause doubles with each
 # stall, up to 10 minutes: what made a guest stall, such as a busy driver or memory that
@@ -162,6 +171,8 @@ class VmView:
             whether it still has it or it was taken from it. ``None`` if not known: the
             VM has no disk, or has been watched for less than ten seconds.
         owed: The size that an interrupted run owes the guest; ``None`` if none.
+        holder: The id of another process that holds memory of the guest, and gives it
+            back itself; ``None`` if there is none.
     """
 
     name: str
@@ -178,10 +189,16 @@ class VmView:
     disk_reads: DiskReads | None = None
     hot: int | None = None
     owed: int | None = None
+    holder: int | None = None
 
     @property
     def is_fresh(self) -> bool:
         """Whether the guest's statistics are recent enough to be used."""
+        return self.takes_part or self.state == "held"
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether plans can move its balloon, now or after a while."""
         return self.state in ("healthy", "stalled")
 
     @property
@@ -211,6 +228,7 @@ class VmView:
             "total": self.total,
             "target": self.target,
             "owed": self.owed,
+            "holder": self.holder,
         }
         return {
             "name": self.name,
@@ -341,6 +359,7 @@ class VmRecord:
         counters: What has happened to the VM.
         bounds: Its limits, known once its RAM is.
         owed: The size in bytes that an interrupted run owes the guest.
+        holder: The id of another process that holds memory of the guest.
         found: The size in bytes that the guest had before it was first moved; ``None``
             if that was all its RAM, or if it has had all its RAM since.
         polled_at: When it was last polled, on the monitor's clock.
@@ -361,6 +380,7 @@ class VmRecord:
     counters: VmCounters = field(factory=VmCounters)
     bounds: Bounds | None = None
     owed: int | None = None
+    holder: int | None = None
     found: int | None = None
     polled_at: float = -math.inf
     checked_at: float = -math.inf
@@ -453,6 +473,12 @@ class VmRecord:
         self.actual = self.target = None
         self._pace = None
         self.resident, self.disk_reads = resident, None
+
+    def note_holder(self, holder: int | None) -> None:
+        """Note which other process holds memory of its guest; ``None``: none does."""
+        if holder != self.holder:
+            self._stray = Stray()  # that process moves it, and may go on to
+        self.holder = holder
 
     def note_turn(self, now: float, ran: float | None) -> None:
         """Note that it is its turn to be polled, even if it will not be.
@@ -661,7 +687,7 @@ class VmRecord:
 
     def _watch_size(self, now: float, actual: int) -> None:
         """Notice that somebody else moves its balloon."""
-        if self.target is not None:
+        if self.target is not None or self.holder is not None:
             return
         if self._stray.observe(now, actual):
             self._has_driver = self._doubts_ram = True
@@ -710,7 +736,8 @@ class VmRecord:
         if now < self._nonsense_until:
             return "nonsense"
         if self._is_fresh(now):
-            return "stalled" if now < self._stalled_until else "healthy"
+            answers: VmState = "stalled" if now < self._stalled_until else "healthy"
+            return answers if self.holder is None else "held"
         if self._answered_at > -math.inf:
             return "stale"
         if now - self._connected_at <= self.stale_after:
@@ -809,7 +836,7 @@ class VmRecord:
         actual, total = self.actual, self.total
         watched = self._watched if self._was_watched_last else None
         is_current = self._is_aligned or self.target is not None or watched is not None
-        if not (self._is_fresh(now) and is_current):
+        if not (self._is_fresh(now) and is_current) or self.holder is not None:
             return None
         if self._is_unjudged or now < self._nonsense_until:
             return None
@@ -863,6 +890,7 @@ class VmRecord:
             disk_reads=self.disk_reads,
             hot=self._hot,
             owed=self.owed if self.is_owed else None,
+            holder=self.holder,
         )
 
     @property
@@ -877,6 +905,8 @@ class VmRecord:
                 f"the guest says nonsense: {self._nonsense}; restart its balloon"
                 " driver, or the guest"
             )
+        if state == "held" and self.holder is not None:
+            return f"memory of the guest is {describe_holder(self.holder)}"
         if not self._detail and state == "healthy" and self.is_owed:
             return _OWED.format(format_size(self.owed or 0))
         if self._detail or state != "stale":

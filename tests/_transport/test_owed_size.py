@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from notes import write_holder
 
 from qmpballoon._transport import owed_size
 from qmpballoon._transport.owed_size import OwedSizeFile
@@ -70,12 +71,65 @@ def test_a_qemu_that_has_ended_is_owed_nothing_and_leaves_nothing(folder: Path) 
         f'{{"size": {2**63}, "asked_at": null}}',
         f'{{"size": {10**4000}, "asked_at": null}}',
         "\xff" * 100,
+        "[" * 4000,
     ],
 )
 def test_what_is_damaged_says_nothing(folder: Path, text: str) -> None:
     OwedSizeFile(PID, folder).note(GiB)
     find_file(folder).write_text(text, encoding="latin-1")
     assert OwedSizeFile(PID, folder).read() is None
+    assert OwedSizeFile(PID, folder).read_holder() is None
+
+
+@pytest.mark.parametrize(
+    "holder",
+    [
+        *(None, [], {}, 1, {"pid": os.getppid()}, {"pid": "1", "started": "1"}),
+        {"pid": os.getppid(), "started": None},
+        {"pid": os.getppid(), "started": (read_start_time(os.getppid()) or 0) + 1},
+        {"pid": 10**4000, "started": 1},
+        {"pid": -1, "started": 1},
+    ],
+)
+def test_what_cannot_be_judged_is_held_by_nobody(folder: Path, holder: object) -> None:
+    write_holder(folder, PID, GiB, holder)
+    assert OwedSizeFile(PID, folder).read() == GiB
+    assert OwedSizeFile(PID, folder).read_holder() is None
+
+
+def test_what_another_process_holds_is_owed_once_that_has_ended(folder: Path) -> None:
+    """Not only once somebody has waited for it: it is a zombie until then."""
+    code = f"""
+from pathlib import Path
+from qmpballoon._transport.owed_size import OwedSizeFile
+OwedSizeFile({PID}, Path({str(folder)!r})).note({GiB}, is_held=True)
+print(flush=True)
+input()
+"""
+    note = OwedSizeFile(PID, folder)
+    arguments = [sys.executable, "-c", code]
+    with subprocess.Popen(arguments, stdin=-1, stdout=-1, stderr=-3) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"\n"
+        assert (note.read_holder(), note.read()) == (other.pid, None)
+        other.stdin.close()
+        os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        assert (note.read_holder(), note.read()) == (None, GiB)
+
+
+def test_what_this_process_holds_another_does_not_owe(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = OwedSizeFile(PID, folder)
+    note.note(GiB, is_held=True)
+    assert (note.read_holder(), note.read()) == (None, GiB)
+    monkeypatch.setattr(os, "getpid", lambda: PID + 1)  # as after a fork
+    assert (note.read_holder(), note.read()) == (PID, None)
+    monkeypatch.undo()
+    note.note(GiB)
+    monkeypatch.setattr(os, "getpid", lambda: PID + 1)
+    assert (note.read_holder(), note.read()) == (None, GiB)
 
 
 def test_what_others_could_write_is_not_believed(folder: Path) -> None:

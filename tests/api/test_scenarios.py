@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 from frontends import ALL, on_each
+from notes import hold_elsewhere
 from scenarios import CACHE, MEMORY, SCENARIOS
 
+from qmpballoon import BalloonBusy, blocking
 from qmpballoon import asyncio as aio
-from qmpballoon import blocking
 from qmpballoon import trio as client
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from frontends import FrontEnd, Scenario
 
     from qmpballoon import GuestStats
@@ -64,3 +67,28 @@ def test_a_balloon_has_age_and_resident_memory_from_any_monitor() -> None:
         trio.run(on_trio, fake.socket)
         asyncio.run(on_asyncio(fake.socket))
         in_blocking_code(fake.socket)
+
+
+@on_each(*ALL)
+def test_who_finds_that_another_process_holds_memory_takes_nothing(
+    front: FrontEnd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QMPBALLOON_RUNTIME_DIR", str(tmp_path))
+
+    async def main(path: str) -> None:
+        async with front.open_balloon(path) as balloon:
+            # The fake is no QEMU, so this process stands for one.
+            monitor: Any = balloon.monitor
+            getattr(monitor, "blocking", monitor).pid = os.getpid()
+            assert balloon.read_holder() is None
+            holder = hold_elsewhere(tmp_path, os.getpid(), MEMORY)
+            assert (balloon.read_holder(), balloon.read_owed()) == (holder, None)
+            for call in (balloon.reclaim, balloon.keep):
+                with pytest.raises(BalloonBusy, match=f"held by process {holder}, wh"):
+                    await call()
+            assert balloon.target is None
+            await balloon.resize(MEMORY)  # whoever decides anew is not refused
+            assert balloon.read_holder() is None
+
+    with serve(MACHINE) as fake:
+        front.run(main(fake.socket))

@@ -9,13 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from attrs import define
 from faults import Cancelled, monitor_of
 from hypothesis import given
 from hypothesis import strategies as st
+from notes import Note
 from simulation import make_balloon, make_machine, run
 
-from qmpballoon.errors import MonitorClosed, StatsUnavailable, UnsafeTarget
+from qmpballoon.errors import (
+    BalloonBusy,
+    MonitorClosed,
+    StatsUnavailable,
+    UnsafeTarget,
+)
 from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import SECOND, GuestConfig
 
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from qmpballoon.balloon.balloon import Balloon
+    from qmpballoon.balloon.sampling import Progress
     from qmpballoon.monitor import OwedSize
     from qmpballoon.testing import Machine
 
@@ -34,23 +40,6 @@ GUEST = GuestConfig(
     inflate_rate=512 * MiB,
     deflate_rate=128 * MiB,
 )
-
-
-@define
-class Note:
-    """What is noted for the next process."""
-
-    size: int | None = None
-    is_returning: bool = False
-
-    def read(self) -> int | None:
-        return self.size
-
-    def note(self, size: int, *, is_returning: bool = False) -> None:
-        self.size, self.is_returning = size, is_returning
-
-    def clear(self) -> None:
-        self.size = None
 
 
 def open_balloon(machine: Machine, note: OwedSize | None) -> Balloon:
@@ -106,6 +95,7 @@ def test_in_the_end_the_guest_has_its_ram(
     machine, note = make_machine(GUEST, memory=RAM), Note()
     error = GONE if killed else Cancelled()
     interrupt(open_balloon(machine, note), first, at.__eq__, error)
+    assert not note.is_held  # although this process goes on
     run(CALLS[second](open_balloon(machine, note)))
     assert come_to_rest(machine) == RAM
     assert note.size is None
@@ -229,4 +219,92 @@ def test_nothing_is_noted_before_something_can_be_taken() -> None:
     machine, note = make_machine(GuestConfig(driver=False), memory=RAM), Note()
     with pytest.raises(StatsUnavailable):
         run(open_balloon(machine, note).reclaim())
+    assert note.size is None
+
+
+# What another process holds
+
+
+HOLDER = 4242
+HELD = f"nothing was taken: .* is held by process {HOLDER}, .*kill {HOLDER}"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_who_finds_that_another_holds_memory_takes_nothing(call: str) -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    size = leave_small(machine, note)
+    note.holder = HOLDER
+    balloon = open_balloon(machine, note)
+    assert (balloon.read_owed(), balloon.read_holder()) == (None, HOLDER)
+    with pytest.raises(BalloonBusy, match=HELD):
+        run(CALLS[call](balloon))
+    assert monitor_of(balloon).targets() == []
+    assert (come_to_rest(machine), note.holder) == (size, HOLDER)
+    note.holder = None  # it is killed
+    run(CALLS[call](balloon))
+    assert come_to_rest(machine) == RAM
+
+
+@given(call=calls, at=st.integers(1, 12))
+def test_of_two_that_begin_at_once_one_takes_memory(call: str, at: int) -> None:
+    """Each has found no note before it writes its own."""
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    balloon = open_balloon(machine, note)
+    monitor = monitor_of(balloon)
+
+    def begin(number: int) -> None:
+        if number == at and not note.is_held:
+            note.note(RAM)
+            note.holder = HOLDER
+
+    monitor.before_call = begin
+    try:
+        run(CALLS[call](balloon))
+    except BalloonBusy:
+        assert (note.holder, note.size) == (HOLDER, RAM)
+        assert monitor.targets() == []
+    else:
+        assert note == Note()  # the other was later, and refused
+
+
+@pytest.mark.parametrize("call", ["reclaim", "resize"])
+def test_the_note_of_one_that_began_meanwhile_stands(call: str) -> None:
+    """As after a resize by a third, which ends the note of the first."""
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    balloon = open_balloon(machine, note)
+
+    def begin(_: object) -> None:
+        note.size, note.holder = RAM, HOLDER
+
+    match call:
+        case "reclaim":
+            run(balloon.reclaim(64 * MiB, on_progress=begin))
+        case _:
+            run(balloon.resize(RAM // 2, on_progress=begin))
+    assert (note.size, note.holder) == (RAM, HOLDER)
+
+
+@pytest.mark.parametrize("call", ["resize", "set_target"])
+def test_who_decides_anew_ends_what_another_holds(call: str) -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note(size=RAM, holder=HOLDER)
+    balloon = open_balloon(machine, note)
+    run(balloon.resize(RAM // 2) if call == "resize" else balloon.set_target(RAM // 2))
+    assert (note.size, note.holder) == (None, None)
+
+
+def test_what_a_guest_does_not_take_back_is_not_held_for_ever() -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    balloon = open_balloon(machine, note)
+    held: set[bool] = set()
+
+    def hang(progress: Progress) -> None:
+        held.add(note.is_held)
+        if progress.stage == "deflating":
+            machine.guest.stall(3600 * SECOND)
+
+    report = run(balloon.reclaim(on_progress=hang))
+    assert held == {True}
+    assert "has yet to take" in report.reason
+    assert (note.size, note.is_held) == (RAM, False)
+    run(balloon.set_target(RAM // 2))  # whoever decides anew owes nothing
     assert note.size is None

@@ -104,6 +104,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
     ("moved-by-others", {"sizes": (4 * MiB, 2 * MiB, MiB)}, "shrank by 3 MiB in 1.0 s"),
     ("moved-by-others", {"sizes": (MiB, MiB, 2 * MiB)}, "grew by 1 MiB"),
     ("migrating", {"migration": "active"}, "wait until that is done"),
+    ("held", {"holder": 42, "actual": GiB}, "its memory is held by process 42, which"),
     ("owed", {"owed": 2 * GiB, "actual": GiB}, "`resize 2GiB`"),
     # Rounded, it would leave the guest with less, and nothing would be owed any more.
     ("owed", {"owed": 2 * GiB + KiB, "actual": GiB}, "`resize 2097153KiB`"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from typing import TYPE_CHECKING
 
 import pytest
 from command import object_of, run, serve
 from in_process import status_of
+from notes import hold_elsewhere
 
 from qmpballoon import blocking
 from qmpballoon.balloon import Balloon
@@ -91,3 +93,34 @@ def test_it_says_which_figure_cannot_be_true(
     with threaded(MachineConfig(guest=guest)) as fake:
         assert status_of("status", fake.socket) == 0
     assert "cannot be true: 9 GiB are free, and it can" in capsys.readouterr().out
+
+
+def test_which_process_holds_memory_is_said_and_nothing_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("QMPBALLOON_RUNTIME_DIR", str(tmp_path))
+    for door in ("blocking", "trio"):  # the fake is no QEMU: this process stands for it
+        find = f"qmpballoon.{door}.connect.find_peer_pid"
+        monkeypatch.setattr(find, lambda _: os.getpid())
+    with threaded() as fake:
+        size = MachineConfig().memory
+        holder = hold_elsewhere(tmp_path, os.getpid(), size)
+        held = f"held by process {holder}, which gives it back when it ends: wait"
+        said = f"memory of the guest is {held}"
+        assert status_of("status", fake.socket) == 0
+        assert f"memory is  {held}" in capsys.readouterr().out
+        assert status_of("status", fake.socket, "--json") == 0
+        balloon = json.loads(capsys.readouterr().out)["balloon"]
+        assert (balloon["owed"], balloon["holder"]) == (None, holder)
+        assert status_of("doctor", fake.socket, "--watch", "0.01") in (3, 5)
+        assert f"warning: its memory is {held}" in capsys.readouterr().out
+        assert status_of("fleet", "status", fake.socket) == 0
+        shown = capsys.readouterr().out
+        assert "1 VM: 1 held" in shown
+        assert said in shown
+        assert status_of("reclaim", fake.socket, "64M") == 6
+        assert f"nothing was taken: {said}" in capsys.readouterr().err
+        assert status_of("fleet", "reclaim", "64M", fake.socket) == 6
+        assert f"takes no part: {said}" in capsys.readouterr().err
+        with blocking.open_balloon(fake.socket) as unmoved:
+            assert unmoved.actual() == size

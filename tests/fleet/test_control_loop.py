@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 import trio.testing
-from attrs import define, evolve
+from attrs import evolve
+from notes import Note
 from pages import WELL
-from worlds import GUEST, World, become, open_world, simulated, supervised, view
+from worlds import (
+    GUEST,
+    World,
+    become,
+    open_world,
+    simulated,
+    states,
+    supervised,
+    view,
+)
 
 from qmpballoon.cli.render.fleet import describe_report
+from qmpballoon.errors import MonitorClosed
 from qmpballoon.fleet.control_loop import (
     carry_out,
     decide,
@@ -381,23 +392,6 @@ def test_an_empty_fleet_has_nothing_to_plan() -> None:
 # What a run that was interrupted owes
 
 
-@define
-class Note:
-    """What is noted of a guest for the next process."""
-
-    size: int | None = None
-
-    def read(self) -> int | None:
-        return self.size
-
-    def note(self, size: int, *, is_returning: bool = False) -> None:
-        del is_returning
-        self.size = size
-
-    def clear(self) -> None:
-        self.size = None
-
-
 @simulated
 async def test_a_reclaim_that_is_killed_is_finished_by_whatever_comes_next() -> None:
     async with open_world() as world:
@@ -422,7 +416,7 @@ async def test_a_reclaim_that_is_killed_is_finished_by_whatever_comes_next() -> 
                 await fleet.wait_until_known(5)
                 owed = [seen for seen in fleet.list_views() if seen.owed is not None]
                 assert owed
-                assert "interrupted, left the guest with less" in owed[0].detail
+                assert "interrupted left the guest with less" in owed[0].detail
                 if finish == "run":
                     nursery.start_soon(run_control_loop, fleet, world.read, RULES)
                     assert await sizes() == whole
@@ -516,3 +510,118 @@ def test_what_is_owed_is_given_as_far_as_the_host_has_room() -> None:
     moves = {move.name: move.change for move in list_owed(views, 2 * GiB)}
     assert moves == {"a": GiB, "c": GiB}
     assert list_owed([evolve(seen("a", 2 * GiB), target=GiB)], 2 * GiB) == []
+
+
+# What another process holds
+
+
+async def resize(world: World, name: str, size: int) -> None:
+    """Move a balloon, as another process does by another monitor."""
+    fake = world.fakes[name]
+    fake.machine.set_target(size)
+    fake.touch()
+    await trio.sleep(30)
+
+
+@simulated
+async def test_a_vm_whose_memory_another_process_holds_takes_no_part() -> None:
+    async with open_world() as world:
+        for name in ("held", "free"):
+            start(world, name, 2 * GiB)
+        note = world.notes["held"] = Note(size=4 * GiB, holder=4242)
+        world.notes["free"] = Note()
+        machine = world.fakes["held"].machine
+        await resize(world, "held", 2 * GiB)
+        async with supervised(world) as fleet, trio.open_nursery() as nursery:
+            await become(fleet, {"held": "held", "free": "healthy"})
+            seen = view(fleet, "held")
+            assert "is held by process 4242, which" in seen.detail
+            assert "(kill 4242)" in seen.detail
+            assert (seen.owed, seen.holder, seen.is_fresh) == (None, 4242, True)
+            assert [guest.name for guest in fleet.list_guests()] == ["free"]
+            report = await reclaim(fleet, 64 * GiB, RULES)
+            assert [vm.name for vm in report.vms] == ["free"]
+            fleet.start_move(Move("held", 2 * GiB, GiB, "test"))
+            assert await fleet.wait_for_moves(60)
+            nursery.start_soon(run_control_loop, fleet, world.read, RULES)
+            await trio.sleep(60)
+            assert (machine.actual, note.holder) == (2 * GiB, 4242)
+            note.holder = None  # it is killed
+            await become(fleet, {"held": "healthy", "free": "healthy"})
+            await trio.sleep(30)
+            assert (machine.actual, note.size) == (4 * GiB, None)
+            nursery.cancel_scope.cancel()
+
+
+@simulated
+async def test_who_begins_to_hold_memory_is_noticed_and_not_called_a_stall() -> None:
+    async with open_world() as world:
+        start(world, "vm", 2 * GiB)
+        note = world.notes["vm"] = Note()
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            note.size, note.holder = 4 * GiB, 4242
+            await resize(world, "vm", 2 * GiB)
+            await become(fleet, {"vm": "held"})
+            await trio.sleep(120)
+            assert states(fleet) == {"vm": "held"}
+            note.clear()
+            await resize(world, "vm", 4 * GiB)
+            await become(fleet, {"vm": "healthy"})
+            await trio.sleep(120)
+            assert states(fleet) == {"vm": "healthy"}
+
+
+@simulated
+async def test_who_is_quicker_is_left_alone() -> None:
+    async with open_world() as world:
+        for name in ("quick", "vm"):
+            start(world, name, 2 * GiB)
+            world.notes[name] = Note()
+        note = world.notes["quick"]
+        assert isinstance(note, Note)
+        async with supervised(world) as fleet:
+            await become(fleet, {"quick": "healthy", "vm": "healthy"})
+            note.size, note.holder = 4 * GiB, 4242
+            report = await reclaim(fleet, GiB, RULES, hold=True)
+            assert [vm.name for vm in report.vms] == ["vm"]
+            fleet.start_move(Move("quick", 4 * GiB, GiB, "test"))
+            assert states(fleet)["quick"] == "held"
+            await trio.sleep(30)
+            assert world.fakes["quick"].machine.actual == 4 * GiB
+            assert (note.size, note.holder) == (4 * GiB, 4242)
+
+
+@simulated
+async def test_what_a_fleet_holds_is_not_held_once_its_connection_is_lost() -> None:
+    async with open_world() as world:
+        start(world, "vm", 2 * GiB)
+        note = world.notes["vm"] = Note()
+        held: set[bool] = set()
+
+        def lose(_: int) -> None:
+            held.add(note.is_held)
+            fleet.fail("vm", MonitorClosed("it hung up"))
+
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+            await reclaim(fleet, GiB, RULES, on_progress=lose)
+            assert True in held
+            assert not note.is_held
+
+
+@simulated
+async def test_what_a_fleet_cannot_give_back_is_not_held_for_ever() -> None:
+    async with open_world() as world:
+        start(world, "vm", 2 * GiB)
+        note = world.notes["vm"] = Note()
+        async with supervised(world) as fleet:
+            await become(fleet, {"vm": "healthy"})
+
+            def hang(_: int) -> None:
+                world.fakes["vm"].machine.guest.stall(3600 * SECOND)
+
+            with trio.move_on_after(1):
+                await reclaim(fleet, 3 * GiB, RULES, on_progress=hang)
+            assert note.size == 4 * GiB
+            assert not note.is_held

@@ -159,7 +159,7 @@ async def test_the_demo_keeps_what_it_promises(tmp_path: Path) -> None:
     assert chart.read_text().startswith("<?xml")
 
 
-async def test_a_killed_reclaim_is_finished_by_the_next(
+async def test_a_killed_reclaim_is_finished_by_the_next_and_none_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Not every user has a folder of their own below /run.
@@ -168,6 +168,15 @@ async def test_a_killed_reclaim_is_finished_by_the_next(
         async with start("reclaim", guest.socket, "--keep") as command:
             while (await ask(guest, "query-balloon"))["actual"] > GiB // 2:  # noqa: ASYNC110
                 await trio.sleep(0.05)
+            # Who reaches the guest by another monitor does not undo that.
+            result = await run("status", guest.second_socket, "--json")
+            seen = json.loads(result.stdout)
+            assert seen["balloon"]["holder"] == command.process.pid
+            assert seen["balloon"]["owed"] is None
+            result = await run("reclaim", guest.second_socket, "64M", "--json")
+            assert result.returncode == 6, result.stderr
+            assert f"held by process {command.process.pid}," in result.stderr
+            assert (await ask(guest, "query-balloon"))["actual"] < GiB
             command.process.kill()
             await command.process.wait()
         seen = json.loads((await run("status", guest.socket, "--json")).stdout)

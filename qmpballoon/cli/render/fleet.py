@@ -240,7 +240,7 @@ def describe_refused(refused: Sequence[Refused]) -> list[str]:
 
 def describe_absent(views: Iterable[VmView]) -> list[str]:
     """Name the VMs that take no part, and say why, one line each."""
-    return [_describe_absent(view) for view in views if not view.is_fresh]
+    return [_describe_absent(view) for view in views if not view.takes_part]
 
 
 def describe_uncertain(
@@ -300,7 +300,7 @@ class Changes:
         lines = [
             f"{make_printable(name, _NAME)} is no longer there"
             for name in sorted(self._known.keys() - here.keys())
-            if self._known.pop(name).is_fresh
+            if self._known.pop(name).takes_part
         ]
         for name, view in here.items():
             # A VM that is connecting will be in another state soon.
@@ -317,9 +317,9 @@ def _describe_change(before: VmView | None, view: VmView) -> list[str]:
     if before is not None and before.state == view.state:
         return []
     lines: list[str] = []
-    if not view.is_fresh:
+    if not view.takes_part:
         lines.append(_describe_absent(view))
-    elif before is not None and not before.is_fresh:
+    elif before is not None and not before.takes_part:
         lines.append(f"{_show_name(view)} takes part again")
     if view.state == "stalled":
         lines.append(f"{_show_name(view)} is left alone for a while: {view.detail}")

@@ -81,12 +81,9 @@ def write_undo(address: str, size: int) -> str:
 
 
 def describe_owed(owed: int) -> str:
-    """Say what a run owes a guest, and how it gets that back.
-
-    From the note alone it cannot be told whether the run goes on.
-    """
+    """Say what an interrupted run owes a guest, and how it gets that back."""
     return (
-        f"{format_size(owed)}: a run that goes on, or was interrupted, took the rest;"
+        f"{format_size(owed)}: a run that was interrupted took the rest;"
         f" the next reclaim gives it back, and so does `resize {_write_exactly(owed)}`"
     )
 

@@ -29,6 +29,7 @@ _COLOURS: Final[dict[VmState, str]] = {
     "connecting": "secondary",
     "healthy": "good",
     "stalled": "warning",
+    "held": "warning",
     "nonsense": "bad",
     "stale": "warning",
     "no-driver": "warning",
