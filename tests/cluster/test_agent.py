@@ -29,6 +29,7 @@ from worlds import simulated
 
 from qmpballoon.cluster import (
     Agent,
+    ClusterView,
     HostReport,
     HostState,
     JobProgress,
@@ -715,6 +716,24 @@ async def test_one_job_at_a_time_and_anybody_may_go_on_with_it() -> None:
         assert await find_job(bus, now()) is None
         cluster.quotas[other.job.id] = dict(other.job.quotas)
         await start_job(bus, other.job, now())
+
+
+@simulated
+async def test_what_a_host_is_asked_for_is_forgotten_at_the_jobs_deadline() -> None:
+    async with open_cluster(1) as cluster:
+        bus, key = cluster.server.connect("operator"), make_quota_key("h0")
+        plan = plan_job(await look(bus, now()), GiB, now(), seconds=60)
+        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        await start_job(bus, plan.job, now())
+        assert key in await bus.get([key])
+        await trio.sleep(61)
+        assert await bus.get([key]) == {}
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 7 * 86400 + 1])
+def test_a_job_takes_some_time_and_a_week_at_most(seconds: float) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        plan_job(ClusterView(()), GiB, 0.0, seconds=seconds)
 
 
 @simulated
