@@ -426,6 +426,31 @@ def test_at_first_only_free_memory_is_taken() -> None:
     assert later.target == 2 * GiB + 100 * MiB
 
 
+@pytest.mark.parametrize(
+    ("seconds", "has_given", "swapped", "is_over"),
+    [
+        (0.09, True, 0, False),
+        (0.1, True, 0, True),
+        (0.1, False, 0, False),
+        (0.1, True, MiB, False),
+        (0.25, False, MiB, True),
+    ],
+)
+def test_a_guest_that_does_nothing_is_known_once_it_has_given_its_free_memory(
+    seconds: float, swapped: int, *, has_given: bool, is_over: bool
+) -> None:
+    limits = GuestLimits(
+        headroom=100 * MiB, floor=64 * MiB, pressure=PressureLimits.of(GiB, None, None)
+    )
+    answer = evolve(ANSWER, swap_out=0)
+    controller = Controller(limits, 4 * GiB, 0, answer)
+    target = controller.decide(observe(0.0, 4 * GiB, answer)).target
+    assert not controller.has_baseline
+    size = target if has_given else 4 * GiB
+    controller.decide(observe(seconds, size, evolve(answer, swap_out=swapped)))
+    assert controller.has_baseline == is_over
+
+
 def test_the_rate_is_taken_from_the_size_at_the_start() -> None:
     limits = GuestLimits(headroom=0, floor=0, max_rate=100 * MiB)
     controller = Controller(limits, 4 * GiB, 0, stats(4 * GiB))
