@@ -116,13 +116,13 @@ def add_membership_options(command: Callable[..., _T]) -> Callable[..., _T]:
 _MEMBERSHIP_OPTIONS: Final = (
     cluster_option(
         required=False,
-        text="Join the cluster of this server: say how this host is, and follow its"
-        " policy and jobs. Without the server the host goes on by itself.",
+        text="Join the cluster of this server: report this host's state, and follow the"
+        " cluster's policy and jobs. Without the server the host continues by itself.",
     ),
     click.option(
         "--host",
         metavar="NAME",
-        help="The name of this host in the cluster.  [default: as `hostname` says]",
+        help="The name of this host in the cluster.  [default: what `hostname` prints]",
     ),
     click.option(
         "--state",

@@ -34,8 +34,8 @@ VMS: Final = (
     "VMS are globs of monitor sockets (quoted: '/run/vms/*.qmp'), addresses like"
     " tcp:HOST:PORT or libvirt:NAME, or files (*.toml) with the limits of each VM."
     " Without any, they are the QEMUs that run on this host. The command holds their"
-    " monitors while it runs, and a monitor serves one client: give a VM that others"
-    " talk to a second -qmp."
+    " monitors while it runs, and a monitor serves one client: a VM that other programs"
+    " talk to needs a second -qmp."
 )
 """The end of each command's help."""
 
@@ -51,7 +51,7 @@ users_option: Final = click.option(
     multiple=True,
     metavar="NAME",
     help="Trust the QEMUs and sockets of this user as well, where VMs are found by"
-    " processes or globs; can be repeated. Root trusts those named only.  [default:"
+    " processes or globs; can be repeated. Root trusts only those named.  [default:"
     " yourself; as root: root, qemu, libvirt-qemu]",
 )
 allow_host_option: Final = click.option(

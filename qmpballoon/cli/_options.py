@@ -156,7 +156,7 @@ def _parse(text: str, whole: int | None) -> int:
 
 def _require_positive(text: str, count: int) -> int:
     if count == 0:
-        raise click.UsageError(f"{text!r} is nothing: give a size above 0, like 512MiB")
+        raise click.UsageError(f"{text!r} is no size above 0: give one like 512MiB")
     return count
 
 
@@ -295,9 +295,9 @@ gentle_option: Final = click.option(
     "--gentle",
     type=Duration(),
     metavar="DURATION",
-    help="Take page cache evenly over this time, like 10m, and free memory at once: so"
-    " the guest keeps what it reads again within a tenth of it.  [default: as fast as"
-    " the guest gives it]",
+    help="Take page cache evenly over this time, like 10m, and free memory at once."
+    " The guest keeps the page cache that it reads again within a tenth of this time."
+    "  [default: as fast as the guest gives it]",
 )
 REPORT_FORMATS: Final = ".html, .svg, .png, .csv or .json"
 """What the name of a report may end in, without loading what writes them."""

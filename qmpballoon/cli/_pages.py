@@ -246,17 +246,18 @@ def _read_token(file: Path) -> str:
         about = os.fstat(found.fileno())
         if about.st_mode & _OTHERS:
             raise click.UsageError(
-                f"others may read or write {file}: it is a secret (chmod 600)"
+                f"other users can read or write {file}, which holds a secret: make it"
+                " your own (chmod 600)"
             )
         if about.st_uid not in (0, os.geteuid()):
             raise click.UsageError(
-                f"{file} is another user's, who knows what it holds: give a file of"
-                " yours"
+                f"{file} belongs to another user, who can read the secret: give a file"
+                " of your own"
             )
         token = (found.read(_LONGEST_TOKEN) or b"").decode("ascii", "replace").strip()
     if len(token) < _SHORTEST_TOKEN or not token.isprintable() or " " in token:
         raise click.UsageError(
-            f"{file} holds no token of {_SHORTEST_TOKEN} characters or more: remove"
-            " it, and it is made anew"
+            f"{file} holds no secret of {_SHORTEST_TOKEN} characters or more: remove"
+            " it, and a new one is written"
         )
     return token

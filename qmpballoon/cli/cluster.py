@@ -122,7 +122,7 @@ async def _watch(bus: Bus, *, as_json: bool) -> None:
 
 @cluster.group()
 def policy() -> None:
-    """Show what is wished of all hosts, or wish something else."""
+    """Show or set the policy: what hosts are asked to keep."""
 
 
 @policy.command(name="show")
@@ -164,7 +164,7 @@ def check_policy(*, file: Any, cluster: BusAddress, as_json: bool) -> None:  # n
 @_server_option
 @json_option
 def apply_policy(*, file: Any, cluster: BusAddress, as_json: bool) -> None:  # noqa: ANN401 - a binary file
-    """Wish of all hosts what FILE says, and show what that changes.
+    """Make FILE the policy of all hosts, and show what that changes.
 
     FILE is TOML. Each [[wish]] has `hosts`, a glob of their names, and `reserve` or
     `floors`. A wish raises what a host keeps, within its own limits.
@@ -262,7 +262,9 @@ def room(*, size: int, cluster: BusAddress, as_json: bool) -> int:
 @cluster.command()
 @click.argument("size", type=read_positive_size, required=False)
 @_server_option
-@click.option("--dry-run", is_flag=True, help="Show what hosts would be asked, only.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only show what hosts would be asked for."
+)
 @click.option(
     "--hold",
     is_flag=True,
@@ -283,20 +285,21 @@ def room(*, size: int, cluster: BusAddress, as_json: bool) -> int:
     "--within",
     type=Duration(),
     default=600.0,
+    show_default="10m",
     metavar="DURATION",
-    help="Each host ends its part after this time, like 10m, whoever asked.",
+    help="Each host ends its part after this time, like 1h, even if this command has"
+    " ended.",
 )
 @click.option(
     "--follow",
     is_flag=True,
-    help="Ask for nothing: show how far the job is that goes on, until it has taken"
-    " what it can.",
+    help="Start nothing: show the progress of the running job until it has taken what"
+    " it can.",
 )
 @click.option(
     "--end",
     is_flag=True,
-    help="Ask for nothing: end the job that goes on, so that the guests get their sizes"
-    " back.",
+    help="Start nothing: end the running job, so that the guests get their sizes back.",
 )
 @json_option
 def reclaim(
@@ -316,11 +319,11 @@ def reclaim(
 
     Idle memory of all hosts comes first, then cold page cache, then cache in use. Each
     host takes its part by itself, once, and by the rules of `fleet reclaim`; guests
-    keep their headroom. If this command ends, the hosts go on.
+    keep their headroom. If this command ends, the hosts continue.
     """
     _require_job(size, within, follow=follow, end=end)
     if end and dry_run:
-        raise click.UsageError("--end has no --dry-run: --follow shows what goes on")
+        raise click.UsageError("--end has no --dry-run: --follow shows the job")
 
     async def main(bus: Bus) -> int:
         from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
@@ -366,14 +369,14 @@ def _require_job(size: int | None, within: float, *, follow: bool, end: bool) ->
     """Refuse what is no job before anything is asked."""
     if [size is not None, follow, end].count(True) != 1:
         raise click.UsageError(
-            "give SIZE to take memory, --follow to look on, or --end to give it back"
+            "give SIZE to take memory, or --follow or --end for the running job"
         )
     if size is not None and size < PAGE:
         raise click.UsageError(f"{size} bytes are less than a page: give 4K or more")
     if within > LONGEST_JOB:
         raise click.UsageError(
-            f"--within is {within:g} s: it can be a week at most; what is to last"
-            " longer is a policy's"
+            f"--within is {within:g} s: it can be a week at most; for longer, set a"
+            " policy (qmpballoon cluster policy)"
         )
 
 
@@ -426,7 +429,7 @@ async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
         report = await operator.follow_job(bus, job, time.time, on_progress=show)
     except BaseException:
         _output.note(
-            f"job {job.id} goes on without this command: `qmpballoon cluster reclaim"
+            f"job {job.id} continues without this command: `qmpballoon cluster reclaim"
             " --follow` shows how far it is"
         )
         raise
@@ -439,7 +442,7 @@ async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
 
 
 async def _note_no_job(bus: Bus) -> None:
-    """Say that no job goes on; name hosts whose job the server has lost."""
+    """Say that no job is running; name hosts whose job the server has lost."""
     from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
     from qmpballoon.cluster.documents import ENDED  # noqa: PLC0415
 
@@ -456,7 +459,7 @@ async def _note_no_job(bus: Bus) -> None:
             " 4K --hosts NAME`"
         )
     else:
-        _output.note("no job goes on")
+        _output.note("no job is running")
 
 
 async def _end(bus: Bus, job: Job, *, as_json: bool) -> int:

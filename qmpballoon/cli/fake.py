@@ -83,8 +83,8 @@ def _check_id(_: click.Context, __: click.Parameter, value: str) -> str:
 @click.option(
     "--hold-memory",
     is_flag=True,
-    help="Hold as much of the host's memory as QEMU would, and be named like QEMU: so"
-    " that its resident memory can be seen, and `fleet --limit` be tried.",
+    help="Hold as much of the host's memory as QEMU would, in a process that is named"
+    " like QEMU. Its resident memory can then be seen, and `fleet --limit` tried.",
 )
 @click.option(
     "--seed", type=int, default=0, help="Chooses the simulation's random numbers."

@@ -491,8 +491,9 @@ def _conclude(plan: FleetPlan, views: list[VmView]) -> int:
     "--gentle",
     type=Duration(),
     metavar="DURATION",
-    help="Take it evenly over this time, like 10m, and give back what a guest reads"
-    " again within a tenth of it.  [default: as fast as the guests give it]",
+    help="Take the memory evenly over this time, like 10m. A guest gets back the page"
+    " cache that it reads again within a tenth of this time.  [default: as fast as the"
+    " guests give it]",
 )
 @policy_option
 @timeout_option

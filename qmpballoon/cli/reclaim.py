@@ -177,7 +177,9 @@ def reclaim(
     if hold and to:
         raise click.UsageError("--hold leaves the guest small: leave --to out")
     if seconds is not None and not keep:
-        raise click.UsageError("--for says how long to keep it: add --keep")
+        raise click.UsageError(
+            "--for limits how long --keep keeps the memory: add --keep"
+        )
     if dry_run and report:
         raise click.UsageError("a dry run has nothing to report: leave --report out")
     keeping = _Keeping(math.inf if seconds is None else seconds) if keep else None

@@ -102,7 +102,7 @@ def resize(
     More than the VM's memory, like 150%, is all of it.
 
     The balloon takes the rest of the VM's memory, or gives it back. A guest that
-    shrinks is watched, and gets back what it had if it comes to need it.
+    shrinks is watched. If it needs the memory, it gets back what it had.
     """
     guard = RelativeGuard(
         headroom=headroom,
@@ -113,8 +113,8 @@ def resize(
     )
     if unguarded and guard.is_given:
         raise click.UsageError(
-            "--unguarded: there is no headroom, floor, rate or time then; leave it out,"
-            " or those"
+            "--unguarded has no headroom, floor, rate or time: leave it out, or leave"
+            " their options out"
         )
 
     record = _Record()

@@ -75,7 +75,8 @@ def watch(
 ) -> None:
     """Show the guest's size and memory and QEMU's resident memory, until Ctrl-C.
 
-    The balloon is not moved. On a terminal the samples are drawn as a moving chart.
+    The balloon is not moved. On a terminal the samples are drawn as a moving chart. A
+    guest that does not answer is shown with its last figures, and their age.
     """
     from qmpballoon.cli._connect import open_balloon  # noqa: PLC0415 - loads trio
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio

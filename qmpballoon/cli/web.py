@@ -72,8 +72,9 @@ _OF_BOTH: Final = frozenset(
 @click.option(
     "--token-file",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Keep the link's secret in this file, made if it is not there: so pages that"
-    " are open go on when the server is started again.  [default: a new one each time]",
+    help="Keep the link's secret in this file, which is created if it does not exist."
+    " Pages that are open then continue when the server is restarted.  [default: a new"
+    " secret each time]",
 )
 @allow_host_option
 @add_host_options
@@ -82,7 +83,7 @@ _OF_BOTH: Final = frozenset(
     type=PERIOD,
     default=1.0,
     metavar="SECONDS",
-    help="How long to wait between two polls of a VM, or two looks at a cluster.",
+    help="How long to wait between two polls of a VM, or of a cluster.",
 )
 @cluster_option(
     required=False,
@@ -108,10 +109,10 @@ def web(
 ) -> None:
     """Serve pages of all VMs for a browser, live, until interrupted.
 
-    It prints a link with a secret: who has it may look. By default only this machine
-    can connect. No balloon is moved, unless somebody asks for that on a page and
-    --allow-changes is given. Where `fleet run` manages the same VMs, use its option
-    --web instead: a monitor serves one client at a time.
+    It prints a link that contains a secret. Everyone who has the link can look. By
+    default only this machine can connect. No balloon is moved, unless --allow-changes
+    is given and somebody asks for it on a page. Where `fleet run` manages the same VMs,
+    use its option --web instead: a monitor serves one client at a time.
 
     With --cluster it shows all hosts of a cluster, as `cluster status` does. Nothing
     can be changed there.

@@ -212,7 +212,7 @@ def test_what_is_refused(
 
 @pytest.mark.parametrize(
     ("token", "mode", "why"),
-    [("x" * 43, 0o644, "is a secret"), ("short", 0o600, "no token of 32")],
+    [("x" * 43, 0o644, "holds a secret"), ("short", 0o600, "no secret of 32")],
 )
 def test_a_token_that_is_no_good(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], token: str, mode: int, why: str
@@ -237,12 +237,12 @@ def test_a_token_that_somebody_else_knows(
     else:
         monkeypatch.setattr(os, "geteuid", lambda: 65534)
     assert status_of("web", "--listen", 0, "--token-file", file, tmp_path / "vm") == 2
-    assert "is another user's" in capsys.readouterr().err.splitlines()[-1]
+    assert "belongs to another user" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.undo()
     file.unlink()
     os.mkfifo(file, 0o600)
     assert status_of("web", "--listen", 0, "--token-file", file, tmp_path / "vm") == 2
-    assert "holds no token" in capsys.readouterr().err.splitlines()[-1]
+    assert "holds no secret" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_port_that_is_taken(
