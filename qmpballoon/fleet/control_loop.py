@@ -375,7 +375,7 @@ class _Reclaim:
         """Forget what guests are owed, if they have it or will not get it."""
         sizes = self._read_sizes()
         for name, before in self.before.items():
-            lacks = before - sizes.get(name, before)
+            lacks = before - sizes.get(name, 0)  # what is not known, it may lack
             if self.is_held or lacks < LARGEST_PAGE:
                 self.supervisor.settle_owed(name)
 

@@ -238,6 +238,8 @@ def test_who_finds_that_another_holds_memory_takes_nothing(call: str) -> None:
     assert (balloon.read_owed(), balloon.read_holder()) == (None, HOLDER)
     with pytest.raises(BalloonBusy, match=HELD):
         run(CALLS[call](balloon))
+    with pytest.raises(BalloonBusy, match=HELD):
+        run(balloon.reclaim(give_back_to=RAM))
     assert monitor_of(balloon).targets() == []
     assert (come_to_rest(machine), note.holder) == (size, HOLDER)
     note.holder = None  # it is killed
