@@ -557,7 +557,7 @@ def reclaim(
 def _conclude_refused(views: list[VmView]) -> int:
     """Say why no guest gave anything, if that was not said; return the exit status."""
     status = choose_status(views, _output.REFUSED)
-    if views and status == _output.REFUSED:
+    if status == _output.REFUSED and any(view.takes_part for view in views):
         _output.note(
             "no guest had memory to spare: `qmpballoon fleet status` says how they are,"
             " `--sort need` sorts them by what is above their headroom"
