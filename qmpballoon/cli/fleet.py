@@ -38,6 +38,7 @@ from qmpballoon.cli.render.fleet import (
     describe_plan,
     describe_refused,
     describe_report,
+    describe_small,
     describe_uncertain,
     host_to_json,
 )
@@ -525,14 +526,19 @@ def reclaim(
         await supervisor.wait_until_known(timeout)
         _output.note(*describe_absent(supervisor.list_views()))
         show = _make_progress(amount, quiet=as_json)
-        report = await reclaim(
-            supervisor,
-            amount,
-            rules,
-            hold=hold,
-            gentle=gentle or 0.0,
-            on_progress=show,
-        )
+        try:
+            report = await reclaim(
+                supervisor,
+                amount,
+                rules,
+                hold=hold,
+                gentle=gentle or 0.0,
+                on_progress=show,
+            )
+        except BaseException:
+            # There will be no report that tells which guests lack memory.
+            _output.note(*describe_small(supervisor.list_small()))
+            raise
         return report, supervisor.list_views()
 
     before = memory.read().available

@@ -8,6 +8,7 @@ it.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -287,6 +288,7 @@ async def reclaim(
         if not run.is_held:
             with trio.move_on_after(_CLEANUP_TIMEOUT, shield=True):
                 await run.give_back()
+            run.settle()
             run.release()
     small = tuple(each for each in supervisor.list_small() if each.found is not None)
     vms = report.vms if hold else run.add_owed(report.vms)
@@ -306,7 +308,7 @@ class _Reclaim:
     async def give_owed(self) -> None:
         """Give guests back what an interrupted run owes them."""
         for move in list_owed(self.supervisor.list_owed(), sys.maxsize):
-            self.supervisor.start_move(move)
+            self.supervisor.start_move(move, insists=True)
         await self.supervisor.wait_for_moves()
         await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)
 
@@ -361,15 +363,29 @@ class _Reclaim:
         await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)
 
     async def give_back(self) -> None:
-        """Give all guests their sizes back, once the moves under way have ended."""
-        await self.supervisor.wait_for_moves()
-        for name, size in self._read_sizes().items():
-            if size < self.before.get(name, 0):
-                self.supervisor.note_owed(name, self.before[name], is_returning=True)
-                move = Move(name, size, self.before[name], "it gets its size back")
-                self.supervisor.start_move(move)
-        await self.supervisor.wait_for_moves()
-        self.settle()
+        """Give all guests their sizes back, each once its move under way has ended.
+
+        A QEMU that does not answer ends its move late. The others do not wait for it.
+        """
+        waiting = set(self.before)
+        while waiting:
+            views = {view.name: view for view in self.supervisor.list_views()}
+            for name in sorted(waiting):
+                view = views.get(name)
+                if view is None or view.target is None:
+                    waiting.remove(name)
+                    self._give_one_back(name, None if view is None else view.actual)
+            await self.supervisor.wait_for_moves(
+                _PROGRESS_EVERY if waiting else math.inf
+            )
+
+    def _give_one_back(self, name: str, size: int | None) -> None:
+        # Also one that has its size: if its driver was unloaded or restarted meanwhile,
+        # it would go to the last target when it is back.
+        if size is not None and size <= self.before[name]:
+            self.supervisor.note_owed(name, self.before[name], is_returning=True)
+            move = Move(name, size, self.before[name], "it gets its size back")
+            self.supervisor.start_move(move, insists=True)
 
     def settle(self) -> None:
         """Forget what guests are owed, if they have it or will not get it."""

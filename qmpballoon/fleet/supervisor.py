@@ -246,6 +246,7 @@ class _VmTask:
         life: Cancelled when the VM leaves the fleet.
         scope: Cancelled to end its connection, or the attempt to connect.
         target: The size that it is told to move to.
+        insists: Whether that target stays if it is not reached.
         left: The size in bytes that it was moving to when QEMU ceased to answer.
         logged: What was logged last.
         balloon: The VM's balloon, while it is connected.
@@ -258,6 +259,7 @@ class _VmTask:
     life: trio.CancelScope = field(factory=trio.CancelScope)
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     target: int | None = None
+    insists: bool = False
     left: int | None = None
     logged: str = ""
     balloon: Balloon | None = None
@@ -502,11 +504,16 @@ class Supervisor:
             except Exception as error:  # noqa: BLE001 - whatever a VM's limits cause
                 self.fail(task.record.spec.name, error)
 
-    def start_move(self, move: Move) -> None:
+    def start_move(self, move: Move, *, insists: bool = False) -> None:
         """Tell a VM's task to move its balloon. The VM's view shows the progress.
 
         A VM that is no longer connected, that is moving already, or from which another
         process has taken memory, is left as it is.
+
+        Args:
+            move: The move.
+            insists: Whether the target stays if the guest does not reach it, as where
+                it gets back what is its own. Otherwise it stays at what it reached.
         """
         task = self._all_tasks.get(move.name)
         if task is None or not task.record.connected:
@@ -522,7 +529,7 @@ class Supervisor:
                 return
             sizes = f"{format_size(move.before)} -> {format_size(move.target)}"
             _LOG.info("%s: move %s; %s", make_printable(move.name), sizes, move.reason)
-            task.target = move.target
+            task.target, task.insists = move.target, insists
             self._turns.wake(task)
 
     @asynccontextmanager
@@ -859,6 +866,9 @@ class Supervisor:
                 # A guest in need gets its memory before resize takes its first sample.
                 await balloon.set_target(target)
             result = await self._resize(record, balloon, target, guard)
+            if task.insists and result.target < target:
+                await balloon.set_target(target)
+                result = evolve(result, target=target)
             record.note_move_ended(trio.current_time(), evolve(result, before=before))
             task.left = None
         except MonitorClosed:

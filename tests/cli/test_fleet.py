@@ -17,7 +17,7 @@ from command import FAST, PROGRAM, actual, run, serve, start, until
 from qemu_likes import listening
 
 from qmpballoon.sizes import GiB, MiB, format_size
-from qmpballoon.testing import SECOND, GuestConfig
+from qmpballoon.testing import SECOND, GuestConfig, Machine
 
 if TYPE_CHECKING:
     import subprocess
@@ -309,6 +309,25 @@ async def test_reclaiming(tmp_path: Path) -> None:
         assert 0 <= 2 * GiB - report["handed_over"] < MiB
         assert sum(vm["handed_over"] for vm in report["vms"]) == report["handed_over"]
         assert result.returncode == 0
+
+
+async def test_who_cannot_take_memory_back_when_a_reclaim_is_interrupted_is_named(
+    tmp_path: Path,
+) -> None:
+    slow = evolve(FAST, inflate_rate=256 * MiB)
+    async with (
+        serve(tmp_path / "vm.qmp", slow) as vm,
+        start("fleet", "reclaim", "1G", tmp_path / "vm.qmp") as running,
+    ):
+        await until(lambda: actual(vm) < vm.machine.guest.memory.ram - 64 * MiB)
+        vm.do(Machine.stop)
+        running.process.send_signal(signal.SIGTERM)
+        said = b"".join([data async for data in running.stderr])
+        assert b"vm is left with" in said
+        assert b"`resize 100%` gives it all" in said
+        assert actual(vm) < vm.machine.guest.memory.ram
+        vm.do(Machine.resume)
+        await until(lambda: actual(vm) == vm.machine.guest.memory.ram)
 
 
 async def test_what_a_fleet_holds_is_given_back_by_the_commands_that_are_shown(

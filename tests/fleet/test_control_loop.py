@@ -24,6 +24,7 @@ from worlds import (
 
 from qmpballoon.cli.render.fleet import describe_report
 from qmpballoon.errors import MonitorClosed
+from qmpballoon.fleet import control_loop
 from qmpballoon.fleet.control_loop import (
     carry_out,
     decide,
@@ -373,6 +374,45 @@ async def test_who_is_interrupted_gives_back() -> None:
             with trio.move_on_after(2):
                 await reclaim(fleet, 3 * GiB, RULES, hold=True)
             assert sizes(fleet) == {"rich": 4 * GiB, "poor": 4 * GiB}
+
+
+@simulated
+async def test_a_qemu_that_does_not_answer_keeps_nobody_from_getting_memory_back() -> (
+    None
+):
+    async with open_world() as world:
+        start(world, "rich", 3 * GiB)
+        config = MachineConfig(memory=4 * GiB, guest=guest(3 * GiB))
+        freezes = FaultPlan(freeze_at=7 * SECOND, freeze_for=3600 * SECOND)
+        world.start("freezes", config, freezes)
+        async with supervised(world) as fleet:
+            await fleet.wait_until_known(5)
+            await trio.sleep_until(world.start_time + 6)
+            with trio.move_on_after(2):
+                await reclaim(fleet, 6 * GiB, RULES)
+            assert sizes(fleet)["freezes"] < 4 * GiB
+            assert sizes(fleet)["rich"] == 4 * GiB
+
+
+@simulated
+async def test_a_guest_whose_driver_was_unloaded_is_not_made_small_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(control_loop, "_ROUNDS", 1)  # it is not asked again
+    async with open_world() as world:
+        config = evolve(guest(3 * GiB), boot_time=3600 * SECOND)
+        machine = world.start("vm", MachineConfig(guest=config)).machine
+        async with supervised(world) as fleet:
+            await fleet.wait_until_known(5)
+
+            def unload(taken: int) -> None:
+                if taken and view(fleet, "vm").target is None:  # it has moved
+                    machine.guest.boot()
+                    assert machine.device
+                    machine.device.told = 0
+
+            await reclaim(fleet, GiB, RULES, on_progress=unload)
+        assert machine.target == machine.actual == machine.guest.memory.ram
 
 
 def sizes(fleet: Supervisor) -> dict[str, int]:
