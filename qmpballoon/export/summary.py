@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from qmpballoon.balloon.sampling import ANSWER_TIMEOUT
+from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
@@ -56,7 +58,12 @@ class Change:
 
 
 def compare_snapshots(before: Snapshot, after: Snapshot) -> list[Change]:
-    """Return the figures of guest and host at two moments."""
+    """Return the figures of guest and host at two moments.
+
+    If the guest did not answer the second time, its figures then are not known.
+    """
+    if _is_silent(before, after):
+        after = evolve(after, stats=GuestStats())
     return _compare_figures(_list_of_snapshot(before), _list_of_snapshot(after))
 
 
@@ -102,6 +109,8 @@ def describe_timeline(samples: Sequence[Sample]) -> list[str]:
 def describe_gain(report: ReclaimReport) -> str:
     """Say how much memory the host has gained for the cache that the guest lost."""
     before, after = report.before, report.after
+    if _is_silent(before, after):
+        return "The guest did not answer at the end: its figures are not known."
     cache = before.stats.disk_caches
     lost = _subtract(cache, after.stats.disk_caches)
     if not cache or not lost or lost < 0:
@@ -138,6 +147,15 @@ def _compare(report: ReclaimReport) -> str:
     if seconds < _SHORT:
         return ": less than it gave in a tenth of a second"
     return f": as much as it gave in {seconds:.1f} s"
+
+
+def _is_silent(before: Snapshot, after: Snapshot) -> bool:
+    """Return whether the guest did not answer when the second snapshot was taken.
+
+    It was waited for then. Ages are compared, as the host's clock need not be QEMU's.
+    """
+    old, new = before.stats.age, after.stats.age
+    return old is not None and new is not None and new - old > ANSWER_TIMEOUT
 
 
 def _list_of_snapshot(seen: Snapshot) -> dict[str, int | None]:

@@ -54,6 +54,20 @@ def test_it_is_said_as_it_is(after: Snapshot, words: str) -> None:
     assert "-" not in describe_gain(report)
 
 
+def test_figures_of_a_guest_that_did_not_answer_at_the_end_are_not_shown() -> None:
+    old, new = seen(200, 500), seen(50, 300)
+    report = evolve(
+        make_report(evolve(new, stats=evolve(new.stats, age=3604.5))),
+        before=evolve(old, stats=evolve(old.stats, age=3600.5)),  # clocks differ
+    )
+    assert describe_gain(report).startswith("The guest did not answer at the end: ")
+    changes = {
+        c.name: c.format() for c in compare_snapshots(report.before, report.after)
+    }
+    assert changes["guest: page cache"] == ("200 MiB", "unknown", "")
+    assert changes["host: QEMU resident"] == ("500 MiB", "300 MiB", "-200 MiB")
+
+
 def test_a_guest_that_says_that_it_has_more_than_it_has_uses_an_unknown_amount() -> (
     None
 ):
