@@ -459,8 +459,8 @@ def _check_resident(facts: Facts) -> Finding | None:
         return None
     return make_finding(
         "resident-unknown",
-        "it cannot be seen what the host gets back, QEMU's resident memory is not"
-        f" known: {facts.host.why_unknown}",
+        "QEMU's resident memory is not known, so it cannot be seen what the host gets"
+        f" back: {facts.host.why_unknown}",
     )
 
 
