@@ -304,6 +304,23 @@ async def test_taking_and_giving_back() -> None:
 
 
 @simulated
+async def test_memory_that_a_guest_has_never_touched_is_no_gain() -> None:
+    progress: list[int] = []
+    async with open_world() as world:
+        start(world, "vm", GiB)
+        world.seen.add("vm")
+        async with supervised(world) as fleet:
+            await fleet.wait_until_known(5)
+            before = available(world)
+            report = await reclaim(
+                fleet, 512 * MiB, RULES, hold=True, on_progress=progress.append
+            )
+            gained = available(world) - before
+    assert gained == pytest.approx(progress[-1], abs=100 * MiB)
+    assert report.handed_over > gained + GiB
+
+
+@simulated
 async def test_who_does_not_take_it_back_is_told() -> None:
     async with open_world() as world:
         await reclaimable(world)
@@ -550,6 +567,7 @@ def test_what_is_owed_is_given_as_far_as_the_host_has_room() -> None:
     moves = {move.name: move.change for move in list_owed(views, 2 * GiB)}
     assert moves == {"a": GiB, "c": GiB}
     assert list_owed([evolve(seen("a", 2 * GiB), target=GiB)], 2 * GiB) == []
+    assert [move.target for move in list_owed(views[3:4], 3 * GiB)] == [4 * GiB]
 
 
 # What another process holds
