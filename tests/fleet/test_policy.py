@@ -59,6 +59,29 @@ def test_what_is_to_spare_is_shared_out_when_all_vms_are_known() -> None:
     assert changes(make_plan(unknown, [in_need], RULES))["vm"] > 0
 
 
+def test_what_guests_will_need_by_the_next_plan_is_not_to_spare() -> None:
+    # It has its headroom until then, and not for as long again.
+    soon = guest("soon", available=GiB, headroom=512 * MiB, usage_increase=300 * MiB)
+    assert soon.need == soon.distress == 0 < soon.compute_need(2)
+    spare = soon.compute_need(2) + RULES.buffer * 3 // 2
+    host = Host(total=64 * GiB, available=RULES.reserve + spare)
+    assert changes(make_plan(host, [soon], RULES)) == {}
+    more = evolve(host, available=host.available + RULES.buffer)
+    assert changes(make_plan(more, [soon], RULES)) == {"soon": RULES.buffer * 3 // 2}
+
+
+def test_guests_that_get_what_they_lack_get_no_part_of_what_is_to_spare() -> None:
+    host = Host(total=64 * GiB, available=6 * GiB)
+    desperate = guest("desperate", usage_increase=342 * MiB, headroom=256 * MiB)
+    assert desperate.need == 0 < desperate.distress
+    got = changes(make_plan(host, [desperate, guest("calm")], RULES))
+    spare = 5 * GiB - RULES.buffer - desperate.distress
+    assert got == {
+        "desperate": desperate.distress,
+        "calm": min(spare, guest("calm").room),
+    }
+
+
 # What was drawn is as odd as guests can be: they lie. Small ones beside large ones, and
 # eighths, so that limits bind and guests are alike; of a wide range alone most of what
 # hypothesis draws is next to nothing.
