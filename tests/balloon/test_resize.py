@@ -324,6 +324,15 @@ def test_memory_plugged_meanwhile_is_taken_too_or_named(*, unguarded: bool) -> N
         assert (result.outcome, result.actual) == ("reached", GiB)
 
 
+def test_a_guest_in_trouble_is_waited_for_until_it_has_all_back() -> None:
+    rates = dict.fromkeys(("inflate_rate", "reclaim_rate", "deflate_rate"), 128 * MiB)
+    guest = GuestConfig(**rates, silent_after=BOOTED + SECOND)  # type: ignore[arg-type]
+    machine = make_machine(guest, memory=2 * GiB)
+    result, _ = resize(machine, GiB, timeout=5, on_stall="settle")
+    assert result.outcome == "timed-out"
+    assert result.actual == result.target == 2 * GiB
+
+
 @pytest.mark.parametrize(
     ("unguarded", "left"),
     [(True, "and was left there"), (False, "then asked to go back to 2 GiB")],
@@ -343,6 +352,9 @@ def test_what_a_guest_that_hangs_was_asked_for_is_said(
     monitor_of(balloon).before_call = ticking(machine)
     with pytest.raises(BalloonStalled, match=left):
         run(balloon.resize(GiB, unguarded=unguarded))
+    targets = monitor_of(balloon).targets()
+    if not unguarded:  # what it is given back is not taken again
+        assert set(targets[targets.index(2 * GiB) :]) == {2 * GiB}
 
 
 def test_pages_that_are_never_freed_are_noticed() -> None:
