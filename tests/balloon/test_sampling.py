@@ -15,7 +15,12 @@ from simulation import PATH, SimulatedMonitor, make_balloon, make_machine, run
 
 from qmpballoon.balloon.balloon import Balloon
 from qmpballoon.balloon.results import DiskReads
-from qmpballoon.balloon.sampling import Sample, Sampler, Timeline
+from qmpballoon.balloon.sampling import (
+    Sample,
+    Sampler,
+    Timeline,
+    find_recent_stats,
+)
 from qmpballoon.errors import StatsUnavailable
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import (
@@ -441,3 +446,43 @@ def test_a_disk_that_is_unplugged_takes_nothing_away() -> None:
             assert await take(sampler, 1, 3 * MiB) == 8 * MiB
 
     run(unplug())
+
+
+def test_recent_statistics_are_new_ones_if_the_guest_gives_any() -> None:
+    balloon = make_balloon(make_machine())
+    assert (run(balloon.stats()).age or 2) > 1
+    found = run(find_recent_stats(balloon, 3.0))
+    assert found is not None
+    assert (found.age or 0) < 2
+
+
+def test_a_late_answer_is_of_the_largest_size_since_the_last_one() -> None:
+    machine = make_machine(GuestConfig(stats_delay=SECOND // 2), memory=4 * GiB)
+    balloon = make_balloon(machine)
+    answers: list[tuple[int, int]] = []
+
+    async def shrink() -> None:
+        await balloon.set_target(GiB)
+        async with balloon.sampler() as sampler:
+            largest = 0
+            for _ in range(60):
+                await balloon.monitor.sleep(0.04)
+                sample = await sampler.take()
+                largest = max(largest, sample.actual)
+                if sampler.silence == 0:
+                    answers.append((sampler.basis, largest))
+                    largest = sample.actual
+
+    run(shrink())
+    assert len(answers) > 2
+    assert all(basis == largest for basis, largest in answers[1:])
+
+
+def test_a_guest_at_rest_is_asked_again_as_soon_as_the_second_is_over() -> None:
+    balloon = make_balloon(make_machine())
+    monitor = monitor_of(balloon)
+    run(monitor.sleep(1.7 - monitor.machine_clock() % 1))
+    run(balloon.refresh_stats())
+    began = monitor.now()
+    run(balloon.refresh_stats())
+    assert monitor.now() - began < 0.35
