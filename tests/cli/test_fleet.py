@@ -418,7 +418,7 @@ async def test_nothing_to_reclaim_from(tmp_path: Path) -> None:
             "reserve_hard is 2 GiB: it is a part of the reserve, which is 1 GiB; lower",
         ),
         (("plan", "x", "--cgroup", "/proc"), "no memory.max: give a group"),
-        (("reclaim", "0"), "give a size above 0"),
+        (("reclaim", "0"), "'0' is no size above 0: give one like 512MiB"),
     ],
 )
 async def test_wrong_usage(arguments: tuple[str, ...], message: str) -> None:
@@ -436,13 +436,18 @@ async def test_nobody_is_there(arguments: tuple[str, ...], tmp_path: Path) -> No
 
 
 async def test_nobody_has_anything_to_give(tmp_path: Path) -> None:
+    command = ("fleet", "reclaim", "1G", tmp_path / "*.qmp", "--timeout", "1")
+    full = GuestConfig(used=16 * GiB - 128 * MiB, cache=0)
     async with serve(tmp_path / "mute.qmp", GuestConfig(driver=False)):
-        arguments = ("1G", tmp_path / "*.qmp", "--timeout", "1")
-        result = await run("fleet", "reclaim", *arguments)
-    assert result.returncode == 6
+        alone = await run(*command)
+        async with serve(tmp_path / "full.qmp", full):
+            result = await run(*command)
+    assert (alone.returncode, result.returncode) == (6, 6)
     absent, why = result.stderr.splitlines()
     assert absent.startswith("qmpballoon: mute takes no part: ")
     assert "`qmpballoon fleet status` says how they are" in why
+    # Of a guest that takes no part it is not known what it has to spare.
+    assert alone.stderr.splitlines() == [absent]
 
 
 # What is refused
