@@ -61,7 +61,7 @@ _ANSWER_POLL: Final = 0.01  # seconds between two polls for the guest's answer
 _PATIENCE: Final = 0.5
 # Seconds after which a guest is asked again, if its answer cannot be told from its last
 # one by the host's clock: until its answer is of another second.
-_ASK_AGAIN: Final = 0.1
+_ASK_AGAIN: Final = 0.5
 # Seconds. A healthy guest has answered after this time.
 _GRACE: Final = 0.1
 _SMALLEST: Final = 2  # samples: the first and the last
