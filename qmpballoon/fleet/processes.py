@@ -195,7 +195,7 @@ def find_folder_problem(path: str, users: Collection[int]) -> str:
     """
     folders = {os.path.dirname(path) or "."}  # noqa: PTH120 - faster
     if os.path.islink(path):  # noqa: PTH114
-        folders.add(os.path.dirname(os.path.realpath(path)))  # noqa: PTH120
+        folders.add(os.path.dirname(_follow_links(path)))  # noqa: PTH120
     for folder in folders:
         try:
             owner = os.stat(folder).st_uid  # noqa: PTH116
@@ -255,13 +255,25 @@ def find_manager(address: Address) -> str:
     return _match_manager(address.path, socket)
 
 
+def _follow_links(path: str) -> str:
+    """Return where a path leads to, or the path itself if it leads nowhere.
+
+    The root of a process that has ended leads nowhere as long as its parent has not
+    noticed the end.
+    """
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        return path
+
+
 # A fleet asks for all its sockets every few seconds. As long as a path leads to the
 # same socket, the answer is the same.
 @lru_cache(maxsize=4096)
 def _match_manager(path: str, _socket: Hashable) -> str:
     # The root of a process is stripped: inside a container, paths begin with /run, too.
     inside = re.sub(r"^/proc/\d+/root(?=/)", "", os.path.abspath(path))  # noqa: PTH100
-    places = {re.sub("^/var/run/", "/run/", inside), os.path.realpath(path)}
+    places = {re.sub("^/var/run/", "/run/", inside), _follow_links(path)}
     for pattern, manager in _RESERVED.items():
         if any(fnmatch.fnmatchcase(place, pattern) for place in places):
             return manager

@@ -269,6 +269,17 @@ def test_monitors_that_managers_need(path: str, manager: str) -> None:
     assert bool(find_manager(UnixAddress(path))) == bool(manager)
 
 
+@pytest.mark.parametrize("manager", ["", "daemon"])
+def test_a_monitor_of_a_container_that_has_just_ended(manager: str) -> None:
+    """Its process is still there, and its root leads nowhere."""
+    name = "run/incus/vm1/qemu.monitor" if manager else "run/own.qmp"
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        path = f"/proc/{ended.pid}/root/{name}"
+        assert manager in find_manager(UnixAddress(path))
+        assert bool(find_manager(UnixAddress(path))) == bool(manager)
+
+
 def test_of_several_monitors_the_last_free_one_is_held(tmp_path: Path) -> None:
     def qmp(path: str) -> list[str]:
         return ["-qmp", f"unix:{path},server=on"]
