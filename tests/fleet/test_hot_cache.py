@@ -374,8 +374,9 @@ async def test_a_gentle_reclaim_leaves_guests_what_they_read_again() -> None:
     assert 2 * GiB < half < 3.5 * GiB
 
 
-@simulated
-async def test_a_gentle_reclaim_gives_nobody_more_than_it_had() -> None:
+@asynccontextmanager
+async def reading_in_little() -> AsyncGenerator[Supervisor]:
+    """Supervise a guest that reads a loop in the GiB it was left, and a cold one."""
     loop = FileReads("loop", 900 * MiB, 450 * MiB, begin=BEGIN * SECOND)
     async with open_world() as world:
         start(world, "reads", 2 * GiB, loop)
@@ -386,30 +387,27 @@ async def test_a_gentle_reclaim_gives_nobody_more_than_it_had() -> None:
             await fleet.wait_for_moves()
             await trio.sleep_until(BEGIN + 5)
             assert view(fleet, "reads").hot
-            report = await reclaim(fleet, GiB, RULES, hold=True, gentle=5)
-            assert report.handed_over >= GiB - 16 * MiB
-            assert (view(fleet, "reads").actual or 0) <= GiB
+            yield fleet
+
+
+@simulated
+async def test_a_gentle_reclaim_gives_nobody_more_than_it_had() -> None:
+    async with reading_in_little() as fleet:
+        report = await reclaim(fleet, GiB, RULES, hold=True, gentle=5)
+        assert report.handed_over >= GiB - 16 * MiB
+        assert (view(fleet, "reads").actual or 0) <= GiB
 
 
 @pytest.mark.parametrize("gentle", [0.0, 5.0])
 @simulated
 async def test_hot_cache_that_is_not_to_be_taken_stays(gentle: float) -> None:
-    loop = FileReads("loop", 900 * MiB, 450 * MiB, begin=BEGIN * SECOND)
-    async with open_world() as world:
-        start(world, "reads", 2 * GiB, loop)
-        start(world, "cold", 3 * GiB)
-        async with supervised(world) as fleet:
-            await fleet.wait_until_known(5)
-            fleet.start_move(Move("reads", 4 * GiB, GiB, "test"))
-            await fleet.wait_for_moves()
-            await trio.sleep_until(BEGIN + 5)
-            assert view(fleet, "reads").hot
-            takes_hot = gentle > 0  # it never is with gentle
-            report = await reclaim(
-                *(fleet, 8 * GiB, RULES), hold=True, gentle=gentle, takes_hot=takes_hot
-            )
-            assert report.handed_over > 2 * GiB
-            assert view(fleet, "reads").actual == GiB
+    async with reading_in_little() as fleet:
+        takes_hot = gentle > 0  # it never is with gentle
+        report = await reclaim(
+            *(fleet, 8 * GiB, RULES), hold=True, gentle=gentle, takes_hot=takes_hot
+        )
+        assert report.handed_over > 2 * GiB
+        assert view(fleet, "reads").actual == GiB
 
 
 @simulated
