@@ -55,6 +55,9 @@ _AT_REST: Final = 0.5
 # watched at the end; and after it has read something again, taking the rest takes at
 # least as long.
 _GENTLE_PART: Final = 1 / 10
+# Seconds of which the pace may make up for at once. Whoever looks late, or has the
+# answer late, learns late what the last step did to the guest.
+_MAKES_UP: Final = 0.5
 _MAX_HOLDS: Final = 3  # after this many times under pressure, there is nothing to spare
 
 
@@ -109,6 +112,7 @@ class Controller:
         self.bottom: int = -(-max(limits.floor, bottom, 1) // PAGE) * PAGE
         self.watch_below: int = 2 * limits.headroom + _WATCH_MARGIN
         self._target = start
+        self._decided_at = 0.0
         self.is_paced: bool = False
         # When taking memory began, in seconds, and the guest's size then.
         self._paced_from = (0.0, start)
@@ -146,7 +150,7 @@ class Controller:
             target: Bytes.
             seconds: Seconds since the beginning.
         """
-        self._target = target
+        self._target, self._decided_at = target, seconds
         self._settled_since = None
         self._uses.clear()
         self._gentle_until = seconds + self._limits.gentle
@@ -165,6 +169,7 @@ class Controller:
     def decide(self, seen: Observation) -> Decision:
         """Decide by what is known of the guest now."""
         available = seen.stats.reclaimable
+        self._leave_out_gap(seen.seconds)
         self.is_paced = False
         self._without_unused = seen.basis - self._count_unused(seen.stats)
         if not self._has_answered:
@@ -336,7 +341,7 @@ class Controller:
         by_step = 0 if math.isinf(step) else seen.actual - int(step)
         if self._recovers(seen.seconds):
             by_step = seen.actual
-        by_pace = self._compute_pace(goal, seen.seconds)
+        by_pace = self._compute_pace(goal, seen)
         self.is_paced = by_pace > max(goal, by_step)
         self._settled_since = None
         # If memory was plugged meanwhile, ``actual`` can be above the start.
@@ -351,16 +356,32 @@ class Controller:
         least = seconds + self._limits.gentle * _GENTLE_PART
         self._gentle_until = max(self._gentle_until, least)
 
-    def _compute_pace(self, goal: int, seconds: float) -> int:
+    def _leave_out_gap(self, seconds: float) -> None:
+        """Take page cache gently for longer by the time in which nobody decided."""
+        gap = seconds - self._decided_at
+        self._decided_at = seconds
+        self._gentle_until += max(0.0, gap - _MAKES_UP)
+
+    def _compute_pace(self, goal: int, seen: Observation) -> int:
         """Return the smallest size by now for a guest that is on its way to a goal."""
-        (began, size), rate = self._paced_from, self._limits.max_rate
-        by_rate = 0 if math.isinf(rate) else size - int(rate * (seconds - began))
-        if seconds >= self._gentle_until:
+        began, size = self._paced_from
+        by_rate = self._keep_pace(size, self._limits.max_rate, seen)
+        if seen.seconds >= self._gentle_until:
             return by_rate
-        part = (seconds - began) / (self._gentle_until - began)
-        by_time = self._gentle_from - int(max(0, self._gentle_from - goal) * part)
+        rate = max(0, self._gentle_from - goal) / (self._gentle_until - began)
+        by_time = self._keep_pace(self._gentle_from, rate, seen)
         # If the goal has been raised, the pace falls; no memory is given back for that.
         return max(by_rate, min(by_time, self._without_unused, self._target))
+
+    def _keep_pace(self, size: int, rate: float, seen: Observation) -> int:
+        """Return the smallest size by now at so many bytes a second.
+
+        A guest that fell behind, or was not looked at, does not catch up at once.
+        """
+        if math.isinf(rate):
+            return 0
+        by_time = size - int(rate * (seen.seconds - self._paced_from[0]))
+        return max(by_time, seen.actual - max(int(rate * _MAKES_UP), LARGEST_PAGE))
 
     def _count_unused(self, stats: GuestStats) -> int:
         """Return the bytes that a guest can give without dropping page cache."""

@@ -121,10 +121,13 @@ class Guard:
             32nd of its RAM, and at least 64 MiB.
         step: How far below the guest's size the target may be: bytes, 1 MiB or more. By
             default 128 MiB, or a 32nd of the RAM if that is more.
-        max_rate: Bytes a second to take at most. By default there is no limit.
+        max_rate: Bytes a second to take at most. By default there is no limit. A guest
+            that gave less, or was not looked at, for a while is not asked for more
+            than half a second's worth at once.
         gentle: Seconds over which page cache is taken, evenly. Free memory is taken at
-            once. Cache that the guest reads again within a tenth of that time is
-            noticed, and left to it. By default 0: as fast as the guest gives it.
+            once. Time in which nobody looked at the guest does not count. Cache that
+            the guest reads again within a tenth of that time is noticed, and left to
+            it. By default 0: as fast as the guest gives it.
         swap_rate: Bytes a second that the guest may swap out beyond the rate that it
             had before. By default a 4096th of its RAM, and at least 1 MiB.
         fault_rate: Major page faults a second that it may have beyond the rate that it

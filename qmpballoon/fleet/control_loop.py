@@ -51,6 +51,7 @@ _ROUNDS: Final = 3
 # after the last step, as a part of the time of the reclaim.
 _STEP: Final = 1.0
 _WATCH_PART: Final = 1 / 10
+_MAKES_UP: Final = 5.0  # seconds at most for which it makes up at once
 _ANSWER_TIMEOUT: Final = 5.0  # seconds for guests to answer at their new sizes
 _PROGRESS_EVERY: Final = 0.25  # seconds
 _CLEANUP_TIMEOUT: Final = 10.0  # seconds for giving memory back when cancelled
@@ -319,9 +320,12 @@ class _Reclaim:
         seconds: float,
         on_progress: Callable[[int], None],
     ) -> None:
-        """Take an amount evenly over a time, and give back what is read again."""
-        began, ends = trio.current_time(), seconds * (1 + _WATCH_PART)
-        while (spent := trio.current_time() - began) < ends:
+        """Take an amount evenly over a time, and give back what is read again.
+
+        Time in which this process was stopped does not count.
+        """
+        spent, now = 0.0, trio.current_time()
+        while spent < seconds * (1 + _WATCH_PART):
             guests = self.supervisor.list_guests()
             moves = self._list_rereads(guests)
             due = int(amount * min(1.0, spent / seconds)) - self.count_gained()
@@ -329,6 +333,8 @@ class _Reclaim:
                 moves = take(due, guests, rules, takes_hot=False).moves
             await self.carry_out(moves, on_progress)
             await trio.sleep(_STEP)
+            before, now = now, trio.current_time()
+            spent += min(now - before, _MAKES_UP)
 
     def _list_rereads(self, guests: list[Guest]) -> tuple[Move, ...]:
         """Return the moves that give guests back what they read again."""

@@ -374,6 +374,32 @@ async def test_a_gentle_reclaim_leaves_guests_what_they_read_again() -> None:
     assert 2 * GiB < half < 3.5 * GiB
 
 
+@simulated
+async def test_a_gentle_reclaim_does_not_make_up_for_time_in_which_it_was_stopped() -> (
+    None
+):
+    clock = trio.lowlevel.current_clock()
+    assert isinstance(clock, trio.testing.MockClock)
+    gained: list[tuple[float, int]] = []
+
+    def look(size: int) -> None:
+        gained.append((trio.current_time(), size))
+        if [each for _, each in gained if each > GiB // 2] == [size]:
+            clock.jump(50)
+
+    async with open_world() as world:
+        start(world, "cold", 3 * GiB)
+        async with supervised(world) as fleet:
+            await fleet.wait_until_known(5)
+            report = await reclaim(
+                fleet, 2 * GiB, RULES, hold=True, gentle=60, on_progress=look
+            )
+    assert report.handed_over >= 2 * GiB - 16 * MiB
+    jumped, size = next(each for each in gained if each[1] > GiB // 2)
+    later = [each for at, each in gained if jumped + 50 <= at < jumped + 60]
+    assert size < max(later) < size + GiB // 2
+
+
 @asynccontextmanager
 async def reading_in_little() -> AsyncGenerator[Supervisor]:
     """Supervise a guest that reads a loop in the GiB it was left, and a cold one."""
