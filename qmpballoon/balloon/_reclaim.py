@@ -158,7 +158,8 @@ class ReclaimReport:
 async def plan(device: Device, amount: int | None, guard: Guard | None) -> Plan:
     """Return what a reclaim would take; see :meth:`Balloon.plan_reclaim`."""
     _check_request(amount, guard)
-    return (await _prepare(device, amount, guard))[2]
+    _, _, planned = await _prepare(device, amount, guard)
+    return evolve(planned, holder=device.read_holder())
 
 
 async def reclaim(

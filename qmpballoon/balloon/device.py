@@ -16,7 +16,12 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Generic, NoReturn, cast
 
 from qmpballoon._checks import is_interval, is_size, require_interval, require_size
-from qmpballoon.balloon.results import BalloonInfo, DiskReads, VmInfo
+from qmpballoon.balloon.results import (
+    BalloonInfo,
+    DiskReads,
+    VmInfo,
+    describe_holder,
+)
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.errors import (
     BalloonBusy,
@@ -60,7 +65,6 @@ __all__ = [
     "LARGEST_PAGE",
     "PAGE",
     "Device",
-    "describe_holder",
     "describe_small",
     "explain_status",
     "find_device",
@@ -777,14 +781,6 @@ def lacks_ram(size: int, ram: int | None) -> bool:
         ram: Bytes of the VM's RAM, if that is known.
     """
     return ram is not None and ram - size >= LARGEST_PAGE
-
-
-def describe_holder(pid: int) -> str:
-    """Say by which process memory of a guest is held, and what to do about it."""
-    return (
-        f"held by process {pid}, which gives it back when it ends: wait for that, or"
-        f" stop it (kill {pid})"
-    )
 
 
 def describe_small(size: int, ram: int, why: str) -> str:

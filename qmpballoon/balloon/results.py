@@ -34,6 +34,7 @@ __all__ = [
     "Stage",
     "StallKind",
     "VmInfo",
+    "describe_holder",
 ]
 
 Phase = Literal["waiting", "moving", "slowing", "stalled", "reached"]
@@ -243,6 +244,8 @@ class Plan:
         floor: The size below which it is never taken.
         binding: Which limit keeps the plan from taking more.
         seconds: An estimate of the time for taking the memory and giving it back.
+        holder: The id of another process that holds memory of the guest. While it
+            does, a reclaim is refused.
     """
 
     actual: int
@@ -255,9 +258,18 @@ class Plan:
     floor: int
     binding: Binding
     seconds: float
+    holder: int | None = None
 
     def describe(self) -> str:
-        """Return the plan as a sentence."""
+        """Return the plan as a sentence, then who holds memory of the guest, if any."""
+        if self.holder is None:
+            return self._describe_taking()
+        return (
+            f"{self._describe_taking()}. A reclaim is refused now, because memory of"
+            f" the guest is {describe_holder(self.holder)}"
+        )
+
+    def _describe_taking(self) -> str:
         keeps = f"the guest has {format_size(self.available)} available"
         if self.amount == 0:
             why = {
@@ -279,3 +291,11 @@ class Plan:
             f" {format_size(self.actual)} to {format_size(self.target)}, in about"
             f" {self.seconds:.0f} s"
         )
+
+
+def describe_holder(pid: int) -> str:
+    """Say by which process memory of a guest is held, and what to do about it."""
+    return (
+        f"held by process {pid}, which gives it back when it ends: wait for that, or"
+        f" stop it (kill {pid})"
+    )

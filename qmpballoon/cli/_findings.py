@@ -13,13 +13,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from attrs import field, frozen
 
 from qmpballoon._printable import make_printable
-from qmpballoon.balloon.device import (
-    describe_holder,
-    describe_small,
-    explain_status,
-    lacks_ram,
-)
-from qmpballoon.balloon.results import OVERRIDDEN
+from qmpballoon.balloon.device import describe_small, explain_status, lacks_ram
+from qmpballoon.balloon.results import OVERRIDDEN, describe_holder
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.cli.render.summary import describe_owed
 from qmpballoon.fleet.vm import NO_STATISTICS

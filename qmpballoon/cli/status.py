@@ -9,7 +9,7 @@ from attrs import asdict
 
 from qmpballoon._printable import make_printable
 from qmpballoon.balloon.balloon import find_balloon
-from qmpballoon.balloon.device import describe_holder
+from qmpballoon.balloon.results import describe_holder
 from qmpballoon.cli import _output
 from qmpballoon.cli._options import (
     SECONDS,

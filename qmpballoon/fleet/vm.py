@@ -26,10 +26,10 @@ from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon.balloon.device import (
     LARGEST_PAGE,
-    describe_holder,
     describe_small,
     lacks_ram,
 )
+from qmpballoon.balloon.results import describe_holder
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Guest
 from qmpballoon.fleet.hot_cache import CacheSample, HotCache

@@ -87,6 +87,7 @@ def test_who_finds_that_another_process_holds_memory_takes_nothing(
                 with pytest.raises(BalloonBusy, match=f"held by process {holder}, wh"):
                     await call()
             assert balloon.target is None
+            assert (await balloon.plan_reclaim()).holder == holder
             await balloon.resize(MEMORY)  # whoever decides anew is not refused
             assert balloon.read_holder() is None
 

@@ -118,6 +118,10 @@ def test_which_process_holds_memory_is_said_and_nothing_is_taken(
         shown = capsys.readouterr().out
         assert "1 VM: 1 held" in shown
         assert said in shown
+        assert status_of("reclaim", fake.socket, "--dry-run") == 0
+        assert f"refused now, because {said}" in capsys.readouterr().out
+        assert status_of("fleet", "plan", fake.socket) == 0
+        assert f"takes no part: {said}" in capsys.readouterr().err
         assert status_of("reclaim", fake.socket, "64M") == 6
         assert f"nothing was taken: {said}" in capsys.readouterr().err
         assert status_of("fleet", "reclaim", "64M", fake.socket) == 6
