@@ -43,7 +43,7 @@ from qmpballoon.fleet.guests import Guest, Host
 from qmpballoon.fleet.hot_cache import CacheSample, HotCache
 from qmpballoon.fleet.movement import Promise
 from qmpballoon.fleet.policy import PolicyName, Rules, make_plan
-from qmpballoon.fleet.vm import UsageRate
+from qmpballoon.fleet.usage import UsageRate
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.testing import (
     SECOND,

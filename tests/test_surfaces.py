@@ -29,7 +29,7 @@ from qmpballoon.cli.render.table import draw_fleet, draw_screen
 from qmpballoon.errors import ProtocolError
 from qmpballoon.fleet.metrics import FleetSnapshot
 from qmpballoon.fleet.policy import FleetPlan, Move
-from qmpballoon.fleet.supervisor import LeftGuest
+from qmpballoon.fleet.vm_view import LeftGuest
 from qmpballoon.sizes import GiB
 from qmpballoon.web.board import Board
 from qmpballoon.web.jobs import Job

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from qmpballoon.cli.render.palette import Palette
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_view import VmView
 
 __all__ = [
     "ShowSample",

@@ -17,7 +17,7 @@ from qmpballoon.balloon.device import describe_small, explain_status, lacks_ram
 from qmpballoon.balloon.results import OVERRIDDEN, describe_holder
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.cli.render.summary import describe_owed
-from qmpballoon.fleet.vm import NO_STATISTICS
+from qmpballoon.fleet.vm_view import NO_STATISTICS
 from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.sources import Source
     from qmpballoon.fleet.supervisor import Supervisor
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_view import VmView
 
 __all__ = [
     "Alone",

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan, PolicyName
     from qmpballoon.fleet.supervisor import Supervisor
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_view import VmView
     from qmpballoon.web.board import Board
 
 __all__ = ["fleet"]

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Guest as FleetGuest
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
-    from qmpballoon.fleet.vm import Limit
+    from qmpballoon.fleet.vm_spec import Limit
 
 __all__ = ["Agent", "AgentStatus", "LocalHost", "LocalView"]
 

@@ -128,7 +128,7 @@ class VmSummary:
 
     Attributes:
         name: Its name on its host.
-        state: Its state, one of :data:`~qmpballoon.fleet.vm.VM_STATES`.
+        state: Its state, one of :data:`~qmpballoon.fleet.vm_view.VM_STATES`.
         detail: What is wrong and what to do.
         actual: How much memory the guest has.
         total: Its RAM.

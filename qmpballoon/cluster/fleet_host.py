@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
-    from qmpballoon.fleet.vm import Limit, VmView
+    from qmpballoon.fleet.vm_spec import Limit
+    from qmpballoon.fleet.vm_view import VmView
 
 __all__ = ["FleetHost"]
 

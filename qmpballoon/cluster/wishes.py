@@ -20,8 +20,7 @@ from qmpballoon.sizes import format_size, parse_size
 
 if TYPE_CHECKING:
     from qmpballoon.cluster.documents import Policy
-    from qmpballoon.fleet.vm import Limit
-    from qmpballoon.fleet.vm_spec import Bounds
+    from qmpballoon.fleet.vm_spec import Bounds, Limit
 
 __all__ = ["Judged", "Permits", "judge_policy", "make_limit", "raise_reserve"]
 

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import take as take
     from qmpballoon.fleet.sources import Source as Source
     from qmpballoon.fleet.sources import make_source as make_source
-    from qmpballoon.fleet.supervisor import LeftGuest as LeftGuest
     from qmpballoon.fleet.supervisor import Opener as Opener
     from qmpballoon.fleet.supervisor import Settings as Settings
     from qmpballoon.fleet.supervisor import Supervisor as Supervisor
@@ -57,14 +56,15 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.supervisor import (
         raise_descriptor_limit as raise_descriptor_limit,
     )
-    from qmpballoon.fleet.vm import VM_STATES as VM_STATES
-    from qmpballoon.fleet.vm import SmallGuest as SmallGuest
-    from qmpballoon.fleet.vm import VmCounters as VmCounters
-    from qmpballoon.fleet.vm import VmState as VmState
-    from qmpballoon.fleet.vm import VmView as VmView
     from qmpballoon.fleet.vm_spec import Bounds as Bounds
     from qmpballoon.fleet.vm_spec import Refused as Refused
     from qmpballoon.fleet.vm_spec import VmSpec as VmSpec
+    from qmpballoon.fleet.vm_view import VM_STATES as VM_STATES
+    from qmpballoon.fleet.vm_view import LeftGuest as LeftGuest
+    from qmpballoon.fleet.vm_view import SmallGuest as SmallGuest
+    from qmpballoon.fleet.vm_view import VmCounters as VmCounters
+    from qmpballoon.fleet.vm_view import VmState as VmState
+    from qmpballoon.fleet.vm_view import VmView as VmView
 
 _MODULES = {
     "control_loop": (
@@ -78,11 +78,13 @@ _MODULES = {
     "sources": ("Source", "make_source"),
     "vm_spec": ("Bounds", "Refused", "VmSpec"),
     "supervisor": (
-        "LeftGuest",
         *("Opener", "Settings", "Supervisor"),
         *("open_fleet", "raise_descriptor_limit"),
     ),
-    "vm": ("VM_STATES", "SmallGuest", "VmCounters", "VmState", "VmView"),
+    "vm_view": (
+        *("VM_STATES", "LeftGuest", "SmallGuest"),
+        *("VmCounters", "VmState", "VmView"),
+    ),
 }
 __getattr__: Callable[[str], object]
 __dir__: Callable[[], list[str]]

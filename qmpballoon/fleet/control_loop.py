@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Guest, Host
     from qmpballoon.fleet.policy import Rules
     from qmpballoon.fleet.supervisor import Supervisor
-    from qmpballoon.fleet.vm import SmallGuest, VmView
+    from qmpballoon.fleet.vm_view import SmallGuest, VmView
 
 __all__ = [
     "FleetReclaimReport",

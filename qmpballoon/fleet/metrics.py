@@ -41,7 +41,7 @@ from prometheus_client.registry import Collector
 
 from qmpballoon._printable import make_printable
 from qmpballoon._transport.http_hosts import KnownHosts
-from qmpballoon.fleet.vm import VM_STATES
+from qmpballoon.fleet.vm_view import VM_STATES
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_view import VmView
 
 __all__ = ["ClusterLink", "FleetCollector", "FleetSnapshot", "serve_metrics"]
 

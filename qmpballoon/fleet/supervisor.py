@@ -55,6 +55,7 @@ from qmpballoon.fleet.poll_turns import PollTurns
 from qmpballoon.fleet.processes import identify_process
 from qmpballoon.fleet.vm import VmRecord
 from qmpballoon.fleet.vm_spec import Refused, VmSpec
+from qmpballoon.fleet.vm_view import LeftGuest
 from qmpballoon.monitor import read_processor_time
 from qmpballoon.sizes import format_size
 from qmpballoon.trio import find_balloon, open_monitor
@@ -70,12 +71,11 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.guests import Guest
     from qmpballoon.fleet.policy import Move
     from qmpballoon.fleet.sources import Source
-    from qmpballoon.fleet.vm import Limit, SmallGuest, VmState, VmView
-    from qmpballoon.fleet.vm_spec import Bounds
+    from qmpballoon.fleet.vm_spec import Bounds, Limit
+    from qmpballoon.fleet.vm_view import SmallGuest, VmState, VmView
     from qmpballoon.monitor import Monitor
 
 __all__ = [
-    "LeftGuest",
     "Opener",
     "Settings",
     "Supervisor",
@@ -217,21 +217,6 @@ async def open_fleet(
     async with BackgroundTasks(shield=True) as tasks:
         await tasks.start(supervisor.run)
         yield supervisor
-
-
-@frozen
-class LeftGuest:
-    """A guest that was left on its way, because its QEMU did not answer.
-
-    Attributes:
-        name: Its VM's name.
-        target: The size in bytes that it was to reach.
-        actual: The size in bytes that it had when QEMU last told; ``None``: not known.
-    """
-
-    name: str
-    target: int
-    actual: int | None
 
 
 @define(eq=False)

@@ -12,103 +12,39 @@ it took them. QEMU reports neither when it asked the guest nor what the size was
 So a sample counts as *aligned* with the present size only if the size was already the
 same at the poll before the one that first showed the sample.
 
-A guest that has hardly run since its last poll is polled less often. How much memory it
-can have used meanwhile is bounded by the host's own figures: how long it ran, and how
-fast a processor fills memory. So a guest gains nothing by lying.
+A guest that can have used hardly any memory since its last answer is polled less often:
+see :mod:`qmpballoon.fleet.usage`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Final
 
-from attrs import asdict, define, evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
-from qmpballoon.balloon.device import (
-    LARGEST_PAGE,
-    describe_small,
-    lacks_ram,
-)
+from qmpballoon.balloon.device import LARGEST_PAGE, lacks_ram
 from qmpballoon.balloon.results import describe_holder
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Guest
 from qmpballoon.fleet.hot_cache import CacheSample, HotCache
 from qmpballoon.fleet.movement import Pace, Promise, Stray
-from qmpballoon.sizes import GiB, format_size
+from qmpballoon.fleet.usage import UsageBound, UsageRate
+from qmpballoon.fleet.vm_view import NO_STATISTICS, SmallGuest, VmCounters, VmView
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from qmpballoon.balloon.results import DiskReads, ResizeResult
-    from qmpballoon.fleet.vm_spec import Bounds, VmSpec
+    from qmpballoon.fleet.vm_spec import Bounds, Limit, VmSpec
+    from qmpballoon.fleet.vm_view import VmState
 
-__all__ = [
-    "NO_STATISTICS",
-    "VM_STATES",
-    "Limit",
-    "SmallGuest",
-    "UsageRate",
-    "VmCounters",
-    "VmRecord",
-    "VmState",
-    "VmView",
-]
-
-VmState = Literal[
-    "connecting",
-    "healthy",
-    "stalled",
-    "held",
-    "nonsense",
-    "stale",
-    "no-driver",
-    "no-balloon",
-    "busy",
-    "no-permission",
-    "refused",
-    "gone",
-    "failed",
-]
-"""The state of a VM:
-
-* ``connecting``: nothing is known yet.
-* ``healthy``: the guest answers, and its balloon can be moved.
-* ``stalled``: the guest answers, but recently gave less than half of what it said it
-  could, or somebody else moves its balloon. It is not asked again for a while.
-* ``held``: the guest answers, and another process holds memory of it: a reclaim that
-  reached it by another monitor. It is left alone until that process gives the memory
-  back.
-* ``nonsense``: the guest reports figures that cannot be true, such as more memory than
-  it has. It is left alone.
-* ``stale``: the guest does not answer: it is paused, is being migrated, hangs, has lost
-  its driver, or has one that works and reports no statistics.
-* ``no-driver``: the guest runs, never answered, and its balloon never moved. No
-  virtio_balloon is loaded in it.
-* ``no-balloon``: the VM has no balloon device.
-* ``busy``: another client holds the monitor.
-* ``no-permission``: this process may not connect to the monitor's socket.
-* ``refused``: a user or process that is not trusted listens at its monitor's socket.
-* ``gone``: the monitor cannot be reached, or does not speak QMP.
-* ``failed``: handling the VM raised an error that is a bug in this library. The VM is
-  connected to again, as if it were gone.
-"""
-VM_STATES: Final[tuple[VmState, ...]] = get_args(VmState)
-"""All states."""
-
-_OUT_OF_REACH: Final[frozenset[VmState]] = frozenset(
-    {"busy", "no-permission", "refused", "gone", "failed"}
-)
+__all__ = ["VmRecord"]
 
 _DETAILS: Final[dict[VmState, str]] = {
     "stale": "the guest does not answer: it hangs, or lost its driver",
     "no-driver": "the guest never answered: load virtio_balloon in it (on Windows"
     " install the Balloon Service too)",
 }
-NO_STATISTICS: Final = (
-    "its balloon works, but the guest reports no statistics: start the Balloon Service"
-    " (Windows), or use a driver that reports them"
-)
-"""What messages say of a guest whose balloon moves and that reports no statistics."""
 _OWED: Final = (
     "a run that was interrupted left the guest with less than its {}: the next `fleet"
     " run` or reclaim gives that back"
@@ -121,201 +57,6 @@ _FIRST_PAUSE: Final = 30.0
 _LONGEST_PAUSE: Final = 600.0
 # Periods. A VM that does nothing is polled at least this often.
 _LONGEST_WAIT: Final = 4
-# Bytes that a guest can use for each second that it has run: as fast as a core clears
-# memory in huge pages, within its caches. With smaller pages it is half of that.
-_FASTEST_USE: Final = 20 * GiB
-# Turns that are remembered: more than there can be since the last answer of a guest
-# that is polled every fourth period.
-_RUNS: Final = 8
-# Seconds. Even if the next plan comes sooner, a move takes some time.
-_SHORTEST_PERIOD: Final = 1.0
-
-
-@frozen
-class VmCounters:
-    """What has happened to one VM since it was first seen.
-
-    Attributes:
-        given: Bytes that the guest was given.
-        taken: Bytes that were taken from it.
-        moves: Moves of the balloon that ended, at their target or not.
-        stalls: Moves that did not reach their target.
-        losses: How often the connection was lost.
-    """
-
-    given: int = 0
-    taken: int = 0
-    moves: int = 0
-    stalls: int = 0
-    losses: int = 0
-
-
-@frozen
-class VmView:
-    """One VM at one moment. Sizes in bytes; ``None`` for what is not known.
-
-    Attributes:
-        name: Its name in the fleet.
-        address: Where its monitor is.
-        state: Its state.
-        detail: What is wrong and what to do, for people; empty if nothing is wrong.
-        actual: How much memory the guest has.
-        total: The VM's RAM.
-        target: The size that it is moving to; ``None`` if it does not move.
-        resident: How much of the host's memory QEMU holds.
-        bounds: Floor, ceiling and headroom.
-        stats: The guest's latest statistics.
-        counters: What has happened to the VM.
-        disk_reads: What the VM has read from its disks; ``None`` if that is not known.
-        hot: The page cache beyond its headroom that the guest reads again and again,
-            whether it still has it or it was taken from it. ``None`` if not known: the
-            VM has no disk, or has been watched for less than ten seconds.
-        owed: The size that an interrupted run owes the guest; ``None`` if none.
-        holder: The id of another process that holds memory of the guest, and gives it
-            back itself; ``None`` if there is none.
-    """
-
-    name: str
-    address: str
-    state: VmState
-    detail: str
-    actual: int | None
-    total: int | None
-    target: int | None
-    resident: int | None
-    bounds: Bounds | None
-    stats: GuestStats = field(repr=False)
-    counters: VmCounters = field(repr=False)
-    disk_reads: DiskReads | None = None
-    hot: int | None = None
-    owed: int | None = None
-    holder: int | None = None
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether the guest's statistics are recent enough to be used."""
-        return self.takes_part or self.state == "held"
-
-    @property
-    def takes_part(self) -> bool:
-        """Whether plans can move its balloon, now or after a while."""
-        return self.state in ("healthy", "stalled")
-
-    @property
-    def is_reached(self) -> bool:
-        """Whether the VM's monitor answers."""
-        if self.state == "connecting":
-            return self.actual is not None
-        return self.state not in _OUT_OF_REACH
-
-    @property
-    def holds_unknown_memory(self) -> bool:
-        """Whether it is unknown what QEMU holds, so that all the guest has counts."""
-        return self.actual is not None and self.resident is None
-
-    @property
-    def above_headroom(self) -> int | None:
-        """Bytes available above the headroom; below 0 if the guest is in need."""
-        available, bounds = self.stats.reclaimable, self.bounds
-        if not self.is_fresh or available is None or bounds is None:
-            return None
-        return available - bounds.headroom
-
-    def to_json(self) -> dict[str, object]:
-        """Return it as the command prints it: bytes and seconds."""
-        balloon = {
-            "actual": self.actual,
-            "total": self.total,
-            "target": self.target,
-            "owed": self.owed,
-            "holder": self.holder,
-        }
-        return {
-            "name": self.name,
-            "address": self.address,
-            "state": self.state,
-            "detail": self.detail,
-            "balloon": None if self.actual is None else balloon,
-            "limits": self.bounds and asdict(self.bounds),
-            "stats": None
-            if self.stats.last_update is None
-            else {**self.stats.to_json(), "fresh": self.is_fresh},
-            "host": {"resident": self.resident},
-            "disk_reads": self.disk_reads and asdict(self.disk_reads),
-            "hot": self.hot,
-        }
-
-
-@frozen
-class SmallGuest:
-    """A guest that has less than all its RAM; sizes in bytes.
-
-    Attributes:
-        name: Its VM's name.
-        actual: The size that it has, or the target of a move that did not end.
-        ram: The VM's RAM.
-        found: The size that it was found with; ``None`` if it had all its RAM then, or
-            at some time since then.
-    """
-
-    name: str
-    actual: int
-    ram: int
-    found: int | None
-
-    def describe(self) -> str:
-        """Return a clause that says what it is left with, and why."""
-        if self.found is None:
-            why = "to which it was moved"
-        elif abs(self.found - self.actual) < LARGEST_PAGE:
-            why = "as it was found"
-        else:
-            why = f"after it was found with {format_size(self.found)}"
-        return describe_small(self.actual, self.ram, why)
-
-
-@define
-class UsageRate:
-    """How fast a guest's use of memory increases, measured by its last two samples.
-
-    Attributes:
-        rate: Bytes a second; 0 if its use does not increase, or is not known.
-    """
-
-    rate: int = 0
-    _at: float | None = None
-    _used: int = 0
-
-    def add_sample(self, at: float, used: int) -> None:
-        """Take in a sample.
-
-        Args:
-            at: When it was taken, in seconds on a monotonic clock.
-            used: Bytes that the guest could not do without then.
-        """
-        if self._at is not None:
-            if at <= self._at:
-                return
-            self.rate = max(0, int((used - self._used) / (at - self._at)))
-        self._at, self._used = at, used
-
-    def add_close_sample(self, at: float, used: int) -> None:
-        """Take in one of many samples; those that come too close together are skipped.
-
-        Args:
-            at: When it was taken.
-            used: As for :meth:`add_sample`.
-        """
-        if self._at is None or at - self._at >= _SHORTEST_PERIOD:
-            self.add_sample(at, used)
-
-    def predict_increase(self, period: float) -> int:
-        """Return the bytes by which the use increases until the next plan.
-
-        Args:
-            period: Seconds between two plans; less than one second counts as one.
-        """
-        return int(self.rate * max(period, _SHORTEST_PERIOD))
 
 
 @frozen
@@ -331,10 +72,6 @@ class _Watched:
     at: float
     actual: int
     available: int
-
-
-Limit: TypeAlias = "Callable[[str, int, Bounds], Bounds]"
-"""Returns a VM's limits, from its name, its RAM in bytes, and its own limits."""
 
 
 def _keep_bounds(_: str, __: int, bounds: Bounds) -> Bounds:
@@ -411,12 +148,7 @@ class VmRecord:
     _was_moved: bool = False  # by this fleet
     _left_at: int | None = None  # the target of a move that did not end
     _hot_cache: HotCache = field(factory=HotCache)
-    # The last turns: when they were, and for how many seconds QEMU had run by then. And
-    # the seconds at the last turn before the guest's last answer.
-    _runs: list[tuple[float, float | None]] = field(
-        factory=list[tuple[float, float | None]]
-    )
-    _ran: float | None = None
+    _usage_bound: UsageBound = field(factory=UsageBound)
 
     def begin_anew(self) -> VmRecord:
         """Return a record of the same VM with only what must not be lost.
@@ -436,11 +168,10 @@ class VmRecord:
         self._state, self._detail = "healthy", ""
         self._connected_at = now
         self._answered_at = self.polled_at = self.checked_at = -math.inf
-        self._runs.clear()
-        self._ran = None
         self._steady_since = math.inf
         self._silence, self._prompted_at = "", now
-        self.stats, self._usage_rate = GuestStats(), UsageRate()
+        self.stats = GuestStats()
+        self._usage_rate, self._usage_bound = UsageRate(), UsageBound()
         self._stray, self._watched = Stray(), None
         self._hot_cache = HotCache()
 
@@ -487,7 +218,7 @@ class VmRecord:
             now: When.
             ran: Seconds for which its QEMU has run so far; ``None``: not known.
         """
-        self._runs = [*self._runs[1 - _RUNS :], (now, ran)]
+        self._usage_bound.note_turn(now, ran)
 
     def note_idle(self, now: float) -> None:
         """Note that it has not changed since its last poll, as far as the host sees."""
@@ -512,8 +243,7 @@ class VmRecord:
         is_new = stats.last_update != self.stats.last_update and not first
         if is_new:
             self._asked_at, self._answered_at = self.polled_at, now
-            # Its answer does not show what it has used since it was given.
-            self._ran = self._find_run(now, stats.age)
+            self._usage_bound.note_answer(now, stats.age)
         self.polled_at = self.checked_at = now
         if now >= self._stalled_until:
             self._detail = ""
@@ -534,18 +264,6 @@ class VmRecord:
         self._doubts_ram |= self._is_unjudged or actual > (self.total or 0)
         if not self._is_unjudged:
             self._judge_stats(now)
-
-    def _find_run(self, now: float, age: float | None) -> float | None:
-        """Return for how long QEMU had run at the last turn before an answer, if known.
-
-        Args:
-            now: When the answer was seen.
-            age: Seconds since the answer was given, at most; ``None`` if not known.
-        """
-        if age is None or age < 0:
-            return None
-        before = [ran for at, ran in self._runs if at <= now - age]
-        return before[-1] if before else None
 
     def note_resident(self, resident: int | None) -> None:
         """Note how much of the host's memory its QEMU holds, between two polls.
@@ -780,12 +498,11 @@ class VmRecord:
         # Half a period of tolerance, because turns do not come at exact times.
         if now + self.period / 2 - self.polled_at > longest:
             return False
-        guest, ran = self.make_guest(now), self._runs[-1][1] if self._runs else None
-        if guest is None or ran is None or self._ran is None or ran < self._ran:
+        guest, used = self.make_guest(now), self._usage_bound.compute()
+        if guest is None or used is None:
             return False
         if guest.is_moving or self._doubts_ram or self.is_owed:
             return False
-        used = int((ran - self._ran) * _FASTEST_USE)
         return guest.available - used >= guest.desired_available + guest.hot
 
     def is_to_be_prompted(self, now: float) -> bool:

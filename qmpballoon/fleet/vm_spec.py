@@ -7,7 +7,7 @@ VM's monitor answers.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import asdict, field, frozen
 
@@ -15,13 +15,13 @@ from qmpballoon.balloon.guard import Guard
 from qmpballoon.sizes import GiB, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from attrs import Attribute
 
     from qmpballoon.address import Vm
 
-__all__ = ["Bounds", "Refused", "VmSpec"]
+__all__ = ["Bounds", "Limit", "Refused", "VmSpec"]
 
 
 def _check_size(_: object, attribute: Attribute[str | None], value: str | None) -> None:
@@ -51,6 +51,10 @@ class Bounds:
     floor: int
     ceiling: int
     headroom: int
+
+
+Limit: TypeAlias = "Callable[[str, int, Bounds], Bounds]"
+"""Returns a VM's limits, from its name, its RAM in bytes, and its own limits."""
 
 
 @frozen

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from qmpballoon.balloon.sampling import Progress
-    from qmpballoon.fleet.vm import VmState, VmView
+    from qmpballoon.fleet.vm_view import VmState, VmView
 
 __all__ = ["Board", "Entry", "History", "LiveBoard", "LivePage", "VmOnBoard"]
 

@@ -20,7 +20,7 @@ from qmpballoon.cli._findings import Severity
 from qmpballoon.cli._group import command_line
 from qmpballoon.cluster.documents import JobPhase
 from qmpballoon.cluster.operator import RoomLevel
-from qmpballoon.fleet.vm import VmState
+from qmpballoon.fleet.vm_view import VmState
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:

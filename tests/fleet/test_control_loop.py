@@ -39,7 +39,7 @@ from qmpballoon.testing import SECOND, FaultPlan, MachineConfig, WorkloadStep, r
 
 if TYPE_CHECKING:
     from qmpballoon.fleet.supervisor import Supervisor
-    from qmpballoon.fleet.vm import VmState, VmView
+    from qmpballoon.fleet.vm_view import VmState, VmView
     from qmpballoon.testing import GuestConfig
 
 RULES = Rules(reserve=GiB, buffer=256 * MiB)

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from qmpballoon._printable import make_printable
 from qmpballoon.fleet import metrics
 from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot, serve_metrics
-from qmpballoon.fleet.vm import VM_STATES
+from qmpballoon.fleet.vm_view import VM_STATES
 from qmpballoon.sizes import GiB, MiB
 
 ALL = "0.0.0.0"  # noqa: S104 - that is what is tested

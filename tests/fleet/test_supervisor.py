@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.address import Vm
     from qmpballoon.fleet.sources import Source
-    from qmpballoon.fleet.vm import VmState
+    from qmpballoon.fleet.vm_view import VmState
     from qmpballoon.monitor import Command
     from qmpballoon.testing import FakeQemu, Machine
     from qmpballoon.trio import TrioMonitor

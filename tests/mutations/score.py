@@ -54,6 +54,7 @@ MODULES: Final = (
     "fleet/policy.py",
     "fleet/poll_turns.py",
     "fleet/supervisor.py",
+    "fleet/usage.py",
     "fleet/vm.py",
     "fleet/vm_spec.py",
     "fleet/water_filling.py",

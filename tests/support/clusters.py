@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.cluster.documents import Quota
     from qmpballoon.cluster.memory import MemoryServer
-    from qmpballoon.fleet.vm import Limit
+    from qmpballoon.fleet.vm_spec import Limit
 
 __all__ = [
     "EPOCH",

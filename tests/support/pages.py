@@ -13,8 +13,8 @@ from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.fleet.guests import Host
 from qmpballoon.fleet.metrics import ClusterLink, FleetCollector, FleetSnapshot
 from qmpballoon.fleet.policy import Rules
-from qmpballoon.fleet.vm import VmCounters, VmView
 from qmpballoon.fleet.vm_spec import Bounds
+from qmpballoon.fleet.vm_view import VmCounters, VmView
 from qmpballoon.sizes import GiB, MiB
 
 __all__ = ["GONE", "HOST", "RULES", "SEEN", "STALE", "WELL", "page"]

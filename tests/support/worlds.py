@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from qmpballoon.address import Vm
     from qmpballoon.fleet.supervisor import Opener, Settings
-    from qmpballoon.fleet.vm import VmState, VmView
+    from qmpballoon.fleet.vm_view import VmState, VmView
     from qmpballoon.monitor import OwedSize
     from qmpballoon.trio import TrioMonitor
 

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.control_loop import FleetReclaimReport
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import FleetPlan, Rules
-    from qmpballoon.fleet.supervisor import LeftGuest
-    from qmpballoon.fleet.vm import SmallGuest, VmView
     from qmpballoon.fleet.vm_spec import Refused
+    from qmpballoon.fleet.vm_view import LeftGuest, SmallGuest, VmView
 
 __all__ = [
     "Changes",

@@ -16,7 +16,7 @@ from qmpballoon.sizes import MiB, format_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_view import VmView
 
 __all__ = ["STEPS", "History"]
 

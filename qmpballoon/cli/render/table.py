@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qmpballoon.cli.render.history import History
     from qmpballoon.fleet.guests import Host
     from qmpballoon.fleet.policy import Rules
-    from qmpballoon.fleet.vm import VmState, VmView
+    from qmpballoon.fleet.vm_view import VmState, VmView
 
 __all__ = ["draw_fleet", "draw_screen"]
 

@@ -21,11 +21,11 @@ from qmpballoon.cli.render.fleet import (
 )
 from qmpballoon.fleet.control_loop import FleetReclaimReport, VmReclaimReport
 from qmpballoon.fleet.policy import FleetPlan, Move
-from qmpballoon.fleet.vm import SmallGuest
+from qmpballoon.fleet.vm_view import SmallGuest
 from qmpballoon.sizes import GiB, TiB
 
 if TYPE_CHECKING:
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_view import VmView
 
 WELL = evolve(pages.WELL, name="vm")
 BUSY = evolve(WELL, state="busy", detail="another client holds it")

@@ -11,7 +11,7 @@ from qmpballoon.cli.render.history import STEPS, History
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_view import VmView
 
 
 def seen(size: int, available: int, name: str = "vm") -> VmView:

@@ -19,7 +19,7 @@ from qmpballoon.cli.render.history import History
 from qmpballoon.cli.render.palette import PALETTES, Palette, choose_palette
 from qmpballoon.cli.render.table import draw_fleet, draw_screen
 from qmpballoon.export.series import SERIES
-from qmpballoon.fleet.vm import VM_STATES
+from qmpballoon.fleet.vm_view import VM_STATES
 from qmpballoon.sizes import GiB
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)

@@ -17,11 +17,11 @@ from qmpballoon.cli._display import print_fleet
 from qmpballoon.cli.render.history import History
 from qmpballoon.cli.render.palette import PALETTES
 from qmpballoon.cli.render.table import draw_screen
-from qmpballoon.fleet.vm import VM_STATES
+from qmpballoon.fleet.vm_view import VM_STATES
 from qmpballoon.sizes import GiB, MiB, TiB
 
 if TYPE_CHECKING:
-    from qmpballoon.fleet.vm import VmView
+    from qmpballoon.fleet.vm_view import VmView
 
 WELL = evolve(pages.WELL, name="well")
 GONE = evolve(WELL, name="away", state="gone", detail="there is no socket " * 20)
