@@ -12,21 +12,40 @@ turn of the event loop.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import ssl
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 from qmpballoon._transport.sockets import TLS_TRAILER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["SocketTransport", "TlsTransport"]
+__all__ = ["SocketTransport", "TlsTransport", "end_loser"]
 
 _READ_SIZE: Final = 65536  # bytes; QEMU's largest replies come in a few reads
 # What a non-blocking socket raises when it has to wait.
 _WAITS: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+# Transports that read, by event loop and descriptor.
+_reading: Final[
+    WeakValueDictionary[tuple[asyncio.AbstractEventLoop, int], SocketTransport]
+] = WeakValueDictionary()
+
+
+def end_loser(sock: socket.socket) -> None:
+    """End the connection whose descriptor's number a new socket has, if there is one.
+
+    Somebody else has closed that descriptor. The event loop still has its number, and
+    would not tell of a new socket with it. Call this before the loop gets the socket.
+    """
+    key = asyncio.get_running_loop(), sock.fileno()
+    if (loser := _reading.pop(key, None)) is not None:
+        loser.lose()
 
 
 class SocketTransport:
@@ -45,6 +64,7 @@ class SocketTransport:
     def __init__(self, sock: socket.socket, pid: int | None) -> None:
         self.pid = pid
         self._socket = sock
+        self._file = _identify(sock.fileno())
         self._loop = asyncio.get_running_loop()
         self._backlog: deque[memoryview] = deque()
         self._broken: OSError | None = None  # why nothing more can be sent
@@ -67,6 +87,8 @@ class SocketTransport:
                 connection broke. It must close the transport.
         """
         self._on_data, self._on_end = on_data, on_end
+        end_loser(self._socket)
+        _reading[self._loop, self._socket.fileno()] = self
         self._loop.add_reader(self._socket, self._read)
 
     def write(self, data: bytes, descriptor: int | None = None) -> None:
@@ -87,12 +109,31 @@ class SocketTransport:
 
     def close(self) -> None:
         """Close at once, without waiting for the peer."""
-        if self._socket.fileno() < 0:
+        number = self._socket.fileno()
+        if number < 0:
+            return
+        _reading.pop((self._loop, number), None)
+        if _identify(number) != self._file:
+            self._forget_number()
             return
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         self._backlog.clear()
         self._socket.close()
+
+    def lose(self) -> None:
+        """End the connection: somebody else has closed its descriptor."""
+        self._forget_number()
+        self._on_end(OSError(errno.EBADF, os.strerror(errno.EBADF)))
+
+    def _forget_number(self) -> None:
+        """Leave the descriptor's number to who has it by now."""
+        number = self._socket.detach()
+        self._backlog.clear()
+        for remove in (self._loop.remove_reader, self._loop.remove_writer):
+            # The kernel does not know it any more, or a transport of asyncio's has it.
+            with suppress(OSError, RuntimeError):
+                remove(number)
 
     def _read(self) -> None:
         if self._socket.fileno() < 0:  # closed, since this was to be called soon
@@ -152,3 +193,15 @@ class TlsTransport(SocketTransport):
         """Send without waiting. If the connection is broken, reading reports it."""
         super().write(data, descriptor)
         super().write(TLS_TRAILER)
+
+
+def _identify(number: int) -> tuple[int, int] | None:
+    """Return what tells a descriptor's file from all others; ``None`` if it is closed.
+
+    Source: inode(7); a socket has an inode of its own.
+    """
+    try:
+        found = os.fstat(number)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -25,7 +25,7 @@ from qmpballoon._transport.reconnection import (
     Backoff,
 )
 from qmpballoon._transport.sockets import OPEN_TIMEOUT
-from qmpballoon.asyncio._streams import SocketTransport, TlsTransport
+from qmpballoon.asyncio._streams import SocketTransport, TlsTransport, end_loser
 from qmpballoon.asyncio.monitor import AsyncioMonitor
 from qmpballoon.balloon.balloon import find_balloon as find_with_monitor
 from qmpballoon.monitor import Monitor
@@ -347,6 +347,7 @@ async def _connect_tcp(address: TcpAddress, deadline: float) -> socket.socket:
                 address.host, address.port, type=socket.SOCK_STREAM
             ):
                 sock = sockets.set_nonblocking(socket.socket(family, kind, protocol))
+                end_loser(sock)
                 try:
                     # Otherwise a second command waits until the first is acknowledged.
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -372,6 +373,7 @@ async def _shake_hands(
 ) -> ssl.SSLSocket:
     """Wrap a socket in TLS. If this fails or is cancelled, the socket is closed."""
     name, host_name = sockets.describe_target(target), sockets.find_host_name(target)
+    end_loser(sock)
     secure = sock
     try:
         sockets.require_host_name(tls, host_name)

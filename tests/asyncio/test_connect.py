@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import ssl
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 from asyncio_runs import run
+from asyncio_world import connected, find_number
 from qemu.qmp import QMPClient
 from scripted import Session, attend, serve, standard_answer
 
 from qmpballoon import (
     MiB,
+    MonitorClosed,
     MonitorTimeout,
     MonitorUnreachable,
 )
 from qmpballoon import asyncio as aio
 
 if TYPE_CHECKING:
+    from qmpballoon._transport.sockets import Target
     from qmpballoon.testing import ThreadedFake
 
 
@@ -60,7 +65,8 @@ def test_pretty_output_is_read() -> None:
         run(main(path))
 
 
-def test_tls() -> None:
+def make_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return a client's context, and that of a server whom it trusts."""
     authority = trustme.CA()
     ours, theirs = (
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
@@ -68,6 +74,11 @@ def test_tls() -> None:
     )
     authority.configure_trust(ours)
     authority.issue_cert("127.0.0.1").configure_cert(theirs)
+    return ours, theirs
+
+
+def test_tls() -> None:
+    ours, theirs = make_contexts()
 
     def script(session: Session) -> None:
         with theirs.wrap_socket(session.sock, server_side=True) as session.sock:
@@ -87,6 +98,52 @@ def test_tls() -> None:
         with pytest.raises(MonitorUnreachable, match="no TLS handshake"):
             async with aio.open_balloon(place, tls=ssl.create_default_context()):
                 pytest.fail("an unknown authority was trusted")
+
+    with serve(script, family=socket.AF_INET) as place:
+        run(main(place))
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls", "given"])
+def test_a_new_connection_may_have_the_number_that_another_one_has_lost(
+    kind: str,
+) -> None:
+    """The kernel gives a new socket the lowest number that is free."""
+    ours, theirs = (None, None) if kind == "plain" else make_contexts()
+
+    def script(session: Session) -> None:
+        if theirs is not None:
+            session.sock = theirs.wrap_socket(session.sock, server_side=True)
+        with session.sock:
+            session.greet()
+            attend(session)
+
+    async def look_up(host: str, port: int, **_: object) -> object:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
+
+    async def main(place: tuple[str, int]) -> None:
+        async with connected() as (lost, _):
+            number = find_number(lost)
+            with ExitStack() as lower:
+                while (other := os.dup(number)) < number:
+                    lower.callback(os.close, other)
+                os.close(other)
+                # No thread may get the number while it looks the host up.
+                loop: Any = asyncio.get_running_loop()
+                loop.getaddrinfo = look_up
+                if kind == "given":
+                    with socket.create_connection(place) as sock:
+                        os.dup2(sock.fileno(), number)
+                    target: Target = socket.socket(fileno=number)
+                    assert ours is not None
+                    ours.check_hostname = False
+                else:
+                    os.close(number)
+                    target = place
+                async with aio.open_balloon(target, tls=ours) as balloon:
+                    assert find_number(balloon.monitor) == number
+                    assert await balloon.actual() == 1 << 30
+            with pytest.raises(MonitorClosed, match="Bad file descriptor"):
+                await lost.execute("x")
 
     with serve(script, family=socket.AF_INET) as place:
         run(main(place))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 
 import pytest
-from asyncio_world import connected, run_virtual, settle
+from asyncio_world import connected, find_number, run_virtual, settle
 
 from qmpballoon.asyncio._streams import SocketTransport
 from qmpballoon.errors import MonitorClosed
@@ -58,5 +59,52 @@ def test_what_is_closed_twice_is_closed() -> None:
             assert theirs.recv(1) == b""
         await settle()
         assert ends == []
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("waits_to_write", [False, True])
+def test_a_monitor_whose_number_another_one_has_ends_and_leaves_it_alone(
+    *, waits_to_write: bool
+) -> None:
+    async def main() -> None:
+        async with connected(narrow=True) as (lost, peer):
+            size = 1_000_000 if waits_to_write else 1
+            waiting = asyncio.create_task(lost.execute("x", {"text": "x" * size}))
+            await settle()
+            async with connected(number=find_number(lost)) as (monitor, other):
+                with pytest.raises(MonitorClosed, match="Bad file descriptor"):
+                    await waiting
+                other.start_echo()
+                for name in ("first", "second"):
+                    assert await monitor.execute(name) == name
+                peer.sock.close()
+                await lost.aclose()
+                assert await monitor.execute("third") == "third"
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_descriptor_that_somebody_closes_ends_its_monitor_quietly(
+    *, reads: bool
+) -> None:
+    async def main() -> None:
+        async with connected() as (monitor, _):
+            os.close(find_number(monitor))
+            if reads:
+                with pytest.raises(MonitorClosed, match="Bad file descriptor"):
+                    await monitor.execute("x")
+
+    run_virtual(main())
+
+
+def test_a_number_that_was_taken_from_a_monitor_is_left_to_who_has_it() -> None:
+    async def main() -> None:
+        with open(os.devnull, "rb") as file:  # noqa: ASYNC230, PTH123 - it waits for nothing
+            async with connected() as (monitor, _):
+                number = find_number(monitor)
+                os.dup2(file.fileno(), number)
+            os.close(number)  # fails if it was closed with the monitor
 
     run_virtual(main())

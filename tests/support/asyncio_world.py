@@ -7,6 +7,7 @@ When nothing can be read, nothing will happen but by time: the clock jumps.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,11 @@ def run_virtual(main: Coroutine[Any, Any, object]) -> None:
 async def settle() -> None:
     """Wait until nothing more happens unless time passes."""
     await asyncio.sleep(0.001)
+
+
+def find_number(monitor: AsyncioMonitor) -> int:
+    """Return a monitor's descriptor."""
+    return monitor._transport._socket.fileno()  # noqa: SLF001 - nobody else tells
 
 
 class Peer:
@@ -112,7 +118,11 @@ class Peer:
 
 @asynccontextmanager
 async def connected(
-    *, command_timeout: float = 10.0, oob: bool = False, narrow: bool = False
+    *,
+    command_timeout: float = 10.0,
+    oob: bool = False,
+    narrow: bool = False,
+    number: int | None = None,
 ) -> AsyncGenerator[tuple[AsyncioMonitor, Peer], None]:
     """Yield a monitor, negotiated, and its peer.
 
@@ -120,8 +130,13 @@ async def connected(
         command_timeout: As for :func:`open_monitor`.
         oob: As for :func:`open_monitor`.
         narrow: Let the monitor's socket take little at once.
+        number: The descriptor of the monitor's socket; what has it now is closed.
     """
     ours, theirs = socket.socketpair()
+    if number is not None:
+        with ours:
+            os.dup2(ours.fileno(), number)
+        ours = socket.socket(fileno=number)
     if narrow:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     theirs.setblocking(False)  # noqa: FBT003
