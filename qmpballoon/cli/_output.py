@@ -52,6 +52,7 @@ __all__ = [
     "is_idle",
     "is_unwritable",
     "list_signals",
+    "never_stopped",
     "note",
     "print_json",
     "say",
@@ -100,6 +101,23 @@ def list_signals() -> list[signal.Signals]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     return numbers
+
+
+@contextmanager
+def never_stopped() -> Generator[None]:
+    """Have Ctrl-Z, and a terminal that stops background jobs, change nothing.
+
+    For subcommands that take memory: while they are stopped, nobody watches the guest.
+    """
+    before = {
+        number: signal.signal(number, signal.SIG_IGN)
+        for number in (signal.SIGTSTP, signal.SIGTTOU)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

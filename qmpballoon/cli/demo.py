@@ -74,6 +74,7 @@ class _GuestKind:
 )
 @report_option
 @json_option
+@_output.never_stopped()
 def demo(
     *, memory: int, cache: int, simulated: bool, report: Path | None, as_json: bool
 ) -> int:

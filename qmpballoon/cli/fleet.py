@@ -270,6 +270,7 @@ def plan(
 @add_membership_options
 @timeout_option
 @json_option
+@_output.never_stopped()
 def run(
     *,
     vms: tuple[str, ...],
@@ -499,6 +500,7 @@ def _conclude(plan: FleetPlan, views: list[VmView]) -> int:
 @policy_option
 @timeout_option
 @json_option
+@_output.never_stopped()
 def reclaim(
     *,
     amount: int,

@@ -143,6 +143,7 @@ class _Keeping:
 @connect_timeout_option
 @own_monitor_option
 @json_option
+@_output.never_stopped()
 def reclaim(
     *,
     socket: Vm,

@@ -80,6 +80,7 @@ __all__ = ["resize"]
 @connect_timeout_option
 @own_monitor_option
 @json_option
+@_output.never_stopped()
 def resize(
     *,
     socket: Vm,

@@ -253,6 +253,7 @@ async def test_running_until_a_signal_leaves_nothing_half_moved(tmp_path: Path) 
             assert await running.stdout.receive_some()
             while actual(fake) == 4 * GiB:  # noqa: ASYNC110 - nothing tells us
                 await trio.sleep(0.02)
+            running.process.send_signal(signal.SIGTSTP)  # nobody else would watch them
             running.process.terminate()
             assert await running.process.wait() == 0
         assert fake.machine.device is not None

@@ -192,6 +192,20 @@ async def test_an_interrupted_reclaim_gives_back(
         await until(lambda: actual(fake) == fake.machine.config.memory)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGTTOU])
+async def test_what_stops_a_job_does_not_stop_the_watching(
+    socket_path: Path, number: signal.Signals
+) -> None:
+    slowly = ("reclaim", socket_path, "256M", "--max-rate", "400M", "--json")
+    async with serve(socket_path) as fake, start(*slowly) as command:
+        await until(lambda: actual(fake) < fake.machine.config.memory)
+        command.process.send_signal(number)
+        with trio.fail_after(300):
+            shown = b"".join([chunk async for chunk in command.stdout]).decode()
+            assert await command.process.wait() == 0
+        assert json.loads(shown)["handed_over"] == 256 * MiB
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_ends_keeping_with_all_that_is_said_at_its_end(
     socket_path: Path, tmp_path: Path, number: signal.Signals

@@ -78,6 +78,8 @@ async def start(*arguments: object) -> AsyncGenerator[Running]:
         [*PROGRAM, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # As a shell does: the kernel stops no process of an orphaned group.
+        process_group=0,
     )
     assert process.stdout is not None
     assert process.stderr is not None
