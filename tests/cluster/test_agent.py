@@ -32,6 +32,7 @@ from qmpballoon.cluster import (
     ClusterView,
     HostReport,
     HostState,
+    Job,
     JobProgress,
     MemoryBus,
     MemoryServer,
@@ -135,6 +136,16 @@ class Cluster:
         member = self.members.setdefault(name, Member(self.server, name))
         await self.nursery.start(member.run)
         return member
+
+    async def begin(
+        self, bus: MemoryBus, amount: int, *, hold: bool = False, seconds: float = 600
+    ) -> Job:
+        """Begin a job that is planned by what hosts say now."""
+        view = await look(bus, now())
+        job = plan_job(view, amount, now(), hold=hold, seconds=seconds).job
+        self.quotas[job.id] = dict(job.quotas)
+        await start_job(bus, job, now())
+        return job
 
     def check(self) -> None:
         for name, member in self.members.items():
@@ -293,13 +304,11 @@ async def test_a_job_runs_once_though_the_server_falls_back_to_its_beginning() -
         bus = cluster.server.connect("operator")
         member = cluster.members["h0"]
         for amount in (GiB, 2 * GiB):
-            plan = plan_job(await look(bus, now()), amount, now(), seconds=300)
-            cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-            await start_job(bus, plan.job, now())
+            job = await cluster.begin(bus, amount, seconds=300)
             copy = cluster.server.copy()
             if amount == GiB:
                 first = copy
-            report = await follow_job(bus, plan.job, now)
+            report = await follow_job(bus, job, now)
             assert report.is_settled
         assert [taken for _, taken in member.host.takings] == [GiB, 2 * GiB]
         cluster.server.fall_back(first)
@@ -313,9 +322,8 @@ async def test_a_job_that_cannot_be_kept_is_not_begun() -> None:
     async with open_cluster(1) as cluster:
         bus, member = cluster.server.connect("operator"), cluster.members["h0"]
         member.store.is_full = True
-        plan = plan_job(await look(bus, now()), GiB, now())
-        await start_job(bus, plan.job, now())
-        report = await follow_job(bus, plan.job, now)
+        job = await cluster.begin(bus, GiB)
+        report = await follow_job(bus, job, now)
         (host,) = report.hosts
         assert host.progress
         assert host.progress.phase == "refused"
@@ -336,10 +344,8 @@ async def test_a_job_that_cannot_be_kept_is_not_begun() -> None:
 async def test_a_record_that_is_damaged_does_not_let_a_job_run_twice() -> None:
     async with open_cluster(1) as cluster:
         bus, member = cluster.server.connect("operator"), cluster.members["h0"]
-        plan = plan_job(await look(bus, now()), GiB, now())
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-        await start_job(bus, plan.job, now())
-        await follow_job(bus, plan.job, now)
+        job = await cluster.begin(bus, GiB)
+        await follow_job(bus, job, now)
         member.store.files["jobs"] = b"damaged"
         await cluster.do("kill", 0)
         await cluster.wait(10)
@@ -347,10 +353,8 @@ async def test_a_record_that_is_damaged_does_not_let_a_job_run_twice() -> None:
         assert "damaged" in member.store.files["jobs"].decode()
         # What is asked for after that is begun.
         await cluster.wait(60)
-        plan = plan_job(await look(bus, now()), GiB, now())
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-        await start_job(bus, plan.job, now())
-        await follow_job(bus, plan.job, now)
+        job = await cluster.begin(bus, GiB)
+        await follow_job(bus, job, now)
         assert len(member.host.takings) == 2
 
 
@@ -391,11 +395,8 @@ def test_a_deadline_holds_whatever_the_clock_of_who_asks_says(ahead: float) -> N
 async def test_a_hold_goes_on_after_a_restart_until_its_deadline() -> None:
     async with open_cluster(1) as cluster:
         bus, member = cluster.server.connect("operator"), cluster.members["h0"]
-        view = await look(bus, now())
-        plan = plan_job(view, GiB, now(), hold=True, seconds=60)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-        await start_job(bus, plan.job, now())
-        await follow_job(bus, plan.job, now)
+        job = await cluster.begin(bus, GiB, hold=True, seconds=60)
+        await follow_job(bus, job, now)
         await cluster.do("kill", 0)
         assert member.host.is_kept_back
         assert member.agent.status.progress
@@ -523,9 +524,8 @@ async def test_two_hosts_of_one_name_say_so_and_do_no_part_twice() -> None:
         words = "another agent says that it is h0, too"
         agents = [member.agent, double.agent]
         assert [words in "".join(agent.status.notes) for agent in agents] == [True] * 2
-        plan = plan_job(await look(bus, now()), GiB, now())
-        await start_job(bus, plan.job, now())
-        (host,) = (await follow_job(bus, plan.job, now)).hosts
+        job = await cluster.begin(bus, GiB)
+        (host,) = (await follow_job(bus, job, now)).hosts
         assert host.progress
         assert words in host.progress.detail
         double.scope.cancel()
@@ -648,9 +648,8 @@ async def test_taking_that_fails_ends_the_job() -> None:
             raise KeyError("a bug")
 
         member.host.take = fail  # type: ignore[assignment,method-assign]
-        plan = plan_job(await look(bus, now()), GiB, now())
-        await start_job(bus, plan.job, now())
-        (host,) = (await follow_job(bus, plan.job, now)).hosts
+        job = await cluster.begin(bus, GiB)
+        (host,) = (await follow_job(bus, job, now)).hosts
         assert host.progress
         assert host.progress.phase == "interrupted"
         assert "KeyError" in host.progress.detail
@@ -722,9 +721,7 @@ async def test_one_job_at_a_time_and_anybody_may_go_on_with_it() -> None:
 async def test_what_a_host_is_asked_for_is_forgotten_at_the_jobs_deadline() -> None:
     async with open_cluster(1) as cluster:
         bus, key = cluster.server.connect("operator"), make_quota_key("h0")
-        plan = plan_job(await look(bus, now()), GiB, now(), seconds=60)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-        await start_job(bus, plan.job, now())
+        await cluster.begin(bus, GiB, seconds=60)
         assert key in await bus.get([key])
         await trio.sleep(61)
         assert await bus.get([key]) == {}
@@ -776,10 +773,8 @@ async def test_a_job_whose_end_could_not_be_told_can_be_ended_later(
 ) -> None:
     async with open_cluster(1) as cluster:
         bus = cluster.server.connect("operator")
-        plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=900)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-        await start_job(bus, plan.job, now())
-        await follow_job(bus, plan.job, now)
+        job = await cluster.begin(bus, GiB, hold=True, seconds=900)
+        await follow_job(bus, job, now)
 
         async def fail(*_: object, **__: object) -> bool:
             await trio.lowlevel.checkpoint()
@@ -788,10 +783,9 @@ async def test_a_job_whose_end_could_not_be_told_can_be_ended_later(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MemoryBus, failing, fail)
             with pytest.raises(BusError, match="is gone"):
-                await end_job(bus, plan.job, now)
+                await end_job(bus, job, now)
         await cluster.wait(60)
-        job = await find_job(bus, now())
-        assert job == plan.job
+        assert await find_job(bus, now()) == job
         assert (await end_job(bus, job, now)).has_ended
         assert phases_of(cluster) == ["done"]
 
@@ -819,16 +813,14 @@ async def test_who_follows_a_job_does_not_ask_hosts_again_after_its_end() -> Non
 async def test_a_job_that_is_ended_twice_ends_where_it_was_not_heard_of() -> None:
     async with open_cluster(2) as cluster:
         bus, server = cluster.server.connect("operator"), cluster.server
-        plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=9000)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-        await start_job(bus, plan.job, now())
-        await follow_job(bus, plan.job, now)
+        job = await cluster.begin(bus, GiB, hold=True, seconds=9000)
+        await follow_job(bus, job, now)
         server.cut_off = {"h1"}
         with trio.move_on_after(3):  # who ends it is interrupted, and does it again
-            await end_job(bus, plan.job, now)
-        job = await find_job(bus, now())
-        assert job
-        await end_job(bus, job, now)
+            await end_job(bus, job, now)
+        ending = await find_job(bus, now())
+        assert ending
+        await end_job(bus, ending, now)
         await cluster.wait(600)
         server.cut_off = set()
         await cluster.wait(3)
@@ -871,10 +863,8 @@ async def test_who_follows_a_job_does_not_wait_for_lost_hosts_after_its_end() ->
 async def test_a_server_that_goes_away_after_the_end_does_not_hide_it() -> None:
     async with open_cluster(1) as cluster:
         bus, server = cluster.server.connect("operator"), cluster.server
-        plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=9000)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-        await start_job(bus, plan.job, now())
-        await follow_job(bus, plan.job, now)
+        job = await cluster.begin(bus, GiB, hold=True, seconds=9000)
+        await follow_job(bus, job, now)
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
@@ -884,7 +874,7 @@ async def test_a_server_that_goes_away_after_the_end_does_not_hide_it() -> None:
                 await trio.sleep(2)
                 server.is_down = False
 
-            assert (await end_job(bus, plan.job, now)).has_ended
+            assert (await end_job(bus, job, now)).has_ended
 
 
 @simulated
