@@ -269,6 +269,10 @@ class HostState:
     progress: JobProgress | None = None
     notes: tuple[str, ...] = ()
 
+    def describe_available(self) -> str:
+        """Say how much memory is available; ``"none"`` if that is nothing, or less."""
+        return "none" if self.available <= 0 else format_size(self.available)
+
     def to_bytes(self) -> bytes:
         """Return the document."""
         return _encode("state", asdict(self))

@@ -195,8 +195,7 @@ def _draw_figures(name: str, state: HostState | None) -> list[ET.Element]:
         make(
             "td",
             needy,
-            f"{format_size(available) if available else 'none'}"
-            f" of {format_size(state.total)}",
+            f"{state.describe_available()} of {format_size(state.total)}",
         ),
         make("td", {}, format_size(state.reserve)),
         make("td", {}, "-" if policy is None else str(policy)),

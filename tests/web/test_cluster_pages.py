@@ -172,13 +172,14 @@ STATE = HostState("h1", EPOCH, 64 * GiB, 32 * GiB, GiB)
     [
         evolve(STATE, notes=(HOSTILE,) * 16),
         evolve(STATE, progress=JobProgress("0" * 8, 1, 9, "taking", 2**39, HOSTILE)),
+        evolve(STATE, available=0),
         evolve(STATE, total=0, available=-LARGEST, reserve=LARGEST),
         evolve(STATE, total=1, room=Room(*[LARGEST] * 3), offer=Offer(*[LARGEST] * 3)),
         evolve(STATE, at=2.0**39, unknown_vms=LARGEST, vms=LARGEST),
         evolve(STATE, at=0.0, policy_revision=LARGEST),
         evolve(STATE, name="other"),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 @simulated
 async def test_whatever_a_host_says_is_shown_as_a_text(state: HostState) -> None:
@@ -195,7 +196,7 @@ async def test_whatever_a_host_says_is_shown_as_a_text(state: HostState) -> None
         assert html.escape("</td><script>alert(1)", quote=False) in page
         assert "<img" not in page
         assert "&lt;h3" not in page
-        assert ("none of" in page) == (state.available < 0)
+        assert ("none of" in page) == (state.available <= 0)
         assert not {"\u202e", "\x1b"} & set(page)
         documents.check("cluster-status", json.loads(await read(app, "/api/cluster")))
 

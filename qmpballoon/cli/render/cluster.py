@@ -88,8 +88,7 @@ def _list_figures(host: HostView) -> list[str]:
     return [
         "-" if host.age is None else f"{host.age:.0f} s",
         str(state.vms),
-        # Below 0 if its VMs hold more than they may.
-        format_size(state.available) if state.available >= 0 else "none",
+        state.describe_available(),
         *map(format_size, sizes),
         "-" if state.policy_revision is None else str(state.policy_revision),
         state.progress.describe() if state.progress else "",
