@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
 __all__ = [
+    "LARGEST_PORT",
     "LARGEST_SIZE",
     "is_interval",
     "is_size",
+    "read_port",
     "require_callback",
     "require_command",
     "require_count",
@@ -30,6 +32,25 @@ __all__ = [
 _MAX_INTERVAL = 2**32 - 1  # seconds; QEMU refuses longer intervals
 LARGEST_SIZE = 2**63 - 1
 """Bytes; QMP's integers are signed and have 64 bits."""
+LARGEST_PORT = 65535
+"""TCP's ports have 16 bits."""
+_PORT_DIGITS = 9  # with zeros before it; int() refuses thousands of digits
+
+
+def read_port(text: str) -> int | None:
+    """Return the number of a TCP port, 0 and more; ``None`` if the text is no number.
+
+    Raises:
+        ValueError: The number is too large.
+    """
+    # int() also accepts "+1", "1_0" and digits of other scripts.
+    if not (text.isascii() and text.isdigit()):
+        return None
+    if len(text) > _PORT_DIGITS or int(text) > LARGEST_PORT:
+        raise ValueError(
+            f"the TCP port {text[:20]} is too large: give {LARGEST_PORT} or less"
+        )
+    return int(text)
 
 
 def is_size(value: object) -> TypeGuard[int]:

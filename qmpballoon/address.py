@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import field, frozen
 
+from qmpballoon._checks import LARGEST_PORT, read_port
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -28,8 +30,7 @@ __all__ = [
 _FORMS = "write unix:PATH, tcp:HOST:PORT, or the path of a socket"
 _LIBVIRT = "libvirt:"
 _ABSTRACT = "unix-abstract:"
-_PORT_MAX = 65535  # a port has 16 bits
-_PORT_DIGITS = 9  # with zeros before it; int() refuses thousands of digits
+_NOT_IN_HOSTS = frozenset("\0[]")  # brackets are around an IPv6 host
 _PATH_MAX = 4095  # bytes, without the final NUL; see path_resolution(7)
 _ABSTRACT_MAX = 107  # bytes, after the NUL that they begin with; see unix(7)
 
@@ -67,15 +68,16 @@ def _show(text: str) -> str:
 
 
 def _require_host(_address: object, _attribute: object, host: str) -> None:
-    if not host or "\0" in host:
+    if not host or set(host) & _NOT_IN_HOSTS:
         raise ValueError(
-            f"{host!r} cannot be a host: an address needs one; write tcp:HOST:PORT"
+            f"{host!r} cannot be a host: an address needs one; write tcp:HOST:PORT, or"
+            " tcp:[HOST]:PORT for IPv6"
         )
 
 
 def _require_port(_address: object, _attribute: object, port: int) -> None:
-    if not 1 <= port <= _PORT_MAX:
-        raise ValueError(f"the TCP port is {port}: it must be 1 to {_PORT_MAX}")
+    if not 1 <= port <= LARGEST_PORT:
+        raise ValueError(f"the TCP port is {port}: it must be 1 to {LARGEST_PORT}")
 
 
 @frozen
@@ -212,15 +214,11 @@ def parse_address(
 
 def _parse_text(text: str) -> Address:
     if text.startswith("tcp:"):
-        host, colon, port = text.removeprefix("tcp:").rpartition(":")
-        # int() also accepts "+1", "1_0" and digits of other scripts.
-        if not colon or not (port.isascii() and port.isdigit()):
+        host, colon, number = text.removeprefix("tcp:").rpartition(":")
+        port = read_port(number)
+        if not colon or port is None:
             raise ValueError(f"{text!r} has no port: write tcp:HOST:PORT")
-        if len(port) > _PORT_DIGITS:
-            raise ValueError(
-                f"a TCP port has no {len(port)} digits: give 1 to {_PORT_MAX}"
-            )
-        return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+        return TcpAddress(host.removeprefix("[").removesuffix("]"), port)
     if text.startswith(_ABSTRACT):
         return AbstractAddress(text.removeprefix(_ABSTRACT))
     if text.startswith(_LIBVIRT):

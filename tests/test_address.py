@@ -60,6 +60,7 @@ def test_addresses(
             "tcp:host:-1",
             "tcp:host:+1",
         ),
+        *("tcp:[[:1", "tcp:[::1]]:1", ("[::1]", 1)),
         *("tcp:host:1_0", "tcp:host:٤", "tcp:host: 1", "tcp:host:x"),
         *("libvirt:vm1", "libvirt:"),
         *(("host", 0), ("host", 65536), ("", 1), ("a\0b", 1)),
@@ -76,7 +77,7 @@ def test_there_are_no_impossible_addresses() -> None:
     for path in ("", "a\0b", "x" * 4096):
         with pytest.raises(ValueError, match=":"):
             UnixAddress(path)
-    for host, port in (("", 1), ("host", 0), ("host", 65536)):
+    for host, port in (("", 1), ("[::1]", 1), ("host", 0), ("host", 65536)):
         with pytest.raises(ValueError, match=":"):
             TcpAddress(host, port)
 

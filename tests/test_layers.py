@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "balloon.results": {"_checks", "sizes"},
     "errors": {"balloon.results"},
     "monitor": {"errors"},
-    "address": {"errors"},
+    "address": {"_checks", "errors"},
     "qmp": {"_checks", "errors"},
     "balloon": VALUES,
     "_transport": {"_checks", "address", "errors", "monitor", "qmp"},

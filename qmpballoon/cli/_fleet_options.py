@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 import click
 
+from qmpballoon._checks import read_port
 from qmpballoon.cli._completion import complete_vm
 from qmpballoon.cli._options import SECONDS, read_positive_size, read_size
 from qmpballoon.fleet.host_memory import HostMemory
@@ -38,9 +39,6 @@ VMS: Final = (
     " talk to needs a second -qmp."
 )
 """The end of each command's help."""
-
-_PORT_MAX: Final = 65535
-_PORT_DIGITS: Final = 9  # with zeros before it; int() refuses thousands of digits
 
 vms_argument: Final = click.argument(
     "vms", nargs=-1, metavar="[VMS]...", shell_complete=complete_vm
@@ -175,16 +173,15 @@ def _make_rules(
 
 def read_listen_address(text: str) -> tuple[str, int]:
     """Read ``HOST:PORT``; without a host only this machine can connect."""
-    host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit()):
+    host, _, number = text.rpartition(":")
+    try:
+        port = read_port(number)
+    except ValueError as error:
+        raise click.UsageError(f"{error}; 0 is one that is free") from error
+    if port is None:
         raise click.UsageError(f"{text!r} has no port: write HOST:PORT, or PORT")
-    if len(port) > _PORT_DIGITS or int(port) > _PORT_MAX:
-        raise click.UsageError(
-            f"{text!r} has a port above {_PORT_MAX}: give a lower one, or 0 for one"
-            " that is free"
-        )
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise click.UsageError(
             f"{text!r} has an IPv6 host without brackets: write [HOST]:PORT"
         )
-    return host.strip("[]") or "127.0.0.1", int(port)
+    return host.strip("[]") or "127.0.0.1", port
