@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.balloon import Balloon
     from qmpballoon.blocking.monitor import BlockingMonitor
 
-__all__ = ["VmMonitor", "explain_interruption", "run_with_monitor"]
+__all__ = ["UNANSWERED", "VmMonitor", "explain_interruption", "run_with_monitor"]
 
 _T = TypeVar("_T")
+UNANSWERED: Final = "and QEMU does not answer what it has now"
+"""What messages say after the size that a guest is asked to have."""
 _QUERY_TIMEOUT: Final = 3.0  # seconds; the user waits for the process to end
 
 
@@ -268,14 +270,15 @@ class _InterruptedMonitor(SyncMonitorAdapter):
 
 @asynccontextmanager
 async def explain_interruption(
-    balloon: Balloon, describe: Callable[[int | None, int], str]
+    balloon: Balloon, describe: Callable[[int | None, int | None], str]
 ) -> AsyncGenerator[None]:
     """Print what has become of a guest if a signal ends the block.
 
     Args:
         balloon: The guest's balloon.
         describe: Returns what to print. It is given the target that was set last
-            (``None``: none was) and the guest's size now, in bytes.
+            (``None``: none was) and the guest's size now, in bytes (``None``: QEMU does
+            not answer in time).
     """
     try:
         yield
@@ -284,8 +287,19 @@ async def explain_interruption(
     except BaseException:  # on trio this is not KeyboardInterrupt
         if _output.is_unwritable():  # whoever read it has gone: end quietly
             raise
-        message = "the guest's size is not known: QEMU does not answer"
-        with balloon.monitor.shield(_QUERY_TIMEOUT), suppress(QmpBalloonError):
-            message = describe(balloon.target, await balloon.actual())
-        _output.note(f"interrupted: {message}")
+        _output.note(f"interrupted: {await _explain(balloon, describe)}")
         raise
+
+
+async def _explain(
+    balloon: Balloon, describe: Callable[[int | None, int | None], str]
+) -> str:
+    if balloon.is_target_in_doubt:  # QEMU has been waited for already
+        return (
+            "which size the guest was asked for last is not known, because QEMU does"
+            " not answer: see `qmpballoon status` once it does"
+        )
+    actual = None
+    with balloon.monitor.shield(_QUERY_TIMEOUT), suppress(QmpBalloonError):
+        actual = await balloon.actual()
+    return describe(balloon.target, actual)

@@ -14,7 +14,11 @@ from qmpballoon.balloon.balloon import find_balloon
 from qmpballoon.balloon.guard import Guard
 from qmpballoon.cli import _output
 from qmpballoon.cli._display import make_console, show_timeline
-from qmpballoon.cli._one_vm import explain_interruption, run_with_monitor
+from qmpballoon.cli._one_vm import (
+    UNANSWERED,
+    explain_interruption,
+    run_with_monitor,
+)
 from qmpballoon.cli._options import (
     SECONDS,
     RelativeGuard,
@@ -319,8 +323,15 @@ async def reclaim_and_show(
             )
 
 
-def _describe_interrupted(target: int | None, actual: int) -> str:
+def _describe_interrupted(target: int | None, actual: int | None) -> str:
     """Say what has become of a guest whose reclaim was interrupted."""
+    if actual is None:
+        if target is None:
+            return "nothing was taken"
+        return (
+            f"the guest is given its memory back: it is asked to have"
+            f" {format_size(target)}, {UNANSWERED}"
+        )
     if target is None:
         return f"nothing was taken, the guest has {format_size(actual)}"
     if target > actual:

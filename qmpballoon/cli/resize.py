@@ -16,7 +16,11 @@ from qmpballoon.balloon.results import OnStall
 from qmpballoon.balloon.sampling import Timeline
 from qmpballoon.cli import _output
 from qmpballoon.cli._display import show_progress
-from qmpballoon.cli._one_vm import explain_interruption, run_with_monitor
+from qmpballoon.cli._one_vm import (
+    UNANSWERED,
+    explain_interruption,
+    run_with_monitor,
+)
 from qmpballoon.cli._options import (
     SECONDS,
     RelativeGuard,
@@ -214,7 +218,11 @@ def _describe(result: ResizeResult) -> str:
     return f"{line}; {result.diagnosis.detail}"
 
 
-def _describe_interrupted(target: int | None, actual: int) -> str:
+def _describe_interrupted(target: int | None, actual: int | None) -> str:
+    if actual is None:
+        if target is None:
+            return "nothing was changed"
+        return f"the guest is asked to have {format_size(target)}, {UNANSWERED}"
     if target is None:
         return f"nothing was changed, the guest has {format_size(actual)}"
     if target > actual:
