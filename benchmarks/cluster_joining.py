@@ -41,7 +41,8 @@ from qmpballoon.fleet.control_loop import run_control_loop
 from qmpballoon.fleet.host_memory import HostMemory
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.sources import make_source
-from qmpballoon.fleet.supervisor import Settings, open_fleet
+from qmpballoon.fleet.supervisor import open_fleet
+from qmpballoon.fleet.vm_task import Settings
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:

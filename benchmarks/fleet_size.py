@@ -41,9 +41,11 @@ from prometheus_client.exposition import generate_latest
 from qmpballoon.fleet.control_loop import run_control_loop
 from qmpballoon.fleet.host_memory import HostMemory
 from qmpballoon.fleet.metrics import FleetCollector, FleetSnapshot
+from qmpballoon.fleet.openers import raise_descriptor_limit
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.fleet.sources import make_source
-from qmpballoon.fleet.supervisor import Settings, open_fleet, raise_descriptor_limit
+from qmpballoon.fleet.supervisor import open_fleet
+from qmpballoon.fleet.vm_task import Settings
 from qmpballoon.qmp import Connection, Failure, Greeting, Request, Return, Role, Version
 from qmpballoon.sizes import GiB, MiB
 from qmpballoon.trio import open_monitor
@@ -53,7 +55,8 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
 
     from qmpballoon.address import Vm
-    from qmpballoon.fleet.supervisor import Opener, Supervisor
+    from qmpballoon.fleet.openers import Opener
+    from qmpballoon.fleet.supervisor import Supervisor
     from qmpballoon.trio import TrioMonitor
 
 PERIOD: Final = 1.0

@@ -79,7 +79,7 @@ def supervise(
 
     from qmpballoon.cli._connect import open_monitor  # noqa: PLC0415 - loads trio
     from qmpballoon.cli._session import run  # noqa: PLC0415 - loads trio
-    from qmpballoon.fleet.supervisor import (  # noqa: PLC0415 - loads trio
+    from qmpballoon.fleet import (  # noqa: PLC0415 - loads trio
         Settings,
         open_fleet,
         raise_descriptor_limit,

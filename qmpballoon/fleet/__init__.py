@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.metrics import FleetCollector as FleetCollector
     from qmpballoon.fleet.metrics import FleetSnapshot as FleetSnapshot
     from qmpballoon.fleet.metrics import serve_metrics as serve_metrics
+    from qmpballoon.fleet.openers import Opener as Opener
+    from qmpballoon.fleet.openers import (
+        raise_descriptor_limit as raise_descriptor_limit,
+    )
     from qmpballoon.fleet.policy import FleetPlan as FleetPlan
     from qmpballoon.fleet.policy import Move as Move
     from qmpballoon.fleet.policy import PolicyName as PolicyName
@@ -49,16 +53,12 @@ if TYPE_CHECKING:
     from qmpballoon.fleet.policy import take as take
     from qmpballoon.fleet.sources import Source as Source
     from qmpballoon.fleet.sources import make_source as make_source
-    from qmpballoon.fleet.supervisor import Opener as Opener
-    from qmpballoon.fleet.supervisor import Settings as Settings
     from qmpballoon.fleet.supervisor import Supervisor as Supervisor
     from qmpballoon.fleet.supervisor import open_fleet as open_fleet
-    from qmpballoon.fleet.supervisor import (
-        raise_descriptor_limit as raise_descriptor_limit,
-    )
     from qmpballoon.fleet.vm_spec import Bounds as Bounds
     from qmpballoon.fleet.vm_spec import Refused as Refused
     from qmpballoon.fleet.vm_spec import VmSpec as VmSpec
+    from qmpballoon.fleet.vm_task import Settings as Settings
     from qmpballoon.fleet.vm_view import VM_STATES as VM_STATES
     from qmpballoon.fleet.vm_view import LeftGuest as LeftGuest
     from qmpballoon.fleet.vm_view import SmallGuest as SmallGuest
@@ -74,13 +74,12 @@ _MODULES = {
     "guests": ("Guest", "Host"),
     "host_memory": ("HostMemory",),
     "metrics": ("ClusterLink", "FleetCollector", "FleetSnapshot", "serve_metrics"),
+    "openers": ("Opener", "raise_descriptor_limit"),
     "policy": ("FleetPlan", "Move", "PolicyName", "Rules", "make_plan", "take"),
     "sources": ("Source", "make_source"),
     "vm_spec": ("Bounds", "Refused", "VmSpec"),
-    "supervisor": (
-        *("Opener", "Settings", "Supervisor"),
-        *("open_fleet", "raise_descriptor_limit"),
-    ),
+    "supervisor": ("Supervisor", "open_fleet"),
+    "vm_task": ("Settings",),
     "vm_view": (
         *("VM_STATES", "LeftGuest", "SmallGuest"),
         *("VmCounters", "VmState", "VmView"),

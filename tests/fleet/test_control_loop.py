@@ -33,7 +33,7 @@ from qmpballoon.fleet.control_loop import (
     run_control_loop,
 )
 from qmpballoon.fleet.policy import FleetPlan, Move, PolicyName, Rules
-from qmpballoon.fleet.supervisor import Settings
+from qmpballoon.fleet.vm_task import Settings
 from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import SECOND, FaultPlan, MachineConfig, WorkloadStep, ramp
 

@@ -57,6 +57,7 @@ MODULES: Final = (
     "fleet/usage.py",
     "fleet/vm.py",
     "fleet/vm_spec.py",
+    "fleet/vm_task.py",
     "fleet/water_filling.py",
     "qmp",
     "trio/_reactor.py",

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from qmpballoon.address import Vm
-    from qmpballoon.fleet.supervisor import Opener, Settings
+    from qmpballoon.fleet.openers import Opener
+    from qmpballoon.fleet.vm_task import Settings
     from qmpballoon.fleet.vm_view import VmState, VmView
     from qmpballoon.monitor import OwedSize
     from qmpballoon.trio import TrioMonitor
