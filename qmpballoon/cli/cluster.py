@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from qmpballoon.cluster.bus import Bus
     from qmpballoon.cluster.documents import Job
-    from qmpballoon.cluster.operator import ClusterView, JobReport
+    from qmpballoon.cluster.job_report import JobReport
     from qmpballoon.cluster.valkey import BusAddress
+    from qmpballoon.cluster.view import ClusterView
 
 __all__ = ["cluster"]
 
@@ -71,7 +72,7 @@ def status(*, cluster: BusAddress, watch: bool, as_json: bool) -> None:
     """Show how all hosts are, what they have room for, and what they could give."""
 
     async def main(bus: Bus) -> None:
-        from qmpballoon.cluster.operator import look  # noqa: PLC0415 - loads trio
+        from qmpballoon.cluster import look  # noqa: PLC0415 - loads trio
 
         if watch:
             await _watch(bus, as_json=as_json)
@@ -96,7 +97,7 @@ async def _watch(bus: Bus, *, as_json: bool) -> None:
     import trio  # noqa: PLC0415 - loaded late
 
     from qmpballoon.cli.render.cluster import draw_cluster  # noqa: PLC0415 - loads rich
-    from qmpballoon.cluster.operator import look  # noqa: PLC0415 - loads trio
+    from qmpballoon.cluster import look  # noqa: PLC0415 - loads trio
 
     is_live = sys.stdout.isatty() and not as_json
     problem = ""
@@ -132,10 +133,7 @@ def show_policy(*, cluster: BusAddress, as_json: bool) -> None:
     """Show the policy that the server has, as a file for `apply`."""
 
     async def main(bus: Bus) -> None:
-        from qmpballoon.cluster.operator import (  # noqa: PLC0415 - loads trio
-            format_policy,
-            look,
-        )
+        from qmpballoon.cluster import format_policy, look  # noqa: PLC0415 - loads trio
 
         view = await look(bus, time.time(), with_vms=False)
         _output.note(*view.notes)
@@ -182,18 +180,18 @@ def _change_policy(
     table = _read_toml(file)
 
     async def main(bus: Bus) -> None:
-        from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+        from qmpballoon.cluster import apply_policy, prepare_policy  # noqa: PLC0415 - loads trio
         from qmpballoon.cluster.documents import Malformed  # noqa: PLC0415
 
         try:
-            change = await operator.prepare_policy(bus, table, time.time())
+            change = await prepare_policy(bus, table, time.time())
         except Malformed as error:
             raise click.UsageError(f"{file.name}: {error}") from error
         lines = change.describe()
         if not as_json:
             _output.say("\n".join(lines) or "Nothing changes but the revision.")
         if is_applied:
-            await operator.apply_policy(bus, change)
+            await apply_policy(bus, change)
         if as_json:
             _output.print_json(
                 {
@@ -237,10 +235,10 @@ def room(*, size: int, cluster: BusAddress, as_json: bool) -> int:
 
     async def main(bus: Bus) -> int:
         from qmpballoon.cli.render.cluster import draw_room  # noqa: PLC0415 - loads rich
-        from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+        from qmpballoon.cluster import find_room, look  # noqa: PLC0415 - loads trio
 
-        view = await operator.look(bus, time.time(), with_vms=False)
-        found = operator.find_room(view, size)
+        view = await look(bus, time.time(), with_vms=False)
+        found = find_room(view, size)
         if as_json:
             hosts = [
                 {"name": name, "level": level, **asdict(room)}
@@ -326,17 +324,17 @@ def reclaim(
         raise click.UsageError("--end has no --dry-run: --follow shows the job")
 
     async def main(bus: Bus) -> int:
-        from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+        from qmpballoon.cluster import JobReport, find_job, look, plan_job  # noqa: PLC0415 - loads trio
 
         if size is None:
-            job = await operator.find_job(bus, time.time())
+            job = await find_job(bus, time.time())
             if job is None:
                 await _note_no_job(bus)
                 return _output.REFUSED
             show = _end if end else _follow
             return await show(bus, job, as_json=as_json)
-        view = await operator.look(bus, time.time(), with_vms=False)
-        plan = operator.plan_job(
+        view = await look(bus, time.time(), with_vms=False)
+        plan = plan_job(
             view,
             size,
             time.time(),
@@ -354,7 +352,7 @@ def reclaim(
         if not plan.job.quotas:
             _output.note("no host offers anything: see `qmpballoon cluster status`")
             if as_json and not dry_run:
-                _output.print_json(operator.JobReport(plan.job, ()).to_json())
+                _output.print_json(JobReport(plan.job, ()).to_json())
             return _output.REFUSED
         if dry_run:
             return _judge(size - plan.spread.lacking, size)
@@ -382,10 +380,10 @@ def _require_job(size: int | None, within: float, *, follow: bool, end: bool) ->
 
 async def _start(bus: Bus, job: Job) -> None:
     """Start a job; where the server fails meanwhile, make sure whether it began."""
-    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+    from qmpballoon.cluster import start_job  # noqa: PLC0415 - loads trio
 
     try:
-        await operator.start_job(bus, job, time.time())
+        await start_job(bus, job, time.time())
     except BusError as error:
         _output.note(f"{error}; the job may have begun: the server is asked again")
         if not await _has_begun(bus, job):
@@ -396,12 +394,12 @@ async def _has_begun(bus: Bus, job: Job) -> bool:
     """Ask for a while whether a job has begun."""
     import trio  # noqa: PLC0415 - loaded late
 
-    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+    from qmpballoon.cluster import find_job  # noqa: PLC0415 - loads trio
 
     with trio.move_on_after(_PATIENCE):
         while True:
             try:
-                found = await operator.find_job(bus, time.time())
+                found = await find_job(bus, time.time())
             except BusError:
                 await trio.sleep(1)
             else:
@@ -412,7 +410,7 @@ async def _has_begun(bus: Bus, job: Job) -> bool:
 async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
     """Show how far a job is until it is done; return the exit status."""
     from qmpballoon.cli.render import cluster as render  # noqa: PLC0415 - loads rich
-    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+    from qmpballoon.cluster import follow_job  # noqa: PLC0415 - loads trio
 
     said = ("", "")
 
@@ -426,7 +424,7 @@ async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
         said = line, problem
 
     try:
-        report = await operator.follow_job(bus, job, time.time, on_progress=show)
+        report = await follow_job(bus, job, time.time, on_progress=show)
     except BaseException:
         _output.note(
             f"job {job.id} continues without this command: `qmpballoon cluster reclaim"
@@ -443,10 +441,10 @@ async def _follow(bus: Bus, job: Job, *, as_json: bool) -> int:
 
 async def _note_no_job(bus: Bus) -> None:
     """Say that no job is running; name hosts whose job the server has lost."""
-    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+    from qmpballoon.cluster import look  # noqa: PLC0415 - loads trio
     from qmpballoon.cluster.documents import ENDED  # noqa: PLC0415
 
-    view = await operator.look(bus, time.time(), with_vms=False)
+    view = await look(bus, time.time(), with_vms=False)
     busy = [
         host.name
         for host in view.hosts
@@ -464,9 +462,9 @@ async def _note_no_job(bus: Bus) -> None:
 
 async def _end(bus: Bus, job: Job, *, as_json: bool) -> int:
     """End a job, and say how far that is; return the exit status."""
-    from qmpballoon.cluster import operator  # noqa: PLC0415 - loads trio
+    from qmpballoon.cluster import end_job  # noqa: PLC0415 - loads trio
 
-    report = await operator.end_job(bus, job, time.time)
+    report = await end_job(bus, job, time.time)
     if as_json:
         _output.print_json(report.to_json())
     elif report.has_ended:

@@ -36,31 +36,31 @@ if TYPE_CHECKING:
     from qmpballoon.cluster.documents import VmSummary as VmSummary
     from qmpballoon.cluster.documents import Wish as Wish
     from qmpballoon.cluster.fleet_host import FleetHost as FleetHost
+    from qmpballoon.cluster.job_report import HostReport as HostReport
+    from qmpballoon.cluster.job_report import JobReport as JobReport
+    from qmpballoon.cluster.jobs import JobPlan as JobPlan
+    from qmpballoon.cluster.jobs import end_job as end_job
+    from qmpballoon.cluster.jobs import find_job as find_job
+    from qmpballoon.cluster.jobs import follow_job as follow_job
+    from qmpballoon.cluster.jobs import plan_job as plan_job
+    from qmpballoon.cluster.jobs import start_job as start_job
     from qmpballoon.cluster.memory import MemoryBus as MemoryBus
     from qmpballoon.cluster.memory import MemoryServer as MemoryServer
-    from qmpballoon.cluster.operator import ClusterView as ClusterView
-    from qmpballoon.cluster.operator import HostReport as HostReport
-    from qmpballoon.cluster.operator import HostView as HostView
-    from qmpballoon.cluster.operator import JobPlan as JobPlan
-    from qmpballoon.cluster.operator import JobReport as JobReport
-    from qmpballoon.cluster.operator import PolicyChange as PolicyChange
-    from qmpballoon.cluster.operator import RoomLevel as RoomLevel
-    from qmpballoon.cluster.operator import apply_policy as apply_policy
-    from qmpballoon.cluster.operator import end_job as end_job
-    from qmpballoon.cluster.operator import find_job as find_job
-    from qmpballoon.cluster.operator import find_room as find_room
-    from qmpballoon.cluster.operator import follow_job as follow_job
-    from qmpballoon.cluster.operator import format_policy as format_policy
-    from qmpballoon.cluster.operator import look as look
-    from qmpballoon.cluster.operator import plan_job as plan_job
-    from qmpballoon.cluster.operator import prepare_policy as prepare_policy
-    from qmpballoon.cluster.operator import start_job as start_job
+    from qmpballoon.cluster.policy_change import PolicyChange as PolicyChange
+    from qmpballoon.cluster.policy_change import apply_policy as apply_policy
+    from qmpballoon.cluster.policy_change import format_policy as format_policy
+    from qmpballoon.cluster.policy_change import prepare_policy as prepare_policy
     from qmpballoon.cluster.spreading import Spread as Spread
     from qmpballoon.cluster.spreading import spread as spread
     from qmpballoon.cluster.store import Store as Store
     from qmpballoon.cluster.valkey import BusAddress as BusAddress
     from qmpballoon.cluster.valkey import open_bus as open_bus
     from qmpballoon.cluster.valkey import parse_bus_address as parse_bus_address
+    from qmpballoon.cluster.view import ClusterView as ClusterView
+    from qmpballoon.cluster.view import HostView as HostView
+    from qmpballoon.cluster.view import RoomLevel as RoomLevel
+    from qmpballoon.cluster.view import find_room as find_room
+    from qmpballoon.cluster.view import look as look
     from qmpballoon.cluster.wishes import Permits as Permits
 
 _MODULES = {
@@ -81,29 +81,20 @@ _MODULES = {
         "Wish",
     ),
     "fleet_host": ("FleetHost",),
+    "job_report": ("HostReport", "JobReport"),
+    "jobs": (
+        *("JobPlan", "end_job", "find_job"),
+        *("follow_job", "plan_job", "start_job"),
+    ),
     "memory": ("MemoryBus", "MemoryServer"),
-    "operator": (
-        "ClusterView",
-        "HostReport",
-        "HostView",
-        "JobPlan",
-        "JobReport",
-        "PolicyChange",
-        "RoomLevel",
-        "apply_policy",
-        "end_job",
-        "find_job",
-        "find_room",
-        "follow_job",
-        "format_policy",
-        "look",
-        "plan_job",
-        "prepare_policy",
-        "start_job",
+    "policy_change": (
+        *("PolicyChange", "apply_policy"),
+        *("format_policy", "prepare_policy"),
     ),
     "spreading": ("Spread", "spread"),
     "store": ("Store",),
     "valkey": ("BusAddress", "open_bus", "parse_bus_address"),
+    "view": ("ClusterView", "HostView", "RoomLevel", "find_room", "look"),
     "wishes": ("Permits",),
 }
 __getattr__: Callable[[str], object]

@@ -273,6 +273,17 @@ class HostState:
         """Say how much memory is available; ``"none"`` if that is nothing, or less."""
         return "none" if self.available <= 0 else format_size(self.available)
 
+    def has_impossible_revision(self, now: float) -> bool:
+        """Tell whether it claims a revision of the policy higher than there can be.
+
+        There have been fewer policies than milliseconds since 1970. A day is added for
+        clocks that differ.
+
+        Args:
+            now: Seconds since 1970.
+        """
+        return (self.policy_revision or 0) > (now + _DAY) * 1000
+
     def to_bytes(self) -> bytes:
         """Return the document."""
         return _encode("state", asdict(self))

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from attrs import define, field
 
-from qmpballoon.cluster.operator import LATE
+from qmpballoon.cluster.view import LATE
 from qmpballoon.web.board import LiveBoard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from qmpballoon.cluster.operator import ClusterView, HostView
+    from qmpballoon.cluster.view import ClusterView, HostView
 
 __all__ = ["ClusterBoard", "HostCondition", "HostOnBoard"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, get_args
 from attrs import astuple
 
 from qmpballoon._printable import make_printable
-from qmpballoon.cluster.operator import LATE
+from qmpballoon.cluster.view import LATE
 from qmpballoon.export.panels import make
 from qmpballoon.sizes import format_size
 from qmpballoon.web.cluster_board import HostCondition

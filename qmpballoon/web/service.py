@@ -12,7 +12,7 @@ import trio
 
 from qmpballoon._printable import describe_bug
 from qmpballoon._transport.trio_tasks import BackgroundTasks
-from qmpballoon.cluster.operator import look
+from qmpballoon.cluster.view import look
 from qmpballoon.errors import BusError
 from qmpballoon.web.app import App
 from qmpballoon.web.board import Board

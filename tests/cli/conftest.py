@@ -12,8 +12,8 @@ import trio
 from command import PROGRAM
 from valkey_server import run_server
 
-from qmpballoon.cluster.operator import look
 from qmpballoon.cluster.valkey import open_bus
+from qmpballoon.cluster.view import look
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from valkey_server import run_server
 
 from qmpballoon.cli.render.cluster import draw_cluster
 from qmpballoon.cluster.documents import HostState, JobProgress, JobRecord, Offer
-from qmpballoon.cluster.operator import ClusterView, HostView, look
 from qmpballoon.cluster.store import Store
 from qmpballoon.cluster.valkey import open_bus
+from qmpballoon.cluster.view import ClusterView, HostView, look
 from qmpballoon.sizes import GiB, MiB
 
 if TYPE_CHECKING:

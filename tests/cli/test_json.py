@@ -19,7 +19,7 @@ from qmpballoon.balloon.results import Binding, Outcome, ReclaimOutcome, StallKi
 from qmpballoon.cli._findings import Severity
 from qmpballoon.cli._group import command_line
 from qmpballoon.cluster.documents import JobPhase
-from qmpballoon.cluster.operator import RoomLevel
+from qmpballoon.cluster.view import RoomLevel
 from qmpballoon.fleet.vm_view import VmState
 from qmpballoon.testing import GuestConfig, MachineConfig, serve
 

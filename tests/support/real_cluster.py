@@ -42,8 +42,8 @@ from cluster_files import make_url, write_cluster_files
 from valkey_server import Server
 
 from qmpballoon import blocking
-from qmpballoon.cluster.operator import look
 from qmpballoon.cluster.valkey import open_bus
+from qmpballoon.cluster.view import look
 from qmpballoon.errors import BusError
 from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import FakeQemu, GuestConfig, MachineConfig, lab

@@ -17,8 +17,9 @@ from worlds import simulated
 
 from qmpballoon.cluster.bus import POLICY_KEY, make_state_key
 from qmpballoon.cluster.documents import HostState, JobProgress, Offer, Policy, Room
+from qmpballoon.cluster.jobs import plan_job, start_job
 from qmpballoon.cluster.memory import MemoryServer
-from qmpballoon.cluster.operator import ClusterView, HostView, plan_job, start_job
+from qmpballoon.cluster.view import ClusterView, HostView
 from qmpballoon.sizes import GiB
 from qmpballoon.web.cluster_board import ClusterBoard
 from qmpballoon.web.cluster_pages import format_cluster_page

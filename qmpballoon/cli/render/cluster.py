@@ -16,13 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from qmpballoon.cluster.documents import JobProgress, Room
-    from qmpballoon.cluster.operator import (
-        ClusterView,
-        HostView,
-        JobPlan,
-        JobReport,
-        RoomLevel,
-    )
+    from qmpballoon.cluster.job_report import JobReport
+    from qmpballoon.cluster.jobs import JobPlan
+    from qmpballoon.cluster.view import ClusterView, HostView, RoomLevel
 
 __all__ = [
     "describe_job",
