@@ -71,7 +71,7 @@ PURE = (
     *("balloon", "cli._findings", "qmp"),
     *("fleet.guests", "fleet.hot_cache", "fleet.movement", "fleet.policy"),
     *("fleet.usage", "fleet.vm", "fleet.vm_view", "fleet.water_filling"),
-    *("cluster.bus", "cluster.documents", "cluster.job_report"),
+    *("cluster._fields", "cluster.bus", "cluster.documents", "cluster.job_report"),
     *("cluster.room", "cluster.spreading", "cluster.wishes"),
 )
 # What only draws: it is handed all that it shows. It knows that by its types, so it

@@ -180,8 +180,11 @@ def _change_policy(
     table = _read_toml(file)
 
     async def main(bus: Bus) -> None:
-        from qmpballoon.cluster import apply_policy, prepare_policy  # noqa: PLC0415 - loads trio
-        from qmpballoon.cluster.documents import Malformed  # noqa: PLC0415
+        from qmpballoon.cluster import (  # noqa: PLC0415 - loads trio
+            Malformed,
+            apply_policy,
+            prepare_policy,
+        )
 
         try:
             change = await prepare_policy(bus, table, time.time())

@@ -18,6 +18,7 @@ from qmpballoon._lazy import attach
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qmpballoon.cluster._fields import Malformed as Malformed
     from qmpballoon.cluster.agent import Agent as Agent
     from qmpballoon.cluster.agent import AgentStatus as AgentStatus
     from qmpballoon.cluster.agent import LocalHost as LocalHost
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from qmpballoon.cluster.documents import Job as Job
     from qmpballoon.cluster.documents import JobPhase as JobPhase
     from qmpballoon.cluster.documents import JobProgress as JobProgress
-    from qmpballoon.cluster.documents import Malformed as Malformed
     from qmpballoon.cluster.documents import Offer as Offer
     from qmpballoon.cluster.documents import Policy as Policy
     from qmpballoon.cluster.documents import Quota as Quota
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from qmpballoon.cluster.wishes import Permits as Permits
 
 _MODULES = {
+    "_fields": ("Malformed",),
     "agent": ("Agent", "AgentStatus", "LocalHost", "LocalView"),
     "bus": ("Bus",),
     "documents": (
@@ -72,7 +73,6 @@ _MODULES = {
         "Job",
         "JobPhase",
         "JobProgress",
-        "Malformed",
         "Offer",
         "Policy",
         "Quota",

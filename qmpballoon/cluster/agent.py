@@ -23,6 +23,7 @@ from attrs import define, evolve, field, frozen
 
 from qmpballoon._checks import LARGEST_SIZE, require_finite_seconds
 from qmpballoon._printable import describe_bug, make_printable
+from qmpballoon.cluster._fields import Malformed
 from qmpballoon.cluster.bus import (
     POLICY_KEY,
     PRESENCE,
@@ -37,7 +38,6 @@ from qmpballoon.cluster.documents import (
     HostVms,
     JobProgress,
     JobRecord,
-    Malformed,
     parse_policy,
     parse_quota,
     parse_record,

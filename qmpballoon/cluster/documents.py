@@ -1,41 +1,32 @@
 """What hosts exchange: states, wishes, and what each host gives.
 
-Each document is one JSON object in UTF-8, with its kind and the version of its format.
-What another host has written is not trusted: its size, its depth, each of its fields
-and each number are checked, and texts are made printable. Unknown fields are ignored,
-so that a newer host may say more. Another version is refused.
+Values, and how each is written as a document and read from one. How a document is
+encoded, and what is checked of one that another host has written, is in ``_fields``.
 
 Sizes are bytes. Times are seconds since 1970 by the clock of whoever wrote them.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Final, Literal, cast, get_args
 
 from attrs import asdict, field, fields_dict, frozen
 
-from qmpballoon._checks import LARGEST_SIZE, is_size
-from qmpballoon._printable import make_printable
-from qmpballoon.cluster.bus import LARGEST_VALUE, MOST_HOSTS, require_host_name
+from qmpballoon.cluster._fields import LONGEST_NAME, Fields, Malformed, decode, encode
+from qmpballoon.cluster.bus import LARGEST_VALUE, MOST_HOSTS
 from qmpballoon.sizes import GiB, format_size, parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Mapping
 
 __all__ = [
     "ENDED",
-    "LONGEST_NAME",
-    "LONGEST_TEXT",
     "HostState",
     "HostVms",
     "Job",
     "JobPhase",
     "JobProgress",
     "JobRecord",
-    "Malformed",
     "Offer",
     "Policy",
     "Quota",
@@ -65,23 +56,11 @@ JobPhase = Literal["taking", "holding", "done", "interrupted", "refused"]
 ENDED: Final[frozenset[JobPhase]] = frozenset({"done", "interrupted", "refused"})
 """The phases in which a host has nothing more to do for a job."""
 
-_VERSION: Final = 1
-_DEEPEST: Final = 8  # what is written here is nested at most 4 deep
 _MOST_VMS: Final = 4000
 _MOST_WISHES: Final = 1000
 _MOST_NOTES: Final = 16
 _MOST_JOBS: Final = 5000  # one every 20 seconds of a day
 _DAY: Final = 86400.0  # seconds
-LONGEST_NAME: Final = 256
-"""Characters of a name at most; a VM may have a longer one."""
-LONGEST_TEXT: Final = 500
-"""Characters of another text at most."""
-_LARGEST_REVISION: Final = 2**53 - 1  # the largest that every reader of JSON can hold
-_JOB_ID: Final = re.compile(r"[0-9a-f]{8,32}")
-
-
-class Malformed(ValueError):
-    """Data is not a document of ours, or says something that cannot be true."""
 
 
 @frozen
@@ -162,7 +141,7 @@ class HostVms:
     def to_bytes(self) -> bytes:
         """Return the document, with no more VMs than fit into a value."""
         vms = [_leave_out_none(asdict(vm)) for vm in self.vms[:_MOST_VMS]]
-        while len(data := _encode("vms", {"name": self.name, "vms": vms})) > (
+        while len(data := encode("vms", {"name": self.name, "vms": vms})) > (
             LARGEST_VALUE
         ):
             vms = vms[: len(vms) // 2]
@@ -231,7 +210,7 @@ class JobRecord:
     def to_bytes(self) -> bytes:
         """Return the document."""
         last = self.last and asdict(self.last)
-        return _encode("jobs", {"last": last, "known": dict(self.known)})
+        return encode("jobs", {"last": last, "known": dict(self.known)})
 
 
 @frozen
@@ -286,7 +265,7 @@ class HostState:
 
     def to_bytes(self) -> bytes:
         """Return the document."""
-        return _encode("state", asdict(self))
+        return encode("state", asdict(self))
 
 
 def _check_reserve(_: object, __: object, value: str | None) -> None:
@@ -354,7 +333,7 @@ class Policy:
         Raises:
             Malformed: It is larger than a value may be.
         """
-        data = _encode("policy", asdict(self))
+        data = encode("policy", asdict(self))
         if len(data) > LARGEST_VALUE:
             raise Malformed(
                 f"the policy has {len(data)} bytes: {LARGEST_VALUE} are allowed; use"
@@ -392,7 +371,7 @@ class Quota:
 
     def to_bytes(self) -> bytes:
         """Return the document."""
-        return _encode("quota", asdict(self))
+        return encode("quota", asdict(self))
 
 
 @frozen
@@ -434,7 +413,7 @@ class Job:
         Raises:
             Malformed: It is larger than a value may be.
         """
-        data = _encode("job", asdict(self))
+        data = encode("job", asdict(self))
         if len(data) > LARGEST_VALUE:
             raise Malformed(
                 f"the job is for {len(self.quotas)} hosts, whose names are too long"
@@ -443,178 +422,11 @@ class Job:
         return data
 
 
-# Writing
-
-
-def _encode(kind: str, content: Mapping[str, object]) -> bytes:
-    document = {"kind": kind, "v": _VERSION, **content}
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode(
-        "utf-8", "backslashreplace"
-    )
-
-
 def _leave_out_none(row: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in row.items() if value not in (None, "")}
 
 
 # Reading
-
-_T = TypeVar("_T")
-
-
-class _Fields:
-    """The fields of an object that somebody else has written; each is checked."""
-
-    def __init__(self, value: object, what: str) -> None:
-        if not isinstance(value, dict):
-            raise Malformed(f"{what} is no JSON object")
-        self._values = cast("dict[str, object]", value)
-        self._what = what
-
-    def read(self, name: str, is_right: Callable[[object], bool], kind: str) -> object:
-        value = self._values.get(name)
-        if not is_right(value):
-            raise Malformed(f"{self._what}: {name} is {value!r:.80}: it must be {kind}")
-        return value
-
-    def size(self, name: str, *, minimum: int = 0) -> int:
-        value = self._values.get(name)
-        # A view of 1,000 hosts has 200,000 sizes.
-        if type(value) is int and minimum <= value <= LARGEST_SIZE:
-            return value
-        value = self.read(name, is_size, "a number of bytes")
-        if cast("int", value) < minimum:
-            raise Malformed(
-                f"{self._what}: {name} is {value}: it must be {minimum} or more"
-            )
-        return cast("int", value)
-
-    def optional_size(self, name: str) -> int | None:
-        return None if self._values.get(name) is None else self.size(name)
-
-    def signed_size(self, name: str) -> int:
-        value = self._values.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and is_size(-value):
-            return value
-        return self.size(name)
-
-    def revision(self, name: str) -> int:
-        value = self.size(name, minimum=1)
-        if value > _LARGEST_REVISION:
-            raise Malformed(
-                f"{self._what}: {name} is {value}: it must be {_LARGEST_REVISION} or"
-                " less"
-            )
-        return value
-
-    def seconds(self, name: str) -> float:
-        value = self.read(name, _is_seconds, "a number of seconds")
-        return float(cast("float", value))
-
-    def flag(self, name: str) -> bool:
-        value = self.read(name, lambda value: isinstance(value, bool), "true or false")
-        return cast("bool", value)
-
-    def text(self, name: str, longest: int = LONGEST_TEXT) -> str:
-        """Return a text, which may be left out; cut, and made printable."""
-        value = self._values.get(name, "")
-        if not isinstance(value, str):
-            raise Malformed(f"{self._what}: {name} is {value!r:.80}: it must be text")
-        return make_printable(value, longest)
-
-    def name(self, name: str) -> str:
-        """Return a text that must be there, and is what it is: it is not cut."""
-        value = self.text(name, LONGEST_NAME + 1)
-        if not value or len(value) > LONGEST_NAME:
-            raise Malformed(
-                f"{self._what}: {name} is {value!r:.80}: it must be 1 to"
-                f" {LONGEST_NAME} characters"
-            )
-        return value
-
-    def optional_name(self, name: str) -> str | None:
-        return None if self._values.get(name) is None else self.name(name)
-
-    def host(self, name: str) -> str:
-        try:
-            return require_host_name(self.name(name))
-        except ValueError as error:
-            raise Malformed(f"{self._what}: {error}") from error
-
-    def job(self, name: str) -> str:
-        value = self.name(name)
-        if not _JOB_ID.fullmatch(value):
-            raise Malformed(f"{self._what}: {name} is {value!r:.80}: it is no job's id")
-        return value
-
-    def items(
-        self, name: str, read: Callable[[object, str], _T], most: int
-    ) -> tuple[_T, ...]:
-        values = self._values.get(name, [])
-        if not isinstance(values, list) or len(cast("list[object]", values)) > most:
-            raise Malformed(f"{self._what}: {name} must be a list of at most {most}")
-        what = f"{self._what}, {name}"
-        return tuple(read(value, what) for value in cast("list[object]", values))
-
-    def mapping(self, name: str, most: int) -> Mapping[str, object]:
-        value = self._values.get(name, {})
-        if not isinstance(value, dict) or len(cast("dict[str, object]", value)) > most:
-            raise Malformed(f"{self._what}: {name} must be an object of at most {most}")
-        return cast("dict[str, object]", value)
-
-    def optional(self, name: str, read: Callable[[object, str], _T]) -> _T | None:
-        value = self._values.get(name)
-        return None if value is None else read(value, f"{self._what}, {name}")
-
-    def require_known(self, known: Iterable[str]) -> None:
-        unknown = sorted(self._values.keys() - set(known))
-        if unknown:
-            choices = ", ".join(sorted(known))
-            raise Malformed(
-                f"{self._what}: {unknown[0]!r:.80} is unknown: use {choices}"
-            )
-
-
-def _is_seconds(value: object) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    # No clock is 34,000 years ahead.
-    return math.isfinite(value) and 0 <= value < 2**40
-
-
-def _decode(data: bytes, kind: str) -> _Fields:
-    """Return the fields of a document of a kind."""
-    if len(data) > LARGEST_VALUE:
-        raise Malformed(f"the {kind} has {len(data)} bytes: too many")
-    try:
-        value: object = _DECODER.decode(data.decode("utf-8"))
-        _require_flat(value, _DEEPEST)
-    except (ValueError, RecursionError) as error:
-        raise Malformed(f"the {kind} is no JSON: {error!s:.80}") from error
-    found = _Fields(value, f"the {kind}")
-    found.read("kind", lambda value: value == kind, f'"{kind}"')
-    found.read(
-        "v", lambda value: value == _VERSION, f"{_VERSION}, the version known here"
-    )
-    return found
-
-
-def _refuse(text: str) -> object:
-    raise ValueError(f"{text} is no number")
-
-
-_DECODER: Final = json.JSONDecoder(parse_constant=_refuse)
-
-
-def _require_flat(value: object, depth: int) -> None:
-    """Refuse what is nested deeper than anything of ours."""
-    if isinstance(value, dict | list):
-        if not depth:
-            raise ValueError("it is nested too deep")
-        inner = value.values() if isinstance(value, dict) else value  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
-        for each in cast("Iterable[object]", inner):
-            if isinstance(each, dict | list):
-                _require_flat(cast("object", each), depth - 1)
 
 
 def parse_state(data: bytes) -> HostState:
@@ -623,7 +435,7 @@ def parse_state(data: bytes) -> HostState:
     Raises:
         Malformed: It is not such a document. The message is one line.
     """
-    found = _decode(data, "state")
+    found = decode(data, "state")
     return HostState(
         name=found.host("name"),
         at=found.seconds("at"),
@@ -641,24 +453,24 @@ def parse_state(data: bytes) -> HostState:
 
 
 def _read_room(value: object, what: str) -> Room:
-    found = _Fields(value, what)
+    found = Fields(value, what)
     return Room(found.size("now"), found.size("after_cold"), found.size("to_floors"))
 
 
 def _read_offer(value: object, what: str) -> Offer:
-    found = _Fields(value, what)
+    found = Fields(value, what)
     return Offer(found.size("idle"), found.size("cold"), found.size("hot"))
 
 
 def _read_note(value: object, what: str) -> str:
-    return _Fields({"note": value}, what).text("note")
+    return Fields({"note": value}, what).text("note")
 
 
 def _read_progress(value: object, what: str) -> JobProgress:
-    return _make_progress(_Fields(value, what))
+    return _make_progress(Fields(value, what))
 
 
-def _make_progress(found: _Fields) -> JobProgress:
+def _make_progress(found: Fields) -> JobProgress:
     phases = get_args(JobPhase)
     phase = found.read("phase", lambda value: value in phases, f"one of {phases}")
     return JobProgress(
@@ -673,9 +485,9 @@ def _make_progress(found: _Fields) -> JobProgress:
 
 def parse_record(data: bytes) -> JobRecord:
     """Read the jobs that a host has begun; as :func:`parse_state`."""
-    found = _decode(data, "jobs")
+    found = decode(data, "jobs")
     names = found.mapping("known", _MOST_JOBS)
-    known = _Fields(names, "the jobs, known")
+    known = Fields(names, "the jobs, known")
     return JobRecord(
         last=found.optional("last", _read_progress),
         known={name: known.seconds(name) for name in names},
@@ -684,12 +496,12 @@ def parse_record(data: bytes) -> JobRecord:
 
 def parse_vms(data: bytes) -> HostVms:
     """Read what a host says of its VMs; as :func:`parse_state`."""
-    found = _decode(data, "vms")
+    found = decode(data, "vms")
     return HostVms(found.host("name"), found.items("vms", _read_vm, _MOST_VMS))
 
 
 def _read_vm(value: object, what: str) -> VmSummary:
-    found = _Fields(value, what)
+    found = Fields(value, what)
     return VmSummary(
         # For people: a VM may be called anything, and must not hide the others.
         name=found.text("name", LONGEST_NAME),
@@ -705,7 +517,7 @@ def _read_vm(value: object, what: str) -> VmSummary:
 
 def parse_policy(data: bytes) -> Policy:
     """Read a policy; as :func:`parse_state`."""
-    found = _decode(data, "policy")
+    found = decode(data, "policy")
     return Policy(
         revision=found.revision("revision"),
         wishes=found.items("wishes", _read_wish, _MOST_WISHES),
@@ -723,7 +535,7 @@ def parse_policy_fields(table: Mapping[str, object], revision: int) -> Policy:
     Raises:
         Malformed: It is none, or has a field that is unknown. The message says where.
     """
-    found = _Fields(dict(table), "the policy")
+    found = Fields(dict(table), "the policy")
     found.require_known({"wish", "comment"})
     return Policy(
         revision=revision,
@@ -733,14 +545,14 @@ def parse_policy_fields(table: Mapping[str, object], revision: int) -> Policy:
 
 
 def _read_written_wish(value: object, what: str) -> Wish:
-    _Fields(value, what).require_known(fields_dict(Wish))
+    Fields(value, what).require_known(fields_dict(Wish))
     return _read_wish(value, what)
 
 
 def _read_wish(value: object, what: str) -> Wish:
-    found = _Fields(value, what)
+    found = Fields(value, what)
     names = found.mapping("floors", _MOST_WISHES)
-    floors = _Fields(names, f"{what}, floors")
+    floors = Fields(names, f"{what}, floors")
     return Wish(
         hosts=found.name("hosts"),
         reserve=found.optional_name("reserve"),
@@ -750,7 +562,7 @@ def _read_wish(value: object, what: str) -> Wish:
 
 def parse_quota(data: bytes) -> Quota:
     """Read what a host is asked for; as :func:`parse_state`."""
-    found = _decode(data, "quota")
+    found = decode(data, "quota")
     return Quota(
         job=found.job("job"),
         amount=found.size("amount", minimum=1),
@@ -763,9 +575,9 @@ def parse_quota(data: bytes) -> Quota:
 
 def parse_job(data: bytes) -> Job:
     """Read what some hosts are asked for; as :func:`parse_state`."""
-    found = _decode(data, "job")
+    found = decode(data, "job")
     names = found.mapping("quotas", MOST_HOSTS)
-    quotas = _Fields(names, "the job, quotas")
+    quotas = Fields(names, "the job, quotas")
     return Job(
         id=found.job("id"),
         amount=found.size("amount", minimum=1),
@@ -778,4 +590,4 @@ def parse_job(data: bytes) -> Job:
 
 
 def _read_host(name: str) -> str:
-    return _Fields({"host": name}, "the job, quotas").host("host")
+    return Fields({"host": name}, "the job, quotas").host("host")

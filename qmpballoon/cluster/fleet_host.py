@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve, field
 
 from qmpballoon._printable import make_printable
+from qmpballoon.cluster._fields import LONGEST_NAME, LONGEST_TEXT
 from qmpballoon.cluster.agent import LocalView
-from qmpballoon.cluster.documents import LONGEST_NAME, LONGEST_TEXT, VmSummary
+from qmpballoon.cluster.documents import VmSummary
 from qmpballoon.cluster.room import SMALLEST_GIFT
 from qmpballoon.fleet.control_loop import reclaim
 

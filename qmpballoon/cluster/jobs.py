@@ -16,8 +16,9 @@ import trio
 from attrs import asdict, evolve, frozen
 
 from qmpballoon._checks import require_finite_seconds
+from qmpballoon.cluster._fields import Malformed
 from qmpballoon.cluster.bus import JOB_KEY, LONGEST_JOB, make_quota_key
-from qmpballoon.cluster.documents import Job, Malformed, parse_job
+from qmpballoon.cluster.documents import Job, parse_job
 from qmpballoon.cluster.job_report import JobReport, make_report, merge_reports
 from qmpballoon.cluster.spreading import Spread, spread
 from qmpballoon.cluster.view import look_at_job

@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from qmpballoon.cluster._fields import Malformed
 from qmpballoon.cluster.bus import POLICY_KEY
-from qmpballoon.cluster.documents import (
-    Malformed,
-    Policy,
-    parse_policy,
-    parse_policy_fields,
-)
+from qmpballoon.cluster.documents import Policy, parse_policy, parse_policy_fields
 from qmpballoon.cluster.view import look
 from qmpballoon.errors import ClusterBusy
 

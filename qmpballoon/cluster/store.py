@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import frozen
 
+from qmpballoon.cluster._fields import Malformed
 from qmpballoon.cluster.bus import LARGEST_VALUE
-from qmpballoon.cluster.documents import Malformed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeVar, get_args
 import trio
 from attrs import asdict, frozen
 
+from qmpballoon.cluster._fields import Malformed
 from qmpballoon.cluster.bus import (
     HOSTS_PREFIX,
     JOB_KEY,
@@ -19,13 +20,7 @@ from qmpballoon.cluster.bus import (
     make_state_key,
     make_vms_key,
 )
-from qmpballoon.cluster.documents import (
-    Malformed,
-    parse_job,
-    parse_policy,
-    parse_state,
-    parse_vms,
-)
+from qmpballoon.cluster.documents import parse_job, parse_policy, parse_state, parse_vms
 from qmpballoon.cluster.job_report import JobReport, make_report
 from qmpballoon.sizes import format_size
 

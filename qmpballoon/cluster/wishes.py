@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import evolve, frozen
 
-from qmpballoon.cluster.documents import Malformed, parse_policy
+from qmpballoon.cluster._fields import Malformed
+from qmpballoon.cluster.documents import parse_policy
 from qmpballoon.fleet.policy import Rules
 from qmpballoon.sizes import format_size, parse_size
 

@@ -11,6 +11,7 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qmpballoon.cluster._fields import Malformed
 from qmpballoon.cluster.bus import (
     LARGEST_VALUE,
     MOST_HOSTS,
@@ -27,7 +28,6 @@ from qmpballoon.cluster.documents import (
     JobPhase,
     JobProgress,
     JobRecord,
-    Malformed,
     Offer,
     Policy,
     Quota,

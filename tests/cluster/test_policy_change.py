@@ -8,8 +8,9 @@ from clusters import now, open_cluster
 from worlds import simulated
 
 from qmpballoon.cluster import HostState, apply_policy, look, prepare_policy
+from qmpballoon.cluster._fields import Malformed
 from qmpballoon.cluster.bus import LARGEST_VALUE, POLICY_KEY, make_state_key
-from qmpballoon.cluster.documents import Malformed, Policy, Wish
+from qmpballoon.cluster.documents import Policy, Wish
 from qmpballoon.errors import ClusterBusy
 from qmpballoon.sizes import GiB, parse_size
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpballoon.cluster.documents import Malformed
+from qmpballoon.cluster._fields import Malformed
 from qmpballoon.cluster.store import Store
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from attrs import evolve
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from qmpballoon.cluster.documents import Malformed, Policy, Wish
+from qmpballoon.cluster._fields import Malformed
+from qmpballoon.cluster.documents import Policy, Wish
 from qmpballoon.cluster.wishes import (
     Judged,
     Permits,

@@ -41,6 +41,7 @@ ENOUGH: Final = 0.95  # of the changes of a module that make a difference
 # What decides, by folder or file below the package.
 MODULES: Final = (
     "balloon",
+    "cluster/_fields.py",
     "cluster/agent.py",
     "cluster/documents.py",
     "cluster/room.py",
