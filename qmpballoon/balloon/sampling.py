@@ -228,12 +228,12 @@ class Timeline:  # noqa: PLW1641 - it changes, so it is no key of a dictionary
         samples = self._samples
         marked = sum(sample.mark is not None for sample in samples)
         few = marked < self._capacity // 2  # they fit in, beside half of the others
-        self._samples = [
+        kept = [
             sample
             for index, sample in enumerate(samples[:-1])
             if index % 2 == 0 or (few and sample.mark is not None)
         ]
-        self._samples[self._capacity - 1 :] = [samples[-1]]
+        self._samples = [*kept, samples[-1]]
 
     def to_json(self) -> list[dict[str, object]]:
         """Return the samples as the command prints them."""

@@ -32,7 +32,7 @@ from qmpballoon.testing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 def give_some(machine: Machine) -> None:
@@ -456,6 +456,21 @@ def test_recent_statistics_are_new_ones_if_the_guest_gives_any() -> None:
     assert (found.age or 0) < 2
 
 
+def test_recent_statistics_may_be_those_that_the_guest_gave_just_now() -> None:
+    """Of a guest at rest, no new ones can be told from them within the same second."""
+    balloon = make_balloon(make_machine())
+    monitor = monitor_of(balloon)
+    run(monitor.sleep(1.2 - monitor.machine_clock() % 1))
+    last, began = run(balloon.refresh_stats()), monitor.now()
+    found = run(find_recent_stats(balloon, 3.0))
+    assert found is not None
+    assert found.is_same_sample(last)
+    assert monitor.now() - began < 0.2
+    monitor.machine.guest.stall(3600 * SECOND)
+    run(monitor.sleep(2.0))
+    assert run(find_recent_stats(balloon, 3.0)) is None
+
+
 def test_a_late_answer_is_of_the_largest_size_since_the_last_one() -> None:
     machine = make_machine(GuestConfig(stats_delay=SECOND // 2), memory=4 * GiB)
     balloon = make_balloon(machine)
@@ -483,6 +498,23 @@ def test_a_guest_at_rest_is_asked_again_as_soon_as_the_second_is_over() -> None:
     monitor = monitor_of(balloon)
     run(monitor.sleep(1.7 - monitor.machine_clock() % 1))
     run(balloon.refresh_stats())
-    began = monitor.now()
+    began, done = monitor.now(), len(monitor.commands)
     run(balloon.refresh_stats())
     assert monitor.now() - began < 0.35
+    # Once at first, and once when the second is over: more would be asked in vain.
+    assert count_requests(monitor.commands[done:]) == 2
+
+
+def count_requests(commands: list[tuple[str, Mapping[str, object]]]) -> int:
+    """Return how often a guest was asked for its statistics."""
+    return sum(
+        name == "qom-set" and arguments["value"] != 0 for name, arguments in commands
+    )
+
+
+def test_a_guest_that_does_not_answer_at_once_is_looked_at_less_often() -> None:
+    balloon = make_balloon(make_machine(GuestConfig(stats_delay=None)))
+    with pytest.raises(StatsUnavailable):
+        run(balloon.refresh_stats())
+    looks = [name == "qom-get" for name, _ in monitor_of(balloon).commands]
+    assert sum(looks) < 100  # 300 with a pause of 0.01 s between each two

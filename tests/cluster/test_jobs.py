@@ -18,7 +18,7 @@ from qmpballoon.cluster import (
     plan_job,
     start_job,
 )
-from qmpballoon.cluster.bus import make_quota_key
+from qmpballoon.cluster.bus import JOB_KEY, make_quota_key
 from qmpballoon.errors import BusError, ClusterBusy
 from qmpballoon.sizes import GiB, MiB
 
@@ -79,6 +79,10 @@ async def test_what_a_host_is_asked_for_is_forgotten_at_the_jobs_deadline() -> N
         assert key in await bus.get([key])
         await trio.sleep(61)
         assert await bus.get([key]) == {}
+        # The job itself is not, until its hosts have said how it ended.
+        assert JOB_KEY in await bus.get([JOB_KEY])
+        await trio.sleep(5)
+        assert await bus.get([JOB_KEY]) == {}
 
 
 @pytest.mark.parametrize("seconds", [-1, 0, 7 * 86400 + 1])

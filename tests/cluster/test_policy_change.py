@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import tomllib
+from typing import TYPE_CHECKING
+
 import pytest
 from attrs import evolve
 from clusters import now, open_cluster
 from worlds import simulated
 
-from qmpballoon.cluster import HostState, apply_policy, look, prepare_policy
+from qmpballoon.cluster import (
+    HostState,
+    MemoryBus,
+    MemoryServer,
+    apply_policy,
+    format_policy,
+    look,
+    prepare_policy,
+)
 from qmpballoon.cluster._fields import Malformed
-from qmpballoon.cluster.bus import LARGEST_VALUE, POLICY_KEY, make_state_key
-from qmpballoon.cluster.documents import Policy, Wish
+from qmpballoon.cluster.bus import (
+    LARGEST_VALUE,
+    POLICY_KEY,
+    make_state_key,
+    make_vms_key,
+)
+from qmpballoon.cluster.documents import Policy, Wish, parse_policy_fields
 from qmpballoon.errors import ClusterBusy
 from qmpballoon.sizes import GiB, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @simulated
@@ -68,3 +87,32 @@ async def test_no_host_can_use_the_revisions_up() -> None:
             assert cluster.members["h0"].host.rules.reserve == parse_size(reserve)
             view = await look(bus, now())
             assert ("cannot be" in view.hosts[1].problem) == (claim > 2**50)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Policy(1),
+        Policy(2, (Wish("*"),), comment='"\\\U0001f600'),
+        Policy(3, (Wish("a*", "8GiB", {"vm*": "1GiB", "\n": "5%"}), Wish("b", "5%"))),
+    ],
+)
+def test_a_policy_is_shown_as_a_file_that_makes_the_same_policy(policy: Policy) -> None:
+    shown = format_policy(policy)
+    assert parse_policy_fields(tomllib.loads(shown), policy.revision) == policy
+
+
+@simulated
+async def test_what_vms_say_is_not_read_for_a_policy() -> None:
+    """There may be thousands of them."""
+    server, read = MemoryServer(), set[str]()
+    server.put(make_state_key("h1"), HostState("h1", now(), GiB, GiB, 0).to_bytes())
+
+    class Recording(MemoryBus):
+        async def get(self, keys: Sequence[str], /) -> dict[str, bytes]:
+            read.update(keys)
+            return await MemoryBus.get(self, keys)
+
+    await prepare_policy(Recording(server, "operator"), {}, now())
+    assert make_state_key("h1") in read
+    assert make_vms_key("h1") not in read
