@@ -24,7 +24,7 @@ from qmpballoon.cluster import (
     look,
     plan_job,
 )
-from qmpballoon.cluster.bus import make_state_key
+from qmpballoon.cluster.bus import PRESENCE, make_state_key
 from qmpballoon.cluster.documents import VmSummary
 from qmpballoon.sizes import GiB
 
@@ -185,3 +185,24 @@ async def test_hosts_are_seen_however_many_there_are(*, vanishes: bool) -> None:
     seen = [host.name for host in view.hosts]
     assert seen == [name for name in names if not (vanishes and name == "h300")]
     assert sizes == [256, 256, 90]
+
+
+@pytest.mark.parametrize(
+    ("age", "problem"),
+    [
+        (-6.0, "its clock is 6 s ahead of this one"),
+        *((-5.0, ""), (0.0, ""), (6.0, ""), (PRESENCE + 5.0, "")),
+        (PRESENCE + 6.0, f"its clock is {PRESENCE + 6:.0f} s behind this one"),
+    ],
+)
+@simulated
+async def test_a_clock_that_cannot_be_right_is_a_problem(
+    age: float, problem: str
+) -> None:
+    """What a host has said vanishes from the server after a while."""
+    server = MemoryServer()
+    state = evolve(STATE, at=1000.0, policy_revision=None)
+    server.put(make_state_key("h1"), state.to_bytes())
+    view = await look(server.connect("viewer"), 1000.0 + age)
+    assert [host.problem for host in view.hosts] == [problem]
+    assert [host.age for host in view.hosts] == [max(age, 0.0)]
