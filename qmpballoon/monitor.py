@@ -101,34 +101,46 @@ class OwedSize(Protocol):
     def read(self) -> int | None:
         """Return the size in bytes; ``None`` if none is owed, or none can be read.
 
-        What another process holds is not owed.
+        What a process that runs holds is not owed.
         """
         ...
 
     def read_holder(self) -> int | None:
-        """Return the id of another process that holds the guest's memory, if any.
+        """Return the id of the process that holds the guest's memory, if any.
 
-        It runs, and gives the memory back itself.
+        It runs, and gives the memory back itself. It can be this process.
         """
         ...
 
     def note(
-        self, size: int, *, is_returning: bool = False, is_held: bool = False
-    ) -> None:
-        """Note the size that the guest must get back.
+        self,
+        size: int,
+        *,
+        is_returning: bool = False,
+        is_held: bool = False,
+        own: int | None = None,
+    ) -> int | None:
+        """Note the size that the guest must get back, unless somebody else holds it.
 
         Args:
             size: Bytes.
             is_returning: Whether QEMU has already been asked to give it back.
             is_held: Whether this process holds the memory, and gives it back itself.
+            own: The process whose hold this ends; that of any other stands.
+
+        Returns:
+            The id of a process that holds the memory; then nothing was noted.
 
         Raises:
             OSError: It cannot be noted.
         """
         ...
 
-    def clear(self) -> None:
+    def clear(self, own: int | None = None) -> None:
         """Forget it.
+
+        Args:
+            own: The process whose hold this ends; the note of any other stands.
 
         Raises:
             OSError: It cannot be forgotten.

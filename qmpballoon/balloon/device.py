@@ -12,6 +12,7 @@ Source: QAPI reference, ``balloon``, ``query-balloon``, ``qom-list``, ``qom-get`
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Generic, NoReturn, cast
 
@@ -205,7 +206,7 @@ class Device(Generic[M_co]):
 
         A run notes this size before it takes memory. The note remains if the run is
         killed, or if it ends before the guest has taken all of the memory back. Also
-        ``None`` while another process holds the memory (:meth:`read_holder`), and if
+        ``None`` while a call in progress holds the memory (:meth:`read_holder`), and if
         such notes cannot be kept: over TCP, through libvirt, or if the host does not
         tell which process is QEMU.
         """
@@ -213,17 +214,24 @@ class Device(Generic[M_co]):
         return None if owed is None else owed.read()
 
     def read_holder(self) -> int | None:
-        """Return the id of another process that holds memory of the guest, if any.
+        """Return the id of the process that holds memory of the guest, if any.
 
         It runs a ``reclaim``, a ``keep`` or a ``fleet reclaim`` on this VM, by another
-        monitor, and gives the memory back when that ends. Until then a reclaim by this
-        process is refused. ``None`` as for :meth:`read_owed` if notes cannot be kept.
+        balloon than this one, and gives the memory back when that ends. Until then a
+        reclaim by this balloon is refused. It can be this process, if that has opened
+        the VM twice. ``None`` as for :meth:`read_owed` if notes cannot be kept.
         """
         owed = find_owed_size(self.monitor)
-        return None if owed is None else owed.read_holder()
+        holder = None if owed is None else owed.read_holder()
+        return None if holder == self._own_hold else holder
+
+    @property
+    def _own_hold(self) -> int | None:
+        """This process' id, while a call of this balloon holds memory of the guest."""
+        return None if self._held is None else os.getpid()
 
     def require_unheld(self) -> None:
-        """Make sure that no other process holds memory of the guest.
+        """Make sure that nobody else holds memory of the guest.
 
         For internal use.
 
@@ -233,16 +241,20 @@ class Device(Generic[M_co]):
         :meta private:
         """
         if (holder := self.read_holder()) is not None:
-            why = f"nothing was taken: memory of the guest is {describe_holder(holder)}"
-            raise make_error(BalloonBusy, self.monitor, why)
+            raise self._make_held(holder)
+
+    def _make_held(self, holder: int) -> BalloonBusy:
+        why = f"nothing was taken: memory of the guest is {describe_holder(holder)}"
+        return make_error(BalloonBusy, self.monitor, why)
 
     def note_owed(
         self, size: int, *, is_returning: bool = False, is_held: bool = False
     ) -> None:
         """Note the size that the guest must get back if this process is killed.
 
-        A note of another process that holds memory of the guest stands. For internal
-        use.
+        The note of somebody else who holds memory of the guest stands.
+
+        For internal use.
 
         Args:
             size: Bytes.
@@ -250,21 +262,25 @@ class Device(Generic[M_co]):
             is_held: Whether a call in progress holds the memory, and gives it back.
 
         Raises:
-            BalloonBusy: Another process holds memory of the guest; only with
-                ``is_held``.
+            BalloonBusy: Somebody else holds memory of the guest; only with ``is_held``.
 
         :meta private:
         """
-        if is_held:
-            self.require_unheld()
-        self._owes, self._held = True, size if is_held else None
-        owed = find_owed_size(self.monitor)
-        if owed is not None and owed.read_holder() is None:
+        owed, holder = find_owed_size(self.monitor), None
+        if owed is not None:
             try:
-                owed.note(size, is_returning=is_returning, is_held=is_held)
+                holder = owed.note(
+                    size,
+                    is_returning=is_returning,
+                    is_held=is_held,
+                    own=self._own_hold,
+                )
             except OSError as error:
                 what = f"what the guest is to get back cannot be noted: {error}"
                 self.log(logging.WARNING, what)
+        if is_held and holder is not None:
+            raise self._make_held(holder)
+        self._owes, self._held = True, size if is_held else None
 
     def release_owed(self) -> None:
         """Note that this process does not hold memory of the guest any more.
@@ -281,12 +297,13 @@ class Device(Generic[M_co]):
     def settle_owed(self) -> None:
         """Forget the owed size: the guest has it, or will not get it.
 
-        A note of another process that holds memory of the guest stands. For internal
-        use.
+        The note of somebody else who holds memory of the guest stands.
+
+        For internal use.
 
         :meta private:
         """
-        self._forget_owed(None)
+        self._forget_owed(self._own_hold)
 
     def supersede_owed(self, holder: int | None) -> None:
         """Forget what an earlier run owed the guest, because it got a new size.
@@ -306,9 +323,9 @@ class Device(Generic[M_co]):
         """Remove the note, unless it is of another process than that holder."""
         self._owes, self._held = False, None
         owed = find_owed_size(self.monitor)
-        if owed is not None and owed.read_holder() in (None, holder):
+        if owed is not None:
             with suppress(OSError):
-                owed.clear()
+                owed.clear(holder)
 
     async def query(self) -> BalloonInfo:
         """Ask for the size of the guest.

@@ -6,6 +6,7 @@ can carry these results without a circular import.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import asdict, field, frozen
@@ -295,6 +296,11 @@ class Plan:
 
 def describe_holder(pid: int) -> str:
     """Say by which process memory of a guest is held, and what to do about it."""
+    if pid == os.getpid():
+        return (
+            "held by a call of this process on another balloon of this VM, and given"
+            " back when that ends: wait for it, or cancel it"
+        )
     return (
         f"held by process {pid}, which gives it back when it ends: wait for that, or"
         f" stop it (kill {pid})"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,7 +38,7 @@ def test_what_one_notes_the_next_reads_until_it_is_forgotten(folder: Path) -> No
     OwedSizeFile(PID, folder).note(GiB)
     assert OwedSizeFile(PID, folder).read() == GiB
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert find_file(folder).name == f"{PID}-{read_start_time(PID)}.json"
+    assert find_file(folder).name.startswith(f"{PID}-{read_start_time(PID)}-")
     OwedSizeFile(PID, folder).clear()
     OwedSizeFile(PID, folder).clear()
     assert OwedSizeFile(PID, folder).read() is None
@@ -46,8 +49,17 @@ def test_what_was_asked_for_again_counts_for_ten_minutes(folder: Path) -> None:
     OwedSizeFile(PID, folder, lambda: 1000.0).note(GiB, is_returning=True)
     assert OwedSizeFile(PID, folder, lambda: 1600.0).read() == GiB
     assert OwedSizeFile(PID, folder, lambda: 1601.0).read() is None
-    # A clock that was set back says nothing of how long it was.
+    # Before the host was started anew: that QEMU has ended.
     assert OwedSizeFile(PID, folder, lambda: 999.0).read() is None
+
+
+def test_a_clock_that_is_set_makes_no_difference(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    OwedSizeFile(PID, folder).note(GiB, is_returning=True)
+    for now in (0.0, 1e12):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        assert OwedSizeFile(PID, folder).read() == GiB
 
 
 def test_a_qemu_that_has_ended_is_owed_nothing_and_leaves_nothing(folder: Path) -> None:
@@ -118,18 +130,108 @@ input()
         assert (note.read_holder(), note.read()) == (None, GiB)
 
 
-def test_what_this_process_holds_another_does_not_owe(
+def test_what_one_holds_only_that_one_lets_go(folder: Path) -> None:
+    note = OwedSizeFile(PID, folder)
+    assert note.note(GiB, is_held=True) is None
+    for other in (None, PID + 1):
+        assert note.note(2 * GiB, is_held=True, own=other) == PID
+        note.clear(other)
+        assert (note.read_holder(), note.read()) == (PID, None)
+    assert note.note(GiB, own=PID) is None
+    assert (note.read_holder(), note.read()) == (None, GiB)
+    note.note(GiB, is_held=True)
+    note.clear(PID)
+    assert list(folder.iterdir()) == []
+
+
+_CLAIM = """
+import os, sys
+from pathlib import Path
+from qmpballoon._transport.owed_size import OwedSizeFile
+note = OwedSizeFile({pid}, Path({folder!r}))
+print(flush=True)
+for line in sys.stdin:
+    won = note.note({size}, is_held=True) is None
+    print("won" if won else "lost", flush=True)
+"""
+
+
+def test_of_those_that_begin_at_the_same_moment_one_holds(folder: Path) -> None:
+    code = _CLAIM.format(pid=PID, folder=str(folder), size=GiB)
+    with ExitStack() as stack:
+        claims = [
+            stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1)
+            )
+            for _ in range(2)
+        ]
+        streams = [(claim.stdin, claim.stdout) for claim in claims]
+        for _, said in streams:
+            assert said is not None
+            said.readline()
+        for _ in range(500):
+            for asked, _ in streams:
+                assert asked is not None
+                asked.write(b"\n")
+                asked.flush()
+            answers = [said.readline() for _, said in streams if said is not None]
+            assert sorted(answers) == [b"lost\n", b"won\n"]
+            holder = OwedSizeFile(PID, folder).read_holder()
+            assert holder == claims[answers.index(b"won\n")].pid
+            OwedSizeFile(PID, folder).clear(holder)
+        for asked, _ in streams:
+            assert asked is not None
+            asked.close()
+
+
+def test_a_folder_that_stays_locked_keeps_nobody_waiting_for_ever(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    note = OwedSizeFile(PID, folder)
-    note.note(GiB, is_held=True)
-    assert (note.read_holder(), note.read()) == (None, GiB)
-    monkeypatch.setattr(os, "getpid", lambda: PID + 1)  # as after a fork
-    assert (note.read_holder(), note.read()) == (PID, None)
-    monkeypatch.undo()
-    note.note(GiB)
-    monkeypatch.setattr(os, "getpid", lambda: PID + 1)
-    assert (note.read_holder(), note.read()) == (None, GiB)
+    monkeypatch.setattr(owed_size, "_LOCK_PAUSE", 0)
+    OwedSizeFile(PID, folder).note(GiB)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="has locked"):
+            OwedSizeFile(PID, folder).note(2 * GiB)
+        assert OwedSizeFile(PID, folder).read() == GiB
+    finally:
+        os.close(descriptor)
+    OwedSizeFile(PID, folder).note(2 * GiB)
+
+
+def test_what_is_of_another_namespace_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There QEMU's process id means another process, or none."""
+    OwedSizeFile(PID, folder).note(GiB)
+    with monkeypatch.context() as there:
+        there.setattr(owed_size, "_read_namespaces", lambda: "1-1")
+        there.setattr(owed_size, "read_start_time", lambda _: 7)
+        assert OwedSizeFile(PID, folder).read() is None
+        OwedSizeFile(PID, folder).note(2 * GiB)
+        assert len(list(folder.iterdir())) == 2
+    OwedSizeFile(PID, folder).note(GiB)
+    assert len(list(folder.iterdir())) == 2
+    assert OwedSizeFile(PID, folder).read() == GiB
+
+
+def test_what_was_not_finished_is_removed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    OwedSizeFile(PID, folder).note(GiB)
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="No space"):
+            OwedSizeFile(PID, folder).note(2 * GiB)
+    file = find_file(folder)  # the old one, and no other
+    (folder / f".{file.name}.new").write_text("{")  # by a process that was killed
+    OwedSizeFile(PID, folder).note(3 * GiB)
+    assert find_file(folder) == file
+    assert OwedSizeFile(PID, folder).read() == 3 * GiB
 
 
 def test_what_others_could_write_is_not_believed(folder: Path) -> None:
@@ -146,8 +248,9 @@ def test_what_others_could_write_is_not_believed(folder: Path) -> None:
 
 def test_no_link_is_followed(folder: Path, tmp_path: Path) -> None:
     OwedSizeFile(PID, folder).note(GiB)
+    name = find_file(folder).name
     elsewhere = find_file(folder).rename(tmp_path / "elsewhere")
-    (folder / f"{PID}-{read_start_time(PID)}.json").symlink_to(elsewhere)
+    (folder / name).symlink_to(elsewhere)
     assert OwedSizeFile(PID, folder).read() is None
     OwedSizeFile(PID, folder).note(2 * GiB)
     assert json.loads(elsewhere.read_text())["size"] == GiB

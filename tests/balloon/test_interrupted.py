@@ -6,6 +6,7 @@ that is cancelled asks for the guest's memory back, and does not wait for it.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -245,6 +246,28 @@ def test_who_finds_that_another_holds_memory_takes_nothing(call: str) -> None:
     note.holder = None  # it is killed
     run(CALLS[call](balloon))
     assert come_to_rest(machine) == RAM
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_two_balloons_in_one_process_do_not_take_what_the_other_holds(
+    call: str,
+) -> None:
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    balloon, other = (open_balloon(machine, note) for _ in range(2))
+    seen: list[tuple[int | None, int | None]] = []
+
+    def interfere(_: object) -> None:
+        seen.append((other.read_owed(), other.read_holder()))
+        assert balloon.read_holder() is None
+        if len(seen) == 1:
+            with pytest.raises(BalloonBusy, match="on another balloon of this VM"):
+                run(CALLS[call](other))
+
+    run(balloon.reclaim(on_progress=interfere))
+    assert set(seen) == {(None, os.getpid())}
+    assert monitor_of(other).targets() == []
+    assert (come_to_rest(machine), note) == (RAM, Note())
+    assert run(other.reclaim(64 * MiB)).outcome == "done"
 
 
 @given(call=calls, at=st.integers(1, 12))

@@ -25,7 +25,7 @@ class Note:
         size: Bytes that the guest is to get back.
         is_returning: Whether QEMU was asked to give them back.
         is_held: Whether this process noted that it holds them.
-        holder: Another process that holds them.
+        holder: The process that holds them.
     """
 
     size: int | None = None
@@ -40,14 +40,23 @@ class Note:
         return self.holder
 
     def note(
-        self, size: int, *, is_returning: bool = False, is_held: bool = False
-    ) -> None:
+        self,
+        size: int,
+        *,
+        is_returning: bool = False,
+        is_held: bool = False,
+        own: int | None = None,
+    ) -> int | None:
+        if self.holder not in (None, own):
+            return self.holder
         self.size, self.is_returning, self.is_held = size, is_returning, is_held
-        self.holder = None
+        self.holder = os.getpid() if is_held else None
+        return None
 
-    def clear(self) -> None:
-        self.size = self.holder = None
-        self.is_held = False
+    def clear(self, own: int | None = None) -> None:
+        if self.holder in (None, own):
+            self.size = self.holder = None
+            self.is_held = False
 
 
 def hold_elsewhere(folder: Path, pid: int, size: int) -> int:
