@@ -159,7 +159,10 @@ async def plan(device: Device, amount: int | None, guard: Guard | None) -> Plan:
     """Return what a reclaim would take; see :meth:`Balloon.plan_reclaim`."""
     _check_request(amount, guard)
     _, _, planned = await _prepare(device, amount, guard)
-    return evolve(planned, holder=device.read_holder())
+    owed = device.read_owed()
+    if owed is not None and owed - planned.actual < LARGEST_PAGE:
+        owed = None  # it has it
+    return evolve(planned, owed=owed, holder=device.read_holder())
 
 
 async def reclaim(

@@ -245,6 +245,8 @@ class Plan:
         floor: The size below which it is never taken.
         binding: Which limit keeps the plan from taking more.
         seconds: An estimate of the time for taking the memory and giving it back.
+        owed: The size that an interrupted run owes the guest, if it has less. A reclaim
+            first gives it that size, and then plans anew.
         holder: The id of another process that holds memory of the guest. While it
             does, a reclaim is refused.
     """
@@ -259,16 +261,23 @@ class Plan:
     floor: int
     binding: Binding
     seconds: float
+    owed: int | None = None
     holder: int | None = None
 
     def describe(self) -> str:
-        """Return the plan as a sentence, then who holds memory of the guest, if any."""
-        if self.holder is None:
-            return self._describe_taking()
-        return (
-            f"{self._describe_taking()}. A reclaim is refused now, because memory of"
-            f" the guest is {describe_holder(self.holder)}"
-        )
+        """Return the plan as a sentence, then what a reclaim does instead, if so."""
+        instead = ""
+        if self.holder is not None:
+            instead = (
+                ". A reclaim is refused now, because memory of the guest is"
+                f" {describe_holder(self.holder)}"
+            )
+        elif self.owed is not None:
+            instead = (
+                f". A reclaim first gives it {format_size(self.owed)}, which a run that"
+                " was interrupted owes it, and then plans anew"
+            )
+        return f"{self._describe_taking()}{instead}"
 
     def _describe_taking(self) -> str:
         keeps = f"the guest has {format_size(self.available)} available"

@@ -241,10 +241,21 @@ def test_who_finds_that_another_holds_memory_takes_nothing(call: str) -> None:
         run(CALLS[call](balloon))
     with pytest.raises(BalloonBusy, match=HELD):
         run(balloon.reclaim(give_back_to=RAM))
+    planned = run(balloon.plan_reclaim())
+    assert (planned.owed, planned.holder) == (None, HOLDER)
+    assert f"refused now, because memory of the guest is held by process {HOLDER}" in (
+        planned.describe()
+    )
     assert monitor_of(balloon).targets() == []
     assert (come_to_rest(machine), note.holder) == (size, HOLDER)
     note.holder = None  # it is killed
+    planned = run(balloon.plan_reclaim())
+    assert (planned.owed, planned.holder) == (RAM, None)
+    assert "A reclaim first gives it 1 GiB, which a run that" in planned.describe()
     run(CALLS[call](balloon))
+    planned = run(balloon.plan_reclaim())
+    assert (planned.owed, planned.holder) == (None, None)
+    assert planned.describe().endswith(" s")
     assert come_to_rest(machine) == RAM
 
 
