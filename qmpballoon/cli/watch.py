@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qmpballoon.balloon.sampling import Sample
     from qmpballoon.cli._display import ShowSample
 
-__all__ = ["watch"]
+__all__ = ["watch", "watch_balloon"]
 
 _SAMPLE_SIZE: Final = 512  # bytes; a line of a recording has fewer
 
@@ -96,7 +96,7 @@ def watch(
                     )
                 else:
                     shows.append(stack.enter_context(show_timeline(f"Watching {name}")))
-                await _watch(balloon, interval, count, shows)
+                await watch_balloon(balloon, interval, count, shows)
 
     with nullcontext() if count else _output.end_normally():
         run(main)
@@ -122,9 +122,17 @@ def _open_recorder(path: Path) -> Generator[ShowSample]:
         yield record
 
 
-async def _watch(
+async def watch_balloon(
     balloon: Balloon, interval: float, count: int | None, shows: list[ShowSample]
 ) -> None:
+    """Take samples and show each, with a word on a guest that is silent.
+
+    Args:
+        balloon: The guest's balloon.
+        interval: Seconds between two samples.
+        count: How many samples to take; ``None``: until this is cancelled.
+        shows: Called with each sample, and with what is said of it.
+    """
     # So that the first sample is up to date. A guest that does not answer is shown with
     # its last statistics, and their age.
     answers = True
@@ -133,10 +141,15 @@ async def _watch(
     except StatsUnavailable:
         answers = False
     async with balloon.sampler() as sampler:
+        last = 0.0
         for number in itertools.count(1):
             sample = await sampler.take()
             answers = answers or sampler.silence == 0
-            is_silent = not answers or sampler.silence > ANSWER_TIMEOUT
+            # An answer that came after the last sample may be old by now. It is not
+            # older than that sample: if its age says so, the host's clock was set.
+            age = min(sample.age or 0.0, sample.t - last)
+            last = sample.t
+            is_silent = not answers or max(sampler.silence, age) > ANSWER_TIMEOUT
             note = _describe_silence(sample) if is_silent else ""
             for show in shows:
                 show(sample, note)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from command import run, serve, start
 from in_process import status_of
 
+from qmpballoon import open_balloon
+from qmpballoon.cli.watch import watch_balloon
 from qmpballoon.sizes import GiB
-from qmpballoon.testing import SECOND, Machine
+from qmpballoon.testing import SECOND, Machine, simulate
 from qmpballoon.testing import serve as threaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from qmpballoon.balloon import Sample
+    from qmpballoon.testing import FakeQemu
 
 SAMPLE = {
     "age",
@@ -69,6 +76,46 @@ def test_figures_of_a_guest_that_is_silent_are_not_shown_as_new(
     assert all("the guest is silent, its figures are " in line for line in shown[1:])
     assert second["available"] == first["available"]
     assert second["age"] > first["age"] > 3  # it was waited for that long
+
+
+def test_a_guest_that_fell_silent_soon_after_a_sample_is_silent_at_the_next() -> None:
+    notes: list[str] = []
+
+    async def main(fake: FakeQemu) -> None:
+        def show(_: Sample, note: str = "") -> None:
+            notes.append(note)
+
+        async with (
+            open_balloon(fake.connect(), wall_clock=fake.wall_clock) as balloon,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(partial(watch_balloon, balloon, 30.0, 4, [show]))
+            await trio.sleep(42)  # it answers every second until then
+            fake.machine.stop()
+
+    simulate(main)
+    assert notes[:2] == ["", ""]
+    assert [note.partition(", ")[0] for note in notes[2:]] == [
+        "the guest is silent"
+    ] * 2
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_no_guest_is_silent_because_the_clock_was_set(seconds: int) -> None:
+    notes: list[str] = []
+
+    async def main(fake: FakeQemu) -> None:
+        def show(_: Sample, note: str = "") -> None:
+            notes.append(note)
+
+        def tell_time() -> float:
+            return fake.wall_clock() + (seconds if notes else 0)
+
+        async with open_balloon(fake.connect(), wall_clock=tell_time) as balloon:
+            await watch_balloon(balloon, 1.0, 3, [show])
+
+    simulate(main)
+    assert notes == ["", "", ""]
 
 
 async def test_watch_ends_with_whoever_reads_it(socket_path: Path) -> None:
