@@ -215,6 +215,9 @@ def test_the_interval_is_kept_in_a_block_and_restored_behind_it() -> None:
     async def use() -> None:
         async with balloon.stats_interval(2):
             assert await balloon.get_stats_interval() == 2
+            async with balloon.stats_interval(5):
+                assert await balloon.get_stats_interval() == 5
+            assert await balloon.get_stats_interval() == 2
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -479,11 +482,14 @@ def test_a_refused_target_leaves_the_one_that_stands(error_class: str) -> None:
     with pytest.raises((CommandError, BalloonError)):
         run(balloon.set_target(512 * MiB))
     assert balloon.target == GiB
+    assert not balloon.is_target_in_doubt
 
 
 def test_a_target_without_an_answer_is_not_known() -> None:
     balloon = make_balloon(make_machine(memory=2 * GiB))
+    assert not balloon.is_target_in_doubt
     run(balloon.set_target(GiB))
+    assert not balloon.is_target_in_doubt
 
     async def lose(command: str, arguments: Any = None) -> object:  # noqa: ANN401 - any
         del arguments
@@ -493,6 +499,7 @@ def test_a_target_without_an_answer_is_not_known() -> None:
     with pytest.raises(MonitorTimeout):
         run(balloon.set_target(512 * MiB))
     assert balloon.target is None
+    assert balloon.is_target_in_doubt
 
 
 def test_a_second_movement_is_refused_before_anything_is_sent() -> None:
