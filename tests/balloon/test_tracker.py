@@ -70,6 +70,7 @@ def test_hovering_far_is_a_stall_after_some_jumps() -> None:
         now, steps = now + 1, steps + 1
         tracker.observe(now, GiB - (steps % 2) * 512 * MiB)
         assert now < 60, "it was never seen"
+    assert tracker.jumps == 3
 
 
 def test_a_jump_back_begins_anew() -> None:
