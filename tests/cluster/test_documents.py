@@ -334,3 +334,28 @@ def test_keys_tell_hosts_apart() -> None:
         with pytest.raises(ValueError, match="the host's name is"):
             require_host_name(name)
     assert require_host_name("a" * 64)
+
+
+def test_a_policys_revision_is_no_more_than_milliseconds_until_tomorrow() -> None:
+    state = HostState("h1", 0.0, 1, 1, 0)
+    day, now = 86_400.0, 10 * 86_400.0
+    most = round((now + day) * 1000)
+    for revision, cannot_be in ((None, False), (most, False), (most + 1, True)):
+        claim = evolve(state, policy_revision=revision)
+        assert claim.has_impossible_revision(now) == cannot_be
+
+
+def test_all_of_a_hosts_memory_is_a_share_of_it() -> None:
+    assert Wish("*", "100%", {"vm": "100%"}).reserve == "100%"
+    with pytest.raises(Malformed, match="more than all of it"):
+        Wish("*", "101%")
+
+
+def test_what_is_asked_of_a_host_was_asked_as_long_before_its_deadline() -> None:
+    quota = Quota("0" * 8, 1, takes_hot=True, hold=False, until=100.0, seconds=60.0)
+    assert quota.asked_at == 40.0
+
+
+@pytest.mark.parametrize(("size", "said"), [(1, "1 B"), (0, "none"), (-1, "none")])
+def test_a_host_without_memory_has_none_available(size: int, said: str) -> None:
+    assert HostState("h1", 0.0, 1, size, 0).describe_available() == said
