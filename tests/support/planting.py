@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import gc
 import importlib
+import io
 import json
 import os
 import resource
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import traceback
 import types
+from contextlib import redirect_stdout
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -219,6 +221,16 @@ def name_of(path: Path) -> str:
     return ".".join(parts).removesuffix(".__init__")
 
 
+def list_functions() -> list[types.FunctionType]:
+    """Return the functions of the package, but for those that were frozen."""
+    return [
+        each
+        for each in gc.get_objects()
+        if isinstance(each, types.FunctionType)
+        and each.__code__.co_filename.startswith(f"{PACKAGE}{os.sep}")
+    ]
+
+
 def swap_functions(path: Path, compiled: types.CodeType) -> set[str]:
     """Give all functions of a module the code that they have in another one.
 
@@ -230,9 +242,7 @@ def swap_functions(path: Path, compiled: types.CodeType) -> set[str]:
     """
     codes = {(c.co_qualname, c.co_firstlineno): c for c in walk_code(compiled)}
     changed = set[str]()
-    for each in gc.get_objects():
-        if not isinstance(each, types.FunctionType):
-            continue
+    for each in (*PRELOADED_FUNCTIONS, *list_functions()):
         code = each.__code__
         new = codes.get((code.co_qualname, code.co_firstlineno))
         if new is not None and Path(code.co_filename) == path and new != code:
@@ -268,15 +278,15 @@ def run_tests(tests: Sequence[str], profile: str, *, few: bool = False) -> int:
     os.environ["HYPOTHESIS_PROFILE"] = profile
     return pytest.main(
         [
-            *("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            *("-q", "-x", "-p", "no:cacheprovider"),
+            # It would read the metadata of all that is installed.
+            "--disable-plugin-autoload",
             # pytest's own way reads and parses all files that a failure went through.
             "--tb=native",
-            # The package has a plugin of pytest's, which would be rewritten.
-            *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),
             *("-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT)),
             *(f"{ROOT}/tests/{test}" for test in tests),
         ],
-        plugins=[FewExamples()] if few else [],
+        plugins=[*PLUGINS, FewExamples()] if few else PLUGINS,
     )
 
 
@@ -349,23 +359,38 @@ class Nursery:
             self._process.communicate()
 
 
-def main(jobs: IO[str], results: IO[str]) -> None:
-    """Run what is told, line by line, until there is no more."""
+def preload() -> None:
+    """Import and read what most forks need, and find the functions in it once."""
     for name in PRELOADED:
         importlib.import_module(name)
+    with redirect_stdout(io.StringIO()):  # imports the plugins that pytest brings along
+        pytest.main(["--version", "--noconftest", "-c", os.devnull])
     for plugin in entry_points(group="pytest11"):
-        plugin.load()
+        if not plugin.module.startswith("xdist"):
+            PLUGINS.append(plugin.load())
     read_sources()
+    PRELOADED_FUNCTIONS.extend(list_functions())
+    gc.freeze()  # forks neither look through it nor collect it
+
+
+def main(jobs: IO[str], results: IO[str]) -> None:
+    """Run what is told, line by line, until there is no more."""
+    preload()
     for line in jobs:
         results.write(f"{json.dumps(run_forked(json.loads(line)))}\n")
         results.flush()
 
 
 # What pytest and most tests import: what a fork has, it need not import itself.
-PRELOADED = (
+PRELOADED: Final = (
     *("asyncio", "hypothesis.stateful", "pytest", "trio.testing", "rich.live", "click"),
     *("qmpballoon.trio", "qmpballoon.testing.server", "qmpballoon.fleet.supervisor"),
+    # Takes long, as its client does.
+    "qmpballoon.cluster.valkey",
 )
+# The functions of the package that are in it, and pytest's plugins.
+PRELOADED_FUNCTIONS: Final[list[types.FunctionType]] = []
+PLUGINS: Final[list[object]] = []
 
 
 if __name__ == "__main__":
