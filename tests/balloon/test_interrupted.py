@@ -38,8 +38,8 @@ RAM = GiB
 GUEST = GuestConfig(
     used=100 * MiB,
     cache=700 * MiB,
-    inflate_rate=512 * MiB,
-    deflate_rate=128 * MiB,
+    inflate_rate=GiB,
+    deflate_rate=256 * MiB,
 )
 
 
@@ -53,7 +53,7 @@ def open_balloon(machine: Machine, note: OwedSize | None) -> Balloon:
 CALLS: dict[str, Callable[[Balloon], Coroutine[Any, Any, object]]] = {
     "reclaim": lambda balloon: balloon.reclaim(),
     "a part": lambda balloon: balloon.reclaim(200 * MiB),
-    "keep": lambda balloon: balloon.keep(seconds=2),
+    "keep": lambda balloon: balloon.keep(seconds=0.5),
 }
 calls = st.sampled_from(sorted(CALLS))
 
