@@ -188,10 +188,7 @@ class Machine(Vm):
 
         Before then there is no output for any client, and QEMU gets no statistics.
         """
-        times = [self.guest.find_next_event()]
-        if self.device:
-            times += [self.device.answer_at, self.device.poll_at]
-        return self._find_earliest(times)
+        return self._find_earliest(only_output=False)
 
     def find_next_output(self) -> int | None:
         """Return a time before which no client gets output; ``None``: none ever does.
@@ -200,19 +197,23 @@ class Machine(Vm):
         the balloon, and statistics have to be asked for. So this time is later than
         that of :meth:`find_next_event`, and takes a fraction of the work to find.
         """
-        return self._find_earliest([])
+        return self._find_earliest(only_output=True)
 
-    def _find_earliest(self, guest_times: list[int | None]) -> int | None:
-        """Return the first time of output, and of others on the guest's clock."""
+    def _find_earliest(self, *, only_output: bool) -> int | None:
+        """Return the first time of output, and of what happens without any."""
         if self.ended:
             return None
         times = [s.due for s in self._sessions]
         times.append(self._throttle.due)
         if self.running:
             guest, offset = self.guest, self.now - self.guest.now
-            guest_times += [dimm.leaves_at for dimm in self.dimms.values()]
+            guest_times = [dimm.leaves_at for dimm in self.dimms.values()]
             if self._throttle.is_open:
-                guest_times += [guest.find_next_event(), guest.find_next_step()]
+                guest_times.append(guest.find_next_step())
+            if self._throttle.is_open or not only_output:
+                guest_times.append(guest.find_next_event())
+            if self.device and not only_output:
+                guest_times += [self.device.answer_at, self.device.poll_at]
             times += [t + offset for t in guest_times if t is not None]
         known = [t for t in times if t is not None]
         return max(self.now, min(known)) if known else None

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Final, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, Union, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
     "INT64_MAX",
@@ -106,15 +106,17 @@ def to_json(value: Value) -> str:
     while todo:
         for prefix, item in todo[-1]:
             parts.append(prefix)
-            if item is None or isinstance(item, (str, int, float)):
-                parts.append(_write_scalar(item))
+            if write := _WRITE_SCALAR.get(type(item)):
+                parts.append(write(item))
                 continue
-            nested = isinstance(item, dict)
-            parts.append("{" if nested else "[")
-            ends.append("}" if nested else "]")
-            todo.append(
-                _write_members(item) if isinstance(item, dict) else _write_items(item)
-            )
+            if isinstance(item, dict):
+                parts.append("{")
+                ends.append("}")
+                todo.append(_write_members(item))
+            else:
+                parts.append("[")
+                ends.append("]")
+                todo.append(_write_items(cast("Sequence[Value]", item)))
             break
         else:
             todo.pop()
@@ -131,15 +133,11 @@ def _write_items(items: Sequence[Value]) -> Iterator[tuple[str, Value]]:
     return iter([(", " if i else "", value) for i, value in enumerate(items)])
 
 
-def _write_scalar(value: Scalar) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case int():
-            return str(value)
-        case float():
-            return f"{value:.17g}"
-        case _:
-            return _quote(value)
+# By the type itself: most of what is written are numbers.
+_WRITE_SCALAR: Final[dict[type, Callable[[Any], str]]] = {
+    int: str,
+    str: _quote,
+    bool: lambda value: "true" if value else "false",
+    type(None): lambda _: "null",
+    float: lambda value: f"{value:.17g}",
+}
