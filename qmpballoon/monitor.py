@@ -23,7 +23,14 @@ monitor may also have the following members. The monitors of this package have t
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import (
+    TYPE_CHECKING,
+    Final,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    runtime_checkable,
+)
 
 from qmpballoon.errors import CommandError, QmpBalloonError
 
@@ -93,6 +100,13 @@ class Monitor(Protocol):
             seconds: The cancellation is held back for that long at most.
         """
         ...
+
+
+UNNOTED: Final = "qmpballoon_unnoted"
+"""The attribute of a log record that says why such a note could not be written.
+
+:meta private:
+"""
 
 
 class OwedSize(Protocol):

@@ -36,6 +36,7 @@ from qmpballoon.errors import (
     QmpBalloonError,
 )
 from qmpballoon.monitor import (
+    UNNOTED,
     execute_all,
     find_owed_size,
     make_error,
@@ -276,11 +277,18 @@ class Device(Generic[M_co]):
                     own=self._own_hold,
                 )
             except OSError as error:
-                what = f"what the guest is to get back cannot be noted: {error}"
-                self.log(logging.WARNING, what)
+                self._warn_unnoted(error)
         if is_held and holder is not None:
             raise self._make_held(holder)
         self._owes, self._held = True, size if is_held else None
+
+    def _warn_unnoted(self, error: OSError) -> None:
+        what = (
+            f"what the guest is to get back cannot be noted: {error}; nobody gives it"
+            " back if this process is killed: let it write there, or name another"
+            " folder (QMPBALLOON_RUNTIME_DIR)"
+        )
+        _log.warning("%s", prefix_name(self.monitor, what), extra={UNNOTED: str(error)})
 
     def release_owed(self) -> None:
         """Note that this process does not hold memory of the guest any more.

@@ -11,7 +11,6 @@ runs, and gives back what was taken from a guest. A second signal changes nothin
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import threading
@@ -88,12 +87,15 @@ def run_with_monitor(
     )
     if isinstance(vm, LibvirtVm):
         return _run_on_trio(vm, main, connect_timeout, own, timeout, late, ask_to_end)
-    # The command says itself, in its own words, what the library logs.
-    logging.getLogger("qmpballoon").addHandler(logging.NullHandler())
     signals = _Signals(ask_to_end)
     results: list[_T] = []
     try:
-        with open_writers() as written, signals.take(), ExitStack() as closing:
+        with (
+            _output.take_log(),
+            open_writers() as written,
+            signals.take(),
+            ExitStack() as closing,
+        ):
             if written:
                 # What cannot be written ends the command even if it says nothing more.
                 written.on_failure = _interrupt_main_thread

@@ -7,6 +7,7 @@ to do: every exception of the library has such a line as its message.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from qmpballoon.errors import (
     StatsUnavailable,
     UnsafeTarget,
 )
+from qmpballoon.monitor import UNNOTED
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -56,6 +58,7 @@ __all__ = [
     "note",
     "print_json",
     "say",
+    "take_log",
 ]
 
 DONE: Final = 0
@@ -132,6 +135,35 @@ def end_normally() -> Generator[None]:
     except Interrupted as interrupted:
         if interrupted.number == signal.SIGPIPE:
             raise
+
+
+@contextmanager
+def take_log() -> Generator[None]:
+    """Print of what the library logs within the block only what nothing else says.
+
+    The command says itself, in its own words, how it went. If what a guest is owed
+    cannot be noted, all goes on as if it had been.
+    """
+    logger, handler = logging.getLogger("qmpballoon"), _UnnotedPrinter()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _UnnotedPrinter(logging.Handler):
+    """Prints that notes cannot be written, once for each reason."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        why: str | None = getattr(record, UNNOTED, None)
+        if why is not None and why not in self._said:
+            self._said.add(why)
+            note(record.getMessage())
 
 
 def say(text: str) -> None:

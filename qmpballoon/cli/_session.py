@@ -8,7 +8,6 @@ few seconds each. A subcommand that can end on its own is asked to do so first.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import socket
@@ -54,10 +53,11 @@ def run(
             reader of standard output has gone.
         OSError: Standard output cannot be written.
     """
-    # The command says itself, in its own words, what the library logs.
-    logging.getLogger("qmpballoon").addHandler(logging.NullHandler())
     try:
-        with open_writers(is_strict=not outlives_reader) as written:
+        with (
+            _output.take_log(),
+            open_writers(is_strict=not outlives_reader) as written,
+        ):
             try:
                 return trio.run(_run_until_signal, main, written, ask_to_end)
             except _output.Interrupted:

@@ -95,6 +95,27 @@ def test_it_says_which_figure_cannot_be_true(
     assert "cannot be true: 9 GiB are free, and it can" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "call", [("reclaim",), ("fleet", "reclaim")], ids=["reclaim", "fleet reclaim"]
+)
+def test_what_cannot_be_noted_is_said_once(
+    call: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("QMPBALLOON_RUNTIME_DIR", str(tmp_path / "missing" / "folder"))
+    for door in ("blocking", "trio"):
+        find = f"qmpballoon.{door}.connect.find_peer_pid"
+        monkeypatch.setattr(find, lambda _: os.getpid())
+    with threaded() as fake:
+        names = {"reclaim": (fake.socket, "64M"), "fleet": ("64M", fake.socket)}
+        assert status_of(*call, *names[call[0]]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "what the guest is to get back cannot be noted: [Errno 2] No such" in line
+    assert "name another folder (QMPBALLOON_RUNTIME_DIR)" in line
+
+
 def test_which_process_holds_memory_is_said_and_nothing_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
