@@ -1,7 +1,8 @@
 """Taking what a guest can spare, giving it back, and reporting the result.
 
-The balloon inflates step by step. :func:`~qmpballoon.balloon._shrink.shrink` is that
-loop, and a :class:`~qmpballoon.balloon._controller.Controller` decides on each step.
+What can be taken is planned first: see :mod:`qmpballoon.balloon._plan`. The balloon
+then inflates step by step. :func:`~qmpballoon.balloon._shrink.shrink` is that loop, and
+a :class:`~qmpballoon.balloon._controller.Controller` decides on each step.
 The report proves the result: it has the state of guest and host before and after.
 """
 
@@ -15,12 +16,12 @@ from attrs import asdict, define, evolve, field, frozen
 
 from qmpballoon._checks import (
     require_callback,
-    require_kind,
     require_seconds,
     require_size,
 )
 from qmpballoon.balloon._controller import Controller
 from qmpballoon.balloon._keep import Keeper, keep
+from qmpballoon.balloon._plan import check_request, prepare
 from qmpballoon.balloon._rereads import RereadMeter
 from qmpballoon.balloon._shrink import (
     choose_safe_size,
@@ -33,11 +34,9 @@ from qmpballoon.balloon._shrink import (
 from qmpballoon.balloon._tracker import Tracker, compute_stall_limits
 from qmpballoon.balloon.device import (
     LARGEST_PAGE,
-    PAGE,
     describe_small,
     lacks_ram,
 )
-from qmpballoon.balloon.guard import Guard
 from qmpballoon.balloon.results import OVERRIDDEN, Ending, Plan
 from qmpballoon.balloon.sampling import (
     KEPT,
@@ -49,37 +48,27 @@ from qmpballoon.balloon.sampling import (
 )
 from qmpballoon.errors import StatsUnavailable, UnsafeTarget
 from qmpballoon.monitor import make_error
-from qmpballoon.sizes import GiB, format_size
+from qmpballoon.sizes import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qmpballoon.balloon.device import Device
-    from qmpballoon.balloon.guard import GuestLimits
+    from qmpballoon.balloon.guard import Guard, GuestLimits
     from qmpballoon.balloon.results import (
-        Binding,
         Phase,
         ReadRates,
         ReclaimOutcome,
         Stage,
     )
     from qmpballoon.balloon.sampling import Progress, Sampler
-    from qmpballoon.balloon.stats import GuestStats
 
-__all__ = ["ReclaimReport", "make_plan", "plan", "reclaim"]
+__all__ = ["ReclaimReport", "reclaim"]
 
-# Bytes a second, with 4 KiB pages on a large server with KVM, from the literature.
-_INFLATE_RATE: Final = 0.95 * GiB
-_DEFLATE_RATE: Final = 2.3 * GiB
 _REASONS: Final = {
     "reached": "all that was to be taken was taken",
     "stalled": "the guest gives no more",
 }
-# Seconds between two looks at a guest whose size changes although nobody here moves it,
-# and seconds until it is no longer waited for. At 10 MiB a second, the slowest
-# deflation that counts as one, a guest gets back 300 MiB in that time.
-_REST_EVERY: Final = 0.25
-_REST_WITHIN: Final = 30.0
 # Seconds without an answer after which a guest that takes back no more memory is not
 # well. A guest that hung while it took the last of it has been silent for longer when
 # the stall is noticed.
@@ -155,16 +144,6 @@ class ReclaimReport:
         }
 
 
-async def plan(device: Device, amount: int | None, guard: Guard | None) -> Plan:
-    """Return what a reclaim would take; see :meth:`Balloon.plan_reclaim`."""
-    _check_request(amount, guard)
-    _, _, planned = await _prepare(device, amount, guard)
-    owed = device.read_owed()
-    if owed is not None and owed - planned.actual < LARGEST_PAGE:
-        owed = None  # it has it
-    return evolve(planned, owed=owed, holder=device.read_holder())
-
-
 async def reclaim(
     device: Device,
     amount: int | None,
@@ -177,12 +156,12 @@ async def reclaim(
     on_progress: Callable[[Progress], None] | None,
 ) -> ReclaimReport:
     """Take what the guest can spare; see :meth:`Balloon.reclaim` and ``keep``."""
-    _check_request(amount, guard)
+    check_request(amount, guard)
     _check_end(hold=hold, keep_for=keep_for, until=until, give_back_to=give_back_to)
     require_callback(on_progress, "on_progress")
     device.require_unheld()
     is_owed = await _give_due(device, give_back_to)
-    before, limits, planned = await _prepare(device, amount, guard)
+    before, limits, planned = await prepare(device, amount, guard)
     requested = planned.amount if amount is None else amount
     if planned.amount == 0:
         return await _refuse(device, before, planned, requested, is_owed=is_owed)
@@ -239,12 +218,6 @@ def _log_end(device: Device, report: ReclaimReport) -> None:
     )
 
 
-def _check_request(amount: int | None, guard: Guard | None) -> None:
-    if amount is not None:
-        require_size(amount, "amount", minimum=1)
-    require_kind(guard, Guard, "guard")
-
-
 def _check_end(
     *,
     hold: bool,
@@ -260,25 +233,6 @@ def _check_end(
         require_size(give_back_to, "give_back_to", minimum=1)
         if hold:
             raise ValueError("give_back_to and hold: a guest gets back, or does not")
-
-
-async def _prepare(
-    device: Device, amount: int | None, guard: Guard | None
-) -> tuple[Snapshot, GuestLimits, Plan]:
-    """Examine the guest, and make a plan from what it reports now."""
-    info = await device.query()
-    if info.actual < (info.total or 0) and await _come_to_rest(device, info.actual):
-        info = await device.query()
-    stats = await refresh_stats(device)
-    limits = (guard or Guard()).compute_limits(info.total or info.actual)
-    planned = make_plan(limits, info.actual, stats, amount)
-    if planned is None:
-        why = (
-            "the guest's driver does not report free or available memory: nothing"
-            " can be taken safely; use resize with a target of your own"
-        )
-        raise make_error(StatsUnavailable, device.monitor, why)
-    return Snapshot(stats, info.actual, device.resident()), limits, planned
 
 
 async def _give_due(device: Device, size: int | None) -> bool:
@@ -328,70 +282,6 @@ def _describe_size(full: int, ram: int | None, *, is_owed: bool) -> str:
     if ram is None or not lacks_ram(full, ram):
         return ""
     return f"; it {describe_small(full, ram, 'as it was found')}"
-
-
-async def _come_to_rest(device: Device, actual: int) -> bool:
-    """Wait until a guest whose size changes has come to rest.
-
-    Its balloon may still be on the way to a target that an earlier client set.
-
-    Args:
-        device: The balloon.
-        actual: Bytes that the guest had a moment ago.
-
-    Returns:
-        Whether its size has changed.
-    """
-    monitor, began, before = device.monitor, device.monitor.now(), actual
-    while monitor.now() - began < _REST_WITHIN:
-        await monitor.sleep(_REST_EVERY)
-        if (now := await device.actual()) == actual:
-            break
-        if actual == before:
-            device.log(logging.INFO, "the guest's size changes by itself: waiting")
-        actual = now
-    return actual != before
-
-
-def make_plan(
-    limits: GuestLimits, actual: int, stats: GuestStats, amount: int | None = None
-) -> Plan | None:
-    """Return what can be taken from a guest; ``None`` if it does not report enough.
-
-    Pure.
-
-    Args:
-        limits: What the guest must keep.
-        actual: Bytes it has.
-        stats: What it reports.
-        amount: The most bytes to take; ``None``: all that the guest can spare.
-    """
-    available = stats.reclaimable
-    if available is None:
-        return None
-    goals: dict[Binding, int] = {
-        "headroom": actual - (available - limits.headroom),
-        "floor": limits.floor,
-        "amount": -1 if amount is None else actual - amount,
-    }
-    binding = max(goals, key=lambda name: goals[name])
-    target = min(-(-goals[binding] // PAGE) * PAGE, actual)
-    taken = actual - target
-    free = min(taken, stats.free or 0)
-    pace = min(limits.max_rate, _INFLATE_RATE)
-    inflating = max(taken / pace, limits.gentle if taken > free else 0.0)
-    return Plan(
-        actual=actual,
-        target=target,
-        amount=taken,
-        from_free=free,
-        from_cache=taken - free,
-        available=available,
-        headroom=limits.headroom,
-        floor=limits.floor,
-        binding=binding,
-        seconds=inflating + taken / _DEFLATE_RATE,
-    )
 
 
 async def _take_snapshot(device: Device) -> Snapshot:

@@ -6,7 +6,7 @@ import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from qmpballoon.balloon import _reclaim, _resize, sampling
+from qmpballoon.balloon import _plan, _reclaim, _resize, sampling
 from qmpballoon.balloon.device import Device, M_co, find_device
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class Balloon(Device[M_co]):
 
         Cancellation: takes effect at once; the statistics interval is restored.
         """
-        return await _reclaim.plan(self, amount, guard)
+        return await _plan.plan(self, amount, guard)
 
     async def reclaim(
         self,

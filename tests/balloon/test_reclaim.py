@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from simulation import make_balloon, make_machine, plug, run
 
 from qmpballoon.balloon import _reclaim
-from qmpballoon.balloon._reclaim import make_plan
 from qmpballoon.balloon.device import PAGE
-from qmpballoon.balloon.guard import Guard, GuestLimits
-from qmpballoon.balloon.stats import GuestStats
+from qmpballoon.balloon.guard import Guard
 from qmpballoon.errors import (
     CommandNotFound,
     MonitorClosed,
@@ -189,16 +187,6 @@ def test_a_guest_without_anything_to_spare_is_left_alone() -> None:
     assert "nothing to take" in report.reason
     assert report.after is report.before
     assert monitor_of(balloon).targets() == []
-
-
-def test_a_plan_takes_nothing_and_is_what_comes_of_it() -> None:
-    machine = make_machine(memory=2 * GiB)
-    balloon = make_balloon(machine)
-    plan = run(balloon.plan_reclaim())
-    assert monitor_of(balloon).targets() == []
-    report = run(balloon.reclaim())
-    assert report.handed_over == pytest.approx(plan.amount, abs=40 * MiB)
-    assert report.seconds == pytest.approx(plan.seconds, rel=1)
 
 
 def test_a_guest_that_was_ballooned_before_gets_back_what_it_had() -> None:
@@ -485,56 +473,6 @@ def test_a_callback_that_raises_leaves_the_guest_whole(number: int) -> None:
     assert told(machine) == 512 * MiB
     assert machine.device is not None
     assert machine.device.interval == 7
-
-
-# The plan
-
-
-def stats(available: int | None) -> GuestStats:
-    return GuestStats(available=available)
-
-
-def test_the_limit_that_binds_is_named() -> None:
-    limits = GuestLimits(headroom=100 * MiB, floor=700 * MiB)
-    for available, amount, binding, target in (
-        (300 * MiB, None, "headroom", 824 * MiB),
-        (900 * MiB, None, "floor", 700 * MiB),
-        (900 * MiB, 10 * MiB, "amount", 1014 * MiB),
-    ):
-        plan = make_plan(limits, GiB, stats(available), amount)
-        assert plan is not None
-        assert (plan.binding, plan.target) == (binding, target)
-    assert make_plan(limits, GiB, stats(None)) is None
-
-
-def test_what_is_less_than_a_page_is_nothing() -> None:
-    plan = make_plan(GuestLimits(headroom=0, floor=0), GiB, stats(GiB // 2), PAGE - 1)
-    assert plan is not None
-    assert (plan.amount, plan.describe()) == (
-        0,
-        "nothing to take: less than a page was asked for",
-    )
-
-
-@pytest.mark.parametrize(
-    ("limits", "free", "least"),
-    [
-        ({}, 0, 0.0),
-        ({"max_rate": 100 * MiB}, 0, 10.24),
-        ({"gentle": 60}, 0, 60.0),
-        ({"gentle": 60}, GiB, 0.0),  # what nothing uses is taken at once
-    ],
-)
-def test_a_plan_takes_as_long_as_the_slowest_limit_and_giving_back(
-    limits: dict[str, float], free: int, least: float
-) -> None:
-    allowed = GuestLimits(headroom=0, floor=0, **limits)  # type: ignore[arg-type]
-    said = GuestStats(available=GiB, free=free)
-    plan = make_plan(allowed, 2 * GiB, said)
-    assert plan is not None
-    assert plan.amount == GiB
-    # Fast guests take and give a GiB in some two seconds.
-    assert max(least, 1) < plan.seconds < max(least, 1) + 1
 
 
 # Progress

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmpballoon.balloon._reclaim import make_plan
+from qmpballoon.balloon._plan import make_plan
 from qmpballoon.balloon.device import PAGE
 from qmpballoon.balloon.guard import GuestLimits
 from qmpballoon.balloon.results import BalloonInfo
