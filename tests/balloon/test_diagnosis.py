@@ -20,7 +20,7 @@ from qmpballoon.balloon._tracker import Tracker
 from qmpballoon.balloon.guard import RESIZE_HEADROOM
 from qmpballoon.balloon.results import Ending, StallKind
 from qmpballoon.balloon.stats import GuestStats
-from qmpballoon.sizes import GiB, MiB
+from qmpballoon.sizes import GiB, MiB, format_size
 from qmpballoon.testing import GuestConfig
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -151,6 +151,14 @@ CASES: list[tuple[StallKind, Tracker, Evidence, Evidence, Ending]] = [
     ),
     ("slow", moved(8 * GiB), HEALTHY, HEALTHY, STALLED),
     ("slow", moved(8 * GiB, 5 * GiB, 6 * GiB), HEALTHY, HEALTHY, STALLED),
+    # One that has fallen silent may have been restarted, whatever it had left before.
+    (
+        "reset",
+        moved(GiB, 2 * GiB),
+        HEALTHY,
+        evolve(HEALTHY, answers=False),
+        Ending("trouble", "it does not answer", alarm="silence"),
+    ),
     # It stands still where it could have more, or goes the other way.
     ("overridden", moved(8 * GiB, *[5 * GiB] * 8), HEALTHY, HEALTHY, STALLED),
     ("overridden", moved(8 * GiB, 5 * GiB, 5087 * MiB), HEALTHY, HEALTHY, STALLED),
@@ -240,6 +248,9 @@ def test_whether_time_was_up_is_said() -> None:
         detail = explain(tracker, HEALTHY, after, end).detail
         assert words in detail
         assert ("time was up" in detail) == (end != STALLED)
+    tracker = moved(GiB, 2 * GiB)
+    detail = explain(tracker, HEALTHY, after, Ending("timed-out")).detail
+    assert f"needs {tracker.time_left:.1f} s more" in detail
 
 
 def test_a_guest_that_has_more_than_qemu_knows_of_was_restarted() -> None:
@@ -251,12 +262,14 @@ def test_a_guest_that_has_more_than_qemu_knows_of_was_restarted() -> None:
     assert not suspected(4 * GiB)  # it has what QEMU says
     assert not suspected(5 * GiB, answers=False)
     assert not suspected(5 * GiB, target=GiB)
+    assert not suspected(5 * GiB, target=4 * GiB)  # that is what it has
 
 
 @pytest.mark.parametrize(
     ("before", "after", "suspected"),
     [
         (4 * GiB, 4 * GiB, True),
+        (4 * GiB - MiB, 4 * GiB, True),
         # The host got a tenth of the 2 GiB, and more.
         (4 * GiB, 4 * GiB - 2 * GiB // 10, True),
         (4 * GiB, 4 * GiB - 2 * GiB // 10 - 1, False),
@@ -274,3 +287,5 @@ def test_the_host_must_get_a_tenth_of_what_the_guest_gave(
         evolve(HEALTHY, resident=after),
     )
     assert (diagnosis is not None) is suspected
+    if diagnosis is not None:
+        assert f"got {format_size(max(before - after, 0))} of it" in diagnosis.detail
