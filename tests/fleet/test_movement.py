@@ -33,6 +33,16 @@ def test_where_the_host_cannot_see_that_a_grant_counts_for_half_a_minute() -> No
     assert promise.count(41.0) == 0
 
 
+def test_a_grant_counts_for_half_a_minute_once_nothing_is_seen_any_more() -> None:
+    promise = Promise()
+    promise.add(0.0, MiB)
+    promise.observe(GiB)
+    for lost_at in (100.0, 120.0):  # it is lost once
+        promise.note_lost(lost_at)
+    assert promise.count(130.0) == MiB
+    assert promise.count(131.0) == 0
+
+
 @given(st.lists(st.tuples(st.booleans(), amounts)))
 def test_never_more_than_was_granted_and_never_more_than_is_untouched(
     steps: list[tuple[bool, int]],
@@ -124,7 +134,7 @@ def test_a_size_that_changes_and_stays_is_somebody_elses_doing() -> None:
 
 
 def test_somebody_who_sets_target_after_target_is_noticed_within_seconds() -> None:
-    assert True in stray(1800, 1500, 1200, 900)
+    assert stray(1800, 1500, 1200, 900).index(True) == 2
 
 
 def test_a_restart_is_nobodys_doing() -> None:
@@ -140,11 +150,22 @@ def test_a_guest_that_is_found_on_its_way_is_left_to_come_to_rest() -> None:
     assert seen.observe(30.0, 2048 * MiB)
 
 
+def test_a_guests_own_rounding_is_no_movement() -> None:
+    seen = Stray()
+    seen.observe(0.0, GiB)
+    assert not seen.observe(1.0, GiB + 4 * MiB)  # it has come to rest
+    assert not seen.observe(2.0, GiB + 8 * MiB)
+    assert seen.observe(3.0, GiB + 13 * MiB)
+
+
 def test_plugged_memory_is_nobodys_doing() -> None:
     seen = Stray()
     seen.leave_at(0.0, 2 * GiB)
-    assert seen.observe(1.0, 3 * GiB)
-    seen.shift(GiB)
-    for second in range(2, 60):
-        assert not seen.observe(float(second), 3 * GiB)
+    for second in (1.0, 2.0, 3.0):
+        assert seen.observe(second, int(2 + second) * GiB)
+        seen.shift(GiB)
+        assert not seen.was_moved(second)
+    seen.shift(GiB)  # this time it is known before it is seen
+    for second in range(4, 60):
+        assert not seen.observe(float(second), 6 * GiB)
         assert not seen.was_moved(float(second))
