@@ -63,6 +63,9 @@ def decide(
 ) -> tuple[Host, FleetPlan]:
     """Read the host's memory, and decide what to move now. Nothing is moved.
 
+    A guest to which an interrupted run owes memory gets it, as far as the host has room
+    and the plan does not move the guest anyway.
+
     Args:
         supervisor: Knows the VMs.
         read: Reads the host's memory, such as :meth:`HostMemory.read`. It is called
@@ -83,10 +86,18 @@ def decide(
         host = evolve(host, is_complete=False)
     guests = supervisor.list_guests()
     try:
-        return host, make_plan(host, guests, rules)
+        plan = make_plan(host, guests, rules)
     except Exception:  # noqa: BLE001 - whatever one guest's figures cause
         sound = [guest for guest in guests if _is_sound(supervisor, host, guest, rules)]
-        return host, make_plan(host, sound, rules)
+        plan = make_plan(host, sound, rules)
+    room = host.available - rules.reserve - host.promised
+    moving = {move.name for move in plan.moves}
+    owed = [
+        move
+        for move in make_owed_moves(supervisor.list_owed(), room)
+        if move.name not in moving
+    ]
+    return host, evolve(plan, moves=(*plan.moves, *owed))
 
 
 def _is_sound(supervisor: Supervisor, host: Host, guest: Guest, rules: Rules) -> bool:
@@ -149,22 +160,14 @@ async def run_control_loop(
         if plan.unreachable and not is_said:
             _LOG.warning("%s", describe_unreachable(plan, kept))
             is_said = True
-        room = host.available - kept.reserve - host.promised
-        moving = {move.name for move in plan.moves}
-        owed = [
-            move
-            for move in list_owed(supervisor.list_owed(), room)
-            if move.name not in moving
-        ]
-        plan = evolve(plan, moves=(*plan.moves, *owed))
         on_plan(host, plan)
         for move in plan.moves:
             supervisor.start_move(move)
         await trio.sleep(period)
 
 
-def list_owed(views: Iterable[VmView], room: int) -> list[Move]:
-    """Return the moves that give guests back what an interrupted run owes them.
+def make_owed_moves(views: Iterable[VmView], room: int) -> list[Move]:
+    """Make the moves that give guests back what an interrupted run owes them.
 
     Pure.
 
@@ -308,7 +311,7 @@ class _Reclaim:
 
     async def give_owed(self) -> None:
         """Give guests back what an interrupted run owes them."""
-        for move in list_owed(self.supervisor.list_owed(), sys.maxsize):
+        for move in make_owed_moves(self.supervisor.list_owed(), sys.maxsize):
             self.supervisor.start_move(move, insists=True)
         await self.supervisor.wait_for_moves()
         await self.supervisor.wait_until_known(_ANSWER_TIMEOUT)

@@ -28,7 +28,7 @@ from qmpballoon.fleet import control_loop
 from qmpballoon.fleet.control_loop import (
     carry_out,
     decide,
-    list_owed,
+    make_owed_moves,
     reclaim,
     run_control_loop,
 )
@@ -461,7 +461,7 @@ async def test_a_reclaim_that_is_killed_is_finished_by_whatever_comes_next() -> 
             await trio.sleep(30)
             return {name: fake.machine.actual for name, fake in world.fakes.items()}
 
-        for finish in ("run", "reclaim"):
+        for finish in ("run", "plan", "reclaim"):
             async with supervised(world) as fleet:
                 await fleet.wait_until_known(5)
                 await reclaim(fleet, 3 * GiB, RULES, hold=True)
@@ -478,6 +478,14 @@ async def test_a_reclaim_that_is_killed_is_finished_by_whatever_comes_next() -> 
                     nursery.start_soon(run_control_loop, fleet, world.read, RULES)
                     assert await sizes() == whole
                     nursery.cancel_scope.cancel()
+                elif finish == "plan":
+                    # What the host has is its buffer, and not shared out as surplus.
+                    rules = evolve(RULES, buffer=64 * GiB)
+                    _, plan = decide(fleet, world.read, rules)
+                    assert [move.name for move in plan.moves] == [
+                        seen.name for seen in owed
+                    ]
+                    await carry_out(fleet, plan)
                 else:
                     await reclaim(fleet, 64 * MiB, RULES)
             assert await sizes() == whole
@@ -564,10 +572,10 @@ def test_what_is_owed_is_given_as_far_as_the_host_has_room() -> None:
         seen("b", 8 * GiB),
         seen("c", 2 * GiB),
     ]
-    moves = {move.name: move.change for move in list_owed(views, 2 * GiB)}
+    moves = {move.name: move.change for move in make_owed_moves(views, 2 * GiB)}
     assert moves == {"a": GiB, "c": GiB}
-    assert list_owed([evolve(seen("a", 2 * GiB), target=GiB)], 2 * GiB) == []
-    assert [move.target for move in list_owed(views[3:4], 3 * GiB)] == [4 * GiB]
+    assert make_owed_moves([evolve(seen("a", 2 * GiB), target=GiB)], 2 * GiB) == []
+    assert [move.target for move in make_owed_moves(views[3:4], 3 * GiB)] == [4 * GiB]
 
 
 # What another process holds
