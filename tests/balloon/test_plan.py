@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 from faults import monitor_of
+from notes import Note
 from simulation import make_balloon, make_machine, run
 
 from qmpballoon.balloon._plan import make_plan
-from qmpballoon.balloon.device import PAGE
+from qmpballoon.balloon.device import LARGEST_PAGE, PAGE
 from qmpballoon.balloon.guard import GuestLimits
 from qmpballoon.balloon.stats import GuestStats
 from qmpballoon.sizes import GiB, MiB
+from qmpballoon.testing import SECOND, GuestConfig
 
 
 def test_a_plan_takes_nothing_and_is_what_comes_of_it() -> None:
@@ -25,6 +27,35 @@ def test_a_plan_takes_nothing_and_is_what_comes_of_it() -> None:
 
 def stats(available: int | None) -> GuestStats:
     return GuestStats(available=available)
+
+
+@pytest.mark.parametrize("is_at_rest", [False, True])
+def test_a_guest_that_moves_by_itself_is_waited_for_and_that_is_said_once(
+    caplog: pytest.LogCaptureFixture, *, is_at_rest: bool
+) -> None:
+    caplog.set_level("INFO", "qmpballoon.balloon")
+    guest = GuestConfig(inflate_rate=256 * MiB, deflate_rate=256 * MiB)
+    machine = make_machine(guest, memory=2 * GiB)
+    machine.set_target(GiB)
+    machine.advance(machine.now + (60 if is_at_rest else 1) * SECOND)
+    balloon = make_balloon(machine)
+    began = balloon.monitor.now()
+    plan = run(balloon.plan_reclaim())
+    assert plan.actual == GiB
+    waited = balloon.monitor.now() - began
+    assert (waited < 2) == is_at_rest
+    said = [each for each in caplog.messages if "changes by itself" in each]
+    assert len(said) == (0 if is_at_rest else 1)
+
+
+@pytest.mark.parametrize("lacks", [0, LARGEST_PAGE - PAGE, LARGEST_PAGE])
+def test_a_plan_says_what_a_guest_is_owed_if_it_lacks_any_of_it(lacks: int) -> None:
+    machine = make_machine(memory=2 * GiB)
+    balloon = make_balloon(machine)
+    owed = (machine.actual or 0) + lacks
+    monitor_of(balloon).owed_size = Note(owed)  # type: ignore[attr-defined]
+    plan = run(balloon.plan_reclaim())
+    assert plan.owed == (owed if lacks == LARGEST_PAGE else None)
 
 
 def test_the_limit_that_binds_is_named() -> None:
