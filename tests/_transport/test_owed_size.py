@@ -70,8 +70,24 @@ def test_a_qemu_that_has_ended_is_owed_nothing_and_leaves_nothing(folder: Path) 
         assert process.stdin is not None
         process.stdin.close()
     assert ended.read() is None
-    OwedSizeFile(PID, folder).note(GiB)
+    OwedSizeFile(PID, folder, lambda: 1e9).note(GiB)
     assert find_file(folder).name.startswith(f"{PID}-")
+
+
+def test_a_fleet_that_notes_much_looks_at_each_file_once_a_minute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+
+    def count(folder: int) -> None:
+        looked.append(folder)
+
+    monkeypatch.setattr(owed_size, "_remove_ended", count)
+    times = iter((1000.0, 1000.5, 1059.0, 1060.0, 1061.0))
+    note = OwedSizeFile(PID, folder, lambda: next(times))
+    for _ in range(5):
+        note.note(GiB)
+    assert len(looked) == 2
 
 
 @pytest.mark.parametrize(
@@ -209,9 +225,9 @@ def test_what_is_of_another_namespace_stays(
         there.setattr(owed_size, "_read_namespaces", lambda: "1-1")
         there.setattr(owed_size, "read_start_time", lambda _: 7)
         assert OwedSizeFile(PID, folder).read() is None
-        OwedSizeFile(PID, folder).note(2 * GiB)
+        OwedSizeFile(PID, folder, lambda: 5e8).note(2 * GiB)
         assert len(list(folder.iterdir())) == 2
-    OwedSizeFile(PID, folder).note(GiB)
+    OwedSizeFile(PID, folder, lambda: 1e9).note(GiB)
     assert len(list(folder.iterdir())) == 2
     assert OwedSizeFile(PID, folder).read() == GiB
 
@@ -229,7 +245,7 @@ def test_what_was_not_finished_is_removed(
             OwedSizeFile(PID, folder).note(2 * GiB)
     file = find_file(folder)  # the old one, and no other
     (folder / f".{file.name}.new").write_text("{")  # by a process that was killed
-    OwedSizeFile(PID, folder).note(3 * GiB)
+    OwedSizeFile(PID, folder, lambda: 1e9).note(3 * GiB)
     assert find_file(folder) == file
     assert OwedSizeFile(PID, folder).read() == 3 * GiB
 
