@@ -31,6 +31,7 @@ def test_what_is_about_to_be_used_is_not_spare() -> None:
 def test_the_need_is_looked_ahead_to() -> None:
     guest = make_guest(available=200 * MiB, usage_increase=30 * MiB)
     assert guest.compute_need(2) == 0
+    assert make_guest(available=188 * MiB, usage_increase=30 * MiB).compute_need(2) == 0
     assert guest.compute_need(3) == 192 * MiB + 180 * MiB - 200 * MiB
 
 
@@ -61,9 +62,15 @@ def test_a_guest_is_in_distress_below_its_headroom_now_or_by_the_next_plan() -> 
     assert growing.distress == 0
     growing = make_guest(available=192 * MiB, usage_increase=64 * MiB + 1)
     assert growing.distress == 192 * MiB + 6 * (64 * MiB + 1) - 192 * MiB
+    assert make_guest(available=130 * MiB, usage_increase=3 * MiB).distress > 0
     # However small its headroom is, it is helped before all is used up.
     growing = make_guest(available=120 * MiB, usage_increase=50 * MiB, headroom=MiB)
     assert growing.distress > 0
+
+
+def test_a_guest_that_has_a_target_moves() -> None:
+    assert not make_guest().is_moving
+    assert make_guest(target=GiB).is_moving
 
 
 def test_halfway_is_between_what_is_used_and_all_that_it_may_have() -> None:
@@ -83,6 +90,7 @@ def test_hot_cache_is_not_spare_and_is_a_need_of_its_own() -> None:
     assert (lacks.need, lacks.distress) == (0, 0)
     assert make_guest(hot=GiB - 128 * MiB).hot_need == 0
     assert make_guest(hot=3 * GiB, available=100 * MiB).hot_need == 0  # it has a need
+    assert make_guest(hot=3 * GiB, actual=GiB, floor=2 * GiB).hot_need == 0
     assert make_guest(hot=3 * GiB, ceiling=2 * GiB + MiB).hot_need == MiB
 
 
