@@ -73,6 +73,14 @@ def test_the_limit_of_a_group_around_it_counts(proc: Path) -> None:
         assert (host.total, host.available) == (4 * GiB, GiB + 100 * MiB)
 
 
+def test_what_is_around_all_groups_limits_nothing(proc: Path) -> None:
+    inner = proc / "cg" / "vm.scope"
+    inner.mkdir(parents=True)
+    group(proc, "1")
+    host = HostMemory(cgroup=group(inner, str(12 * GiB)), proc=proc).read()
+    assert (host.total, host.available) == (12 * GiB, 4 * GiB)
+
+
 def test_a_group_that_vanishes_does_not_count_until_it_is_back(proc: Path) -> None:
     folder = proc / "machine.slice"
     folder.mkdir()
@@ -94,6 +102,8 @@ def test_a_group_that_vanishes_does_not_count_until_it_is_back(proc: Path) -> No
 def test_pressure(proc: Path) -> None:
     (proc / "pressure" / "memory").write_text(PRESSED)
     assert HostMemory(proc=proc).read().pressed
+    (proc / "pressure" / "memory").write_text(PRESSED.replace("12.50", "10.00"))
+    assert not HostMemory(proc=proc).read().pressed
     (proc / "pressure" / "memory").unlink()
     assert not HostMemory(proc=proc).read().pressed
     (proc / "pressure" / "memory").write_text("")
@@ -128,7 +138,10 @@ def test_a_process_has_the_lowest_limit_of_its_groups(proc: Path) -> None:
     assert find_limit(42, proc) is None
     (inner / "memory.max").write_text("max\n")
     (outer / "memory.max").write_text(f"{8 * GiB}\n")
+    (proc / "memory.max").write_text("1\n")  # is around where groups are mounted
     assert find_limit(42, proc) == GroupLimit(8 * GiB, outer)
+    (inner / "memory.max").write_text(f"{8 * GiB}\n")
+    assert find_limit(42, proc) == GroupLimit(8 * GiB, inner)
     (inner / "memory.high").write_text(f"{3 * GiB}\n")
     assert find_limit(42, proc) == GroupLimit(3 * GiB, inner)
 
