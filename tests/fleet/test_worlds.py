@@ -2,10 +2,10 @@
 
 What is hostile is drawn: guests that lie, are silent or slow, or take memory back;
 QEMUs that show figures that no guest can mean; connections that break; peers that are
-no QEMU. They are tried in parts, so that several processors share them: 368 worlds, and
+no QEMU. They are tried in parts, so that several processors share them: 192 worlds, and
 20,000 in the profile ``nightly``. Of the bugs that were planted in what a fleet counts,
 those that are found at all are found by the eighth world of one of the eight parts, of
-which each has 30 of the first test.
+which each has 16 of the first test.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ RULES = Rules(reserve=GiB, buffer=256 * MiB)
 BEFORE: Final = 6  # seconds before, in which guests come to the sizes they begin with
 PARTS: Final = 8
 IS_NIGHTLY: Final = settings().max_examples > 1000
-ALONE: Final = 10_000 if IS_NIGHTLY else 240
+ALONE: Final = 10_000 if IS_NIGHTLY else 128
 # A host without its hostile VMs, to compare with, is a world as well.
 COMPARED: Final = 5000 if IS_NIGHTLY else 64
 
