@@ -3,9 +3,9 @@
 What is hostile is drawn: guests that lie, are silent or slow, or take memory back;
 QEMUs that show figures that no guest can mean; connections that break; peers that are
 no QEMU. They are tried in parts, so that several processors share them: 192 worlds, and
-20,000 in the profile ``nightly``. Of the bugs that were planted in what a fleet counts,
-those that are found at all are found by the eighth world of one of the eight parts, of
-which each has 16 of the first test.
+20,000 in the profile ``nightly``. Of eight bugs that were planted in what a fleet
+counts, the first test finds five with 16 worlds in each of its eight parts, and no more
+with 30.
 """
 
 from __future__ import annotations
