@@ -170,7 +170,11 @@ async def reclaim(
     )
     controller = run.make_controller(amount)
     device.log(logging.INFO, f"reclaim begins: {planned.describe()}")
-    device.note_owed(run.full, is_held=True)
+    try:
+        device.note_owed(run.full, is_held=True)
+    except BaseException:  # Ctrl-C, or somebody else has begun: nothing was taken
+        device.release_owed()
+        raise
     try:
         report = await run.carry_out(
             controller, requested, hold=hold, keep_for=keep_for, until=until

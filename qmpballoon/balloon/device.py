@@ -268,17 +268,21 @@ class Device(Generic[M_co]):
         :meta private:
         """
         owed, holder = find_owed_size(self.monitor), None
+        own, before = self._own_hold, self._held
+        if is_held:
+            self._held = size  # already: Ctrl-C may come as soon as it is noted
         if owed is not None:
             try:
                 holder = owed.note(
                     size,
                     is_returning=is_returning,
                     is_held=is_held,
-                    own=self._own_hold,
+                    own=own,
                 )
             except OSError as error:
                 self._warn_unnoted(error)
         if is_held and holder is not None:
+            self._held = before
             raise self._make_held(holder)
         self._owes, self._held = True, size if is_held else None
 

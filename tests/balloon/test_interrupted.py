@@ -216,6 +216,27 @@ def test_what_cannot_be_noted_is_said_and_stops_nobody(
     assert "cannot be noted: [Errno 28] No space left" in caplog.text
 
 
+def test_who_is_interrupted_right_after_noting_holds_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ctrl-C in blocking code; the process may run on."""
+    machine, note = make_machine(GUEST, memory=RAM), Note()
+    write = Note.note
+
+    def interrupt(note: Note, size: int, *, is_held: bool, **_: object) -> None:
+        write(note, size, is_held=is_held)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Note, "note", interrupt)
+    balloon = open_balloon(machine, note)
+    with pytest.raises(KeyboardInterrupt):
+        run(balloon.reclaim())
+    assert (note.is_held, note.holder) == (False, None)
+    for each in (balloon, open_balloon(machine, note)):
+        assert run(each.reclaim(64 * MiB)).outcome == "done"
+
+
 def test_nothing_is_noted_before_something_can_be_taken() -> None:
     machine, note = make_machine(GuestConfig(driver=False), memory=RAM), Note()
     with pytest.raises(StatsUnavailable):
