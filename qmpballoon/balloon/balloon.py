@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from qmpballoon.balloon import _plan, _reclaim, _resize, sampling
-from qmpballoon.balloon.device import Device, M_co, find_device
+from qmpballoon.balloon.device import Device, M_co
+from qmpballoon.balloon.qom import find_device
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable

@@ -1,11 +1,11 @@
 """The handle of a VM's balloon device: what can be asked of it and set on it.
 
 A VM has at most one balloon. ``balloon`` and ``query-balloon`` mean that one, without
-naming it. Statistics and features are properties of the device object, which
-:func:`find_device` looks for in QEMU's object tree (QOM).
+naming it. Statistics and features are properties of the device object, whose path
+:func:`~qmpballoon.balloon.qom.find_device` finds.
 
-Source: QAPI reference, ``balloon``, ``query-balloon``, ``qom-list``, ``qom-get``,
-``qom-set``, ``query-memory-size-summary``, ``query-memory-devices``, ``query-name``,
+Source: QAPI reference, ``balloon``, ``query-balloon``, ``qom-get``, ``qom-set``,
+``query-memory-size-summary``, ``query-memory-devices``, ``query-name``,
 ``query-status`` and ``RunState``, ``query-version``, ``query-blockstats``.
 """
 
@@ -63,15 +63,12 @@ else:
 
 __all__ = [
     "CLEANUP_TIMEOUT",
-    "CONTAINERS",
     "LARGEST_PAGE",
     "PAGE",
     "Device",
     "describe_small",
     "explain_status",
-    "find_device",
     "lacks_ram",
-    "list_children",
     "read_disks",
 ]
 
@@ -91,19 +88,6 @@ CLEANUP_TIMEOUT: Final = 5.0
 A restore takes a handful of commands, and a QEMU that is well answers each within
 milliseconds. A cancelled caller waits for no more than this."""
 
-CONTAINERS: Final = (
-    "/machine/peripheral",  # devices that were given an id
-    "/machine/peripheral-anon",  # those without
-    "/machine/unattached",  # what the machine type brings
-)
-"""The objects in QOM that devices belong to."""
-_TYPES: Final = (
-    "virtio-balloon-pci",
-    "virtio-balloon-pci-transitional",
-    "virtio-balloon-pci-non-transitional",
-    "virtio-balloon-ccw",
-    "virtio-balloon-device",
-)
 _FEATURES: Final = (
     "deflate-on-oom",
     "free-page-reporting",
@@ -768,31 +752,6 @@ class Device(Generic[M_co]):
         return make_error(NoBalloonDevice, self.monitor, loss)
 
 
-async def find_device(monitor: Monitor) -> tuple[str, str]:
-    """Find the balloon device of the VM behind a monitor.
-
-    Args:
-        monitor: The monitor of the VM.
-
-    Returns:
-        The device's path in QOM, and its QOM type.
-
-    Raises:
-        NoBalloonDevice: The VM has none.
-        MonitorError: QEMU cannot be asked.
-
-    Cancellation: takes effect at once and changes nothing.
-    """
-    for container in CONTAINERS:
-        for name, kind in await list_children(monitor, container):
-            if kind in _TYPES:
-                return f"{container}/{name}", kind
-    missing = (
-        "this VM has no balloon: start it with -device virtio-balloon-pci,id=balloon0"
-    )
-    raise make_error(NoBalloonDevice, monitor, missing)
-
-
 def explain_status(status: str) -> str:
     """Say why a VM does not run, and what to do about it.
 
@@ -824,35 +783,6 @@ def describe_small(size: int, ram: int, why: str) -> str:
         f"is left with {format_size(size)}, {why}, and not all of its"
         f" {format_size(ram)}: `resize 100%` gives it all"
     )
-
-
-async def list_children(monitor: Monitor, path: str) -> list[tuple[str, str]]:
-    """List the objects below a path, by name and type.
-
-    Args:
-        monitor: The monitor of the VM.
-        path: A path in QOM. If there is no such object, nothing is below it.
-
-    Raises:
-        ProtocolError: QEMU's answer is not a list.
-        MonitorError: QEMU cannot be asked.
-
-    Cancellation: takes effect at once and changes nothing.
-    """
-    try:
-        entries = await monitor.execute("qom-list", {"path": path})
-    except DeviceNotFound:
-        return []
-    if not isinstance(entries, list):
-        raise make_error(ProtocolError, monitor, f"qom-list returned {entries!r:.80}")
-    children: list[tuple[str, str]] = []
-    for entry in cast("list[object]", entries):
-        match entry:
-            case {"name": str(name), "type": str(kind)} if kind.startswith("child<"):
-                children.append((name, kind[len("child<") : -1]))
-            case _:
-                pass
-    return children
 
 
 def _sum_dimms(devices: object) -> int:

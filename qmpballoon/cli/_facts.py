@@ -25,7 +25,7 @@ from qmpballoon._transport.qemu_process import (
 )
 from qmpballoon.address import LibvirtVm, TcpAddress, UnixAddress
 from qmpballoon.balloon.balloon import Balloon
-from qmpballoon.balloon.device import CONTAINERS, find_device, list_children
+from qmpballoon.balloon.qom import CONTAINERS, find_device, list_children
 from qmpballoon.cli._findings import (
     Backend,
     Facts,

@@ -149,7 +149,7 @@ async def _simulated_guest(
     memory: int, cache: int
 ) -> AsyncGenerator[tuple[Balloon, _GuestKind]]:
     from qmpballoon.balloon.balloon import Balloon  # noqa: PLC0415 - rarely used
-    from qmpballoon.balloon.device import find_device  # noqa: PLC0415 - rarely used
+    from qmpballoon.balloon.qom import find_device  # noqa: PLC0415 - rarely used
     from qmpballoon.testing import (  # noqa: PLC0415 - rarely used, loads trio
         GuestConfig,
         Machine,
