@@ -46,6 +46,7 @@ __all__ = [
     "connect_socket",
     "describe_target",
     "find_host_name",
+    "identify_file",
     "make_tcp_error",
     "make_tcp_timeout",
     "make_tls_error",
@@ -156,6 +157,21 @@ def find_host_name(target: Target) -> str | None:
         return None
     address = parse_address(target)
     return address.host if isinstance(address, TcpAddress) else None
+
+
+def identify_file(descriptor: int) -> tuple[int, int] | None:
+    """Return what tells a descriptor's file from all others; ``None`` if it is closed.
+
+    So it shows whether somebody else has closed the descriptor of a socket, and its
+    number is that of another file.
+
+    Source: inode(7); a socket has an inode of its own.
+    """
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _take_over(target: int | socket.socket) -> socket.socket:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
-from qmpballoon._transport.sockets import TLS_TRAILER
+from qmpballoon._transport.sockets import TLS_TRAILER, identify_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,7 +64,7 @@ class SocketTransport:
     def __init__(self, sock: socket.socket, pid: int | None) -> None:
         self.pid = pid
         self._socket = sock
-        self._file = _identify(sock.fileno())
+        self._file = identify_file(sock.fileno())
         self._loop = asyncio.get_running_loop()
         self._backlog: deque[memoryview] = deque()
         self._broken: OSError | None = None  # why nothing more can be sent
@@ -113,7 +113,7 @@ class SocketTransport:
         if number < 0:
             return
         _reading.pop((self._loop, number), None)
-        if _identify(number) != self._file:
+        if identify_file(number) != self._file:
             self._forget_number()
             return
         self._loop.remove_reader(self._socket)
@@ -193,15 +193,3 @@ class TlsTransport(SocketTransport):
         """Send without waiting. If the connection is broken, reading reports it."""
         super().write(data, descriptor)
         super().write(TLS_TRAILER)
-
-
-def _identify(number: int) -> tuple[int, int] | None:
-    """Return what tells a descriptor's file from all others; ``None`` if it is closed.
-
-    Source: inode(7); a socket has an inode of its own.
-    """
-    try:
-        found = os.fstat(number)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

@@ -29,6 +29,7 @@ from qmpballoon._transport.error_messages import (
     make_protocol_error,
 )
 from qmpballoon._transport.monitor_base import BlockingClock, MonitorBase
+from qmpballoon._transport.sockets import identify_file
 from qmpballoon.errors import (
     MonitorClosed,
     MonitorError,
@@ -90,6 +91,7 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             name=name, pid=pid, command_timeout=command_timeout, wall_clock=wall_clock
         )
         self._socket = sock
+        self._file = identify_file(sock.fileno())
         self._connection = Connection(Role.CLIENT)
         self._backlog: deque[memoryview] = deque()  # to be sent, piece by piece
         self._broken: OSError | None = None  # why nothing more can be sent
@@ -330,11 +332,13 @@ class BlockingMonitor(MonitorBase, BlockingClock):
             self._log_line(_log, logging.INFO, "%s: connected", self.name)
             yield
         finally:
+            if identify_file(self._socket.fileno()) != self._file:
+                # Somebody has closed its descriptor: what has the number is not ours.
+                self._socket.detach()
             # A forked process closes only its descriptor: its parent uses the socket.
             if os.getpid() == self._process:
                 self._disconnect()
-            with suppress(OSError):  # somebody has closed its descriptor
-                self._socket.close()
+            self._socket.close()
 
     def _disconnect(self) -> None:
         """End the connection, and with it what other threads do on it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -192,6 +193,19 @@ def test_a_descriptor_that_others_closed(fake: ThreadedFake) -> None:
         os.close(monitor._socket.fileno())  # noqa: SLF001 - none of ours does this
         with pytest.raises(MonitorClosed, match="Bad file descriptor"):
             monitor.execute("query-status")
+
+
+def test_a_number_that_was_taken_from_a_monitor_is_left_to_who_has_it(
+    fake: ThreadedFake,
+) -> None:
+    """Neither shut down nor closed."""
+    one, two = socket.socketpair()
+    with two:
+        with blocking.open_monitor(fake.socket) as monitor, one:
+            number = monitor._socket.fileno()  # noqa: SLF001 - none of ours does this
+            os.dup2(one.fileno(), number)
+        with socket.socket(fileno=number) as one:
+            assert one.send(b"x") == len(two.recv(1))
 
 
 FORK = """
