@@ -36,6 +36,7 @@ Source: XDG Base Directory Specification; file-hierarchy(7); flock(2); namespace
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import math
@@ -164,12 +165,18 @@ class OwedSizeFile:
         asked_at = self._clock() if is_returning else None
         holder = _describe_self() if is_held else None
         text = json.dumps({"size": size, "asked_at": asked_at, "holder": holder})
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        with _Folder(self._folder, lock=True) as folder:
-            self._clean(self._folder, folder)
-            if (other := _find_other(name, folder, own)) is None:
-                _write_file(name, folder, text)
-            return other
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            with _Folder(self._folder, lock=True) as folder:
+                self._clean(self._folder, folder)
+                if (other := _find_other(name, folder, own)) is None:
+                    _write_file(name, folder, text)
+                return other
+        except OSError as error:
+            if error.errno is None:
+                raise
+            # Files within are opened by the folder's descriptor: their errors lack it.
+            raise OSError(error.errno, error.strerror, str(self._folder)) from error
 
     def clear(self, own: int | None = None) -> None:
         """Forget the size: the guest got it back, or somebody chose a new size.
@@ -280,7 +287,7 @@ def _lock_folder(folder: int) -> None:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         time.sleep(_LOCK_PAUSE)
-    raise TimeoutError("another process has locked the folder")
+    raise TimeoutError(errno.ETIMEDOUT, "another process has locked it")
 
 
 def _is_ours(found: os.stat_result) -> bool:

@@ -241,7 +241,7 @@ def test_what_was_not_finished_is_removed(
     OwedSizeFile(PID, folder).note(GiB)
     with monkeypatch.context() as full:
         full.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match=f"No space left on device: '{folder}'"):
             OwedSizeFile(PID, folder).note(2 * GiB)
     file = find_file(folder)  # the old one, and no other
     (folder / f".{file.name}.new").write_text("{")  # by a process that was killed
