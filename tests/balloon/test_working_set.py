@@ -466,6 +466,7 @@ def test_reads_that_nothing_ends_are_none_of_ours() -> None:
     assert GiB in sizes
     assert sizes[-1] == 0
     assert (rule.edge, rule.is_suspected) == (None, False)
+    assert not rule.was_found
 
 
 @pytest.mark.parametrize(
