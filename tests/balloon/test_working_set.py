@@ -508,6 +508,18 @@ def test_what_it_reads_by_itself_is_known_from_few_samples(first: float) -> None
         assert again.size == 0
 
 
+def test_what_it_reads_by_itself_fills_nothing_of_what_it_is_given() -> None:
+    def list_sizes(own: int) -> list[int]:
+        rule = WorkingSet(LIMITS, 64 * GiB)
+        reads = [tick * own + max(0, tick - 25) * 128 * MiB for tick in range(150)]
+        return [
+            rule.observe(tick * TICK, GiB, read).size for tick, read in enumerate(reads)
+        ]
+
+    assert max(list_sizes(0)) > 2 * GiB
+    assert list_sizes(8 * MiB) == list_sizes(0)
+
+
 def test_what_it_reads_by_itself_is_forgotten_when_it_has_ended() -> None:
     rule, reads = WorkingSet(RereadLimits.of(GiB, 2), GiB), 0
 
