@@ -117,7 +117,7 @@ class SimulatedMonitor:
         self.machine.advance(self.machine.now + nanoseconds)
 
     def _reply(self, command: str) -> object:
-        for line in self._session.take_output().splitlines():
+        for line in self._session.take_output().decode("ascii").splitlines():
             message: dict[str, Any] = json.loads(line)
             if "error" in message:
                 error = message["error"]
