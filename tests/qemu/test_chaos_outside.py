@@ -180,10 +180,16 @@ def with_a_quota(_: Path) -> list[str]:
 @fault("The disk is full when `qmpballoon reclaim --report FILE` writes the report")
 @pytest.mark.parametrize("shortage", [on_a_full_disk, with_a_quota])
 async def test_no_room_for_the_report(
-    shortage: Callable[[Path], list[str]], tmp_path: Path
+    shortage: Callable[[Path], list[str]],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Row:
     report = tmp_path / "report.json"
     wrapped = [*shortage(tmp_path), *PROGRAM]
+    # There is room for notes. Root of a user's own namespace cannot write to /run.
+    notes = tmp_path_factory.mktemp("notes")
+    monkeypatch.setenv("QMPBALLOON_RUNTIME_DIR", str(notes))
     async with lab.boot(memory=MEMORY, cache=CACHE, saved=True) as guest:
         done = await trio.run_process(
             [*wrapped, "reclaim", str(guest.socket), "--report", str(report)],
