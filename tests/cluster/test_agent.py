@@ -25,7 +25,6 @@ from qmpballoon.cluster import (
     agent,
     follow_job,
     look,
-    plan_job,
 )
 from qmpballoon.cluster.bus import POLICY_KEY, make_quota_key, make_state_key
 from qmpballoon.cluster.documents import ENDED, Policy
@@ -260,9 +259,8 @@ async def test_a_job_that_comes_while_the_last_one_is_written_runs_once() -> Non
 
         member.agent.run_blocking = run_slowly
         for amount in (GiB, 2 * GiB):
-            plan = plan_job(await look(bus, now()), amount, now(), seconds=300)
-            cluster.quotas[plan.job.id] = dict(plan.job.quotas)
-            quota = plan.job.make_quota("h0")
+            job = await cluster.plan(bus, amount, seconds=300)
+            quota = job.make_quota("h0")
             cluster.server.put(make_quota_key("h0"), quota.to_bytes())
             await cluster.wait(6)
         await cluster.wait(30)

@@ -99,17 +99,16 @@ async def test_a_job_that_is_ended_gives_back_and_is_not_begun_late() -> None:
             cluster.server,
             cluster.members,
         )
-        plan = plan_job(await look(bus, now()), 8 * GiB, now(), hold=True, seconds=900)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        job = await cluster.plan(bus, 8 * GiB, hold=True, seconds=900)
         members["h1"].host.pace = MiB  # it takes for longer than this lasts
         server.cut_off = {"h2"}
-        await start_job(bus, plan.job, now())
+        await start_job(bus, job, now())
         await cluster.wait(20)
         server.cut_off = {"h2", "h3"}
         assert phases_of(cluster) == ["holding", "taking", None, "holding"]
-        report = await end_job(bus, plan.job, now)
+        report = await end_job(bus, job, now)
         with pytest.raises(ClusterBusy, match="does not go on as it did"):
-            await end_job(bus, plan.job, now)
+            await end_job(bus, job, now)
         assert not report.has_ended
         assert phases_of(cluster) == ["done", "interrupted", None, "holding"]
         # Who was stopped meanwhile hears of it from the server.
@@ -152,14 +151,13 @@ async def test_a_job_whose_end_could_not_be_told_can_be_ended_later(
 async def test_who_follows_a_job_does_not_ask_hosts_again_after_its_end() -> None:
     async with open_cluster(2) as cluster:
         bus, server = cluster.server.connect("operator"), cluster.server
-        plan = plan_job(await look(bus, now()), GiB, now(), seconds=300)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        job = await cluster.plan(bus, GiB, seconds=300)
         server.cut_off = {"h1"}
         async with trio.open_nursery() as nursery:
-            await start_job(bus, plan.job, now())
-            nursery.start_soon(follow_job, bus, plan.job, now)
+            await start_job(bus, job, now())
+            nursery.start_soon(follow_job, bus, job, now)
             await cluster.wait(3)
-            await end_job(bus, plan.job, now)
+            await end_job(bus, job, now)
             await cluster.wait(20)
             server.cut_off = set()
             await cluster.wait(20)
@@ -189,14 +187,13 @@ async def test_a_job_that_is_ended_twice_ends_where_it_was_not_heard_of() -> Non
 async def test_a_job_that_is_ended_while_it_is_begun_does_not_begin() -> None:
     async with open_cluster(2) as cluster:
         bus, server = cluster.server.connect("operator"), cluster.server
-        plan = plan_job(await look(bus, now()), GiB, now(), hold=True, seconds=9000)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        job = await cluster.plan(bus, GiB, hold=True, seconds=9000)
         async with trio.open_nursery() as nursery:
             server.delay = 1
-            nursery.start_soon(start_job, bus, plan.job, now())
+            nursery.start_soon(start_job, bus, job, now())
             await trio.sleep(2.5)  # it is on the server, and the hosts are being asked
             server.delay = 0
-            report = await end_job(bus, plan.job, now)
+            report = await end_job(bus, job, now)
         assert report.has_ended
         await cluster.wait(3)
         assert not any(each.host.is_kept_back for each in cluster.members.values())
@@ -206,14 +203,13 @@ async def test_a_job_that_is_ended_while_it_is_begun_does_not_begin() -> None:
 async def test_who_follows_a_job_does_not_wait_for_lost_hosts_after_its_end() -> None:
     async with open_cluster(2) as cluster:
         bus, server = cluster.server.connect("operator"), cluster.server
-        plan = plan_job(await look(bus, now()), GiB, now(), seconds=9000)
-        cluster.quotas[plan.job.id] = dict(plan.job.quotas)
+        job = await cluster.plan(bus, GiB, seconds=9000)
         server.cut_off = {"h1"}
-        await start_job(bus, plan.job, now())
+        await start_job(bus, job, now())
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(end_job, bus, plan.job, now)
+            nursery.start_soon(end_job, bus, job, now)
             with trio.fail_after(60):
-                report = await follow_job(bus, plan.job, now)
+                report = await follow_job(bus, job, now)
         assert not report.is_settled
 
 

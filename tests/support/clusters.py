@@ -309,10 +309,17 @@ class Cluster:
         self, bus: MemoryBus, amount: int, *, hold: bool = False, seconds: float = 600
     ) -> Job:
         """Begin a job that is planned by what hosts say now."""
+        job = await self.plan(bus, amount, hold=hold, seconds=seconds)
+        await start_job(bus, job, now())
+        return job
+
+    async def plan(
+        self, bus: MemoryBus, amount: int, *, hold: bool = False, seconds: float = 600
+    ) -> Job:
+        """Plan a job by what hosts say now, and allow them to take what is its."""
         view = await look(bus, now())
         job = plan_job(view, amount, now(), hold=hold, seconds=seconds).job
         self.quotas[job.id] = dict(job.quotas)
-        await start_job(bus, job, now())
         return job
 
     def check(self) -> None:
